@@ -1,0 +1,35 @@
+"""Self-supervised pretraining on 3D medical images by Consistent View Alignment, and transfer of what was learnt.
+
+Nothing heavy is imported until it is used: `import viewalign` loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from viewalign.training.run import pretrain
+    from viewalign.transfer.encoder import load_encoder
+    from viewalign.transfer.export import export_run
+    from viewalign.views.alignment import align, roi_align_3d
+    from viewalign.views.array import draw_views
+
+_HOMES = {
+    "align": "viewalign.views.alignment",
+    "draw_views": "viewalign.views.array",
+    "export_run": "viewalign.transfer.export",
+    "load_encoder": "viewalign.transfer.encoder",
+    "pretrain": "viewalign.training.run",
+    "roi_align_3d": "viewalign.views.alignment",
+}
+
+__all__ = ["__version__", "align", "draw_views", "export_run", "load_encoder", "pretrain", "roi_align_3d"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'viewalign' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

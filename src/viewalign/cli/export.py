@@ -1,0 +1,34 @@
+"""`viewalign export`: a run's encoder for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to; default is export/ in the run.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="student: as published; teacher: the student's average over the last steps.")
+    ] = "student",
+) -> None:
+    """Write a run's newest encoder in forms that load elsewhere.
+
+    \b
+    encoder.safetensors, encoder.json, README.md   for viewalign.load_encoder and the Hugging Face Hub
+    checkpoint_final.pth, adaptation_plan.json     for nnssl and nnU-Net
+
+    Nothing of the data and no path of this machine goes in.
+    """
+    from viewalign.errors import UserError
+    from viewalign.transfer.export import export_run
+
+    if weights not in {"student", "teacher"}:
+        raise UserError(f"--weights takes student or teacher, not '{weights}'.")
+    folder = export_run(run, out, "teacher" if weights == "teacher" else "student")
+    for file in sorted(folder.iterdir()):
+        typer.echo(f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)")
+    typer.echo(f'Load it in Python with  viewalign.load_encoder("{folder}")')

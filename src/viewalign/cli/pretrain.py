@@ -1,0 +1,48 @@
+"""`viewalign pretrain`: a recipe and overrides to a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `viewalign recipes`) or a YAML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="data=STORE and out=RUN at least, then any dotted key."),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on from the newest checkpoint in out=; no: refuse a folder that holds a run.")
+    ] = "no",
+) -> None:
+    """Pretrain an encoder without labels.
+
+    Every setting of a recipe can be given as key=value; a wrong key is answered with the nearest right one.
+    Ctrl-C and SIGTERM finish the step, save everything, and say how to go on.
+
+    A first look, on any laptop:
+      viewalign pretrain cva-resenc-xs data=store out=run
+
+    The published network and views, started anew or continued where it stopped:
+      viewalign pretrain cva-resenc-l data=store out=run --resume auto
+
+    With settings of your own:
+      viewalign pretrain cva-primus-m data=store out=run batch=8 optim.lr=2e-4
+    """
+    from viewalign.errors import UserError
+    from viewalign.recipes.loading import load
+    from viewalign.training.run import pretrain as run_recipe
+
+    if resume not in {"auto", "no"}:
+        raise UserError(f"--resume takes auto or no, not '{resume}'.")
+    outcome = run_recipe(load(recipe, settings or []), resume="auto" if resume == "auto" else False)
+    folder = outcome.folder.root
+    if outcome.finished:
+        typer.echo(f"Done: {outcome.step} steps. See it with  viewalign report {folder}  and take the encoder with")
+        typer.echo(f"  viewalign export {folder}")
+        return
+    typer.echo(f"Stopped and saved at step {outcome.step} of {outcome.steps}. Go on with")
+    typer.echo(f"  viewalign pretrain {folder / 'config.yaml'} --resume auto")
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,80 @@
+"""A progress bar with time left on a terminal; plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows how far the work is.
+
+    Args:
+        what: the work, e.g. `Preparing`.
+        note: called for a few words to show behind the bar.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with _bar(what, note, console) if console.is_terminal else _lines(what, note, console) as report:
+        yield report
+
+
+@contextmanager
+def _bar(what: str, note: Callable[[], str] | None, console: object) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    assert isinstance(console, Console)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None, note="")
+        yield lambda done, total: progress.update(task, completed=done, total=total, note=note() if note else "")
+
+
+@contextmanager
+def _lines(what: str, note: Callable[[], str] | None, console: object) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+
+    assert isinstance(console, Console)
+    began = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        left = (now - began) / max(done, 1) * (total - done)
+        words = f"{what}: {done} of {total}, {duration(left)} left{', ' + note() if note and note() else ''}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    yield report
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: `8 s`, `3 min`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

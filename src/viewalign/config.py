@@ -1,0 +1,206 @@
+"""Settings of a pretraining run: one small strict model per room.
+
+A recipe is a YAML file of these keys (`recipes/`); a command line may override any of them by its dotted name
+(`optim.lr=0.001`). Nothing else configures a run. Builders unpack settings into plain arguments; a settings object
+never travels into a component.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _as_triple(value: object) -> object:
+    if isinstance(value, int):
+        return (value, value, value)
+    if isinstance(value, list | tuple) and len(value) != 3:
+        raise ValueError(f"needs one number or three in the order (D, H, W), not {list(value)}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(_as_triple)]
+"""Three voxel counts in array order (D, H, W); a single number stands for a cube."""
+Range = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
+"""Lower and upper end of a uniform draw."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PhotometricSettings(Settings):
+    """Changes of intensity, drawn per view. Each has a probability `p_*`; ranges are uniform draws.
+
+    Brightness, contrast and gamma come before the reconstruction target is taken; low resolution, blur and noise after.
+    """
+
+    p_brightness: Fraction = 0.15
+    brightness: Range = (0.75, 1.25)
+    p_contrast: Fraction = 0.15
+    contrast: Range = (0.75, 1.25)
+    p_gamma: Fraction = 0.3
+    p_gamma_inverted: Fraction = 0.1
+    gamma: Range = (0.7, 1.5)
+    p_low_resolution: Fraction = 0.1
+    low_resolution: Range = (0.5, 1.0)
+    p_blur: Fraction = 0.2
+    blur_sigma: Range = (0.5, 1.0)
+    p_noise: Fraction = 0.1
+    noise_variance: Range = (0.0, 0.1)
+
+
+class ViewSettings(Settings):
+    """Where views lie and how they look (`views/`)."""
+
+    size: Triple = (64, 64, 64)
+    overlap: Range = (0.4, 0.8)
+    mirror: bool = True
+    p_rotation: Fraction = 0.2
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
+    p_scale: Fraction = 0.2
+    scale: Range = (0.7, 1.4)
+    independent: bool = False
+    min_foreground: Fraction = 0.1
+    redraws: Annotated[int, Field(ge=0)] = 8
+    photometric: PhotometricSettings = PhotometricSettings()
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ViewSettings:
+        low, high = self.overlap
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"views.overlap must be two fractions 0 < low ≤ high ≤ 1, not {list(self.overlap)}")
+        if not 0.0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"views.scale must be two positive factors, low ≤ high, not {list(self.scale)}")
+        return self
+
+
+class MaskSettings(Settings):
+    """What the student does not see. `block` is for CNNs; Primus drops whole tokens."""
+
+    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
+    block: Triple = (16, 16, 16)
+
+
+class NetworkSettings(Settings):
+    """Which backbone, and options of it. `network=NAME` on the command line is short for `network.name=NAME`."""
+
+    name: str = "resenc-l"
+    channels: Count = 1
+    drop_path: Fraction = 0.0
+
+
+class HeadSettings(Settings):
+    """Projector (three layers) and predictor (two) of the consistency and contrastive terms."""
+
+    width: Count = 2048
+    predictor_width: Count = 512
+    norm: Literal["auto", "batch", "layer"] = "auto"
+
+
+class ObjectiveSettings(Settings):
+    """Terms of the loss and their weights; a weight of 0 leaves the term uncomputed."""
+
+    reconstruction_weight: Annotated[float, Field(ge=0.0)] = 5.0
+    huber_delta: Positive = 1.0
+    consistency: Literal["cosine"] = "cosine"
+    consistency_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    contrastive_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    temperature: Positive = 0.5
+    order: Literal["project_first", "align_first"] = "project_first"
+    cells: Count = 7
+    samples: Count = 2
+
+
+class TeacherSettings(Settings):
+    """The exponential moving average of the student."""
+
+    momentum: Fraction = 0.995
+
+
+class OptimSettings(Settings):
+    """Optimizer and schedule. `warmup` and the polynomial decay count optimizer steps."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0)] = 3e-5
+    momentum: Fraction = 0.99
+    betas: Range = (0.9, 0.98)
+    clip: Positive | None = 12.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    power: Positive = 0.9
+
+
+class ValidateSettings(Settings):
+    """Held-out subjects: 1 % of them, at least 5 and at most 200, none when there are fewer than 20."""
+
+    every: Annotated[int, Field(ge=0)] = 500
+    share: Fraction = 0.01
+    batches: Count = 8
+
+
+class CheckpointSettings(Settings):
+    """How often all state is written, and how many of the newest checkpoints stay. `keep_every` ones stay for good."""
+
+    every: Count = 500
+    keep_last: Count = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0
+
+
+class LogSettings(Settings):
+    """How often a line is written to `log.jsonl` and the events file, and how often features are examined."""
+
+    every: Count = 10
+    health_every: Count = 50
+    tensorboard: bool = True
+
+
+class RuntimeSettings(Settings):
+    """The machine: none of these changes what is learnt beyond rounding."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Count = 1
+    nodes: Count = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False
+    bad_steps: Count = 20
+    lost_share: Fraction = 0.05
+
+
+def _as_network(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Recipe(Settings):
+    """A whole pretraining run."""
+
+    method: str = "cva"
+    network: Annotated[NetworkSettings, BeforeValidator(_as_network)] = NetworkSettings()
+    data: str = ""
+    out: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Count = 62_500
+    batch: Count = 4
+    views: ViewSettings = ViewSettings()
+    masking: MaskSettings = MaskSettings()
+    heads: HeadSettings = HeadSettings()
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    optim: OptimSettings = OptimSettings()
+    validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+    runtime: RuntimeSettings = RuntimeSettings()

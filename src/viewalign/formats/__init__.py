@@ -1,0 +1,1 @@
+"""Other people's formats: nnssl, nnU-Net, Hugging Face, ONNX, the FOMO container."""

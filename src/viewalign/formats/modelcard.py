@@ -1,0 +1,70 @@
+"""The model card that goes with exported weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TEXT = """---
+library_name: viewalign
+tags: [medical-imaging, self-supervised-learning, 3d, {family}]
+---
+
+# {network} pretrained by {method}
+
+An encoder for 3D medical images, pretrained without labels by [viewalign](https://pypi.org/project/viewalign)
+{version} with Consistent View Alignment (Vaish et al., arXiv:2509.13846).
+
+| | |
+|---|---|
+| network | {network}, {channels} input channel(s), {parameters:,} encoder parameters |
+| views | {size} voxels |
+| voxel size | {spacing} |
+| normalisation | {normalise} |
+| trained | {steps} steps of {batch} volumes |
+| data | {volumes} volumes of {subjects} subjects |
+| weights | the {weights} network |
+
+## Use
+
+```python
+import torch, viewalign
+
+encoder = viewalign.load_encoder("{folder}")
+features = encoder(torch.randn(1, {channels}, {shape}))
+features.maps    # feature maps, finest first
+features.pooled  # one vector an image
+```
+
+`checkpoint_final.pth` and `adaptation_plan.json` are for nnU-Net and nnssl. Images must be prepared as above: axes in
+LPS order with the array as (z, y, x). nnU-Net does not reorient images; see to it that yours lie alike.
+
+## Limits
+
+The encoder has seen only the data named above. It makes no diagnosis and was checked on no clinical task. Say here
+where the data came from, under which licence, and whom it represents, before you publish these weights.
+"""
+
+
+def render(facts: dict[str, Any], folder: str) -> str:
+    """Fill the card from an encoder's facts (see `transfer.encoder.EncoderFacts`)."""
+    network = facts["network"]["name"]
+    spacing = facts["preparation"].get("spacing")
+    size = facts["size"]
+    return _TEXT.format(
+        family="resenc" if network.startswith("resenc") else "primus",
+        network=network,
+        method=facts["method"],
+        version=facts["viewalign_version"],
+        channels=facts["network"]["channels"],
+        parameters=facts["encoder_parameters"],
+        size=" × ".join(str(n) for n in size),
+        shape=", ".join(str(n) for n in size),
+        spacing="each image's own" if spacing is None else " × ".join(f"{mm:g}" for mm in spacing) + " mm",
+        normalise=facts["preparation"].get("normalise", "unknown"),
+        steps=facts["steps"],
+        batch=facts["batch"],
+        volumes=facts["data"].get("volumes", "unknown"),
+        subjects=facts["data"].get("subjects", "unknown"),
+        weights=facts["weights"],
+        folder=folder,
+    )

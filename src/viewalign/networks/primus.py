@@ -1,0 +1,152 @@
+"""Primus of dynamic-network-architectures, with token dropping, a feature decoder and a reconstruction decoder.
+
+Token dropping is ours: learned and rotary positions are gathered with the kept tokens. The layout follows the masked
+autoencoder (He et al., arXiv:2111.06377) and Primus (Wald et al., arXiv:2503.01835); token order is (D, H, W), raster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from dynamic_network_architectures.architectures.primus import Primus
+from dynamic_network_architectures.building_blocks.eva import Eva
+from torch import Tensor, nn
+
+from viewalign.networks.backbone import Backbone, Encoded, Size
+from viewalign.networks.masks import kept_tokens
+from viewalign.precision import full_precision
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "primus-m": {
+        "embed_dim": 864,
+        "patch_embed_size": (8, 8, 8),
+        "eva_depth": 16,
+        "eva_numheads": 12,
+        "feature_heads": 16,
+        "decoder_heads": 12,
+    },
+    "primus-xs": {
+        "embed_dim": 192,
+        "patch_embed_size": (4, 4, 4),
+        "eva_depth": 6,
+        "eva_numheads": 4,
+        "feature_heads": 4,
+        "decoder_heads": 4,
+    },
+}
+_DECODER_DEPTH = 2
+
+
+def build_primus(name: str, channels: int, outputs: int, size: Size, drop_path: float = 0.0) -> Primus:
+    """Build the plain Primus of dynamic-network-architectures that a name stands for, for images of `size` voxels."""
+    spec = ARCHITECTURES[name]
+    return Primus(
+        input_channels=channels,
+        embed_dim=spec["embed_dim"],
+        patch_embed_size=spec["patch_embed_size"],
+        num_classes=outputs,
+        eva_depth=spec["eva_depth"],
+        eva_numheads=spec["eva_numheads"],
+        input_shape=size,
+        drop_path_rate=drop_path,
+        init_values=0.1,
+        scale_attn_inner=True,
+    )
+
+
+def run_eva(eva: Eva, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Run Eva blocks on the tokens (N, T, C) of a full grid, or on the `kept` (N, K) of them alone."""
+    tokens = tokens + eva.pos_embed
+    rope = eva.rope.get_embed()
+    if kept is not None:
+        tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+        # One table per image, with a head axis to broadcast over: (N, 1, K, 2 x head dimension).
+        rope = rope[kept][:, None]
+    for block in eva.blocks:
+        tokens = block(tokens, rope=rope)
+    return cast(Tensor, eva.norm(tokens))
+
+
+def restore(tokens: Tensor, kept: Tensor | None, filler: Tensor, count: int) -> Tensor:
+    """Put kept tokens (N, K, C) back in raster order among `count`, with a filler (C) where one was dropped."""
+    if kept is None:
+        return tokens
+    full = filler.to(tokens.dtype).expand(tokens.shape[0], count, -1)
+    return full.scatter(1, kept[..., None].expand(-1, -1, tokens.shape[-1]), tokens)
+
+
+class PrimusBackbone(Backbone):
+    """A Primus encoder; its dense features are the tokens after two more Eva blocks.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        size: (D, H, W) of the views, which fixes the table of learned positions.
+        channels: image channels.
+        drop_path: rate of stochastic depth at the last encoder block.
+    """
+
+    def __init__(self, name: str, size: Size, channels: int = 1, drop_path: float = 0.0) -> None:
+        super().__init__()
+        spec = ARCHITECTURES[name]
+        width = spec["embed_dim"]
+        self.block = self.stride = spec["patch_embed_size"]
+        self.check_size(size)
+        self._grid = self.grids(size)[0]
+        self.net = build_primus(name, channels, channels, size, drop_path)
+        # Called "context" and "filler": exports may hold no other name that begins with "eva" or "down_projection".
+        self.feature_decoder = self._eva(width, spec["feature_heads"])
+        self.decoder = self._eva(width, spec["decoder_heads"])
+        self.attention_pool = nn.Linear(width, 1)
+        self.filler = nn.Parameter(torch.randn(width) * 1e-6)
+        self.stage_channels, self.pooled_channels = (width,), width
+
+    def _eva(self, width: int, heads: int) -> Eva:
+        return Eva(
+            embed_dim=width,
+            depth=_DECODER_DEPTH,
+            num_heads=heads,
+            ref_feat_shape=self._grid,
+            init_values=0.1,
+            scale_attn_inner=True,
+        )
+
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
+        """Encode images; the tokens of masked blocks never enter the blocks."""
+        tokens = self.net.down_projection(images).flatten(2).transpose(1, 2)
+        kept = None if mask is None else kept_tokens(mask)
+        return Encoded(tokens=run_eva(self.net.eva, tokens, kept), kept=kept, grid=self._grid)
+
+    def _restored(self, encoded: Encoded) -> Tensor:
+        assert encoded.tokens is not None
+        return restore(encoded.tokens, encoded.kept, self.filler, self._grid[0] * self._grid[1] * self._grid[2])
+
+    def dense(self, encoded: Encoded) -> list[Tensor]:
+        """Return one map: all tokens, dropped ones filled in, after the feature decoder."""
+        tokens = run_eva(self.feature_decoder, self._restored(encoded))
+        return [tokens.transpose(1, 2).unflatten(2, self._grid)]
+
+    @full_precision
+    def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+        """Average tokens by a learned attention, scaled by how valid each is; float32."""
+        tokens = maps[0].float().flatten(2).transpose(1, 2)
+        share = shares[0].flatten(1)
+        score = self.attention_pool(tokens)[..., 0]
+        weight = torch.softmax(score, dim=1) * share
+        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+        return (weight[..., None] * tokens).sum(1)
+
+    def reconstruct(self, encoded: Encoded) -> Tensor:
+        """Decode all tokens to an image."""
+        tokens = run_eva(self.decoder, self._restored(encoded))
+        return cast(Tensor, self.net.up_projection(tokens.transpose(1, 2).unflatten(2, self._grid)))
+
+    def drop_decoder(self) -> None:
+        """Remove the reconstruction decoder; the feature decoder stays, for the teacher goes through it too."""
+        del self.decoder
+        self.net.up_projection = None
+
+    def grids(self, size: Size) -> list[Size]:
+        """Return the token grid."""
+        return [(size[0] // self.block[0], size[1] // self.block[1], size[2] // self.block[2])]

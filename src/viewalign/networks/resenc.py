@@ -1,0 +1,98 @@
+"""Residual-encoder U-Nets of dynamic-network-architectures, with blocks of the image zeroed as a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from torch import Tensor, nn
+
+from viewalign.networks.backbone import Backbone, Encoded, Size
+from viewalign.networks.masks import hide
+from viewalign.precision import full_precision
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "resenc-l": {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]},
+    "resenc-xs": {"features_per_stage": [16, 32, 64, 128], "n_blocks_per_stage": [1, 2, 2, 2]},
+}
+
+
+def unet_arguments(name: str) -> dict[str, Any]:
+    """Return the 14 keyword arguments, as plain JSON values, that build the network of a name (nnU-Net's spelling)."""
+    features = ARCHITECTURES[name]["features_per_stage"]
+    stages = len(features)
+    return {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_blocks_per_stage": list(ARCHITECTURES[name]["n_blocks_per_stage"]),
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
+def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
+    """Build the plain U-Net of dynamic-network-architectures that a name stands for."""
+    arguments = unet_arguments(name)
+    arguments.update(conv_op=nn.Conv3d, norm_op=nn.InstanceNorm3d, nonlin=nn.LeakyReLU)
+    return ResidualEncoderUNet(input_channels=channels, num_classes=outputs, deep_supervision=False, **arguments)
+
+
+class ResEncBackbone(Backbone):
+    """A residual-encoder U-Net whose encoder stages are the dense features.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        channels: image channels.
+        block: side lengths of a masked block in voxels.
+    """
+
+    def __init__(self, name: str, channels: int = 1, block: Size = (16, 16, 16)) -> None:
+        super().__init__()
+        self.net = build_unet(name, channels, channels)
+        self.stage_channels = tuple(self.net.encoder.output_channels)
+        self.pooled_channels = sum(self.stage_channels)
+        self.block = block
+        depth = 2 ** (len(self.stage_channels) - 1)
+        self.stride = (depth, depth, depth)
+
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
+        """Encode images; masked blocks are zeroed first."""
+        seen = images if mask is None else hide(images, mask, self.block)
+        return Encoded(maps=tuple(self.net.encoder(seen)))
+
+    def dense(self, encoded: Encoded) -> list[Tensor]:
+        """Return the encoder's stages, finest first."""
+        return list(encoded.maps)
+
+    @full_precision
+    def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+        """Average each stage over its valid cells and concatenate; float32."""
+        columns = []
+        for stage, share in zip(maps, shares, strict=True):
+            weight = share / share.sum((2, 3, 4), keepdim=True).clamp(min=1e-6)
+            columns.append((stage.float() * weight).sum((2, 3, 4)))
+        return torch.cat(columns, dim=1)
+
+    def reconstruct(self, encoded: Encoded) -> Tensor:
+        """Decode the stages to an image."""
+        image: Tensor = self.net.decoder(list(encoded.maps))
+        return image
+
+    def drop_decoder(self) -> None:
+        """Remove the decoder."""
+        self.net.decoder = None
+
+    def grids(self, size: Size) -> list[Size]:
+        """Return each stage's grid: the view halved from stage to stage."""
+        return [(size[0] >> k, size[1] >> k, size[2] >> k) for k in range(len(self.stage_channels))]

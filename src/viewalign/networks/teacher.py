@@ -1,0 +1,32 @@
+"""The teacher: an exponential moving average of the student's encoder and projector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pair_parameters(student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the student's and the teacher's parameters of equal names, the teacher's whole list.
+
+    Raises:
+        ValueError: the teacher has a parameter that the student lacks.
+    """
+    mine = dict(student.named_parameters())
+    names = [name for name, _ in teacher.named_parameters()]
+    strangers = [name for name in names if name not in mine]
+    if strangers:
+        raise ValueError(f"the teacher has parameters that the student lacks: {strangers[:3]}")
+    return [mine[name] for name in names], list(teacher.parameters())
+
+
+@torch.no_grad()
+def move_towards(student: list[Tensor], teacher: list[Tensor], momentum: float) -> None:
+    """Set teacher = momentum x teacher + (1 - momentum) x student, in one call for all tensors."""
+    torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+
+
+def freeze(module: nn.Module) -> None:
+    """Take a module's parameters out of any gradient."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)

@@ -1,0 +1,22 @@
+"""How far a reconstruction lies from its target where it counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from viewalign.objectives.means import mean_per_view
+
+
+def masked_huber(prediction: Tensor, target: Tensor, counts: Tensor, delta: float = 1.0) -> Tensor:
+    """Return the Huber loss over the voxels that count: masked ones that are valid.
+
+    Args:
+        prediction, target: (N, C, D, H, W).
+        counts: (N, 1, D, H, W) bool.
+        delta: where the loss turns from square to linear, in units of the normalised image.
+    """
+    kind = torch.promote_types(prediction.dtype, torch.float32)
+    error = F.huber_loss(prediction.to(kind), target.to(kind), reduction="none", delta=delta)
+    return mean_per_view(error, counts)

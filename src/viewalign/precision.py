@@ -1,0 +1,29 @@
+"""Which arithmetic is never left to autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function outside autocast: geometry, similarity and normalisation need more than 8 bits of mantissa.
+
+    The function itself raises what it is given to float32; this only keeps autocast from lowering it again.
+    """
+
+    @wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        kind = next((tensor.device.type for tensor in tensors), "cpu")
+        with torch.autocast(kind, enabled=False):
+            return function(*args, **kwargs)
+
+    return guarded

@@ -1,0 +1,158 @@
+"""From a recipe's name and `key=value` overrides to a checked `Recipe`, with sentences for what does not fit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+
+_SHORTHANDS = {"network": "network.name"}
+"""Keys that take a bare name although they are a group."""
+
+_OTHER_NAMES = {
+    "learningrate": "optim.lr",
+    "batchsize": "batch",
+    "patch": "views.size",
+    "patchsize": "views.size",
+    "cropsize": "views.size",
+    "maskratio": "masking.ratio",
+    "blocksize": "masking.block",
+    "wd": "optim.weight_decay",
+    "gradclip": "optim.clip",
+    "ema": "teacher.momentum",
+    "iterations": "steps",
+    "epochs": "steps",
+    "numworkers": "runtime.workers",
+    "device": "runtime.accelerator",
+    "gpus": "runtime.devices",
+    "numgpus": "runtime.devices",
+    "model": "network.name",
+    "dataset": "data",
+    "output": "out",
+}
+"""What other tools call a setting (letters only), so that a habit is answered with the right key."""
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    folder = resources.files("viewalign.recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, apply `key=value` overrides in order, and check every value.
+
+    Raises:
+        UserError: unknown recipe, unknown key (the nearest right one is named), or a value that does not fit.
+    """
+    tree = _read(name_or_path)
+    for override in overrides:
+        _apply(tree, override)
+    return check(tree, name_or_path)
+
+
+def check(tree: dict[str, Any], source: str) -> Recipe:
+    """Turn nested settings into a `Recipe`; `source` is what a message calls them."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as problem:
+        raise UserError(f"{source}: " + "; ".join(_sentences(problem))) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Write a recipe out in full, so that the file alone repeats the run."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)
+    return text
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        text = path.read_text()
+    elif name_or_path in names():
+        text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text()
+    else:
+        raise UserError(
+            f"There is no recipe '{name_or_path}'{_nearest(name_or_path, names())}. "
+            f"Recipes are {', '.join(names())}, or the path of a YAML file."
+        )
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as problem:
+        raise UserError(f"{name_or_path} is not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{override}' is not an override; write key=value, such as optim.lr=0.001.")
+    try:
+        value = _scalar(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise UserError(f"The value of '{override}' cannot be read; quote it, such as key='[32,32,32]'.") from None
+    known = set(_paths(Recipe))
+    if key not in known:
+        raise UserError(f"There is no setting '{key}'{_nearest(key, sorted(known))}.")
+    *parents, last = _SHORTHANDS.get(key, key).split(".")
+    for parent in parents:
+        child = tree.get(parent, {})
+        tree[parent] = {"name": child} if isinstance(child, str) else dict(child)
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _scalar(value: Any) -> Any:
+    """Read `1e-3` as a number, which YAML 1.1 takes for a word."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        yield path
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _paths(kind, path + ".")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    last = word.rsplit(".", 1)[-1]
+    habit = _OTHER_NAMES.get(last.lower().replace("_", "").replace("-", ""))
+    same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == last]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if habit in known:
+        return f" (did you mean '{habit}'?)"
+    return f" (did you mean '{(same_leaf or close)[0]}'?)" if same_leaf or close else ""
+
+
+def _sentences(problem: ValidationError) -> Iterator[str]:
+    for error in problem.errors():
+        key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained")))
+        if error["type"] == "extra_forbidden":
+            yield f"there is no setting '{key}'{_nearest(key, sorted(set(_paths(Recipe))))}"
+        else:
+            message = error["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            yield message if message.startswith(key) else f"{key or 'the recipe'} = {error['input']!r}: {message}"
+
+
+def headline(name: str) -> str:
+    """Return a recipe's first line, which says in a comment what it is."""
+    text = resources.files("viewalign.recipes").joinpath(f"{name}.yaml").read_text()
+    return text.splitlines()[0].removeprefix("#").strip()

@@ -1,0 +1,98 @@
+"""From a store to the batches of a run: who is held out, and loaders that begin at any step."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from viewalign.errors import RefusedImageError, UserError
+from viewalign.randomness import generator_of
+from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSource
+
+_FEWEST, _MOST, _NONE_BELOW = 5, 200, 20
+_REVIVALS = 10
+"""How many times workers that died are started again before the run gives up."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Volume numbers for training and validation; no subject is in both."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+def number_subjects(names: Sequence[str]) -> NDArray[np.int64]:
+    """Number subjects 0, 1, … by sorted name, one number for each volume."""
+    _, numbers = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+    return numbers.astype(np.int64).reshape(-1)
+
+
+def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Split:
+    """Hold out a share of the subjects: at least 5 and at most 200 of them; none when there are fewer than 20."""
+    everyone = np.unique(subjects)
+    every = np.arange(len(subjects))
+    if share == 0 or len(everyone) < _NONE_BELOW:
+        return Split(every, every[:0])
+    count = int(np.clip(round(share * len(everyone)), _FEWEST, _MOST))
+    held_out = generator_of(seed, "split").permutation(everyone)[:count]
+    outside = np.isin(subjects, held_out)
+    return Split(every[~outside], every[outside])
+
+
+def count_small(source: VolumeSource, chosen: NDArray[np.int64], size: tuple[int, int, int]) -> int:
+    """Count the volumes that are smaller than a view on some axis, so that views of them are padded."""
+    return sum(any(n < s for n, s in zip(source.shape(int(k)), size, strict=True)) for k in chosen)
+
+
+def batches(
+    reader: SampleReader, first: int, last: int, batch: int, workers: int, pin: bool, rank: int = 0, world: int = 1
+) -> Iterator[list[Sample]]:
+    """Yield the samples of steps [first, last) for one process.
+
+    A worker that dies is no loss: samples are functions of their number, so reading goes on where it broke off.
+
+    Raises:
+        UserError: volumes cannot be read, or workers keep dying.
+    """
+    step, deaths = first, 0
+    while step < last:
+        loader = DataLoader(
+            reader,
+            batch_sampler=StepSampler(step, last, batch, rank, world),
+            collate_fn=list,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        try:
+            for samples in loader:
+                yield samples
+                step += 1
+        except RefusedImageError as problem:
+            reason = str(problem).strip().splitlines()[-1].removeprefix("viewalign.errors.RefusedImageError: ")
+            raise UserError(f"Training cannot go on: {reason}") from None
+        except RuntimeError as problem:
+            deaths += 1
+            if "DataLoader worker" not in str(problem) or deaths > _REVIVALS:
+                raise
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C reaches every process of a terminal; the run decides when its readers stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 1) -> int:
+    """Return how many workers read for one process: on a GPU its share of the cores, on a CPU one if a core is free."""
+    if isinstance(setting, int):
+        return setting
+    if on_gpu:
+        return max(1, min(12, cores // processes))
+    return 1 if cores > 2 else 0

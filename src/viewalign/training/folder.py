@@ -1,0 +1,135 @@
+"""A run's folder: what lies where, and whether a new run may begin there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.recipes import loading
+
+_MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out")
+"""Settings that a resumed run may change, because they do not change what is learnt."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The folder of exported weights."""
+        return self.root / "export"
+
+    @property
+    def pictures(self) -> Path:
+        """Arrays for the report's pictures."""
+        return self.root / "pictures.npz"
+
+    @property
+    def report(self) -> Path:
+        """The run's page."""
+        return self.root / "report.html"
+
+    def recipe(self) -> Recipe:
+        """Read the run's recipe.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.root} holds no run: there is no config.yaml in it.")
+        return loading.load(str(self.config))
+
+
+def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
+    """Make a run's folder, or take up the one that is there.
+
+    Args:
+        recipe: the settings asked for.
+        resume: whether a run that is there may be continued.
+
+    Returns:
+        The folder, and the recipe to use: what was resolved at the first start is kept.
+
+    Raises:
+        UserError: no folder named, a folder that holds another run, or a recipe that differs from the run's.
+    """
+    if not recipe.out:
+        raise UserError("Name a folder for the run: out=RUN.")
+    folder = RunFolder(Path(recipe.out))
+    if folder.root.exists() and not folder.root.is_dir():
+        raise UserError(f"out={recipe.out} is a file; name a folder.")
+    if folder.config.is_file():
+        before = folder.recipe()
+        if not resume:
+            raise UserError(
+                f"{folder.root} holds another run. Continue it with --resume auto, or name a new folder with out=."
+            )
+        recipe = _reconcile(before, recipe, folder.root)
+    elif folder.root.is_dir() and any(folder.root.iterdir()):
+        raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with out=.")
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"The folder {folder.root} cannot be made: {problem.strerror}.") from None
+    return folder, recipe
+
+
+def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
+    """Keep what was resolved before; refuse a recipe that would learn something else."""
+    old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
+    for key in old:
+        if key not in _MAY_CHANGE and old[key] != new[key]:
+            path, was, wanted = next(_differences(key, old[key], new[key]))
+            raise UserError(
+                f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
+                "or start anew with another out=."
+            )
+    precision = old["runtime"]["precision"] if new["runtime"]["precision"] == "auto" else new["runtime"]["precision"]
+    new["runtime"]["precision"] = precision
+    return Recipe.model_validate(new)
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old:
+            if old[key] != new[key]:
+                yield from _differences(f"{path}.{key}", old[key], new[key])
+    else:
+        yield path, old, new
+
+
+def write_config(folder: RunFolder, recipe: Recipe) -> None:
+    """Write the resolved recipe, whole or not at all."""
+    partial = folder.config.with_suffix(".yaml.writing")
+    partial.write_text(loading.to_yaml(recipe))
+    partial.replace(folder.config)
+
+
+def read_config_text(path: Path) -> dict[str, Any]:
+    """Read a config file as plain data."""
+    tree: dict[str, Any] = yaml.safe_load(path.read_text())
+    return tree

@@ -1,0 +1,125 @@
+"""Is the run healthy? Figures of the features, and what they mean in plain words.
+
+Each figure has two limits: on its good side all is well, past the second the run has a fault. They are rules of thumb,
+measured on runs of this package; docs/health.md says how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from viewalign.precision import full_precision
+
+Level = Literal["good", "watch", "bad"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of the health panel.
+
+    Attributes:
+        name: its key in the log.
+        title: what a person calls it.
+        good: the value from which on it is good.
+        bad: the value beyond which it is bad.
+        means: what the figure is, in a sentence.
+        remedy: what to try when it is not good.
+    """
+
+    name: str
+    title: str
+    good: float
+    bad: float
+    means: str
+    remedy: str
+
+    def level(self, value: float) -> Level:
+        """Judge a value."""
+        if self.good >= self.bad:
+            return "good" if value >= self.good else "watch" if value >= self.bad else "bad"
+        return "good" if value <= self.good else "watch" if value <= self.bad else "bad"
+
+
+MEASURES = (
+    Measure(
+        "feature_std",
+        "Feature standard deviation",
+        0.5,
+        0.2,
+        "How far encoder features of different places spread over the sphere: 1 when evenly, 0 when all are equal.",
+        "Lower optim.lr, or raise objectives.reconstruction_weight.",
+    ),
+    Measure(
+        "effective_rank",
+        "Effective rank",
+        10.0,
+        4.0,
+        "How many directions the encoder's features really use (exponential of the entropy of their spectrum).",
+        "Lower optim.lr, lengthen optim.warmup, or raise objectives.contrastive_weight.",
+    ),
+    Measure(
+        "cosine",
+        "Teacher–student cosine at shared places",
+        0.3,
+        0.05,
+        "How alike the student's prediction and the teacher's features are at the same place in two views.",
+        "Early on it is low; if it stays there, look at the views and raise objectives.consistency_weight.",
+    ),
+    Measure(
+        "contrast_accuracy",
+        "NT-Xent accuracy",
+        0.5,
+        0.1,
+        "How often an image's other view is told from all views of other subjects.",
+        "Train longer, or take a larger batch.",
+    ),
+    Measure(
+        "alignment_error",
+        "Alignment error on a ramp (voxels)",
+        1e-3,
+        1e-2,
+        "Coordinates instead of features, sent through views and alignment at the start: how far they end up apart.",
+        "This is a fault of the program: please report it with the recipe.",
+    ),
+)
+
+
+@full_precision
+def feature_std(rows: Tensor) -> Tensor:
+    """Return the mean deviation of unit vectors (N, C) per channel, times √C: 1 for an even spread, 0 for collapse.
+
+    The measure of SimSiam (Chen & He, arXiv:2011.10566), taken about the mean direction.
+    """
+    unit = torch.nn.functional.normalize(rows.float(), dim=-1)
+    return unit.var(0, unbiased=False).sum().clamp(min=0).sqrt()
+
+
+@full_precision
+def effective_rank(rows: Tensor, limit: int = 512) -> Tensor:
+    """Return the effective rank of centred rows (N, C) (Roy & Vetterli, 2007), from at most `limit` of them.
+
+    It is the exponential of the entropy of the normalised singular values: k when k directions are used alike.
+    """
+    rows = rows[:: max(1, rows.shape[0] // limit)][:limit].double()
+    rows = rows - rows.mean(0)
+    singular = torch.linalg.svdvals(rows)
+    share = singular / singular.sum().clamp(min=1e-12)
+    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def measure(features: dict[str, Tensor]) -> dict[str, float]:
+    """Work out the figures that features alone give; empty input gives none."""
+    out = {}
+    rows = features.get("encoder")
+    if rows is not None and rows.shape[0] > 1:
+        out["feature_std"] = float(feature_std(rows))
+        out["effective_rank"] = float(effective_rank(rows))
+    projected = features.get("projected")
+    if projected is not None and projected.shape[0] > 1:
+        out["projected_std"] = float(feature_std(projected))
+        out["projected_rank"] = float(effective_rank(projected))
+    return out

@@ -1,0 +1,271 @@
+"""The loop of pretraining, in the open: read, build views, step, update, and now and then look, save and validate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.methods.base import Method, StepResult
+from viewalign.randomness import seed_of
+from viewalign.training import checkpoints, health, optimizers, pictures
+from viewalign.training.folder import RunFolder
+from viewalign.training.logs import Averages, RunLog, Ticker, duration
+from viewalign.views.batch import ViewBatch
+from viewalign.views.samples import Sample
+
+Samples = list[Sample]
+
+
+@dataclass
+class Position:
+    """Where a run is; all of it is in every checkpoint.
+
+    Attributes:
+        step: steps done, skipped ones included; the next sample numbers follow from it.
+        updates: optimizer steps done; schedule and teacher follow these.
+        skipped: steps skipped because their loss or gradient was not finite.
+        skipped_in_a_row: of these, the latest unbroken run.
+        best_loss, best_step: the lowest validation loss and where it was.
+    """
+
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float = math.inf
+    best_step: int = -1
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where batches come from.
+
+    Attributes:
+        train: yields the samples of steps [first, last).
+        validation: yields the held-out samples, always the same; None without held-out subjects.
+        build: makes views of samples on the training device.
+        volumes: how many volumes there are to train on.
+    """
+
+    train: Callable[[int, int], Iterator[Samples]]
+    validation: Callable[[], Iterator[Samples]] | None
+    build: Callable[[Samples], ViewBatch]
+    volumes: int
+
+
+class Trainer:
+    """One process of a run.
+
+    Args:
+        fabric: device, precision and processes.
+        method: what is trained; the loop knows only its contract.
+        optimizer: over the method's parameters.
+        feed: batches.
+        recipe: settings of the loop's own room.
+        folder: the run's folder.
+        facts: what the log's first row says of the run's data.
+        preparation: how the store's images were prepared, which an export must tell.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        feed: Feed,
+        recipe: Recipe,
+        folder: RunFolder,
+        facts: dict[str, Any],
+        preparation: dict[str, Any],
+    ) -> None:
+        self.facts, self.preparation = facts, preparation
+        self.fabric, self.method, self.feed, self.recipe, self.folder = fabric, method, feed, recipe, folder
+        # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32 on the way in.
+        self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
+        self.optimizer = optimizer
+        self.position, self.averages, self.unreadable = Position(), Averages(), set[int]()
+        self.ticker = Ticker()
+        self.log: RunLog | None = None
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train to the last step; returns False where `stop` ended the run early. All is saved either way."""
+        self.log = RunLog(self.folder.log, self.position.step, self.recipe.log.tensorboard)
+        if self.position.step == 0:
+            self._row("data", self.facts)
+        begin, waited, since = time.perf_counter(), 0.0, self.position.step
+        batches = self.feed.train(self.position.step, self.recipe.steps)
+        try:
+            while self.position.step < self.recipe.steps and not stop():
+                tick = time.perf_counter()
+                samples = next(batches)
+                waited += time.perf_counter() - tick
+                self._note_unreadable(samples)
+                self._train_step(samples)
+                if self._due(self.recipe.log.every):
+                    steps, seconds = self.position.step - since, time.perf_counter() - begin
+                    self._log_row(steps, seconds, waited)
+                    begin, waited, since = time.perf_counter(), 0.0, self.position.step
+                if self.feed.validation and self.recipe.validate_.every and self._due(self.recipe.validate_.every):
+                    self._validate(self.feed.validation())
+                if self._due(self.recipe.checkpoint.every):
+                    self.save()
+            self._finish()
+        finally:
+            self.log.close()
+        return self.position.step >= self.recipe.steps
+
+    def _finish(self) -> None:
+        if not self.save():
+            raise UserError(
+                f"The last checkpoint of {self.folder.root} could not be written. Free some space; "
+                "--resume auto goes on from the one before."
+            )
+
+    def _due(self, every: int) -> bool:
+        return self.position.step % every == 0 or self.position.step == self.recipe.steps
+
+    def _train_step(self, samples: Samples) -> None:
+        """Do one step; a loss or gradient that is not finite changes nothing but the count of skipped steps."""
+        position, settings = self.position, self.recipe.optim
+        batch = self.feed.build(samples)
+        torch.manual_seed(seed_of(self.recipe.seed, position.step, self.fabric.global_rank))
+        examine = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
+        rate = optimizers.learning_rate(
+            position.updates, self.recipe.steps, settings.lr, settings.warmup, settings.power
+        )
+        optimizers.set_learning_rate(self.optimizer, rate)
+        self.method.train()
+        with self.fabric.autocast():
+            result: StepResult = self.wrapped(batch, examine)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(result.loss)
+        norm = optimizers.clip_gradients(self.method, settings.clip)
+        position.step += 1
+        if math.isfinite(norm) and math.isfinite(float(result.loss.detach())):
+            self.optimizer.step()
+            position.updates += 1
+            position.skipped_in_a_row = 0
+            self.method.after_update(position.updates)
+            self.averages.add({**result.logs, "lr": torch.tensor(rate), "gradient_norm": torch.tensor(norm)})
+        else:
+            self._skip(batch, norm)
+        if examine:
+            self._examine(batch, samples, result)
+
+    def _skip(self, batch: ViewBatch, norm: float) -> None:
+        position = self.position
+        position.skipped += 1
+        position.skipped_in_a_row += 1
+        volumes = batch.volume_id.tolist()
+        self._event("skipped", {"gradient_norm": str(norm), "volumes": volumes})
+        if position.skipped_in_a_row >= self.recipe.runtime.bad_steps:
+            raise UserError(
+                f"{position.skipped_in_a_row} steps in a row gave a loss or gradient that is not finite, the last with "
+                f"volumes {volumes} of the store. Look at these volumes, lower optim.lr, or set runtime.precision=fp32."
+            )
+
+    def _examine(self, batch: ViewBatch, samples: Samples, result: StepResult) -> None:
+        """Write the health panel's figures and refresh the report's pictures."""
+        figures = health.measure(result.features)
+        self._row("health", figures)
+        terms = self.recipe.objectives
+        arrays = pictures.snapshot(batch, samples[0], result, terms.cells, terms.samples)
+        try:
+            pictures.write(self.folder.pictures, arrays)
+        except OSError as problem:
+            self.ticker.say(f"The report's pictures could not be written ({problem}); training goes on.")
+
+    @torch.no_grad()
+    def _validate(self, batches: Iterator[Samples]) -> None:
+        """Measure the loss on held-out subjects, always on the same views and masks."""
+        self.method.eval()
+        averages = Averages()
+        for samples in batches:
+            batch = self.feed.build(samples)
+            with self.fabric.autocast():
+                result: StepResult = self.wrapped(batch, False)
+            averages.add(result.logs)
+        means = averages.take()
+        self._row("validation", means)
+        if means.get("loss", math.inf) < self.position.best_loss:
+            self.position.best_loss, self.position.best_step = means["loss"], self.position.step
+            self.save()
+
+    def _log_row(self, steps: int, seconds: float, waited: float) -> None:
+        means = self.averages.take()
+        rate = steps * self.recipe.batch / max(seconds, 1e-9)
+        share = waited / max(seconds, 1e-9)
+        left = (self.recipe.steps - self.position.step) * seconds / max(steps, 1)
+        self._row("train", {**means, "samples_per_second": round(rate, 3), "data_wait": round(share, 4)})
+        terms = "  ".join(f"{name} {means[name]:.4f}" for name in _shown(means))
+        self.ticker.show(
+            f"step {self.position.step}/{self.recipe.steps}  {terms}  {rate:.1f} volumes/s  "
+            f"data wait {share:.0%}  {duration(left)} left",
+            force=self.position.step >= self.recipe.steps,
+        )
+
+    def _note_unreadable(self, samples: Samples) -> None:
+        for volume, reason in (pair for sample in samples for pair in sample.refused):
+            if volume not in self.unreadable:
+                self.unreadable.add(volume)
+                self._event("unreadable", {"volume": volume, "reason": reason})
+                self.ticker.say(f"Volume {volume} of the store cannot be read and is set aside: {reason}")
+        if len(self.unreadable) > self.recipe.runtime.lost_share * self.feed.volumes:
+            raise UserError(
+                f"{len(self.unreadable)} of {self.feed.volumes} volumes cannot be read, more than "
+                f"runtime.lost_share={self.recipe.runtime.lost_share} allows. Prepare the store again."
+            )
+
+    def _event(self, event: str, values: dict[str, Any]) -> None:
+        self._row("event", {"event": event, **values})
+
+    def _row(self, kind: str, values: dict[str, Any]) -> None:
+        if self.log is not None and self.fabric.is_global_zero:
+            self.log.row(kind, self.position.step, values)
+
+    def save(self) -> bool:
+        """Write a checkpoint; a disk that is full is told, and the last good checkpoint stays. Returns success."""
+        folder, settings = self.folder.checkpoints, self.recipe.checkpoint
+        try:
+            checkpoints.save(folder, self.position.step, self.state())
+        except OSError as problem:
+            step = self.position.step
+            self.ticker.say(f"No checkpoint could be written at step {step} ({problem}); the last one stays.")
+            self._event("checkpoint_failed", {"reason": str(problem)})
+            return False
+        checkpoints.prune(folder, settings.keep_last, settings.keep_every, also=(self.position.best_step,))
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the run needs to go on exactly; nothing of any subject, and no path."""
+        recipe = self.recipe.model_dump(mode="json", by_alias=True, exclude={"data", "out"})
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": asdict(self.position),
+            "averages": self.averages.state(),
+            "unreadable": sorted(self.unreadable),
+            "recipe": recipe,
+            "preparation": self.preparation,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position = Position(**state["position"])
+        self.averages.restore(state["averages"], self.fabric.device)
+        self.unreadable = set(state["unreadable"])
+
+
+def _shown(means: dict[str, float]) -> list[str]:
+    hidden = {"lr", "gradient_norm"}
+    return [name for name in means if name not in hidden]

@@ -1,0 +1,76 @@
+"""Arrays for the report's pictures, taken from one volume of a batch. They stay in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from viewalign.methods.base import StepResult
+from viewalign.views import affines, lattice
+from viewalign.views.batch import ViewBatch
+from viewalign.views.samples import Sample
+
+Array = NDArray[np.generic]
+
+
+def snapshot(batch: ViewBatch, sample: Sample, result: StepResult, cells: int, samples: int) -> dict[str, Array]:
+    """Collect what the report draws of the batch's first volume.
+
+    Args:
+        batch: the views.
+        sample: the first volume's sample, for the box of the volume around its views.
+        result: of a step with `examine`.
+        cells, samples: of the lattice.
+    """
+    maps = batch.to_volume[:, 0]
+    points = lattice.between(maps[:1], maps[1:2], batch.size, (cells, cells, cells), samples).points[0]
+    arrays = {
+        "views": batch.views[:, 0, 0].half(),
+        "targets": batch.targets[:, 0, 0].half(),
+        "valid": batch.valid[:, 0, 0],
+        "to_volume": maps,
+        "points": torch.stack([affines.apply(affines.invert(one), points) for one in maps]),
+        "crop": sample.crop[0].half(),
+        "start": torch.tensor(sample.start),
+    }
+    for name, values in result.pictures.items():
+        both = values.unflatten(0, batch.count)[:, 0]
+        arrays[name] = principal_colours(both) if name == "features" else both[:, 0]
+    return {name: _plain(value) for name, value in arrays.items()}
+
+
+def _plain(value: Tensor) -> Array:
+    return (value.half() if value.dtype in {torch.float32, torch.bfloat16} else value).cpu().numpy()
+
+
+def principal_colours(maps: Tensor) -> Tensor:
+    """Reduce feature maps (V, C, d, h, w) to three principal components, scaled to [0, 1] for colours."""
+    rows = maps.float().movedim(1, -1).flatten(0, -2).cpu()
+    rows = rows - rows.mean(0)
+    _, _, axes = torch.linalg.svd(rows[:: max(1, rows.shape[0] // 4096)], full_matrices=False)
+    # The sign of a component is arbitrary; its largest weight is made positive so that pictures of a run compare.
+    axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()
+    colours = rows @ axes.T
+    few = colours[:: max(1, len(colours) // 100_000)]
+    low, high = few.quantile(0.02, dim=0), few.quantile(0.98, dim=0)
+    scaled = ((colours - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    grids: Tensor = scaled.unflatten(0, (maps.shape[0], *maps.shape[2:]))
+    return grids.movedim(-1, 1)
+
+
+def write(path: Path, arrays: dict[str, Array]) -> None:
+    """Write the arrays, whole or not at all."""
+    partial = path.with_name(".writing-" + path.name)
+    with partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    partial.replace(path)
+
+
+def read(path: Path) -> dict[str, Array]:
+    """Read the arrays."""
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}

@@ -1,0 +1,220 @@
+"""A pretraining run from a recipe: checks first, then the loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from viewalign.config import PhotometricSettings, Recipe, ViewSettings
+from viewalign.errors import UserError
+from viewalign.methods.registry import build_method
+from viewalign.training import checkpoints, data, optimizers, precision
+from viewalign.training.folder import RunFolder, open_folder, write_config
+from viewalign.training.interrupts import StopRequest
+from viewalign.training.loop import Feed, Samples, Trainer
+from viewalign.views.alignment import align
+from viewalign.views.array import draw_views
+from viewalign.views.build import build_views
+from viewalign.views.drawing import Drawing
+from viewalign.views.photometric import Photometrics
+from viewalign.views.samples import SampleReader
+from viewalign.volumes.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        folder: the run's folder.
+        step, steps: how far it came of how far it shall.
+        signal: the signal that stopped it, or None where it came to its end.
+    """
+
+    folder: RunFolder
+    step: int
+    steps: int
+    signal: int | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.steps
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a finished run, and 128 + the signal's number for one that a signal stopped, as shells have it."""
+        return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
+
+
+def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False) -> Outcome:
+    """Run a recipe to its end, or to the next Ctrl-C or SIGTERM.
+
+    Args:
+        recipe: all settings; `data` names a prepared store and `out` the run's folder.
+        resume: whether to go on from the newest checkpoint in `out`.
+
+    Raises:
+        UserError: something about recipe, store or folder does not fit; said before any work begins.
+    """
+    store = _open_store(recipe)
+    folder, recipe = open_folder(recipe, bool(resume))
+    recipe, fabric = _launch(recipe)
+    trainer = _assemble(recipe, store, folder, fabric)
+    state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
+    for complaint in complaints:
+        trainer.ticker.say(complaint)
+    if state is not None:
+        trainer.restore(state)
+        trainer.ticker.say(f"Going on from step {trainer.position.step} of {recipe.steps}.")
+    write_config(folder, recipe)
+    with StopRequest() as stop:
+        trainer.run(lambda: stop.signal is not None)
+    return Outcome(folder, trainer.position.step, recipe.steps, stop.signal)
+
+
+def _open_store(recipe: Recipe) -> Store:
+    if not recipe.data:
+        raise UserError("Name a prepared store: data=STORE (make one with `viewalign prepare`).")
+    store = Store.open(Path(recipe.data))
+    if len(store) == 0:
+        raise UserError(f"The store {recipe.data} holds no volumes.")
+    return store
+
+
+def _launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
+    """Start the processes and settle what the recipe leaves to the machine."""
+    runtime = recipe.runtime
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    chosen = precision.choose(_device(runtime.accelerator)) if runtime.precision == "auto" else runtime.precision
+    fabric = Fabric(
+        accelerator=runtime.accelerator,
+        devices=runtime.devices,
+        num_nodes=runtime.nodes,
+        precision="bf16-mixed" if chosen == "bf16" else "32-true",
+    )
+    fabric.launch()
+    settled = runtime.model_copy(update={"precision": chosen})
+    return recipe.model_copy(update={"runtime": settled}), fabric
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(accelerator)
+
+
+def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
+    """Build method, optimizer and feed, and write down what the run is fed with."""
+    torch.manual_seed(recipe.seed)
+    method = build_method(recipe)
+    settings = recipe.optim
+    optimizer = optimizers.build_optimizer(
+        method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
+    )
+    subjects = data.number_subjects(store.subjects)
+    split = data.split_by_subject(subjects, recipe.validate_.share, recipe.seed)
+    strangers = len(np.unique(subjects[split.train]))
+    if recipe.objectives.contrastive_weight > 0 and strangers < 2:
+        raise UserError(
+            "The contrastive term needs volumes of at least two subjects, and the store has "
+            f"{strangers}; add some, or set objectives.contrastive_weight=0."
+        )
+    feed = _feed(recipe, store, subjects, split, fabric)
+    facts = _facts(recipe, store, subjects, split, method)
+    return Trainer(fabric, method, optimizer, feed, recipe, folder, facts, store.recipe)
+
+
+def _facts(recipe: Recipe, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module) -> dict[str, Any]:
+    """Return what the report says of the run's data and of its own geometry."""
+    return {
+        "volumes": len(store),
+        "subjects": len(np.unique(subjects)),
+        "train_volumes": len(split.train),
+        "validation_volumes": len(split.validation),
+        "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.size),
+        "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "alignment_error": ramp_error(recipe.views),
+    }
+
+
+def drawing_of(views: ViewSettings) -> Drawing:
+    """Unpack the geometry's settings."""
+    return Drawing(
+        size=views.size,
+        overlap=views.overlap,
+        mirror=views.mirror,
+        p_rotation=views.p_rotation,
+        rotation_degrees=views.rotation_degrees,
+        p_scale=views.p_scale,
+        scale=views.scale,
+        independent=views.independent,
+    )
+
+
+def photometrics_of(settings: PhotometricSettings) -> Photometrics:
+    """Unpack the photometric settings."""
+    return Photometrics(**settings.model_dump())
+
+
+def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
+    """Send coordinates instead of an image through views and alignment; return the largest error in voxels."""
+    shape = tuple(min(2 * n, n + 48) for n in views.size)
+    ramp = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"))
+    worst = 0.0
+    for seed in range(seeds):
+        pair = draw_views(ramp, views.size, seed, drawing_of(views))
+        a, b, weight = align(pair.views[0], pair.views[1], pair.to_volume[0], pair.to_volume[1], pair.size, pair.valid)
+        whole = align(
+            pair.valid[0].float(), pair.valid[1].float(), pair.to_volume[0], pair.to_volume[1], pair.size, pair.valid
+        )
+        counts = (weight > 0) & (whole[0][..., 0] > 1 - 1e-6) & (whole[1][..., 0] > 1 - 1e-6)
+        worst = max(worst, float(((a - b).abs().amax(-1) * counts).max()))
+    return worst
+
+
+def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric: Fabric) -> Feed:
+    views, runtime = recipe.views, recipe.runtime
+    on_gpu = fabric.device.type == "cuda"
+    read: dict[str, Any] = {
+        "source": store,
+        "subjects": subjects,
+        "drawing": drawing_of(views),
+        "batch": recipe.batch,
+        "seed": recipe.seed,
+        "min_foreground": views.min_foreground,
+        "redraws": views.redraws,
+    }
+    load: dict[str, Any] = {
+        "batch": recipe.batch,
+        "workers": data.worker_count(runtime.workers, on_gpu, os.cpu_count() or 1, runtime.devices),
+        "pin": on_gpu,
+        "rank": fabric.global_rank,
+        "world": fabric.world_size,
+    }
+    train = SampleReader(chosen=split.train, purpose="train", **read)
+    held_out = SampleReader(chosen=split.validation, purpose="validation", **read) if len(split.validation) else None
+
+    def build(samples: Samples) -> Any:
+        return build_views(samples, views.size, photometrics_of(views.photometric), fabric.device, recipe.seed)
+
+    return Feed(
+        train=partial(data.batches, train, **load),
+        validation=partial(data.batches, held_out, 0, recipe.validate_.batches, **load) if held_out else None,
+        build=build,
+        volumes=len(split.train),
+    )

@@ -1,0 +1,1 @@
+"""From a pretrained encoder to what people need it for."""

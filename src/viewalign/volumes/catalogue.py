@@ -1,0 +1,237 @@
+"""Which image there is, and whose: collection → dataset → subject → session → image.
+
+On disk a catalogue is `pretrain_data.json` as nnssl reads and writes it, so that one file serves both. A path in it
+may begin with `$VARIABLE/` (expanded from the environment) and is otherwise relative to the folder of the JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from viewalign.errors import UserError
+
+DEFAULT_SESSION = "ses-DEFAULT"
+Info = dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class AssociatedMasks:
+    """Paths, as written, of the masks that lie on an image's voxels; None where there is no such mask."""
+
+    anonymization_mask: str | None = None
+    anatomy_mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file. `name` is unique within its session; `image_path` is kept as written."""
+
+    name: str
+    image_path: str
+    modality: str
+    image_info: Info = None
+    associated_masks: AssociatedMasks | None = None
+
+
+@dataclass
+class Session:
+    """One visit of a subject."""
+
+    session_id: int | str
+    session_info: Info = None
+    images: list[Image] = field(default_factory=list)
+
+
+@dataclass
+class Subject:
+    """One person or animal, with sessions by id."""
+
+    subject_id: str
+    subject_info: Info = None
+    sessions: dict[str, Session] = field(default_factory=dict)
+
+
+@dataclass
+class Dataset:
+    """Images of one origin, with subjects by id."""
+
+    dataset_index: int | str
+    name: str | None = None
+    dataset_info: Info = None
+    subjects: dict[str, Subject] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image with all that it belongs to; paths are resolved.
+
+    `image_id` is unique within a catalogue, `subject_id` names the person across sessions.
+    """
+
+    collection: str
+    dataset: str
+    subject: str
+    session: str
+    name: str
+    path: Path
+    modality: str
+    anonymisation_mask: Path | None = None
+    anatomy_mask: Path | None = None
+
+    @property
+    def image_id(self) -> str:
+        """`collection__dataset__subject__session__image`."""
+        return "__".join((self.collection, self.dataset, self.subject, self.session, self.name))
+
+    @property
+    def subject_id(self) -> str:
+        """`collection__dataset__subject`."""
+        return "__".join((self.collection, self.dataset, self.subject))
+
+
+@dataclass
+class Collection:
+    """A whole catalogue: datasets by `str(dataset_index)`."""
+
+    collection_index: int | str
+    collection_name: str
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def records(self, folder: Path | None = None) -> Iterator[Record]:
+        """Yield every image in the order of the file, paths resolved against `folder` (default: the working folder)."""
+        base = folder or Path.cwd()
+        for dataset_key, dataset in self.datasets.items():
+            for subject_key, subject in dataset.subjects.items():
+                for session_key, session in subject.sessions.items():
+                    for image in session.images:
+                        masks = image.associated_masks or AssociatedMasks()
+                        yield Record(
+                            collection=self.collection_name,
+                            dataset=dataset_key,
+                            subject=subject_key,
+                            session=session_key,
+                            name=image.name,
+                            path=resolve(image.image_path, base),
+                            modality=image.modality,
+                            anonymisation_mask=_resolve_optional(masks.anonymization_mask, base),
+                            anatomy_mask=_resolve_optional(masks.anatomy_mask, base),
+                        )
+
+
+def resolve(written: str, folder: Path) -> Path:
+    """Return the path of a catalogue's entry, `$VARIABLE/` expanded and relative paths taken from `folder`.
+
+    Raises:
+        UserError: the environment variable is not set.
+    """
+    if written.startswith("$"):
+        variable, _, rest = written[1:].partition("/")
+        variable = variable.strip("{}")
+        if variable not in os.environ:
+            raise UserError(
+                f"The catalogue has the path {written}, but the environment variable {variable} is not set."
+            )
+        return Path(os.environ[variable]) / rest
+    return Path(os.path.normpath(folder / written))
+
+
+def _resolve_optional(written: str | None, folder: Path) -> Path | None:
+    return resolve(written, folder) if written else None
+
+
+def write_catalogue(collection: Collection, path: Path) -> None:
+    """Write `pretrain_data.json`; a half-written file never takes the place of a whole one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(asdict(collection), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_catalogue(path: Path) -> Collection:
+    """Read `pretrain_data.json`.
+
+    Raises:
+        UserError: no such file, no JSON, or a key that is missing or unknown; the sentence names key and place.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no catalogue {path}. Make one with `viewalign index FOLDER -o {path}`.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no catalogue: it is not valid JSON ({error}).") from None
+    except OSError as error:
+        raise UserError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
+    return _collection(raw, str(path))
+
+
+def _collection(raw: object, where: str) -> Collection:
+    known = _keys(raw, where, {"collection_index", "collection_name", "datasets"}, set())
+    datasets = _mapping(known["datasets"], f"{where}, datasets")
+    return Collection(
+        known["collection_index"],
+        str(known["collection_name"]),
+        {key: _dataset(value, f"{where}, dataset {key}") for key, value in datasets.items()},
+    )
+
+
+def _dataset(raw: object, where: str) -> Dataset:
+    known = _keys(raw, where, {"dataset_index", "subjects"}, {"name", "dataset_info"})
+    subjects = _mapping(known["subjects"], f"{where}, subjects")
+    return Dataset(
+        known["dataset_index"],
+        known.get("name"),
+        known.get("dataset_info"),
+        {key: _subject(key, value, f"{where}, subject {key}") for key, value in subjects.items()},
+    )
+
+
+def _subject(key: str, raw: object, where: str) -> Subject:
+    known = _keys(raw, where, {"sessions"}, {"subject_id", "subject_info"})
+    sessions = _mapping(known["sessions"], f"{where}, sessions")
+    return Subject(
+        known.get("subject_id", key),
+        known.get("subject_info"),
+        {name: _session(name, value, f"{where}, session {name}") for name, value in sessions.items()},
+    )
+
+
+def _session(key: str, raw: object, where: str) -> Session:
+    known = _keys(raw, where, {"images"}, {"session_id", "session_info"})
+    if not isinstance(known["images"], list):
+        raise UserError(f"{where}: `images` must be a list.")
+    images = [_image(value, f"{where}, image {number}") for number, value in enumerate(known["images"])]
+    return Session(known.get("session_id", key), known.get("session_info"), images)
+
+
+def _image(raw: object, where: str) -> Image:
+    known = _keys(raw, where, {"name", "image_path", "modality"}, {"image_info", "associated_masks"})
+    for key in ("name", "image_path", "modality"):
+        if not isinstance(known[key], str):
+            raise UserError(f"{where}: `{key}` must be a text, not {known[key]!r}.")
+    masks = known.get("associated_masks")
+    if masks is not None:
+        _keys(masks, f"{where}, associated_masks", {"anonymization_mask", "anatomy_mask"}, set())
+        masks = AssociatedMasks(**masks)
+    return Image(known["name"], known["image_path"], known["modality"], known.get("image_info"), masks)
+
+
+def _mapping(raw: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} must be an object in braces, not a {type(raw).__name__}.")
+    return raw
+
+
+def _keys(raw: object, where: str, needed: set[str], optional: set[str]) -> Mapping[str, Any]:
+    mapping = _mapping(raw, where)
+    missing = sorted(needed - mapping.keys())
+    if missing:
+        raise UserError(f"{where}: the key `{missing[0]}` is missing.")
+    unknown = sorted(mapping.keys() - needed - optional)
+    if unknown:
+        raise UserError(f"{where}: the key `{unknown[0]}` is unknown. Known: {', '.join(sorted(needed | optional))}.")
+    return mapping

@@ -1,0 +1,247 @@
+"""Read what a file says about its voxels, without reading the voxels; refuse what cannot be a volume.
+
+ITK mends some headers in silence: a zero, negative or NaN voxel size of a NIfTI becomes 1 or its absolute value, and a
+negative one of a MetaImage loses its sign. So sizes are judged here as they stand in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.errors import RefusedImageError
+from viewalign.volumes import nifti
+from viewalign.volumes.filetypes import suffix_of
+from viewalign.volumes.itk import itk_messages, itk_reason, sitk
+
+Triple = tuple[float, float, float]
+
+MAX_VOXELS = 2 * 1024**3
+"""Images that claim more voxels are refused before anything is allocated."""
+_MAX_DEFLATE = 1032  # no deflate stream unpacks to more than this many times its size
+_MAX_SHEAR = 0.05  # largest cosine between two axes, about 3°
+_DETACHED = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The geometry of a file. Arrays are (D, H, W); `origin` and `direction` are (x, y, z) in LPS, as SimpleITK's.
+
+    Attributes:
+        shape: voxels along (D, H, W).
+        spacing: voxel size in mm along (D, H, W).
+        origin: centre of voxel (0, 0, 0) in mm.
+        direction: 3×3; columns are the world directions of the x, y and z index.
+        bytes_per_voxel: of the file's own number type.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: Triple
+    origin: Triple
+    direction: NDArray[np.float64]
+    bytes_per_voxel: int
+    nifti: nifti.NiftiHeader | None = field(default=None, repr=False)
+
+
+def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Header:
+    """Read and judge one header.
+
+    Raises:
+        RefusedImageError: whatever makes the file no 3D scalar image; the text is the reason alone.
+    """
+    _check_file(path)
+    if suffix_of(path.name) in (".nii", ".nii.gz"):
+        header = _nifti_header(path, max_voxels)
+    else:
+        header = _itk_header(path, max_voxels)
+    _check_geometry(header)
+    return header
+
+
+def source_bytes(path: Path) -> int:
+    """Return the size on disk of an image, the detached data of `.nhdr` and `.mhd` included."""
+    detached = _detached_data(path)
+    return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise RefusedImageError("the link is broken: it points to a file that does not exist") from None
+        raise RefusedImageError("the file does not exist") from None
+    except OSError as error:
+        raise RefusedImageError(f"the file cannot be reached: {error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise RefusedImageError("it is a folder with the name of an image")
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedImageError("it is not a regular file")
+    if status.st_size == 0:
+        raise RefusedImageError("the file is empty (0 bytes)")
+    if not os.access(path, os.R_OK):
+        raise RefusedImageError("there is no permission to read the file")
+
+
+def _nifti_header(path: Path, max_voxels: int) -> Header:
+    raw = nifti.read_header(path)
+    _check_shape(raw.dims[::-1], max_voxels)
+    _check_spacing(raw.pixdim[2::-1])
+    _check_kind(raw.dtype)
+    _check_plausible(path, raw.data_bytes + raw.offset, compressed=path.name.lower().endswith(".gz"))
+    try:
+        size, spacing, origin, direction = _itk_geometry(path)
+    except RefusedImageError as itk_error:
+        spacing, origin, direction = _nibabel_geometry(path, str(itk_error))
+    else:
+        if size != raw.dims[: len(size)] or len(size) < 3:
+            raise RefusedImageError("its header is contradictory: two readers see different dimensions")
+    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw)
+
+
+def _itk_header(path: Path, max_voxels: int) -> Header:
+    reader = _itk_reader(path)
+    size = tuple(int(n) for n in reader.GetSize())
+    _check_shape(size[::-1], max_voxels)
+    pixel = reader.GetPixelIDValue()
+    if pixel in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise RefusedImageError("its voxels are complex numbers")
+    if reader.GetNumberOfComponents() != 1:
+        raise RefusedImageError(f"its voxels have {reader.GetNumberOfComponents()} components (colour or vectors)")
+    _check_spacing(tuple(reader.GetSpacing()[2::-1]))
+    item = _itemsize(pixel)
+    compressed = _says_compressed(path)
+    _check_plausible(path, int(np.prod(size)) * item, compressed)
+    size, spacing, origin, direction = _geometry_of(reader)
+    return Header((size[2], size[1], size[0]), spacing, origin, direction, item)
+
+
+def _itk_reader(path: Path) -> Any:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with itk_messages():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        reason = itk_reason(error)
+        if "Unable to determine ImageIO reader" in reason:
+            reason = "it is not the format that its name says"
+        raise RefusedImageError(f"its header cannot be read: {reason}") from None
+    return reader
+
+
+def _itk_geometry(path: Path) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
+    return _geometry_of(_itk_reader(path))
+
+
+def _geometry_of(reader: Any) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
+    dimension = reader.GetDimension()
+    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(dimension, dimension)[:3, :3]
+    x, y, z = (abs(float(value)) for value in reader.GetSpacing()[:3])
+    origin = tuple(float(value) for value in reader.GetOrigin()[:3])
+    return tuple(int(n) for n in reader.GetSize()), (z, y, x), (origin[0], origin[1], origin[2]), direction
+
+
+def _nibabel_geometry(path: Path, why: str) -> tuple[Triple, Triple, NDArray[np.float64]]:
+    """Take the affine that ITK refused, from RAS to LPS."""
+    try:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nifti.affine(path)
+    except Exception:
+        raise RefusedImageError(why) from None
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    _check_spacing(tuple(sizes[::-1]))
+    x, y, z = (float(size) for size in sizes)
+    origin = (float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3]))
+    return (z, y, x), origin, affine[:3, :3] / sizes
+
+
+def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
+    extra, shape = shape[:-3], shape[-3:]
+    if any(n < 1 for n in (*extra, *shape)):
+        raise RefusedImageError(f"its header claims a size of {_times(shape[::-1])}")
+    if any(n > 1 for n in extra):
+        raise RefusedImageError(
+            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); only single volumes are read"
+        )
+    voxels = int(np.prod(shape, dtype=object))
+    if voxels > max_voxels:
+        raise RefusedImageError(f"its header claims {_times(shape)} = {voxels:,} voxels; the limit is {max_voxels:,}")
+    if len(shape) < 3 or sum(n > 1 for n in shape) < 3:
+        single = "one voxel" if voxels == 1 else "one slice" if len(shape) == 3 else "2D"
+        raise RefusedImageError(f"it is no volume but {single} ({_times(shape)})")
+
+
+def _check_spacing(spacing: tuple[float, ...]) -> None:
+    named = _times(spacing)
+    if not np.isfinite(spacing).all():
+        raise RefusedImageError(f"its voxel size is not a number ({named} mm)")
+    if any(size == 0 for size in spacing):
+        raise RefusedImageError(f"its voxel size is zero along an axis ({named} mm)")
+    if any(size < 0 for size in spacing):
+        raise RefusedImageError(f"its voxel size is negative along an axis ({named} mm)")
+
+
+def _check_kind(dtype: np.dtype[np.generic]) -> None:
+    if dtype.kind == "c":
+        raise RefusedImageError("its voxels are complex numbers")
+    if dtype.kind == "V":
+        raise RefusedImageError(f"its voxels have {len(dtype.names or ())} components (colour or vectors)")
+    if dtype.kind not in "iuf":
+        raise RefusedImageError(f"its number type {dtype} is not read")
+
+
+def _check_plausible(path: Path, needed: int, compressed: bool | None) -> None:
+    if compressed is None:
+        return
+    present = source_bytes(path)
+    if present * (_MAX_DEFLATE if compressed else 1) < needed:
+        raise RefusedImageError(f"the file is too short: its header claims {needed:,} bytes, it holds {present:,}")
+
+
+def _check_geometry(header: Header) -> None:
+    if not np.isfinite(header.direction).all() or not np.isfinite(header.origin).all():
+        raise RefusedImageError("its position or direction is not a number")
+    if abs(np.linalg.det(header.direction)) < 1e-3:
+        raise RefusedImageError("its direction matrix is singular")
+    cosines = header.direction.T @ header.direction - np.eye(3)
+    if np.abs(cosines).max() > _MAX_SHEAR:
+        raise RefusedImageError("its axes are not perpendicular (sheared direction matrix)")
+
+
+def _itemsize(pixel: int) -> int:
+    return int(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel)).itemsize)
+
+
+def _text_header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(65536)
+
+
+def _says_compressed(path: Path) -> bool | None:
+    """Say whether NRRD or MetaImage data are deflated; None where the size tells nothing (bzip2, text, many files)."""
+    head = _text_header(path)
+    data = _DETACHED.search(head)
+    if data and (b"%" in data.group(1) or b"LIST" in data.group(1)):
+        return None
+    if re.search(rb"^encoding:\s*(gzip|gz)\s*$", head, re.M) or re.search(rb"^CompressedData\s*=\s*True", head, re.M):
+        return True
+    plain = re.search(rb"^encoding:\s*raw\s*$", head, re.M) or head.startswith(b"ObjectType")
+    return False if plain else None
+
+
+def _detached_data(path: Path) -> Path | None:
+    if suffix_of(path.name) not in (".nhdr", ".mhd"):
+        return None
+    match = _DETACHED.search(_text_header(path))
+    return path.parent / os.fsdecode(match.group(1)) if match else None
+
+
+def _times(numbers: tuple[float, ...]) -> str:
+    return "×".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,41 @@
+"""Where images come from. Each kind of source is one file and one line in `KINDS`.
+
+A kind offers `claims(text) -> bool`, whether a SOURCE of the command line is of its kind, and
+`find(text, options) -> Findings`, the images in it. The first kind that claims a source has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from viewalign.errors import UserError
+from viewalign.volumes.sources import folder
+from viewalign.volumes.sources.findings import Findings, FindOptions, Found, Refusal
+
+__all__ = ["KINDS", "FindOptions", "Findings", "Found", "Kind", "Refusal", "find"]
+
+
+class Kind(Protocol):
+    """What the file of a kind of source offers."""
+
+    def claims(self, text: str) -> bool:
+        """Say whether this SOURCE is of the kind."""
+
+    def find(self, text: str, options: FindOptions) -> Findings:
+        """List the images of this SOURCE, none of them opened."""
+
+
+KINDS: Sequence[Kind] = (folder,)
+
+
+def find(text: str, options: FindOptions) -> Findings:
+    """List the images of one SOURCE.
+
+    Raises:
+        UserError: no kind of source knows it.
+    """
+    for kind in KINDS:
+        if kind.claims(text):
+            return kind.find(text, options)
+    raise UserError(f"There is no folder or file {text}, and it is no pattern with * or ?.")

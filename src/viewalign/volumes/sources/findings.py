@@ -1,0 +1,56 @@
+"""What a source gives: images with whose they are, and what it set aside."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """How to look.
+
+    Attributes:
+        subject_pattern: regular expression searched in the path relative to the source; its named groups `subject`,
+            `session` and `modality` rule over what would be guessed.
+        labels: take label maps too (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
+    """
+
+    subject_pattern: re.Pattern[str] | None = None
+    labels: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image file and whose it is."""
+
+    path: Path
+    dataset: str
+    subject: str
+    session: str
+    name: str
+    modality: str
+
+
+@dataclass(frozen=True, order=True)
+class Refusal:
+    """One file that was set aside, and why."""
+
+    file: str
+    reason: str
+
+    def as_json(self) -> dict[str, str]:
+        """Return `{"file": …, "reason": …}`."""
+        return {"file": self.file, "reason": self.reason}
+
+
+@dataclass
+class Findings:
+    """The images of a source, what was set aside, and how many other files were passed over."""
+
+    found: list[Found] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    other_files: int = 0
+    dicom_files: int = 0
+    label_files: int = 0

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from viewalign.cli.index import index
+from viewalign.errors import UserError
+from viewalign.volumes.catalogue import read_catalogue
+from viewalign.volumes.itk import sitk
+
+
+def run(*arguments: object):
+    app = typer.Typer()
+    app.command()(index)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def save(path: Path, shape=(8, 9, 10)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(np.random.default_rng(0).normal(5, 1, shape).astype(np.float32)), str(path))
+
+
+def test_a_table_and_a_catalogue(tmp_path: Path) -> None:
+    for name in ("sub-01/ses-1/T1w.nii.gz", "sub-01/ses-2/T1w.nii.gz", "sub-02/ses-1/T2w.mha"):
+        save(tmp_path / "scans" / name)
+    result = run(tmp_path / "scans", "-o", tmp_path / "cat.json")
+    assert result.exit_code == 0
+    for words in ("Subjects", "2", "Sessions", "3", "T1w 2, T2w 1", "8×9×10", "1×1×1 mm", "viewalign prepare"):
+        assert words in result.stdout
+    assert len(list(read_catalogue(tmp_path / "cat.json").records())) == 3
+    assert json.loads((tmp_path / "cat.refused.json").read_text()) == []
+
+
+def test_refused_files_are_listed(tmp_path: Path) -> None:
+    save(tmp_path / "scans" / "a.nii.gz")
+    save(tmp_path / "scans" / "flat.nii.gz", (9, 10))
+    result = run(tmp_path / "scans", "-o", tmp_path / "cat.json")
+    assert result.exit_code == 3
+    (entry,) = json.loads((tmp_path / "cat.refused.json").read_text())
+    assert entry["file"].endswith("flat.nii.gz")
+    assert "2D" in entry["reason"]
+    assert "flat.nii.gz: it is no volume but 2D" in result.stdout
+
+
+def test_no_volumes_found(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    result = run(tmp_path, "-o", tmp_path / "cat.json")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, UserError)
+    assert "No volumes were found" in str(result.exception)
+    assert not (tmp_path / "cat.json").exists()
+
+
+def test_dicom_is_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "1.dcm").write_bytes(b"DICM")
+    assert "DICOM" in str(run(tmp_path, "-o", tmp_path / "cat.json").exception)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"), [("(", "no regular expression"), ("x(?P<who>.)", "no group named subject")]
+)
+def test_a_wrong_pattern_is_explained(tmp_path: Path, pattern: str, words: str) -> None:
+    save(tmp_path / "a.nii.gz")
+    result = run(tmp_path, "-o", tmp_path / "cat.json", "--subject-pattern", pattern)
+    assert words in str(result.exception)
+
+
+def test_the_subject_pattern_is_used(tmp_path: Path) -> None:
+    for name in ("x_P1_a.nii.gz", "y_P1_b.nii.gz"):
+        save(tmp_path / "scans" / name)
+    run(tmp_path / "scans", "-o", tmp_path / "cat.json", "--subject-pattern", r"_(?P<subject>P\d)_")
+    assert {record.subject for record in read_catalogue(tmp_path / "cat.json").records()} == {"P1"}

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from viewalign.cli.index import index
+from viewalign.cli.prepare import prepare
+from viewalign.errors import UserError
+from viewalign.volumes.itk import sitk
+from viewalign.volumes.store import Store
+
+
+def run(*arguments: object):
+    app = typer.Typer()
+    app.command()(index)
+    app.command()(prepare)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def save(path: Path, shape=(8, 9, 10)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(np.random.default_rng(0).normal(5, 1, shape).astype(np.float32)), str(path))
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    save(tmp_path / "scans" / "a_T1.nii.gz")
+    save(tmp_path / "scans" / "b_T1.nrrd")
+    return tmp_path / "scans"
+
+
+def test_from_a_catalogue(tmp_path: Path, scans: Path) -> None:
+    run("index", scans, "-o", tmp_path / "cat.json")
+    result = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "--workers", 0)
+    assert result.exit_code == 0
+    assert "2 images in the store; 2 prepared now." in result.stdout
+    assert f"viewalign pretrain cva-resenc-xs data={tmp_path / 'store'}" in result.stdout
+    assert len(Store.open(tmp_path / "store")) == 2
+    again = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "--workers", 0)
+    assert "0 prepared now; 2 already there." in again.stdout
+
+
+def test_refusals_of_the_index_are_counted(tmp_path: Path, scans: Path) -> None:
+    save(scans / "flat.nii.gz", (9, 10))
+    save(scans / "steady.nii.gz")
+    sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32) + 2, str(scans / "steady.nii.gz"))
+    run("index", scans, "-o", tmp_path / "cat.json")
+    result = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "--workers", 0)
+    assert result.exit_code == 3
+    report = json.loads((tmp_path / "store/report.json").read_text())
+    assert report["prepared"] == 2
+    assert [Path(entry["file"]).name for entry in report["refused"]] == ["flat.nii.gz", "steady.nii.gz"]
+    assert "steady.nii.gz: the image is constant" in result.stdout
+
+
+def test_from_a_folder(tmp_path: Path, scans: Path) -> None:
+    arguments = ("--spacing", "none", "--normalise", "none", "--workers", 0)
+    assert run("prepare", scans, "-o", tmp_path / "store", *arguments).exit_code == 0
+    store = Store.open(tmp_path / "store")
+    assert store.shape(0) == (8, 9, 10)
+    assert store.recipe["spacing"] is None
+    assert store.read(0).mean() == pytest.approx(5, abs=0.3)
+
+
+def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32), str(tmp_path / "scans/zero.nii.gz"))
+    result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "--workers", 0)
+    assert result.exit_code == 1
+    assert "None of the 1 images could be used" in str(result.exception)
+    assert json.loads((tmp_path / "store/report.json").read_text())["prepared"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--spacing", "1,x"), "give one or three voxel sizes"),
+        (("--spacing", "0"), "between 0.01 and 100 mm"),
+        (("--normalise", "median"), "'zscore', 'foreground' or 'none', not median"),
+    ],
+)
+def test_wrong_options_are_sentences(tmp_path: Path, scans: Path, arguments: tuple[str, str], sentence: str) -> None:
+    result = run("prepare", scans, "-o", tmp_path / "store", *arguments)
+    assert isinstance(result.exception, UserError)
+    assert sentence in str(result.exception)
+    assert not (tmp_path / "store").exists()
+
+
+def test_refused_by_their_headers_alone_is_reported_too(tmp_path: Path) -> None:
+    save(tmp_path / "scans" / "flat.nii.gz", (9, 10))
+    result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "--workers", 0)
+    assert result.exit_code == 1
+    assert "2D" in json.loads((tmp_path / "store/report.json").read_text())["refused"][0]["reason"]
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("viewalign.volumes.prepare.prepare_records", interrupted)
+    result = run("prepare", scans, "-o", tmp_path / "store")
+    assert result.exit_code == 130
+    assert "run the same command again" in result.output
+
+
+def test_nothing_to_prepare(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "No volumes were found" in str(run("prepare", tmp_path / "empty", "-o", tmp_path / "s").exception)
+    assert "There is no catalogue" in str(run("prepare", tmp_path / "none.json", "-o", tmp_path / "s").exception)

@@ -1,0 +1,23 @@
+"""What all tests share: where real data may lie, and a machine that is not fought over."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).parents[1].parent / "shared")) / "data"
+
+
+def pytest_configure(config):
+    # Under pytest-xdist each worker gets its share of the cores: threads that wait for a core cost more than they give.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real volumes, or a skip where it is not there."""
+    if not SHARED.is_dir():
+        pytest.skip("the real volumes (shared/data beside the checkout) are not there")
+    return SHARED

@@ -1,0 +1,132 @@
+import copy
+
+import pytest
+import torch
+
+from viewalign.errors import UserError
+from viewalign.methods.registry import build_method
+from viewalign.recipes.loading import load
+from viewalign.views.batch import ViewBatch
+
+SMALL = ["views.size=[16,16,16]", "heads.width=32", "heads.predictor_width=16", "batch=4"]
+
+
+def method_of(recipe="cva-resenc-xs", *settings):
+    torch.manual_seed(0)
+    return build_method(load(recipe, [*SMALL, *settings]))
+
+
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
+@pytest.mark.parametrize("order", ["project_first", "align_first"])
+def test_a_step_gives_every_term_and_gradients_to_the_whole_student(recipe, order, make_batch):
+    method = method_of(recipe, f"objectives.order={order}")
+    result = method.step(make_batch(), examine=True)
+    assert set(result.logs) == {"loss", "reconstruction", "consistency", "contrastive", "cosine", "contrast_accuracy"}
+    logs = {name: float(value) for name, value in result.logs.items()}
+    assert logs["loss"] == pytest.approx(
+        5 * logs["reconstruction"] + logs["consistency"] + 0.1 * logs["contrastive"], rel=1e-5
+    )
+    assert logs["cosine"] == pytest.approx(1 - logs["consistency"] / 2, abs=1e-5)
+    result.loss.backward()
+    bare = [n for n, p in method.student.named_parameters() if p.grad is None]
+    unused = "net.decoder.seg_layers"  # deep supervision's heads, which the library always builds
+    assert [name for name in bare if unused not in name] == []
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert result.features["encoder"].shape[0] == result.features["projected"].shape[0] > 100
+    assert result.pictures["reconstruction"].shape == (8, 1, 16, 16, 16)
+
+
+def test_a_step_repeats_exactly_and_depends_on_its_sample(make_batch):
+    method, batch = method_of(), make_batch()
+    assert torch.equal(method.step(batch).loss, method.step(batch).loss)
+    other = ViewBatch(**{**vars(batch), "sample": batch.sample + 1})
+    assert not torch.equal(method.step(batch).loss, method.step(other).loss)
+
+
+def test_padding_counts_in_no_loss(make_batch):
+    """What a padded voxel holds may reach the network, but no term compares it: targets there may be anything."""
+    method, batch = method_of(), make_batch(size=(32, 32, 32), batch=4)
+    assert not batch.valid.all()
+    before = method.step(batch).logs
+    dirty = torch.where(batch.valid, batch.targets, torch.full_like(batch.targets, 1e3))
+    after = method.step(ViewBatch(**{**vars(batch), "targets": dirty})).logs
+    assert float(after["reconstruction"]) == pytest.approx(float(before["reconstruction"]), rel=1e-6)
+
+
+def test_the_loss_is_that_of_its_parts_by_hand(make_batch):
+    """Reconstruction recomputed from the pictures: Huber over masked valid voxels, per view, then over views."""
+    method, batch = method_of(), make_batch(size=(16, 16, 16))
+    result = method.step(batch, examine=True)
+    image, hidden = result.pictures["reconstruction"], result.pictures["mask"]
+    losses = []
+    for view in range(8):
+        target, valid = batch.targets.flatten(0, 1)[view], batch.valid.flatten(0, 1)[view]
+        error = (image[view] - target).abs()[hidden[view] & valid]
+        losses.append(torch.where(error < 1, 0.5 * error**2, error - 0.5).mean())
+    assert float(result.logs["reconstruction"]) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert hidden.float().mean((1, 2, 3, 4)).tolist() == pytest.approx([0.75] * 8)
+
+
+def test_a_method_aligned_with_itself_sees_the_same_features(make_batch):
+    """With one frame, no mask and teacher equal to student, aligned encoder features of both networks must agree."""
+    method = method_of("cva-resenc-xs", "masking.ratio=0", "teacher.momentum=0")
+    batch = make_batch(mirror=False, p_rotation=0, p_scale=0)
+    same = ViewBatch(
+        **{
+            **vars(batch),
+            "views": batch.views[:1].expand(2, -1, -1, -1, -1, -1),
+            "to_volume": batch.to_volume[:1].expand(2, -1, -1, -1),
+            "valid": batch.valid[:1].expand(2, -1, -1, -1, -1, -1),
+        }
+    )
+    images, valid = same.views.flatten(0, 1), same.valid.flatten(0, 1)
+    student, teacher = method.student.features(images, valid), method.teacher.features(images, valid)
+    assert torch.allclose(student.pooled, teacher.pooled, atol=1e-5)
+    for a, b in zip(student.maps, teacher.maps, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_terms_of_no_weight_are_not_computed(make_batch):
+    settings = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
+    logs = method_of("cva-resenc-xs", *settings).step(make_batch()).logs
+    assert set(logs) == {"loss", "reconstruction"}
+
+
+def test_the_teacher_follows_after_an_update(make_batch):
+    method = method_of("cva-resenc-xs", "teacher.momentum=0.9")
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    before = copy.deepcopy(method.teacher.state_dict())
+    method.step(make_batch()).loss.backward()
+    optimizer.step()
+    method.after_update(1)
+    student = method.student.state_dict()
+    for name, value in method.teacher.state_dict().items():
+        assert torch.allclose(value, 0.9 * before[name] + 0.1 * student[name], atol=1e-6), name
+
+
+def test_it_learns(make_batch):
+    method, batch = method_of("cva-resenc-xs", "objectives.order=align_first"), make_batch()
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
+    losses = []
+    for step in range(30):
+        result = method.step(batch)
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+        method.after_update(step)
+        losses.append(float(result.loss))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(UserError, match="without negatives"):
+        method_of("cva-resenc-xs", "batch=1")
+    with pytest.raises(UserError, match="There is no method 'byol'"):
+        method_of("cva-resenc-xs", "method=byol")
+    with pytest.raises(UserError, match="multiple of 8"):
+        build_method(load("cva-resenc-xs", ["views.size=[20,16,16]"]))
+
+
+def test_few_pooled_vectors_are_normalised_by_layer():
+    assert method_of("cva-resenc-xs", "batch=3").student.projector.norm == "layer"
+    assert method_of("cva-resenc-xs", "batch=4").student.projector.norm == "batch"

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.primus import Primus
+
+from viewalign.errors import UserError
+from viewalign.networks import masks, primus
+from viewalign.networks.registry import build_backbone, network_names
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_published_parameter_counts():
+    """Counts of the papers, on the meta device so that nothing large is made."""
+    with torch.device("meta"):
+        resenc = build_backbone("resenc-l", (64, 64, 64))
+        assert parameters(resenc.net.encoder) == 90_296_576
+        assert parameters(resenc.net) == 102_348_965
+
+
+@pytest.mark.slow
+def test_published_parameter_counts_of_primus():
+    small, large = (build_backbone("primus-m", (size,) * 3) for size in (64, 160))
+    assert parameters(small.net.eva) == 144_084_672
+    assert parameters(small.feature_decoder) == 18_399_168
+    assert parameters(large.net.eva) == 150_554_304
+
+
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("size", [(24, 32, 32), (32, 16, 24)])
+def test_shapes_for_any_size_that_the_stride_divides(name, size):
+    backbone = build_backbone(name, size, block=(8, 8, 8)).eval()
+    images = torch.randn(2, 1, *size)
+    encoded = backbone.encode(images)
+    maps = backbone.dense(encoded)
+    assert [tuple(m.shape[2:]) for m in maps] == backbone.grids(size)
+    assert tuple(m.shape[1] for m in maps) == backbone.stage_channels
+    assert backbone.reconstruct(encoded).shape == images.shape
+    shares = [torch.ones(2, 1, *m.shape[2:]) for m in maps]
+    assert backbone.pool(maps, shares).shape == (2, backbone.pooled_channels)
+
+
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+def test_padding_does_not_count_in_the_pooled_vector(name):
+    backbone = build_backbone(name, (16, 16, 16)).eval()
+    maps = [torch.randn(1, c, *g) for c, g in zip(backbone.stage_channels, backbone.grids((16, 16, 16)), strict=True)]
+    shares = [torch.ones(1, 1, *m.shape[2:]) for m in maps]
+    for share, one in zip(shares, maps, strict=True):
+        share[:, :, one.shape[2] // 2 :] = 0
+    clean = backbone.pool(maps, shares)
+    for one in maps:
+        one[:, :, one.shape[2] // 2 :] = 1e4
+    assert torch.allclose(backbone.pool(maps, shares), clean, atol=1e-5)
+
+
+def test_sizes_that_do_not_fit_are_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"multiple of 8 and at least 16; take 24 or 32"):
+        build_backbone("resenc-xs", (32, 28, 32))
+    with pytest.raises(UserError, match="at least 64"):
+        build_backbone("resenc-l", (64, 64, 32))
+    with pytest.raises(UserError, match="multiple of 4"):
+        build_backbone("primus-xs", (30, 32, 32))
+    with pytest.raises(UserError, match="There is no network 'resnet'"):
+        build_backbone("resnet", (32, 32, 32))
+    assert "primus-m" in network_names()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6, 0.75, 0.99])
+@pytest.mark.parametrize("blocks", [8, 27, 100, 4096])
+def test_masks_hide_exactly_their_share(ratio, blocks):
+    mask = masks.draw_mask(np.random.default_rng(0), blocks, ratio)
+    assert mask.sum() == min(round(ratio * blocks), blocks - 1)
+
+
+def test_masks_spread_over_voxels_at_any_size():
+    mask = torch.zeros(1, 2 * 3 * 2, dtype=torch.bool)
+    mask[0, 5] = True  # block (0, 2, 1)
+    voxels = masks.to_voxels(mask, (8, 10, 7), (4, 4, 4))
+    expected = torch.zeros(1, 1, 8, 10, 7, dtype=torch.bool)
+    expected[..., 0:4, 8:10, 4:7] = True
+    assert torch.equal(voxels, expected)
+    hidden = masks.hide(torch.ones(1, 2, 8, 10, 7), mask, (4, 4, 4))
+    assert torch.equal(hidden == 0, expected.expand(1, 2, -1, -1, -1))
+
+
+def test_a_cnn_sees_nothing_of_a_masked_block():
+    torch.manual_seed(0)
+    backbone = build_backbone("resenc-xs", (16, 16, 16), block=(8, 8, 8)).eval()
+    mask = torch.zeros(1, 8, dtype=torch.bool)
+    mask[0, 3] = True
+    a = torch.randn(1, 1, 16, 16, 16)
+    b = a.clone()
+    b[:, :, 0:8, 8:16, 8:16] = 77.0
+    assert torch.equal(backbone.encode(a, mask).maps[-1], backbone.encode(b, mask).maps[-1])
+    assert not torch.equal(backbone.encode(a).maps[-1], backbone.encode(b).maps[-1])
+
+
+def make_primus():
+    torch.manual_seed(0)
+    return build_backbone("primus-xs", (16, 24, 32)).eval()
+
+
+def test_primus_without_dropping_is_the_library_s_own():
+    backbone = make_primus()
+    plain = Primus(1, 192, (4, 4, 4), 1, 6, 4, (16, 24, 32), init_values=0.1, scale_attn_inner=True).eval()
+    plain.load_state_dict(backbone.net.state_dict())
+    images = torch.randn(2, 1, 16, 24, 32)
+    tokens = backbone.encode(images).tokens
+    restored = backbone.net.up_projection(tokens.transpose(1, 2).unflatten(2, (4, 6, 8)))
+    assert torch.allclose(restored, plain(images), atol=1e-5)
+
+
+def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
+    """Dropping equals attention over the kept tokens alone, each at its own place: checked against a masked softmax."""
+    backbone = make_primus()
+    images = torch.randn(2, 1, 16, 24, 32)
+    rng = np.random.default_rng(0)
+    mask = torch.from_numpy(np.stack([masks.draw_mask(rng, 4 * 6 * 8, 0.75) for _ in range(2)]))
+    kept = masks.kept_tokens(mask)
+    got = backbone.encode(images, mask)
+    tokens = backbone.net.down_projection(images).flatten(2).transpose(1, 2) + backbone.net.eva.pos_embed
+    rope = backbone.net.eva.rope.get_embed()
+    for row in range(2):
+        one = tokens[row : row + 1]
+        allowed = (~mask[row])[None, None, None].expand(1, 1, one.shape[1], -1)
+        for block in backbone.net.eva.blocks:
+            one = block(one, rope=rope, attn_mask=allowed)
+        expected = backbone.net.eva.norm(one)[0, kept[row]]
+        assert torch.allclose(got.tokens[row], expected, atol=1e-4)
+
+
+def test_restored_tokens_are_in_raster_order_with_fillers_between():
+    tokens = torch.arange(2 * 3 * 1.0).view(2, 3, 1) + 10
+    kept = torch.tensor([[0, 2, 5], [1, 3, 4]])
+    full = primus.restore(tokens, kept, torch.tensor([-1.0]), 6)
+    assert full[..., 0].tolist() == [[10, -1, 11, -1, -1, 12], [-1, 13, -1, 14, 15, -1]]
+
+
+def test_kept_tokens_are_those_not_masked():
+    mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
+    assert masks.kept_tokens(mask).tolist() == [[1, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+def test_a_teacher_needs_no_decoder(name):
+    backbone = build_backbone(name, (16, 16, 16))
+    before = parameters(backbone)
+    backbone.drop_decoder()
+    assert parameters(backbone) < before
+    assert backbone.dense(backbone.encode(torch.randn(1, 1, 16, 16, 16)))

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from viewalign.networks import heads, teacher
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_row_norm_is_batch_norm_without_running_averages():
+    rows = torch.randn(50, 8)
+    norm = heads.RowNorm(8, affine=False)
+    assert torch.allclose(norm(rows, torch.ones(50)), F.batch_norm(rows, None, None, training=True), atol=1e-5)
+    assert not list(norm.buffers())
+    norm.eval()
+    assert torch.allclose(norm(rows, torch.ones(50)), F.batch_norm(rows, None, None, training=True), atol=1e-5)
+
+
+def test_rows_of_no_weight_count_in_no_statistic():
+    rows = torch.randn(50, 8)
+    share = torch.ones(50)
+    share[30:] = 0
+    norm = heads.RowNorm(8)
+    clean = norm(rows, share)[:30]
+    rows[30:] = 1e4
+    assert torch.allclose(norm(rows, share)[:30], clean, atol=1e-5)
+    assert torch.allclose(clean, norm(rows[:30], torch.ones(30)), atol=1e-5)
+
+
+def test_row_norm_gradients():
+    rows = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    norm = heads.RowNorm(3).double()
+    assert torch.autograd.gradcheck(
+        lambda r: norm(r, torch.rand(6, generator=torch.Generator().manual_seed(0))), (rows,)
+    )
+
+
+def test_published_widths():
+    published_resenc, published_primus = 10_688_512, 10_176_512
+    two_hidden_norms = 2 * 2 * 2048
+    assert count(heads.projector(1120, 2048, "batch")) == published_resenc + two_hidden_norms
+    # Primus' published head also scales and shifts after its last norm, which ours does not.
+    assert count(heads.projector(864, 2048, "batch")) == published_primus - 2 * 2048
+    assert count(heads.predictor(2048, 512, "batch")) == 2_100_736
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_heads_stay_in_full_precision_where_it_matters(norm):
+    head = heads.projector(16, 32, norm)
+    rows = torch.randn(20, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = head(rows, torch.ones(20))
+    assert out.dtype == torch.float32
+    if norm == "batch":
+        assert torch.allclose(out.mean(0), torch.zeros(32), atol=1e-5)
+
+
+def test_the_teacher_is_the_moving_average():
+    torch.manual_seed(0)
+    student, follower = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    expected = {
+        n: 0.9 * p.detach() + 0.1 * dict(student.named_parameters())[n].detach() for n, p in follower.named_parameters()
+    }
+    teacher.freeze(follower)
+    teacher.move_towards(*teacher.pair_parameters(student, follower), 0.9)
+    for name, value in follower.named_parameters():
+        assert torch.allclose(value, expected[name])
+        assert not value.requires_grad
+
+
+def test_a_teacher_with_more_than_the_student_is_a_fault():
+    with pytest.raises(ValueError, match="lacks"):
+        teacher.pair_parameters(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2))

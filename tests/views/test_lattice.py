@@ -1,0 +1,61 @@
+import torch
+
+from viewalign.views import affines, lattice
+
+SIZE = (10, 12, 14)
+
+
+def shifted(*by):
+    out = affines.identity(1)
+    out[0, :, 3] = torch.tensor(by, dtype=torch.float64)
+    return out
+
+
+def rotated(degrees):
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    out = affines.identity(1)
+    out[0, 1, 1] = out[0, 2, 2] = angle.cos()
+    out[0, 1, 2], out[0, 2, 1] = -angle.sin(), angle.sin()
+    return out
+
+
+def test_common_box_of_shifted_views_is_their_shared_voxels():
+    low, high = lattice.common_box(affines.identity(1), shifted(3, -4, 0), SIZE)
+    assert torch.allclose(low, torch.tensor([[2.5, -0.5, -0.5]]).double())
+    assert torch.allclose(high, torch.tensor([[9.5, 7.5, 13.5]]).double())
+
+
+def test_the_general_way_agrees_with_the_simple_one():
+    a, b = affines.identity(1), shifted(3, -4, 2)
+    low, high = lattice.common_box(a, b, SIZE)
+    general = lattice._polyhedron_box(affines.invert(affines.compose(affines.invert(a), b)), torch.tensor(SIZE) - 0.5)
+    assert torch.allclose(low, general[0])
+    assert torch.allclose(high, general[1])
+
+
+def test_the_box_of_turned_views_holds_all_shared_points_and_no_more():
+    centre = torch.tensor([4.5, 5.5, 6.5], dtype=torch.float64)
+    turn = rotated(30.0)
+    turn[0, :, 3] = centre - turn[0, :, :3] @ centre
+    low, high = lattice.common_box(affines.identity(1), turn, SIZE)
+    axes = [torch.linspace(-0.5, n - 0.5, 61, dtype=torch.float64) for n in SIZE]
+    points = torch.cartesian_prod(*axes)[None]
+    shared = points[0][lattice.inside(points, turn, SIZE)[0]]
+    assert (shared >= low - 1e-6).all()
+    assert (shared <= high + 1e-6).all()
+    assert torch.allclose(shared.amin(0), low[0], atol=0.3)
+    assert torch.allclose(shared.amax(0), high[0], atol=0.3)
+
+
+def test_views_that_share_nothing_give_an_empty_box():
+    far = rotated(30.0)
+    far[0, :, 3] = 1000.0
+    low, high = lattice.common_box(affines.identity(1), far, SIZE)
+    assert torch.equal(low, torch.zeros(1, 3).double())
+    assert torch.equal(high, torch.zeros(1, 3).double())
+
+
+def test_points_lie_at_the_centres_of_equal_parts():
+    grid = lattice.between(affines.identity(1), affines.identity(1), (8, 8, 8), (2, 2, 2), samples=2)
+    assert grid.points.shape == (1, 64, 3)
+    assert torch.allclose(grid.points[0, :, 2].unique(), torch.tensor([0.5, 2.5, 4.5, 6.5]).double())

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+
+from viewalign.errors import RefusedImageError
+from viewalign.views.array import ArraySource
+from viewalign.views.build import build_views
+from viewalign.views.drawing import Drawing
+from viewalign.views.photometric import Photometrics
+from viewalign.views.samples import SampleReader, StepSampler
+
+DRAWING = Drawing((16, 16, 16))
+
+
+class Cohort(ArraySource):
+    """Several volumes, of which some cannot be read, and a bright corner that is foreground."""
+
+    def __init__(self, count=12, broken=(), threshold=-np.inf, hidden=False):
+        rng = np.random.default_rng(0)
+        array = rng.normal(size=(32, 30, 28)) * 0.1
+        array[:12, :12, :12] += 10
+        super().__init__(array)
+        self._count, self._broken, self._threshold, self._hidden = count, set(broken), threshold, hidden
+
+    def __len__(self):
+        return self._count
+
+    def foreground_threshold(self, k):
+        return self._threshold
+
+    def read(self, k, start, stop):
+        if k in self._broken:
+            raise RefusedImageError(f"volume {k} is broken")
+        return super().read(k, start, stop)
+
+    def read_mask(self, k, kind, start, stop):
+        if not self._hidden:
+            return None
+        mask = np.zeros((32, 30, 28), dtype=bool)
+        mask[:, :, :14] = True
+        return mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+
+
+def reader(source, subjects=None, batch=4, **options):
+    subjects = np.arange(len(source)) if subjects is None else np.asarray(subjects)
+    return SampleReader(source, subjects, np.arange(len(source)), DRAWING, batch, seed=3, **options)
+
+
+def test_sample_i_is_the_same_whoever_reads_it():
+    a, b = reader(Cohort())[17], reader(Cohort())[17]
+    assert torch.equal(a.crop, b.crop)
+    assert torch.equal(a.to_volume, b.to_volume)
+    views = [build_views([s], (16, 16, 16), Photometrics(p_noise=1, p_blur=1), seed=3).views for s in (a, b)]
+    assert torch.equal(*views)
+
+
+def test_a_global_batch_draws_no_volume_and_no_subject_twice():
+    subjects = [0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 6]
+    one = reader(Cohort(), subjects, batch=6)
+    for step in range(50):
+        volumes = [one.volume_of(step * 6 + slot) for slot in range(6)]
+        assert len(set(volumes)) == 6
+        assert len({subjects[v] for v in volumes}) == 6
+
+
+def test_with_too_few_subjects_volumes_still_differ():
+    one = reader(Cohort(), [0] * 6 + [1] * 6, batch=8)
+    volumes = [one.volume_of(slot) for slot in range(8)]
+    assert len(set(volumes)) == 8
+
+
+def test_all_volumes_are_drawn_about_equally_often():
+    one = reader(Cohort(), batch=4)
+    counts = np.bincount([one.volume_of(i) for i in range(2400)], minlength=12)
+    assert counts.min() > 140
+    assert counts.max() < 260
+
+
+def test_very_many_volumes_are_drawn_as_evenly():
+    class Huge(Cohort):
+        pass
+
+    one = SampleReader(Huge(100_000), np.arange(100_000) // 3, np.arange(100_000), DRAWING, 8, seed=0)
+    volumes = np.array([one.volume_of(i) for i in range(4000)])
+    assert len(np.unique(volumes)) > 3800
+    assert 45_000 < volumes.mean() < 55_000
+
+
+def test_an_unreadable_volume_is_replaced_and_reported():
+    source = Cohort(broken={2, 5})
+    one = reader(source)
+    seen = [one[i] for i in range(40)]
+    told = {volume for sample in seen for volume, _ in sample.refused}
+    assert told == {2, 5}
+    assert all(sample.volume_id not in {2, 5} for sample in seen)
+    again = reader(source)
+    assert [s.volume_id for s in seen] == [again[i].volume_id for i in range(40)]
+
+
+def test_nothing_readable_is_an_error_not_a_loop():
+    with pytest.raises(RefusedImageError, match="in a row cannot be read"):
+        reader(Cohort(broken=range(12)))[0]
+
+
+def test_views_of_empty_space_are_redrawn():
+    source = Cohort(threshold=5.0)
+
+    def share(redraws):
+        one = reader(source, min_foreground=0.1, redraws=redraws)
+        return np.mean([float((one[i].crop > 5).float().mean()) for i in range(40)])
+
+    assert share(8) > 1.3 * share(0)
+
+
+def test_an_anonymised_region_is_not_valid():
+    batch = build_views([reader(Cohort(hidden=True))[i] for i in range(4)], (16, 16, 16), None)
+    index = torch.stack(torch.meshgrid(*[torch.arange(16)] * 3, indexing="ij"), -1).double()
+    for v in range(2):
+        for b in range(4):
+            where = index @ batch.to_volume[v, b, :, :3].T + batch.to_volume[v, b, :, 3]
+            deep = (where[..., 2] < 12.5) & batch.valid[v, b, 0]
+            assert not deep.any()
+            assert (batch.views[v, b, 0][~batch.valid[v, b, 0]] == 0).all()
+
+
+def test_each_process_takes_its_own_slots():
+    whole = list(StepSampler(2, 5, 6))
+    parts = [list(StepSampler(2, 5, 6, rank, 3)) for rank in range(3)]
+    assert [sum((part[k] for part in parts), []) for k in range(3)] == whole
+    assert whole[0] == [12, 13, 14, 15, 16, 17]
+    with pytest.raises(ValueError, match="does not divide"):
+        StepSampler(0, 1, 5, 0, 2)
