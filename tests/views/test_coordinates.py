@@ -90,7 +90,7 @@ def test_pooled_features_stay_in_place(case, pool):
 
 @pytest.mark.parametrize("limit", [16, 8])
 def test_stages_of_a_network_stay_in_place_on_the_common_grid(limit):
-    """`project_first`: stages from 64³ down to 4³ are brought to one grid, finer ones averaged, coarser interpolated."""
+    """`project_first`: stages from 64³ down to 4³ come to one grid, finer ones averaged, coarser interpolated."""
     pair = unpadded_pair((140, 140, 140), CASES["all of it"][1])
     stages = [F.avg_pool3d(pair.views.flatten(0, 1), 2**k) for k in range(5)]
     grid = grids.common_grid([tuple(stage.shape[2:]) for stage in stages], limit)
@@ -104,7 +104,7 @@ def test_stages_of_a_network_stay_in_place_on_the_common_grid(limit):
 
 
 def test_every_stage_stays_in_place_when_read_on_its_own_grid():
-    """`align_first`: each stage is read at the lattice points; the coarsest ones continue linearly past their border."""
+    """`align_first`: each stage is read at the lattice points; the coarsest continue linearly past their border."""
     for seed in range(DRAWS):
         pair = draw_views(ramp(112, 112, 112), (64, 64, 64), seed, CASES["mirrored"][1])
         stages = [F.avg_pool3d(pair.views.flatten(0, 1), 2**k) for k in range(6)]

@@ -1,0 +1,76 @@
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.recipes import loading
+
+
+@pytest.mark.parametrize("name", loading.names())
+def test_every_recipe_is_valid_and_says_what_it_is(name):
+    recipe = loading.load(name)
+    assert recipe.method
+    assert len(loading.headline(name)) > 20
+
+
+def test_the_published_settings():
+    resenc, primus = loading.load("cva-resenc-l"), loading.load("cva-primus-m")
+    assert (resenc.views.size, resenc.batch, resenc.steps) == ((128, 128, 128), 4, 250 * 250)
+    assert (resenc.optim.name, resenc.optim.lr, resenc.optim.momentum, resenc.optim.clip) == ("sgd", 0.01, 0.99, 12.0)
+    assert (primus.views.size, primus.batch, primus.steps) == ((160, 160, 160), 4, 150 * 250)
+    assert (primus.optim.name, primus.optim.lr, primus.optim.warmup) == ("adamw", 3e-4, 10 * 250)
+    for recipe in (resenc, primus):
+        terms = recipe.objectives
+        weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
+        assert weights == (5.0, 1.0, 0.1)
+        assert (terms.temperature, terms.cells, terms.samples, recipe.teacher.momentum) == (0.5, 7, 2, 0.995)
+        assert (recipe.views.overlap, recipe.masking.ratio) == ((0.4, 0.8), 0.75)
+
+
+def test_overrides_of_every_kind():
+    recipe = loading.load(
+        "cva-resenc-xs", ["optim.lr=1e-4", "network=primus-xs", "views.size=[24,32,32]", "optim.clip=null"]
+    )
+    assert (recipe.optim.lr, recipe.network.name, recipe.views.size) == (1e-4, "primus-xs", (24, 32, 32))
+    assert recipe.optim.clip is None
+    assert loading.load("cva-resenc-xs", ["views.size=48"]).views.size == (48, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.learningrate=1", "There is no setting 'optim.learningrate' (did you mean 'optim.lr'?)."),
+        ("patch_size=64", "(did you mean 'views.size'?)"),
+        ("optim.lrr=1", "(did you mean 'optim.lr'?)"),
+        ("lr=1", "(did you mean 'optim.lr'?)"),
+        ("optim.lr=-1", "optim.lr = -1: input should be greater than 0"),
+        ("views.size=[1,2]", "one number or three"),
+        ("views.overlap=[0.9,0.2]", "0 < low ≤ high ≤ 1"),
+        ("batch=many", "batch = 'many'"),
+        ("nonsense", "write key=value"),
+        ("views.size=[1", "cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(override, sentence):
+    with pytest.raises(UserError) as caught:
+        loading.load("cva-resenc-xs", [override])
+    assert sentence in str(caught.value)
+
+
+def test_unknown_recipes_and_files(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'cva-resenc-xs'"):
+        loading.load("cva-resnet-xs")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        loading.load(str(tmp_path / "bad.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="must hold settings"):
+        loading.load(str(tmp_path / "list.yaml"))
+    (tmp_path / "odd.yaml").write_text("optim: {learningrate: 1}\nsteps: 3")
+    with pytest.raises(UserError, match=r"there is no setting 'optim.learningrate' \(did you mean 'optim.lr'\?\)"):
+        loading.load(str(tmp_path / "odd.yaml"))
+
+
+def test_a_recipe_written_out_reads_back_the_same(tmp_path):
+    recipe = loading.load("cva-primus-m", ["data=store", "seed=5"])
+    file = tmp_path / "config.yaml"
+    file.write_text(loading.to_yaml(recipe))
+    assert loading.load(str(file)) == recipe

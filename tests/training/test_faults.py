@@ -1,0 +1,187 @@
+"""What goes wrong on the way: told in sentences, and nothing already made is lost."""
+
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from viewalign.errors import UserError
+from viewalign.methods.cva import ConsistentViewAlignment
+from viewalign.training import checkpoints, data
+from viewalign.training.folder import RunFolder
+from viewalign.training.logs import read_log
+from viewalign.training.run import pretrain
+from viewalign.views.array import ArraySource
+from viewalign.views.drawing import Drawing
+from viewalign.views.samples import SampleReader
+from viewalign.volumes.store import Store, store_from_arrays
+
+
+def events(folder, name):
+    return [row for row in read_log(folder.log) if row["kind"] == "event" and row["event"] == name]
+
+
+def test_a_run_needs_a_store_and_a_folder(tiny_recipe, tmp_path):
+    with pytest.raises(UserError, match="Name a prepared store: data=STORE"):
+        pretrain(tiny_recipe("data=''"))
+    with pytest.raises(UserError, match="no prepared store"):
+        pretrain(tiny_recipe(f"data={tmp_path}"))
+    with pytest.raises(UserError, match="Name a folder for the run: out=RUN"):
+        pretrain(tiny_recipe("out=''"))
+
+
+def test_another_run_s_folder_is_left_alone(tiny_recipe, tmp_path):
+    first = pretrain(tiny_recipe(steps=2))
+    before = first.folder.log.read_text()
+    with pytest.raises(UserError, match="holds another run"):
+        pretrain(tiny_recipe(steps=2))
+    with pytest.raises(UserError, match=r"started with optim.lr=0.001, not 0.5"):
+        pretrain(tiny_recipe("optim.lr=0.5", steps=2), resume="auto")
+    assert first.folder.log.read_text() == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        pretrain(tiny_recipe(out="full"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        pretrain(tiny_recipe(out="file"))
+
+
+def test_contrast_needs_two_subjects(tiny_recipe, tmp_path):
+    store_from_arrays(tmp_path / "one", {"only": np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)})
+    with pytest.raises(UserError, match="at least two subjects"):
+        pretrain(tiny_recipe(f"data={tmp_path / 'one'}"))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe, tmp_path, capfd):
+    """A real limit on the size of files stands in for a full disk: writing fails in the middle."""
+    outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=2))
+    folder = outcome.folder.checkpoints
+    good = checkpoints.load(checkpoints.path_of(folder, 2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError):
+            checkpoints.save(folder, 3, good)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in folder.iterdir()] == ["step_00000002"]
+    assert checkpoints.load(checkpoints.path_of(folder, 2))["position"] == good["position"]
+
+
+def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recipe, monkeypatch, capfd):
+    original, tried = torch.save, []
+
+    def full_once(state, file):
+        tried.append(state["step"])
+        if len(tried) == 1:
+            file.write(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+        original(state, file)
+
+    monkeypatch.setattr(torch, "save", full_once)
+    outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=4))
+    assert outcome.finished
+    assert tried == [2, 4]
+    assert checkpoints.steps(outcome.folder.checkpoints) == [4]
+    assert not list(outcome.folder.checkpoints.glob(".writing*"))
+    assert "No checkpoint could be written at step 2" in capfd.readouterr().err
+    assert events(outcome.folder, "checkpoint_failed")
+
+
+def break_loss(monkeypatch, broken):
+    original = ConsistentViewAlignment.step
+
+    def step(self, batch, *, examine=False):
+        result = original(self, batch, examine=examine)
+        if int(batch.sample[0]) // 4 in broken:
+            object.__setattr__(result, "loss", result.loss * float("nan"))
+        return result
+
+    monkeypatch.setattr(ConsistentViewAlignment, "step", step)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(tiny_recipe, monkeypatch):
+    break_loss(monkeypatch, {1})
+    outcome = pretrain(tiny_recipe(steps=3))
+    state = checkpoints.load(checkpoints.path_of(outcome.folder.checkpoints, 3))
+    assert (state["position"]["step"], state["position"]["updates"], state["position"]["skipped"]) == (3, 2, 1)
+    assert all(torch.isfinite(value).all() for value in state["method"].values())
+    assert len(events(outcome.folder, "skipped")[0]["volumes"]) == 4
+    rates = [row["lr"] for row in read_log(outcome.folder.log) if row["kind"] == "train" and "lr" in row]
+    assert rates == pytest.approx([0.0005, 0.001])  # the schedule counts updates, so the skipped step used none
+
+
+def test_many_in_a_row_stop_the_run_and_name_the_volumes(tiny_recipe, monkeypatch):
+    break_loss(monkeypatch, set(range(1, 99)))
+    with pytest.raises(UserError, match=r"3 steps in a row .* volumes \["):
+        pretrain(tiny_recipe("runtime.bad_steps=3", steps=30))
+
+
+def test_a_volume_that_became_unreadable_is_set_aside(tiny_recipe, tiny_store, tmp_path, capfd):
+    shutil.copytree(tiny_store, tmp_path / "copy")
+    arrays = sorted((tmp_path / "copy").rglob("*.b2nd"))
+    arrays[3].write_bytes(b"")
+    outcome = pretrain(tiny_recipe(f"data={tmp_path / 'copy'}", "runtime.lost_share=0.2", steps=6))
+    told = events(outcome.folder, "unreadable")
+    assert [row["volume"] for row in told] == [3]
+    assert "is set aside" in capfd.readouterr().err
+    arrays[5].unlink()
+    with pytest.raises(UserError, match="2 of 8 volumes cannot be read"):
+        pretrain(tiny_recipe(f"data={tmp_path / 'copy'}", "runtime.lost_share=0.2", out="second", steps=12))
+
+
+class Deadly(ArraySource):
+    """Kills the worker that reads it, the first time."""
+
+    def __init__(self, mark):
+        super().__init__(np.zeros((20, 20, 20)))
+        self._mark = mark
+
+    def __len__(self):
+        return 8
+
+    def read(self, k, start, stop):
+        if k == 5 and not self._mark.exists():
+            self._mark.write_text("")
+            import os
+
+            os._exit(1)
+        return super().read(k, start, stop)
+
+
+def test_a_worker_that_dies_is_replaced_and_no_sample_is_lost(tmp_path):
+    every = np.arange(8)
+    reader = SampleReader(Deadly(tmp_path / "mark"), every, every, Drawing((16, 16, 16)), 4, 0)
+    steps = list(data.batches(reader, 2, 9, 4, workers=1, pin=False))
+    assert (tmp_path / "mark").exists()
+    assert [[sample.index for sample in step] for step in steps] == [[s * 4 + k for k in range(4)] for s in range(2, 9)]
+
+
+def test_volumes_smaller_than_a_view_are_counted(tiny_recipe):
+    outcome = pretrain(tiny_recipe("views.size=[24,24,24]", steps=2))
+    row = read_log(outcome.folder.log)[0]
+    assert (row["volumes"], row["smaller_than_view"]) == (8, 8)
+    assert row["alignment_error"] < 1e-3
+
+
+def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"s{k}": rng.normal(size=(20, 20, 20)).astype(np.float32) for k in range(24)}
+    store_from_arrays(tmp_path / "many", arrays)
+    settings = [f"data={tmp_path / 'many'}", "validate.every=2", "validate.batches=1", "checkpoint.keep_last=1"]
+    outcome = pretrain(tiny_recipe(*settings, "optim.lr=3.0", "optim.warmup=0", steps=6))
+    rows = [row for row in read_log(outcome.folder.log) if row["kind"] == "validation"]
+    best = min(rows, key=lambda row: row["loss"])["step"]
+    assert len(rows) == 3
+    assert checkpoints.steps(outcome.folder.checkpoints) == sorted({best, 6})
+
+
+def test_nothing_to_load_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        RunFolder(tmp_path).recipe()
+    assert checkpoints.load_newest(tmp_path / "none") == (None, [])
+    with pytest.raises(UserError):
+        Store.open(tmp_path)

@@ -1,0 +1,110 @@
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from viewalign.training import data, health, logs, optimizers, precision
+
+
+def test_rate_warms_up_and_decays():
+    rates = [optimizers.learning_rate(k, 100, 1.0, 10, 0.9) for k in range(100)]
+    assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5**0.9)
+    assert rates[-1] == pytest.approx((1 / 90) ** 0.9)
+    assert optimizers.learning_rate(500, 100, 1.0, 10, 0.9) == 0.0
+
+
+def test_norms_biases_and_positions_are_not_decayed():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    module.register_parameter("pos_embed", torch.nn.Parameter(torch.zeros(1, 4, 2)))
+    module.register_parameter("frozen", torch.nn.Parameter(torch.zeros(2, 2), requires_grad=False))
+    optimizer = optimizers.build_optimizer(module, "adamw", 0.1, 0.05, 0.9, (0.9, 0.98))
+    decayed = [tuple(p.shape) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]]
+    kept = [tuple(p.shape) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]]
+    assert decayed == [(2, 3)]
+    assert len(kept) == 4
+
+
+def test_clipping_returns_the_norm_there_was():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert optimizers.clip_gradients(layer, 1.0) == pytest.approx(5.0)
+    assert float(layer.weight.grad.norm()) == pytest.approx(1.0, rel=1e-4)
+    layer.weight.grad = torch.tensor([[3.0, float("nan")]])
+    assert not math.isfinite(optimizers.clip_gradients(layer, None))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 20])
+def test_effective_rank_of_a_known_spectrum(rank):
+    torch.manual_seed(0)
+    left = torch.linalg.qr(torch.randn(400, rank).double() - 0)[0]
+    left = torch.linalg.qr(left - left.mean(0))[0]
+    right = torch.linalg.qr(torch.randn(64, rank).double())[0]
+    assert float(health.effective_rank((left @ right.T).float())) == pytest.approx(rank, rel=0.02)
+
+
+def test_collapse_and_spread_are_told_apart():
+    same = torch.randn(1, 32).expand(200, 32) + 1e-6 * torch.randn(200, 32)
+    spread = torch.randn(2000, 32)
+    assert float(health.feature_std(same)) < 1e-3
+    assert float(health.feature_std(spread)) == pytest.approx(1.0, abs=0.02)
+    levels = {m.name: m for m in health.MEASURES}
+    assert levels["feature_std"].level(float(health.feature_std(same))) == "bad"
+    assert levels["feature_std"].level(float(health.feature_std(spread))) == "good"
+    assert levels["effective_rank"].level(float(health.effective_rank(same.double()))) in {"bad", "good", "watch"}
+
+
+def test_limits_work_in_both_directions():
+    levels = {m.name: m for m in health.MEASURES}
+    rank, error = levels["effective_rank"], levels["alignment_error"]
+    assert [rank.level(v) for v in (rank.good, rank.good - 0.1, rank.bad - 0.1)] == ["good", "watch", "bad"]
+    assert [error.level(v) for v in (0.0, 0.005, 0.5)] == ["good", "watch", "bad"]
+
+
+def test_split_is_by_subject_and_of_the_promised_size():
+    subjects = np.repeat(np.arange(300), 3)
+    split = data.split_by_subject(subjects, 0.01, seed=0)
+    assert len(np.unique(subjects[split.validation])) == 5
+    assert not set(subjects[split.train]) & set(subjects[split.validation])
+    assert len(split.train) + len(split.validation) == 900
+    assert np.array_equal(split.validation, data.split_by_subject(subjects, 0.01, seed=0).validation)
+    assert len(np.unique(data.split_by_subject(np.arange(50_000), 0.01, 0).validation)) == 200
+    assert len(data.split_by_subject(np.arange(19), 0.01, 0).validation) == 0
+    assert len(data.split_by_subject(np.arange(100), 0.0, 0).validation) == 0
+
+
+def test_averages_are_means_and_travel():
+    averages = logs.Averages()
+    for value in (1.0, 2.0, 6.0):
+        averages.add({"loss": torch.tensor(value)})
+    other = logs.Averages()
+    other.restore(averages.state(), torch.device("cpu"))
+    assert other.take() == averages.take() == {"loss": 3.0}
+    assert averages.take() == {}
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations_read_well(seconds, text):
+    assert logs.duration(seconds) == text
+
+
+def test_a_log_that_is_no_terminal_gets_a_line_now_and_then():
+    stream = io.StringIO()
+    ticker = logs.Ticker(stream, seconds=1000)
+    for step in range(5):
+        ticker.show(f"step {step}", force=step == 4)
+    assert stream.getvalue() == "step 0\nstep 4\n"
+
+
+def test_precision_on_a_cpu_is_measured():
+    assert precision.choose(torch.device("cpu")) in {"fp32", "bf16"}
+
+
+def test_workers_by_machine():
+    assert data.worker_count(3, True, 64) == 3
+    assert data.worker_count("auto", True, 64, 8) == 8
+    assert data.worker_count("auto", False, 2) == 0
+    assert data.worker_count("auto", False, 16) == 1

@@ -1,0 +1,145 @@
+"""A run that was stopped and resumed is the run that was not: same losses to the last bit, same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from viewalign.recipes.loading import to_yaml
+from viewalign.training import checkpoints
+from viewalign.training.folder import RunFolder
+from viewalign.training.interrupts import StopRequest
+from viewalign.training.logs import read_log
+from viewalign.training.run import pretrain
+from viewalign.training.loop import Trainer
+
+TIMES = {"samples_per_second", "data_wait"}
+
+
+def curve(folder, kinds=("train", "health", "validation")):
+    rows = [row for row in read_log(folder.log) if row["kind"] in kinds]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def final_state(folder):
+    return checkpoints.load(checkpoints.path_of(folder.checkpoints, checkpoints.steps(folder.checkpoints)[-1]))
+
+
+def assert_same_run(one, other):
+    assert curve(one) == curve(other)
+    a, b = final_state(one), final_state(other)
+    assert a["position"] == b["position"]
+    for name, value in a["method"].items():
+        assert torch.equal(value, b["method"][name]), name
+
+
+def stop_after(monkeypatch, step):
+    """Make the run stop itself after a step, as a signal would."""
+    original = Trainer._train_step
+
+    def stepping(self, samples):
+        original(self, samples)
+        if self.position.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_train_step", stepping)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
+def test_a_resumed_run_is_bit_identical(recipe, tiny_recipe, monkeypatch):
+    settings = ["log.every=2", "checkpoint.every=100", "network.drop_path=0.1"]
+    whole = pretrain(tiny_recipe(*settings, recipe=recipe, out="whole", steps=7))
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)  # between two log rows, so that averages under way must be kept too
+        first = pretrain(tiny_recipe(*settings, recipe=recipe, out="parts", steps=7))
+    assert (first.finished, first.step, first.signal, first.exit_code) == (False, 3, signal.SIGTERM, 143)
+    second = pretrain(tiny_recipe(*settings, recipe=recipe, out="parts", steps=7), resume="auto")
+    assert second.finished
+    assert_same_run(whole.folder, second.folder)
+
+
+def test_rows_after_the_last_checkpoint_are_not_told_twice(tiny_recipe):
+    outcome = pretrain(tiny_recipe(steps=3))
+    with outcome.folder.log.open("a") as file:
+        file.write(json.dumps({"kind": "train", "step": 9, "loss": 1.0}) + "\n")
+        file.write('{"kind": "train", "step": 10, "lo')  # the line a killed process was writing
+    resumed = pretrain(tiny_recipe(steps=3), resume="auto")
+    assert max(row["step"] for row in read_log(resumed.folder.log)) == 3
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_run(tiny_recipe):
+    runs = [pretrain(tiny_recipe(f"runtime.workers={n}", out=f"w{n}", steps=3)).folder for n in (0, 2)]
+    assert_same_run(*runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
+    """The command itself: stopped by a signal, then continued with the very line that it printed."""
+    recipe = tiny_recipe("runtime.workers=1", steps=40)
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(recipe))
+    process = run_command("pretrain", str(file))
+    log = RunFolder(tmp_path / "run").log
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(row["kind"] == "train" for row in read_log(log)):
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, out
+    assert "Traceback" not in out
+    line = out.strip().splitlines()[-1].split()
+    assert line[:2] == ["viewalign", "pretrain"], out
+    step = checkpoints.steps(RunFolder(tmp_path / "run").checkpoints)[-1]
+    assert 0 < step < 40
+    process = run_command(*line[1:])
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert f"Going on from step {step} of 40" in out
+
+
+def test_a_second_signal_ends_at_once():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_recipe, capfd):
+    outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=4))
+    newest = checkpoints.path_of(outcome.folder.checkpoints, 4) / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    before = curve(outcome.folder)
+    resumed = pretrain(tiny_recipe("checkpoint.every=2", steps=4), resume="auto")
+    assert "cannot be read" in capfd.readouterr().err
+    assert curve(resumed.folder) == before
+
+
+def test_a_checkpoint_tells_nothing_of_subjects_or_paths(tiny_recipe):
+    outcome = pretrain(tiny_recipe(steps=2))
+    text = repr({k: v for k, v in final_state(outcome.folder).items() if k not in {"method", "optimizer"}})
+    assert "case0" not in text
+    assert str(outcome.folder.root.parent) not in text
+
+
+def test_the_run_folder_is_what_the_docs_say(tiny_recipe):
+    folder = pretrain(tiny_recipe("log.tensorboard=true", steps=2)).folder
+    names = {path.name.split(".")[0] for path in folder.root.iterdir()}
+    assert names == {"config", "log", "events", "checkpoints", "pictures"}
+    assert isinstance(RunFolder(folder.root).recipe().steps, int)
+
+
+def run_command(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "viewalign", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
