@@ -17,13 +17,13 @@ demo: install
 	$(BIN)/viewalign demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -n auto -m "not long"
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not long and not slow" -q
+	$(BIN)/python -m pytest -n auto -q -m "not long and not slow"
 
 test-long: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,8 +11,9 @@ SHARED = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).parents[1].paren
 
 def pytest_configure(config):
     # Under pytest-xdist each worker gets its share of the cores: threads that wait for a core cost more than they give.
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if "OMP_NUM_THREADS" not in os.environ:
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture

@@ -97,6 +97,26 @@ def test_a_cnn_sees_nothing_of_a_masked_block():
     assert not torch.equal(backbone.encode(a).maps[-1], backbone.encode(b).maps[-1])
 
 
+@pytest.mark.parametrize("size", [(16, 16, 16), (16, 32, 24), (32, 16, 16), (32, 32, 32)])
+def test_gradients_in_bfloat16_are_those_of_float32(size):
+    """A CPU's bfloat16 convolution gives garbage gradients for maps two cells deep, if it is let."""
+    torch.manual_seed(0)
+    backbone = build_backbone("resenc-xs", size)
+    images = torch.randn(2, 1, *size)
+
+    def gradients(low):
+        backbone.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            maps = backbone.encode(images).maps
+        loss = sum((m.float() * torch.randn(m.shape, generator=torch.Generator().manual_seed(1))).mean() for m in maps)
+        loss.backward()
+        return {n: p.grad.clone() for n, p in backbone.net.encoder.named_parameters() if n.endswith("conv.weight")}
+
+    full = gradients(False)
+    for name, got in gradients(True).items():
+        assert float((got - full[name]).norm()) <= 0.3 * float(full[name].norm()), name
+
+
 def make_primus():
     torch.manual_seed(0)
     return build_backbone("primus-xs", (16, 24, 32)).eval()

@@ -15,8 +15,8 @@ from viewalign.training import checkpoints
 from viewalign.training.folder import RunFolder
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.logs import read_log
-from viewalign.training.run import pretrain
 from viewalign.training.loop import Trainer
+from viewalign.training.run import pretrain
 
 TIMES = {"samples_per_second", "data_wait"}
 
@@ -111,8 +111,7 @@ def test_a_second_signal_ends_at_once():
         time.sleep(0.01)
         assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_recipe, capfd):

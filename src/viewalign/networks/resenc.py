@@ -48,6 +48,20 @@ def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
     return ResidualEncoderUNet(input_channels=channels, num_classes=outputs, deep_supervision=False, **arguments)
 
 
+def _run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
+    """Run an encoder stage, in float32 where a CPU's bfloat16 cannot be trusted.
+
+    torch 2.14.1's bfloat16 Conv3d on CPUs returns uninitialised memory as the weight gradient of maps that are two
+    cells deep (found on AVX512-BF16, see docs/decisions.md). Maps so small cost next to nothing in float32.
+    """
+    if maps.device.type == "cpu" and maps.shape[2] <= 4:
+        with torch.autocast("cpu", enabled=False):
+            small: Tensor = stage(maps.float())
+            return small
+    out: Tensor = stage(maps)
+    return out
+
+
 class ResEncBackbone(Backbone):
     """A residual-encoder U-Net whose encoder stages are the dense features.
 
@@ -68,8 +82,11 @@ class ResEncBackbone(Backbone):
 
     def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
         """Encode images; masked blocks are zeroed first."""
-        seen = images if mask is None else hide(images, mask, self.block)
-        return Encoded(maps=tuple(self.net.encoder(seen)))
+        encoder = self.net.encoder
+        maps = [encoder.stem(images if mask is None else hide(images, mask, self.block))]
+        for stage in encoder.stages:
+            maps.append(_run_stage(stage, maps[-1]))
+        return Encoded(maps=tuple(maps[1:]))
 
     def dense(self, encoded: Encoded) -> list[Tensor]:
         """Return the encoder's stages, finest first."""

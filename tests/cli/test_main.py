@@ -1,0 +1,75 @@
+"""The command line as a person meets it: help that teaches, sentences instead of tracebacks, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from viewalign.cli.main import app, run
+
+
+def call(capsys, *arguments):
+    code = 0
+    try:
+        run(list(arguments))
+    except SystemExit as ended:
+        code = ended.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def commands():
+    return sorted(typer.main.get_command(app).commands)
+
+
+def test_all_commands_are_there():
+    assert commands() == ["demo", "export", "index", "prepare", "pretrain", "recipes", "report"]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_s_help_teaches(command, capsys):
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 10
+    assert f"viewalign {command}" in out
+
+
+def test_version_and_no_arguments(capsys):
+    assert call(capsys, "--version")[1].startswith("viewalign 0.")
+    out = call(capsys)[1]
+    assert "pretrain" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pretrain", "cva-resenc-xs", "optim.learningrate=1"], "did you mean 'optim.lr'"),
+        (["pretrain", "cva-resnet-xs"], "did you mean 'cva-resenc-xs'"),
+        (["pretrain", "cva-resenc-xs"], "data=STORE"),
+        (["pretrain", "cva-resenc-xs", "--resume", "maybe"], "--resume takes auto or no"),
+        (["export", "nowhere"], "holds no run"),
+        (["export", "nowhere", "--weights", "best"], "student or teacher"),
+        (["report", "nowhere"], "nowhere"),
+        (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *arguments)
+    assert code == 1
+    assert sentence in err.replace("\n", " ")
+    assert "Traceback" not in err
+
+
+def test_recipes_print_in_full(capsys):
+    code, out, _ = call(capsys, "recipes", "cva-resenc-l")
+    assert code == 0
+    assert "lr: 0.01" in out
+    assert "cva-primus-m" in call(capsys, "recipes")[1]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f"{sys.executable} -m viewalign recipes cva-resenc-l | head -1"
+    out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in out.stderr
