@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "demo": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
     "cli": {"demo", "report", "transfer", "training", "methods", "networks", "views", "volumes", "formats", "recipes"},
 }
-EVERYBODY = {"errors", "randomness", "precision"}
+EVERYBODY = {"errors", "randomness", "precision", "processes"}
 """Small files at the top that any room may use."""
 MAY_READ_SETTINGS = {"recipes", "methods", "training", "transfer", "report", "demo", "cli"}
 """Settings stop at the builders; no component below knows of them."""

@@ -114,7 +114,9 @@ class ObjectiveSettings(Settings):
 
     reconstruction_weight: Annotated[float, Field(ge=0.0)] = 5.0
     huber_delta: Positive = 1.0
-    consistency: Literal["cosine"] = "cosine"
+    reconstruction: Literal["huber", "mse"] = "huber"
+    consistency: Literal["cosine", "nt_xent", "gram"] = "cosine"
+    negatives: Literal["pair", "batch"] = "pair"
     consistency_weight: Annotated[float, Field(ge=0.0)] = 1.0
     contrastive_weight: Annotated[float, Field(ge=0.0)] = 0.1
     temperature: Positive = 0.5
@@ -172,7 +174,7 @@ class RuntimeSettings(Settings):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Count = 1
     nodes: Count = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False
@@ -180,18 +182,40 @@ class RuntimeSettings(Settings):
     lost_share: Fraction = 0.05
 
 
+class InitSettings(Settings):
+    """Weights to start from. `init=PATH` on the command line is short for `init.weights=PATH`.
+
+    A checkpoint of nnssl's layout, an export or a run of this package; used at the first start alone. `min_share` is of
+    the encoder's elements that the weights must cover. `token_order` is needed for a Primus of unknown trainer alone:
+    "hdw" for nnssl's EvaMAE, whose tokens have the first two axes exchanged, "dhw" for raster order.
+    """
+
+    weights: str = ""
+    min_share: Fraction = 0.9
+    token_order: Literal["auto", "dhw", "hdw"] = "auto"
+
+
 def _as_network(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _as_init(value: object) -> object:
+    return {"weights": value or ""} if isinstance(value, str | None) else value
+
+
 class Recipe(Settings):
-    """A whole pretraining run."""
+    """A whole pretraining run.
+
+    `geometry: latentcampus` draws and aligns views as the code released with the paper does, for comparison only.
+    """
 
     method: str = "cva"
     network: Annotated[NetworkSettings, BeforeValidator(_as_network)] = NetworkSettings()
+    init: Annotated[InitSettings, BeforeValidator(_as_init)] = InitSettings()
     data: str = ""
     out: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
+    geometry: Literal["exact", "latentcampus"] = "exact"
     steps: Count = 62_500
     batch: Count = 4
     views: ViewSettings = ViewSettings()

@@ -13,6 +13,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def raised(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it is that already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function outside autocast: geometry, similarity and normalisation need more than 8 bits of mantissa.
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from viewalign.objectives.consistency import cosine_consistency
-from viewalign.objectives.contrastive import global_nt_xent
+from viewalign.objectives.consistency import cosine_consistency, gram_consistency
+from viewalign.objectives.contrastive import dense_nt_xent, global_nt_xent
 from viewalign.objectives.means import mean_per_view
-from viewalign.objectives.reconstruction import masked_huber
+from viewalign.objectives.reconstruction import masked_huber, masked_mse
 
 
 def test_views_count_alike_whatever_counts_in_them():
@@ -85,3 +85,88 @@ def test_similarities_are_never_lowered_to_bfloat16():
     plain = global_nt_xent(student, teacher, torch.arange(4)).loss
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(global_nt_xent(student, teacher, torch.arange(4)).loss, plain)
+
+
+def plain_dense(prediction, target, weight, temperature):
+    """Dense NT-Xent one row at a time: a list of pairs, each with its own rows."""
+    losses = []
+    for p, t, w in zip(prediction, target, weight, strict=True):
+        rows = [("p", k, v) for k, v in enumerate(p)] + [("t", k, v) for k, v in enumerate(t)]
+        total, count = 0.0, 0.0
+        for network, place, anchor in rows:
+            if w[place] == 0:
+                continue
+            scores, positive = [], None
+            for other, where, vector in rows:
+                similarity = float(F.cosine_similarity(anchor, vector, dim=0)) / temperature
+                if where == place:
+                    positive = similarity if other != network else positive
+                elif w[where] > 0:
+                    scores.append(similarity)
+            total += float(w[place]) * (-positive + math.log(sum(math.exp(s) for s in [*scores, positive])))
+            count += float(w[place])
+        losses.append(total / count if count else 0.0)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("dead", [(), (1, 4), tuple(range(6))])
+def test_dense_nt_xent_agrees_with_a_plain_loop(dead):
+    torch.manual_seed(0)
+    prediction, target = torch.randn(3, 6, 5, dtype=torch.float64), torch.randn(3, 6, 5, dtype=torch.float64)
+    weight = torch.rand(3, 6, dtype=torch.float64) + 0.1
+    weight[1, list(dead)] = 0
+    got = dense_nt_xent(prediction, target, weight, 0.5)
+    assert float(got) == pytest.approx(plain_dense(prediction, target, weight, 0.5), abs=1e-9)
+
+
+def test_dense_nt_xent_over_the_batch_has_all_places_as_negatives():
+    torch.manual_seed(0)
+    prediction, target = torch.randn(2, 4, 5, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+    weight = torch.ones(2, 4, dtype=torch.float64)
+    joined = plain_dense(prediction.view(1, 8, 5), target.view(1, 8, 5), weight.view(1, 8), 0.5)
+    assert float(dense_nt_xent(prediction, target, weight, 0.5, over_batch=True)) == pytest.approx(joined, abs=1e-9)
+
+
+def test_dense_nt_xent_of_equal_vectors_is_the_log_of_the_candidates():
+    same = torch.ones(2, 5, 3)
+    assert float(dense_nt_xent(same, same, torch.ones(2, 5))) == pytest.approx(math.log(9), abs=1e-5)
+
+
+def test_gram_by_hand_and_blind_to_places():
+    a = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    b = torch.tensor([[[3.0, 0.0], [4.0, 0.0]]])
+    # Gram of a is the identity; of b it is diag(2, 0): differences 1 and 1 on the diagonal, 0 elsewhere.
+    assert float(gram_consistency(a, b, torch.ones(1, 2))) == pytest.approx(0.5)
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 30, 8), torch.randn(2, 30, 8)
+    plain = gram_consistency(x, y, torch.ones(2, 30))
+    assert torch.allclose(gram_consistency(x, y[:, torch.randperm(30)], torch.ones(2, 30)), plain, atol=1e-6)
+    assert not torch.allclose(
+        cosine_consistency(x, y[:, torch.randperm(30)], torch.ones(2, 30)), cosine_consistency(x, y, torch.ones(2, 30))
+    )
+
+
+def test_places_of_no_weight_count_in_no_gram():
+    torch.manual_seed(0)
+    x, y = torch.randn(1, 10, 4), torch.randn(1, 10, 4)
+    weight = torch.ones(1, 10)
+    weight[:, 6:] = 0
+    clean = gram_consistency(x, y, weight)
+    x[:, 6:], y[:, 6:] = 50.0, -3.0
+    assert torch.allclose(gram_consistency(x, y, weight), clean, atol=1e-5)
+    assert float(gram_consistency(x, y, torch.zeros(1, 10))) == 0.0
+
+
+@pytest.mark.parametrize("objective", [cosine_consistency, gram_consistency, dense_nt_xent])
+def test_gradients_of_consistency(objective):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 4, 3, dtype=torch.float64)
+    weight = torch.rand(2, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda p: objective(p, y, weight), (x,))
+
+
+def test_mse_by_hand():
+    prediction = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 3, 1, 1)
+    counts = torch.tensor([True, True, False]).view(1, 1, 3, 1, 1)
+    assert float(masked_mse(prediction, torch.zeros_like(prediction), counts)) == pytest.approx(5.0)

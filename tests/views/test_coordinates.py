@@ -126,7 +126,7 @@ def test_what_is_aligned_is_where_the_affines_say():
         pair.views[0], pair.views[1], pair.to_volume[0], pair.to_volume[1], pair.size, cells=7
     )
     points = lattice.between(pair.to_volume[0], pair.to_volume[1], pair.size, (7, 7, 7), 2).points
-    cells = alignment.pool_cells(points[None], torch.ones(1, points.shape[1], dtype=torch.float64), (7, 7, 7), 2)[0]
+    cells = points.view(7, 2, 7, 2, 7, 2, 3).mean((1, 3, 5)).view(1, 343, 3)
     assert (weight == 1).all()
     assert float((a - cells).abs().max()) <= LIMIT
 

@@ -20,13 +20,17 @@ from viewalign.methods.base import Method, StepResult
 from viewalign.networks import heads, masks, teacher
 from viewalign.networks.backbone import Backbone, Encoded
 from viewalign.networks.registry import build_backbone
-from viewalign.objectives.consistency import cosine_consistency
-from viewalign.objectives.contrastive import Contrast, global_nt_xent
-from viewalign.objectives.reconstruction import masked_huber
+from viewalign.objectives.consistency import cosine_consistency, gram_consistency
+from viewalign.objectives.contrastive import Contrast, dense_nt_xent, global_nt_xent
+from viewalign.objectives.reconstruction import masked_huber, masked_mse
 from viewalign.randomness import generator_of
 from viewalign.views.alignment import Correspondence, correspond, valid_share
 from viewalign.views.batch import ViewBatch
 from viewalign.views.grids import common_grid, resize
+from viewalign.views.released import ReleasedCorrespondence, correspond_as_released, gather_stages
+
+Size = tuple[int, int, int]
+Places = Correspondence | ReleasedCorrespondence
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,13 @@ class ConsistentViewAlignment(Method):
         order: "project_first" projects every cell of a common grid and then aligns, as published; "align_first" aligns
             each stage and projects the aligned vectors alone, several times fewer.
         head_width, predictor_width, norm: the heads.
+        reconstruction, consistency: which form the first two terms take.
+        over_batch: whether places of other pairs are negatives of dense NT-Xent too.
         cells, samples: the lattice.
         temperature: of NT-Xent.
         huber_delta: of the reconstruction.
         momentum: of the teacher.
+        geometry: "latentcampus" reads views drawn by `draw_released` at the places that the released code compares.
     """
 
     def __init__(
@@ -101,11 +108,15 @@ class ConsistentViewAlignment(Method):
         head_width: int = 2048,
         predictor_width: int = 512,
         norm: heads.Norm = "batch",
+        reconstruction: Literal["huber", "mse"] = "huber",
+        consistency: Literal["cosine", "nt_xent", "gram"] = "cosine",
+        over_batch: bool = False,
         cells: int = 7,
         samples: int = 2,
         temperature: float = 0.5,
         huber_delta: float = 1.0,
         momentum: float = 0.995,
+        geometry: Literal["exact", "latentcampus"] = "exact",
     ) -> None:
         super().__init__()
         projector = heads.projector(sum(backbone.stage_channels), head_width, norm)
@@ -115,8 +126,9 @@ class ConsistentViewAlignment(Method):
         teacher.freeze(self.teacher)
         self._pairs = teacher.pair_parameters(self.student, self.teacher)
         self._seed, self._mask_ratio, self._momentum = seed, mask_ratio, momentum
+        self._reconstruction_kind, self._consistency_kind, self._over_batch = reconstruction, consistency, over_batch
         self._weights, self._order = weights or Weights(), order
-        self._cells, self._samples = cells, samples
+        self._cells, self._samples, self._geometry = cells, samples, geometry
         self._temperature, self._huber_delta = temperature, huber_delta
 
     def step(self, batch: ViewBatch, *, examine: bool = False) -> StepResult:
@@ -130,10 +142,9 @@ class ConsistentViewAlignment(Method):
         logs: dict[str, Tensor] = {}
         pictures: dict[str, Tensor] = {}
         if self._weights.reconstruction > 0:
-            image = self.student.backbone.reconstruct(student.encoded)
             hidden = masks.to_voxels(mask, batch.size, self.student.backbone.block)
             counts = (hidden & valid) if self._mask_ratio > 0 else valid
-            terms["reconstruction"] = masked_huber(image, batch.targets.flatten(0, 1), counts, self._huber_delta)
+            image, terms["reconstruction"] = self._rebuild(student, batch, counts)
             pictures = {"reconstruction": image.detach(), "mask": hidden} if examine else {}
         features: dict[str, Tensor] = {}
         if self._weights.consistency > 0 or examine:
@@ -141,7 +152,8 @@ class ConsistentViewAlignment(Method):
         if self._weights.contrastive > 0:
             contrast = self._contrast(batch, student, target)
             terms["contrastive"], logs["contrast_accuracy"] = contrast.loss, contrast.accuracy
-        loss = sum((getattr(self._weights, name) * term for name, term in terms.items()), images.new_zeros(()))
+        weighted = [getattr(self._weights, name) * term for name, term in terms.items() if getattr(self._weights, name)]
+        loss = torch.stack(weighted).sum()
         if examine:
             pictures["features"] = target.maps[0].detach()
         logs = {**{name: term.detach() for name, term in terms.items()}, **logs}
@@ -172,44 +184,72 @@ class ConsistentViewAlignment(Method):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compare student and teacher at the same places, each view's student with the other view's teacher."""
         grids = self.student.backbone.grids(batch.size)
-        grid = common_grid(grids)
-        lattice_grids = grids if self._order == "align_first" else [grid]
-        places = correspond(
-            batch.to_volume[0], batch.to_volume[1], batch.size, lattice_grids, batch.valid, self._cells, self._samples
-        )
+        places = self._places(batch, grids if self._order == "align_first" else [common_grid(grids)])
         prediction = self._aligned(self.student, student.maps, batch, places)
         with torch.no_grad():
             aim = self._aligned(self.teacher, target.maps, batch, places).flip(0)
         weight = places.weight.expand(2, -1, -1).flatten(0, 1)
-        loss = cosine_consistency(prediction.flatten(0, 1), aim.flatten(0, 1), weight)
+        loss = self._compare(prediction.flatten(0, 1), aim.flatten(0, 1), weight)
+        with torch.no_grad():
+            cosine = 1 - cosine_consistency(prediction.flatten(0, 1), aim.flatten(0, 1), weight) / 2
         features = {}
         if examine:
             rows = places.weight.flatten() > 0
             features = {
-                "encoder": self._raw(target.maps, batch, grid)[0].flatten(0, 1)[rows],
+                "encoder": self._raw(target.maps, batch)[0].flatten(0, 1)[rows],
                 "projected": aim[0].flatten(0, 1)[rows],
                 "pooled": target.pooled,
             }
-        return loss, 1 - loss.detach() / 2, features
+        return loss, cosine, features
 
-    def _aligned(self, branch: Branch, maps: list[Tensor], batch: ViewBatch, places: Correspondence) -> Tensor:
+    def _compare(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Return the consistency term of (2B, P, C) vectors at the same places."""
+        if self._consistency_kind == "gram":
+            return gram_consistency(prediction, target, weight)
+        if self._consistency_kind == "nt_xent":
+            return dense_nt_xent(prediction, target, weight, self._temperature, self._over_batch)
+        return cosine_consistency(prediction, target, weight)
+
+    def _rebuild(self, student: Features, batch: ViewBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the decoder's image and its distance from the target over the voxels that count."""
+        image = self.student.backbone.reconstruct(student.encoded)
+        target = batch.targets.flatten(0, 1)
+        if self._reconstruction_kind == "mse":
+            return image, masked_mse(image, target, counts)
+        return image, masked_huber(image, target, counts, self._huber_delta)
+
+    def _places(self, batch: ViewBatch, grids: list[Size]) -> Places:
+        """Find the places that the two views share, to be read from features of these grids."""
+        if self._geometry == "latentcampus":
+            cells = (self._cells, self._cells, self._cells)
+            return correspond_as_released(batch.claimed_boxes, cells, self._samples, batch.valid.device)
+        return correspond(
+            batch.to_volume[0], batch.to_volume[1], batch.size, grids, batch.valid, self._cells, self._samples
+        )
+
+    def _joined(self, maps: list[Tensor]) -> Tensor:
+        """Bring dense maps to one grid and join their channels, (N, ΣC, d, h, w)."""
+        if self._geometry == "latentcampus":
+            return gather_stages(maps)
+        grid = common_grid([_grid_of(m) for m in maps])
+        return torch.cat([resize(m, grid) for m in maps], dim=1)
+
+    def _aligned(self, branch: Branch, maps: list[Tensor], batch: ViewBatch, places: Places) -> Tensor:
         """Return head outputs at the shared places, (2, B, cells, C)."""
         if self._order == "align_first":
             rows = places.read(maps)
             share = places.weight.expand(rows.shape[0], -1, -1)
             return branch.project(rows.flatten(0, 2), share.flatten()).view(*rows.shape[:3], -1)
-        grid = common_grid([(m.shape[2], m.shape[3], m.shape[4]) for m in maps])
-        cells = torch.cat([resize(m, grid) for m in maps], dim=1).flatten(2).transpose(1, 2)
+        joined = self._joined(maps)
+        grid, cells = _grid_of(joined), joined.flatten(2).transpose(1, 2)
         share = (valid_share(batch.valid.flatten(0, 1), grid) >= 0.5).flatten(1)
         out = branch.project(cells.flatten(0, 1), share.flatten()).view(*cells.shape[:2], -1)
         return places.read([out.transpose(1, 2).unflatten(2, grid)])
 
-    def _raw(self, maps: list[Tensor], batch: ViewBatch, grid: tuple[int, int, int]) -> Tensor:
+    def _raw(self, maps: list[Tensor], batch: ViewBatch) -> Tensor:
         """Return the teacher's backbone features at the shared places, before any head."""
-        places = correspond(
-            batch.to_volume[0], batch.to_volume[1], batch.size, [grid], batch.valid, self._cells, self._samples
-        )
-        return places.read([torch.cat([resize(m, grid) for m in maps], dim=1)])
+        joined = self._joined(maps)
+        return self._places(batch, [_grid_of(joined)]).read([joined])
 
     def _contrast(self, batch: ViewBatch, student: Features, target: Features) -> Contrast:
         """Contrast whole images, student against teacher."""
@@ -221,13 +261,22 @@ class ConsistentViewAlignment(Method):
         return global_nt_xent(mine, theirs, batch.subject_id, self._temperature)
 
 
+def _grid_of(features: Tensor) -> Size:
+    return (features.shape[2], features.shape[3], features.shape[4])
+
+
 def build(recipe: Recipe) -> ConsistentViewAlignment:
     """Build the method that a recipe describes.
 
     Raises:
-        UserError: no negatives, or a view size that the network cannot take.
+        UserError: no negatives, a view size that the network cannot take, or views that released geometry cannot align.
     """
     terms = recipe.objectives
+    if recipe.geometry == "latentcampus" and recipe.views.independent:
+        raise UserError(
+            "geometry=latentcampus cannot align views that are turned independently, as the released code cannot; "
+            "set views.independent=false, or geometry=exact."
+        )
     if terms.contrastive_weight > 0 and recipe.batch < 2:
         raise UserError(
             f"batch = {recipe.batch} leaves the contrastive term without negatives; set batch to at least 2, "
@@ -250,9 +299,13 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
         head_width=recipe.heads.width,
         predictor_width=recipe.heads.predictor_width,
         norm=norm,
+        reconstruction=terms.reconstruction,
+        consistency=terms.consistency,
+        over_batch=terms.negatives == "batch",
         cells=terms.cells,
         samples=terms.samples,
         temperature=terms.temperature,
         huber_delta=terms.huber_delta,
         momentum=recipe.teacher.momentum,
+        geometry=recipe.geometry,
     )

@@ -6,11 +6,11 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viewalign.precision import full_precision
+from viewalign.precision import full_precision, raised
+from viewalign.processes import sum_over_processes
 
 Norm = Literal["batch", "layer"]
 
@@ -35,22 +35,15 @@ class RowNorm(nn.Module):
     @full_precision
     def forward(self, rows: Tensor, share: Tensor) -> Tensor:
         """Normalise rows (N, C) whose weights are `share` (N,)."""
-        kind = torch.promote_types(rows.dtype, torch.float32)
-        rows, share = rows.to(kind), share.to(kind)[:, None]
-        total = _over_processes(torch.cat([(rows * share).sum(0), share.sum(0)]))
+        rows = raised(rows)
+        share = share.to(rows.dtype)[:, None]
+        total = sum_over_processes(torch.cat([(rows * share).sum(0), share.sum(0)]))
         count = total[-1].clamp(min=1e-6)
         mean = total[:-1] / count
         centred = rows - mean
-        variance = _over_processes((centred.square() * share).sum(0)) / count
+        variance = sum_over_processes((centred.square() * share).sum(0)) / count
         out = centred * torch.rsqrt(variance + 1e-5)
         return out if self.weight is None or self.bias is None else out * self.weight + self.bias
-
-
-def _over_processes(values: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        summed: Tensor = all_reduce(values)
-        return summed
-    return values
 
 
 class MLP(nn.Module):
@@ -80,10 +73,10 @@ class MLP(nn.Module):
                 rows = self._normalise(self.norms[number], rows, share)
             if number < len(self.layers) - 1:
                 rows = F.silu(rows)
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return raised(rows)
 
     def _normalise(self, norm: nn.Module, rows: Tensor, share: Tensor) -> Tensor:
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = raised(rows)
         out: Tensor = norm(rows, share) if self.norm == "batch" else norm(rows)
         return out
 

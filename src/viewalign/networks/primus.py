@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.masks import kept_tokens
-from viewalign.precision import full_precision
+from viewalign.precision import full_precision, raised
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "primus-m": {
@@ -130,7 +130,7 @@ class PrimusBackbone(Backbone):
     @full_precision
     def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
         """Average tokens by a learned attention, scaled by how valid each is; float32."""
-        tokens = maps[0].float().flatten(2).transpose(1, 2)
+        tokens = raised(maps[0]).flatten(2).transpose(1, 2)
         share = shares[0].flatten(1)
         score = self.attention_pool(tokens)[..., 0]
         weight = torch.softmax(score, dim=1) * share

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.masks import hide
-from viewalign.precision import full_precision
+from viewalign.precision import full_precision, raised
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resenc-l": {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]},
@@ -56,7 +56,7 @@ def _run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
     """
     if maps.device.type == "cpu" and maps.shape[2] <= 4:
         with torch.autocast("cpu", enabled=False):
-            small: Tensor = stage(maps.float())
+            small: Tensor = stage(raised(maps))
             return small
     out: Tensor = stage(maps)
     return out
@@ -74,6 +74,9 @@ class ResEncBackbone(Backbone):
     def __init__(self, name: str, channels: int = 1, block: Size = (16, 16, 16)) -> None:
         super().__init__()
         self.net = build_unet(name, channels, channels)
+        for head in self.net.decoder.seg_layers[:-1]:
+            # Heads of deep supervision, which the library always builds and pretraining never uses.
+            head.requires_grad_(False)
         self.stage_channels = tuple(self.net.encoder.output_channels)
         self.pooled_channels = sum(self.stage_channels)
         self.block = block
@@ -98,7 +101,7 @@ class ResEncBackbone(Backbone):
         columns = []
         for stage, share in zip(maps, shares, strict=True):
             weight = share / share.sum((2, 3, 4), keepdim=True).clamp(min=1e-6)
-            columns.append((stage.float() * weight).sum((2, 3, 4)))
+            columns.append((raised(stage) * weight).sum((2, 3, 4)))
         return torch.cat(columns, dim=1)
 
     def reconstruct(self, encoded: Encoded) -> Tensor:

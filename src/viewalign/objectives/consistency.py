@@ -23,3 +23,22 @@ def cosine_consistency(prediction: Tensor, target: Tensor, weight: Tensor) -> Te
     """
     cosine = (F.normalize(prediction, dim=-1) * F.normalize(target, dim=-1)).sum(-1)
     return mean_per_view(2 - 2 * cosine, weight)
+
+
+@full_precision
+def gram_consistency(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean squared difference of the channels' Gram matrices over places.
+
+    This is the term that the code released with the paper runs under its command. A Gram matrix sums the outer products
+    of unit vectors over all places, so it compares what both regions hold and not where: shuffling the places of one
+    side changes nothing.
+
+    Args:
+        prediction, target, weight: as for `cosine_consistency`.
+    """
+    places = prediction.shape[1]
+    total = weight.sum(1, keepdim=True)
+    share = (weight * places / total.clamp(min=1e-6))[..., None]
+    a, b = F.normalize(prediction, dim=-1), F.normalize(target, dim=-1)
+    difference = (a * share).transpose(1, 2) @ a - (b * share).transpose(1, 2) @ b
+    return mean_per_view(difference.square().mean((1, 2))[:, None], (total > 0))

@@ -1,4 +1,4 @@
-"""NT-Xent between views and networks, with a rule for who may be a negative."""
+"""NT-Xent (Chen et al., arXiv:2002.05709) between views and networks, with a rule for who may be a negative."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.objectives.means import mean_per_view
 from viewalign.precision import full_precision
+from viewalign.processes import gather_over_processes, rank
 
 _NEVER = float("-inf")
 
@@ -22,28 +24,70 @@ class Contrast(NamedTuple):
 
 @full_precision
 def global_nt_xent(student: Tensor, teacher: Tensor, subject: Tensor, temperature: float = 0.5) -> Contrast:
-    """Return NT-Xent over image embeddings of two views (Chen et al., arXiv:2002.05709), student against teacher.
+    """Return NT-Xent over image embeddings of two views, student against teacher, over all processes.
 
     Rows are the 2B student and the 2B teacher embeddings. A row's positive is the other view of its image by the other
-    network; its negatives are all embeddings of other subjects. An image's other embeddings are left out.
+    network; its negatives are all embeddings of other subjects, on whichever process they are. An image's other
+    embeddings are left out. Each process answers for its own rows, so that the mean over processes is the whole loss.
 
     Args:
-        student, teacher: (2, B, C).
+        student, teacher: (2, B, C) of this process.
         subject: (B,) equal where two images may not be strangers.
         temperature: divides the cosine.
 
     With one subject alone there are no negatives and the loss is 0: whoever draws the batch must see to it that there
     are more.
     """
-    views, images, _ = student.shape
-    rows = F.normalize(torch.cat([student, teacher]).flatten(0, 1), dim=-1)
-    owner = subject.to(rows.device).repeat(2 * views)
-    place = torch.arange(2 * views * images, device=rows.device)
-    network, view, image = place // (views * images), place // images % views, place % images
-    positive = (1 - network) * views * images + (1 - view) * images + image
-    logits = rows @ rows.T / temperature
-    stranger = owner[:, None] != owner[None]
-    candidate = stranger.scatter(1, positive[:, None], True)
-    logits = logits.masked_fill(~candidate, _NEVER)
+    mine = F.normalize(torch.stack([student, teacher]), dim=-1)
+    everyone = gather_over_processes(mine, dim=2)
+    owners = gather_over_processes(subject.to(mine.device))
+    _, views, images, _ = mine.shape
+    total = owners.shape[0]
+    network, view, image = torch.meshgrid(
+        *(torch.arange(n, device=mine.device) for n in (2, views, images)), indexing="ij"
+    )
+    image = (image + rank() * images).flatten()
+    positive = (1 - network.flatten()) * views * total + (1 - view.flatten()) * total + image
+    logits = mine.flatten(0, 2) @ everyone.flatten(0, 2).T / temperature
+    stranger = owners[image][:, None] != owners.repeat(2 * views)[None]
+    logits = logits.masked_fill(~stranger.scatter(1, positive[:, None], True), _NEVER)
     hits = logits.argmax(1) == positive
     return Contrast(F.cross_entropy(logits, positive), hits.float().mean())
+
+
+@full_precision
+def dense_nt_xent(
+    prediction: Tensor, target: Tensor, weight: Tensor, temperature: float = 0.5, over_batch: bool = False
+) -> Tensor:
+    """Return NT-Xent over places: the consistency term of C-CVA (arXiv:2509.13846).
+
+    Rows are the student's and the teacher's vectors of a pair of views; a row's positive is the other network's vector
+    at the same place, its negatives are both networks' vectors at all other places.
+
+    Args:
+        prediction, target: (N, P, C) at the same P places of N pairs.
+        weight: (N, P); places of weight 0 are neither anchors nor negatives.
+        temperature: divides the cosine.
+        over_batch: whether places of other pairs are negatives too, as published; else those of the pair alone.
+
+    Returns:
+        A scalar: the weighted mean over a pair's rows, then the plain mean over pairs.
+    """
+    pairs, places, channels = prediction.shape
+    if over_batch:
+        rows = [one.reshape(1, pairs * places, channels) for one in (prediction, target)]
+        counts = weight.reshape(1, -1)
+    else:
+        rows, counts = [prediction, target], weight
+    both = F.normalize(torch.cat(rows, dim=1), dim=-1)
+    length = counts.shape[1]
+    logits = both @ both.transpose(1, 2) / temperature
+    itself = torch.eye(2 * length, dtype=torch.bool, device=logits.device)
+    absent = (counts <= 0).repeat(1, 2)[:, None]
+    positive = (torch.arange(2 * length, device=logits.device) + length) % (2 * length)
+    kept = torch.zeros_like(itself).scatter(1, positive[:, None], True)
+    logits = logits.masked_fill(itself | (absent & ~kept), _NEVER)
+    losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(logits.shape[0]), reduction="none").view(
+        -1, 2, length
+    )
+    return mean_per_view(losses.mean(1).view(pairs, places), weight)

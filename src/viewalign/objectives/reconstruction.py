@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from viewalign.objectives.means import mean_per_view
+from viewalign.precision import raised
+
+
+def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean squared error over the voxels that count; arguments as for `masked_huber`."""
+    return mean_per_view((raised(prediction) - raised(target)).square(), counts)
 
 
 def masked_huber(prediction: Tensor, target: Tensor, counts: Tensor, delta: float = 1.0) -> Tensor:
@@ -17,6 +22,5 @@ def masked_huber(prediction: Tensor, target: Tensor, counts: Tensor, delta: floa
         counts: (N, 1, D, H, W) bool.
         delta: where the loss turns from square to linear, in units of the normalised image.
     """
-    kind = torch.promote_types(prediction.dtype, torch.float32)
-    error = F.huber_loss(prediction.to(kind), target.to(kind), reduction="none", delta=delta)
+    error = F.huber_loss(raised(prediction), raised(target), reduction="none", delta=delta)
     return mean_per_view(error, counts)

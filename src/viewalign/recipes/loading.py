@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 
-_SHORTHANDS = {"network": "network.name"}
+_SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that take a bare name although they are a group."""
 
 _OTHER_NAMES = {
@@ -37,6 +37,7 @@ _OTHER_NAMES = {
     "model": "network.name",
     "dataset": "data",
     "output": "out",
+    "pretrainedweights": "init",
 }
 """What other tools call a setting (letters only), so that a habit is answered with the right key."""
 
@@ -107,7 +108,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, last = _SHORTHANDS.get(key, key).split(".")
     for parent in parents:
         child = tree.get(parent, {})
-        tree[parent] = {"name": child} if isinstance(child, str) else dict(child)
+        bare = _SHORTHANDS.get(parent, parent).rsplit(".", 1)[-1]
+        tree[parent] = {bare: child} if isinstance(child, str) else dict(child)
         tree = tree[parent]
     tree[last] = value
 

@@ -13,8 +13,8 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading
 
-_MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out")
-"""Settings that a resumed run may change, because they do not change what is learnt."""
+_MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init")
+"""Settings that a resumed run may change, because they do not change what is learnt, or did so at the start alone."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,17 @@ class RunFolder:
     """Paths of a run."""
 
     root: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunFolder:
+        """Return the folder that a recipe names.
+
+        Raises:
+            UserError: it names none.
+        """
+        if not recipe.out:
+            raise UserError("Name a folder for the run: out=RUN.")
+        return cls(Path(recipe.out))
 
     @property
     def config(self) -> Path:
@@ -42,6 +53,11 @@ class RunFolder:
     def export(self) -> Path:
         """The folder of exported weights."""
         return self.root / "export"
+
+    @property
+    def initial(self) -> Path:
+        """What the run started from and how it fitted."""
+        return self.root / "init.json"
 
     @property
     def pictures(self) -> Path:
@@ -77,9 +93,7 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
     Raises:
         UserError: no folder named, a folder that holds another run, or a recipe that differs from the run's.
     """
-    if not recipe.out:
-        raise UserError("Name a folder for the run: out=RUN.")
-    folder = RunFolder(Path(recipe.out))
+    folder = RunFolder.of(recipe)
     if folder.root.exists() and not folder.root.is_dir():
         raise UserError(f"out={recipe.out} is a file; name a folder.")
     if folder.config.is_file():
@@ -110,6 +124,8 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
             )
     precision = old["runtime"]["precision"] if new["runtime"]["precision"] == "auto" else new["runtime"]["precision"]
     new["runtime"]["precision"] = precision
+    if not new["init"]["weights"]:
+        new["init"] = old["init"]
     return Recipe.model_validate(new)
 
 

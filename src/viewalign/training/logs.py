@@ -6,9 +6,11 @@ logging costs one wait in many steps.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,11 +81,12 @@ class Averages:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
-    def take(self) -> dict[str, float]:
-        """Return the means since the last call, and begin anew."""
+    def take(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """Return the means since the last call, reduced over processes where asked for, and begin anew."""
         if not self._count:
             return {}
         stacked = torch.stack(list(self._sums.values())) / self._count
+        stacked = stacked if reduce is None else reduce(stacked)
         means = dict(zip(self._sums, stacked.tolist(), strict=True))
         self._sums, self._count = {}, 0
         return means
@@ -101,8 +104,8 @@ class Averages:
 class Ticker:
     """The line for the person who watches: redrawn in place on a terminal, now and then a new line elsewhere."""
 
-    def __init__(self, stream: TextIO | None = None, seconds: float = 10.0) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO | None = None, seconds: float = 10.0, quiet: bool = False) -> None:
+        self._stream: TextIO = io.StringIO() if quiet else stream or sys.stderr
         self._live = self._stream.isatty()
         self._seconds, self._last, self._width = seconds, -float("inf"), 0
 

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
@@ -88,22 +89,25 @@ class Trainer:
     ) -> None:
         self.facts, self.preparation = facts, preparation
         self.fabric, self.method, self.feed, self.recipe, self.folder = fabric, method, feed, recipe, folder
+        self.exact = recipe.runtime.precision == "fp64"
+        method = method.double() if self.exact else method
         # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32 on the way in.
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
         self.position, self.averages, self.unreadable = Position(), Averages(), set[int]()
-        self.ticker = Ticker()
+        self.ticker = Ticker(quiet=not fabric.is_global_zero)
         self.log: RunLog | None = None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step; returns False where `stop` ended the run early. All is saved either way."""
-        self.log = RunLog(self.folder.log, self.position.step, self.recipe.log.tensorboard)
+        if self.fabric.is_global_zero:
+            self.log = RunLog(self.folder.log, self.position.step, self.recipe.log.tensorboard)
         if self.position.step == 0:
             self._row("data", self.facts)
         begin, waited, since = time.perf_counter(), 0.0, self.position.step
         batches = self.feed.train(self.position.step, self.recipe.steps)
         try:
-            while self.position.step < self.recipe.steps and not stop():
+            while self.position.step < self.recipe.steps and not self._any(stop()):
                 tick = time.perf_counter()
                 samples = next(batches)
                 waited += time.perf_counter() - tick
@@ -119,7 +123,8 @@ class Trainer:
                     self.save()
             self._finish()
         finally:
-            self.log.close()
+            if self.log is not None:
+                self.log.close()
         return self.position.step >= self.recipe.steps
 
     def _finish(self) -> None:
@@ -129,13 +134,29 @@ class Trainer:
                 "--resume auto goes on from the one before."
             )
 
+    def _build(self, samples: Samples) -> ViewBatch:
+        batch = self.feed.build(samples)
+        return batch.double() if self.exact else batch
+
+    def _any(self, stop: bool) -> bool:
+        """Say whether any process was asked to stop: all end after the same step."""
+        if self.fabric.world_size == 1:
+            return stop
+        asked = self.fabric.all_reduce(torch.tensor(float(stop), device=self.fabric.device), reduce_op="sum")
+        return bool(asked)
+
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        if self.fabric.world_size == 1:
+            return values
+        return cast(Tensor, self.fabric.all_reduce(values, reduce_op="mean"))
+
     def _due(self, every: int) -> bool:
         return self.position.step % every == 0 or self.position.step == self.recipe.steps
 
     def _train_step(self, samples: Samples) -> None:
         """Do one step; a loss or gradient that is not finite changes nothing but the count of skipped steps."""
         position, settings = self.position, self.recipe.optim
-        batch = self.feed.build(samples)
+        batch = self._build(samples)
         torch.manual_seed(seed_of(self.recipe.seed, position.step, self.fabric.global_rank))
         examine = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
         rate = optimizers.learning_rate(
@@ -149,7 +170,8 @@ class Trainer:
         self.fabric.backward(result.loss)
         norm = optimizers.clip_gradients(self.method, settings.clip)
         position.step += 1
-        if math.isfinite(norm) and math.isfinite(float(result.loss.detach())):
+        # Gradients are means over all processes, so every process comes to the same verdict.
+        if math.isfinite(norm):
             self.optimizer.step()
             position.updates += 1
             position.skipped_in_a_row = 0
@@ -174,10 +196,12 @@ class Trainer:
 
     def _examine(self, batch: ViewBatch, samples: Samples, result: StepResult) -> None:
         """Write the health panel's figures and refresh the report's pictures."""
+        if not self.fabric.is_global_zero:
+            return
         figures = health.measure(result.features)
         self._row("health", figures)
         terms = self.recipe.objectives
-        arrays = pictures.snapshot(batch, samples[0], result, terms.cells, terms.samples)
+        arrays = pictures.snapshot(batch, samples[0], result, terms.cells, terms.samples, self.position.step)
         try:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:
@@ -189,18 +213,18 @@ class Trainer:
         self.method.eval()
         averages = Averages()
         for samples in batches:
-            batch = self.feed.build(samples)
+            batch = self._build(samples)
             with self.fabric.autocast():
                 result: StepResult = self.wrapped(batch, False)
             averages.add(result.logs)
-        means = averages.take()
+        means = averages.take(self._mean_over_processes)
         self._row("validation", means)
         if means.get("loss", math.inf) < self.position.best_loss:
             self.position.best_loss, self.position.best_step = means["loss"], self.position.step
             self.save()
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
-        means = self.averages.take()
+        means = self.averages.take(self._mean_over_processes)
         rate = steps * self.recipe.batch / max(seconds, 1e-9)
         share = waited / max(seconds, 1e-9)
         left = (self.recipe.steps - self.position.step) * seconds / max(steps, 1)
@@ -228,11 +252,13 @@ class Trainer:
         self._row("event", {"event": event, **values})
 
     def _row(self, kind: str, values: dict[str, Any]) -> None:
-        if self.log is not None and self.fabric.is_global_zero:
+        if self.log is not None:
             self.log.row(kind, self.position.step, values)
 
     def save(self) -> bool:
         """Write a checkpoint; a disk that is full is told, and the last good checkpoint stays. Returns success."""
+        if not self.fabric.is_global_zero:
+            return True
         folder, settings = self.folder.checkpoints, self.recipe.checkpoint
         try:
             checkpoints.save(folder, self.position.step, self.state())
@@ -246,7 +272,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return everything that the run needs to go on exactly; nothing of any subject, and no path."""
-        recipe = self.recipe.model_dump(mode="json", by_alias=True, exclude={"data", "out"})
+        paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}}
+        recipe = self.recipe.model_dump(mode="json", by_alias=True, exclude=paths)
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from viewalign.methods.base import StepResult
 from viewalign.views import affines, lattice
+from viewalign.views.alignment import valid_share
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample
 
 Array = NDArray[np.generic]
 
 
-def snapshot(batch: ViewBatch, sample: Sample, result: StepResult, cells: int, samples: int) -> dict[str, Array]:
+def snapshot(
+    batch: ViewBatch, sample: Sample, result: StepResult, cells: int, samples: int, step: int
+) -> dict[str, Array]:
     """Collect what the report draws of the batch's first volume.
 
     Args:
@@ -25,6 +28,7 @@ def snapshot(batch: ViewBatch, sample: Sample, result: StepResult, cells: int, s
         sample: the first volume's sample, for the box of the volume around its views.
         result: of a step with `examine`.
         cells, samples: of the lattice.
+        step: where the run is.
     """
     maps = batch.to_volume[:, 0]
     points = lattice.between(maps[:1], maps[1:2], batch.size, (cells, cells, cells), samples).points[0]
@@ -36,10 +40,12 @@ def snapshot(batch: ViewBatch, sample: Sample, result: StepResult, cells: int, s
         "points": torch.stack([affines.apply(affines.invert(one), points) for one in maps]),
         "crop": sample.crop[0].half(),
         "start": torch.tensor(sample.start),
+        "spacing": torch.tensor(sample.spacing, dtype=torch.float64),
+        "step": torch.tensor(step),
     }
     for name, values in result.pictures.items():
         both = values.unflatten(0, batch.count)[:, 0]
-        arrays[name] = principal_colours(both) if name == "features" else both[:, 0]
+        arrays[name] = principal_colours(both, batch.valid[:, 0]) if name == "features" else both[:, 0]
     return {name: _plain(value) for name, value in arrays.items()}
 
 
@@ -47,15 +53,21 @@ def _plain(value: Tensor) -> Array:
     return (value.half() if value.dtype in {torch.float32, torch.bfloat16} else value).cpu().numpy()
 
 
-def principal_colours(maps: Tensor) -> Tensor:
-    """Reduce feature maps (V, C, d, h, w) to three principal components, scaled to [0, 1] for colours."""
+def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
+    """Reduce feature maps (V, C, d, h, w) to three principal components, scaled to [0, 1] for colours.
+
+    Components and scale come from cells that are mostly valid (V, 1, D, H, W), so that padding does not colour tissue.
+    """
     rows = maps.float().movedim(1, -1).flatten(0, -2).cpu()
-    rows = rows - rows.mean(0)
-    _, _, axes = torch.linalg.svd(rows[:: max(1, rows.shape[0] // 4096)], full_matrices=False)
+    counts = valid_share(valid, (maps.shape[2], maps.shape[3], maps.shape[4])).flatten().cpu() >= 0.5
+    counts = counts if counts.sum() > 3 else torch.ones_like(counts)
+    rows = rows - rows[counts].mean(0)
+    some = rows[counts][:: max(1, int(counts.sum()) // 4096)]
+    _, _, axes = torch.linalg.svd(some, full_matrices=False)
     # The sign of a component is arbitrary; its largest weight is made positive so that pictures of a run compare.
     axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()
     colours = rows @ axes.T
-    few = colours[:: max(1, len(colours) // 100_000)]
+    few = colours[counts][:: max(1, int(counts.sum()) // 100_000)]
     low, high = few.quantile(0.02, dim=0), few.quantile(0.98, dim=0)
     scaled = ((colours - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     grids: Tensor = scaled.unflatten(0, (maps.shape[0], *maps.shape[2:]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import platform
 import signal
 from dataclasses import dataclass
 from functools import partial
@@ -14,18 +14,22 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+import viewalign
 from viewalign.config import PhotometricSettings, Recipe, ViewSettings
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
-from viewalign.training import checkpoints, data, optimizers, precision
-from viewalign.training.folder import RunFolder, open_folder, write_config
+from viewalign.randomness import generator_of
+from viewalign.training import checkpoints, data, initial, optimizers
+from viewalign.training.folder import RunFolder, write_config
 from viewalign.training.interrupts import StopRequest
+from viewalign.training.launch import launch, open_together
 from viewalign.training.loop import Feed, Samples, Trainer
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
 from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
+from viewalign.views.drawing import Drawing, draw_pair
 from viewalign.views.photometric import Photometrics
+from viewalign.views.released import draw_released, misplacement
 from viewalign.views.samples import SampleReader
 from viewalign.volumes.store import Store
 
@@ -67,8 +71,8 @@ def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False) -> Outcome:
         UserError: something about recipe, store or folder does not fit; said before any work begins.
     """
     store = _open_store(recipe)
-    folder, recipe = open_folder(recipe, bool(resume))
-    recipe, fabric = _launch(recipe)
+    recipe, fabric = launch(recipe)
+    folder, recipe = open_together(fabric, recipe, bool(resume))
     trainer = _assemble(recipe, store, folder, fabric)
     state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
     for complaint in complaints:
@@ -76,7 +80,10 @@ def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False) -> Outcome:
     if state is not None:
         trainer.restore(state)
         trainer.ticker.say(f"Going on from step {trainer.position.step} of {recipe.steps}.")
-    write_config(folder, recipe)
+    else:
+        initial.start_run(trainer.method, recipe, folder, trainer.ticker.say, fabric.is_global_zero)
+    if fabric.is_global_zero:
+        write_config(folder, recipe)
     with StopRequest() as stop:
         trainer.run(lambda: stop.signal is not None)
     return Outcome(folder, trainer.position.step, recipe.steps, stop.signal)
@@ -89,33 +96,6 @@ def _open_store(recipe: Recipe) -> Store:
     if len(store) == 0:
         raise UserError(f"The store {recipe.data} holds no volumes.")
     return store
-
-
-def _launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
-    """Start the processes and settle what the recipe leaves to the machine."""
-    runtime = recipe.runtime
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    if runtime.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    chosen = precision.choose(_device(runtime.accelerator)) if runtime.precision == "auto" else runtime.precision
-    fabric = Fabric(
-        accelerator=runtime.accelerator,
-        devices=runtime.devices,
-        num_nodes=runtime.nodes,
-        precision="bf16-mixed" if chosen == "bf16" else "32-true",
-    )
-    fabric.launch()
-    settled = runtime.model_copy(update={"precision": chosen})
-    return recipe.model_copy(update={"runtime": settled}), fabric
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(accelerator)
 
 
 def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
@@ -141,6 +121,7 @@ def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -
 
 def _facts(recipe: Recipe, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module) -> dict[str, Any]:
     """Return what the report says of the run's data and of its own geometry."""
+    error_of = released_error if recipe.geometry == "latentcampus" else ramp_error
     return {
         "volumes": len(store),
         "subjects": len(np.unique(subjects)),
@@ -148,7 +129,12 @@ def _facts(recipe: Recipe, store: Store, subjects: Any, split: data.Split, metho
         "validation_volumes": len(split.validation),
         "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.size),
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "alignment_error": ramp_error(recipe.views),
+        "alignment_error": error_of(recipe.views),
+        "versions": {
+            "viewalign": viewalign.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 
@@ -187,6 +173,13 @@ def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
     return worst
 
 
+def released_error(views: ViewSettings, seeds: int = 4) -> float:
+    """Do the same with the released code's geometry, where the error is what it is known for."""
+    d, h, w = (min(2 * n, n + 48) for n in views.size)
+    pairs = [draw_released(generator_of(seed, "ramp"), (d, h, w), drawing_of(views)) for seed in range(seeds)]
+    return float(misplacement(pairs, views.size).max())
+
+
 def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric: Fabric) -> Feed:
     views, runtime = recipe.views, recipe.runtime
     on_gpu = fabric.device.type == "cuda"
@@ -198,6 +191,7 @@ def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric
         "seed": recipe.seed,
         "min_foreground": views.min_foreground,
         "redraws": views.redraws,
+        "draw": draw_released if recipe.geometry == "latentcampus" else draw_pair,
     }
     load: dict[str, Any] = {
         "batch": recipe.batch,

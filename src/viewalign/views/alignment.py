@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from viewalign.precision import full_precision
+from viewalign.precision import full_precision, raised
 from viewalign.views import affines, lattice
 
 Size = tuple[int, int, int]
@@ -172,8 +172,7 @@ def read_bag(features: Tensor, bag: Bag) -> Tensor:
     Differentiable in the features. An embedding bag does it without a copy of every corner: five times faster than
     gathering eight corners of every point, forward and backward (docs/benchmarks.md).
     """
-    rows = features.flatten(2).transpose(1, 2).reshape(-1, features.shape[1])
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    rows = raised(features.flatten(2).transpose(1, 2).reshape(-1, features.shape[1]))
     return F.embedding_bag(bag.index, rows, mode="sum", per_sample_weights=bag.share.to(rows.dtype))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 
@@ -21,6 +20,8 @@ class ViewBatch:
             CPU, where it is read: asking a GPU for it would make every step wait.
         subject_id: (B,) int64, so that two volumes of one person are never taken for strangers.
         sample: (B,) int64, the sample's number in the run, from which its random numbers derive.
+        claimed_boxes: (V, B, 2, 3) float64 on the CPU, where the released geometry believes that views overlap; only
+            for views drawn by `released.draw_released`, and true of none of them.
     """
 
     views: Tensor
@@ -30,6 +31,7 @@ class ViewBatch:
     volume_id: Tensor
     subject_id: Tensor
     sample: Tensor
+    claimed_boxes: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -42,6 +44,6 @@ class ViewBatch:
         """Views per volume and volumes: (V, B)."""
         return (self.views.shape[0], self.views.shape[1])
 
-    def to(self, device: torch.device | str) -> ViewBatch:
-        """Return the batch with its images on a device."""
-        return replace(self, views=self.views.to(device), targets=self.targets.to(device), valid=self.valid.to(device))
+    def double(self) -> ViewBatch:
+        """Return the batch with its images in float64, for proofs."""
+        return replace(self, views=self.views.double(), targets=self.targets.double())

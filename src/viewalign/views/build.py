@@ -34,6 +34,7 @@ def build_views(
     """
     columns = [_views_of(sample, size, photometrics, torch.device(device), seed) for sample in samples]
     views, targets, valid = (torch.stack([column[k] for column in columns], dim=1) for k in range(3))
+    claimed = [sample.claimed for sample in samples if sample.claimed is not None]
     return ViewBatch(
         views=views,
         targets=targets,
@@ -42,6 +43,7 @@ def build_views(
         volume_id=torch.tensor([sample.volume_id for sample in samples]),
         subject_id=torch.tensor([sample.subject_id for sample in samples]),
         sample=torch.tensor([sample.index for sample in samples]),
+        claimed_boxes=torch.stack(claimed, dim=1) if claimed else None,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from viewalign.precision import full_precision
+from viewalign.precision import full_precision, raised
 
 Size = tuple[int, int, int]
 
@@ -52,7 +52,7 @@ def resize_matrix(cells_in: int, cells_out: int) -> Tensor:
 @full_precision
 def resize(features: Tensor, grid: Size) -> Tensor:
     """Bring (N, C, d, h, w) to (N, C, *grid); linear, hence exact for ramps; float32 or better."""
-    out = features.to(torch.promote_types(features.dtype, torch.float32))
+    out = raised(features)
     for axis, cells in enumerate(grid):
         if out.shape[2 + axis] != cells:
             matrix = resize_matrix(out.shape[2 + axis], cells).to(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,9 +15,12 @@ from torch.utils.data import Dataset, Sampler
 from viewalign.errors import RefusedImageError
 from viewalign.randomness import generator_of
 from viewalign.views import affines, lattice
-from viewalign.views.drawing import Drawing, draw_pair
+from viewalign.views.drawing import Drawing, Pair, draw_pair
+from viewalign.views.released import ReleasedPair
 
 Size = tuple[int, int, int]
+DrawPair = Callable[[np.random.Generator, Size, Drawing, tuple[float, float, float]], Pair]
+"""Draws two views of a volume of some shape and spacing: `drawing.draw_pair`, or `released.draw_released`."""
 _SUBSTITUTES = 20
 """How many other volumes are tried when one cannot be read, before the run is stopped."""
 
@@ -57,7 +60,9 @@ class Sample:
         to_volume: (V, 3, 4) float64.
         overlap: the share of a view that both views cover.
         volume_id, subject_id: numbers in the store.
+        spacing: the volume's voxel size in mm.
         refused: volumes that were tried before and could not be read, with the reason.
+        claimed: (V, 2, 3), the boxes that released geometry claims; None for exact views.
     """
 
     index: int
@@ -69,7 +74,9 @@ class Sample:
     overlap: float
     volume_id: int
     subject_id: int
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     refused: tuple[tuple[int, str], ...] = ()
+    claimed: Tensor | None = None
 
     def pin_memory(self) -> Sample:
         """Return the sample with its voxels in page-locked memory, from which copies to a GPU need no wait."""
@@ -89,6 +96,7 @@ class SampleReader(Dataset[Sample]):
         seed: the run's seed.
         purpose: keeps the draws of training and validation apart.
         min_foreground, redraws: views with less foreground are drawn again, at most so often; the best is kept.
+        draw: draws a pair of views.
     """
 
     def __init__(
@@ -102,10 +110,11 @@ class SampleReader(Dataset[Sample]):
         purpose: str = "train",
         min_foreground: float = 0.1,
         redraws: int = 8,
+        draw: DrawPair = draw_pair,
     ) -> None:
         self._source, self._subjects, self._chosen = source, subjects, chosen
         self._drawing, self._batch, self._seed, self._purpose = drawing, batch, seed, purpose
-        self._min_foreground, self._redraws = min_foreground, redraws
+        self._min_foreground, self._redraws, self._draw = min_foreground, redraws, draw
 
     def __getitem__(self, index: int) -> Sample:
         """Read sample `index`; a volume that cannot be read is replaced by another and reported in the sample."""
@@ -150,7 +159,7 @@ class SampleReader(Dataset[Sample]):
         best: tuple[float, Sample] | None = None
         for redraw in range(self._redraws + 1):
             rng = generator_of(self._seed, index, attempt, redraw, self._purpose, "views")
-            pair = draw_pair(rng, shape, self._drawing, spacing)
+            pair = self._draw(rng, shape, self._drawing, spacing)
             start, stop = enclosing_box(pair.to_volume, self._drawing.size, shape)
             crop = torch.from_numpy(self._source.read(volume, start, stop))
             sample = Sample(
@@ -163,7 +172,9 @@ class SampleReader(Dataset[Sample]):
                 overlap=pair.overlap,
                 volume_id=volume,
                 subject_id=int(self._subjects[volume]),
+                spacing=spacing,
                 refused=refused,
+                claimed=pair.claimed if isinstance(pair, ReleasedPair) else None,
             )
             score = self._score(sample)
             if best is None or score > best[0]:

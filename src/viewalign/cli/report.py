@@ -1,0 +1,34 @@
+"""`viewalign report`: a run as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The page's file; default is report.html in the run.", show_default=False),
+    ] = None,
+) -> None:
+    """Write one page that says whether a run is healthy.
+
+    The run may still be going on, or have been interrupted: the page tells what there is. It holds
+
+    \b
+    a verdict        in one sentence, from the figures below
+    health           feature spread, effective rank, agreement of the views, time waiting for data; with limits
+    loss curves      each term, in training and on held-out subjects
+    pictures         two views and where they meet, a reconstruction, features as colours
+    probe            what frozen features can tell, where one was run
+    settings         all of them
+
+    The file stands alone: it loads nothing from the network, and can be mailed, printed and archived.
+    """
+    from viewalign.report.page import write_report
+
+    typer.echo(write_report(run, output))

@@ -1,0 +1,38 @@
+"""Sums and gathers over the processes of a run, with gradients; the identity where there is one process.
+
+A rank's loss may depend on what other ranks hold. The backward of a sum is a sum, that of a gather hands each rank the
+gradients that all others have for its part; with DDP's mean over ranks, many processes then equal one (tests/training).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+
+def world_size() -> int:
+    """Return how many processes there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def rank() -> int:
+    """Return this process's number."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add a tensor up over all processes."""
+    if world_size() == 1:
+        return values
+    summed: Tensor = all_reduce(values)
+    return summed
+
+
+def gather_over_processes(rows: Tensor, dim: int = 0) -> Tensor:
+    """Join every process's part along an axis, in the order of ranks; parts have equal shapes."""
+    if world_size() == 1:
+        return rows
+    return torch.cat(list(all_gather(rows.contiguous())), dim=dim)

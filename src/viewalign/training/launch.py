@@ -1,0 +1,92 @@
+"""Starting the processes of a run, and agreeing on what one of them decides."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.training import precision
+from viewalign.training.folder import RunFolder, open_folder
+
+
+def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
+    """Start the processes that a recipe asks for and settle what it leaves to the machine.
+
+    Under torchrun or SLURM the processes are there already; else this one starts the others by its own command line.
+
+    Raises:
+        UserError: a batch that does not divide over the processes, or a device that is not there.
+    """
+    runtime = recipe.runtime
+    world = runtime.devices * runtime.nodes
+    if recipe.batch % world:
+        fits = recipe.batch // world * world or world
+        raise UserError(
+            f"batch={recipe.batch} does not divide over {world} processes (runtime.devices × runtime.nodes); "
+            f"take batch={fits} or {fits + world}."
+        )
+    _prepare_torch(runtime.threads, runtime.deterministic)
+    chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(runtime.accelerator, world)
+    try:
+        fabric = Fabric(
+            accelerator=runtime.accelerator,
+            devices=runtime.devices,
+            num_nodes=runtime.nodes,
+            strategy=_strategy(recipe) if world > 1 else "auto",
+            precision="bf16-mixed" if chosen == "bf16" else "32-true",
+        )
+    except (RuntimeError, ValueError) as problem:
+        raise UserError(
+            f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices} cannot be had here: "
+            f"{str(problem).splitlines()[0]}"
+        ) from None
+    fabric.launch()
+    return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
+
+
+def _prepare_torch(threads: int, deterministic: bool) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    for name in ("lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _settle_precision(accelerator: str, world: int) -> precision.Precision:
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if accelerator == "cpu" and world > 1:
+        # A measurement may come out differently in each process, and all must compute alike.
+        return "fp32"
+    return precision.choose(torch.device(accelerator))
+
+
+def _strategy(recipe: Recipe) -> DDPStrategy:
+    """Choose DDP; it must look for unused parameters only where a term is off and leaves some without gradient."""
+    terms = recipe.objectives
+    weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
+    return DDPStrategy(find_unused_parameters=min(weights) == 0, broadcast_buffers=False)
+
+
+def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
+    """Open the run's folder on the first process and tell the others; a refusal is raised by all alike."""
+    folder, problem = RunFolder.of(recipe), ""
+    if fabric.is_global_zero:
+        try:
+            folder, recipe = open_folder(recipe, resume)
+        except UserError as refusal:
+            problem = str(refusal)
+    if fabric.world_size > 1:
+        problem, tree = fabric.broadcast((problem, recipe.model_dump(by_alias=True)))
+        recipe = Recipe.model_validate(tree)
+    if problem:
+        raise UserError(problem)
+    return folder, recipe

@@ -1,0 +1,105 @@
+"""The demo from end to end, small; what it does when it is started twice; what it refuses."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("nilearn")
+pytest.importorskip("sklearn")
+
+from viewalign.demo import figures
+from viewalign.demo.cohort import CohortSettings
+from viewalign.demo.run import DemoSettings, run_demo
+from viewalign.errors import UserError
+from viewalign.training.folder import RunFolder
+
+
+class Listener:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.lines, self.done = [], []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    @contextmanager
+    def bar(self, what):
+        yield lambda done, total: self.done.append((what, done, total))
+
+
+@pytest.mark.slow
+def test_the_whole_way(tmp_path, monkeypatch):
+    # One process: at this size, starting workers costs more than they do.
+    monkeypatch.setattr("viewalign.demo.cohort.default_workers", lambda: 0)
+    monkeypatch.setattr("viewalign.volumes.prepare.default_workers", lambda: 0)
+    settings = DemoSettings(
+        tmp_path / "demo",
+        steps=3,
+        cohort=CohortSettings(unlabelled=5, labelled=4, spacing=6.0),
+        overrides=("views.size=16", "batch=2", "heads.width=32", "heads.predictor_width=16", "log.every=1"),
+    )
+    listener = Listener()
+    result = run_demo(settings, listener)
+    assert result.report == tmp_path / "demo" / "run" / "report.html"
+    assert result.report.is_file()
+    assert (result.fresh, result.exit_code, len(result.figures)) == (True, 0, 3)
+    assert ("Making images", 9, 9) in listener.done
+    run = tmp_path / "demo" / "run"
+    assert "synthetic" in (run / "data_note.txt").read_text()
+    written = json.loads((run / "probe.json").read_text())
+    assert (written["cases_train"], written["cases_test"]) == (2, 2)
+    assert "synthetic" in written["note"]
+    assert (run / "export" / "encoder.safetensors").is_file()
+    stored = json.loads((tmp_path / "demo" / "store" / "index.json").read_text())["subject"]
+    assert len(stored) == 5
+
+    again = run_demo(settings, Listener())
+    assert (again.fresh, again.figures) == (False, result.figures)
+    with pytest.raises(UserError, match="holds a demo with steps = 3, not 4"):
+        run_demo(DemoSettings(settings.out, steps=4, cohort=settings.cohort, overrides=settings.overrides), Listener())
+
+    # As if it had been stopped before the probe: what is there is not done again.
+    (run / "probe.json").unlink()
+    state = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    (tmp_path / "demo" / "demo.json").write_text(json.dumps({**state, "finished": False}))
+    listener = Listener()
+    assert run_demo(settings, listener).figures == result.figures
+    assert "4 Pretraining: done before." in listener.lines
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(UserError, match="holds no demo"):
+        run_demo(DemoSettings(tmp_path), Listener())
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError, match="No volumes were found"):
+        run_demo(DemoSettings(tmp_path / "demo", data=tmp_path / "data"), Listener())
+
+
+def test_figures_are_read_from_the_run(tmp_path):
+    run = RunFolder(tmp_path)
+    rows = [
+        {"kind": "train", "step": 1, "loss": 4.0},
+        {"kind": "health", "step": 1, "effective_rank": 3.0},
+        {"kind": "train", "step": 2, "loss": 3.0},
+    ]
+    run.log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loss, rank, probe = figures.summarise(run)
+    assert loss == "Loss in training: 4.00 at step 1 → 3.00 at step 2"
+    assert rank == "Effective rank of the features: 3.0 (bad)"
+    assert probe == "Probe: none, for there are no labels."
+    result = {
+        "pretrained": 0.8,
+        "untrained": 0.7,
+        "baselines": {"intensity": 0.5},
+        "interval": {"pretrained": [0.75, 0.85]},
+    }
+    (tmp_path / "probe.json").write_text(json.dumps(result))
+    assert figures.summarise(run)[2] == (
+        "Probe (mean Dice): pretrained 0.800 (0.750 to 0.850), untrained 0.700, intensities alone 0.500"
+    )
