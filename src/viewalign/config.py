@@ -190,7 +190,7 @@ class InitSettings(Settings):
     "hdw" for nnssl's EvaMAE, whose tokens have the first two axes exchanged, "dhw" for raster order.
     """
 
-    weights: str = ""
+    weights: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = ""
     min_share: Fraction = 0.9
     token_order: Literal["auto", "dhw", "hdw"] = "auto"
 

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
-
-pytest.importorskip("nilearn")
-nibabel = pytest.importorskip("nibabel")
 
 from viewalign.demo import deforming
 from viewalign.demo.cohort import CohortSettings, contrast_of, make_cohort, make_subject
 from viewalign.demo.template import load_template
 from viewalign.errors import UserError
+
+pytest.importorskip("nilearn")
 
 COARSE = CohortSettings(unlabelled=3, labelled=2, spacing=6.0)
 

@@ -1,13 +1,12 @@
 """Which images have labels, and that no labelled subject of the probe is left to pretraining."""
 
+import nibabel
 import numpy as np
 import pytest
 
 from viewalign.demo.labelled import find_labels, hold_out, load_cases, without
 from viewalign.volumes.indexing import index_sources
 from viewalign.volumes.recipe import PrepareSettings
-
-nibabel = pytest.importorskip("nibabel")
 
 
 def write(path, array, spacing=2.0):

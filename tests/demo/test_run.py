@@ -3,16 +3,20 @@
 import json
 from contextlib import contextmanager
 
+import nibabel
+import numpy as np
 import pytest
-
-pytest.importorskip("nilearn")
-pytest.importorskip("sklearn")
 
 from viewalign.demo import figures
 from viewalign.demo.cohort import CohortSettings
 from viewalign.demo.run import DemoSettings, run_demo
 from viewalign.errors import UserError
 from viewalign.training.folder import RunFolder
+
+pytest.importorskip("nilearn")
+pytest.importorskip("sklearn")
+
+SMALL = ("views.size=16", "batch=2", "heads.width=32", "heads.predictor_width=16", "log.every=1")
 
 
 class Listener:
@@ -38,7 +42,7 @@ def test_the_whole_way(tmp_path, monkeypatch):
         tmp_path / "demo",
         steps=3,
         cohort=CohortSettings(unlabelled=5, labelled=4, spacing=6.0),
-        overrides=("views.size=16", "batch=2", "heads.width=32", "heads.predictor_width=16", "log.every=1"),
+        overrides=SMALL,
     )
     listener = Listener()
     result = run_demo(settings, listener)
@@ -67,6 +71,25 @@ def test_the_whole_way(tmp_path, monkeypatch):
     listener = Listener()
     assert run_demo(settings, listener).figures == result.figures
     assert "4 Pretraining: done before." in listener.lines
+
+
+@pytest.mark.slow
+def test_own_images_without_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("viewalign.volumes.prepare.default_workers", lambda: 0)
+    rng = np.random.default_rng(0)
+    data = tmp_path / "my scans: 1"
+    data.mkdir()
+    for number in range(3):
+        array = rng.normal(100, 10, size=(20, 22, 24)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), data / f"sub-{number}_T1w.nii.gz")
+    listener = Listener()
+    result = run_demo(DemoSettings(tmp_path / "out: 2", data=data, steps=1, overrides=SMALL), listener)
+    assert result.report is not None
+    assert result.report.is_file()
+    assert result.figures[2] == "Probe: none, for there are no labels."
+    assert any("There will be no probe" in line for line in listener.lines)
+    assert "synthetic" not in (tmp_path / "out: 2" / "run" / "data_note.txt").read_text()
+    assert not (tmp_path / "out: 2" / "images").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

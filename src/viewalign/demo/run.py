@@ -230,8 +230,8 @@ def recipe_settings(settings: DemoSettings) -> list[str]:
     """
     part = max(1, settings.steps // 6)
     return [
-        f"data={settings.out / 'store'}",
-        f"out={settings.out / 'run'}",
+        f"data={json.dumps(str(settings.out / 'store'))}",
+        f"out={json.dumps(str(settings.out / 'run'))}",
         f"steps={settings.steps}",
         "batch=4",
         "objectives.order=align_first",

@@ -124,8 +124,9 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
             )
     precision = old["runtime"]["precision"] if new["runtime"]["precision"] == "auto" else new["runtime"]["precision"]
     new["runtime"]["precision"] = precision
-    if not new["init"]["weights"]:
-        new["init"] = old["init"]
+    begun = any(RunFolder(root).checkpoints.glob("step_*"))
+    if begun or not new["init"]["weights"]:
+        new["init"] = old["init"]  # what it started from is history; before that, the file may have been moved
     return Recipe.model_validate(new)
 
 

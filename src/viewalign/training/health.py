@@ -83,7 +83,7 @@ MEASURES = (
         1e-3,
         1e-2,
         "Coordinates instead of features, sent through views and alignment at the start: how far they end up apart.",
-        "This is a fault of the program: please report it with the recipe.",
+        "Expected with geometry=latentcampus; else this is a fault of the program: please report it with the recipe.",
     ),
 )
 

@@ -1,0 +1,70 @@
+"""Frozen voxel probe on the hippocampus crops of the Medical Segmentation Decathlon: give it a run.
+
+Ten labelled crops of ids below 250 to learn, sixty of ids 250-319 to test; the run's encoder beside the same network
+untrained and beside plain intensities. Writes RUN/probe.json, which the run's page shows. The data are looked for in
+$VIEWALIGN_SHARED/data/hippocampus or ../shared/data/hippocampus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from viewalign.training.folder import RunFolder
+from viewalign.transfer.encoder import build_untrained, load_encoder
+from viewalign.transfer.probe import Case, compare
+from viewalign.transfer.voxel_features import EncoderFeatures
+from viewalign.volumes.preparing import prepare_volume
+from viewalign.volumes.reading import read_volume
+from viewalign.volumes.recipe import PrepareSettings
+
+LEARN, TEST = 10, 60
+
+
+def case_of(image: Path, labels: Path) -> Case:
+    """Read one crop and its label map, prepared as the store's images are."""
+    volume = read_volume(image)
+    truth = np.rint(read_volume(labels).array).astype(np.uint8)
+    prepared = prepare_volume(volume, PrepareSettings(), {"labels": truth})
+    return Case(image.name, np.asarray(prepared.array, dtype=np.float32), prepared.masks["labels"])
+
+
+def choose(data: Path) -> tuple[list[Case], list[Case]]:
+    """Take evenly spread ids below 250 to learn, and ids 250-319 to test."""
+    images = {int(re.findall(r"\d+", path.name)[0]): path for path in (data / "images").glob("*.nii.gz")}
+    low, high = sorted(k for k in images if k < 250), sorted(k for k in images if 250 <= k < 320)
+    learn = [low[i] for i in np.linspace(0, len(low) - 1, LEARN).round().astype(int)]
+    cases = [[case_of(images[k], data / "labels" / images[k].name) for k in ids] for ids in (learn, high[:TEST])]
+    return cases[0], cases[1]
+
+
+def main() -> None:
+    """Run the probe and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    shared = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).parents[2] / "shared"))
+    parser.add_argument("--data", type=Path, default=shared / "data" / "hippocampus")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    learn, test = choose(arguments.data)
+    recipe = RunFolder(arguments.run).recipe()
+    features = [EncoderFeatures(one) for one in (load_encoder(arguments.run), build_untrained(recipe, recipe.seed))]
+    result = compare(*features, learn, test, "anterior and posterior hippocampus", on_part=print)
+    result.write(arguments.run / "probe.json")
+    told = result.as_json()
+    for name in ("pretrained", "untrained", "intensity"):
+        dice = told.get(name, told["baselines"].get(name))
+        print(f"{name:11s} Dice {dice:.3f}  95 % interval {told['interval'].get(name)}")
+    print("gain", told["gain"])
+    ratio = result.untrained.dice / result.pretrained.dice
+    print(json.dumps({"name": "hippocampus_probe", "ratio": round(ratio, 4), "target": 1.0}))
+
+
+if __name__ == "__main__":
+    main()
