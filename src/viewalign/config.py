@@ -7,7 +7,7 @@ never travels into a component.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -228,3 +228,9 @@ class Recipe(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+
+
+def public_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain data without the paths of this machine: what checkpoints and exports may tell."""
+    paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}}
+    return recipe.model_dump(mode="json", by_alias=True, exclude=paths)

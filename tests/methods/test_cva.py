@@ -95,6 +95,14 @@ def test_other_forms_of_consistency(consistency, order, make_batch):
     assert method.student.predictor.layers[0].weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("order", ["project_first", "align_first"])
+def test_thin_views_reach_one_cell_at_the_bottom(order, make_batch):
+    method = build_method(load("cva-resenc-xs", [*SMALL, "views.size=[24,24,8]", f"objectives.order={order}"]))
+    result = method.step(make_batch(size=(24, 24, 8)))
+    result.loss.backward()
+    assert torch.isfinite(result.loss.detach())
+
+
 def test_terms_of_no_weight_are_not_computed(make_batch):
     settings = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
     logs = method_of("cva-resenc-xs", *settings).step(make_batch()).logs

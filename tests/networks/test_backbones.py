@@ -56,10 +56,11 @@ def test_padding_does_not_count_in_the_pooled_vector(name):
 
 
 def test_sizes_that_do_not_fit_are_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"multiple of 8 and at least 16; take 24 or 32"):
+    with pytest.raises(UserError, match=r"needs a multiple of 8; take 24 or 32"):
         build_backbone("resenc-xs", (32, 28, 32))
-    with pytest.raises(UserError, match="at least 64"):
-        build_backbone("resenc-l", (64, 64, 32))
+    with pytest.raises(UserError, match="shrink to a single voxel"):
+        build_backbone("resenc-xs", (8, 8, 8))
+    assert build_backbone("resenc-xs", (32, 32, 8)).grids((32, 32, 8))[-1] == (4, 4, 1)
     with pytest.raises(UserError, match="multiple of 4"):
         build_backbone("primus-xs", (30, 32, 32))
     with pytest.raises(UserError, match="There is no network 'resnet'"):

@@ -25,6 +25,42 @@ def test_the_published_settings():
         assert (recipe.views.overlap, recipe.masking.ratio) == ((0.4, 0.8), 0.75)
 
 
+ROWS = {
+    "ae": (5.0, 0.5, 0.0, "cosine"),
+    "mae": (5.0, 0.0, 0.0, "cosine"),
+    "mae-cva": (5.0, 1.0, 0.0, "cosine"),
+    "mae-ccva": (5.0, 0.2, 0.0, "nt_xent"),
+    "mae-con": (5.0, 0.0, 0.1, "cosine"),
+    "cva": (5.0, 1.0, 0.1, "cosine"),
+    "mae-ccva-con": (5.0, 0.2, 0.1, "nt_xent"),
+    "gram": (5.0, 2.0, 0.1, "gram"),
+}
+
+
+@pytest.mark.parametrize("network", ["resenc-l", "primus-m"])
+@pytest.mark.parametrize("row", ROWS)
+def test_the_rows_of_the_paper_s_table(row, network):
+    recipe = loading.load(f"{row}-{network}")
+    terms = recipe.objectives
+    weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight, terms.consistency)
+    assert weights == ROWS[row]
+    assert recipe.network.name == network
+    assert recipe.network.drop_path == (0.2 if network == "primus-m" else 0.0)
+    assert (recipe.masking.ratio, recipe.teacher.momentum) == ((0.0, 0.0) if row == "ae" else (0.75, 0.995))
+    assert recipe.steps == (250_000 if row == "mae" else 62_500 if network == "resenc-l" else 37_500)
+
+
+def test_a_recipe_may_build_on_another(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: cva-resenc-xs\noptim: {lr: 0.5}\n")
+    mine, theirs = loading.load(str(tmp_path / "mine.yaml")), loading.load("cva-resenc-xs")
+    assert mine.optim.lr == 0.5
+    assert mine.optim.betas == theirs.optim.betas
+    assert mine.network == theirs.network
+    (tmp_path / "lost.yaml").write_text("base: nowhere\n")
+    with pytest.raises(UserError, match="no recipe 'nowhere'"):
+        loading.load(str(tmp_path / "lost.yaml"))
+
+
 def test_overrides_of_every_kind():
     recipe = loading.load(
         "cva-resenc-xs", ["optim.lr=1e-4", "network=primus-xs", "views.size=[24,32,32]", "optim.clip=null"]

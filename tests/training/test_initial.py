@@ -199,14 +199,14 @@ def test_a_run_without_a_checkpoint_is_no_start(tiny_recipe, method_of):
         load_initial(method_of(), folder.root, (16, 16, 16))
 
 
-def test_weights_are_of_the_first_start_alone(mae_file, tiny_recipe, before_first_step, capfd):
+def test_weights_are_of_the_first_start_alone(mae_file, tiny_recipe, capfd):
     path, _ = mae_file("resenc-xs")
     settings = [f"init={path}", "init.min_share=0.5"]
-    folder = pretrain(tiny_recipe(*settings, "checkpoint.every=2", steps=4)).folder
-    shutil.rmtree(checkpoints.path_of(folder.checkpoints, 4))
+    folder = pretrain(tiny_recipe(*settings, "checkpoint.every=1", steps=2)).folder
+    shutil.rmtree(checkpoints.path_of(folder.checkpoints, 2))
     path.unlink()  # moved away since: a resumed run does not need it
-    for again in ([], settings, ["init=elsewhere.pth"]):
-        resumed = pretrain(tiny_recipe(*again, steps=4), resume="auto")
+    for again in ([], ["init=elsewhere.pth"]):
+        resumed = pretrain(tiny_recipe(*again, steps=2), resume="auto")
         assert resumed.finished
         assert folder.recipe().init.weights == str(path)
     assert capfd.readouterr().err.count("Starting from") == 1

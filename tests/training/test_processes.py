@@ -63,5 +63,5 @@ def test_a_device_that_is_not_there_is_a_sentence(tiny_recipe):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(UserError, match="runtime.accelerator=cuda"):
+    with pytest.raises(UserError, match=r"runtime\.accelerator=cuda"):
         launch(tiny_recipe("runtime.accelerator=cuda"))

@@ -88,6 +88,16 @@ def test_nothing_of_data_or_machine_goes_out(exported, tiny_run):
             assert secret not in content, f"{secret!r} in {file.name}"
 
 
+def test_the_path_of_start_weights_stays_at_home(tiny_run, exported, tmp_path):
+    from viewalign.recipes.loading import load
+    from viewalign.training.run import pretrain
+
+    changes = [f"init={exported}", f"out={tmp_path / 'next'}", "init.token_order=dhw"]
+    outcome = pretrain(load(str(tiny_run / "config.yaml"), changes))
+    for file in export_run(outcome.folder.root).iterdir():
+        assert str(exported.parent).encode() not in file.read_bytes(), file.name
+
+
 def test_an_export_and_its_run_give_the_same_features(exported, tiny_run):
     images = torch.randn(2, 1, *SIZE)
     a, b = load_encoder(exported)(images), viewalign.load_encoder(tiny_run)(images)

@@ -102,6 +102,18 @@ def test_a_point_without_eight_neighbours_does_not_count_unless_too_few_would_be
     assert float(coarsest.point_weight.mean()) == 1.0
 
 
+def test_an_axis_of_one_cell_holds_its_value_everywhere():
+    """Thin views reach one cell at the bottom of a deep network: no place along that axis, exact along the others."""
+    thin = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 1)
+    where = torch.tensor([[[1.5, 0.0, -0.4], [2.25, 1.0, 0.0], [3.5, 2.0, 0.3]]]).double()
+    assert torch.allclose(alignment.sample(thin, where)[0, :, 0], torch.tensor([1.5, 2.25, 3.5]))
+    assert grids.resize(thin, (4, 4, 6)).shape == (1, 1, 4, 4, 6)
+    eye = affines.identity(1)
+    places = alignment.correspond(eye, eye, (64, 64, 16), [(16, 16, 16), (4, 4, 1)], cells=7)
+    assert places.cells == (7, 7, 7)
+    assert float(places.weight.mean()) > 0.3
+
+
 def test_cells_are_no_more_than_the_grid_has():
     eye = affines.identity(1)
     places = alignment.correspond(eye, eye, (16, 16, 16), [(2, 4, 8)], cells=7)

@@ -22,4 +22,4 @@ def recipes(
         typer.echo(loading.to_yaml(loading.load(name)), nl=False)
         return
     for one in loading.names():
-        typer.echo(f"{one:18s} {loading.headline(one)}")
+        typer.echo(f"{one:22s} {loading.headline(one)}")

@@ -71,13 +71,17 @@ class Backbone(nn.Module, ABC):
         """Refuse a view size that the network cannot take.
 
         Raises:
-            ValueError: a side is no multiple of the stride, or the coarsest map would be a single cell on an axis.
+            ValueError: a side is no multiple of the stride, or the coarsest map would be a single cell.
         """
         for axis, (n, stride) in enumerate(zip(size, self.stride, strict=True)):
-            if n % stride or n // stride < 2:
-                below, above = max(2, n // stride) * stride, max(2, -(-n // stride)) * stride
-                choice = f"{below} or {above}" if below != above else f"{below}"
+            if n % stride:
+                below, above = n // stride * stride, -(-n // stride) * stride
                 raise ValueError(
-                    f"views.size = {list(size)}: side {axis} is {n}, but this network needs a multiple of {stride} "
-                    f"and at least {2 * stride}; take {choice}."
+                    f"views.size = {list(size)}: side {axis} is {n}, but this network needs a multiple of {stride}; "
+                    f"take {f'{below} or ' if below else ''}{above}."
                 )
+        if all(n == stride for n, stride in zip(size, self.stride, strict=True)):
+            raise ValueError(
+                f"views.size = {list(size)} would shrink to a single voxel in this network; at least one side must be "
+                f"{2 * self.stride[0]} or more."
+            )

@@ -133,8 +133,9 @@ class PrimusBackbone(Backbone):
         tokens = raised(maps[0]).flatten(2).transpose(1, 2)
         share = shares[0].flatten(1)
         score = self.attention_pool(tokens)[..., 0]
-        weight = torch.softmax(score, dim=1) * share
-        weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+        # Weights in proportion to share x exp(score), with what is not valid out of the softmax altogether.
+        score = score + share.clamp(min=1e-12).log()
+        weight = torch.softmax(score.masked_fill(share <= 0, torch.finfo(score.dtype).min), dim=1)
         return (weight[..., None] * tokens).sum(1)
 
     def reconstruct(self, encoded: Encoded) -> Tensor:

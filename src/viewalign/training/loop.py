@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from viewalign.config import Recipe
+from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.methods.base import Method, StepResult
 from viewalign.randomness import seed_of
@@ -272,15 +272,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return everything that the run needs to go on exactly; nothing of any subject, and no path."""
-        paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}}
-        recipe = self.recipe.model_dump(mode="json", by_alias=True, exclude=paths)
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": asdict(self.position),
             "averages": self.averages.state(),
             "unreadable": sorted(self.unreadable),
-            "recipe": recipe,
+            "recipe": public_settings(self.recipe),
             "preparation": self.preparation,
         }
 

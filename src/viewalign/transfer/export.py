@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import viewalign
-from viewalign.config import Recipe
+from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.formats import modelcard, nnssl
 from viewalign.networks import primus, resenc
@@ -97,7 +97,7 @@ def _write_native(
         "data": {key: data[key] for key in ("volumes", "subjects") if key in data},
         "encoder_parameters": sum(tensor.numel() for tensor in tensors.values()),
         "sha256": _digest(folder / encoders.WEIGHTS_FILE),
-        "recipe": recipe.model_dump(mode="json", by_alias=True, exclude={"data", "out"}),
+        "recipe": public_settings(recipe),
     }
     (folder / encoders.FACTS_FILE).write_text(json.dumps(facts, indent=1))
     (folder / "README.md").write_text(modelcard.render(facts, "export"))

@@ -143,15 +143,17 @@ def to_grid(points: Tensor, to_volume: Tensor, size: Size, grid: Size) -> Tensor
 def points_bag(where: Tensor, grid: Size) -> Bag:
     """Say which cells make up points (N, P, 3) of N grids, linearly; past the border the last two cells are continued.
 
-    Coordinates are in (d, h, w) order with cell centres at integers; every axis needs at least two cells.
+    Coordinates are in (d, h, w) order with cell centres at integers. An axis of a single cell, which a thin view has at
+    the bottom of a deep network, knows no place along itself: its value holds everywhere.
     """
-    ends = torch.tensor(grid, device=where.device) - 2
+    several = torch.tensor(grid, device=where.device) > 1
+    ends = (torch.tensor(grid, device=where.device) - 2).clamp(min=0)
     base = torch.minimum(where.floor().long().clamp(min=0), ends)
-    part = where.double() - base
+    part = (where.double() - base) * several
     strides = torch.tensor([grid[1] * grid[2], grid[2], 1], device=where.device)
     corners = torch.tensor(list(product((0, 1), repeat=3)), device=where.device)
     images = torch.arange(where.shape[0], device=where.device) * (grid[0] * grid[1] * grid[2])
-    index = ((base[:, :, None] + corners) * strides).sum(-1) + images[:, None, None]
+    index = ((base[:, :, None] + corners * several) * strides).sum(-1) + images[:, None, None]
     share = torch.where(corners.bool(), part[:, :, None], 1 - part[:, :, None]).prod(-1)
     return Bag(index.flatten(0, 1), share.flatten(0, 1))
 
@@ -219,7 +221,7 @@ def valid_share(valid: Tensor, grid: Size) -> Tensor:
 
 def _has_neighbours(where: Tensor, grid: Size) -> Tensor:
     top = torch.tensor(grid, dtype=where.dtype, device=where.device) - 1
-    return ((where >= -1e-6) & (where <= top + 1e-6)).all(-1)
+    return ((where >= -1e-6) & (where <= top + 1e-6) | (top == 0)).all(-1)
 
 
 def _within_reach(where: Tensor, grid: Size) -> Tensor:

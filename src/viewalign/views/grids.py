@@ -32,12 +32,16 @@ def resize_matrix(cells_in: int, cells_out: int) -> Tensor:
     """Return the (cells_out, cells_in) matrix that resizes one axis; float64.
 
     Raises:
-        ValueError: a finer axis that is no whole multiple, or a coarser one of a single cell.
+        ValueError: a finer axis that is no whole multiple.
+
+    An axis of a single cell is repeated: it knows no place along itself.
     """
     if cells_in % cells_out == 0:
         block = cells_in // cells_out
         return torch.eye(cells_out, dtype=torch.float64).repeat_interleave(block, dim=1) / block
-    if cells_in > cells_out or cells_in < 2:
+    if cells_in == 1:
+        return torch.ones(cells_out, 1, dtype=torch.float64)
+    if cells_in > cells_out:
         raise ValueError(f"an axis of {cells_in} cells cannot be brought to {cells_out} without moving what it shows")
     centres = (torch.arange(cells_out, dtype=torch.float64) + 0.5) * cells_in / cells_out - 0.5
     base = centres.floor().clamp(0, cells_in - 2).long()
