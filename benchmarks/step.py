@@ -1,0 +1,146 @@
+"""A whole CVA step against its own modules bare.
+
+`python benchmarks/step.py [--networks resenc-l primus-m] [--size 64] [--precisions bf16 fp32]`
+
+Two volumes (four crops). The floor runs, in the same process and on the same tensors, what no implementation can leave
+out: student forward and backward with its decoder, teacher encoder forward, both through their heads on as many
+vectors as the order has, clipping, the fused optimizer and the moving average. The step adds masks, correspondence,
+reading aligned features, padding-aware pooling and all losses. The last line is one JSON object; `ratio` is the worst
+case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+
+from viewalign.methods.cva import ConsistentViewAlignment
+from viewalign.methods.registry import build_method
+from viewalign.networks.teacher import move_towards
+from viewalign.recipes.loading import load
+from viewalign.training.optimizers import build_optimizer, clip_gradients
+from viewalign.views.array import ArraySource
+from viewalign.views.batch import ViewBatch
+from viewalign.views.build import build_views
+from viewalign.views.drawing import Drawing
+from viewalign.views.grids import common_grid
+from viewalign.views.samples import SampleReader
+
+TARGET = 1.15
+LATTICE = 343
+
+
+class Pair(ArraySource):
+    """Two volumes of two subjects."""
+
+    def __len__(self) -> int:
+        return 2
+
+
+def make_batch(size: int, volumes: int = 2) -> ViewBatch:
+    """Draw views of random volumes of the size that published runs read."""
+    source = Pair(np.random.default_rng(0).normal(size=(round(1.6 * size),) * 3))
+    every = np.arange(volumes)
+    reader = SampleReader(source, every, every, Drawing((size, size, size)), volumes, 0)
+    return build_views([reader[k] for k in range(volumes)], (size, size, size), None)
+
+
+def bare_step(method: ConsistentViewAlignment, batch: ViewBatch, order: str) -> torch.Tensor:
+    """Run the modules alone; sums stand in for losses."""
+    images = batch.views.flatten(0, 1)
+    encoded = method.student.backbone.encode(images, method._draw_masks(batch))
+    maps = method.student.backbone.dense(encoded)
+    with torch.no_grad():
+        target = method.teacher.backbone.dense(method.teacher.backbone.encode(images))
+    loss = method.student.backbone.reconstruct(encoded).float().mean()
+    grid = common_grid(method.student.backbone.grids(batch.size))
+    vectors = LATTICE if order == "align_first" else grid[0] * grid[1] * grid[2]
+    ones = torch.ones(len(images) * vectors)
+    few = torch.ones(len(images))
+    for branch, features, context in (
+        (method.student, maps, torch.enable_grad()),
+        (method.teacher, target, torch.no_grad()),
+    ):
+        with context:
+            pooled = torch.cat([m.float().mean((2, 3, 4)) for m in features], dim=1)
+            rows = pooled.repeat_interleave(vectors, dim=0)
+            out = branch.project(rows, ones).mean() + branch.project(pooled, few).mean()
+        loss = loss + out
+    return loss
+
+
+def measure(run: Callable[[], torch.Tensor], finish: Callable[[], None], low: bool, repeats: int) -> list[float]:
+    """Time forward, backward and update; the first run warms up and is left out."""
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = run()
+        loss.backward()
+        finish()
+        seconds.append(time.perf_counter() - begin)
+    return seconds[1:]
+
+
+def compare(network: str, size: int, order: str, low: bool, repeats: int) -> dict[str, object]:
+    """Measure one case: the step and its floor, by turns."""
+    torch.manual_seed(0)
+    recipe = load(
+        f"cva-{network}", [f"views.size={size}", "batch=2", f"objectives.order={order}", "network.drop_path=0"]
+    )
+    method = build_method(recipe)
+    assert isinstance(method, ConsistentViewAlignment)
+    settings = recipe.optim
+    optimizer = build_optimizer(method, settings.name, 1e-5, settings.weight_decay, settings.momentum, settings.betas)
+    batch = make_batch(size)
+
+    def finish() -> None:
+        clip_gradients(method, settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        move_towards(*method._pairs, 0.995)
+
+    ours, floor = [], []
+    for _ in range(repeats):
+        floor += measure(lambda: bare_step(method, batch, order), finish, low, 1)
+        ours += measure(lambda: method.step(batch).loss, finish, low, 1)
+    return {
+        "network": network,
+        "size": size,
+        "order": order,
+        "precision": "bf16" if low else "fp32",
+        "step_s": round(median(ours), 3),
+        "floor_s": round(median(floor), 3),
+        "ratio": round(median(ours) / median(floor), 4),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def main() -> None:
+    """Measure every case and print one JSON object last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=["resenc-l", "primus-m"])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--orders", nargs="+", default=["project_first", "align_first"])
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    rows = []
+    for network in arguments.networks:
+        for precision in arguments.precisions:
+            for order in arguments.orders:
+                rows.append(compare(network, arguments.size, order, precision == "bf16", arguments.repeats))
+                print(json.dumps(rows[-1]), flush=True)
+    worst = max(float(str(row["ratio"])) for row in rows)
+    print(json.dumps({"name": "step", "ratio": worst, "target": TARGET, "cases": rows}))
+
+
+if __name__ == "__main__":
+    main()
