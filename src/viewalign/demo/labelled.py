@@ -103,7 +103,9 @@ def load_cases(chosen: Sequence[Labelled], settings: PrepareSettings) -> Iterato
             yield f"{each.record.path} is left out of the probe: {refusal}"
             continue
         image = np.asarray(prepared.array, dtype=np.float32)
-        yield Case(each.record.image_id, image, prepared.masks["labels"])
+        # Not the whole id: it has the folder's name in it, and the name seeds which voxels are taken.
+        name = "__".join((each.record.subject, each.record.session, each.record.name))
+        yield Case(name, image, prepared.masks["labels"])
 
 
 def _with_suffixes(name: Path) -> Iterator[Path]:

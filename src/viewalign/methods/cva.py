@@ -155,7 +155,7 @@ class ConsistentViewAlignment(Method):
         weighted = [getattr(self._weights, name) * term for name, term in terms.items() if getattr(self._weights, name)]
         loss = torch.stack(weighted).sum()
         if examine:
-            pictures["features"] = target.maps[0].detach()
+            pictures["features"] = self._joined(target.maps).detach()
         logs = {**{name: term.detach() for name, term in terms.items()}, **logs}
         return StepResult(loss, {"loss": loss.detach(), **logs}, features, pictures)
 

@@ -52,13 +52,13 @@ class Feed:
     Attributes:
         train: yields the samples of steps [first, last).
         validation: yields the held-out samples, always the same; None without held-out subjects.
-        build: makes views of samples on the training device.
+        build: makes views of samples on the training device; the flag leaves out changes of intensity.
         volumes: how many volumes there are to train on.
     """
 
     train: Callable[[int, int], Iterator[Samples]]
     validation: Callable[[], Iterator[Samples]] | None
-    build: Callable[[Samples], ViewBatch]
+    build: Callable[[Samples, bool], ViewBatch]
     volumes: int
 
 
@@ -134,8 +134,8 @@ class Trainer:
                 "--resume auto goes on from the one before."
             )
 
-    def _build(self, samples: Samples) -> ViewBatch:
-        batch = self.feed.build(samples)
+    def _build(self, samples: Samples, plain: bool = False) -> ViewBatch:
+        batch = self.feed.build(samples, plain)
         return batch.double() if self.exact else batch
 
     def _any(self, stop: bool) -> bool:
@@ -180,7 +180,7 @@ class Trainer:
         else:
             self._skip(batch, norm)
         if examine:
-            self._examine(batch, samples, result)
+            self._examine(samples, result)
 
     def _skip(self, batch: ViewBatch, norm: float) -> None:
         position = self.position
@@ -194,14 +194,24 @@ class Trainer:
                 f"volumes {volumes} of the store. Look at these volumes, lower optim.lr, or set runtime.precision=fp32."
             )
 
-    def _examine(self, batch: ViewBatch, samples: Samples, result: StepResult) -> None:
-        """Write the health panel's figures and refresh the report's pictures."""
+    def _examine(self, samples: Samples, result: StepResult) -> None:
+        """Write the health panel's figures and refresh the report's pictures.
+
+        Pictures are of the same views without changes of intensity, which hide what a person looks for; every process
+        takes part, since the heads' statistics need all of them.
+        """
+        self._row("health", health.measure(result.features) if self.fabric.is_global_zero else {})
+        self.method.eval()
+        batch = self._build(samples, plain=True)
+        with torch.no_grad(), self.fabric.autocast():
+            shown: StepResult = self.wrapped(batch, True)
         if not self.fabric.is_global_zero:
             return
-        figures = health.measure(result.features)
-        self._row("health", figures)
         terms = self.recipe.objectives
-        arrays = pictures.snapshot(batch, samples[0], result, terms.cells, terms.samples, self.position.step)
+        number = pictures.most_varied(samples)
+        arrays = pictures.snapshot(
+            batch, number, samples[number], shown, terms.cells, terms.samples, self.position.step
+        )
         try:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:

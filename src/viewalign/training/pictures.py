@@ -19,23 +19,24 @@ Array = NDArray[np.generic]
 
 
 def snapshot(
-    batch: ViewBatch, sample: Sample, result: StepResult, cells: int, samples: int, step: int
+    batch: ViewBatch, number: int, sample: Sample, result: StepResult, cells: int, samples: int, step: int
 ) -> dict[str, Array]:
-    """Collect what the report draws of the batch's first volume.
+    """Collect what the report draws of one volume of a batch.
 
     Args:
         batch: the views.
-        sample: the first volume's sample, for the box of the volume around its views.
+        number: which volume of the batch.
+        sample: that volume's sample, for the box of the volume around its views.
         result: of a step with `examine`.
         cells, samples: of the lattice.
         step: where the run is.
     """
-    maps = batch.to_volume[:, 0]
+    maps = batch.to_volume[:, number]
     points = lattice.between(maps[:1], maps[1:2], batch.size, (cells, cells, cells), samples).points[0]
     arrays = {
-        "views": batch.views[:, 0, 0].half(),
-        "targets": batch.targets[:, 0, 0].half(),
-        "valid": batch.valid[:, 0, 0],
+        "views": batch.views[:, number, 0].half(),
+        "targets": batch.targets[:, number, 0].half(),
+        "valid": batch.valid[:, number, 0],
         "to_volume": maps,
         "points": torch.stack([affines.apply(affines.invert(one), points) for one in maps]),
         "crop": sample.crop[0].half(),
@@ -44,9 +45,14 @@ def snapshot(
         "step": torch.tensor(step),
     }
     for name, values in result.pictures.items():
-        both = values.unflatten(0, batch.count)[:, 0]
-        arrays[name] = principal_colours(both, batch.valid[:, 0]) if name == "features" else both[:, 0]
+        both = values.unflatten(0, batch.count)[:, number]
+        arrays[name] = principal_colours(both, batch.valid[:, number]) if name == "features" else both[:, 0]
     return {name: _plain(value) for name, value in arrays.items()}
+
+
+def most_varied(samples: list[Sample]) -> int:
+    """Return which sample's voxels vary most within its box: there is most to see in it."""
+    return int(torch.stack([sample.crop.std() for sample in samples]).argmax())
 
 
 def _plain(value: Tensor) -> Array:

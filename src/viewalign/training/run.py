@@ -60,17 +60,18 @@ class Outcome:
         return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
 
 
-def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False) -> Outcome:
+def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False, store: Store | None = None) -> Outcome:
     """Run a recipe to its end, or to the next Ctrl-C or SIGTERM.
 
     Args:
         recipe: all settings; `data` names a prepared store and `out` the run's folder.
         resume: whether to go on from the newest checkpoint in `out`.
+        store: opened already, in place of `data`.
 
     Raises:
         UserError: something about recipe, store or folder does not fit; said before any work begins.
     """
-    store = _open_store(recipe)
+    store = _open_store(recipe) if store is None else store
     recipe, fabric = launch(recipe)
     folder, recipe = open_together(fabric, recipe, bool(resume))
     trainer = _assemble(recipe, store, folder, fabric)
@@ -203,8 +204,9 @@ def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric
     train = SampleReader(chosen=split.train, purpose="train", **read)
     held_out = SampleReader(chosen=split.validation, purpose="validation", **read) if len(split.validation) else None
 
-    def build(samples: Samples) -> Any:
-        return build_views(samples, views.size, photometrics_of(views.photometric), fabric.device, recipe.seed)
+    def build(samples: Samples, plain: bool) -> Any:
+        changes = None if plain else photometrics_of(views.photometric)
+        return build_views(samples, views.size, changes, fabric.device, recipe.seed)
 
     return Feed(
         train=partial(data.batches, train, **load),
