@@ -1,0 +1,158 @@
+"""Trainer classes of LatentCampus and nnssl by name: the recipe that each stands for, and what it changes in it.
+
+Names without "Gram" stand for the cosine objective, which those classes had when the paper's results were made; a
+switch that LatentCampus added on 2025-09-09 turned them to Gram matrices without a change of name.
+`objectives.consistency=gram` gives what they run since.
+
+One image gives two views here and gave one crop in nnssl's own trainers, so a batch of 2 images is 4 crops.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from viewalign.errors import UserError
+
+_STEPS_PER_EPOCH = 250
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a trainer's name stands for.
+
+    Attributes:
+        recipe: a recipe's name.
+        overrides: `key=value` settings that differ from the recipe.
+        missing: features of the class that are not built here; a name that has any is refused.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+def _epochs(count: int) -> str:
+    return f"steps={count * _STEPS_PER_EPOCH}"
+
+
+def _warmup(epochs: int) -> str:
+    return f"optim.warmup={epochs * _STEPS_PER_EPOCH}"
+
+
+_POOLED_ONLY = "a projector for the pooled latent alone, with dense latents left as they are"
+_DECODER = "decoder features as the dense latent"
+_FLAT_CELLS = "alignment cells of 2 × 7 × 7"
+
+_CVA = "objectives.consistency_weight"
+_NO_CONTRAST = "objectives.contrastive_weight=0"
+_PLAIN_RECONSTRUCTION = "objectives.reconstruction_weight=1"
+_THIN, _THIN_SMALL = "views.size=[256,256,32]", "views.size=[128,128,32]"
+
+# nnssl's own MAE: mean squared error, and views that are turned and scaled but keep their intensities.
+_PHOTOMETRICS = ("brightness", "contrast", "gamma", "gamma_inverted", "low_resolution", "blur", "noise")
+_MSE = (
+    "objectives.reconstruction=mse",
+    _PLAIN_RECONSTRUCTION,
+    *(f"views.photometric.p_{name}=0" for name in _PHOTOMETRICS),
+)
+
+RESENC = {
+    "MAETrainer": Trainer("mae-resenc-l"),
+    "BaseMAETrainer": Trainer("mae-resenc-l", ("batch=2", *_MSE)),
+    "BaseMAETrainer_BS8": Trainer("mae-resenc-l", ("batch=8", *_MSE)),
+    "BaseAlignedMAETrainer": Trainer(
+        "cva-resenc-l", ("views.size=160", "batch=2", _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5"), (_POOLED_ONLY,)
+    ),
+    "AlignedMAE128Trainer": Trainer("cva-resenc-l", (_PLAIN_RECONSTRUCTION, f"{_CVA}=0.5")),
+    "AlignedMAETrainer": Trainer("cva-resenc-l", (_epochs(1000), f"{_CVA}=0.5")),
+    "AlignedMAELR5Trainer": Trainer("cva-resenc-l", (_epochs(1000), f"{_CVA}=0.5", "optim.lr=5e-3")),
+    "AlignedMAEFTTrainer": Trainer("cva-resenc-l"),
+    "AlignedMAEFTConAnisoTrainer": Trainer("cva-aniso-resenc-l", (), (_FLAT_CELLS,)),
+    "AlignedMAEFTConAnisoB16Trainer": Trainer("cva-aniso-resenc-l", (_THIN_SMALL, "batch=16"), (_FLAT_CELLS,)),
+    "AlignedMAEFTNoConTrainer": Trainer("mae-cva-resenc-l"),
+    "GramAlignedMAEFTNoConTrainer": Trainer("gram-resenc-l", (_NO_CONTRAST,)),
+    "GramAlignedMAEFTNoConNoProjTrainer": Trainer("gram-resenc-l", (_NO_CONTRAST,), (_POOLED_ONLY,)),
+    "GramAlignedMAEFTConTrainer": Trainer("gram-resenc-l"),
+    "GramAlignedMAEFTConNoProjTrainer": Trainer("gram-resenc-l", (), (_POOLED_ONLY,)),
+    "GramAlignedMAEFTConNoProjAnisoTrainer": Trainer("gram-aniso-resenc-l", (), (_POOLED_ONLY, _FLAT_CELLS)),
+    "GramAlignedMAEFTConNoProjAnisoB16Trainer": Trainer(
+        "gram-aniso-resenc-l", (_THIN_SMALL, "batch=16"), (_POOLED_ONLY, _FLAT_CELLS)
+    ),
+    "AlignedConConMAETrainer": Trainer("mae-ccva-con-resenc-l", (_epochs(1000), f"{_CVA}=0.5", "optim.lr=5e-3")),
+    "AlignedConConMAEFTTrainer": Trainer("mae-ccva-con-resenc-l"),
+    "ConMAETrainer": Trainer("mae-con-resenc-l", (_epochs(1000), "optim.lr=5e-3")),
+    "ConMAEFTTrainer": Trainer("mae-con-resenc-l"),
+    # Their cells of 2 × 7 × 7 serve a consistency of weight 0, so nothing is missing.
+    "ConMAEFTAnisoTrainer": Trainer("mae-con-resenc-l", (_THIN,)),
+    "ConMAEFTAnisoB16Trainer": Trainer("mae-con-resenc-l", (_THIN_SMALL, "batch=16")),
+    "FeatConDecAlignedMAEFTTrainer": Trainer("cva-resenc-l", (f"{_CVA}=0.5", "optim.lr=5e-3"), (_DECODER,)),
+    "AlignedAETrainer": Trainer("ae-resenc-l", (_epochs(1000),)),
+    "AlignedAEFTTrainer": Trainer("ae-resenc-l"),
+}
+"""Classes that train a ResEnc-L."""
+
+_SHORT = (_epochs(50), _warmup(5))
+
+PRIMUS = {
+    "MAEEvaTrainer": Trainer("mae-primus-m"),
+    "BaseEvaMAETrainer": Trainer("mae-primus-m", ("batch=2", *_MSE)),
+    "BaseEvaMAETrainer_BS8": Trainer("mae-primus-m", ("batch=8", *_MSE)),
+    "BaseAlignedMAETrainer": Trainer(
+        "cva-primus-m", (_epochs(250), _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5", "optim.lr=1e-4")
+    ),
+    "AlignedMAEEvaTrainer": Trainer("cva-primus-m", (_epochs(500), f"{_CVA}=0.5")),
+    "AlignedMAEFTLR3EvaTrainer": Trainer("cva-primus-m"),
+    "AlignedMAEFTNoConEvaLR3Trainer": Trainer("mae-cva-primus-m", _SHORT),
+    "GramAlignedMAEFTNoConEvaLR3Trainer": Trainer("gram-primus-m", (*_SHORT, _NO_CONTRAST)),
+    "GramAlignedMAEFTNoConNoProjEvaLR3Trainer": Trainer("gram-primus-m", (*_SHORT, _NO_CONTRAST), (_POOLED_ONLY,)),
+    "GramAlignedMAEFTConEvaLR3Trainer": Trainer("gram-primus-m", _SHORT),
+    "GramAlignedMAEFTConNoProjEvaLR3Trainer": Trainer("gram-primus-m", _SHORT, (_POOLED_ONLY,)),
+    "ConMAEFTEvaLR3Trainer": Trainer("mae-con-primus-m"),
+    "AlignedConConMAEFTEvaTrainer": Trainer("mae-ccva-con-primus-m"),
+    "FeatConDecAlignedMAEFTEvaTrainer": Trainer(
+        "cva-primus-m", (*_SHORT, f"{_CVA}=0.5", "objectives.cells=5"), (_DECODER,)
+    ),
+    "AlignedAEEvaTrainer": Trainer("ae-primus-m", (_epochs(500),)),
+    "AlignedAEFTEvaTrainer": Trainer("ae-primus-m"),
+}
+"""Classes that train a Primus-M."""
+
+NETWORKS = {"resenc-l": RESENC, "primus-m": PRIMUS}
+"""The published networks, each with its trainers."""
+
+
+def resolve_trainer(name: str, network: str | None = None) -> Trainer:
+    """Return what a trainer's name stands for.
+
+    Args:
+        name: a class of LatentCampus' aligned trainers or of nnssl's MAE trainers.
+        network: "resenc-l" or "primus-m"; needed where classes of the same name train different networks.
+
+    Raises:
+        UserError: an unknown name, a name of the other network or of both, or a class with parts not built here.
+    """
+    meant = {key: table[name] for key, table in NETWORKS.items() if name in table}
+    if not meant:
+        raise UserError(f"There is no trainer '{name}'. {_nearest(name)}")
+    if network is None and len(meant) > 1:
+        raise UserError(
+            f"There are two trainers {name}. Say which: {' or '.join(f'--network {key}' for key in meant)}."
+        )
+    if network is not None and network not in meant:
+        raise UserError(f"{name} trains {' or '.join(meant)}, not {network}. Leave --network out, or name its trainer.")
+    trainer = meant[network or next(iter(meant))]
+    if trainer.missing:
+        raise UserError(
+            f"{name} needs what is not built here: {'; '.join(trainer.missing)}. "
+            f"The nearest recipe without it is {trainer.recipe} (`viewalign pretrain {trainer.recipe}`)."
+        )
+    return trainer
+
+
+def _nearest(name: str) -> str:
+    known = sorted({*RESENC, *PRIMUS})
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"The published ones are AlignedMAEFTTrainer and AlignedMAEFTLR3EvaTrainer; all: {', '.join(known)}."

@@ -1,0 +1,124 @@
+"""The trainers of the published command lines, against the table of their figures."""
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.recipes.loading import load
+from viewalign.recipes.trainers import NETWORKS, PRIMUS, RESENC, resolve_trainer
+
+EPOCH = 250
+CUBE, BIG = (128, 128, 128), (160, 160, 160)
+
+# name: view size, batch, lr, epochs, warm-up, mask ratio, EMA, (reconstruction, consistency, contrast), kind, cells
+TABLE = {
+    "AlignedMAE128Trainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (1, 0.5, 0.1), "cosine", 7),
+    "AlignedMAETrainer": (CUBE, 4, 1e-2, 1000, 0, 0.75, 0.995, (5, 0.5, 0.1), "cosine", 7),
+    "AlignedMAELR5Trainer": (CUBE, 4, 5e-3, 1000, 0, 0.75, 0.995, (5, 0.5, 0.1), "cosine", 7),
+    "AlignedMAEFTTrainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (5, 1, 0.1), "cosine", 7),
+    "AlignedMAEFTNoConTrainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (5, 1, 0), "cosine", 7),
+    "GramAlignedMAEFTNoConTrainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (5, 2, 0), "gram", 7),
+    "GramAlignedMAEFTConTrainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (5, 2, 0.1), "gram", 7),
+    "AlignedConConMAETrainer": (CUBE, 4, 5e-3, 1000, 0, 0.75, 0.995, (5, 0.5, 0.1), "nt_xent", 7),
+    "AlignedConConMAEFTTrainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (5, 0.2, 0.1), "nt_xent", 7),
+    "ConMAETrainer": (CUBE, 4, 5e-3, 1000, 0, 0.75, 0.995, (5, 0, 0.1), None, None),
+    "ConMAEFTTrainer": (CUBE, 4, 1e-2, 250, 0, 0.75, 0.995, (5, 0, 0.1), None, None),
+    "ConMAEFTAnisoTrainer": ((256, 256, 32), 4, 1e-2, 250, 0, 0.75, 0.995, (5, 0, 0.1), None, None),
+    "ConMAEFTAnisoB16Trainer": ((128, 128, 32), 16, 1e-2, 250, 0, 0.75, 0.995, (5, 0, 0.1), None, None),
+    "AlignedAETrainer": (BIG, 2, 5e-3, 1000, 0, 0.0, 0.0, (5, 0.5, 0), "cosine", 7),
+    "AlignedAEFTTrainer": (BIG, 2, 5e-3, 250, 0, 0.0, 0.0, (5, 0.5, 0), "cosine", 7),
+    "AlignedMAEEvaTrainer": (BIG, 4, 3e-4, 500, 10, 0.75, 0.995, (5, 0.5, 0.1), "cosine", 7),
+    "AlignedMAEFTLR3EvaTrainer": (BIG, 4, 3e-4, 150, 10, 0.75, 0.995, (5, 1, 0.1), "cosine", 7),
+    "AlignedMAEFTNoConEvaLR3Trainer": (BIG, 4, 3e-4, 50, 5, 0.75, 0.995, (5, 1, 0), "cosine", 7),
+    "GramAlignedMAEFTNoConEvaLR3Trainer": (BIG, 4, 3e-4, 50, 5, 0.75, 0.995, (5, 2, 0), "gram", 7),
+    "GramAlignedMAEFTConEvaLR3Trainer": (BIG, 4, 3e-4, 50, 5, 0.75, 0.995, (5, 2, 0.1), "gram", 7),
+    "ConMAEFTEvaLR3Trainer": (BIG, 4, 3e-4, 150, 10, 0.75, 0.995, (5, 0, 0.1), None, None),
+    "AlignedConConMAEFTEvaTrainer": (BIG, 4, 3e-4, 150, 10, 0.75, 0.995, (5, 0.2, 0.1), "nt_xent", 5),
+    "AlignedAEEvaTrainer": (BIG, 2, 3e-4, 500, 10, 0.0, 0.0, (5, 0.5, 0), "cosine", 7),
+    "AlignedAEFTEvaTrainer": (BIG, 2, 3e-4, 150, 10, 0.0, 0.0, (5, 0.5, 0), "cosine", 7),
+}
+NOT_BUILT = {
+    "AlignedMAEFTConAnisoTrainer": "2 × 7 × 7",
+    "AlignedMAEFTConAnisoB16Trainer": "2 × 7 × 7",
+    "GramAlignedMAEFTNoConNoProjTrainer": "projector",
+    "GramAlignedMAEFTConNoProjTrainer": "projector",
+    "GramAlignedMAEFTConNoProjAnisoTrainer": "2 × 7 × 7",
+    "GramAlignedMAEFTConNoProjAnisoB16Trainer": "projector",
+    "FeatConDecAlignedMAEFTTrainer": "decoder features",
+    "GramAlignedMAEFTNoConNoProjEvaLR3Trainer": "projector",
+    "GramAlignedMAEFTConNoProjEvaLR3Trainer": "projector",
+    "FeatConDecAlignedMAEFTEvaTrainer": "decoder features",
+}
+OURS = {"MAETrainer", "MAEEvaTrainer"} | {f"Base{e}MAETrainer{b}" for e in ("", "Eva") for b in ("", "_BS8")}
+
+
+def figures(recipe):
+    terms, optim = recipe.objectives, recipe.optim
+    weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
+    aligned = terms.consistency_weight > 0
+    schedule = (optim.lr, recipe.steps / EPOCH, optim.warmup / EPOCH)
+    rates = (recipe.masking.ratio, recipe.teacher.momentum)
+    kind = (terms.consistency, terms.cells) if aligned else (None, None)
+    return (recipe.views.size, recipe.batch, *schedule, *rates, weights, *kind)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_a_name_gives_the_figures_of_its_class(name):
+    trainer = resolve_trainer(name)
+    recipe = load(trainer.recipe, trainer.overrides)
+    assert figures(recipe) == TABLE[name]
+    assert recipe.network.name == ("primus-m" if "Eva" in name else "resenc-l")
+    assert recipe.optim.name == ("adamw" if "Eva" in name else "sgd")
+    assert recipe.objectives.reconstruction == "huber"
+
+
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+def test_every_name_s_settings_are_valid(network):
+    for trainer in NETWORKS[network].values():
+        assert load(trainer.recipe, trainer.overrides).network.name == network
+        for override in trainer.overrides:
+            assert load(trainer.recipe, [override]) != load(trainer.recipe), f"{override} says what holds already"
+
+
+def test_every_class_is_there():
+    assert {*RESENC, *PRIMUS} == {*TABLE, *NOT_BUILT, *OURS, "BaseAlignedMAETrainer"}
+
+
+@pytest.mark.parametrize("name", sorted(NOT_BUILT))
+def test_a_class_with_parts_not_built_is_refused(name):
+    with pytest.raises(UserError, match=rf"{name} needs what is not built here: .*{NOT_BUILT[name]}"):
+        resolve_trainer(name)
+
+
+def test_the_name_of_two_classes_asks_for_the_network():
+    with pytest.raises(UserError, match=r"--network resenc-l or --network primus-m"):
+        resolve_trainer("BaseAlignedMAETrainer")
+    trainer = resolve_trainer("BaseAlignedMAETrainer", "primus-m")
+    recipe = load(trainer.recipe, trainer.overrides)
+    assert figures(recipe) == (BIG, 4, 1e-4, 250, 10, 0.75, 0.995, (1, 0.5, 0.1), "cosine", 7)
+    with pytest.raises(UserError, match="projector"):
+        resolve_trainer("BaseAlignedMAETrainer", "resenc-l")
+
+
+def test_a_name_of_the_other_network_is_refused():
+    with pytest.raises(UserError, match="AlignedMAEFTTrainer trains resenc-l, not primus-m"):
+        resolve_trainer("AlignedMAEFTTrainer", "primus-m")
+
+
+@pytest.mark.parametrize(("name", "batch"), [("BaseMAETrainer", 2), ("BaseEvaMAETrainer_BS8", 8)])
+def test_nnssl_s_own_mae(name, batch):
+    trainer = resolve_trainer(name)
+    recipe = load(trainer.recipe, trainer.overrides)
+    terms = recipe.objectives
+    assert (terms.reconstruction, terms.reconstruction_weight) == ("mse", 1.0)
+    assert (terms.consistency_weight, terms.contrastive_weight) == (0.0, 0.0)
+    assert (recipe.views.size, recipe.batch, recipe.steps) == (BIG, batch, 1000 * EPOCH)
+    assert recipe.optim.warmup == (50 * EPOCH if "Eva" in name else 0)
+    photometric = recipe.views.photometric.model_dump()
+    assert not any(value for key, value in photometric.items() if key.startswith("p_"))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"no trainer 'AlignedMAEFTrainer'.*AlignedMAEFTTrainer"):
+        resolve_trainer("AlignedMAEFTrainer")
+    with pytest.raises(UserError, match="AlignedMAEFTLR3EvaTrainer"):
+        resolve_trainer("xyz")
