@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from viewalign.demo import figures
 from viewalign.demo.cohort import CohortSettings
@@ -17,6 +18,15 @@ pytest.importorskip("nilearn")
 pytest.importorskip("sklearn")
 
 SMALL = ("views.size=16", "batch=2", "heads.width=32", "heads.predictor_width=16", "log.every=1")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # At this size threads have nothing to share, and on a busy machine they wait for each other for minutes.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Listener:

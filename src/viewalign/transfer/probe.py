@@ -259,10 +259,12 @@ def _fit(rows: NDArray[np.float32], labels: NDArray[Any], penalty: float) -> Any
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
         raise UserError("A probe needs scikit-learn: pip install 'viewalign[tasks]'.") from None
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200, class_weight="balanced"))
-    with warnings.catch_warnings():
+    # One thread: the products are small, and the result does not depend on how many cores there are.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # Weak penalties may stop at the last iteration; that is an early stop, the same each time, and no fault.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(rows.astype(np.float64), labels)
