@@ -155,7 +155,7 @@ class ConsistentViewAlignment(Method):
         weighted = [getattr(self._weights, name) * term for name, term in terms.items() if getattr(self._weights, name)]
         loss = torch.stack(weighted).sum()
         if examine:
-            pictures["features"] = self._joined(target.maps).detach()
+            pictures["features"] = self._shown(target.maps).detach()
         logs = {**{name: term.detach() for name, term in terms.items()}, **logs}
         return StepResult(loss, {"loss": loss.detach(), **logs}, features, pictures)
 
@@ -233,6 +233,11 @@ class ConsistentViewAlignment(Method):
             return gather_stages(maps)
         grid = common_grid([_grid_of(m) for m in maps])
         return torch.cat([resize(m, grid) for m in maps], dim=1)
+
+    def _shown(self, maps: list[Tensor]) -> Tensor:
+        """Return the one map that says most to the eye: the stage whose own grid is the common one, unmixed."""
+        grid = common_grid([_grid_of(m) for m in maps])
+        return next((m for m in maps if _grid_of(m) == grid), maps[-1])
 
     def _aligned(self, branch: Branch, maps: list[Tensor], batch: ViewBatch, places: Places) -> Tensor:
         """Return head outputs at the shared places, (2, B, cells, C)."""

@@ -102,9 +102,9 @@ class Gallery:
         strips += [Strip(f"View {view + 1}", [self._view(view, plane) for plane in PLANES]) for view in (0, 1)]
         return Panel(
             "Two views of one volume",
-            "Above, where both views lie in the volume; below, each view as the teacher sees it: mirrored, turned, "
-            "scaled and with its changes of intensity. The dots are the places at which features are compared: the "
-            "same dot of the grid in view 1 and in view 2 is one place of the body.",
+            "Above, where both views lie in the volume; below, each view mirrored, turned and scaled as networks see "
+            "it, without the changes of intensity that training adds. The dots are the places at which features are "
+            "compared: the same dot of the grid in view 1 and in view 2 is one place of the body.",
             [
                 ("box-a", "view 1"),
                 ("box-b", "view 2"),
@@ -119,12 +119,13 @@ class Gallery:
         """Draw what the student saw, what it made of it, and what it should have been."""
         hidden = self._arrays["mask"][0].astype(bool)
         target = self._arrays["targets"][0].astype(np.float32)
-        made = self._arrays["reconstruction"][0].astype(np.float32)
+        # What the decoder makes of blocks that were seen is in no loss and means nothing: these are shown as they were.
+        made = np.where(hidden if hidden.any() else True, self._arrays["reconstruction"][0].astype(np.float32), target)
         share = f"{hidden.mean():.0%}".replace("%", " %")
         rows: list[tuple[str, Grey, Bool | None, str]] = [
             ("Seen by the student", self._views[0], hidden, f"view 1 with {share} of its blocks hidden"),
-            ("Reconstruction", made, None, "what the student makes of it"),
-            ("Target", target, None, "view 1 before noise and blur"),
+            ("Reconstruction", made, None, "what the student fills in, among what it saw"),
+            ("Target", target, None, "view 1"),
         ]
         strips = [
             Strip(name, [self._plain(image, mask, words, plane) for plane in PLANES])
@@ -134,7 +135,7 @@ class Gallery:
             "Reconstruction",
             (
                 f"The student sees view 1 with {share} of its blocks hidden and has to fill them in; the loss counts "
-                "the hidden voxels only, so what it makes where the view was seen means nothing. "
+                "these alone, and the blocks that it saw are shown as they were. "
                 if hidden.any()
                 else "The student sees the whole of view 1 and has to give it back through its bottleneck. "
             )
