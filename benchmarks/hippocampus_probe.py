@@ -11,15 +11,21 @@ import argparse
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from viewalign.recipes.loading import load
 from viewalign.training.folder import RunFolder
+from viewalign.training.run import pretrain
 from viewalign.transfer.encoder import build_untrained, load_encoder
 from viewalign.transfer.probe import Case, compare
 from viewalign.transfer.voxel_features import EncoderFeatures
+from viewalign.volumes.catalogue import write_catalogue
+from viewalign.volumes.indexing import index_sources
+from viewalign.volumes.prepare import prepare_catalogue
 from viewalign.volumes.preparing import prepare_volume
 from viewalign.volumes.reading import read_volume
 from viewalign.volumes.recipe import PrepareSettings
@@ -44,13 +50,27 @@ def choose(data: Path) -> tuple[list[Case], list[Case]]:
     return cases[0], cases[1]
 
 
+def pretrain_on(data: Path, folder: Path) -> Path:
+    """Pretrain `cva-resenc-xs` on the crops of ids below 250, without labels, and return the run's folder."""
+    patterns = [str(data / "images" / f"hippocampus_{start}*") for start in ("0", "1", "2[0-4]")]
+    index = index_sources(patterns)
+    write_catalogue(index.collection, folder / "catalogue.json")
+    prepare_catalogue(folder / "catalogue.json", folder / "store")
+    recipe = load("cva-resenc-xs", [f"data={folder / 'store'}", f"out={folder / 'run'}"])
+    return pretrain(recipe).folder.root
+
+
 def main() -> None:
     """Run the probe and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?", help="without one, a small ResEnc is pretrained first")
     shared = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).parents[2] / "shared"))
     parser.add_argument("--data", type=Path, default=shared / "data" / "hippocampus")
     arguments = parser.parse_args()
+    if not arguments.data.is_dir():
+        print(json.dumps({"name": "hippocampus_probe", "ratio": None, "target": 1.0, "skipped": "no hippocampus data"}))
+        return
+    arguments.run = arguments.run or pretrain_on(arguments.data, Path(tempfile.mkdtemp()))
     torch.set_grad_enabled(False)
     learn, test = choose(arguments.data)
     recipe = RunFolder(arguments.run).recipe()
