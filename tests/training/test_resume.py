@@ -64,6 +64,18 @@ def test_a_resumed_run_is_bit_identical(recipe, tiny_recipe, monkeypatch):
     assert_same_run(whole.folder, second.folder)
 
 
+def test_a_resumed_run_keeps_the_arithmetic_it_settled_on(tiny_recipe, monkeypatch):
+    """`auto` is measured once: another measurement could come out otherwise and change the run."""
+    from viewalign.training import precision
+
+    monkeypatch.setattr(precision, "choose", lambda device: "fp32")
+    first = pretrain(tiny_recipe("runtime.precision=auto", steps=2))
+    assert first.folder.recipe().runtime.precision == "fp32"
+    monkeypatch.setattr(precision, "choose", lambda device: "bf16")
+    second = pretrain(tiny_recipe("runtime.precision=auto", steps=2), resume="auto")
+    assert second.folder.recipe().runtime.precision == "fp32"
+
+
 def test_rows_after_the_last_checkpoint_are_not_told_twice(tiny_recipe):
     outcome = pretrain(tiny_recipe(steps=3))
     with outcome.folder.log.open("a") as file:

@@ -190,8 +190,10 @@ class ConsistentViewAlignment(Method):
             aim = self._aligned(self.teacher, target.maps, batch, places).flip(0)
         weight = places.weight.expand(2, -1, -1).flatten(0, 1)
         loss = self._compare(prediction.flatten(0, 1), aim.flatten(0, 1), weight)
-        with torch.no_grad():
-            cosine = 1 - cosine_consistency(prediction.flatten(0, 1), aim.flatten(0, 1), weight) / 2
+        distance = loss.detach()
+        if self._consistency_kind != "cosine":
+            with torch.no_grad():
+                distance = cosine_consistency(prediction.flatten(0, 1), aim.flatten(0, 1), weight)
         features = {}
         if examine:
             rows = places.weight.flatten() > 0
@@ -200,7 +202,7 @@ class ConsistentViewAlignment(Method):
                 "projected": aim[0].flatten(0, 1)[rows],
                 "pooled": target.pooled,
             }
-        return loss, cosine, features
+        return loss, 1 - distance / 2, features
 
     def _compare(self, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Return the consistency term of (2B, P, C) vectors at the same places."""

@@ -112,6 +112,15 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
     return folder, recipe
 
 
+def keep_precision(recipe: Recipe) -> Recipe:
+    """Give `precision: auto` the value that the run in `out` settled on when it began; measuring anew might differ."""
+    folder = RunFolder.of(recipe)
+    if recipe.runtime.precision != "auto" or not folder.config.is_file():
+        return recipe
+    settled = folder.recipe().runtime.precision
+    return recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"precision": settled})})
+
+
 def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
     """Keep what was resolved before; refuse a recipe that would learn something else."""
     old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
@@ -122,8 +131,6 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
                 f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
                 "or start anew with another out=."
             )
-    precision = old["runtime"]["precision"] if new["runtime"]["precision"] == "auto" else new["runtime"]["precision"]
-    new["runtime"]["precision"] = precision
     begun = any(RunFolder(root).checkpoints.glob("step_*"))
     if begun or not new["init"]["weights"]:
         new["init"] = old["init"]  # what it started from is history; before that, the file may have been moved

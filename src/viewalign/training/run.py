@@ -20,7 +20,7 @@ from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
 from viewalign.randomness import generator_of
 from viewalign.training import checkpoints, data, initial, optimizers
-from viewalign.training.folder import RunFolder, write_config
+from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import launch, open_together
 from viewalign.training.loop import Feed, Samples, Trainer
@@ -72,7 +72,7 @@ def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False, store: Stor
         UserError: something about recipe, store or folder does not fit; said before any work begins.
     """
     store = _open_store(recipe) if store is None else store
-    recipe, fabric = launch(recipe)
+    recipe, fabric = launch(keep_precision(recipe) if resume else recipe)
     folder, recipe = open_together(fabric, recipe, bool(resume))
     trainer = _assemble(recipe, store, folder, fabric)
     state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
