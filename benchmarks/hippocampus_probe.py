@@ -50,13 +50,19 @@ def choose(data: Path) -> tuple[list[Case], list[Case]]:
     return cases[0], cases[1]
 
 
-def pretrain_on(data: Path, folder: Path) -> Path:
-    """Pretrain `cva-resenc-xs` on the crops of ids below 250, without labels, and return the run's folder."""
+def prepare_crops(data: Path, folder: Path) -> Path:
+    """Prepare the crops of ids below 250, without labels, and return the store."""
     patterns = [str(data / "images" / f"hippocampus_{start}*") for start in ("0", "1", "2[0-4]")]
     index = index_sources(patterns)
+    folder.mkdir(parents=True, exist_ok=True)
     write_catalogue(index.collection, folder / "catalogue.json")
     prepare_catalogue(folder / "catalogue.json", folder / "store")
-    recipe = load("cva-resenc-xs", [f"data={folder / 'store'}", f"out={folder / 'run'}"])
+    return folder / "store"
+
+
+def pretrain_on(data: Path, folder: Path) -> Path:
+    """Pretrain `cva-resenc-xs` on these crops and return the run's folder."""
+    recipe = load("cva-resenc-xs", [f"data={prepare_crops(data, folder)}", f"out={folder / 'run'}"])
     return pretrain(recipe).folder.root
 
 
