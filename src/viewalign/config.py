@@ -102,15 +102,22 @@ class NetworkSettings(Settings):
 
 
 class HeadSettings(Settings):
-    """Projector (three layers) and predictor (two) of the consistency and contrastive terms."""
+    """Projector (three layers) and predictor (two) of the consistency and contrastive terms.
 
+    `projector` says which features pass them: "both" as published, "pooled" the vectors of whole images alone, "none".
+    """
+
+    projector: Literal["both", "pooled", "none"] = "both"
     width: Count = 2048
     predictor_width: Count = 512
     norm: Literal["auto", "batch", "layer"] = "auto"
 
 
 class ObjectiveSettings(Settings):
-    """Terms of the loss and their weights; a weight of 0 leaves the term uncomputed."""
+    """Terms of the loss and their weights; a weight of 0 leaves the term uncomputed.
+
+    `dense` says whose feature maps consistency compares; `cells` are those of the lattice, along (D, H, W).
+    """
 
     reconstruction_weight: Annotated[float, Field(ge=0.0)] = 5.0
     huber_delta: Positive = 1.0
@@ -121,14 +128,19 @@ class ObjectiveSettings(Settings):
     contrastive_weight: Annotated[float, Field(ge=0.0)] = 0.1
     temperature: Positive = 0.5
     order: Literal["project_first", "align_first"] = "project_first"
-    cells: Count = 7
+    dense: Literal["encoder", "decoder"] = "encoder"
+    cells: Triple = (7, 7, 7)
     samples: Count = 2
 
 
 class TeacherSettings(Settings):
-    """The exponential moving average of the student."""
+    """The exponential moving average of the student.
+
+    With `final_momentum` the momentum goes from `momentum` to it along half a cosine over the run.
+    """
 
     momentum: Fraction = 0.995
+    final_momentum: Fraction | None = None
 
 
 class OptimSettings(Settings):
@@ -169,7 +181,11 @@ class LogSettings(Settings):
 
 
 class RuntimeSettings(Settings):
-    """The machine: none of these changes what is learnt beyond rounding."""
+    """The machine: none of these changes what is learnt beyond rounding.
+
+    Where memory is short: `accumulate` computes a process's share of the batch in so many parts, `recompute` works
+    activations out again in the backward pass. `compile` compiles the networks' blocks, which takes minutes once.
+    """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Count = 1
@@ -177,6 +193,9 @@ class RuntimeSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
+    accumulate: Count = 1
+    recompute: bool = False
+    compile: bool = False
     deterministic: bool = False
     bad_steps: Count = 20
     lost_share: Fraction = 0.05

@@ -6,6 +6,8 @@ gradients that all others have for its part; with DDP's mean over ranks, many pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather, all_reduce
@@ -36,3 +38,18 @@ def gather_over_processes(rows: Tensor, dim: int = 0) -> Tensor:
     if world_size() == 1:
         return rows
     return torch.cat(list(all_gather(rows.contiguous())), dim=dim)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over all processes, in one message a type of number."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for kind in {gradient.dtype for gradient in gradients}:
+        mine = [gradient for gradient in gradients if gradient.dtype == kind]
+        message = torch.cat([gradient.flatten() for gradient in mine])
+        distributed.all_reduce(message)
+        message /= world_size()
+        for gradient, mean in zip(mine, message.split([one.numel() for one in mine]), strict=True):
+            gradient.copy_(mean.view_as(gradient))

@@ -80,7 +80,7 @@ def test_a_method_aligned_with_itself_sees_the_same_features(make_batch):
     images, valid = same.views.flatten(0, 1), same.valid.flatten(0, 1)
     student, teacher = method.student.features(images, valid), method.teacher.features(images, valid)
     assert torch.allclose(student.pooled, teacher.pooled, atol=1e-5)
-    for a, b in zip(student.maps, teacher.maps, strict=True):
+    for a, b in zip(student.dense, teacher.dense, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ def test_the_published_settings():
         terms = recipe.objectives
         weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
         assert weights == (5.0, 1.0, 0.1)
-        assert (terms.temperature, terms.cells, terms.samples, recipe.teacher.momentum) == (0.5, 7, 2, 0.995)
+        assert (terms.temperature, terms.cells, terms.samples, recipe.teacher.momentum) == (0.5, (7, 7, 7), 2, 0.995)
         assert (recipe.views.overlap, recipe.masking.ratio) == ((0.4, 0.8), 0.75)
 
 

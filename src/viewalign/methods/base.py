@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone
 from viewalign.views.batch import ViewBatch
+
+Latents = dict[str, Tensor]
+"""What the networks made of a batch, by name: tensors (V, B, ...), so that parts of a batch can be joined along B."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +34,42 @@ class StepResult:
 
 
 class Method(nn.Module, ABC):
-    """A pretraining method: parameters and a step. The loop knows nothing else about it."""
+    """A pretraining method: parameters and a step in two halves. The loop knows nothing else about it.
+
+    Networks work image by image in `latents`; whatever compares images, or normalises over them, is in `judge`. So a
+    batch that does not fit into memory can pass the networks in parts and still be judged as a whole
+    (`training/accumulate.py`).
+    """
 
     @abstractmethod
-    def step(self, batch: ViewBatch, *, examine: bool = False) -> StepResult:
-        """Return the loss of a batch; with `examine`, features for the health panel and pictures too."""
+    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:
+        """Run the networks.
+
+        What an image gives may depend on that image alone, and on no generator that lives on. Without `targets`, what
+        needs no gradient (a teacher's part) may be left out.
+        """
+
+    @abstractmethod
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+        """Return the loss of a batch's latents; with `examine`, features for the health panel and pictures too."""
 
     @abstractmethod
     def after_update(self, step: int) -> None:
-        """Do what follows a real optimizer step, such as moving a teacher."""
+        """Do what follows the `step`-th real optimizer step (from 1), such as moving a teacher."""
 
     @abstractmethod
     def encoder(self) -> Backbone:
         """Return the backbone whose weights are exported."""
 
+    def step(self, batch: ViewBatch, *, examine: bool = False) -> StepResult:
+        """Return the loss of a batch; see `judge`."""
+        return self.judge(batch, self.latents(batch, examine=examine), examine=examine)
+
     def forward(self, batch: ViewBatch, examine: bool = False) -> StepResult:
         """Run `step`: the name under which wrappers for many processes call it."""
         return self.step(batch, examine=examine)
+
+
+def join(parts: Sequence[Latents]) -> Latents:
+    """Join the latents of a batch's parts."""
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}

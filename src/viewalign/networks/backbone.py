@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Size = tuple[int, int, int]
 
@@ -35,13 +38,19 @@ class Backbone(nn.Module, ABC):
         stride: views must be a multiple of it, per axis.
         block: what a mask hides at a time, in voxels.
         stage_channels: channels of each map that `dense` returns, finest first.
+        decoder_channels: channels of each map that `decode` returns, finest first.
         pooled_channels: length of the vector that `pool` returns.
+        recompute: whether activations inside a block are worked out again in the backward pass instead of kept: the
+            same gradients for about a third more arithmetic and a fraction of the memory (Chen et al.,
+            arXiv:1604.06174).
     """
 
     stride: Size
     block: Size
     stage_channels: tuple[int, ...]
+    decoder_channels: tuple[int, ...]
     pooled_channels: int
+    recompute: bool = False
 
     @abstractmethod
     def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
@@ -56,8 +65,12 @@ class Backbone(nn.Module, ABC):
         """Reduce dense maps to one vector (N, C) an image; `shares` (N, 1, d, h, w) say how valid each cell is."""
 
     @abstractmethod
-    def reconstruct(self, encoded: Encoded) -> Tensor:
-        """Return the image (N, C, D, H, W) that the decoder makes."""
+    def decode(self, encoded: Encoded) -> list[Tensor]:
+        """Return the decoder's feature maps (N, C, d, h, w), finest first."""
+
+    @abstractmethod
+    def paint(self, decoded: Sequence[Tensor]) -> Tensor:
+        """Return the image (N, C, D, H, W) that the decoder's maps stand for."""
 
     @abstractmethod
     def drop_decoder(self) -> None:
@@ -66,6 +79,33 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def grids(self, size: Size) -> list[Size]:
         """Return the grid of each dense map for views of `size` voxels."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts that repeat and hold nearly all arithmetic, in the order in which data pass them."""
+
+    def reconstruct(self, encoded: Encoded) -> Tensor:
+        """Return the image (N, C, D, H, W) that the decoder makes."""
+        return self.paint(self.decode(encoded))
+
+    def draw_paths(self, generators: Sequence[np.random.Generator] | None) -> None:
+        """Draw stochastic depth for the images that come next, one generator an image; None keeps every path.
+
+        Does nothing in a network without stochastic depth.
+        """
+
+    def compile_blocks(self) -> None:
+        """Compile each block by itself: names of weights stay, and equal blocks share what was compiled."""
+        for block in self.blocks():
+            block.compile(dynamic=False)
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Run a block, keeping no activations inside it where `recompute` is set."""
+        if self.recompute and torch.is_grad_enabled():
+            # No block draws from torch's own generator: stochastic depth is drawn beforehand (`draw_paths`).
+            again: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return again
+        return block(*inputs)
 
     def check_size(self, size: Size) -> None:
         """Refuse a view size that the network cannot take.

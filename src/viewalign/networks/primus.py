@@ -6,15 +6,17 @@ autoencoder (He et al., arXiv:2111.06377) and Primus (Wald et al., arXiv:2503.01
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
+from viewalign.networks.drop_path import draw_rows, drop_path_of_rows
 from viewalign.networks.masks import kept_tokens
 from viewalign.precision import full_precision, raised
 
@@ -37,9 +39,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 _DECODER_DEPTH = 2
+Run = Callable[..., Tensor]
 
 
-def build_primus(name: str, channels: int, outputs: int, size: Size, drop_path: float = 0.0) -> Primus:
+def build_primus(name: str, channels: int, outputs: int, size: Size) -> Primus:
     """Build the plain Primus of dynamic-network-architectures that a name stands for, for images of `size` voxels."""
     spec = ARCHITECTURES[name]
     return Primus(
@@ -50,14 +53,18 @@ def build_primus(name: str, channels: int, outputs: int, size: Size, drop_path: 
         eva_depth=spec["eva_depth"],
         eva_numheads=spec["eva_numheads"],
         input_shape=size,
-        drop_path_rate=drop_path,
         init_values=0.1,
         scale_attn_inner=True,
     )
 
 
-def run_eva(eva: Eva, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Run Eva blocks on the tokens (N, T, C) of a full grid, or on the `kept` (N, K) of them alone."""
+def run_eva(
+    eva: Eva, tokens: Tensor, kept: Tensor | None = None, run: Run = lambda block, *given: block(*given)
+) -> Tensor:
+    """Run Eva blocks on the tokens (N, T, C) of a full grid, or on the `kept` (N, K) of them alone.
+
+    `run` calls each block, so that a caller may do so without keeping its activations.
+    """
     tokens = tokens + eva.pos_embed
     rope = eva.rope.get_embed()
     if kept is not None:
@@ -65,7 +72,7 @@ def run_eva(eva: Eva, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
         # One table per image, with a head axis to broadcast over: (N, 1, K, 2 x head dimension).
         rope = rope[kept][:, None]
     for block in eva.blocks:
-        tokens = block(tokens, rope=rope)
+        tokens = run(block, tokens, rope)
     return cast(Tensor, eva.norm(tokens))
 
 
@@ -94,13 +101,15 @@ class PrimusBackbone(Backbone):
         self.block = self.stride = spec["patch_embed_size"]
         self.check_size(size)
         self._grid = self.grids(size)[0]
-        self.net = build_primus(name, channels, channels, size, drop_path)
+        self.net = build_primus(name, channels, channels, size)
+        self._paths = drop_path_of_rows(self.net.eva.blocks, drop_path)
         # Called "context" and "filler": exports may hold no other name that begins with "eva" or "down_projection".
         self.feature_decoder = self._eva(width, spec["feature_heads"])
         self.decoder = self._eva(width, spec["decoder_heads"])
         self.attention_pool = nn.Linear(width, 1)
         self.filler = nn.Parameter(torch.randn(width) * 1e-6)
-        self.stage_channels, self.pooled_channels = (width,), width
+        self.stage_channels = self.decoder_channels = (width,)
+        self.pooled_channels = width
 
     def _eva(self, width: int, heads: int) -> Eva:
         return Eva(
@@ -116,7 +125,7 @@ class PrimusBackbone(Backbone):
         """Encode images; the tokens of masked blocks never enter the blocks."""
         tokens = self.net.down_projection(images).flatten(2).transpose(1, 2)
         kept = None if mask is None else kept_tokens(mask)
-        return Encoded(tokens=run_eva(self.net.eva, tokens, kept), kept=kept, grid=self._grid)
+        return Encoded(tokens=run_eva(self.net.eva, tokens, kept, self._run), kept=kept, grid=self._grid)
 
     def _restored(self, encoded: Encoded) -> Tensor:
         assert encoded.tokens is not None
@@ -124,7 +133,7 @@ class PrimusBackbone(Backbone):
 
     def dense(self, encoded: Encoded) -> list[Tensor]:
         """Return one map: all tokens, dropped ones filled in, after the feature decoder."""
-        tokens = run_eva(self.feature_decoder, self._restored(encoded))
+        tokens = run_eva(self.feature_decoder, self._restored(encoded), run=self._run)
         return [tokens.transpose(1, 2).unflatten(2, self._grid)]
 
     @full_precision
@@ -138,10 +147,14 @@ class PrimusBackbone(Backbone):
         weight = torch.softmax(score.masked_fill(share <= 0, torch.finfo(score.dtype).min), dim=1)
         return (weight[..., None] * tokens).sum(1)
 
-    def reconstruct(self, encoded: Encoded) -> Tensor:
-        """Decode all tokens to an image."""
-        tokens = run_eva(self.decoder, self._restored(encoded))
-        return cast(Tensor, self.net.up_projection(tokens.transpose(1, 2).unflatten(2, self._grid)))
+    def decode(self, encoded: Encoded) -> list[Tensor]:
+        """Return one map: all tokens after the reconstruction's decoder."""
+        tokens = run_eva(self.decoder, self._restored(encoded), run=self._run)
+        return [tokens.transpose(1, 2).unflatten(2, self._grid)]
+
+    def paint(self, decoded: Sequence[Tensor]) -> Tensor:
+        """Turn the decoder's tokens into an image."""
+        return cast(Tensor, self.net.up_projection(decoded[0]))
 
     def drop_decoder(self) -> None:
         """Remove the reconstruction decoder; the feature decoder stays, for the teacher goes through it too."""
@@ -151,3 +164,12 @@ class PrimusBackbone(Backbone):
     def grids(self, size: Size) -> list[Size]:
         """Return the token grid."""
         return [(size[0] // self.block[0], size[1] // self.block[1], size[2] // self.block[2])]
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks of the encoder, the feature decoder and, where there is one, the decoder."""
+        parts = (self.net.eva, self.feature_decoder, getattr(self, "decoder", None))
+        return [block for part in parts if part is not None for block in part.blocks]
+
+    def draw_paths(self, generators: Sequence[np.random.Generator] | None) -> None:
+        """Draw which images skip which of the encoder's branches."""
+        draw_rows(self._paths, generators)

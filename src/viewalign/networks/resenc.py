@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
 
 
 def _run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
-    """Run an encoder stage, in float32 where a CPU's bfloat16 cannot be trusted.
+    """Run a stage of blocks, in float32 where a CPU's bfloat16 cannot be trusted.
 
     torch 2.14.1's bfloat16 Conv3d on CPUs returns uninitialised memory as the weight gradient of maps that are two
     cells deep (found on AVX512-BF16, see docs/decisions.md). Maps so small cost next to nothing in float32.
@@ -78,6 +79,7 @@ class ResEncBackbone(Backbone):
             # Heads of deep supervision, which the library always builds and pretraining never uses.
             head.requires_grad_(False)
         self.stage_channels = tuple(self.net.encoder.output_channels)
+        self.decoder_channels = self.stage_channels[:-1]
         self.pooled_channels = sum(self.stage_channels)
         self.block = block
         depth = 2 ** (len(self.stage_channels) - 1)
@@ -88,7 +90,7 @@ class ResEncBackbone(Backbone):
         encoder = self.net.encoder
         maps = [encoder.stem(images if mask is None else hide(images, mask, self.block))]
         for stage in encoder.stages:
-            maps.append(_run_stage(stage, maps[-1]))
+            maps.append(self._run(partial(_run_stage, stage), maps[-1]))
         return Encoded(maps=tuple(maps[1:]))
 
     def dense(self, encoded: Encoded) -> list[Tensor]:
@@ -104,9 +106,16 @@ class ResEncBackbone(Backbone):
             columns.append((raised(stage) * weight).sum((2, 3, 4)))
         return torch.cat(columns, dim=1)
 
-    def reconstruct(self, encoded: Encoded) -> Tensor:
-        """Decode the stages to an image."""
-        image: Tensor = self.net.decoder(list(encoded.maps))
+    def decode(self, encoded: Encoded) -> list[Tensor]:
+        """Return the U-Net decoder's stages, finest first."""
+        decoder, maps = self.net.decoder, [encoded.maps[-1]]
+        for up, stage, skip in zip(decoder.transpconvs, decoder.stages, encoded.maps[-2::-1], strict=True):
+            maps.append(self._run(stage, torch.cat((up(maps[-1]), skip), 1)))
+        return maps[:0:-1]
+
+    def paint(self, decoded: Sequence[Tensor]) -> Tensor:
+        """Turn the finest map into an image."""
+        image: Tensor = self.net.decoder.seg_layers[-1](decoded[0])
         return image
 
     def drop_decoder(self) -> None:
@@ -116,3 +125,8 @@ class ResEncBackbone(Backbone):
     def grids(self, size: Size) -> list[Size]:
         """Return each stage's grid: the view halved from stage to stage."""
         return [(size[0] >> k, size[1] >> k, size[2] >> k) for k in range(len(self.stage_channels))]
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the encoder's stages, then the decoder's where there is one."""
+        decoder = self.net.decoder
+        return [*self.net.encoder.stages, *(decoder.stages if decoder is not None else ())]

@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """How slowly the teacher follows, by optimizer step.
+
+    Attributes:
+        first: at the first step, and for good where there is no `last`.
+        last: at the last step; between them it goes along half a cosine, as in BYOL (Grill et al., arXiv:2006.07733).
+        steps: of the whole run.
+    """
+
+    first: float = 0.995
+    last: float | None = None
+    steps: int = 1
+
+    def __call__(self, step: int) -> float:
+        """Return the momentum of step 1 … `steps`."""
+        if self.last is None:
+            return self.first
+        done = min(max(step - 1, 0) / max(self.steps - 1, 1), 1.0)
+        return self.last - (self.last - self.first) * (math.cos(math.pi * done) + 1) / 2
 
 
 def pair_parameters(student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -24,12 +24,10 @@ class Trainer:
     Attributes:
         recipe: a recipe's name.
         overrides: `key=value` settings that differ from the recipe.
-        missing: features of the class that are not built here; a name that has any is refused.
     """
 
     recipe: str
     overrides: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
 
 
 def _epochs(count: int) -> str:
@@ -40,9 +38,8 @@ def _warmup(epochs: int) -> str:
     return f"optim.warmup={epochs * _STEPS_PER_EPOCH}"
 
 
-_POOLED_ONLY = "a projector for the pooled latent alone, with dense latents left as they are"
-_DECODER = "decoder features as the dense latent"
-_FLAT_CELLS = "alignment cells of 2 × 7 × 7"
+_POOLED_ONLY = "heads.projector=pooled"
+_DECODER = "objectives.dense=decoder"
 
 _CVA = "objectives.consistency_weight"
 _NO_CONTRAST = "objectives.contrastive_weight=0"
@@ -62,31 +59,28 @@ RESENC = {
     "BaseMAETrainer": Trainer("mae-resenc-l", ("batch=2", *_MSE)),
     "BaseMAETrainer_BS8": Trainer("mae-resenc-l", ("batch=8", *_MSE)),
     "BaseAlignedMAETrainer": Trainer(
-        "cva-resenc-l", ("views.size=160", "batch=2", _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5"), (_POOLED_ONLY,)
+        "cva-resenc-l", ("views.size=160", "batch=2", _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5", _POOLED_ONLY)
     ),
     "AlignedMAE128Trainer": Trainer("cva-resenc-l", (_PLAIN_RECONSTRUCTION, f"{_CVA}=0.5")),
     "AlignedMAETrainer": Trainer("cva-resenc-l", (_epochs(1000), f"{_CVA}=0.5")),
     "AlignedMAELR5Trainer": Trainer("cva-resenc-l", (_epochs(1000), f"{_CVA}=0.5", "optim.lr=5e-3")),
     "AlignedMAEFTTrainer": Trainer("cva-resenc-l"),
-    "AlignedMAEFTConAnisoTrainer": Trainer("cva-aniso-resenc-l", (), (_FLAT_CELLS,)),
-    "AlignedMAEFTConAnisoB16Trainer": Trainer("cva-aniso-resenc-l", (_THIN_SMALL, "batch=16"), (_FLAT_CELLS,)),
+    "AlignedMAEFTConAnisoTrainer": Trainer("cva-aniso-resenc-l"),
+    "AlignedMAEFTConAnisoB16Trainer": Trainer("cva-aniso-resenc-l", (_THIN_SMALL, "batch=16")),
     "AlignedMAEFTNoConTrainer": Trainer("mae-cva-resenc-l"),
     "GramAlignedMAEFTNoConTrainer": Trainer("gram-resenc-l", (_NO_CONTRAST,)),
-    "GramAlignedMAEFTNoConNoProjTrainer": Trainer("gram-resenc-l", (_NO_CONTRAST,), (_POOLED_ONLY,)),
+    "GramAlignedMAEFTNoConNoProjTrainer": Trainer("gram-resenc-l", (_NO_CONTRAST, _POOLED_ONLY)),
     "GramAlignedMAEFTConTrainer": Trainer("gram-resenc-l"),
-    "GramAlignedMAEFTConNoProjTrainer": Trainer("gram-resenc-l", (), (_POOLED_ONLY,)),
-    "GramAlignedMAEFTConNoProjAnisoTrainer": Trainer("gram-aniso-resenc-l", (), (_POOLED_ONLY, _FLAT_CELLS)),
-    "GramAlignedMAEFTConNoProjAnisoB16Trainer": Trainer(
-        "gram-aniso-resenc-l", (_THIN_SMALL, "batch=16"), (_POOLED_ONLY, _FLAT_CELLS)
-    ),
+    "GramAlignedMAEFTConNoProjTrainer": Trainer("gram-resenc-l", (_POOLED_ONLY,)),
+    "GramAlignedMAEFTConNoProjAnisoTrainer": Trainer("gram-aniso-resenc-l", (_POOLED_ONLY,)),
+    "GramAlignedMAEFTConNoProjAnisoB16Trainer": Trainer("gram-aniso-resenc-l", (_THIN_SMALL, "batch=16", _POOLED_ONLY)),
     "AlignedConConMAETrainer": Trainer("mae-ccva-con-resenc-l", (_epochs(1000), f"{_CVA}=0.5", "optim.lr=5e-3")),
     "AlignedConConMAEFTTrainer": Trainer("mae-ccva-con-resenc-l"),
     "ConMAETrainer": Trainer("mae-con-resenc-l", (_epochs(1000), "optim.lr=5e-3")),
     "ConMAEFTTrainer": Trainer("mae-con-resenc-l"),
-    # Their cells of 2 × 7 × 7 serve a consistency of weight 0, so nothing is missing.
     "ConMAEFTAnisoTrainer": Trainer("mae-con-resenc-l", (_THIN,)),
     "ConMAEFTAnisoB16Trainer": Trainer("mae-con-resenc-l", (_THIN_SMALL, "batch=16")),
-    "FeatConDecAlignedMAEFTTrainer": Trainer("cva-resenc-l", (f"{_CVA}=0.5", "optim.lr=5e-3"), (_DECODER,)),
+    "FeatConDecAlignedMAEFTTrainer": Trainer("cva-resenc-l", (f"{_CVA}=0.5", "optim.lr=5e-3", _DECODER)),
     "AlignedAETrainer": Trainer("ae-resenc-l", (_epochs(1000),)),
     "AlignedAEFTTrainer": Trainer("ae-resenc-l"),
 }
@@ -105,13 +99,13 @@ PRIMUS = {
     "AlignedMAEFTLR3EvaTrainer": Trainer("cva-primus-m"),
     "AlignedMAEFTNoConEvaLR3Trainer": Trainer("mae-cva-primus-m", _SHORT),
     "GramAlignedMAEFTNoConEvaLR3Trainer": Trainer("gram-primus-m", (*_SHORT, _NO_CONTRAST)),
-    "GramAlignedMAEFTNoConNoProjEvaLR3Trainer": Trainer("gram-primus-m", (*_SHORT, _NO_CONTRAST), (_POOLED_ONLY,)),
+    "GramAlignedMAEFTNoConNoProjEvaLR3Trainer": Trainer("gram-primus-m", (*_SHORT, _NO_CONTRAST, _POOLED_ONLY)),
     "GramAlignedMAEFTConEvaLR3Trainer": Trainer("gram-primus-m", _SHORT),
-    "GramAlignedMAEFTConNoProjEvaLR3Trainer": Trainer("gram-primus-m", _SHORT, (_POOLED_ONLY,)),
+    "GramAlignedMAEFTConNoProjEvaLR3Trainer": Trainer("gram-primus-m", (*_SHORT, _POOLED_ONLY)),
     "ConMAEFTEvaLR3Trainer": Trainer("mae-con-primus-m"),
     "AlignedConConMAEFTEvaTrainer": Trainer("mae-ccva-con-primus-m"),
     "FeatConDecAlignedMAEFTEvaTrainer": Trainer(
-        "cva-primus-m", (*_SHORT, f"{_CVA}=0.5", "objectives.cells=5"), (_DECODER,)
+        "cva-primus-m", (*_SHORT, f"{_CVA}=0.5", "objectives.cells=5", _DECODER)
     ),
     "AlignedAEEvaTrainer": Trainer("ae-primus-m", (_epochs(500),)),
     "AlignedAEFTEvaTrainer": Trainer("ae-primus-m"),
@@ -130,7 +124,7 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
         network: "resenc-l" or "primus-m"; needed where classes of the same name train different networks.
 
     Raises:
-        UserError: an unknown name, a name of the other network or of both, or a class with parts not built here.
+        UserError: an unknown name, or a name of the other network or of both.
     """
     meant = {key: table[name] for key, table in NETWORKS.items() if name in table}
     if not meant:
@@ -141,13 +135,7 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
         )
     if network is not None and network not in meant:
         raise UserError(f"{name} trains {' or '.join(meant)}, not {network}. Leave --network out, or name its trainer.")
-    trainer = meant[network or next(iter(meant))]
-    if trainer.missing:
-        raise UserError(
-            f"{name} needs what is not built here: {'; '.join(trainer.missing)}. "
-            f"The nearest recipe without it is {trainer.recipe} (`viewalign pretrain {trainer.recipe}`)."
-        )
-    return trainer
+    return meant[network or next(iter(meant))]
 
 
 def _nearest(name: str) -> str:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from viewalign import processes
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.training import precision
 from viewalign.training.folder import RunFolder, open_folder
+
+_LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
+"""What a collective says when another process is gone."""
 
 
 def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
@@ -31,6 +43,12 @@ def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
             f"batch={recipe.batch} does not divide over {world} processes (runtime.devices × runtime.nodes); "
             f"take batch={fits} or {fits + world}."
         )
+    share = recipe.batch // world
+    if share % runtime.accumulate:
+        raise UserError(
+            f"runtime.accumulate={runtime.accumulate} does not divide the {share} volumes that each process has "
+            f"(batch={recipe.batch} over {world}); take a divisor of {share}."
+        )
     _prepare_torch(runtime.threads, runtime.deterministic)
     chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(runtime.accelerator, world)
     try:
@@ -47,7 +65,22 @@ def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
             f"{str(problem).splitlines()[0]}"
         ) from None
     fabric.launch()
+    started_here = isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment)
+    if world > 1 and fabric.local_rank > 0 and started_here:
+        _end_with(os.getppid())
     return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
+
+
+def _end_with(parent: int) -> None:
+    """End this process within seconds of the one that started it: a collective would wait for it for half an hour."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        print("The first process of the run is gone; this one ends too.", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 def _prepare_torch(threads: int, deterministic: bool) -> None:
@@ -74,6 +107,24 @@ def _strategy(recipe: Recipe) -> DDPStrategy:
     terms = recipe.objectives
     weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
     return DDPStrategy(find_unused_parameters=min(weights) == 0, broadcast_buffers=False)
+
+
+@contextmanager
+def told_of_lost_processes(folder: RunFolder) -> Iterator[None]:
+    """Turn the failure of a collective, when another process is gone, into a sentence.
+
+    Raises:
+        UserError: another process of the run ended.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        if processes.world_size() == 1 or not _LOST.search(str(problem)):
+            raise
+        raise UserError(
+            f"Another process of this run ended unexpectedly (its message, if it left one, stands above). The last "
+            f"checkpoint in {folder.checkpoints} holds; --resume auto goes on from it."
+        ) from None
 
 
 def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:

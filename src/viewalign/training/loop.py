@@ -15,8 +15,7 @@ from torch import Tensor
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.methods.base import Method, StepResult
-from viewalign.randomness import seed_of
-from viewalign.training import checkpoints, health, optimizers, pictures
+from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import Averages, RunLog, Ticker, duration
 from viewalign.views.batch import ViewBatch
@@ -157,17 +156,14 @@ class Trainer:
         """Do one step; a loss or gradient that is not finite changes nothing but the count of skipped steps."""
         position, settings = self.position, self.recipe.optim
         batch = self._build(samples)
-        torch.manual_seed(seed_of(self.recipe.seed, position.step, self.fabric.global_rank))
         examine = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
         rate = optimizers.learning_rate(
             position.updates, self.recipe.steps, settings.lr, settings.warmup, settings.power
         )
         optimizers.set_learning_rate(self.optimizer, rate)
         self.method.train()
-        with self.fabric.autocast():
-            result: StepResult = self.wrapped(batch, examine)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(result.loss)
+        result = self._loss_and_gradients(batch, examine)
         norm = optimizers.clip_gradients(self.method, settings.clip)
         position.step += 1
         # Gradients are means over all processes, so every process comes to the same verdict.
@@ -181,6 +177,24 @@ class Trainer:
             self._skip(batch, norm)
         if examine:
             self._examine(samples, result)
+
+    def _loss_and_gradients(self, batch: ViewBatch, examine: bool) -> StepResult:
+        parts = self.recipe.runtime.accumulate
+        if parts > 1:
+            return accumulate.step_in_parts(self.method, batch, parts, self.fabric.autocast, examine)
+        with self.fabric.autocast():
+            result: StepResult = self.wrapped(batch, examine)
+        self.fabric.backward(result.loss)
+        return result
+
+    @torch.no_grad()
+    def _judged(self, batch: ViewBatch, examine: bool) -> StepResult:
+        """Return a batch's result without gradient, in the parts in which training sees it."""
+        parts = self.recipe.runtime.accumulate
+        if parts > 1:
+            return accumulate.judge_parts(self.method, batch, parts, self.fabric.autocast, examine)
+        with self.fabric.autocast():
+            return cast(StepResult, self.wrapped(batch, examine))
 
     def _skip(self, batch: ViewBatch, norm: float) -> None:
         position = self.position
@@ -203,8 +217,7 @@ class Trainer:
         self._row("health", health.measure(result.features) if self.fabric.is_global_zero else {})
         self.method.eval()
         batch = self._build(samples, plain=True)
-        with torch.no_grad(), self.fabric.autocast():
-            shown: StepResult = self.wrapped(batch, True)
+        shown = self._judged(batch, examine=True)
         if not self.fabric.is_global_zero:
             return
         terms = self.recipe.objectives
@@ -217,16 +230,12 @@ class Trainer:
         except OSError as problem:
             self.ticker.say(f"The report's pictures could not be written ({problem}); training goes on.")
 
-    @torch.no_grad()
     def _validate(self, batches: Iterator[Samples]) -> None:
         """Measure the loss on held-out subjects, always on the same views and masks."""
         self.method.eval()
         averages = Averages()
         for samples in batches:
-            batch = self._build(samples)
-            with self.fabric.autocast():
-                result: StepResult = self.wrapped(batch, False)
-            averages.add(result.logs)
+            averages.add(self._judged(self._build(samples), examine=False).logs)
         means = averages.take(self._mean_over_processes)
         self._row("validation", means)
         if means.get("loss", math.inf) < self.position.best_loss:

@@ -16,10 +16,11 @@ from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample
 
 Array = NDArray[np.generic]
+Size = tuple[int, int, int]
 
 
 def snapshot(
-    batch: ViewBatch, number: int, sample: Sample, result: StepResult, cells: int, samples: int, step: int
+    batch: ViewBatch, number: int, sample: Sample, result: StepResult, cells: Size, samples: int, step: int
 ) -> dict[str, Array]:
     """Collect what the report draws of one volume of a batch.
 
@@ -32,7 +33,7 @@ def snapshot(
         step: where the run is.
     """
     maps = batch.to_volume[:, number]
-    points = lattice.between(maps[:1], maps[1:2], batch.size, (cells, cells, cells), samples).points[0]
+    points = lattice.between(maps[:1], maps[1:2], batch.size, cells, samples).points[0]
     arrays = {
         "views": batch.views[:, number, 0].half(),
         "targets": batch.targets[:, number, 0].half(),

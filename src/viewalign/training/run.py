@@ -15,14 +15,15 @@ import torch
 from lightning_fabric import Fabric
 
 import viewalign
-from viewalign.config import PhotometricSettings, Recipe, ViewSettings
+from viewalign.config import PhotometricSettings, Recipe, RuntimeSettings, ViewSettings
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
+from viewalign.networks.backbone import Backbone
 from viewalign.randomness import generator_of
 from viewalign.training import checkpoints, data, initial, optimizers
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
-from viewalign.training.launch import launch, open_together
+from viewalign.training.launch import launch, open_together, told_of_lost_processes
 from viewalign.training.loop import Feed, Samples, Trainer
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
@@ -85,7 +86,7 @@ def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False, store: Stor
         initial.start_run(trainer.method, recipe, folder, trainer.ticker.say, fabric.is_global_zero)
     if fabric.is_global_zero:
         write_config(folder, recipe)
-    with StopRequest() as stop:
+    with StopRequest() as stop, told_of_lost_processes(folder):
         trainer.run(lambda: stop.signal is not None)
     return Outcome(folder, trainer.position.step, recipe.steps, stop.signal)
 
@@ -103,6 +104,7 @@ def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -
     """Build method, optimizer and feed, and write down what the run is fed with."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
+    _prepare_networks(method, recipe.runtime)
     settings = recipe.optim
     optimizer = optimizers.build_optimizer(
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
@@ -118,6 +120,14 @@ def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -
     feed = _feed(recipe, store, subjects, split, fabric)
     facts = _facts(recipe, store, subjects, split, method)
     return Trainer(fabric, method, optimizer, feed, recipe, folder, facts, store.recipe)
+
+
+def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
+    """Settle how the networks of a method are computed; none of it changes what they compute."""
+    for network in (module for module in method.modules() if isinstance(module, Backbone)):
+        network.recompute = runtime.recompute
+        if runtime.compile:
+            network.compile_blocks()
 
 
 def _facts(recipe: Recipe, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def correspond(
     size: Size,
     grids: Sequence[Size],
     valid: Tensor | None = None,
-    cells: int = 7,
+    cells: int | Size = 7,
     samples: int = 2,
 ) -> Correspondence:
     """Find the places that two views share on each of their feature grids.
@@ -79,7 +79,7 @@ def correspond(
         size: (D, H, W) of a view in voxels.
         grids: (d, h, w) of each feature map that will be read.
         valid: (2, B, 1, D, H, W), false where a view shows no voxel of the volume; None means all valid.
-        cells, samples: the lattice; cells per axis are at most those of the finest grid.
+        cells, samples: the lattice, in all or along (D, H, W); cells per axis are at most those of the finest grid.
 
     Coordinates are worked out in float64 where the affines are, on the CPU in training, and sent to where `valid` is.
 
@@ -88,7 +88,8 @@ def correspond(
     instead.
     """
     finest = tuple(max(grid[k] for grid in grids) for k in range(3))
-    cell_counts = (min(cells, finest[0]), min(cells, finest[1]), min(cells, finest[2]))
+    wanted = (cells, cells, cells) if isinstance(cells, int) else cells
+    cell_counts = (min(wanted[0], finest[0]), min(wanted[1], finest[1]), min(wanted[2], finest[2]))
     shared = lattice.between(to_volume_a, to_volume_b, size, cell_counts, samples)
     maps = torch.stack([to_volume_a, to_volume_b])
     both = lattice.inside(shared.points, to_volume_a, size) & lattice.inside(shared.points, to_volume_b, size)
@@ -119,7 +120,7 @@ def align(
     to_volume_b: Tensor,
     size: Size,
     valid: Tensor | None = None,
-    cells: int = 7,
+    cells: int | Size = 7,
     samples: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Bring one feature map of each view (B, C, d, h, w) onto the places both share.

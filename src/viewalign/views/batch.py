@@ -44,6 +44,19 @@ class ViewBatch:
         """Views per volume and volumes: (V, B)."""
         return (self.views.shape[0], self.views.shape[1])
 
+    def part(self, start: int, stop: int) -> ViewBatch:
+        """Return volumes [start, stop) of the batch."""
+        return ViewBatch(
+            views=self.views[:, start:stop],
+            targets=self.targets[:, start:stop],
+            to_volume=self.to_volume[:, start:stop],
+            valid=self.valid[:, start:stop],
+            volume_id=self.volume_id[start:stop],
+            subject_id=self.subject_id[start:stop],
+            sample=self.sample[start:stop],
+            claimed_boxes=None if self.claimed_boxes is None else self.claimed_boxes[:, start:stop],
+        )
+
     def double(self) -> ViewBatch:
         """Return the batch with its images in float64, for proofs."""
         return replace(self, views=self.views.double(), targets=self.targets.double())

@@ -1,0 +1,72 @@
+"""A batch that does not fit into memory: the networks see it in parts, the losses see it whole.
+
+Plain accumulation would judge every part by itself: fewer negatives, other statistics in the heads, another loss. Here
+the parts pass the networks without gradient first, the latents of all are judged together, and each part passes once
+more to carry its latents' gradients back (gradient caching, Gao et al., arXiv:2101.06983). The step is that of the
+whole batch up to rounding, for one more forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from viewalign.methods.base import Latents, Method, StepResult, join
+from viewalign.processes import average_gradients
+from viewalign.views.batch import ViewBatch
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+def judge_parts(method: Method, batch: ViewBatch, parts: int, autocast: Autocast, examine: bool = False) -> StepResult:
+    """Return the whole batch's result; without gradient, which `step_in_parts` adds."""
+    with torch.no_grad(), autocast():
+        latents = join([method.latents(part, examine=examine) for part in _parts(batch, parts)])
+        return method.judge(batch, latents, examine=examine)
+
+
+def step_in_parts(
+    method: Method, batch: ViewBatch, parts: int, autocast: Autocast, examine: bool = False
+) -> StepResult:
+    """Work out loss and gradients of a batch whose networks run in `parts`.
+
+    Gradients of parameters are left where a backward pass leaves them, averaged over processes.
+
+    Args:
+        method: what is trained, not wrapped for several processes.
+        batch: this process's share of the global batch.
+        parts: how many; a divisor of the batch's volumes.
+        autocast: the arithmetic of forward passes.
+        examine: as for `Method.step`.
+    """
+    with torch.no_grad(), autocast():
+        latents = join([method.latents(part, examine=examine) for part in _parts(batch, parts)])
+    leaves = {name: value.requires_grad_() for name, value in latents.items() if value.is_floating_point()}
+    with autocast():
+        result = method.judge(batch, {**latents, **leaves}, examine=examine)
+    result.loss.backward()
+    first = 0
+    for part in _parts(batch, parts):
+        count = part.count[1]
+        with autocast():
+            again = method.latents(part, targets=False)
+        _carry_back(again, leaves, first, first + count)
+        first += count
+    average_gradients(list(method.parameters()))
+    return result
+
+
+def _parts(batch: ViewBatch, parts: int) -> Iterator[ViewBatch]:
+    each = batch.count[1] // parts
+    for k in range(parts):
+        yield batch.part(k * each, (k + 1) * each)
+
+
+def _carry_back(made: Latents, leaves: dict[str, Tensor], start: int, stop: int) -> None:
+    """Give a part's latents the gradients that the whole batch's latents have at its place."""
+    learnt = {name: value for name, value in made.items() if value.requires_grad and leaves[name].grad is not None}
+    gradients = [leaves[name].grad[:, start:stop] for name in learnt]  # type: ignore[index]
+    torch.autograd.backward(list(learnt.values()), gradients)

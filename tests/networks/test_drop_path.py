@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from viewalign.networks.drop_path import DropPath, draw_rows, drop_path_of_rows
+from viewalign.randomness import generator_of
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop_path1 = self.drop_path2 = nn.Identity()
+
+
+def test_rates_rise_linearly_and_blocks_of_rate_0_are_left_alone():
+    blocks = [Block() for _ in range(5)]
+    made = drop_path_of_rows(blocks, 0.2)
+    assert [module.rate for module in made] == pytest.approx([0.05, 0.05, 0.1, 0.1, 0.15, 0.15, 0.2, 0.2])
+    assert isinstance(blocks[0].drop_path1, nn.Identity)
+    assert blocks[1].drop_path1 is made[0]
+
+
+def test_a_skipped_image_gives_0_and_the_others_are_scaled_up():
+    path = DropPath(0.25)
+    branch = torch.ones(3, 4, 2)
+    assert torch.equal(path(branch), branch), "without a draw all pass"
+    path.keep = torch.tensor([True, False, True])
+    assert torch.allclose(path(branch)[:, 0, 0], torch.tensor([4 / 3, 0.0, 4 / 3]))
+
+
+def test_a_draw_belongs_to_its_image():
+    """An image skips the same branches whatever stands beside it in the batch, and about as often as the rate says."""
+    paths = [DropPath(0.3) for _ in range(6)]
+    draw_rows(paths, [generator_of(0, sample, "drop path") for sample in range(500)])
+    together = torch.stack([path.keep for path in paths])
+    draw_rows(paths, [generator_of(0, 7, "drop path")])
+    assert torch.equal(torch.stack([path.keep for path in paths])[:, 0], together[:, 7])
+    assert float(together.double().mean()) == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / together.numel()))
+    draw_rows(paths, None)
+    assert all(path.keep is None for path in paths)
