@@ -5,8 +5,11 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
+from viewalign.objectives.consistency import cosine_consistency
 from viewalign.recipes.loading import load
+from viewalign.views.alignment import correspond
 from viewalign.views.batch import ViewBatch
+from viewalign.views.grids import common_grid, resize
 
 SMALL = ["views.size=[16,16,16]", "heads.width=32", "heads.predictor_width=16", "batch=4"]
 
@@ -93,6 +96,71 @@ def test_other_forms_of_consistency(consistency, order, make_batch):
     assert torch.isfinite(result.loss.detach())
     assert -1 <= float(result.logs["cosine"]) <= 1
     assert method.student.predictor.layers[0].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
+@pytest.mark.parametrize("order", ["project_first", "align_first"])
+@pytest.mark.parametrize("projector", ["pooled", "none"])
+@pytest.mark.parametrize("dense", ["encoder", "decoder"])
+def test_features_without_a_head_are_compared_as_they_are(recipe, order, projector, dense, make_batch):
+    """The backbone's own vectors, aligned by hand with the public functions, give the same consistency."""
+    settings = [f"heads.projector={projector}", f"objectives.order={order}", f"objectives.dense={dense}"]
+    method, batch = method_of(recipe, *settings), make_batch()
+    logs = method.eval().step(batch).logs
+    maps = []
+    for branch, mask in ((method.student, method._draw_masks(batch)), (method.teacher, None)):
+        encoded = branch.backbone.encode(batch.views.flatten(0, 1), mask)
+        maps.append(branch.backbone.dense(encoded) if dense == "encoder" else branch.backbone.decode(encoded))
+    if order == "project_first":
+        grid = common_grid([tuple(one.shape[2:]) for one in maps[0]])
+        maps = [[torch.cat([resize(one, grid) for one in network], 1)] for network in maps]
+    grids = [tuple(one.shape[2:]) for one in maps[0]]
+    places = correspond(batch.to_volume[0], batch.to_volume[1], batch.size, grids, batch.valid)
+    mine, theirs = (places.read(network) for network in maps)
+    losses = [cosine_consistency(mine[view], theirs[1 - view], places.weight) for view in (0, 1)]
+    assert float(logs["consistency"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
+    assert (method.student.projector is None) == (projector == "none")
+
+
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
+def test_decoder_features_have_heads_of_their_own(recipe, make_batch):
+    method = method_of(recipe, "objectives.dense=decoder")
+    method.step(make_batch()).loss.backward()
+    assert [n for n, p in method.student.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert method.student.dense_projector.layers[0].in_features == sum(method.encoder().decoder_channels)
+    assert method.student.projector.layers[0].in_features == method.encoder().pooled_channels
+    assert method.teacher.dense_projector is not None
+    assert method.teacher.dense_predictor is method.teacher.predictor is None
+
+
+def test_the_second_pass_leaves_the_teacher_out(make_batch):
+    method, batch = method_of(), make_batch()
+    both, mine = method.latents(batch), method.latents(batch, targets=False)
+    assert {*both} - {*mine} == {"teacher_pooled", "teacher_dense"}
+    for name, value in mine.items():
+        assert torch.equal(value, both[name]), name
+
+
+def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_batch):
+    method, batch = method_of("cva-primus-xs", "network.drop_path=0.5", "masking.ratio=0"), make_batch()
+    method.train()
+    together, alone = method.latents(batch), method.latents(batch.part(2, 3))
+    assert torch.allclose(together["pooled"][:, 2:3], alone["pooled"], atol=1e-5)
+    method.eval()
+    still = method.latents(batch)
+    assert torch.allclose(still["teacher_pooled"], together["teacher_pooled"], atol=1e-6)
+    assert not torch.allclose(still["pooled"], together["pooled"], atol=1e-3)
+    assert torch.allclose(still["pooled"], still["teacher_pooled"], atol=1e-5), "no mask, equal weights"
+
+
+@pytest.mark.parametrize("order", ["project_first", "align_first"])
+def test_flat_cells_on_thin_views(order, make_batch):
+    settings = [*SMALL, "views.size=[24,24,8]", "objectives.cells=[7,7,2]", f"objectives.order={order}"]
+    method = build_method(load("cva-resenc-xs", settings))
+    result = method.step(make_batch(size=(24, 24, 8)), examine=True)
+    result.loss.backward()
+    assert torch.isfinite(result.loss.detach())
+    assert 0 < result.features["projected"].shape[0] <= 4 * 7 * 7 * 2
 
 
 @pytest.mark.parametrize("order", ["project_first", "align_first"])

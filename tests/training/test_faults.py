@@ -9,7 +9,7 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.training import checkpoints, data
+from viewalign.training import checkpoints, data, health
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import read_log
 from viewalign.training.run import pretrain
@@ -116,8 +116,37 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny_recipe, monkeypatch):
 
 def test_many_in_a_row_stop_the_run_and_name_the_volumes(tiny_recipe, monkeypatch):
     break_loss(monkeypatch, set(range(1, 99)))
-    with pytest.raises(UserError, match=r"3 steps in a row .* volumes \["):
+    with pytest.raises(
+        UserError, match=r"3 steps in a row .* volumes (arrays__arrays__case\d\d\S* \(number \d\),? ?){4}"
+    ):
         pretrain(tiny_recipe("runtime.bad_steps=3", steps=30))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_volume_that_is_not_finite_is_named(parts, tiny_recipe, monkeypatch):
+    """One bad volume among eight: every step that holds it is skipped, and it alone is named."""
+    original = Store.read
+
+    def read(self, k, start=None, stop=None):
+        return original(self, k, start, stop) * (np.float32("nan") if k == 3 else 1)
+
+    monkeypatch.setattr(Store, "read", read)
+    settings = [f"runtime.accumulate={parts}", "views.min_foreground=0"]
+    outcome = pretrain(tiny_recipe(*settings, steps=6))
+    told = events(outcome.folder, "skipped")
+    assert 0 < len(told) < 6
+    assert all(row["not_finite"] == [3] and len(row["volumes"]) == 4 for row in told)
+    with pytest.raises(UserError, match=r"volume arrays__arrays__case03\S* \(number 3\)\. Look"):
+        pretrain(tiny_recipe(*settings, "runtime.bad_steps=1", out="second", steps=12))
+
+
+def test_a_collapse_is_told_once_with_a_remedy(tiny_recipe, monkeypatch, capfd):
+    monkeypatch.setattr(health, "measure", lambda features: {"effective_rank": 1.5, "feature_std": 0.9})
+    pretrain(tiny_recipe("log.health_every=1", steps=3))
+    told = capfd.readouterr().err
+    assert told.count("Effective rank is 1.5 (bad).") == 1
+    assert "Lower optim.lr" in told
+    assert "Feature standard deviation" not in told
 
 
 def test_a_volume_that_became_unreadable_is_set_aside(tiny_recipe, tiny_store, tmp_path, capfd):

@@ -1,12 +1,17 @@
 """Two processes with half of a batch each are one process with all of it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import to_yaml
+from viewalign.training import checkpoints
 from viewalign.training.folder import RunFolder
 from viewalign.training.launch import launch
 from viewalign.training.logs import read_log
@@ -25,18 +30,20 @@ def run_cli(tmp_path, recipe, name):
     return RunFolder(tmp_path / name), out
 
 
+PARTS = ["batch=8", "runtime.accumulate=2"]
 CASES = [
-    ("cva-resenc-xs", "fp32", 5, 1e-5),
-    ("cva-primus-xs", "fp32", 5, 1e-5),
-    pytest.param("cva-resenc-xs", "fp64", 20, 1e-8, marks=pytest.mark.long),
-    pytest.param("cva-primus-xs", "fp64", 20, 1e-8, marks=pytest.mark.long),
+    ("cva-resenc-xs", "fp32", 5, 1e-5, []),
+    ("cva-primus-xs", "fp32", 5, 1e-5, ["network.drop_path=0.3"]),
+    pytest.param("cva-resenc-xs", "fp64", 20, 1e-8, [], marks=pytest.mark.long),
+    pytest.param("cva-primus-xs", "fp64", 20, 1e-8, ["network.drop_path=0.3"], marks=pytest.mark.long),
+    pytest.param("cva-primus-xs", "fp64", 10, 1e-8, PARTS, marks=pytest.mark.long),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "precision", "steps", "tolerance"), CASES)
-def test_two_processes_equal_one(recipe, precision, steps, tolerance, tiny_recipe, tmp_path):
-    """All terms, with BatchNorm heads and NT-Xent over both processes.
+@pytest.mark.parametrize(("recipe", "precision", "steps", "tolerance", "further"), CASES)
+def test_two_processes_equal_one(recipe, precision, steps, tolerance, further, tiny_recipe, tmp_path):
+    """All terms, with BatchNorm heads, NT-Xent over both processes and stochastic depth.
 
     SGD, because Adam divides rounding errors by gradients that are as small; 24³, because InstanceNorm over the eight
     voxels that 16³ leaves at the bottom magnifies them.
@@ -45,12 +52,52 @@ def test_two_processes_equal_one(recipe, precision, steps, tolerance, tiny_recip
     for world in (1, 2):
         settings = ["runtime.accelerator=cpu", f"runtime.devices={world}", "runtime.threads=1", "optim.name=sgd"]
         settings += [f"runtime.precision={precision}", "optim.lr=0.0005", "optim.momentum=0.9", "views.size=[24,24,24]"]
-        made = tiny_recipe(*settings, recipe=recipe, out=f"w{world}", steps=steps)
+        made = tiny_recipe(*settings, *further, recipe=recipe, out=f"w{world}", steps=steps)
         runs.append(run_cli(tmp_path, made, f"w{world}")[0])
     for term in ("loss", "reconstruction", "consistency", "contrastive", "contrast_accuracy"):
         one, two = (losses(run, term) for run in runs)
         assert len(one) == len(two) == steps
         assert two == pytest.approx(one, rel=tolerance), term
+
+
+def wait_for(happened, seconds=120):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def gone(process):
+    """Say whether a process is no more, or a zombie that nobody has looked after."""
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through Linux's /proc")
+@pytest.mark.parametrize("victim", ["first", "second"])
+def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_recipe, tmp_path):
+    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1", "checkpoint.every=1"]
+    recipe = tiny_recipe(*settings, steps=100_000)
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(recipe))
+    command = [sys.executable, "-m", "viewalign", "pretrain", str(file)]
+    main = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = RunFolder(tmp_path / "run").checkpoints
+    try:
+        wait_for(lambda: len(checkpoints.steps(folder)) > 0)
+        child = int(Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()[0])
+        os.kill(child if victim == "second" else main.pid, signal.SIGKILL)
+        wait_for(lambda: gone(child) and gone(main.pid), seconds=40)
+        _, told = main.communicate(timeout=10)
+    finally:
+        main.kill()
+    assert main.returncode != 0
+    assert "Another process of this run ended" in told or "ends too" in told or main.returncode == -signal.SIGKILL
+    assert "Traceback" not in told
+    state, complaints = checkpoints.load_newest(folder)
+    assert state["position"]["step"] >= 1
+    assert complaints == []
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):

@@ -186,9 +186,9 @@ class ConsistentViewAlignment(Method):
         if examine:
             rows = weight.flatten() > 0
             features = {
-                "encoder": seen[1][0].flatten(0, 1)[rows],
-                "projected": aim[0].flatten(0, 1)[rows],
-                "pooled": latents["teacher_pooled"].flatten(0, 1),
+                "encoder": seen[1][0].detach().flatten(0, 1)[rows],
+                "projected": aim[0].detach().flatten(0, 1)[rows],
+                "pooled": latents["teacher_pooled"].detach().flatten(0, 1),
             }
         return loss, 1 - distance / 2, features
 

@@ -88,6 +88,11 @@ MEASURES = (
 )
 
 
+def sentence(measure: Measure, value: float) -> str:
+    """Say what a figure that is not good means, and what to try."""
+    return f"{measure.title} is {value:.3g} ({measure.level(value)}). {measure.means} {measure.remedy}"
+
+
 @full_precision
 def feature_std(rows: Tensor) -> Tensor:
     """Return the mean deviation of unit vectors (N, C) per channel, times √C: 1 for an even spread, 0 for collapse.
@@ -112,14 +117,12 @@ def effective_rank(rows: Tensor, limit: int = 512) -> Tensor:
 
 
 def measure(features: dict[str, Tensor]) -> dict[str, float]:
-    """Work out the figures that features alone give; empty input gives none."""
+    """Work out the figures that features alone give; rows that are not finite are left out."""
     out = {}
-    rows = features.get("encoder")
-    if rows is not None and rows.shape[0] > 1:
-        out["feature_std"] = float(feature_std(rows))
-        out["effective_rank"] = float(effective_rank(rows))
-    projected = features.get("projected")
-    if projected is not None and projected.shape[0] > 1:
-        out["projected_std"] = float(feature_std(projected))
-        out["projected_rank"] = float(effective_rank(projected))
+    names = {"encoder": ("feature_std", "effective_rank"), "projected": ("projected_std", "projected_rank")}
+    for name, (spread, rank) in names.items():
+        rows = features.get(name)
+        rows = None if rows is None else rows[torch.isfinite(rows).all(1)]
+        if rows is not None and rows.shape[0] > 1:
+            out[spread], out[rank] = float(feature_std(rows)), float(effective_rank(rows))
     return out

@@ -53,12 +53,14 @@ class Feed:
         validation: yields the held-out samples, always the same; None without held-out subjects.
         build: makes views of samples on the training device; the flag leaves out changes of intensity.
         volumes: how many volumes there are to train on.
+        name_of: what a person calls a volume of the store, by its number.
     """
 
     train: Callable[[int, int], Iterator[Samples]]
     validation: Callable[[], Iterator[Samples]] | None
     build: Callable[[Samples, bool], ViewBatch]
     volumes: int
+    name_of: Callable[[int], str] = str
 
 
 class Trainer:
@@ -94,6 +96,7 @@ class Trainer:
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
         self.position, self.averages, self.unreadable = Position(), Averages(), set[int]()
+        self.warned = set[str]()
         self.ticker = Ticker(quiet=not fabric.is_global_zero)
         self.log: RunLog | None = None
 
@@ -200,13 +203,23 @@ class Trainer:
         position = self.position
         position.skipped += 1
         position.skipped_in_a_row += 1
-        volumes = batch.volume_id.tolist()
-        self._event("skipped", {"gradient_norm": str(norm), "volumes": volumes})
+        volumes, suspects = self._volumes_of_step(batch)
+        self._event("skipped", {"gradient_norm": str(norm), "volumes": volumes, "not_finite": suspects})
         if position.skipped_in_a_row >= self.recipe.runtime.bad_steps:
             raise UserError(
                 f"{position.skipped_in_a_row} steps in a row gave a loss or gradient that is not finite, the last with "
-                f"volumes {volumes} of the store. Look at these volumes, lower optim.lr, or set runtime.precision=fp32."
+                f"{_named(suspects or volumes, self.feed.name_of)}. Look at these volumes, lower optim.lr, or set "
+                "runtime.precision=fp32."
             )
+
+    def _volumes_of_step(self, batch: ViewBatch) -> tuple[list[int], list[int]]:
+        """Return the step's volumes, those of all processes, and which of them hold a voxel that is not finite."""
+        finite = torch.isfinite(batch.views).flatten(2).all(2).all(0)
+        rows = torch.stack([batch.volume_id.to(finite.device), finite.long()])
+        if self.fabric.world_size > 1:
+            rows = cast(Tensor, self.fabric.all_gather(rows)).transpose(0, 1).flatten(1)
+        volumes, whole = rows.tolist()
+        return volumes, [volume for volume, good in zip(volumes, whole, strict=True) if not good]
 
     def _examine(self, samples: Samples, result: StepResult) -> None:
         """Write the health panel's figures and refresh the report's pictures.
@@ -214,7 +227,10 @@ class Trainer:
         Pictures are of the same views without changes of intensity, which hide what a person looks for; every process
         takes part, since the heads' statistics need all of them.
         """
-        self._row("health", health.measure(result.features) if self.fabric.is_global_zero else {})
+        if self.fabric.is_global_zero:
+            figures = health.measure(result.features)
+            self._row("health", figures)
+            self._warn(figures)
         self.method.eval()
         batch = self._build(samples, plain=True)
         shown = self._judged(batch, examine=True)
@@ -229,6 +245,14 @@ class Trainer:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:
             self.ticker.say(f"The report's pictures could not be written ({problem}); training goes on.")
+
+    def _warn(self, figures: dict[str, float]) -> None:
+        """Tell the person who watches, once for each figure, that it turned bad."""
+        for measure in health.MEASURES:
+            value = figures.get(measure.name)
+            if value is not None and measure.level(value) == "bad" and measure.name not in self.warned:
+                self.warned.add(measure.name)
+                self.ticker.say(f"Step {self.position.step}: {health.sentence(measure, value)}")
 
     def _validate(self, batches: Iterator[Samples]) -> None:
         """Measure the loss on held-out subjects, always on the same views and masks."""
@@ -308,6 +332,10 @@ class Trainer:
         self.position = Position(**state["position"])
         self.averages.restore(state["averages"], self.fabric.device)
         self.unreadable = set(state["unreadable"])
+
+
+def _named(volumes: list[int], name_of: Callable[[int], str]) -> str:
+    return f"volume{'s' if len(volumes) > 1 else ''} " + ", ".join(f"{name_of(k)} (number {k})" for k in volumes)
 
 
 def _shown(means: dict[str, float]) -> list[str]:

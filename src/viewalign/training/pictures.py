@@ -53,7 +53,7 @@ def snapshot(
 
 def most_varied(samples: list[Sample]) -> int:
     """Return which sample's voxels vary most within its box: there is most to see in it."""
-    return int(torch.stack([sample.crop.std() for sample in samples]).argmax())
+    return int(torch.stack([sample.crop.std() for sample in samples]).nan_to_num(-1.0).argmax())
 
 
 def _plain(value: Tensor) -> Array:
@@ -65,7 +65,7 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
 
     Components and scale come from cells that are mostly valid (V, 1, D, H, W), so that padding does not colour tissue.
     """
-    rows = maps.float().movedim(1, -1).flatten(0, -2).cpu()
+    rows = maps.float().movedim(1, -1).flatten(0, -2).cpu().nan_to_num()
     counts = valid_share(valid, (maps.shape[2], maps.shape[3], maps.shape[4])).flatten().cpu() >= 0.5
     counts = counts if counts.sum() > 3 else torch.ones_like(counts)
     rows = rows - rows[counts].mean(0)

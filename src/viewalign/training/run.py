@@ -223,4 +223,5 @@ def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric
         validation=partial(data.batches, held_out, 0, recipe.validate_.batches, **load) if held_out else None,
         build=build,
         volumes=len(split.train),
+        name_of=lambda k: str(store.ids[k]),
     )
