@@ -54,24 +54,22 @@ def make_batch(size: int, volumes: int = 2) -> ViewBatch:
 
 def bare_step(method: ConsistentViewAlignment, batch: ViewBatch, order: str) -> torch.Tensor:
     """Run the modules alone; sums stand in for losses."""
-    images = batch.views.flatten(0, 1)
-    encoded = method.student.backbone.encode(images, method._draw_masks(batch))
-    maps = method.student.backbone.dense(encoded)
+    images, student, teacher = batch.views.flatten(0, 1), method.student, method.teacher
+    encoded = student.backbone.encode(images, method._draw_masks(batch))
+    maps = student.backbone.dense(encoded)
     with torch.no_grad():
-        target = method.teacher.backbone.dense(method.teacher.backbone.encode(images))
-    loss = method.student.backbone.reconstruct(encoded).float().mean()
-    grid = common_grid(method.student.backbone.grids(batch.size))
+        target = teacher.backbone.dense(teacher.backbone.encode(images))
+    loss = student.backbone.reconstruct(encoded).float().mean()
+    grid = common_grid(student.backbone.grids(batch.size))
     vectors = LATTICE if order == "align_first" else grid[0] * grid[1] * grid[2]
-    ones = torch.ones(len(images) * vectors)
-    few = torch.ones(len(images))
-    for branch, features, context in (
-        (method.student, maps, torch.enable_grad()),
-        (method.teacher, target, torch.no_grad()),
-    ):
+    ones, few = torch.ones(len(images) * vectors), torch.ones(len(images))
+    for branch, features, context in ((student, maps, torch.enable_grad()), (teacher, target, torch.no_grad())):
+        head = branch.pooled_head()
+        assert head is not None
         with context:
             pooled = torch.cat([m.float().mean((2, 3, 4)) for m in features], dim=1)
             rows = pooled.repeat_interleave(vectors, dim=0)
-            out = branch.project(rows, ones).mean() + branch.project(pooled, few).mean()
+            out = head(rows, ones).mean() + head(pooled, few).mean()
         loss = loss + out
     return loss
 

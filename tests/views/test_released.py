@@ -150,13 +150,6 @@ def test_coarse_stages_are_repeated_and_fine_ones_averaged():
     assert float(moved.abs().max()) == pytest.approx(14), "voxels, of the coarsest stage of a 64³ view"
 
 
-class Untouched:
-    """A branch whose heads change nothing."""
-
-    def project(self, rows, share):
-        return rows
-
-
 def method_of(*settings, recipe="cva-resenc-xs"):
     torch.manual_seed(0)
     return build_method(load(recipe, [*SMALL, *settings]))
@@ -173,9 +166,10 @@ def test_the_method_itself_compares_the_wrong_places(order):
     """A ramp cut into real views, averaged as a network's stages are, through the method's own alignment."""
     ramp = np.stack(np.meshgrid(*(np.arange(112, dtype=np.float32),) * 3, indexing="ij"))
     batch = batch_of(ramp, cube(64), 3, p_rotation=0, p_scale=0)
-    method = method_of(f"objectives.order={order}")
+    places = method_of(f"objectives.order={order}")._places
     stages = [F.avg_pool3d(batch.views.flatten(0, 1), 2**k) for k in range(3)]
-    read = method._aligned(Untouched(), stages, batch, method._places(batch, []))
+    kept, share = places.gather(batch, [stages])
+    (read,), _ = places.read(batch, kept, share, [None])
     assert read.shape == (2, 3, 343, 9)
     pairs = [
         released.ReleasedPair(batch.to_volume[:, b], 0.0, batch.claimed_boxes[:, b]) for b in range(batch.count[1])

@@ -51,3 +51,9 @@ def is_integral(affine: Tensor) -> bool:
     """Say whether one map (3, 4) only flips axes and shifts by whole voxels, so that it needs no interpolation."""
     linear, shift = affine[:, :3], affine[:, 3]
     return bool(torch.equal(linear.abs(), torch.eye(3, dtype=linear.dtype)) and torch.equal(shift, shift.round()))
+
+
+def is_diagonal(affine: Tensor) -> bool:
+    """Say whether one map (3, 4) mixes no axes: it only flips, scales and shifts each."""
+    linear = affine[:, :3]
+    return bool(torch.equal(linear, torch.diag(linear.diagonal())))

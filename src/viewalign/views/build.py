@@ -74,7 +74,10 @@ def _one_view(sample: Sample, number: int, crop: Tensor, hidden: Tensor | None, 
     to_volume = sample.to_volume[number]
     to_crop = to_volume.clone()
     to_crop[:, 3] -= torch.tensor(sample.start, dtype=torch.float64)
+    view = resample.cut(crop, to_crop, size)
     seen = resample.inside(sample.shape, to_volume, size, crop.device)[None]
     if hidden is not None:
         seen = seen & (resample.cut(hidden.float(), to_crop, size) < 0.5)
-    return resample.cut(crop, to_crop, size) * seen, seen
+    elif resample.contains(sample.shape, to_volume, size):
+        return view, seen
+    return view * seen, seen

@@ -56,6 +56,16 @@ class Change:
     noise_variance: float | None = None
     rician: bool = False
 
+    @property
+    def recolours(self) -> bool:
+        """Whether brightness, contrast or gamma changes."""
+        return any(value is not None for value in (self.brightness, self.contrast, self.gamma, self.gamma_inverted))
+
+    @property
+    def degrades(self) -> bool:
+        """Whether resolution is lost, or blur or noise added."""
+        return any(value is not None for value in (self.low_resolution, self.blur_sigma, self.noise_variance))
+
 
 def draw(rng: np.random.Generator, ranges: Photometrics) -> Change:
     """Draw one view's changes; all numbers are drawn always, so that one probability does not shift another's draw."""
@@ -79,7 +89,9 @@ def draw(rng: np.random.Generator, ranges: Photometrics) -> Change:
 
 
 def recolour(view: Tensor, valid: Tensor, change: Change) -> Tensor:
-    """Apply brightness, contrast and gamma to a view (C, D, H, W); invalid voxels stay 0."""
+    """Apply brightness, contrast and gamma to a view (C, D, H, W) that is 0 where it is not valid; so is the result."""
+    if not change.recolours:
+        return view
     if change.brightness is not None:
         view = view * change.brightness
     if change.contrast is not None:
@@ -92,7 +104,7 @@ def recolour(view: Tensor, valid: Tensor, change: Change) -> Tensor:
 
 
 def degrade(view: Tensor, valid: Tensor, change: Change, generator: torch.Generator | None = None) -> Tensor:
-    """Apply low resolution, blur and noise to a view (C, D, H, W); invalid voxels stay 0.
+    """Apply low resolution, blur and noise to a view (C, D, H, W) that is 0 where it is not valid; so is the result.
 
     Args:
         view: the view, float32.
@@ -100,6 +112,8 @@ def degrade(view: Tensor, valid: Tensor, change: Change, generator: torch.Genera
         change: what was drawn.
         generator: source of the noise, on the view's device.
     """
+    if not change.degrades:
+        return view
     if change.low_resolution is not None:
         view = _coarsen(view, change.low_resolution)
     if change.blur_sigma is not None:
@@ -113,7 +127,7 @@ def _over_valid(view: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (C, 1, 1, 1) of the valid voxels."""
     count = valid.sum().clamp(min=1)
     mean = (view * valid).sum((1, 2, 3), keepdim=True) / count
-    variance = (((view - mean) * valid) ** 2).sum((1, 2, 3), keepdim=True) / count
+    variance = ((view - mean) * valid).square().sum((1, 2, 3), keepdim=True) / count
     return mean, variance.sqrt()
 
 
@@ -173,4 +187,4 @@ def _noise(view: Tensor, deviation: float, rician: bool, generator: torch.Genera
     if not rician:
         return view + normal()
     floor = view.amin((1, 2, 3), keepdim=True)
-    return torch.sqrt((view - floor + normal()) ** 2 + normal() ** 2) + floor
+    return torch.sqrt((view - floor + normal()).square() + normal().square()) + floor

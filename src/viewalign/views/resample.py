@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from viewalign.views import affines
 
 Size = tuple[int, int, int]
+_SLACK = 1e-6
+"""How far, in voxels, rounding may carry a coordinate past the outermost centre."""
 
 
 def cut(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
@@ -24,21 +26,40 @@ def cut(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
     """
     if affines.is_integral(to_volume):
         return _slice(volume, to_volume, size)
+    if affines.is_diagonal(to_volume):
+        return _interpolate_axes(volume, to_volume, size)
     return _interpolate(volume, to_volume, size)
+
+
+def contains(shape: Size, to_volume: Tensor, size: Size) -> bool:
+    """Say whether a whole view lies within the centres of the volume's outermost voxels; it does if its corners do."""
+    ends = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in size))
+    corners = affines.apply(to_volume, ends)
+    top = torch.tensor(shape, dtype=torch.float64) - 1
+    return bool(((corners >= -_SLACK) & (corners <= top + _SLACK)).all())
 
 
 def inside(shape: Size, to_volume: Tensor, size: Size, device: torch.device | str = "cpu") -> Tensor:
     """Say which voxels of a view (d, h, w) lie within the centres of the volume's outermost voxels."""
-    where = _index_grid(to_volume.to(device), size)
-    top = torch.tensor(shape, dtype=torch.float64, device=device) - 1
-    return ((where >= -1e-6) & (where <= top + 1e-6)).all(-1)
+    within = torch.ones(size, dtype=torch.bool, device=device)
+    if contains(shape, to_volume, size):
+        return within
+    steps = [torch.arange(n, dtype=torch.float64, device=device) for n in size]
+    for length, row in zip(shape, to_volume.tolist(), strict=True):
+        # A coordinate that moves along one axis of the view alone is worked out along that axis alone.
+        parts = [
+            slope * _along(step, axis) for axis, (slope, step) in enumerate(zip(row, steps, strict=False)) if slope
+        ]
+        where = sum(parts, torch.full((1, 1, 1), row[3], dtype=torch.float64, device=device))
+        within &= (where >= -_SLACK) & (where <= length - 1 + _SLACK)
+    return within
 
 
-def _index_grid(to_volume: Tensor, size: Size) -> Tensor:
-    """Return the volume index (d, h, w, 3) of every voxel of a view."""
-    axes = [torch.arange(n, dtype=torch.float64, device=to_volume.device) for n in size]
-    parts = [axis[:, None] * to_volume[:, k] for k, axis in enumerate(axes)]
-    return parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None] + to_volume[:, 3]
+def _along(values: Tensor, axis: int) -> Tensor:
+    """Lay values (n) along one of three axes."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    return values.view(shape)
 
 
 def _slice(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
@@ -56,13 +77,30 @@ def _slice(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
     return out.flip([1 + axis for axis in range(3) if flips[axis]])
 
 
+def _interpolate_axes(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
+    """Resample axis by axis, which is what trilinear interpolation comes to where axes do not mix."""
+    out = volume
+    for axis, n in enumerate(size):
+        length = volume.shape[1 + axis]
+        where = to_volume[axis, axis] * torch.arange(n, dtype=torch.float64) + to_volume[axis, 3]
+        low = where.floor()
+        total: Tensor | None = None
+        for index, share in ((low, 1 - (where - low)), (low + 1, where - low)):
+            known = (index >= 0) & (index < length)
+            weight = (share * known).to(out).view(-1, *(1,) * (2 - axis))
+            part = out.index_select(1 + axis, index.clamp(0, length - 1).long().to(out.device)) * weight
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        out = total
+    return out
+
+
 def _interpolate(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
     shape = torch.tensor(volume.shape[1:], dtype=torch.float64)
-    extent = torch.tensor(size, dtype=torch.float64)
-    # In grid_sample's units (−1…1 from edge to edge) an index x of n voxels is (2x + 1)/n − 1, and likewise a view's.
-    linear = to_volume[:, :3] * extent / shape[:, None]
-    middle = to_volume[:, :3] @ ((extent - 1) / 2) + to_volume[:, 3]
-    shift = (2 * middle + 1) / shape - 1
-    theta = torch.cat([linear.flip(0, 1), shift.flip(0)[:, None]], dim=1)
-    grid = F.affine_grid(theta[None].to(volume), [1, volume.shape[0], *size], align_corners=False)
-    return F.grid_sample(volume[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    # In grid_sample's units (−1…1 from edge to edge) an index x of n voxels is (2x + 1)/n − 1.
+    scale = (2 / shape)[:, None]
+    linear, shift = to_volume[:, :3] * scale, (to_volume[:, 3] * 2 + 1) / shape - 1
+    steps = [torch.arange(n, dtype=torch.float64)[:, None] * linear[:, k] for k, n in enumerate(size)]
+    first, second, third = (step.flip(1).to(volume) for step in (steps[0] + shift, *steps[1:]))
+    grid = (first[:, None, None] + second[:, None]) + third
+    return F.grid_sample(volume[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
