@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from viewalign.volumes.indexing import Index
 
 REFUSED_SHOWN = 10
+DATASETS_SHOWN = 10
 
 
 def index(
@@ -23,7 +24,8 @@ def index(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders (searched with all that is below), single files, or patterns in quotes.",
+            help="Folders (searched with all that is below), files, patterns in quotes, a CSV table, a BIDS, nnU-Net, "
+            "OpenMind or FOMO60K dataset, or nnssl's pretrain_data.json.",
             show_default=False,
         ),
     ],
@@ -47,9 +49,11 @@ def index(
 
     Only headers are read; no file is touched or renamed.
 
-    Reads NIfTI, NRRD and MetaImage (.nii .nii.gz .nrrd .nhdr .mha .mhd).
-    What cannot be a volume (2D, 4-D, colour, broken links …) is set aside,
-    with the reason, in CATALOGUE.refused.json.
+    Reads NIfTI, NRRD, MetaImage (.nii .nii.gz .nrrd .nhdr .mha .mhd) and DICOM.
+    What cannot be a volume (2D, 4-D, colour, missing slices, broken links …) is
+    set aside, with the reason, in CATALOGUE.refused.json. CATALOGUE.index.json
+    and CATALOGUE.html hold the figures, and what looks strange: duplicates,
+    extreme voxel sizes, odd orientations, few slices.
 
     Whose an image is comes from [b]sub-01/ses-02[/b] in the path, from names like
     [b]patient01_study1_T1W[/b], or else every file is a subject of its own.
@@ -61,14 +65,20 @@ def index(
 
     viewalign index 'study/*/T1.nii.gz' more_scans -o catalogue.json
 
+    viewalign index images.csv    [i](columns path, subject, session, modality, dataset, masks)[/i]
+
+    viewalign index Dataset004_Hippocampus bids_study dicom_export -o all.json
+
     viewalign index ~/scans --subject-pattern '(?P<subject>P\d+)_(?P<session>v\d)'
 
     Exit code: 0 all taken in, 3 some set aside, 1 no volume found.
     """
     from rich.console import Console
 
+    from viewalign.report.index_page import write_index_page
     from viewalign.volumes.catalogue import write_catalogue
     from viewalign.volumes.indexing import write_refused
+    from viewalign.volumes.summary import summarise, write_summary
 
     found = look(sources, subject_pattern, labels)
     console = Console()
@@ -78,13 +88,18 @@ def index(
     try:
         write_catalogue(found.collection, out)
         refused_list = write_refused(out, found.refused)
+        summary = summarise(found)
+        figures = write_summary(summary, out)
+        page = write_index_page(summary, out)
     except OSError as error:
         raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
-    show_table(console, found)
-    console.print(f"Catalogue: {out}", highlight=False, soft_wrap=True)
+    show_table(console, summary)
+    show_suspects(console, summary["suspects"])
+    for what, path in (("Catalogue", out), ("Figures", figures), ("Page", page)):
+        console.print(f"{what + ':':<10} {path}", highlight=False, markup=False, soft_wrap=True)
     if found.refused:
-        console.print(f"Set aside: {refused_list}", highlight=False, soft_wrap=True)
-    console.print(f"Next: viewalign prepare {out} -o store", highlight=False, soft_wrap=True)
+        console.print(f"Set aside: {refused_list}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Next: viewalign prepare {out} -o store", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(3 if found.refused else 0)
 
 
@@ -111,10 +126,8 @@ def nothing_found(sources: list[str], found: Index) -> str:
         text += f" {len(found.refused)} files were set aside; the first: {first.file}: {first.reason}."
     if found.label_files:
         text += f" {found.label_files} files look like label maps by their names (--labels takes them in)."
-    if found.dicom_files:
-        text += f" There are {found.dicom_files} DICOM files, which are not read yet: convert them with dcm2niix first."
-    if not (found.refused or found.label_files or found.dicom_files):
-        text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read."
+    if not (found.refused or found.label_files):
+        text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read, and DICOM."
     return text
 
 
@@ -126,43 +139,51 @@ def show_refused(console: Console, refused: list[tuple[str, str]]) -> None:
         console.print(f"  … and {len(refused) - REFUSED_SHOWN} more", style="yellow", highlight=False)
 
 
-def show_table(console: Console, found: Index) -> None:
+def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:
+    """Print the first few images that were taken in but look strange."""
+    for each in suspects[:REFUSED_SHOWN]:
+        line = f"  suspect: {each['file']}: {'; '.join(each['reasons'])}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if len(suspects) > REFUSED_SHOWN:
+        console.print(f"  … and {len(suspects) - REFUSED_SHOWN} more", highlight=False)
+
+
+def show_table(console: Console, summary: dict[str, Any]) -> None:
     """Print what was found."""
+    from rich.markup import escape
     from rich.table import Table
+
+    from viewalign.volumes.summary import size_text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()
-    for dataset in found.collection.datasets.values():
-        images = sum(
-            len(session.images) for subject in dataset.subjects.values() for session in subject.sessions.values()
-        )
-        table.add_row("Dataset", f"{dataset.name}: {images} images of {len(dataset.subjects)} subjects")
-    table.add_row("Subjects", str(found.subjects()))
-    table.add_row("Sessions", str(found.sessions()))
-    table.add_row("Images", str(found.images))
-    table.add_row("Modalities", ", ".join(f"{name} {count}" for name, count in found.modalities.most_common()))
-    table.add_row("Shape (D, H, W)", _spread([list(map(float, shape)) for shape in found.shapes]))
-    table.add_row("Spacing (D, H, W)", _spread([list(spacing) for spacing in found.spacings]) + " mm")
-    table.add_row("Set aside", str(len(found.refused)))
-    if found.label_files:
-        table.add_row("Passed over", f"{found.label_files} label maps, told by their names (--labels takes them in)")
-    if found.dicom_files:
-        table.add_row("Passed over", f"{found.dicom_files} DICOM files, not read yet (convert them with dcm2niix)")
-    if found.other_files > found.dicom_files:
-        table.add_row("Passed over", f"{found.other_files - found.dicom_files} files of other types")
+    datasets = summary["datasets"]
+    for each in datasets[:DATASETS_SHOWN]:
+        table.add_row("Dataset", escape(f"{each['name']}: {each['images']} images of {each['subjects']} subjects"))
+    if len(datasets) > DATASETS_SHOWN:
+        table.add_row("", f"… and {len(datasets) - DATASETS_SHOWN} more datasets")
+    for name in ("subjects", "sessions", "images"):
+        table.add_row(name.capitalize(), str(summary[name]))
+    table.add_row("Modalities", escape(", ".join(f"{name} {count}" for name, count in summary["modalities"].items())))
+    table.add_row("Shape (D, H, W)", _spread(summary["shape"]))
+    table.add_row("Spacing (D, H, W)", _spread(summary["spacing"]) + " mm")
+    table.add_row("Size", size_text(summary["bytes"]))
+    table.add_row("Suspect", str(len(summary["suspects"])))
+    table.add_row("Set aside", str(len(summary["refused"])))
+    passed = summary["passed_over"]
+    if passed["label_maps"]:
+        table.add_row("Passed over", f"{passed['label_maps']} label maps, told by their names (--labels takes them in)")
+    if passed["other_files"]:
+        table.add_row("Passed over", f"{passed['other_files']} files that are no images")
+    for note in passed["notes"]:
+        table.add_row("Note", escape(note))
     console.print(table)
 
 
-def _spread(values: list[list[float]]) -> str:
-    """Return `median (smallest to largest)`, each taken axis by axis."""
-    import numpy as np
-
-    array = np.array(values)
-    middle, low, high = (
-        "×".join(f"{value:.4g}" for value in row)
-        for row in (np.quantile(array, 0.5, axis=0, method="nearest"), array.min(axis=0), array.max(axis=0))
-    )
+def _spread(values: dict[str, list[float]]) -> str:
+    """Write `middle (smallest to largest)`, each taken axis by axis."""
+    low, middle, high = ("×".join(f"{value:.4g}" for value in values[key]) for key in ("smallest", "middle", "largest"))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 

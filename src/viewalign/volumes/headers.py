@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from viewalign.errors import RefusedImageError
 from viewalign.volumes import nifti
+from viewalign.volumes.dicom.folders import folder_bytes, stack_of
+from viewalign.volumes.dicom.stacks import Stack
 from viewalign.volumes.filetypes import suffix_of
 from viewalign.volumes.itk import itk_messages, itk_reason, sitk
 
@@ -40,6 +42,7 @@ class Header:
         origin: centre of voxel (0, 0, 0) in mm.
         direction: 3×3; columns are the world directions of the x, y and z index.
         bytes_per_voxel: of the file's own number type.
+        note: what was not perfect but accepted, as a sentence, or empty.
     """
 
     shape: tuple[int, int, int]
@@ -48,16 +51,21 @@ class Header:
     direction: NDArray[np.float64]
     bytes_per_voxel: int
     nifti: nifti.NiftiHeader | None = field(default=None, repr=False)
+    dicom: Stack | None = field(default=None, repr=False)
+    note: str = ""
 
 
 def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Header:
-    """Read and judge one header.
+    """Read and judge one header; a name that is of no other type is taken as a slice of a DICOM stack.
 
     Raises:
         RefusedImageError: whatever makes the file no 3D scalar image; the text is the reason alone.
     """
     _check_file(path)
-    if suffix_of(path.name) in (".nii", ".nii.gz"):
+    suffix = suffix_of(path.name)
+    if suffix is None:
+        header = _dicom_header(path, max_voxels)
+    elif suffix in (".nii", ".nii.gz"):
         header = _nifti_header(path, max_voxels)
     else:
         header = _itk_header(path, max_voxels)
@@ -66,7 +74,9 @@ def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Header:
 
 
 def source_bytes(path: Path) -> int:
-    """Return the size on disk of an image, the detached data of `.nhdr` and `.mhd` included."""
+    """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folder."""
+    if suffix_of(path.name) is None:
+        return folder_bytes(path.parent)
     detached = _detached_data(path)
     return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
 
@@ -88,6 +98,14 @@ def _check_file(path: Path) -> None:
         raise RefusedImageError("the file is empty (0 bytes)")
     if not os.access(path, os.R_OK):
         raise RefusedImageError("there is no permission to read the file")
+
+
+def _dicom_header(path: Path, max_voxels: int) -> Header:
+    stack = stack_of(path)
+    _check_shape(stack.shape, max_voxels)
+    _check_spacing(stack.spacing)
+    x, y, z = stack.frames[0].position
+    return Header(stack.shape, stack.spacing, (x, y, z), stack.direction, 2, dicom=stack, note=stack.note)
 
 
 def _nifti_header(path: Path, max_voxels: int) -> Header:

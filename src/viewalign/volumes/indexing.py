@@ -5,53 +5,56 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from viewalign.errors import RefusedImageError, UserError
-from viewalign.volumes.catalogue import Collection, Dataset, Image, Session, Subject
+from viewalign.volumes.catalogue import Collection, Dataset, Image, Session, Subject, resolve
+from viewalign.volumes.duplicates import find_duplicates
+from viewalign.volumes.entries import Entry, entry_of
 from viewalign.volumes.headers import read_header
 from viewalign.volumes.layout import read_json, write_json
 from viewalign.volumes.sources import Findings, FindOptions, Found, Refusal, find
+from viewalign.volumes.sources.walking import printable
 
 
 @dataclass
 class Index:
-    """A catalogue with what was set aside and the headers' geometry, in the order of the images.
+    """A catalogue with what was set aside and what the headers say, in the order of the images.
 
     Attributes:
-        shapes: voxels along (D, H, W) as in the file.
-        spacings: mm along (D, H, W).
-        other_files: files of types that are not read, `dicom_files` among them.
+        entries: one per image taken in.
+        other_files: files of types that are not read, and DICOM without images.
         label_files: label maps that were passed over.
+        duplicates: groups of files with the same content.
+        notes: sentences of the sources on what was left out on purpose.
     """
 
     collection: Collection
     refused: list[Refusal] = field(default_factory=list)
-    modalities: Counter[str] = field(default_factory=Counter)
-    shapes: list[tuple[int, int, int]] = field(default_factory=list)
-    spacings: list[tuple[float, float, float]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     other_files: int = 0
-    dicom_files: int = 0
     label_files: int = 0
+    duplicates: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> int:
         """Number of images taken in."""
-        return len(self.shapes)
+        return len(self.entries)
+
+    @property
+    def modalities(self) -> Counter[str]:
+        """Number of images by modality."""
+        return Counter(entry.modality for entry in self.entries)
 
     def sessions(self) -> int:
         """Number of sessions over all subjects."""
-        return sum(
-            len(subject.sessions)
-            for dataset in self.collection.datasets.values()
-            for subject in dataset.subjects.values()
-        )
+        return len({(entry.dataset, entry.subject, entry.session) for entry in self.entries})
 
     def subjects(self) -> int:
         """Number of subjects over all datasets."""
-        return sum(len(dataset.subjects) for dataset in self.collection.datasets.values())
+        return len({(entry.dataset, entry.subject) for entry in self.entries})
 
 
 def index_sources(
@@ -63,27 +66,31 @@ def index_sources(
     """Look for images in `sources` and read their headers.
 
     Args:
-        sources: folders, files or patterns.
+        sources: folders, files, patterns, tables or catalogues.
         options: how subjects are told; what counts as a label map.
-        collection_name: first part of every image id.
+        collection_name: first part of every image id; a catalogue given alone keeps its own.
         on_file: called with (files judged, files in all).
 
     Raises:
         UserError: a source does not exist.
     """
     findings = [find(source, options or FindOptions()) for source in sources]
-    index = Index(Collection(0, collection_name))
+    number, name = (findings[0].collection if len(findings) == 1 else None) or (0, collection_name)
+    index = Index(Collection(number, name))
     for each in findings:
         index.refused.extend(each.refused)
+        index.notes.extend(each.notes)
         index.other_files += each.other_files
-        index.dicom_files += each.dicom_files
         index.label_files += each.label_files
     everything = _once(_distinct_datasets(findings))
-    for number, found in enumerate(everything):
-        _take_in(index, found)
+    paths: list[Path] = []
+    for count, found in enumerate(everything):
+        if _take_in(index, found):
+            paths.append(found.path)
         if on_file:
-            on_file(number + 1, len(everything))
+            on_file(count + 1, len(everything))
     index.refused.sort()
+    _note_duplicates(index, paths)
     return index
 
 
@@ -115,17 +122,16 @@ def read_refused(catalogue: Path) -> list[Refusal]:
 
 
 def _distinct_datasets(findings: Sequence[Findings]) -> list[Found]:
-    """Two sources of one name stay two datasets: the second is called `name_2`."""
+    """Two sources with a dataset of one name keep two datasets: the second is called `name_2`."""
     everything: list[Found] = []
     taken: Counter[str] = Counter()
     for each in findings:
-        if not each.found:
-            continue
-        name = each.found[0].dataset
-        taken[name] += 1
-        if taken[name] > 1:
-            name = f"{name}_{taken[name]}"
-        everything.extend(Found(f.path, name, f.subject, f.session, f.name, f.modality) for f in each.found)
+        names = {name: taken[name] for name in dict.fromkeys(found.dataset for found in each.found)}
+        taken.update(names.keys())
+        everything.extend(
+            replace(found, dataset=f"{found.dataset}_{names[found.dataset] + 1}") if names[found.dataset] else found
+            for found in each.found
+        )
     return everything
 
 
@@ -134,21 +140,50 @@ def _once(everything: Sequence[Found]) -> list[Found]:
     return list({os.fspath(found.path): found for found in reversed(everything)}.values())[::-1]
 
 
-def _take_in(index: Index, found: Found) -> None:
+def _take_in(index: Index, found: Found) -> bool:
+    """Judge one file; add it to the catalogue or to what was set aside."""
     try:
         header = read_header(found.path)
-    except RefusedImageError as refusal:
-        index.refused.append(Refusal(str(found.path), str(refusal)))
-        return
-    dataset = index.collection.datasets.setdefault(found.dataset, Dataset(found.dataset, found.dataset))
-    subject = dataset.subjects.setdefault(found.subject, Subject(found.subject))
-    session = subject.sessions.setdefault(found.session, Session(found.session))
-    name = _free_name(found, {image.name for image in session.images})
-    info: dict[str, Any] = {"shape": list(header.shape), "spacing": [round(size, 6) for size in header.spacing]}
-    session.images.append(Image(name, os.fspath(found.path), found.modality, info))
-    index.modalities[found.modality] += 1
-    index.shapes.append(header.shape)
-    index.spacings.append(header.spacing)
+        _check_masks(found)
+        dataset = index.collection.datasets.setdefault(
+            found.dataset, Dataset(found.dataset, found.dataset, found.infos.dataset)
+        )
+        subject = dataset.subjects.setdefault(found.subject, Subject(found.subject, found.infos.subject))
+        session = subject.sessions.setdefault(found.session, Session(found.session, found.infos.session))
+        name = _free_name(found, {image.name for image in session.images})
+        entry = entry_of(found, name, header)
+    except (RefusedImageError, OSError) as error:
+        reason = str(error) if isinstance(error, RefusedImageError) else f"it cannot be read: {error.strerror}"
+        index.refused.append(Refusal(printable(found.path), reason))
+        return False
+    info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}
+    if header.note:
+        info["note"] = header.note
+    written = found.written or os.fspath(found.path)
+    session.images.append(Image(name, written, found.modality, info, found.masks))
+    index.entries.append(entry)
+    return True
+
+
+def _check_masks(found: Found) -> None:
+    masks = found.masks
+    for kind, written in (
+        ("anonymisation", masks and masks.anonymization_mask),
+        ("anatomy", masks and masks.anatomy_mask),
+    ):
+        if written and not resolve(written, Path()).is_file():
+            raise RefusedImageError(f"its {kind} mask {written} does not exist")
+
+
+def _note_duplicates(index: Index, paths: Sequence[Path]) -> None:
+    by_file = {entry.file: entry for entry in index.entries}
+    for group in find_duplicates(paths):
+        files = [printable(path) for path in group]
+        index.duplicates.append(files)
+        for file in files:
+            other = next(each for each in files if each != file)
+            more = f" and {len(files) - 2} more" if len(files) > 2 else ""
+            by_file[file].suspects.append(f"same content as {other}{more}")
 
 
 def _free_name(found: Found, taken: set[str]) -> str:

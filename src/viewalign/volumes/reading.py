@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from viewalign.errors import RefusedImageError
 from viewalign.volumes import nifti, nrrd
+from viewalign.volumes.dicom.voxels import read_voxels as read_dicom_voxels
 from viewalign.volumes.filetypes import suffix_of
 from viewalign.volumes.headers import MAX_VOXELS, Header, Triple, read_header
 from viewalign.volumes.itk import itk_messages, itk_reason, sitk
@@ -45,7 +46,7 @@ def voxel_to_world(spacing: Triple, origin: Triple, direction: NDArray[np.float6
 
 
 def read_volume(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Read a NIfTI, NRRD or MetaImage file.
+    """Read a NIfTI, NRRD or MetaImage file, or the DICOM stack that a file belongs to.
 
     Args:
         path: the file; its type is told by its name.
@@ -81,6 +82,8 @@ def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
 def _voxels(path: Path, header: Header) -> NDArray[np.float32]:
     if header.nifti is not None:
         return nifti.read_voxels(path, header.nifti)
+    if header.dicom is not None:
+        return read_dicom_voxels(header.dicom)
     if suffix_of(path.name) in (".nrrd", ".nhdr"):
         nrrd.check_stream(path)
     try:

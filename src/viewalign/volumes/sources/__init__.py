@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from viewalign.errors import UserError
-from viewalign.volumes.sources import folder
-from viewalign.volumes.sources.findings import Findings, FindOptions, Found, Refusal
+from viewalign.volumes.sources import bids, folder, fomo, nnunet, openmind, pretrain_data, table
+from viewalign.volumes.sources.findings import Findings, FindOptions, Found, Infos, Refusal
 
-__all__ = ["KINDS", "FindOptions", "Findings", "Found", "Kind", "Refusal", "find"]
+__all__ = ["KINDS", "FindOptions", "Findings", "Found", "Infos", "Kind", "Refusal", "find"]
 
 
 class Kind(Protocol):
@@ -26,7 +26,15 @@ class Kind(Protocol):
         """List the images of this SOURCE, none of them opened."""
 
 
-KINDS: Sequence[Kind] = (folder,)
+KINDS: Sequence[Kind] = (
+    table,
+    pretrain_data,
+    nnunet,
+    openmind,
+    bids,
+    fomo,
+    folder,  # and the DICOM stacks in it
+)
 
 
 def find(text: str, options: FindOptions) -> Findings:

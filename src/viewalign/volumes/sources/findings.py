@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from viewalign.volumes.catalogue import AssociatedMasks, Info
+
 
 @dataclass(frozen=True)
 class FindOptions:
@@ -22,8 +24,25 @@ class FindOptions:
 
 
 @dataclass(frozen=True)
+class Infos:
+    """What else is known, level by level, as it goes into the catalogue."""
+
+    dataset: Info = None
+    subject: Info = None
+    session: Info = None
+    image: Info = None
+
+
+@dataclass(frozen=True)
 class Found:
-    """One image file and whose it is."""
+    """One image file and whose it is.
+
+    Attributes:
+        path: the file; of a DICOM stack the first by name.
+        masks: paths of masks on its voxels.
+        infos: what else is known of it.
+        written: how the catalogue shall write the path, if not as it is (`$VARIABLE/…`).
+    """
 
     path: Path
     dataset: str
@@ -31,6 +50,9 @@ class Found:
     session: str
     name: str
     modality: str
+    masks: AssociatedMasks | None = None
+    infos: Infos = Infos()
+    written: str | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -47,10 +69,16 @@ class Refusal:
 
 @dataclass
 class Findings:
-    """The images of a source, what was set aside, and how many other files were passed over."""
+    """The images of a source, what was set aside, and how many other files were passed over.
+
+    Attributes:
+        collection: index and name, where the source is a catalogue that has them.
+        notes: sentences on what was left out on purpose.
+    """
 
     found: list[Found] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     other_files: int = 0
-    dicom_files: int = 0
     label_files: int = 0
+    collection: tuple[int | str, str] | None = None
+    notes: list[str] = field(default_factory=list)

@@ -70,6 +70,17 @@ def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None
     )
 
 
+def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None) -> dict[str, str]:
+    """Return only what the path states: groups of the pattern, `sub-01` and `ses-1`; keys as in `Names`."""
+    stated: dict[str, str] = {}
+    for key, shape in (("subject", _SUBJECT), ("session", _SESSION)):
+        match = next(filter(None, (shape.search(part) for part in reversed(relative.parts))), None)
+        if match:
+            stated[key] = f"{key[:3]}-{match.group(1)}"
+    given = pattern.search(relative.as_posix()) if pattern else None
+    return {**stated, **{key: value for key, value in (given.groupdict() if given else {}).items() if value}}
+
+
 def modality_of(stem: str) -> str:
     """Return the modality that the last recognisable word of a name stands for, or `unknown`."""
     words = re.split(r"[^A-Za-z0-9]+", stem.lower())

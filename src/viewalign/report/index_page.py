@@ -1,0 +1,85 @@
+"""A catalogue's page: what was found, looks strange or was set aside. One file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from viewalign.volumes.summary import size_text
+
+_MOST_ROWS = 1000
+_MOST_DATASETS = 100
+_MOST_BARS = 12
+
+
+def page_path(catalogue: Path) -> Path:
+    """Return where the page of a catalogue lies: `cat.json` → `cat.html`."""
+    return catalogue.with_name(catalogue.name.removesuffix(".json") + ".html")
+
+
+def write_index_page(summary: dict[str, Any], catalogue: Path) -> Path:
+    """Write the page of an index beside its catalogue and return the path."""
+    path = page_path(catalogue)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(render(summary, catalogue.name), encoding="utf-8", errors="backslashreplace")
+    temporary.replace(path)
+    return path
+
+
+def render(summary: dict[str, Any], title: str) -> str:
+    """Return the page of `summarise`'s figures as HTML; every name and reason in it is escaped."""
+    files = resources.files("viewalign.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["size"] = size_text
+    template = environment.from_string(files.joinpath("index_page.html").read_text(encoding="utf-8"))
+    entries = summary["entries"]
+    return template.render(
+        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
+        title=title,
+        summary=summary,
+        rows=entries[:_MOST_ROWS],
+        datasets=summary["datasets"][:_MOST_DATASETS],
+        suspects=summary["suspects"][:_MOST_ROWS],
+        refused=summary["refused"][:_MOST_ROWS],
+        times=lambda numbers: "×".join(f"{number:.4g}" for number in numbers),
+        charts=[
+            ("Modalities", _bars(summary["modalities"])),
+            ("Orientations (x, y, z grow towards)", _bars(summary["orientations"])),
+            ("Smallest edge of a voxel, mm", _histogram([min(entry["spacing"]) for entry in entries])),
+            ("Largest edge of a voxel, mm", _histogram([max(entry["spacing"]) for entry in entries])),
+            ("Fewest voxels along an axis", _histogram([min(entry["shape"]) for entry in entries])),
+            ("Voxels in all, millions", _histogram([float(np.prod(entry["shape"])) / 1e6 for entry in entries])),
+        ],
+    )
+
+
+def _bars(counts: dict[str, int]) -> list[tuple[str, int, float]]:
+    """Return (name, count, share of the largest) of the most frequent, the rest as one."""
+    named = list(counts.items())
+    shown = named[:_MOST_BARS]
+    if rest := sum(count for _, count in named[_MOST_BARS:]):
+        shown.append((f"{len(named) - _MOST_BARS} others", rest))
+    most = max((count for _, count in shown), default=1)
+    return [(name, count, count / most) for name, count in shown]
+
+
+def _histogram(values: list[float]) -> list[tuple[str, int, float]]:
+    """Return (range, count, share of the largest) of up to eight equal ranges."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    if high - low < 1e-3 * max(abs(high), 1e-9):
+        return [(f"{low:.3g}", len(values), 1.0)]
+    counts, edges = np.histogram(values, bins=min(8, max(2, len(set(values)))))
+    most = int(counts.max())
+    return [
+        (f"{edges[k]:.3g} – {edges[k + 1]:.3g}", int(count), int(count) / most)
+        for k, count in enumerate(counts)
+        if count
+    ]
