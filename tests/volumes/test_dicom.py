@@ -13,6 +13,7 @@ from pydicom.sequence import Sequence
 
 from viewalign.errors import RefusedImageError
 from viewalign.volumes.dicom.folders import scan_folder, stack_of
+from viewalign.volumes.dicom.voxels import read_pixels
 from viewalign.volumes.headers import read_header, source_bytes
 from viewalign.volumes.itk import sitk
 from viewalign.volumes.reading import read_volume
@@ -153,13 +154,16 @@ def test_what_an_enhanced_file_cannot_give_is_refused(tmp_path: Path, voxels: np
     write_enhanced(tmp_path / "two" / "e.dcm", voxels, [0, 2, 4, 0, 2, 4], echo)
     assert "one file holds 2 volumes" in only_reason(tmp_path / "two")
 
+
+def test_each_frame_of_an_enhanced_file_may_have_its_own_slope(tmp_path: Path, voxels: np.ndarray) -> None:
     def slope(k: int, frame: Dataset) -> None:
         item = Dataset()
-        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = 1.0 + k, 0.0, "US"
+        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = 1.0 + k, -2.0, "US"
         frame.PixelValueTransformationSequence = Sequence([item])
 
-    write_enhanced(tmp_path / "slopes" / "e.dcm", voxels, None, slope)
-    assert "different rescale factors" in only_reason(tmp_path / "slopes")
+    path = write_enhanced(tmp_path / "e.dcm", voxels, None, slope)
+    expected = voxels * (1.0 + np.arange(6))[:, None, None] - 2
+    np.testing.assert_array_equal(read_volume(path).array, expected.astype(np.float32))
 
 
 def test_shifted_slices_and_a_tilted_gantry_are_refused(tmp_path: Path, voxels: np.ndarray) -> None:
@@ -209,6 +213,29 @@ def test_a_slice_that_comes_or_goes_is_noticed(tmp_path: Path, voxels: np.ndarra
     write_slice(tmp_path / "more.dcm", voxels[0], (-10, -20, 15.0))
     assert stack_of(paths[0]).shape == (7, 10, 12)
     assert source_bytes(paths[0]) > before
+
+
+def examples() -> list[Path]:
+    """Return the MR and CT slices that pydicom brings along: every plain and most compressed transfer syntaxes."""
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    return [
+        path for pattern in ("MR_small*.dcm", "CT_small.dcm", "J*.dcm", "693*.dcm") for path in folder.glob(pattern)
+    ]
+
+
+@pytest.mark.parametrize("path", examples(), ids=lambda path: path.stem)
+def test_pixels_of_every_transfer_syntax_agree_with_gdcm(path: Path) -> None:
+    data = pydicom.dcmread(path, stop_before_pixels=True)
+    if data.SamplesPerPixel != 1:
+        pytest.skip("colour")
+    try:
+        theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat64))
+    except RuntimeError:
+        with pytest.raises(RefusedImageError, match="is damaged"):
+            read_pixels(path)
+        return
+    ours = read_pixels(path) * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
+    np.testing.assert_array_equal(ours.squeeze(), theirs.squeeze())
 
 
 def test_files_without_a_suffix_are_told_by_their_bytes(tmp_path: Path, voxels: np.ndarray) -> None:

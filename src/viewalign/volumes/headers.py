@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.errors import RefusedImageError
-from viewalign.volumes import nifti
+from viewalign.volumes import metaimage, nifti
 from viewalign.volumes.dicom.folders import folder_bytes, stack_of
 from viewalign.volumes.dicom.stacks import Stack
 from viewalign.volumes.filetypes import suffix_of
@@ -28,6 +28,7 @@ Triple = tuple[float, float, float]
 MAX_VOXELS = 2 * 1024**3
 """Images that claim more voxels are refused before anything is allocated."""
 _MAX_DEFLATE = 1032  # no deflate stream unpacks to more than this many times its size
+_FINEST, _COARSEST = 1e-3, 100.0  # mm; beyond, the header is wrong, not the scanner rare
 _MAX_SHEAR = 0.05  # largest cosine between two axes, about 3°
 _DETACHED = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE)
 
@@ -121,10 +122,28 @@ def _nifti_header(path: Path, max_voxels: int) -> Header:
     else:
         if size != raw.dims[: len(size)] or len(size) < 3:
             raise RefusedImageError("its header is contradictory: two readers see different dimensions")
-    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw)
+    note = _form_note(raw, spacing, origin, direction)
+    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw, note=note)
+
+
+def _form_note(raw: nifti.NiftiHeader, spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> str:
+    """Say which of two contradicting affines of a NIfTI header counts."""
+    if raw.qform is None or raw.sform is None:
+        return ""
+    far = np.array([*raw.dims[:3], 1.0])  # both are compared where they differ most: at the last voxel
+    apart = max(np.abs((raw.qform - raw.sform) @ end).max() for end in (far, np.array([0.0, 0.0, 0.0, 1.0])))
+    if apart < min(spacing) / 2:
+        return ""
+    used = np.diag([-1.0, -1.0, 1.0]) @ np.column_stack([direction * spacing[::-1], origin])
+    counts = min(("qform", raw.qform), ("sform", raw.sform), key=lambda form: float(np.abs(form[1][:3] - used).sum()))
+    return f"sform and qform disagree by {apart:.3g} mm; the {counts[0]} is used"
 
 
 def _itk_header(path: Path, max_voxels: int) -> Header:
+    if suffix_of(path.name) in (".mha", ".mhd"):
+        metaimage.check_header(path)
+    if (detached := _detached_data(path)) is not None and not detached.is_file():
+        raise RefusedImageError(f"the file {detached.name} with its voxels does not exist")
     reader = _itk_reader(path)
     size = tuple(int(n) for n in reader.GetSize())
     _check_shape(size[::-1], max_voxels)
@@ -204,6 +223,8 @@ def _check_spacing(spacing: tuple[float, ...]) -> None:
         raise RefusedImageError(f"its voxel size is zero along an axis ({named} mm)")
     if any(size < 0 for size in spacing):
         raise RefusedImageError(f"its voxel size is negative along an axis ({named} mm)")
+    if min(spacing) < _FINEST or max(spacing) > _COARSEST:
+        raise RefusedImageError(f"its voxel size is impossible ({named} mm)")
 
 
 def _check_kind(dtype: np.dtype[np.generic]) -> None:
@@ -238,15 +259,17 @@ def _itemsize(pixel: int) -> int:
 
 
 def _text_header(path: Path) -> bytes:
+    """Return the text at the head of a NRRD or MetaImage file; a NRRD's ends at the first blank line."""
     with path.open("rb") as file:
-        return file.read(65536)
+        head = file.read(65536)
+    return re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0] if head.startswith(b"NRRD") else head
 
 
 def _says_compressed(path: Path) -> bool | None:
     """Say whether NRRD or MetaImage data are deflated; None where the size tells nothing (bzip2, text, many files)."""
     head = _text_header(path)
     data = _DETACHED.search(head)
-    if data and (b"%" in data.group(1) or b"LIST" in data.group(1)):
+    if data and (b"%" in data.group(1) or data.group(1).startswith(b"LIST")):
         return None
     if re.search(rb"^encoding:\s*(gzip|gz)\s*$", head, re.M) or re.search(rb"^CompressedData\s*=\s*True", head, re.M):
         return True
@@ -255,10 +278,12 @@ def _says_compressed(path: Path) -> bool | None:
 
 
 def _detached_data(path: Path) -> Path | None:
-    if suffix_of(path.name) not in (".nhdr", ".mhd"):
+    if suffix_of(path.name) not in (".nrrd", ".nhdr", ".mha", ".mhd"):
         return None
     match = _DETACHED.search(_text_header(path))
-    return path.parent / os.fsdecode(match.group(1)) if match else None
+    if match is None or b"%" in match.group(1) or match.group(1).split()[0] in (b"LIST", b"LOCAL"):
+        return None  # many files, or none but this
+    return path.parent / os.fsdecode(match.group(1))
 
 
 def _times(numbers: tuple[float, ...]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -33,6 +34,7 @@ class NiftiHeader:
         offset: first byte of the voxels.
         slope: factor of the stored numbers, 1 if none is given.
         inter: what is added after the factor.
+        qform: 4×4 from (x, y, z) index to RAS mm, or None where it is not set or cannot be worked out; so `sform`.
     """
 
     dims: tuple[int, ...]
@@ -41,6 +43,8 @@ class NiftiHeader:
     offset: int
     slope: float
     inter: float
+    qform: NDArray[np.float64] | None = None
+    sform: NDArray[np.float64] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -131,7 +135,25 @@ def _parse(raw: bytes) -> NiftiHeader:
     if offset < 0 or offset > 1 << 30:
         raise ValueError(f"it claims that voxels begin at byte {offset}")
     pixdim = tuple(float(size) for size in header["pixdim"][1:4])
-    return NiftiHeader(tuple(dims), pixdim, header.get_data_dtype(), max(offset, len(header.binaryblock)), slope, inter)
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError:
+        raise ValueError(f"its number type has the unknown code {int(header['datatype'])}") from None
+    return NiftiHeader(
+        *(tuple(dims), pixdim, dtype, max(offset, len(header.binaryblock)), slope, inter),
+        qform=_form(header.get_qform, header["qform_code"]),
+        sform=_form(header.get_sform, header["sform_code"]),
+    )
+
+
+def _form(read: Callable[[], Any], code: Any) -> NDArray[np.float64] | None:
+    if int(code) <= 0:
+        return None
+    try:
+        matrix = np.asarray(read(), dtype=np.float64)
+    except Exception:  # a broken quaternion is judged where the geometry is read
+        return None
+    return matrix if np.isfinite(matrix).all() else None
 
 
 def _is_nifti2(raw: bytes) -> bool:

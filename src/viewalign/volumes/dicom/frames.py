@@ -1,11 +1,12 @@
 """What a DICOM file says about its slices, without their pixels.
 
-Headers are read with pydicom, pixels with GDCM (through SimpleITK): SimpleITK shows no sequences, and an enhanced
-multi-frame file keeps the position of every frame in one.
+Headers are read with pydicom, not through SimpleITK: that shows no sequences, and an enhanced multi-frame file keeps
+the position of every frame in one.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ _TRAITS = (
 _TAGS = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID Modality
     Rows Columns SamplesPerPixel BitsAllocated NumberOfFrames PixelSpacing ImagePositionPatient
-    ImageOrientationPatient SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    ImageOrientationPatient RescaleSlope RescaleIntercept PhotometricInterpretation
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
 _NO_IMAGES = ("SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "SEG", "DOC", "ECG", "AU", "PLAN")
 
@@ -63,7 +65,7 @@ class Frame:
         pixel_size: mm between rows (H) and between columns (W).
         size: (rows, columns).
         traits: what may tell volumes of one series apart (echo time, b-value …), by DICOM keyword.
-        scale: slope and intercept of this frame, where the file gives each frame its own.
+        scale: slope and intercept that turn its stored numbers into values.
     """
 
     series: Series
@@ -76,7 +78,7 @@ class Frame:
     pixel_size: tuple[float, float]
     size: tuple[int, int]
     traits: tuple[tuple[str, str], ...]
-    scale: tuple[float, float] | None = None
+    scale: tuple[float, float] = (1.0, 0.0)
 
 
 def may_be_dicom(path: Path) -> bool:
@@ -100,13 +102,9 @@ def read_frames(path: Path) -> list[Frame]:
         RefusedImageError: damaged, colour, truncated, or without positions.
     """
     try:
-        data = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS.split(), *_TRAITS])
-        if "SOPClassUID" not in data and "MediaStorageSOPClassUID" not in data.file_meta:
-            raise RefusedImageError("it is no DICOM file, though its name says so")
-        if "Rows" not in data or str(data.get("Modality", "")) in _NO_IMAGES:
-            return []
-        _check(path, data)
-        return list(_frames(path, data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom warns of every value that is not quite to the standard
+            return _read(path)
     except RefusedImageError:
         raise
     except (InvalidDicomError, EOFError):
@@ -117,9 +115,21 @@ def read_frames(path: Path) -> list[Frame]:
         raise RefusedImageError(f"its DICOM header is damaged: {type(error).__name__}: {error}") from None
 
 
+def _read(path: Path) -> list[Frame]:
+    data = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS.split(), *_TRAITS])
+    if "SOPClassUID" not in data and "MediaStorageSOPClassUID" not in data.file_meta:
+        raise RefusedImageError("it is no DICOM file, though its name says so")
+    if "Rows" not in data or str(data.get("Modality", "")) in _NO_IMAGES:
+        return []
+    _check(path, data)
+    return list(_frames(path, data))
+
+
 def _check(path: Path, data: Any) -> None:
     if int(data.get("SamplesPerPixel", 1)) != 1:
         raise RefusedImageError(f"its pixels have {data.SamplesPerPixel} components (colour)")
+    if "PALETTE" in str(data.get("PhotometricInterpretation", "")):
+        raise RefusedImageError("its pixels are numbers of a palette (colour)")
     if min(int(data.Rows), int(data.Columns)) < 1:
         raise RefusedImageError(f"its header claims {data.Rows} rows and {data.Columns} columns")
     syntax = data.file_meta.get("TransferSyntaxUID")
@@ -158,7 +168,7 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
             (pixel[0], pixel[1]),
             (int(data.Rows), int(data.Columns)),
             _traits(data, own),
-            _scale(own),
+            _scale(groups, data),
         )
 
 
@@ -191,12 +201,13 @@ def _traits(data: Any, own: Any) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _scale(own: Any) -> tuple[float, float] | None:
-    if own is None:
-        return None
-    slope = _value([own], "PixelValueTransformationSequence", "RescaleSlope", None)
-    intercept = _value([own], "PixelValueTransformationSequence", "RescaleIntercept", None)
-    return None if slope is None else (float(slope), float(intercept or 0))
+def _scale(groups: list[Any], data: Any) -> tuple[float, float]:
+    slope = _value(groups, "PixelValueTransformationSequence", "RescaleSlope", data)
+    intercept = _value(groups, "PixelValueTransformationSequence", "RescaleIntercept", data)
+    scale = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+    if not np.isfinite(scale).all() or scale[0] == 0:
+        raise RefusedImageError(f"its rescale slope {scale[0]:g} and intercept {scale[1]:g} make no values")
+    return scale
 
 
 def _value(groups: list[Any], sequence: str, key: str, data: Any) -> Any:

@@ -7,6 +7,7 @@ along the normal: small unevenness is accepted with a note, missing and unevenly
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,10 @@ def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
 
 def _pixels(frame: Frame) -> bytes:
     try:
-        return bytes(pydicom.dcmread(frame.path, force=True).PixelData) + repr(frame.traits).encode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = bytes(pydicom.dcmread(frame.path, force=True).PixelData)
+        return pixels + repr(frame.traits).encode()
     except Exception:  # whatever is wrong with it shows when it is read
         return str(frame.path).encode()
 
@@ -158,8 +162,6 @@ def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
         raise RefusedImageError("it is a localizer, no volume")
     if len(frames) < 2:
         raise RefusedImageError("it is no volume but one slice")
-    if len({frame.scale for frame in frames}) > 1 and first.count > 1:
-        raise RefusedImageError("its frames have different rescale factors, which cannot be told apart when read")
     normal = np.cross(first.orientation[:3], first.orientation[3:])
     heights = np.array([np.dot(normal, frame.position) for frame in frames])
     order = np.argsort(heights, kind="stable")
