@@ -80,6 +80,11 @@ class Frame:
     traits: tuple[tuple[str, str], ...]
     scale: tuple[float, float] = (1.0, 0.0)
 
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence: its file, and which frame of that."""
+        return self.path.name if self.count == 1 else f"frame {self.number + 1} of {self.path.name}"
+
 
 def may_be_dicom(path: Path) -> bool:
     """Say whether to look into a file: by its name, or, where the name says nothing, by its bytes 128–131."""

@@ -189,7 +189,7 @@ def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
     if wrong or off > usual / 2:
         raise RefusedImageError(
             f"its slices are unequally spaced: {gaps.min():.3g} to {gaps.max():.3g} mm (the first odd gap is after "
-            f"{frames[wrong[0] if wrong else 0].path.name})"
+            f"{frames[wrong[0] if wrong else 0].name})"
         )
     if np.abs(gaps / usual - 1).max() > _WORTH_A_NOTE:
         return (
@@ -202,7 +202,7 @@ def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
 def _check_doubled(frames: Sequence[Frame], gaps: NDArray[np.float64]) -> None:
     doubled = [int(k) for k in np.flatnonzero(gaps < _SAME_PLACE)]
     if doubled:
-        pairs = (sorted((frames[k].path.name, frames[k + 1].path.name)) for k in doubled[:_NAMED])
+        pairs = (sorted((frames[k].name, frames[k + 1].name)) for k in doubled[:_NAMED])
         named = ", ".join(" and ".join(pair) for pair in pairs)
         raise RefusedImageError(
             f"{_slices(len(doubled))} with other pixels at the place of another, and nothing in their headers tells "
@@ -215,8 +215,7 @@ def _check_missing(frames: Sequence[Frame], steps: NDArray[np.float64], wrong: l
     lost = {k: round(steps[k]) - 1 for k in wrong if steps[k] > 1.5 and abs(steps[k] - round(steps[k])) < 0.2}
     if lost and len(lost) == len(wrong):
         named = ", ".join(
-            f"{count} between {frames[k].path.name} and {frames[k + 1].path.name}"
-            for k, count in list(lost.items())[:_NAMED]
+            f"{count} between {frames[k].name} and {frames[k + 1].name}" for k, count in list(lost.items())[:_NAMED]
         )
         raise RefusedImageError(f"{_slices(sum(lost.values()))} missing ({named}{_more(len(lost))})")
 
