@@ -24,7 +24,7 @@ def commands():
 
 
 def test_all_commands_are_there():
-    assert commands() == ["demo", "export", "index", "prepare", "pretrain", "recipes", "report"]
+    assert commands() == ["demo", "export", "fetch", "index", "prepare", "pretrain", "recipes", "report"]
 
 
 @pytest.mark.parametrize("command", commands())

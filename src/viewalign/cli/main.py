@@ -14,6 +14,7 @@ from rich.markup import escape
 from viewalign import __version__
 from viewalign.cli.demo import demo
 from viewalign.cli.export import export
+from viewalign.cli.fetch import fetch
 from viewalign.cli.index import index
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
@@ -22,7 +23,7 @@ from viewalign.cli.report import report
 from viewalign.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-for command in (demo, index, prepare, pretrain, report, export, recipes):
+for command in (demo, fetch, index, prepare, pretrain, report, export, recipes):
     app.command()(command)
 
 

@@ -1,0 +1,116 @@
+"""One file by HTTP: what is there of it already is kept, and nothing counts before its checksum holds.
+
+pooch checks and places the file; it cannot resume, so it is given a downloader that can.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import logging
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from viewalign.errors import UserError
+
+Listener = Callable[[int, int], None]
+"""Called with (bytes so far, bytes in all)."""
+_PIECE = 1 << 18
+_TIMEOUT = 60.0  # seconds without a byte
+_ATTEMPTS = 5
+
+
+def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Listener | None = None) -> Path:
+    """Fetch a file unless it is there already with the right checksum.
+
+    Args:
+        url: where it is; `http` or `https`.
+        folder: where it goes.
+        name: what it is called there; a `.name.part` beside it is what a broken fetch left, and is gone on with.
+        known_hash: `sha256:…` or `md5:…`.
+        on_bytes: told of progress.
+
+    Raises:
+        UserError: it cannot be fetched, or its checksum is wrong.
+    """
+    need("pooch")
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    part = folder / f".{name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=_Resuming(part, on_bytes))
+    except ValueError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"What {url} gave has not the checksum {known_hash}; it was thrown away ({error}).") from None
+    except (OSError, http.client.HTTPException) as error:
+        kept = f" {part.stat().st_size:,} bytes are kept; run the same command to go on." if part.exists() else ""
+        raise UserError(f"{url} cannot be fetched: {getattr(error, 'reason', None) or error}.{kept}") from None
+    part.unlink(missing_ok=True)
+    return folder / name
+
+
+def need(module: str) -> None:
+    """Say how to get a library that only fetching needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"Fetching needs {module}, which is not installed: pip install 'viewalign[fetch]'.")
+
+
+class _Resuming:
+    """A downloader for pooch that goes on where `part` ends, if the server can and the file is still the same."""
+
+    def __init__(self, part: Path, listener: Listener | None) -> None:
+        self._part = part
+        self._tag = part.with_name(part.name + ".etag")
+        self._listener = listener
+
+    def __call__(self, url: str, output_file: str, pooch: Any, check_only: bool = False) -> None:  # noqa: ARG002
+        for attempt in range(1, _ATTEMPTS + 1):
+            before = self._size()
+            try:
+                self._go_on(url)
+                break
+            except urllib.error.HTTPError as error:
+                if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and before:
+                    self._part.unlink()  # longer than the file: it was another one
+                    continue
+                raise
+            except (OSError, http.client.HTTPException):
+                if attempt == _ATTEMPTS or self._size() == before:
+                    raise
+        shutil.copyfile(self._part, output_file)
+        self._tag.unlink(missing_ok=True)
+
+    def _go_on(self, url: str) -> None:
+        have = self._size()
+        request = urllib.request.Request(url, headers={"User-Agent": "viewalign", "Accept-Encoding": "identity"})
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+            if self._tag.exists():
+                request.add_header("If-Range", self._tag.read_text())
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            if answer.status != http.client.PARTIAL_CONTENT:
+                have = 0  # the server cannot resume, or has another file by now
+            if tag := answer.headers.get("ETag"):
+                self._tag.write_text(tag)
+            total = have + int(answer.headers.get("Content-Length") or 0)
+            with self._part.open("ab" if have else "wb") as file:
+                while piece := answer.read(_PIECE):
+                    file.write(piece)
+                    have += len(piece)
+                    if self._listener:
+                        self._listener(have, total)
+        if have < total:
+            raise http.client.IncompleteRead(b"", total - have)
+
+    def _size(self) -> int:
+        return self._part.stat().st_size if self._part.exists() else 0

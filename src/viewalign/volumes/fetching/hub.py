@@ -1,0 +1,166 @@
+"""Files of a repository on the Hugging Face Hub, chosen by pattern; huggingface_hub resumes what was broken off."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from viewalign.errors import UserError
+from viewalign.volumes.fetching.download import Listener, need
+
+Kind = Literal["dataset", "model"]
+_WILD = "*?["
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository, with the checksum that the Hub keeps of it: SHA-256, or git's of small files."""
+
+    path: str
+    size: int
+    sha256: str | None
+    blob: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be fetched, at one commit, so that a later change of the repository mixes nothing."""
+
+    repository: str
+    kind: Kind
+    commit: str
+    licence: str
+    files: tuple[HubFile, ...]
+    endpoint: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in all."""
+        return sum(file.size for file in self.files)
+
+
+def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoint: str | None = None) -> Selection:
+    """List the files of a repository that match; only the folders that patterns name outright are looked through.
+
+    Args:
+        repository: `owner/name`.
+        kind: what it holds.
+        patterns: shell patterns of whole paths; `*` also matches `/`.
+        endpoint: another server than the Hub.
+
+    Raises:
+        UserError: no such repository, not allowed, not reachable, or nothing matches.
+    """
+    need("huggingface_hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(endpoint=endpoint)
+    try:
+        info: Any = api.repo_info(repository, repo_type=kind)
+        found: dict[str, HubFile] = {}
+        globs = [pattern for pattern in patterns if any(sign in pattern for sign in _WILD)]
+        named = [pattern for pattern in patterns if pattern not in globs]
+        entries = list(api.get_paths_info(repository, named, revision=info.sha, repo_type=kind)) if named else []
+        for folder in sorted({_fixed_folder(pattern) for pattern in globs}):
+            tree = api.list_repo_tree(repository, folder or None, recursive=True, revision=info.sha, repo_type=kind)
+            entries.extend(entry for entry in tree if any(fnmatch.fnmatchcase(entry.path, text) for text in globs))
+        for entry in entries:
+            if isinstance(entry, RepoFile):
+                digest = entry.lfs.sha256 if entry.lfs else None
+                found[entry.path] = HubFile(entry.path, entry.size, digest, entry.blob_id)
+    except Exception as error:  # the Hub's errors have no common ground but this
+        raise _said(error, repository, kind) from None
+    if not found:
+        raise UserError(f"Nothing in {repository} matches {', '.join(patterns)}.")
+    licence = str((info.card_data or {}).get("license") or "not stated")
+    return Selection(repository, kind, info.sha, licence, tuple(found[path] for path in sorted(found)), endpoint)
+
+
+def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) -> int:
+    """Fetch what is not there yet, check each file, and return how many were fetched.
+
+    Raises:
+        UserError: not reachable, a checksum is wrong, or a path of the repository leads out of the folder.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    done, fetched = 0, 0
+    for file in selection.files:
+        target = _inside(folder, file.path)
+        if not (target.is_file() and target.stat().st_size == file.size and _checksum_holds(target, file)):
+            try:
+                hf_hub_download(
+                    selection.repository,
+                    file.path,
+                    repo_type=selection.kind,
+                    revision=selection.commit,
+                    local_dir=folder,
+                    endpoint=selection.endpoint,
+                    force_download=target.exists(),  # else it takes what it once fetched as it is now
+                )
+            except Exception as error:
+                raise _said(error, selection.repository, selection.kind) from None
+            if not _checksum_holds(target, file):
+                target.unlink(missing_ok=True)
+                raise UserError(
+                    f"{file.path} of {selection.repository} came with a wrong checksum; it was thrown away."
+                )
+            fetched += 1
+        done += file.size
+        if on_bytes:
+            on_bytes(done, selection.bytes)
+    return fetched
+
+
+def _inside(folder: Path, path: str) -> Path:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path:
+        raise UserError(f"The repository has a file {path}, which would be written outside {folder}.")
+    return folder / parts
+
+
+def _fixed_folder(pattern: str) -> str:
+    """Return the folders of a pattern up to the first with a wildcard."""
+    fixed = []
+    for part in PurePosixPath(pattern).parts[:-1]:
+        if any(sign in part for sign in _WILD):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def _checksum_holds(path: Path, file: HubFile) -> bool:
+    if not path.is_file():
+        return False
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(usedforsecurity=False)
+    if not file.sha256:
+        digest.update(f"blob {path.stat().st_size}\0".encode())  # as git names it
+    with path.open("rb") as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest() == (file.sha256 or file.blob)
+
+
+def _said(error: Exception, repository: str, kind: Kind) -> UserError:
+    """Turn what huggingface_hub raises into what a user can do."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return UserError(f"{repository} asks for consent: accept its terms at {place}, then run `hf auth login`.")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"There is no {kind} {repository} on the Hub, or it is private (`hf auth login`).")
+    if isinstance(error, EntryNotFoundError):
+        return UserError(
+            f"A folder named in a pattern is not in {repository}. Its files are listed at {place}/tree/main."
+        )
+    return UserError(f"{place} cannot be fetched: {error}. What is there stays; run the same command to go on.")

@@ -1,0 +1,179 @@
+"""A server on 127.0.0.1 for one test: plain files, a small Hugging Face Hub, a Zenodo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+@dataclass
+class Served:
+    """What a server gives, and what it was asked.
+
+    Attributes:
+        files: content by path.
+        cut_after: bytes after which the next answers end too early, one entry an answer.
+        resumable: whether `Range` is heeded.
+        asked: (path, Range) of every GET of a file.
+        hub: by repository: content by path within it.
+        broken: paths in repositories whose content is not what the Hub's checksum says.
+        gated: repositories that ask for consent.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    cut_after: list[int] = field(default_factory=list)
+    resumable: bool = True
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
+    hub: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)
+    url: str = ""
+
+    def add_record(self, number: int, files: dict[str, bytes], **metadata: object) -> None:
+        """Add a record as Zenodo's API describes it."""
+        entries = []
+        for name, content in files.items():
+            self.files[f"/zenodo/{name}"] = content
+            digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            links = {"self": f"{self.url}/zenodo/{name}"}
+            entries.append({"key": name, "size": len(content), "checksum": f"md5:{digest}", "links": links})
+        self.files[f"/api/records/{number}"] = json.dumps({"metadata": metadata, "files": entries}).encode()
+
+
+COMMIT = "c" * 40
+
+
+def hub_entry(path: str, content: bytes) -> dict[str, object]:
+    """Describe a file as the Hub's tree does; those of more than 100 bytes are LFS files."""
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": blob}
+    if len(content) > 100:
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+@contextmanager
+def local_server() -> Iterator[Served]:
+    """Serve until the block ends."""
+    served = Served()
+    handler = type("Handler", (_Handler,), {"served": served})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    served.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    served: Served
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(head=True)
+
+    def do_GET(self) -> None:
+        self._answer(head=False)
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        repository, _, _ = self._repository(path, "/api/")
+        content = self.served.hub[repository]
+        self._json([hub_entry(name, content[name]) for name in body["paths"] if name in content])
+
+    def _answer(self, head: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/") and not path.startswith("/api/records"):
+            self._api(path)
+        elif "/resolve/" in path:
+            self._resolve(path, head)
+        elif path in self.served.files:
+            self._file(path, self.served.files[path], {}, head)
+        else:
+            self._json({"error": "not found"}, 404)
+
+    def _repository(self, path: str, prefix: str) -> tuple[str, str, list[str]]:
+        parts = path.removeprefix(prefix).strip("/").split("/")
+        if parts[0] in ("datasets", "models"):
+            parts = parts[1:]
+        return "/".join(parts[:2]), parts[2] if len(parts) > 2 else "", parts[3:]
+
+    def _api(self, path: str) -> None:
+        repository, action, rest = self._repository(path, "/api/")
+        if repository not in self.served.hub:
+            self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        elif repository in self.served.gated:
+            self._json({"error": "gated"}, 403, {"X-Error-Code": "GatedRepo"})
+        elif action == "tree":
+            folder = "/".join(rest[1:])
+            self.served.listed.append(folder)
+            names = [n for n in self.served.hub[repository] if not folder or n.startswith(folder + "/")]
+            if not names:
+                self._json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
+            else:
+                self._json([hub_entry(name, self.served.hub[repository][name]) for name in names])
+        else:
+            self._json({"id": repository, "sha": COMMIT, "cardData": {"license": "cc-by-4.0"}, "siblings": []})
+
+    def _resolve(self, path: str, head: bool) -> None:
+        repository, _, rest = self._repository(path, "/")
+        name = "/".join(rest[1:])
+        content = self.served.hub[repository][name]
+        entry = hub_entry(name, content)
+        lfs = entry.get("lfs")
+        tag = lfs["oid"] if isinstance(lfs, dict) else entry["oid"]
+        if name in self.served.broken:
+            content = bytes(len(content))
+        self._file(path, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'}, head)
+
+    def _file(self, path: str, content: bytes, headers: dict[str, str], head: bool) -> None:
+        wanted = self.headers.get("Range")
+        if not head:
+            self.served.asked.append((path, wanted))
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:16]}"', **headers}
+        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and self.served.resumable else 0
+        if self.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
+            start = 0
+        if start and start >= len(content):
+            self._json({}, 416)
+            return
+        self.send_response(206 if start else 200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if head:
+            return
+        if self.served.cut_after:
+            self.wfile.write(content[start : start + self.served.cut_after.pop(0)])
+            self.close_connection = True
+        else:
+            self.wfile.write(content[start:])
+
+    def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for key, text in (headers or {}).items():
+            self.send_header(key, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
