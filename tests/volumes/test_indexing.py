@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from viewalign.errors import UserError
+from viewalign.volumes import indexing
 from viewalign.volumes.indexing import index_sources, read_refused, write_refused
+from viewalign.volumes.pool import Crashed
 from viewalign.volumes.sources import FindOptions, Refusal
 
 
@@ -70,3 +72,21 @@ def test_the_list_of_refused_files_comes_back(tmp_path: Path) -> None:
     assert write_refused(tmp_path / "cat.json", refused) == tmp_path / "cat.refused.json"
     assert read_refused(tmp_path / "cat.json") == refused
     assert read_refused(tmp_path / "other.json") == []
+
+
+def test_workers_find_the_same_as_this_process(scans: Path) -> None:
+    (scans / "bad.nii").write_text("no image")
+    alone, together = (index_sources([str(scans)], workers=workers) for workers in (0, 2))
+    assert together.entries == alone.entries
+    assert (together.collection, together.refused) == (alone.collection, alone.refused)
+
+
+def test_a_header_that_kills_its_reader_is_set_aside(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash_on_one(work, jobs, workers):
+        for job in jobs:
+            yield job, Crashed() if job[1].path.name == "FLAIR.nii.gz" else work(job)
+
+    monkeypatch.setattr(indexing, "run_jobs", crash_on_one)
+    index = index_sources([str(scans)])
+    assert index.images == 2
+    assert [refusal.reason for refusal in index.refused] == ["the reader crashed on its header"]

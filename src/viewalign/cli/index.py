@@ -44,6 +44,14 @@ def index(
     labels: Annotated[
         bool, typer.Option("--labels", help="Take label maps in too ([i]…_seg[/i], [i]…_mask[/i], [i]labelsTr/[/i]).")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that read headers; 0 works in this one. Default: one per core from 500 files on.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     r"""List the 3D images under SOURCE in a catalogue.
 
@@ -80,7 +88,7 @@ def index(
     from viewalign.volumes.indexing import write_refused
     from viewalign.volumes.summary import summarise, write_summary
 
-    found = look(sources, subject_pattern, labels)
+    found = look(sources, subject_pattern, labels, workers)
     console = Console()
     show_refused(console, [(refusal.file, refusal.reason) for refusal in found.refused])
     if found.images == 0:
@@ -103,7 +111,9 @@ def index(
     raise typer.Exit(3 if found.refused else 0)
 
 
-def look(sources: list[str], subject_pattern: str | None = None, labels: bool = False) -> Index:
+def look(
+    sources: list[str], subject_pattern: str | None = None, labels: bool = False, workers: int | None = None
+) -> Index:
     """Index sources with a progress bar.
 
     Raises:
@@ -113,9 +123,9 @@ def look(sources: list[str], subject_pattern: str | None = None, labels: bool = 
     from viewalign.volumes.indexing import index_sources
     from viewalign.volumes.sources import FindOptions
 
-    options = FindOptions(_compiled(subject_pattern), labels)
     with progress_bar("Reading headers") as report:
-        return index_sources(sources, options, on_file=report)
+        options = FindOptions(_compiled(subject_pattern), labels, report)
+        return index_sources(sources, options, on_file=report, workers=workers)
 
 
 def nothing_found(sources: list[str], found: Index) -> str:

@@ -65,11 +65,8 @@ def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Header:
     _check_file(path)
     suffix = suffix_of(path.name)
     if suffix is None:
-        header = _dicom_header(path, max_voxels)
-    elif suffix in (".nii", ".nii.gz"):
-        header = _nifti_header(path, max_voxels)
-    else:
-        header = _itk_header(path, max_voxels)
+        return dicom_header(stack_of(path), max_voxels)
+    header = _nifti_header(path, max_voxels) if suffix in (".nii", ".nii.gz") else _itk_header(path, max_voxels)
     _check_geometry(header)
     return header
 
@@ -101,12 +98,18 @@ def _check_file(path: Path) -> None:
         raise RefusedImageError("there is no permission to read the file")
 
 
-def _dicom_header(path: Path, max_voxels: int) -> Header:
-    stack = stack_of(path)
+def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
+    """Judge a DICOM stack.
+
+    Raises:
+        RefusedImageError: it is too large, or its geometry is impossible.
+    """
     _check_shape(stack.shape, max_voxels)
     _check_spacing(stack.spacing)
     x, y, z = stack.frames[0].position
-    return Header(stack.shape, stack.spacing, (x, y, z), stack.direction, 2, dicom=stack, note=stack.note)
+    header = Header(stack.shape, stack.spacing, (x, y, z), stack.direction, 2, dicom=stack, note=stack.note)
+    _check_geometry(header)
+    return header
 
 
 def _nifti_header(path: Path, max_voxels: int) -> Header:

@@ -12,10 +12,13 @@ from viewalign.errors import RefusedImageError, UserError
 from viewalign.volumes.catalogue import Collection, Dataset, Image, Session, Subject, resolve
 from viewalign.volumes.duplicates import find_duplicates
 from viewalign.volumes.entries import Entry, entry_of
-from viewalign.volumes.headers import read_header
+from viewalign.volumes.headers import Header, dicom_header, read_header
 from viewalign.volumes.layout import read_json, write_json
+from viewalign.volumes.pool import Crashed, default_workers, run_jobs
 from viewalign.volumes.sources import Findings, FindOptions, Found, Refusal, find
 from viewalign.volumes.sources.walking import printable
+
+_MANY = 500  # files from which on it pays to start processes
 
 
 @dataclass
@@ -62,6 +65,7 @@ def index_sources(
     options: FindOptions | None = None,
     collection_name: str = "viewalign",
     on_file: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
 ) -> Index:
     """Look for images in `sources` and read their headers.
 
@@ -70,6 +74,8 @@ def index_sources(
         options: how subjects are told; what counts as a label map.
         collection_name: first part of every image id; a catalogue given alone keeps its own.
         on_file: called with (files judged, files in all).
+        workers: processes that read headers, which a header that crashes its reader cannot end; default one per core
+            for many files, none for few, 0 reads them in this process.
 
     Raises:
         UserError: a source does not exist.
@@ -83,12 +89,8 @@ def index_sources(
         index.other_files += each.other_files
         index.label_files += each.label_files
     everything = _once(_distinct_datasets(findings))
-    paths: list[Path] = []
-    for count, found in enumerate(everything):
-        if _take_in(index, found):
-            paths.append(found.path)
-        if on_file:
-            on_file(count + 1, len(everything))
+    judged = _judge_all(everything, workers, on_file)
+    paths = [found.path for found, header in zip(everything, judged, strict=True) if _take_in(index, found, header)]
     index.refused.sort()
     _note_duplicates(index, paths)
     return index
@@ -140,11 +142,39 @@ def _once(everything: Sequence[Found]) -> list[Found]:
     return list({os.fspath(found.path): found for found in reversed(everything)}.values())[::-1]
 
 
-def _take_in(index: Index, found: Found) -> bool:
-    """Judge one file; add it to the catalogue or to what was set aside."""
+def _judge_all(
+    everything: Sequence[Found], workers: int | None, on_file: Callable[[int, int], None] | None
+) -> list[Header | str]:
+    """Return the header of each file, or the reason why it is refused."""
+    if workers is None:
+        workers = default_workers() if len(everything) >= _MANY else 0
+    judged: list[Header | str] = [""] * len(everything)
+    for count, ((number, _), result) in enumerate(run_jobs(_judge, enumerate(everything), workers)):
+        judged[number] = "the reader crashed on its header" if isinstance(result, Crashed) else result
+        if on_file:
+            on_file(count + 1, len(everything))
+    return judged
+
+
+def _judge(numbered: tuple[int, Found]) -> Header | str:
+    """Read one header; runs in a worker."""
+    found = numbered[1]
     try:
-        header = read_header(found.path)
+        header = dicom_header(found.stack) if found.stack else read_header(found.path)
         _check_masks(found)
+    except RefusedImageError as refusal:
+        return str(refusal)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return header
+
+
+def _take_in(index: Index, found: Found, header: Header | str) -> bool:
+    """Add a file to the catalogue, or to what was set aside."""
+    if isinstance(header, str):
+        index.refused.append(Refusal(printable(found.path), header))
+        return False
+    try:
         dataset = index.collection.datasets.setdefault(
             found.dataset, Dataset(found.dataset, found.dataset, found.infos.dataset)
         )
@@ -152,9 +182,8 @@ def _take_in(index: Index, found: Found) -> bool:
         session = subject.sessions.setdefault(found.session, Session(found.session, found.infos.session))
         name = _free_name(found, {image.name for image in session.images})
         entry = entry_of(found, name, header)
-    except (RefusedImageError, OSError) as error:
-        reason = str(error) if isinstance(error, RefusedImageError) else f"it cannot be read: {error.strerror}"
-        index.refused.append(Refusal(printable(found.path), reason))
+    except OSError as error:  # gone since its header was read
+        index.refused.append(Refusal(printable(found.path), f"it cannot be read: {error.strerror}"))
         return False
     info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}
     if header.note:

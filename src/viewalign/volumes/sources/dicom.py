@@ -23,7 +23,10 @@ _MODALITIES = {"PT": "PET"}
 
 def add_stacks(folders: Iterable[Path], root: Path, dataset: str, options: FindOptions, findings: Findings) -> None:
     """Add the stacks of these folders (not of those below them) to the findings, with what was set aside."""
-    for folder in sorted(set(folders)):
+    ordered = sorted(set(folders))
+    for count, folder in enumerate(ordered):
+        if options.on_folder:
+            options.on_folder(count, len(ordered))
         scan = scan_folder(folder)
         findings.other_files += scan.other
         findings.refused.extend(Refusal(printable(path), reason) for path, reason in scan.damaged)
@@ -35,7 +38,11 @@ def add_stacks(folders: Iterable[Path], root: Path, dataset: str, options: FindO
             names = _names(stack, stack.path.relative_to(root), options.subject_pattern)
             info = {"dicom_series": stack.series.uid, "slices": len(stack.frames)}
             findings.found.append(
-                Found(stack.path, dataset, *names[:2], _image_name(stack), names.modality, infos=Infos(image=info))
+                Found(
+                    *(stack.path, dataset, names.subject, names.session, _image_name(stack), names.modality),
+                    infos=Infos(image=info),
+                    stack=stack,
+                )
             )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from viewalign.volumes.catalogue import AssociatedMasks, Info
+from viewalign.volumes.dicom.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,12 @@ class FindOptions:
         subject_pattern: regular expression searched in the path relative to the source; its named groups `subject`,
             `session` and `modality` rule over what would be guessed.
         labels: take label maps too (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
+        on_folder: called with (DICOM folders read, DICOM folders in all), for that may take long.
     """
 
     subject_pattern: re.Pattern[str] | None = None
     labels: bool = False
+    on_folder: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Found:
 
     Attributes:
         path: the file; of a DICOM stack the first by name.
+        stack: the DICOM stack, so that its headers are not read again.
         masks: paths of masks on its voxels.
         infos: what else is known of it.
         written: how the catalogue shall write the path, if not as it is (`$VARIABLE/…`).
@@ -53,6 +58,7 @@ class Found:
     masks: AssociatedMasks | None = None
     infos: Infos = Infos()
     written: str | None = None
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True, order=True)
