@@ -7,7 +7,6 @@ import pytest
 from viewalign.errors import UserError
 from viewalign.volumes import indexing
 from viewalign.volumes.indexing import index_sources, read_refused, write_refused
-from viewalign.volumes.pool import Crashed
 from viewalign.volumes.sources import FindOptions, Refusal
 
 
@@ -84,7 +83,7 @@ def test_workers_find_the_same_as_this_process(scans: Path) -> None:
 def test_a_header_that_kills_its_reader_is_set_aside(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash_on_one(work, jobs, workers):
         for job in jobs:
-            yield job, Crashed() if job[1].path.name == "FLAIR.nii.gz" else work(job)
+            yield job, object() if job[1].path.name == "FLAIR.nii.gz" else work(job)
 
     monkeypatch.setattr(indexing, "run_jobs", crash_on_one)
     index = index_sources([str(scans)])

@@ -14,7 +14,7 @@ from viewalign.volumes.duplicates import find_duplicates
 from viewalign.volumes.entries import Entry, entry_of
 from viewalign.volumes.headers import Header, dicom_header, read_header
 from viewalign.volumes.layout import read_json, write_json
-from viewalign.volumes.pool import Crashed, default_workers, run_jobs
+from viewalign.volumes.pool import default_workers, run_jobs
 from viewalign.volumes.sources import Findings, FindOptions, Found, Refusal, find
 from viewalign.volumes.sources.walking import printable
 
@@ -150,7 +150,7 @@ def _judge_all(
         workers = default_workers() if len(everything) >= _MANY else 0
     judged: list[Header | str] = [""] * len(everything)
     for count, ((number, _), result) in enumerate(run_jobs(_judge, enumerate(everything), workers)):
-        judged[number] = "the reader crashed on its header" if isinstance(result, Crashed) else result
+        judged[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
         if on_file:
             on_file(count + 1, len(everything))
     return judged
