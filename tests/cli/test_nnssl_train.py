@@ -15,6 +15,7 @@ from viewalign.cli.nnssl_train import run
 
 README_RESENC = "745 onemmiso -tr AlignedMAEFTTrainer -p nnsslPlans -num_gpus 1 -pretrained_weights"
 README_PRIMUS = "745 onemmiso -tr AlignedMAEFTLR3EvaTrainer -p nnsslPlans -num_gpus 1 -pretrained_weights"
+PLANS = Path("preprocessed", "Dataset745_OpenMind", "nnsslPlans.json")
 SMALL = ["views.size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "runtime.precision=fp32"]
 SMALL += ["runtime.workers=0", "log.tensorboard=false", "log.every=1", "masking.block=8", "validate.every=0"]
 
@@ -94,7 +95,8 @@ def test_the_published_command_lines_run(home, capsys, line, first, network):
     assert "nnssl_adaptation_plan" in state
     plan = json.loads((folder / "adaptation_plan.json").read_text())
     assert plan["pretrain_plan"]["configurations"]["onemmiso"]["spacing"] == [1, 1, 1]
-    assert [path.name for path in sorted(folder.iterdir())] == ["adaptation_plan.json", "fold_all"]
+    assert [path.name for path in sorted(folder.iterdir())] == ["adaptation_plan.json", "fold_all", "plans.json"]
+    assert (folder / "plans.json").read_bytes() == (home / PLANS).read_bytes()
     assert not (home / "sprung").exists()
 
 
@@ -149,7 +151,6 @@ def test_a_mistake_ends_in_a_sentence(home, capsys, line, sentence):
     [
         ("745 onemmiso -tr AlignedMAEFTTrainer -pretrained_weight F", "did you mean -pretrained_weights?"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --cc", "did you mean --c?"),
-        ("745 onemmiso", "-tr"),
         ("745 twomm -tr AlignedMAEFTTrainer", "onemmiso"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from viewalign.formats import nnssl
+from viewalign.formats.nnssl import adaptation
 from viewalign.networks.registry import build_backbone
 
 
@@ -19,8 +19,8 @@ def nnssl_file(tmp_path):
         if network.startswith("primus"):
             state["mask_token"] = state.pop("filler")[None, None]
             state = {k: v for k, v in state.items() if not k.startswith(("feature_decoder.", "attention_pool."))}
-        plan = nnssl.adaptation_plan(network, 1, size, (1.0, 1.0, 1.0), False, trainer)
-        whole = nnssl.checkpoint({prefix + name: value for name, value in state.items()}, plan, 1000)
+        plan = adaptation.adaptation_plan(network, 1, size, (1.0, 1.0, 1.0), False, trainer)
+        whole = adaptation.checkpoint({prefix + name: value for name, value in state.items()}, plan, 1000)
         torch.save({**whole, **root}, tmp_path / file)
         return tmp_path / file, backbone
 

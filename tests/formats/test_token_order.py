@@ -5,7 +5,8 @@ import torch
 from timm.layers import RotaryEmbeddingCat
 
 from viewalign.errors import UserError
-from viewalign.formats import nnssl, token_order
+from viewalign.formats import token_order
+from viewalign.formats.nnssl import adaptation
 from viewalign.formats.pretrained import read_weights
 from viewalign.networks.primus import run_eva
 from viewalign.networks.registry import build_backbone
@@ -48,8 +49,8 @@ def run_right(backbone, images, grid):
 
 def checkpoint_of(backbone, path, size, trainer):
     state = {name.removeprefix("net."): value for name, value in backbone.state_dict().items()}
-    plan = nnssl.adaptation_plan("primus-xs", 1, size, None, False, trainer)
-    torch.save(nnssl.checkpoint(state, plan, 1), path)
+    plan = adaptation.adaptation_plan("primus-xs", 1, size, None, False, trainer)
+    torch.save(adaptation.checkpoint(state, plan, 1), path)
     return path
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from viewalign.errors import UserError
-from viewalign.formats import nnssl
+from viewalign.formats.nnssl import adaptation
 from viewalign.methods.registry import build_method
 from viewalign.networks.registry import build_backbone
 from viewalign.recipes.loading import load
@@ -31,8 +31,8 @@ def mae_file(tmp_path):
         if network.startswith("primus"):
             state["mask_token"] = state.pop("filler")[None, None]
             state = {k: v for k, v in state.items() if not k.startswith(("feature_decoder.", "attention_pool."))}
-        plan = nnssl.adaptation_plan(network, channels, size, (1.0, 1.0, 1.0), False, trainer)
-        torch.save(nnssl.checkpoint(state, plan, 1000), tmp_path / "checkpoint_final.pth")
+        plan = adaptation.adaptation_plan(network, channels, size, (1.0, 1.0, 1.0), False, trainer)
+        torch.save(adaptation.checkpoint(state, plan, 1000), tmp_path / "checkpoint_final.pth")
         return tmp_path / "checkpoint_final.pth", backbone
 
     return write

@@ -6,21 +6,25 @@ The published command lines run as they stand; `--set`, `--network` and `--token
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import sys
+import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from viewalign.cli.nnssl_flags import CONFIGURATIONS, Parser, execute, preprocessed_root, say
 from viewalign.errors import UserError
 
 if TYPE_CHECKING:
     from viewalign.config import Recipe
+    from viewalign.formats.nnssl.store import PreprocessedStore
     from viewalign.training.run import Outcome
 
+_TRAINER = "AlignedMAEFTTrainer"
+"""What is trained where no trainer is named; nnssl's own default is a class that does not exist."""
+
+_WORKERS = "nnUNet_n_proc_DA"
 _IDLE = {
     "npz": "--npz does nothing here: there are no predictions to save.",
     "val_best": "--val_best does nothing here: pretraining has no validation of its own to run afterwards.",
@@ -35,39 +39,13 @@ $nnssl_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/fold_all.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Refuses flags it does not know; argparse would take `-pre x` for `-p re` and a stray `x`."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.flags: list[str] = ["-h", "--help"]
-
-    def flag(self, *names: str, **settings: Any) -> None:
-        """Add a flag and remember its names."""
-        self.flags += names
-        self.add_argument(*names, **settings)
-
-    def refuse_unknown(self, arguments: Sequence[str]) -> None:
-        """End with a sentence where an argument looks like a flag and is none."""
-        for argument in arguments:
-            word = argument.partition("=")[0]
-            if word.startswith("-") and word not in self.flags:
-                close = difflib.get_close_matches(word, self.flags, n=1, cutoff=0.5)
-                self.error(f"there is no flag {word}" + (f" (did you mean {close[0]}?)" if close else ""))
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="nnssl_train",
-        description="Pretrain by Consistent View Alignment on data that nnssl has preprocessed.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser(prog: str = "nnssl_train", examples: str = _EXAMPLES) -> Parser:
+    """Return the parser of `nnssl_train`, to which `nnssl_train_wandb` adds one flag."""
+    parser = Parser(prog, "Pretrain by Consistent View Alignment on data in nnssl's layout.", examples)
     parser.add_argument("dataset", help="id or name, such as 745 or Dataset745_OpenMind")
-    parser.add_argument("configuration", choices=("onemmiso", "median", "noresample"))
+    parser.add_argument("configuration", choices=CONFIGURATIONS)
     flag = parser.flag
-    flag("-tr", required=True, metavar="TRAINER", help="a class of LatentCampus or nnssl, such as AlignedMAEFTTrainer")
+    flag("-tr", metavar="TRAINER", help=f"a class of LatentCampus or nnssl; default {_TRAINER}")
     flag("-p", default="nnsslPlans", metavar="PLANS", help="name of the plans; default nnsslPlans")
     flag("-pretrained_weights", metavar="FILE", help="weights to start from")
     flag("-num_gpus", type=int, default=1, metavar="N", help="GPUs, or processes of -device cpu; default 1")
@@ -83,53 +61,48 @@ def _parser() -> _Parser:
     return parser
 
 
-def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends in a sentence and exit code 1, never in a traceback."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = _parser()
-    parser.refuse_unknown(given)
-    try:
-        code = train(parser.parse_args(given))
-    except UserError as problem:
-        print(f"nnssl_train: {problem}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    if code:
-        sys.exit(code)
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    execute(make_parser(), train, arguments)
 
 
-def train(options: argparse.Namespace) -> int:
+def train(options: argparse.Namespace, settings: Sequence[str] = ()) -> int:
     """Do what the flags ask for and return the exit code.
+
+    Args:
+        options: the flags.
+        settings: `key=value` of the recipe that a command adds by itself.
 
     Raises:
         UserError: an unset variable, an unknown trainer or dataset, or settings that do not fit.
     """
     if options.val:
-        _say("--val does nothing here: pretraining has no validation to repeat. Nothing was trained.")
+        say("--val does nothing here: pretraining has no validation to repeat. Nothing was trained.")
         return 0
+    from viewalign.formats.nnssl.folders import find_dataset, variable_folder
+    from viewalign.formats.nnssl.store import open_preprocessed
     from viewalign.recipes.trainers import resolve_trainer
-    from viewalign.volumes.nnssl_layout import find_dataset, open_preprocessed
 
-    trainer = resolve_trainer(options.tr, options.network)
-    folder = find_dataset(_variable("nnssl_preprocessed"), options.dataset)
-    out = _variable("nnssl_results", make=True) / folder.name / f"{options.tr}__{options.p}__{options.configuration}"
-    for name, sentence in _IDLE.items():
-        if getattr(options, name):
-            _say(sentence)
-    recipe = _recipe(options, trainer.recipe, trainer.overrides, folder, out / "fold_all")
+    name = options.tr or _TRAINER
+    if options.tr is None:
+        say(f"No trainer is named with -tr; {name} is taken.")
+    trainer = resolve_trainer(name, options.network)
+    folder = find_dataset(preprocessed_root(), options.dataset)
+    results = variable_folder("nnssl_results", make=True)
+    out = results / folder.name / f"{name}__{options.p}__{options.configuration}"
+    for flag, sentence in _IDLE.items():
+        if getattr(options, flag):
+            say(sentence)
+    recipe = _recipe(options, trainer.recipe, [*trainer.overrides, *settings], folder, out / "fold_all")
     store = open_preprocessed(folder, options.p, options.configuration)
     for note in store.notes:
-        _say(note)
+        say(note)
     _refuse_second_start(out / "fold_all", options.c)
+    _keep_split(store, recipe)
     from viewalign.training.run import pretrain
 
-    return _finish(pretrain(recipe, resume="auto" if options.c else False, store=store))
+    outcome = pretrain(recipe, resume="auto" if options.c else False, store=store)
+    return _finish(outcome, folder / f"{options.p}.json")
 
 
 def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data: Path, out: Path) -> Recipe:
@@ -139,7 +112,7 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
     for setting in options.set:
         if setting.partition("=")[0] in {"data", "out"}:
             raise UserError(f"--set {setting}: nnssl's folders say where data and results lie; leave it out.")
-    machine = [f"runtime.accelerator={_accelerator(options)}", f"runtime.devices={options.num_gpus}"]
+    machine = [f"runtime.accelerator={_accelerator(options)}", f"runtime.devices={options.num_gpus}", *_readers()]
     order = [f"init.token_order={options.token_order}"] if options.token_order else []
     recipe = load(name, [*changes, *machine, *order, *options.set])
     paths: dict[str, object] = {"data": str(data), "out": str(out)}
@@ -147,9 +120,36 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
         weights = _weights(options.pretrained_weights, recipe.network.name)
         paths["init"] = recipe.init.model_copy(update={"weights": weights})
     if options.disable_checkpointing:
-        _say("--disable_checkpointing: the run is saved at its end, or when it is stopped, and not in between.")
+        say("--disable_checkpointing: the run is saved at its end, or when it is stopped, and not in between.")
         paths["checkpoint"] = recipe.checkpoint.model_copy(update={"every": recipe.steps})
     return recipe.model_copy(update=paths)
+
+
+def _readers() -> list[str]:
+    """Return the setting that `nnUNet_n_proc_DA`, nnssl's number of reading processes for a GPU, stands for."""
+    written = os.environ.get(_WORKERS, "")
+    if written and not written.isdecimal():
+        raise UserError(f"The environment variable {_WORKERS} is {written!r}; it must be a number of processes.")
+    return [f"runtime.workers={written}"] if written else []
+
+
+def _keep_split(store: PreprocessedStore, recipe: Recipe) -> None:
+    """Choose who validates where the dataset has no `splits_final.json` yet, and write one that nnssl can use too."""
+    from viewalign.formats.nnssl.lists import Split, write_split
+    from viewalign.training.data import number_subjects, split_by_subject
+
+    if store.held_out is not None:
+        return
+    split = split_by_subject(number_subjects(store.subjects), recipe.validate_.share, recipe.seed)
+    if not len(split.validation):
+        return  # nnssl fails at an empty validation set, so none is written
+    names = [frozenset(store.subjects[int(k)] for k in part) for part in (split.train, split.validation)]
+    store.held_out = names[1]
+    if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
+        try:
+            write_split(store.path, Split(*names))
+        except OSError as problem:
+            say(f"splits_final.json cannot be written ({problem.strerror}); the same subjects will be held out again.")
 
 
 def _weights(asked: str, network: str) -> str:
@@ -157,7 +157,7 @@ def _weights(asked: str, network: str) -> str:
 
     path, note = resolve_checkpoint(asked, network)
     if note:
-        _say(note)
+        say(note)
     return str(path)
 
 
@@ -172,23 +172,8 @@ def _accelerator(options: argparse.Namespace) -> str:
             f"-num_gpus {options.num_gpus}: there is no GPU here. -device cpu trains in {options.num_gpus} processes "
             "on the CPU."
         )
-    _say("There is no GPU here; the run trains on the CPU.")
+    say("There is no GPU here; the run trains on the CPU.")
     return "cpu"
-
-
-def _variable(name: str, make: bool = False) -> Path:
-    """Return the folder that an environment variable names.
-
-    Raises:
-        UserError: it is not set, or there is no such folder.
-    """
-    written = os.environ.get(name, "")
-    if not written:
-        raise UserError(f"The environment variable {name} is not set; set it to nnssl's folder: export {name}=FOLDER.")
-    folder = Path(written)
-    if not make and not folder.is_dir():
-        raise UserError(f"The environment variable {name} is {folder}, and there is no such folder.")
-    return folder
 
 
 def _refuse_second_start(fold: Path, resume: bool) -> None:
@@ -196,32 +181,32 @@ def _refuse_second_start(fold: Path, resume: bool) -> None:
     if begun and not resume:
         raise UserError(f"{fold} holds a run already. Continue it with --c, or move it away.")
     if resume and not begun:
-        _say(f"--c: there is no run in {fold} yet; a new one begins.")
+        say(f"--c: there is no run in {fold} yet; a new one begins.")
 
 
-def _finish(outcome: Outcome) -> int:
-    """Write the weights of a finished run where nnssl's users look for them."""
+def _finish(outcome: Outcome, plans: Path) -> int:
+    """Write the weights of a finished run, and the plans, where nnssl's users look for them."""
     from viewalign.processes import rank
 
     if not outcome.finished:
-        _say(f"Stopped and saved at step {outcome.step} of {outcome.steps}. The same command with --c goes on.")
+        say(f"Stopped and saved at step {outcome.step} of {outcome.steps}. The same command with --c goes on.")
     elif rank() == 0:
-        _say(f"Done: {outcome.step} steps. The encoder is in {_export(outcome.folder.root)}")
+        say(f"Done: {outcome.step} steps. The encoder is in {_export(outcome.folder.root, plans)}")
     return outcome.exit_code
 
 
-def _export(fold: Path) -> Path:
-    """Write `checkpoint_final.pth` into a run's folder and `adaptation_plan.json` beside it; return the former."""
+def _export(fold: Path, plans: Path) -> Path:
+    """Write `checkpoint_final.pth` into a run's folder, `adaptation_plan.json` and `plans.json` beside it."""
     from viewalign.transfer.export import export_run
 
     with tempfile.TemporaryDirectory(dir=fold.parent, prefix=".export-") as scratch:
         export = export_run(fold, Path(scratch) / "export")
+        shutil.copyfile(plans, export / "plans.json")
+        (export / "plans.json").replace(fold.parent / "plans.json")
         (export / "adaptation_plan.json").replace(fold.parent / "adaptation_plan.json")
         (export / "checkpoint_final.pth").replace(fold / "checkpoint_final.pth")
     return fold / "checkpoint_final.pth"
 
 
-def _say(text: str) -> None:
-    """Print a line, once where one machine runs several processes."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(text, flush=True)
+if __name__ == "__main__":
+    run()

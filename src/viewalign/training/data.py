@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,22 @@ def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Sp
     count = int(np.clip(round(share * len(everyone)), _FEWEST, _MOST))
     held_out = generator_of(seed, "split").permutation(everyone)[:count]
     outside = np.isin(subjects, held_out)
+    return Split(every[~outside], every[outside])
+
+
+def split_of(names: Sequence[str], held_out: AbstractSet[str] | None, share: float, seed: int) -> Split:
+    """Hold out the subjects whom the dataset keeps for validation, or a share of them where it keeps none.
+
+    Args:
+        names: the subject of each volume.
+        held_out: the dataset's own choice.
+        share: of the subjects; 0 holds out nobody, whatever the dataset says.
+        seed: of the run.
+    """
+    if held_out is None or share == 0:
+        return split_by_subject(number_subjects(names), share, seed)
+    outside = np.array([name in held_out for name in names], dtype=bool)
+    every = np.arange(len(names))
     return Split(every[~outside], every[outside])
 
 

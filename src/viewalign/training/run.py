@@ -110,7 +110,7 @@ def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
     )
     subjects = data.number_subjects(store.subjects)
-    split = data.split_by_subject(subjects, recipe.validate_.share, recipe.seed)
+    split = data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed)
     strangers = len(np.unique(subjects[split.train]))
     if recipe.objectives.contrastive_weight > 0 and strangers < 2:
         raise UserError(

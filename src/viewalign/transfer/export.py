@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 import viewalign
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
-from viewalign.formats import modelcard, nnssl
+from viewalign.formats import modelcard
+from viewalign.formats.nnssl import adaptation
 from viewalign.networks import primus, resenc
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
@@ -114,17 +115,18 @@ def _arguments(network: str) -> dict[str, Any]:
 def _write_nnssl(folder: Path, recipe: Recipe, state: dict[str, Any], backbone: Backbone) -> None:
     preparation = state["preparation"]
     spacing = preparation.get("spacing")
-    plan = nnssl.adaptation_plan(
+    plan = adaptation.adaptation_plan(
         recipe.network.name,
         recipe.network.channels,
         recipe.views.size,
         None if spacing is None else tuple(spacing),
         preparation.get("normalise") == "foreground",
         f"viewalign_{recipe.method}",
+        preparation.get("nnssl_plans"),
     )
     everything = backbone.state_dict().items()
     state_dict = {name.removeprefix("net."): value for name, value in everything if name.startswith("net.")}
-    root = nnssl.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)
+    root = adaptation.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)
     torch.save(root, folder / "checkpoint_final.pth")
     (folder / "adaptation_plan.json").write_text(json.dumps(plan, indent=4, sort_keys=True))
 

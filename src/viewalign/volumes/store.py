@@ -47,7 +47,10 @@ class Store:
         spacings: float32 (N, 3), mm along (D, H, W).
         foreground_thresholds: float32 (N,), in the units of the stored voxels.
         recipe: settings the store was made with.
+        held_out: subjects that the dataset keeps for validation; None leaves it to the run.
     """
+
+    held_out: frozenset[str] | None = None
 
     def __init__(self, path: Path, header: Mapping[str, Any], columns: Mapping[str, list[Any]]) -> None:
         self.path = path

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from viewalign.errors import RefusedImageError, UserError
-from viewalign.volumes.nnssl_layout import find_dataset, open_preprocessed
+from viewalign.formats.nnssl.folders import find_dataset
+from viewalign.formats.nnssl.store import open_preprocessed
 
 COLLECTION = "Dataset001_OpenMind"
 SUBJECTS = 8
@@ -72,6 +73,8 @@ def test_it_is_a_store_of_what_is_there(folder, tmp_path):
     assert store.ids[3] == f"{COLLECTION}__ds01__sub-3__ses-DEFAULT__t1"
     assert store.subjects[3] == f"{COLLECTION}__ds01__sub-3"
     assert (store.shape(3), store.spacing(3), store.foreground_threshold(3)) == ((20, 21, 22), (1, 1, 1), 0.0)
+    plans = store.recipe.pop("nnssl_plans")
+    assert list(plans["configurations"]) == ["onemmiso"]
     assert store.recipe == {"spacing": [1, 1, 1], "normalise": "zscore", "dtype": "float32"}
     np.testing.assert_array_equal(store.read(3), values(3))
     np.testing.assert_array_equal(store.read(3, (1, 2, 3), (9, 8, 7)), values(3)[:, 1:9, 2:8, 3:7])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from viewalign.formats import nnssl
+from viewalign.formats.nnssl import adaptation
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from viewalign.formats import nnssl
     ],
 )
 def test_published_networks_are_named_as_presets(network, preset, encoder, stem, positions):
-    plan = nnssl.adaptation_plan(network, 1, (160, 160, 160), (1.0, 1.0, 1.0), False, "viewalign_cva")
+    plan = adaptation.adaptation_plan(network, 1, (160, 160, 160), (1.0, 1.0, 1.0), False, "viewalign_cva")
     expected = {"arch_class_name": preset, "arch_kwargs": None, "arch_kwargs_requiring_import": None}
     assert plan["architecture_plans"] == expected
     assert (plan["key_to_encoder"], plan["key_to_stem"], plan["key_to_lpe"]) == (encoder, stem, positions)
@@ -26,7 +26,7 @@ def test_published_networks_are_named_as_presets(network, preset, encoder, stem,
 
 
 def test_plans_are_plain_json():
-    plan = nnssl.adaptation_plan("primus-xs", 2, (32, 32, 32), None, True, "x")
+    plan = adaptation.adaptation_plan("primus-xs", 2, (32, 32, 32), None, True, "x")
     assert json.loads(json.dumps(plan)) == plan
     configuration = plan["pretrain_plan"]["configurations"]["noresample"]
     assert configuration["spacing"] is None

@@ -26,6 +26,7 @@ def adaptation_plan(
     spacing: tuple[float, float, float] | None,
     foreground_norm: bool,
     trainer_name: str,
+    plans: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe an encoder to nnU-Net.
 
@@ -36,11 +37,12 @@ def adaptation_plan(
         spacing: voxel size of the prepared images in mm, in array order; None where each kept its own.
         foreground_norm: whether images were normalised by their foreground alone.
         trainer_name: what the checkpoint says of its origin.
+        plans: nnssl's own plans of the data, with one configuration; default what `spacing` and `foreground_norm` give.
     """
     is_primus = network in primus.ARCHITECTURES
     return {
         "architecture_plans": _architecture(network),
-        "pretrain_plan": _pretrain_plan(size, spacing, foreground_norm),
+        "pretrain_plan": _pretrain_plan(size, spacing, foreground_norm) if plans is None else _with_size(plans, size),
         "pretrain_num_input_channels": channels,
         "pretrain_patch_size": list(size),
         "recommended_downstream_patchsize": _RECOMMENDED_PATCH if network in _PRESETS else list(size),
@@ -104,6 +106,11 @@ def _pretrain_plan(size: Size, spacing: tuple[float, float, float] | None, foreg
         "experiment_planner_used": "ExperimentPlanner",
         "configurations": {name: configuration},
     }
+
+
+def _with_size(plans: dict[str, Any], size: Size) -> dict[str, Any]:
+    configurations = {name: {**how, "patch_size": list(size)} for name, how in plans["configurations"].items()}
+    return {**plans, "configurations": configurations}
 
 
 def checkpoint(state: dict[str, Tensor], plan: dict[str, Any], epochs: int) -> dict[str, Any]:

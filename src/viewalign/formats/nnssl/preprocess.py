@@ -1,0 +1,255 @@
+"""Prepare a raw dataset in nnssl's layout: in parallel, in parts, resumable, and no single file can stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viewalign.errors import RefusedImageError, UserError
+from viewalign.formats.nnssl.entries import forget_image, write_image
+from viewalign.formats.nnssl.folders import MASK_FILES, image_place
+from viewalign.formats.nnssl.lists import part_file, write_part, write_prepared
+from viewalign.formats.nnssl.plans import Configuration, Plans
+from viewalign.formats.nnssl.preparing import prepare_image
+from viewalign.volumes.catalogue import Collection, Record
+from viewalign.volumes.columns import sweep_temporary
+from viewalign.volumes.headers import source_bytes
+from viewalign.volumes.itk import sitk
+from viewalign.volumes.layout import done_properties, write_json
+from viewalign.volumes.pool import Crashed, run_jobs
+from viewalign.volumes.prepare import Outcome
+from viewalign.volumes.progress import Progress, ProgressListener
+from viewalign.volumes.reading import read_mask, read_volume
+from viewalign.volumes.sources import Refusal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to prepare, and where to."""
+
+    root: Path
+    place: str
+    record: Record
+    how: Configuration
+    forward: tuple[int, int, int]
+    fingerprint: str
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        prepared: images of the dataset that are wholly there.
+        made: of these, made by this run.
+        skipped: of this run's part, there already.
+        refused: files that were set aside, sorted.
+        complete: whether all parts are done, so that the lists were written.
+    """
+
+    prepared: int = 0
+    made: int = 0
+    skipped: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    complete: bool = True
+
+
+def preprocess(
+    catalogue: Collection,
+    raw: Path,
+    folder: Path,
+    plans: Plans,
+    configuration: str,
+    processes: int,
+    part: int = 0,
+    parts: int = 1,
+    on_progress: ProgressListener | None = None,
+) -> Report:
+    """Prepare every image of a dataset for one configuration; what is there already is left alone.
+
+    Args:
+        catalogue: of the raw dataset.
+        raw: its folder, from which relative paths are taken.
+        folder: `$nnssl_preprocessed/DatasetXXX_Name`.
+        plans: of the dataset.
+        configuration: which to prepare.
+        processes: how many at once; 0 works in this one.
+        part: number of this part.
+        parts: of how many; they may run on different machines.
+        on_progress: called after each image.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    root = folder / plans.images_folder(configuration)
+    run = _Run(root, plans, configuration, on_progress)
+    records = list(catalogue.records(raw))
+    places = run.places(records)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        part_file(folder, part, parts).unlink(missing_ok=True)
+        if parts == 1:
+            sweep_temporary(root)  # with several parts, some of these are being written
+        mine = list(places.items())[part::parts]
+        run.total = len(mine) + len(run.report.refused)
+        for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1)), _start):
+            run.take(job, result)
+        _write_lists(folder, catalogue, run, places, part, parts)
+    except OSError as error:
+        raise UserError(_unwritable(folder, error)) from None
+    return run.report
+
+
+@dataclass
+class _Run:
+    """The tally of one run."""
+
+    root: Path
+    plans: Plans
+    configuration: str
+    listener: ProgressListener | None
+    report: Report = field(default_factory=Report)
+    total: int = 0
+    done: int = 0
+
+    def places(self, records: Sequence[Record]) -> dict[str, Record]:
+        """Return each image by its place, in the order of the catalogue; refuse what cannot have a place of its own."""
+        found: dict[str, Record] = {}
+        for record in records:
+            try:
+                place = image_place(record.collection, record.dataset, record.subject, record.session, record.name)
+            except ValueError as reason:
+                self.refuse(record, str(reason))
+                continue
+            if place in found:
+                self.refuse(record, f"another image of the catalogue has the same id {record.image_id}")
+            else:
+                found[place] = record
+        for place in [p for p in found for end in MASK_FILES.values() if _masked(p, end) in found]:
+            self.refuse(found.pop(place), "its name is that of another image's mask in nnssl's layout")
+        return found
+
+    def missing(self, places: Sequence[tuple[str, Record]]) -> Iterator[Job]:
+        """Yield the jobs that are not done yet; tick off the others."""
+        how, fingerprint = self.plans.configurations[self.configuration], self.plans.fingerprint(self.configuration)
+        for place, record in places:
+            job = Job(self.root, place, record, how, self.plans.transpose_forward, fingerprint)
+            if is_done(job):
+                self.report.skipped += 1
+                self.tell(record)
+            else:
+                yield job
+
+    def take(self, job: Job, result: Outcome | Crashed) -> None:
+        """Count one result."""
+        if isinstance(result, Crashed):
+            forget_image(job.root, job.place)
+            self.refuse(job.record, "the reader crashed on this file")
+        elif result.fatal is not None:
+            raise UserError(result.fatal)
+        elif result.reason is not None:
+            self.refuse(job.record, result.reason)
+        else:
+            self.report.made += 1
+            self.tell(job.record)
+
+    def refuse(self, record: Record, reason: str) -> None:
+        """Set an image aside."""
+        self.report.refused.append(Refusal(str(record.path), reason))
+        self.tell(record, reason)
+
+    def tell(self, record: Record, reason: str | None = None) -> None:
+        """Tell the listener."""
+        self.done += 1
+        if self.listener is not None:
+            report = self.report
+            self.listener(
+                Progress(self.done, self.total, report.skipped, len(report.refused), str(record.path), reason)
+            )
+
+
+def _masked(place: str, ending: str) -> str:
+    return place.removesuffix(ending.removesuffix(".b2nd")) if place.endswith(ending.removesuffix(".b2nd")) else ""
+
+
+def is_done(job: Job) -> bool:
+    """Say whether an image is wholly there, made from the same file by the same plans."""
+    facts = done_properties(job.root, job.place)
+    if facts is None:
+        return False
+    try:
+        size = _source_size(job.record)
+    except OSError:
+        return False
+    wanted = (job.record.image_id, job.record.modality, job.fingerprint, size)
+    return tuple(facts.get(key) for key in ("id", "modality", "recipe_hash", "source_bytes")) == wanted
+
+
+def _source_size(record: Record) -> int:
+    paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
+    return sum(source_bytes(path) for path in paths if path is not None)
+
+
+def _start() -> None:
+    """Set up a worker: one thread each, for the cores are shared out among processes."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _work(job: Job) -> Outcome:
+    """Prepare one image; runs in a worker."""
+    try:
+        forget_image(job.root, job.place)
+        record = job.record
+        volume = read_volume(record.path)
+        masks: dict[str, NDArray[Any]] = {}
+        if record.anonymisation_mask is not None:
+            masks["anonymisation"] = read_mask(record.anonymisation_mask, volume)
+        if record.anatomy_mask is not None:
+            masks["anatomy"] = read_mask(record.anatomy_mask, volume)
+        image = prepare_image(volume, masks, job.how, job.forward)
+        whose = {
+            "id": record.image_id,
+            "subject": record.subject_id,
+            "dataset": record.dataset,
+            "modality": record.modality,
+            "source_bytes": _source_size(record),
+            "recipe_hash": job.fingerprint,
+        }
+    except RefusedImageError as refusal:
+        return Outcome(reason=str(refusal))
+    except MemoryError:
+        return Outcome(reason="there was not enough memory for it")
+    except UserError as problem:
+        return Outcome(fatal=str(problem))
+    except Exception as error:  # one file must never stop the run
+        return Outcome(reason=f"unexpected {type(error).__name__}: {error}")
+    try:
+        write_image(job.root, job.place, image, whose)
+    except OSError as error:
+        return Outcome(fatal=_unwritable(job.root, error))
+    return Outcome()
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"{folder} cannot be written: {error.strerror}. What is done stays; run the same command again to go on."
+
+
+def _write_lists(
+    folder: Path, catalogue: Collection, run: _Run, places: dict[str, Record], part: int, parts: int
+) -> None:
+    """Write this part's list, and the dataset's lists once all parts have theirs."""
+    report, name = run.report, run.configuration
+    report.refused.sort()
+    refused = [refusal.as_json() for refusal in report.refused]
+    done = [place for place in places if done_properties(run.root, place) is not None]
+    report.prepared = len(done)
+    suffix = f"__{part}_of_{parts}" if parts > 1 else ""
+    write_json(folder / f"report__{name}{suffix}.json", {"prepared": report.prepared, "refused": refused})
+    report.complete = parts == 1 or write_part(folder, part, parts, done)
+    if report.complete:
+        write_prepared(folder, run.root.name, name, catalogue, set(done))
