@@ -173,11 +173,12 @@ class CheckpointSettings(Settings):
 
 
 class LogSettings(Settings):
-    """How often a line is written to `log.jsonl` and the events file, and how often features are examined."""
+    """How often a line is written to `log.jsonl` and shown elsewhere, and how often features are examined."""
 
     every: Count = 10
     health_every: Count = 50
     tensorboard: bool = True
+    wandb: bool = False
 
 
 class RuntimeSettings(Settings):

@@ -139,10 +139,11 @@ def raw_dataset(dataset: str) -> tuple[Path, Collection]:
         UserError: an unset variable, no such dataset, or a catalogue that cannot be read.
     """
     from viewalign.formats.nnssl.folders import find_dataset, variable_folder
+    from viewalign.formats.nnssl.raw import CATALOGUE
     from viewalign.volumes.catalogue import read_catalogue
 
     folder = find_dataset(variable_folder("nnssl_raw"), dataset, "nnssl_raw")
-    return folder, read_catalogue(folder / "pretrain_data.json")
+    return folder, read_catalogue(folder / CATALOGUE)
 
 
 @contextmanager

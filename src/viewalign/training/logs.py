@@ -1,4 +1,4 @@
-"""What a run writes down: `log.jsonl`, an events file for TensorBoard, and a line for the person who watches.
+"""What a run writes down: `log.jsonl`, and a line for the person who watches; `tracking` shows it elsewhere.
 
 Rows are averages over the steps since the row before. Scalars stay on the device until a row is written, so that
 logging costs one wait in many steps.
@@ -10,12 +10,14 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
+
+from viewalign.training.tracking import Board
 
 
 class RunLog:
@@ -24,32 +26,26 @@ class RunLog:
     Args:
         path: the `log.jsonl`; rows past `step` are cut away, so that a resumed run does not tell a stretch twice.
         step: where the run begins.
-        tensorboard: whether to write an events file beside it.
+        boards: where rows go besides.
     """
 
-    def __init__(self, path: Path, step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, path: Path, step: int = 0, boards: Sequence[Board] = ()) -> None:
         _cut_back(path, step)
         self._file = path.open("a")
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(path.parent), purge_step=step or None)
+        self._boards = boards
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one row; `kind` is "train", "validation", "health", "data" or "event"."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        for board in self._boards:
+            board.row(kind, step, values)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the file and the boards."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
 
 def _cut_back(path: Path, step: int) -> None:

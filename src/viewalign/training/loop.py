@@ -18,6 +18,7 @@ from viewalign.methods.base import Method, StepResult
 from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import Averages, RunLog, Ticker, duration
+from viewalign.training.tracking import boards
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample
 
@@ -103,7 +104,8 @@ class Trainer:
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step; returns False where `stop` ended the run early. All is saved either way."""
         if self.fabric.is_global_zero:
-            self.log = RunLog(self.folder.log, self.position.step, self.recipe.log.tensorboard)
+            opened = boards(self.recipe, self.folder.root, self.position.step)
+            self.log = RunLog(self.folder.log, self.position.step, opened)
         if self.position.step == 0:
             self._row("data", self.facts)
         begin, waited, since = time.perf_counter(), 0.0, self.position.step

@@ -16,6 +16,7 @@ from viewalign.errors import UserError
 
 Shape = tuple[int, int, int]
 _THICK = 3.0
+_TIE = 1e-5
 
 
 def thick_axis(current: Sequence[float], target: Sequence[float], force: bool | None = None) -> int | None:
@@ -53,7 +54,7 @@ def resample_image(
 def resample_mask(
     labels: NDArray[np.uint8], new_shape: Shape, thick: int | None = None, order: int = 1
 ) -> NDArray[np.uint8]:
-    """Resample labels (Z, Y, X): each label's indicator is interpolated, and holds where it reaches one half.
+    """Resample labels (Z, Y, X): each label's indicator is interpolated and the largest wins, on a tie the nearest.
 
     Raises:
         UserError: SciPy is not installed.
@@ -89,10 +90,13 @@ def _zoom(array: NDArray[Any], new_shape: tuple[int, ...], order: int) -> NDArra
 
 
 def _zoom_labels(labels: NDArray[np.uint8], new_shape: tuple[int, ...], order: int) -> NDArray[np.uint8]:
-    result = np.zeros(new_shape, dtype=np.uint8)
+    nearest = _zoom(labels, new_shape, 0).astype(np.uint8)
+    result, best = nearest.copy(), np.full(new_shape, -1.0, dtype=np.float32)
     for label in np.unique(labels):
-        if label:
-            result[_zoom((labels == label).astype(np.float32), new_shape, order) >= 0.5] = label
+        score = _zoom((labels == label).astype(np.float32), new_shape, order)
+        wins = (score > best + _TIE) | ((score >= best - _TIE) & (nearest == label))
+        result[wins] = label
+        np.maximum(best, score, out=best)
     return result
 
 

@@ -1,0 +1,48 @@
+"""`nnssl_convert_openmind`: OpenMind as it was downloaded, as a raw dataset of nnssl's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from viewalign.cli.nnssl_flags import Parser, execute, say, tell_refused
+from viewalign.errors import UserError
+
+_NAME = "Dataset745_OpenMind"
+_EXAMPLES = """examples:
+  nnssl_convert_openmind --openmind_root_dir ~/OpenMind
+
+It reads OpenMind, whole or in part, and writes $nnssl_raw/Dataset745_OpenMind/pretrain_data.json. No file is copied or
+renamed. Exit code: 0 all taken in, 3 some files were set aside, 1 no image found.
+"""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = Parser("nnssl_convert_openmind", "List OpenMind's images for nnssl.", _EXAMPLES)
+    parser.flag("--openmind_root_dir", required=True, metavar="PATH", help="the folder that was downloaded")
+    execute(parser, _convert, arguments)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from viewalign.cli.index import nothing_found
+    from viewalign.cli.progress import progress_bar
+    from viewalign.formats.nnssl.folders import variable_folder
+    from viewalign.formats.nnssl.raw import write_raw_dataset
+    from viewalign.volumes.indexing import index_sources
+
+    root = variable_folder("nnssl_raw", make=True)
+    with progress_bar("Reading headers") as bar:
+        found = index_sources([options.openmind_root_dir], collection_name=_NAME, on_file=bar)
+    tell_refused(found.refused)
+    if found.images == 0:
+        raise UserError(nothing_found([options.openmind_root_dir], found))
+    path = write_raw_dataset(root, _NAME, found.collection)
+    aside = f", {len(found.refused)} set aside" if found.refused else ""
+    say(f"{found.images} images of {found.subjects()} subjects{aside}: {path}")
+    say("Next: nnssl_plan_and_preprocess -d 745")
+    return 3 if found.refused else 0
+
+
+if __name__ == "__main__":
+    run()

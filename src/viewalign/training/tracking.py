@@ -1,0 +1,99 @@
+"""Where the rows of a run go besides `log.jsonl`: TensorBoard, and Weights & Biases for those who ask for it."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from viewalign.config import Recipe, public_settings
+from viewalign.errors import UserError
+
+
+class Board(Protocol):
+    """Takes rows of a run."""
+
+    def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Show one row."""
+
+    def close(self) -> None:
+        """Write out what is under way."""
+
+
+class Events:
+    """TensorBoard's events file in a run's folder."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+
+    def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write the numbers of a row."""
+        for name, value in numbers(kind, values).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+class Wandb:
+    """A run on Weights & Biases; a resumed run goes on in the same one.
+
+    The package's own variables say whose and where (`WANDB_ENTITY`, `WANDB_PROJECT`, `WANDB_RUN_ID`, `WANDB_MODE`).
+    Figures and settings are sent, without paths; no image is.
+
+    Args:
+        folder: the run's, which keeps the id.
+        settings: of the run.
+
+    Raises:
+        UserError: the package is not there, or refuses.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("log.wandb=true needs Weights & Biases: pip install 'viewalign[tracking]'.") from None
+        try:
+            self._run: Any = wandb.init(
+                id=_kept_id(folder / "wandb_id", wandb.Settings().run_id),
+                resume="allow",
+                dir=str(folder),
+                config=settings,
+                settings=wandb.Settings(silent=True, disable_git=True, save_code=False),
+            )
+        except Exception as problem:
+            raise UserError(
+                f"Weights & Biases cannot be used: {problem}. `wandb login` once, or WANDB_MODE=offline, or leave out "
+                "log.wandb."
+            ) from None
+        self._run.define_metric("*", step_metric="step")
+
+    def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Send the numbers of a row."""
+        self._run.log({"step": step, **numbers(kind, values)})
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+
+
+def numbers(kind: str, values: dict[str, Any]) -> dict[str, float]:
+    """Return what of a row can be drawn, by `kind/name`."""
+    return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def boards(recipe: Recipe, folder: Path, step: int) -> list[Board]:
+    """Open the boards that a recipe asks for."""
+    opened: list[Board] = [Events(folder, step)] if recipe.log.tensorboard else []
+    return [*opened, Wandb(folder, public_settings(recipe))] if recipe.log.wandb else opened
+
+
+def _kept_id(path: Path, given: str | None) -> str:
+    """Return the id of the run: the one it began with, else the one that is given, else a new one."""
+    if not path.is_file():
+        path.write_text(given or uuid.uuid4().hex[:8])
+    return path.read_text().strip()
