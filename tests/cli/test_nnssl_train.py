@@ -133,7 +133,6 @@ def test_an_unset_variable(home, capsys, monkeypatch, variable):
         ("745 onemmiso -tr AlignedMAEFTTrainer -p others", "There are no plans"),
         ("745 onemmiso -tr AlignedMAEFTrainer", "Did you mean AlignedMAEFTTrainer"),
         ("745 onemmiso -tr BaseAlignedMAETrainer", "--network resenc-l or --network primus-m"),
-        ("745 onemmiso -tr FeatConDecAlignedMAEFTTrainer", "not built here: decoder features"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set views.sizes=16", "did you mean 'views.size'"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set out=here", "leave it out"),
         ("745 onemmiso -tr AlignedMAEFTTrainer -num_gpus 0 -device cpu", "runtime.devices"),

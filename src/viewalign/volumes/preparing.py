@@ -57,7 +57,7 @@ def prepare_volume(
     x, y, z = (float(value) for value in (voxel_to_world(spacing, origin, direction) @ start)[:3])
     old = _shape(cropped)
     new = resampled_shape(old, spacing, settings.spacing) if settings.spacing else old
-    check_size(new)
+    _check_new_shape(new)
     spacing, origin = resampled_geometry(old, spacing, (x, y, z), direction, new)
     array = resample(cropped, new)
     mean, std = normalise(array, settings.normalise)
@@ -160,12 +160,7 @@ def _turned_geometry(
     return (spacing[0], spacing[1], spacing[2]), (float(x), float(y), float(z)), direction
 
 
-def check_size(shape: Shape) -> None:
-    """Refuse what resampling would make too thin or too large.
-
-    Raises:
-        RefusedImageError: fewer than two voxels along an axis, or more than the limit in all.
-    """
+def _check_new_shape(shape: Shape) -> None:
     named = "×".join(map(str, shape))
     if min(shape) < 2:
         raise RefusedImageError(f"nothing but one slice would be left after resampling ({named})")

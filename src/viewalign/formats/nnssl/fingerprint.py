@@ -11,11 +11,12 @@ from viewalign.formats.nnssl.folders import FINGERPRINT
 from viewalign.volumes.catalogue import Record
 from viewalign.volumes.headers import read_header
 from viewalign.volumes.layout import read_json, write_json
-from viewalign.volumes.pool import Crashed, run_jobs
+from viewalign.volumes.pool import run_jobs
 from viewalign.volumes.progress import Progress, ProgressListener
 from viewalign.volumes.sources import Refusal
 
 Spacing = tuple[float, float, float]
+CRASHED = "the reader crashed on this file"
 _WORTH_A_PROCESS = 64
 """Headers that are read in the time another process takes to start, roughly."""
 
@@ -33,7 +34,7 @@ def measure(
     found: dict[str, Spacing] = {}
     refused: list[Refusal] = []
     for done, (record, result) in enumerate(run_jobs(_look, records, workers), 1):
-        looked = _Looked(None, "the reader crashed on this file") if isinstance(result, Crashed) else result
+        looked = result if isinstance(result, _Looked) else _Looked(None, getattr(result, "reason", CRASHED))
         if looked.spacing is not None:
             found[str(record.path)] = looked.spacing
         else:

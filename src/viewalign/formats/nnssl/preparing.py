@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.errors import RefusedImageError
 from viewalign.formats.nnssl.plans import Configuration, Interpolation
 from viewalign.formats.nnssl.resampling import Shape, resample_image, resample_mask, thick_axis
-from viewalign.volumes.headers import Triple
-from viewalign.volumes.preparing import Box, check_size, content_box, normalise, otsu_threshold
+from viewalign.volumes.headers import MAX_VOXELS, Triple
+from viewalign.volumes.preparing import Box, content_box, normalise, otsu_threshold
 from viewalign.volumes.reading import Volume
 from viewalign.volumes.resampling import resampled_shape
 
@@ -61,7 +62,7 @@ def prepare_image(
     mean, std = normalise(array, "zscore" if how.normalised else "none")
     old = _shape(array)
     new = resampled_shape(old, spacing, how.spacing) if how.spacing else old
-    check_size(new)
+    _check_size(new)
     target = how.spacing or spacing
     data, labels = how.resampling_fn_data_kwargs, how.resampling_fn_mask_kwargs
     array = resample_image(array, new, _thick(spacing, target, data), data.order)
@@ -105,6 +106,14 @@ def nnssl_properties(volume: Volume, before: Shape, box: Box, cropped: Shape) ->
         "bbox_used_for_cropping": [list(ends) for ends in box],
         "shape_after_cropping_and_before_resampling": tuple(cropped),
     }
+
+
+def _check_size(shape: Shape) -> None:
+    named = "×".join(map(str, shape))
+    if min(shape) < 2:
+        raise RefusedImageError(f"nothing but one slice would be left at this voxel size ({named})")
+    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+        raise RefusedImageError(f"it would have {named} voxels at this voxel size; the limit is {MAX_VOXELS:,}")
 
 
 def _thick(spacing: Triple, target: Triple, how: Interpolation) -> int | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.errors import RefusedImageError, UserError
 from viewalign.formats.nnssl.entries import forget_image, write_image
+from viewalign.formats.nnssl.fingerprint import CRASHED
 from viewalign.formats.nnssl.folders import MASK_FILES, image_place
 from viewalign.formats.nnssl.lists import part_file, write_part, write_prepared
 from viewalign.formats.nnssl.plans import Configuration, Plans
@@ -18,8 +19,7 @@ from viewalign.volumes.columns import sweep_temporary
 from viewalign.volumes.headers import source_bytes
 from viewalign.volumes.itk import sitk
 from viewalign.volumes.layout import done_properties, write_json
-from viewalign.volumes.pool import Crashed, run_jobs
-from viewalign.volumes.prepare import Outcome
+from viewalign.volumes.pool import run_jobs
 from viewalign.volumes.progress import Progress, ProgressListener
 from viewalign.volumes.reading import read_mask, read_volume
 from viewalign.volumes.sources import Refusal
@@ -38,6 +38,14 @@ class Job:
     how: Configuration
     forward: tuple[int, int, int]
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: stored (no reason), refused (a reason), or the folder cannot be written (fatal)."""
+
+    reason: str | None = None
+    fatal: str | None = None
 
 
 @dataclass
@@ -97,7 +105,7 @@ def preprocess(
             sweep_temporary(root)  # with several parts, some of these are being written
         mine = list(places.items())[part::parts]
         run.total = len(mine) + len(run.report.refused)
-        for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1)), _start):
+        for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1))):
             run.take(job, result)
         _write_lists(folder, catalogue, run, places, part, parts)
     except OSError as error:
@@ -145,11 +153,11 @@ class _Run:
             else:
                 yield job
 
-    def take(self, job: Job, result: Outcome | Crashed) -> None:
-        """Count one result."""
-        if isinstance(result, Crashed):
+    def take(self, job: Job, result: object) -> None:
+        """Count one result; what is none stands for a process that was lost with its file."""
+        if not isinstance(result, Outcome):
             forget_image(job.root, job.place)
-            self.refuse(job.record, "the reader crashed on this file")
+            self.refuse(job.record, getattr(result, "reason", CRASHED))
         elif result.fatal is not None:
             raise UserError(result.fatal)
         elif result.reason is not None:
@@ -195,13 +203,9 @@ def _source_size(record: Record) -> int:
     return sum(source_bytes(path) for path in paths if path is not None)
 
 
-def _start() -> None:
-    """Set up a worker: one thread each, for the cores are shared out among processes."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
 def _work(job: Job) -> Outcome:
     """Prepare one image; runs in a worker."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the cores are shared out among processes
     try:
         forget_image(job.root, job.place)
         record = job.record
