@@ -108,3 +108,14 @@ def test_workers_by_machine():
     assert data.worker_count("auto", True, 64, 8) == 8
     assert data.worker_count("auto", False, 2) == 0
     assert data.worker_count("auto", False, 16) == 1
+
+
+def test_the_dataset_s_own_choice_of_subjects_holds():
+    names = [f"s{k % 30}" for k in range(60)]
+    split = data.split_of(names, frozenset({"s3", "s4", "gone"}), 0.01, 0)
+    assert split.validation.tolist() == [3, 4, 33, 34]
+    assert len(split.train) == 56
+    assert not len(data.split_of(names, frozenset({"s3"}), 0.0, 0).validation), "share 0 holds out nobody"
+    own = data.split_of(names, None, 0.01, 0)
+    expected = data.split_by_subject(data.number_subjects(names), 0.01, 0)
+    assert own.validation.tolist() == expected.validation.tolist()

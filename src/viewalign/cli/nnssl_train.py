@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TRAINER = "AlignedMAEFTTrainer"
 """What is trained where no trainer is named; nnssl's own default is a class that does not exist."""
 
-_WORKERS = "nnUNet_n_proc_DA"
+_WORKERS, _COMPILE = "nnUNet_n_proc_DA", "nnUNet_compile"
 _IDLE = {
     "npz": "--npz does nothing here: there are no predictions to save.",
     "val_best": "--val_best does nothing here: pretraining has no validation of its own to run afterwards.",
@@ -112,7 +112,7 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
     for setting in options.set:
         if setting.partition("=")[0] in {"data", "out"}:
             raise UserError(f"--set {setting}: nnssl's folders say where data and results lie; leave it out.")
-    machine = [f"runtime.accelerator={_accelerator(options)}", f"runtime.devices={options.num_gpus}", *_readers()]
+    machine = [f"runtime.accelerator={_accelerator(options)}", f"runtime.devices={options.num_gpus}", *_environment()]
     order = [f"init.token_order={options.token_order}"] if options.token_order else []
     recipe = load(name, [*changes, *machine, *order, *options.set])
     paths: dict[str, object] = {"data": str(data), "out": str(out)}
@@ -125,12 +125,13 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
     return recipe.model_copy(update=paths)
 
 
-def _readers() -> list[str]:
-    """Return the setting that `nnUNet_n_proc_DA`, nnssl's number of reading processes for a GPU, stands for."""
+def _environment() -> list[str]:
+    """Return the settings that nnssl's variables stand for: reading processes for a GPU, and compilation."""
     written = os.environ.get(_WORKERS, "")
     if written and not written.isdecimal():
         raise UserError(f"The environment variable {_WORKERS} is {written!r}; it must be a number of processes.")
-    return [f"runtime.workers={written}"] if written else []
+    compiled = os.environ.get(_COMPILE, "").lower() in ("true", "1", "t")
+    return [*([f"runtime.workers={written}"] if written else []), *(["runtime.compile=true"] if compiled else [])]
 
 
 def _keep_split(store: PreprocessedStore, recipe: Recipe) -> None:

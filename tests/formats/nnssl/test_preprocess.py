@@ -161,10 +161,13 @@ def test_names_that_cannot_be_files_are_set_aside(raw, folder):
     report = prepare(raw, folder)
     reasons = [one.reason for one in report.refused if "sub-0" in one.file]
     assert sum("cannot be the name of a file" in reason for reason in reasons) == 1
-    assert sum("same id" in reason for reason in reasons) == 2
+    assert sum("same id" in reason for reason in reasons) == 1
     assert sum("another image's mask" in reason for reason in reasons) == 1
-    assert report.prepared == 5
+    assert report.prepared == 6
     assert (folder / SESSION.format("sub-0") / "other.b2nd").is_file()
+    assert (folder / SESSION.format("sub-0") / "t1.nii.gz.b2nd").is_file(), "t1 is taken"
+    listed = json.dumps(json_of(folder / "pretrain_data__onemmiso.json"))
+    assert f"{SESSION.format('sub-0')}/t1.nii.gz" in listed
     assert not list(folder.rglob("out*"))
 
 

@@ -17,6 +17,7 @@ $nnssl_results/DatasetXXX_Name/<Trainer>__<Plans>__<configuration>/fold_all
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from pathlib import Path
 
 from viewalign.errors import UserError
@@ -86,15 +87,18 @@ def how_to_make(dataset: str, configuration: str) -> str:
     return f"It is made by `nnssl_plan_and_preprocess -d {number} -c {configuration}`."
 
 
-def image_place(collection: str, dataset: str, subject: str, session: str, image: str) -> str:
+def image_place(collection: str, dataset: str, subject: str, session: str, image: str, taken: Container[str]) -> str:
     """Return an image's place below `<plans>_<configuration>`, without suffix, as nnssl builds it from the names.
+
+    The extension of its file is dropped from the image's name, unless that place is taken.
 
     Raises:
         ValueError: a name that cannot be one of a file; the text is the reason.
     """
-    suffix = suffix_of(image)
-    parts = (collection, dataset, subject, session, image[: -len(suffix)] if suffix else image)
+    parts = (collection, dataset, subject, session, image)
     for part in parts:
         if part in ("", ".", "..") or "/" in part or "\0" in part or len(part) > _LONGEST:
             raise ValueError(f"its name {part!r} cannot be the name of a file, which nnssl's layout makes of it")
-    return "/".join(parts)
+    whole = "/".join(parts)
+    bare = whole.removesuffix(suffix_of(image) or "")
+    return whole if bare in taken or bare.endswith("/") else bare

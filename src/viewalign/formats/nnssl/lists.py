@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Some
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
-from viewalign.formats.nnssl.folders import MASK_FILES, SPLITS, VALID, image_place
+from viewalign.formats.nnssl.folders import MASK_FILES, SPLITS, VALID
 from viewalign.volumes.catalogue import AssociatedMasks, Collection, Dataset, Image, Session, Subject, write_catalogue
 from viewalign.volumes.layout import read_json, write_json
 
@@ -22,7 +22,9 @@ class Split:
     validation: frozenset[str]
 
 
-def write_prepared(folder: Path, images: str, configuration: str, catalogue: Collection, done: Some[str]) -> None:
+def write_prepared(
+    folder: Path, images: str, configuration: str, catalogue: Collection, done: Mapping[str, str]
+) -> None:
     """Write `pretrain_data__<configuration>.json` and `valid_imgs.json` with what was prepared and nothing else.
 
     Args:
@@ -30,12 +32,12 @@ def write_prepared(folder: Path, images: str, configuration: str, catalogue: Col
         images: name of the folder of prepared images in it.
         configuration: which was prepared.
         catalogue: of the raw dataset.
-        done: places (`folders.image_place`) of the images that are wholly there.
+        done: the place (`folders.image_place`) of each image that is wholly there, by its id.
     """
     kept = Collection(catalogue.collection_index, catalogue.collection_name)
     for (key, dataset), (subject_id, subject), (session_id, session), image in _walk(catalogue):
-        place = _place(catalogue.collection_name, key, subject_id, session_id, image.name)
-        if place not in done:
+        place = done.get("__".join((catalogue.collection_name, key, subject_id, session_id, image.name)))
+        if place is None:
             continue
         into = kept.datasets.setdefault(key, replace(dataset, subjects={}))
         whose = into.subjects.setdefault(subject_id, replace(subject, sessions={}))
@@ -97,13 +99,6 @@ def _walk(catalogue: Collection) -> Iterator[_Item]:
             for session in subject[1].sessions.items():
                 for image in session[1].images:
                     yield dataset, subject, session, image
-
-
-def _place(*names: str) -> str | None:
-    try:
-        return image_place(*names)
-    except ValueError:
-        return None
 
 
 def _moved(image: Image, path: str) -> Image:

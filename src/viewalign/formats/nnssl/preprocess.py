@@ -128,16 +128,16 @@ class _Run:
     def places(self, records: Sequence[Record]) -> dict[str, Record]:
         """Return each image by its place, in the order of the catalogue; refuse what cannot have a place of its own."""
         found: dict[str, Record] = {}
+        seen: set[str] = set()
         for record in records:
+            names = (record.collection, record.dataset, record.subject, record.session, record.name)
             try:
-                place = image_place(record.collection, record.dataset, record.subject, record.session, record.name)
+                if record.image_id in seen:
+                    raise ValueError(f"another image of the catalogue has the same id {record.image_id}")
+                found[image_place(*names, taken=found)] = record
+                seen.add(record.image_id)
             except ValueError as reason:
                 self.refuse(record, str(reason))
-                continue
-            if place in found:
-                self.refuse(record, f"another image of the catalogue has the same id {record.image_id}")
-            else:
-                found[place] = record
         for place in [p for p in found for end in MASK_FILES.values() if _masked(p, end) in found]:
             self.refuse(found.pop(place), "its name is that of another image's mask in nnssl's layout")
         return found
@@ -256,4 +256,5 @@ def _write_lists(
     write_json(folder / f"report__{name}{suffix}.json", {"prepared": report.prepared, "refused": refused})
     report.complete = parts == 1 or write_part(folder, part, parts, done)
     if report.complete:
-        write_prepared(folder, run.root.name, name, catalogue, set(done))
+        by_id = {places[place].image_id: place for place in done}
+        write_prepared(folder, run.root.name, name, catalogue, by_id)
