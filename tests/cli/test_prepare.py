@@ -81,7 +81,12 @@ def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
     [
         (("--spacing", "1,x"), "give one or three voxel sizes"),
         (("--spacing", "0"), "between 0.01 and 100 mm"),
-        (("--normalise", "median"), "'zscore', 'foreground' or 'none', not median"),
+        (("--normalise", "median"), "'percentile', 'window' or 'none', not median"),
+        (("--normalise", "window"), "belong together"),
+        (("--window", "5"), "give two numbers LOW,HIGH"),
+        (("--view", "1,2"), "give one or three numbers"),
+        (("--shard", "4/3"), "give i/n with 1 ≤ i ≤ n"),
+        (("--executor", "dask"), "dask together with --scheduler"),
     ],
 )
 def test_wrong_options_are_sentences(tmp_path: Path, scans: Path, arguments: tuple[str, str], sentence: str) -> None:
@@ -99,7 +104,7 @@ def test_refused_by_their_headers_alone_is_reported_too(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("viewalign.volumes.prepare.prepare_records", interrupted)

@@ -10,9 +10,10 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.volumes import prepare as driver
+from viewalign.volumes import work as worker
 from viewalign.volumes.catalogue import AssociatedMasks, Collection, Dataset, Image, Record, Session, Subject
+from viewalign.volumes.child import Lost
 from viewalign.volumes.indexing import index_sources
-from viewalign.volumes.pool import Crashed
 from viewalign.volumes.prepare import prepare_records
 from viewalign.volumes.progress import Progress
 from viewalign.volumes.recipe import PrepareSettings
@@ -92,7 +93,11 @@ def test_an_interrupted_run_leaves_a_store_and_goes_on(tmp_path: Path, records: 
 
 def test_another_recipe_is_refused_with_both_named(tmp_path: Path, records: list[Record]) -> None:
     prepare_records(records[:1], tmp_path / "s", SMALL, workers=0)
-    with pytest.raises(UserError, match=r"2×2×2 mm, normalise zscore.*asked for now: own spacing, normalise none"):
+    with pytest.raises(
+        UserError,
+        match=r"2×2×2 mm, normalise zscore.*asked for now: own spacing, normalise none.*"
+        r"differ in: spacing \[2.0, 2.0, 2.0\] there, null asked for; normalise",
+    ):
         prepare_records(records, tmp_path / "s", PrepareSettings(spacing=None, normalise="none"), workers=0)
 
 
@@ -102,9 +107,9 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, records: list[Rec
 
 
 def test_a_crash_is_blamed_on_its_file(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
-    def crashing(work, jobs, workers, start):
+    def crashing(work, jobs, workers, seconds, executor):
         for job in jobs:
-            yield job, Crashed() if job.record.name == "scan1" else work(job)
+            yield job, Lost("the reader crashed on this file") if job.record.name == "scan1" else work(job)
 
     monkeypatch.setattr(driver, "run_jobs", crashing)
     report = prepare_records(records, tmp_path / "s", SMALL)
@@ -117,14 +122,14 @@ def test_a_crash_is_blamed_on_its_file(tmp_path: Path, records: list[Record], mo
 def test_an_unexpected_error_stops_nothing(
     tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = driver._prepare_one
+    whole = worker.prepare_one
 
     def failing(job) -> None:
         if job.record.name == "scan2":
             raise ZeroDivisionError("oops")
         whole(job)
 
-    monkeypatch.setattr(driver, "_prepare_one", failing)
+    monkeypatch.setattr(worker, "prepare_one", failing)
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert report.prepared == 3
     assert report.refused[0].reason == "unexpected ZeroDivisionError: oops"
@@ -133,18 +138,18 @@ def test_an_unexpected_error_stops_nothing(
 def test_a_full_disk_is_a_sentence_and_nothing_is_lost(
     tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = driver.write_entry
+    whole = worker.write_entry
 
-    def full_at_the_third(store, relative, array, properties, masks) -> None:
+    def full_at_the_third(store, relative, *rest) -> None:
         if relative.endswith("scan2"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(store, relative, array, properties, masks)
+        whole(store, relative, *rest)
 
-    monkeypatch.setattr(driver, "write_entry", full_at_the_third)
+    monkeypatch.setattr(worker, "write_entry", full_at_the_third)
     with pytest.raises(UserError, match=r"The disk of .* is full. Make room and run the same command again"):
         prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert len(Store.open(tmp_path / "s")) == 2
-    monkeypatch.setattr(driver, "write_entry", whole)
+    monkeypatch.setattr(worker, "write_entry", whole)
     assert prepare_records(records, tmp_path / "s", SMALL, workers=0).made == 2
 
 

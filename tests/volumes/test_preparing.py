@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from viewalign.errors import RefusedImageError
-from viewalign.volumes.preparing import content_box, normalise, otsu_threshold, prepare_volume
+from viewalign.volumes.preparing import content_box, normalise, otsu_threshold, prepare_channels, prepare_volume
 from viewalign.volumes.reading import Volume, voxel_to_world
 from viewalign.volumes.recipe import PrepareSettings
 from viewalign.volumes.resampling import resample, resample_labels, resampled_shape
@@ -172,3 +172,72 @@ def test_otsu_parts_two_populations() -> None:
     threshold = otsu_threshold(array)
     assert (array[:10] < threshold).mean() > 0.99
     assert (array[10:] > threshold).all()
+
+
+@pytest.mark.parametrize("new", [(9, 5, 7), (4, 11, 7), (20, 3, 150), (6, 8, 7)])
+def test_cubic_agrees_with_the_spline_of_scipy(new: tuple[int, int, int]) -> None:
+    """The reference evaluates each voxel from 64 coefficients of the volume's B-spline, one volume at a time."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    array = np.random.default_rng(0).normal(size=(6, 80, 7)).astype(np.float32)
+    lines = [np.clip((np.arange(n) + 0.5) * old / n - 0.5, 0, old - 1) for n, old in zip(new, array.shape, strict=True)]
+    grid = np.stack(np.meshgrid(*lines, indexing="ij"))
+    expected = ndimage.map_coordinates(array.astype(np.float64), grid, order=3, mode="mirror")
+    np.testing.assert_allclose(resample(array, new, "cubic"), expected, atol=2e-5)
+
+
+def test_cubic_keeps_a_cubic_polynomial() -> None:
+    """Splines of order 3 reproduce polynomials of degree 3, away from the ends (where they are mirrored)."""
+    x = np.linspace(-1, 1, 64)
+    line = (x**3 - 0.5 * x**2 + x).astype(np.float32)
+    finer = resample(line.reshape(-1, 1, 1), (160, 1, 1), "cubic").ravel()
+    place = (np.arange(160) + 0.5) * 64 / 160 - 0.5
+    at = -1 + place * 2 / 63
+    np.testing.assert_allclose(finer[40:-40], (at**3 - 0.5 * at**2 + at)[40:-40], atol=1e-5)
+
+
+def test_a_window_becomes_minus_one_to_one() -> None:
+    array = np.array([-2000, -1000, -500, 0, 500, 1000, 3000, 50], np.float32).reshape(2, 2, 2)
+    assert normalise(array, "window", window=(-1000, 1000)) == (0.0, 1000.0)
+    np.testing.assert_allclose(array.ravel(), [-1, -1, -0.5, 0, 0.5, 1, 1, 0.05])
+    with pytest.raises(RefusedImageError, match="one side of the window 5000 to 6000"):
+        normalise(np.arange(8, dtype=np.float32).reshape(2, 2, 2), "window", window=(5000, 6000))
+
+
+def test_percentiles_clip_outliers_before_the_zscore() -> None:
+    array = np.random.default_rng(0).normal(100, 10, (20, 20, 20)).astype(np.float32)
+    array[0, 0, 0] = 1e6
+    low, high = np.percentile(array, (1, 99))
+    expected = np.clip(array, low, high)
+    mean, std = normalise(array, "percentile", (1.0, 99.0))
+    assert (mean, std) == pytest.approx((expected.mean(), expected.std()), rel=1e-5)
+    np.testing.assert_allclose(array * std + mean, expected, rtol=1e-4)
+
+
+def test_otsu_agrees_with_itk() -> None:
+    from viewalign.volumes.itk import sitk
+
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.8):
+        dark = rng.random((24, 24, 24)) < share
+        array = np.where(dark, rng.normal(0, 1, dark.shape), rng.normal(6, 2, dark.shape)).astype(np.float32)
+        otsu = sitk.OtsuThresholdImageFilter()
+        otsu.Execute(sitk.GetImageFromArray(array))
+        width = float(array.max() - array.min()) / 128
+        assert otsu_threshold(array) == pytest.approx(otsu.GetThreshold(), abs=1.5 * width)
+
+
+def frames(count: int = 3) -> list[Volume]:
+    volume = ramp_volume()
+    return [Volume(volume.array * (k + 1), volume.spacing, volume.origin, volume.direction) for k in range(count)]
+
+
+def test_frames_become_channels_normalised_each_by_itself() -> None:
+    given = frames()
+    prepared = prepare_channels(given, PrepareSettings())
+    assert prepared.array.shape == (3, *prepared.properties["shape"])
+    alone = prepare_volume(given[0], PrepareSettings()).array
+    for channel in prepared.array:
+        np.testing.assert_allclose(channel, alone, atol=1e-4)
+    p = prepared.properties
+    assert (p["channels"], len(p["means"])) == (3, 3)
+    assert p["means"][2] == pytest.approx(3 * p["mean"], rel=1e-5)

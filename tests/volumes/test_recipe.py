@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from viewalign.volumes.recipe import PrepareSettings
+from viewalign.volumes.recipe import PrepareSettings, differences
 
 
 def test_the_fingerprint_follows_what_changes_voxels() -> None:
@@ -20,3 +20,21 @@ def test_the_fingerprint_follows_what_changes_voxels() -> None:
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         PrepareSettings(**wrong)
+
+
+def test_what_is_not_in_use_changes_no_fingerprint() -> None:
+    assert PrepareSettings(percentiles=(1, 99)).fingerprint() == PrepareSettings().fingerprint()
+    some = PrepareSettings(normalise="percentile")
+    assert PrepareSettings(normalise="percentile", percentiles=(1, 99)).fingerprint() != some.fingerprint()
+
+
+def test_differences_are_told_by_name() -> None:
+    told = differences(PrepareSettings(), PrepareSettings(dtype="int16", spacing=None))
+    assert told == 'spacing [1.0, 1.0, 1.0] there, null asked for; dtype "float32" there, "int16" asked for'
+
+
+def test_every_setting_that_counts_is_described() -> None:
+    words = PrepareSettings(
+        interpolation="cubic", normalise="window", window=(-1000, 400), dtype="int16", view=(160, 160, 160)
+    ).describe()
+    assert words == "1×1×1 mm cubic, normalise window -1000 to 400, int16, blocks for views of 160×160×160"

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from viewalign.cli.preparation import Catalogue, catalogue_of, choices_of, settings_of
+from viewalign.cli.preparation_options import (
+    CataloguePath,
+    ExecutorName,
+    FillNonfinite,
+    InterpolationName,
+    MaxVoxels,
+    Normalise,
+    NumberTypeName,
+    Percentiles,
+    Scheduler,
+    ShardText,
+    Spacing,
+    TimeLimit,
+    View,
+    Window,
+    Workers,
+)
 from viewalign.errors import UserError
 
 if TYPE_CHECKING:
+    from viewalign.volumes.limits import Limits
     from viewalign.volumes.prepare import PrepareReport
     from viewalign.volumes.progress import Progress
     from viewalign.volumes.recipe import PrepareSettings
+    from viewalign.volumes.shards import Shard
 
 
 def prepare(
-    catalogue: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CATALOGUE",
-            help="A catalogue of `viewalign index`, nnssl's pretrain_data.json, or a folder of images.",
-        ),
-    ],
+    catalogue: CataloguePath,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="STORE", help="The folder to write; an unfinished one is completed.")
     ],
-    spacing: Annotated[
-        str,
-        typer.Option(
-            metavar="D,H,W|none",
-            help="Voxel size in mm; one number for all axes, or [b]none[/b] to keep each image's own.",
-        ),
-    ] = "1,1,1",
-    normalise: Annotated[
-        str,
-        typer.Option(
-            metavar="zscore|foreground|none",
-            help="[b]zscore[/b]: mean and deviation over the whole crop (as nnssl and nnU-Net); [b]foreground[/b]: "
-            "over its non-zero voxels; [b]none[/b].",
-        ),
-    ] = "zscore",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes; 0 works in this one. Default: one per core.", show_default=False),
-    ] = None,
-    fill_nonfinite: Annotated[
-        bool,
-        typer.Option(
-            "--fill-nonfinite", help="Write 0 in place of NaN and infinity instead of setting the image aside."
-        ),
-    ] = False,
+    spacing: Spacing = "1,1,1",
+    interpolation: InterpolationName = "linear",
+    normalise: Normalise = "zscore",
+    percentiles: Percentiles = "0.5,99.5",
+    window: Window = None,
+    dtype: NumberTypeName = "float32",
+    view: View = None,
+    fill_nonfinite: FillNonfinite = False,
+    workers: Workers = None,
+    shard: ShardText = "1/1",
+    executor: ExecutorName = "local",
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 900.0,
+    max_voxels: MaxVoxels = None,
 ) -> None:
     """Orient, crop, resample and normalise every image, and store it.
 
@@ -64,17 +68,30 @@ def prepare(
 
     viewalign prepare ~/scans -o store --spacing 1.5 --workers 8
 
-    viewalign prepare catalogue.json -o native --spacing none
+    viewalign prepare ct.json -o ct --normalise window --window=-1000,1000 --dtype int16
+
+    viewalign prepare catalogue.json -o store --shard $SLURM_ARRAY_TASK_ID/16
+
+    viewalign prepare catalogue.json -o store --executor dask --scheduler tcp://head:8786
 
     Exit code: 0 all went in, 3 some were set aside, 1 nothing could be done.
     """
-    settings = _settings(spacing, normalise, fill_nonfinite)
+    from viewalign.volumes.limits import Limits, voxels_that_fit
+    from viewalign.volumes.shards import Shard
+
+    part = Shard.parse(shard)
+    limits = Limits(time_limit, max_voxels or voxels_that_fit())
+    chosen = choices_of(interpolation, normalise, percentiles, window, dtype, view, fill_nonfinite)
+    if executor not in {"local", "dask"} or (executor == "dask") != (scheduler is not None):
+        raise UserError("--executor takes local, or dask together with --scheduler ADDRESS.")
+    found = catalogue_of(catalogue)
+    settings = settings_of(spacing, chosen, found.records)
     try:
-        report = _run(catalogue, out, settings, workers)
-    except KeyboardInterrupt:
+        report = _run(found, out, settings, workers, part, scheduler, limits)
+    except KeyboardInterrupt as stop:
         typer.echo("Stopped. What is done stays; run the same command again to go on.", err=True)
-        raise typer.Exit(130) from None
-    _print_end(out, report)
+        raise typer.Exit(143 if stop.args else 130) from None
+    _print_end(out, report, part)
     if report.prepared == 0:
         raise UserError(
             f"None of the {len(report.refused)} images could be used. The reasons are in {out / 'report.json'}."
@@ -82,59 +99,46 @@ def prepare(
     raise typer.Exit(3 if report.refused else 0)
 
 
-def _settings(spacing: str, normalise: str, fill_nonfinite: bool) -> PrepareSettings:
-    from pydantic import ValidationError
-
-    from viewalign.volumes.recipe import PrepareSettings
-
-    values = {"spacing": _spacing(spacing), "normalise": normalise, "fill_nonfinite": fill_nonfinite}
-    try:
-        return PrepareSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name, message = first["loc"][0], first["msg"].removeprefix("Value error, ")
-        raise UserError(f"--{name}: {message[0].lower()}{message[1:]}, not {values[str(name)]}.") from None
-
-
-def _spacing(text: str) -> tuple[float, ...] | None:
-    if text.strip().lower() == "none":
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise UserError(f"--spacing {text}: give one or three voxel sizes in mm, such as 1 or 3,1,1, or `none`.")
-    return numbers
-
-
-def _run(catalogue: Path, out: Path, settings: PrepareSettings, workers: int | None) -> PrepareReport:
-    from viewalign.cli.index import look, nothing_found
+def _run(
+    found: Catalogue,
+    out: Path,
+    settings: PrepareSettings,
+    workers: int | None,
+    part: Shard,
+    scheduler: str | None,
+    limits: Limits,
+) -> PrepareReport:
     from viewalign.cli.progress import progress_bar
-    from viewalign.volumes.catalogue import read_catalogue
-    from viewalign.volumes.indexing import read_refused
+    from viewalign.cli.stopping import terminated_as_interrupt
+    from viewalign.volumes.cluster import dask_cluster
     from viewalign.volumes.prepare import prepare_records
 
-    if catalogue.is_dir():
-        found = look([str(catalogue)])
-        if found.images == 0 and not found.refused:
-            raise UserError(nothing_found([str(catalogue)], found))
-        collection, refused = found.collection, found.refused
-    else:
-        collection, refused = read_catalogue(catalogue), read_refused(catalogue)
-    records = list(collection.records(catalogue.absolute().parent))
-    if not records and not refused:
-        raise UserError(f"The catalogue {catalogue} holds no images.")
     latest: list[Progress] = []
-    with progress_bar("Preparing", lambda: _note(latest[-1]) if latest else "") as report:
+    with (
+        terminated_as_interrupt(),
+        progress_bar("Preparing", lambda: _note(latest[-1]) if latest else "") as report,
+    ):
 
         def listen(progress: Progress) -> None:
             latest[:] = [progress]
             report(progress.done, progress.total)
 
-        return prepare_records(records, out, settings, workers, refused, listen)
+        go = partial(
+            prepare_records,
+            found.records,
+            out,
+            settings,
+            refused=found.refused,
+            on_progress=listen,
+            quality=found.quality,
+            shard=part,
+            limits=limits,
+        )
+        if scheduler is None:
+            return go(workers=workers)
+        with dask_cluster(scheduler, out) as cluster:
+            typer.echo(f"Dask: {cluster.workers} workers, {cluster.threads()} jobs at a time.", err=True)
+            return go(workers=cluster.threads, executor=cluster.executor)
 
 
 def _note(progress: Progress) -> str:
@@ -142,19 +146,32 @@ def _note(progress: Progress) -> str:
     return ", ".join(f"{count} {what}" for count, what in parts if count)
 
 
-def _print_end(out: Path, report: PrepareReport) -> None:
+def _print_end(out: Path, report: PrepareReport, part: Shard) -> None:
     from rich.console import Console
 
     from viewalign.cli.index import show_refused
 
     console = Console()
     show_refused(console, [(refusal.file, refusal.reason) for refusal in report.refused])
-    earlier = report.prepared - report.made - report.skipped
+    for line in _end_of_part(report, part) if report.missing_parts else _end(out, report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _end_of_part(report: PrepareReport, part: Shard) -> list[str]:
+    left = ", ".join(map(str, report.missing_parts[:20])) + (" …" if len(report.missing_parts) > 20 else "")
+    return [
+        f"Part {part.number} of {part.count} is done: {report.prepared} images, {report.made} of them prepared now.",
+        f"Still to come: part {left}. The last one to end writes index and report.",
+    ]
+
+
+def _end(out: Path, report: PrepareReport) -> list[str]:
+    earlier = max(report.prepared - report.made - report.skipped, 0)
     counts = [
         f"{report.prepared} images in the store",
         f"{report.made} prepared now",
         f"{report.skipped} already there" if report.skipped else "",
-        f"{earlier} of earlier runs on other catalogues" if earlier > 0 else "",
+        f"{earlier} of other runs" if earlier else "",
         f"{len(report.refused)} set aside" if report.refused else "",
     ]
     lines = [
@@ -164,8 +181,7 @@ def _print_end(out: Path, report: PrepareReport) -> None:
     ]
     if report.prepared:
         lines.append(f"Next:   viewalign pretrain cva-resenc-xs data={out} out=run")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return lines
 
 
 def _megabytes(folder: Path) -> str:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from viewalign.demo.deforming import displacement, mild_affine, smooth_field
 from viewalign.demo.template import Template, load_template
 from viewalign.randomness import generator_of
-from viewalign.volumes.pool import Crashed, default_workers, run_jobs
+from viewalign.volumes.child import Lost
+from viewalign.volumes.pool import default_workers, run_jobs
 
 NOTE = (
     "This cohort is synthetic: one template brain, deformed. Every image was made from the MNI152 T1 average (as "
@@ -97,8 +98,8 @@ def make_cohort(
     (folder / "labels").mkdir(exist_ok=True)
     count = min(default_workers() if workers is None else workers, len(jobs))
     for number, result in run_jobs(partial(_write_subject, folder, settings), jobs, count):
-        if isinstance(result, Crashed):
-            raise RuntimeError(f"the worker that made subject {number} died; there may be too little memory")
+        if isinstance(result, Lost):
+            raise RuntimeError(f"subject {number} could not be made: {result.reason}")
         done += 1
         if on_subject:
             on_subject(done, total)

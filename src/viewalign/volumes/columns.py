@@ -24,6 +24,8 @@ INDEX_COLUMNS = (
     "foreground_threshold",
     *MASK_KINDS,
 )
+OPTIONAL_COLUMNS: dict[str, Any] = {"channels": 1, "quality": None, "scale": (1.0,), "offset": (0.0,)}
+"""Columns that are written only where some image differs from this value."""
 
 
 class TextColumn(Sequence[str]):
@@ -57,7 +59,7 @@ class TextColumn(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image's line in the index."""
+    """One image's line in the index; `value = stored · scale + offset`, a pair a channel."""
 
     id: str
     path: str
@@ -69,6 +71,15 @@ class Row:
     foreground_threshold: float
     anonymisation: bool
     anatomy: bool
+    channels: int = 1
+    quality: float | None = None
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of all channels together."""
+        return int(np.prod(self.shape)) * self.channels
 
     @classmethod
     def of(cls, relative: str, properties: dict[str, Any]) -> Row:
@@ -85,33 +96,42 @@ class Row:
             foreground_threshold=properties["foreground_threshold"],
             anonymisation=".anonymisation.b2nd" in files,
             anatomy=".anatomy.b2nd" in files,
+            channels=properties.get("channels", 1),
+            quality=properties.get("quality"),
+            scale=tuple(properties.get("scale", (1.0,))),
+            offset=tuple(properties.get("offset", (0.0,))),
         )
 
 
 def write_index(store: Path, rows: Iterable[Row]) -> None:
     """Write `index.json`, sorted by id, a line per column."""
     ordered = sorted(rows, key=lambda row: row.id)
-    lines = (
-        f"{json.dumps(name)}: {json.dumps([getattr(row, name) for row in ordered], ensure_ascii=False)}"
-        for name in INDEX_COLUMNS
-    )
+    columns = {name: [getattr(row, name) for row in ordered] for name in (*INDEX_COLUMNS, *OPTIONAL_COLUMNS)}
+    told = [
+        (name, values)
+        for name, values in columns.items()
+        if name not in OPTIONAL_COLUMNS or any(value != OPTIONAL_COLUMNS[name] for value in values)
+    ]
+    lines = (f"{json.dumps(name)}: {json.dumps(values, ensure_ascii=False)}" for name, values in told)
     write_atomic(store / "index.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8"))
 
 
-def rows_on_disk(store: Path) -> Iterator[Row]:
-    """Yield a line for every image that is wholly there, whichever run made it."""
+def rows_on_disk(store: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Yield a line and the properties of every image that is wholly there, whichever run made it."""
     for folder, _, files in os.walk(store / "volumes"):
         for name in files:
             if name.endswith(".json") and not name.startswith("."):
                 relative = (Path(folder) / name.removesuffix(".json")).relative_to(store).as_posix()
                 properties = done_properties(store, relative)
                 if properties is not None:
-                    yield Row.of(relative, properties)
+                    yield Row.of(relative, properties), properties
 
 
-def sweep_temporary(store: Path) -> None:
-    """Remove what a killed run left half-written."""
-    for folder, _, files in os.walk(store):
+def sweep_temporary(store: Path, below: bool = True) -> None:
+    """Remove what a killed run left half-written, in the store's folder and in those below it."""
+    for folder, folders, files in os.walk(store):
+        if not below:
+            folders.clear()
         for name in files:
             if name.startswith(".") and name.endswith(".tmp"):
                 (Path(folder) / name).unlink(missing_ok=True)

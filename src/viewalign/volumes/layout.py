@@ -14,10 +14,12 @@ No time, host or user name is written anywhere: the same images and recipe give 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 STORE_FORMAT = "viewalign-store"
-STORE_VERSION = 1
+STORE_VERSION = 2
 MASK_KINDS = ("anonymisation", "anatomy")
 
 # Random boxes of 48³ / 102³ / 160³ voxels out of a whole head took 1.7 / 6.7 / 19 ms with these, 1.3 / 7.6 / 23 ms with
@@ -34,6 +36,17 @@ MASK_KINDS = ("anonymisation", "anatomy")
 _BLOCK = 32
 _CHUNK = 64
 _LEVEL = 5
+
+Size = tuple[int, int, int]
+
+
+def chunk_and_block(view: Size | None = None) -> tuple[Size, Size]:
+    """Return chunk and block sizes (D, H, W) of stored arrays for views of a size; None suits 64 to 128."""
+    if view is None:
+        return (_CHUNK,) * 3, (_BLOCK,) * 3
+    block = tuple(16 if n < 96 else 32 for n in view)
+    chunk = tuple(max(b, min(128, -(-n // b) * b)) for n, b in zip(view, block, strict=True))
+    return (chunk[0], chunk[1], chunk[2]), (block[0], block[1], block[2])
 
 
 def entry_path(dataset: str, subject: str, session: str, image: str) -> str:
@@ -52,7 +65,7 @@ def safe(name: str) -> str:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file under another name in the same folder, flush it to disk, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -78,15 +91,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def compress(array: NDArray[np.generic]) -> bytes:
-    """Return the bytes of a `.b2nd` file for an array (C, D, H, W).
+def compress(array: NDArray[np.generic], sizes: tuple[Size, Size] | None = None) -> bytes:
+    """Return the bytes of a `.b2nd` file for an array (C, D, H, W), in chunks and blocks of these sizes.
 
     One thread, because with more the order of blocks in the file depends on timing.
     """
+    chunk, block = sizes or chunk_and_block()
     spatial = array.shape[1:]
-    chunks = (1, *(min(_CHUNK, n) for n in spatial))
-    blocks = (1, *(min(_BLOCK, n) for n in spatial))
+    chunks = (1, *(min(n, size) for n, size in zip(spatial, chunk, strict=True)))
+    blocks = (1, *(min(n, size) for n, size in zip(spatial, block, strict=True)))
     cparams = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=_LEVEL, nthreads=1, typesize=array.dtype.itemsize)
+    os.environ.pop("BLOSC_NTHREADS", None)  # it would overrule the number asked for, and is written into the file
     packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=cparams)
     return bytes(packed.to_cframe())
 
@@ -97,14 +112,16 @@ def write_entry(
     array: NDArray[np.generic],
     properties: dict[str, Any],
     masks: dict[str, NDArray[np.uint8]] | None = None,
+    sizes: tuple[Size, Size] | None = None,
 ) -> None:
     """Write one image: voxels (C, D, H, W), masks (D, H, W), and last the properties, which mark it as done.
 
-    `properties` gets a key `files` with the size in bytes of each array written, by suffix.
+    `properties` gets a key `files` with the size in bytes of each array written, by suffix. `sizes` are those of chunks
+    and blocks.
     """
     forget_entry(store, relative)
-    contents = {f".{kind}.b2nd": compress(mask[None]) for kind, mask in (masks or {}).items()}
-    contents[".b2nd"] = compress(array)
+    contents = {f".{kind}.b2nd": compress(mask[None], sizes) for kind, mask in (masks or {}).items()}
+    contents[".b2nd"] = compress(array, sizes)
     for suffix, content in contents.items():
         write_atomic(beside(store, relative, suffix), content)
     files = {suffix: len(content) for suffix, content in sorted(contents.items())}
@@ -112,9 +129,12 @@ def write_entry(
 
 
 def forget_entry(store: Path, relative: str) -> None:
-    """Remove an image, its mark first."""
+    """Remove an image, its mark first, and what a killed run left of it."""
     for suffix in (".json", ".b2nd", *(f".{kind}.b2nd" for kind in MASK_KINDS)):
-        beside(store, relative, suffix).unlink(missing_ok=True)
+        path = beside(store, relative, suffix)
+        path.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def beside(store: Path, relative: str, suffix: str) -> Path:

@@ -1,24 +1,26 @@
-"""Many small jobs in worker processes: bounded memory, and a worker that dies takes only its own job with it."""
+"""Many small jobs on any `concurrent.futures` executor: bounded memory, and a file that kills or hangs its process
+takes only its own job with it.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TypeVar
+
+from viewalign.volumes.child import Child, Lost
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _AHEAD = 2  # jobs handed out per worker: enough that none waits, few enough that memory does not grow
+_LOST_WORKER = ("KilledWorker", "FutureCancelledError")  # Dask's, which need not be installed
+_POLL_SECONDS = 10.0  # how often it is asked whether a cluster has grown
 
-
-class Crashed:
-    """Stands for the result of a job whose worker died while it ran alone."""
+_mine = threading.local()
 
 
 def default_workers() -> int:
@@ -27,75 +29,87 @@ def default_workers() -> int:
 
 
 def run_jobs(
-    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, start: Callable[[], None] | None = None
-) -> Iterator[tuple[Job, Result | Crashed]]:
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int | Callable[[], int],
+    seconds: float | None = None,
+    executor: Executor | None = None,
+) -> Iterator[tuple[Job, Result | Lost]]:
     """Yield (job, result) as results arrive.
 
-    When a worker dies, every job that was under way is run again alone; one that kills its worker then too comes back
-    as `Crashed`.
+    Whoever runs a job does so in a child process of its own (`child.Child`). A job whose process died is tried once
+    more at the end, alone: it may have fallen to what others did, such as taking all memory.
 
     Args:
         work: a function of a module, so that it can be sent to another process.
         jobs: taken one by one, never more than a few ahead of the results.
-        workers: number of processes; 0 runs everything in this one.
-        start: called once in each new process.
+        workers: how many jobs run at a time, or a function that tells; 0 runs everything in this process, unguarded.
+        seconds: how long a job may take.
+        executor: who runs the jobs; None makes threads here, each with its child.
     """
-    if workers == 0:
+    if workers == 0 and executor is None:
         for job in jobs:
             yield job, work(job)
         return
-    source = iter(jobs)
-    while (suspects := (yield from _until_broken(work, source, workers, start))) is not None:
-        while suspects:
-            broken = yield from _until_broken(work, iter(suspects), 1, start, ahead=1)
-            if broken is None:
-                break
-            yield broken[0], Crashed()
-            suspects = suspects[suspects.index(broken[0]) + 1 :]
-
-
-def _until_broken(
-    work: Callable[[Job], Result],
-    source: Iterator[Job],
-    workers: int,
-    start: Callable[[], None] | None,
-    ahead: int = _AHEAD,
-) -> Generator[tuple[Job, Result | Crashed], None, list[Job] | None]:
-    """Run jobs until none is left (None) or a worker dies (the jobs that were under way)."""
-    running: dict[Future[Result], Job] = {}
-    context = multiprocessing.get_context("spawn")  # forking a process with threads may hang it
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(start,))
+    count = workers if callable(workers) else lambda: workers
+    own = ThreadPoolExecutor(max(1, count())) if executor is None else None
+    children: set[Child] = set()
+    call = partial(_guarded, work, seconds, children if own else None)
+    lost: list[Job] = []
     try:
-        while True:
-            while len(running) < workers * ahead:
-                job = next(source, None)
-                if job is None:
-                    break
-                try:
-                    running[executor.submit(work, job)] = job
-                except BrokenProcessPool:
-                    return [*running.values(), job]
-            if not running:
-                return None
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                return list(running.values())
-            for future in done:
-                yield running.pop(future), future.result()
+        for job, result in _through(own or executor, call, iter(jobs), lambda: _AHEAD * max(1, count())):
+            if isinstance(result, Lost) and result.again:
+                lost.append(job)
+            else:
+                yield job, result
+        yield from _through(own or executor, call, iter(lost), lambda: 1)
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        if own is not None:
+            own.shutdown(wait=False, cancel_futures=True)
+            for child in list(children):
+                child.kill()
+            own.shutdown(wait=True)
 
 
-def _start_worker(start: Callable[[], None] | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers in order
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if start is not None:
-        start()
+def _guarded(
+    work: Callable[[Job], Result], seconds: float | None, children: set[Child] | None, job: Job
+) -> Result | Lost:
+    """Run a job in this thread's child process; `children` is told of a new one."""
+    if not hasattr(_mine, "child"):
+        _mine.child = Child()
+    if children is not None:
+        children.add(_mine.child)
+    result: Result | Lost = _mine.child.run(work, job, seconds)
+    return result
 
 
-def _end_with_parent() -> None:
-    """Do not outlive a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _through(
+    executor: Executor | None, call: Callable[[Job], Result | Lost], source: Iterator[Job], ahead: Callable[[], int]
+) -> Iterator[tuple[Job, Result | Lost]]:
+    """Hand out jobs, `ahead` of them at a time, and yield what comes back."""
+    assert executor is not None
+    running: dict[Future[Result | Lost], Job] = {}
+    more = True
+    try:
+        while more or running:
+            while more and len(running) < ahead():
+                job = next(source, None)
+                more = job is not None
+                if job is not None:
+                    running[executor.submit(call, job)] = job
+            done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), _result(future)
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _result(future: Future[Result | Lost]) -> Result | Lost:
+    """Return what came back; a worker of a cluster that was lost for good costs its job alone."""
+    try:
+        return future.result()
+    except Exception as problem:
+        if type(problem).__name__ in _LOST_WORKER:
+            return Lost(f"the worker that had it was lost ({type(problem).__name__})")
+        raise

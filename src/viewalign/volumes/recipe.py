@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the same settings would give other voxels; a store of another version is not added to."""
 
-Normalisation = Literal["zscore", "foreground", "none"]
+Normalisation = Literal["zscore", "foreground", "percentile", "window", "none"]
+Interpolation = Literal["linear", "cubic"]
+NumberType = Literal["float32", "float16", "int16"]
+Frames = Literal["refuse", "channels", "volumes"]
+
+_GUARDS = {"fill_nonfinite"}
+"""Settings that decide which images are let in and change none that came in without them."""
 
 
 class PrepareSettings(BaseModel):
@@ -19,18 +25,30 @@ class PrepareSettings(BaseModel):
 
     Attributes:
         spacing: target voxel size in mm in array order (D, H, W), or None to keep each image's own.
+        interpolation: `linear`, or `cubic` for the B-spline of order 3 that nnssl and nnU-Net use.
         normalise: `zscore` with mean and deviation of the whole non-zero crop (as nnssl and nnU-Net), `foreground` with
-            those of its non-zero voxels alone, or `none`.
+            those of its non-zero voxels alone, `percentile` clips at `percentiles` and then does as `zscore`,
+            `window` clips at `window` and maps it to [−1, 1], or `none`.
+        percentiles: lower and upper percentile of the crop's voxels, for `percentile` alone.
+        window: lowest and highest value, in Hounsfield units for CT, for `window` alone.
+        frames: what becomes of an image of several frames (4-D): refused, one image with a channel a frame, or an image
+            a frame.
         fill_nonfinite: write 0 in place of NaN and infinity instead of refusing the image.
-        dtype: number type of the stored voxels.
+        dtype: number type of the stored voxels; `int16` with a factor and an offset an image.
+        view: (D, H, W) of the views that will be cut; chunks and blocks are sized for them. None suits 64 to 128.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)
+    interpolation: Interpolation = "linear"
     normalise: Normalisation = "zscore"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = None
+    frames: Frames = "refuse"
     fill_nonfinite: bool = False
-    dtype: Literal["float32", "float16"] = Field(default="float32")
+    dtype: NumberType = Field(default="float32")
+    view: tuple[int, int, int] | None = None
 
     @field_validator("spacing")
     @classmethod
@@ -39,16 +57,63 @@ class PrepareSettings(BaseModel):
             raise ValueError(f"needs three voxel sizes between 0.01 and 100 mm, not {value}")
         return value
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that change whenever the stored voxels of some image would.
+    @field_validator("view")
+    @classmethod
+    def _sensible(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if value is not None and not all(8 <= size <= 1024 for size in value):
+            raise ValueError(f"needs three sizes between 8 and 1024 voxels, not {value}")
+        return value
 
-        `fill_nonfinite` is left out: it decides which images are let in, and changes none that came in without it, so a
-        store can be completed with `--fill-nonfinite` afterwards.
-        """
-        essence = {"version": RECIPE_VERSION, **self.model_dump(mode="json", exclude={"fill_nonfinite"})}
+    @field_validator("percentiles")
+    @classmethod
+    def _percent(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 <= value[0] < value[1] <= 100.0:
+            raise ValueError(f"needs two percentiles, 0 ≤ low < high ≤ 100, not {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _window_is_used(self) -> PrepareSettings:
+        if (self.window is not None) != (self.normalise == "window"):
+            raise ValueError("normalise=window and a window LOW,HIGH belong together; give both or neither")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"a window needs LOW < HIGH, not {self.window}")
+        return self
+
+    def essence(self) -> dict[str, Any]:
+        """Return what the stored bytes depend on: settings that are not in use and mere guards are left out."""
+        unused = {"percentiles"} if self.normalise != "percentile" else set()
+        return self.model_dump(mode="json", exclude=_GUARDS | unused)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change whenever the stored bytes of some image would."""
+        essence = {"version": RECIPE_VERSION, **self.essence()}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
         """Return the settings in words, for a message."""
-        spacing = "own spacing" if self.spacing is None else "×".join(f"{size:g}" for size in self.spacing) + " mm"
-        return f"{spacing}, normalise {self.normalise}, {self.dtype}"
+        words = [self._spacing_words(), self._normalise_words(), self.dtype]
+        if self.frames != "refuse":
+            words.append(f"4-D into {self.frames}")
+        if self.view is not None:
+            words.append("blocks for views of " + "×".join(map(str, self.view)))
+        return ", ".join(words)
+
+    def _spacing_words(self) -> str:
+        if self.spacing is None:
+            return "own spacing"
+        size = "×".join(f"{size:g}" for size in self.spacing) + " mm"
+        return size if self.interpolation == "linear" else f"{size} {self.interpolation}"
+
+    def _normalise_words(self) -> str:
+        ends = {"percentile": self.percentiles, "window": self.window}.get(self.normalise)
+        return f"normalise {self.normalise}" + (f" {ends[0]:g} to {ends[1]:g}" if ends else "")
+
+
+def differences(made_with: PrepareSettings, wanted: PrepareSettings) -> str:
+    """Say in words which settings of two recipes differ: `spacing [1, 1, 1] there, null asked for`."""
+    there, asked = made_with.essence(), wanted.essence()
+    return "; ".join(
+        f"{key} {json.dumps(there.get(key))} there, {json.dumps(asked.get(key))} asked for"
+        for key in PrepareSettings.model_fields
+        if there.get(key) != asked.get(key)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from viewalign.volumes.headers import Triple
 from viewalign.volumes.reading import voxel_to_world
+from viewalign.volumes.recipe import Interpolation
 
 Shape = tuple[int, int, int]
 
@@ -34,14 +36,19 @@ def resampled_geometry(
     return (sizes[0], sizes[1], sizes[2]), (x, y, z)
 
 
-def resample(array: NDArray[np.float32], new_shape: Shape) -> NDArray[np.float32]:
-    """Return a new array, resampled trilinearly; beyond the outermost voxel centres the edge value holds.
+def resample(array: NDArray[np.float32], new_shape: Shape, how: Interpolation = "linear") -> NDArray[np.float32]:
+    """Return a new array, resampled trilinearly or by cubic B-splines; beyond the outermost centres the edge holds."""
+    if array.shape == new_shape:
+        return np.array(array, order="C")
+    return _cubic(array, new_shape) if how == "cubic" else _linear(array, new_shape)
+
+
+def _linear(array: NDArray[np.float32], new_shape: Shape) -> NDArray[np.float32]:
+    """Resample trilinearly.
 
     The same as torch's `interpolate(mode="trilinear", align_corners=False)`, plane by plane: no temporary is larger
     than a plane, and a worker needs no torch, which would cost it 500 MB and three seconds.
     """
-    if array.shape == new_shape:
-        return np.array(array, order="C")
     depth, rows, columns = (_taps(old, new) for old, new in zip(array.shape, new_shape, strict=True))
     result = np.empty(new_shape, dtype=np.float32)
     for k in range(new_shape[0]):
@@ -75,6 +82,67 @@ def _blend(
     mixed *= share
     mixed += first
     return mixed
+
+
+_ROWS = 64  # rows of the operator multiplied at a time: what lies far from them is zero and is not touched
+_NEGLIGIBLE = 1e-9
+
+
+def _cubic(array: NDArray[np.float32], new_shape: Shape) -> NDArray[np.float32]:
+    """Resample by B-splines of order 3, one matrix product an axis; axes that shrink most come first."""
+    result = array
+    for axis in sorted(range(3), key=lambda axis: new_shape[axis] / array.shape[axis]):
+        if array.shape[axis] != new_shape[axis]:
+            result = _along(spline_operator(array.shape[axis], new_shape[axis]), result, axis)
+    return np.ascontiguousarray(result)
+
+
+def _along(operator: NDArray[np.float64], array: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    shape = list(array.shape)
+    shape[axis] = len(operator)
+    result = np.empty(shape, dtype=np.float32)
+    for first in range(0, len(operator), _ROWS):
+        rows = operator[first : first + _ROWS]
+        used = np.flatnonzero(np.abs(rows).max(axis=0) > _NEGLIGIBLE)
+        low, high = int(used[0]), int(used[-1]) + 1
+        part = rows[:, low:high].astype(np.float32)
+        box = [slice(None)] * 3
+        box[axis] = slice(first, first + len(rows))
+        source = [slice(None)] * 3
+        source[axis] = slice(low, high)
+        values = array[tuple(source)]
+        if axis == 0:
+            flat = np.ascontiguousarray(values).reshape(high - low, -1)
+            result[tuple(box)] = (part @ flat).reshape(len(rows), *shape[1:])
+        else:
+            result[tuple(box)] = part @ values if axis == 1 else values @ part.T
+    return result
+
+
+@lru_cache(maxsize=16)
+def spline_operator(old: int, new: int) -> NDArray[np.float64]:
+    """Return the matrix (new, old) that resamples a line by its interpolating cubic B-spline, mirrored at the ends.
+
+    A line's coefficients solve a tridiagonal system (Unser, IEEE Signal Processing Magazine 1999, eq. 11); each new
+    voxel is four of them, weighted. Being one matrix product an axis, it runs at the speed of BLAS.
+    """
+    place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0, old - 1.0)
+    base = np.floor(place).astype(np.intp)
+    t = place - base
+    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+    from_coefficients, sampled = np.zeros((new, old)), np.zeros((old, old))
+    for k in range(4):
+        np.add.at(from_coefficients, (np.arange(new), _mirrored(base + k - 1, old)), weights[k])
+    for k, weight in enumerate((1 / 6, 4 / 6, 1 / 6)):
+        np.add.at(sampled, (np.arange(old), _mirrored(np.arange(old) + k - 1, old)), weight)
+    return np.asarray(np.linalg.solve(sampled.T, from_coefficients.T).T)
+
+
+def _mirrored(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Reflect indices about the first and last voxel centre."""
+    period = max(2 * (size - 1), 1)
+    folded = np.abs(index) % period
+    return np.asarray(np.minimum(folded, period - folded))
 
 
 def resample_labels(labels: NDArray[np.uint8], new_shape: Shape) -> NDArray[np.uint8]:

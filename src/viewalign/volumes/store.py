@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.errors import RefusedImageError, UserError
-from viewalign.volumes.columns import INDEX_COLUMNS, Row, TextColumn, write_index
+from viewalign.volumes.columns import INDEX_COLUMNS, OPTIONAL_COLUMNS, Row, TextColumn, write_index
 from viewalign.volumes.layout import (
     MASK_KINDS,
     STORE_FORMAT,
@@ -28,6 +28,7 @@ from viewalign.volumes.layout import (
     write_entry,
     write_json,
 )
+from viewalign.volumes.packing import unpack
 
 Corner = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -45,7 +46,9 @@ class Store:
         modalities: modality of each image.
         shapes: int32 (N, 3), voxels along (D, H, W).
         spacings: float32 (N, 3), mm along (D, H, W).
-        foreground_thresholds: float32 (N,), in the units of the stored voxels.
+        foreground_thresholds: float32 (N,), in the units of the voxels read.
+        channels: int32 (N,).
+        quality: float32 (N,), the catalogue's quality score, NaN where it has none.
         recipe: settings the store was made with.
         held_out: subjects that the dataset keeps for validation; None leaves it to the run.
     """
@@ -53,6 +56,8 @@ class Store:
     held_out: frozenset[str] | None = None
 
     def __init__(self, path: Path, header: Mapping[str, Any], columns: Mapping[str, list[Any]]) -> None:
+        count = len(columns["id"])
+        columns = {**{name: [value] * count for name, value in OPTIONAL_COLUMNS.items()}, **columns}
         self.path = path
         self.recipe: dict[str, Any] = dict(header.get("recipe") or {})
         self.recipe_hash: str = str(header.get("recipe_hash", ""))
@@ -64,6 +69,10 @@ class Store:
         self.spacings = np.array(columns["spacing"], dtype=np.float32).reshape(-1, 3)
         self.foreground_thresholds = np.array(columns["foreground_threshold"], dtype=np.float32)
         self._paths = TextColumn(columns["path"])
+        self.channels = np.array(columns["channels"], dtype=np.int32)
+        self.quality = np.array(columns["quality"], dtype=np.float32)
+        self._scales = _by_channel(columns["scale"], 1.0)
+        self._offsets = _by_channel(columns["offset"], 0.0)
         self._masks = {kind: np.array(columns[kind], dtype=bool) for kind in MASK_KINDS}
 
     @classmethod
@@ -126,7 +135,11 @@ class Store:
             ValueError: the box is empty or reaches outside the volume.
             RefusedImageError: the array is missing or damaged.
         """
-        return np.asarray(self._read(k, ".b2nd", start, stop), dtype=np.float32)
+        stored = self._read(k, ".b2nd", start, stop)
+        if stored.dtype.kind == "i":
+            count = len(stored)
+            return unpack(stored, self._scales[k, :count], self._offsets[k, :count])
+        return np.asarray(stored, dtype=np.float32)
 
     def read_mask(
         self, k: int, kind: str, start: Corner | None = None, stop: Corner | None = None
@@ -172,6 +185,14 @@ class Store:
             return np.asarray(array[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))])
         except (OSError, RuntimeError, ValueError) as error:
             raise RefusedImageError(f"{self.ids[k]}: the stored array {path} cannot be read: {error}") from None
+
+
+def _by_channel(values: Sequence[Sequence[float]], filling: float) -> NDArray[np.float32]:
+    """Return (N, C) for the most channels there are."""
+    most = max((len(each) for each in values), default=1)
+    if all(len(each) == most for each in values):
+        return np.array(values, dtype=np.float32).reshape(-1, most)
+    return np.array([[*each, *[filling] * (most - len(each))] for each in values], dtype=np.float32)
 
 
 def read_store_header(folder: Path) -> dict[str, Any] | None:
@@ -223,6 +244,7 @@ def store_from_arrays(
             "dataset": "arrays",
             "modality": "unknown",
             "shape": list(array.shape[1:]),
+            "channels": len(array),
             "spacing": list(spacing),
             "foreground_threshold": float(array[0].mean()),
         }

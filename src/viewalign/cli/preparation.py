@@ -1,0 +1,143 @@
+"""What commands about preparation have in common: a catalogue from a file or a folder, and settings from options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viewalign.errors import UserError
+
+if TYPE_CHECKING:
+    from viewalign.volumes.catalogue import Record
+    from viewalign.volumes.recipe import PrepareSettings
+    from viewalign.volumes.sources import Refusal
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The images of a catalogue or a folder, what was refused while it was made, and quality scores by image id."""
+
+    records: Sequence[Record]
+    refused: Sequence[Refusal]
+    quality: Mapping[str, float]
+
+
+def catalogue_of(path: Path) -> Catalogue:
+    """Read a catalogue, or index a folder.
+
+    Raises:
+        UserError: it holds no images.
+    """
+    from viewalign.cli.index import look, nothing_found
+    from viewalign.volumes.catalogue import read_catalogue
+    from viewalign.volumes.indexing import read_refused
+    from viewalign.volumes.quality import quality_scores
+
+    if path.is_dir():
+        found = look([str(path)])
+        if found.images == 0 and not found.refused:
+            raise UserError(nothing_found([str(path)], found))
+        collection, refused = found.collection, found.refused
+    else:
+        collection, refused = read_catalogue(path), read_refused(path)
+    records = list(collection.records(path.absolute().parent))
+    if not records and not refused:
+        raise UserError(f"The catalogue {path} holds no images.")
+    return Catalogue(records, refused, quality_scores(collection))
+
+
+def settings_of(spacing: str, chosen: Mapping[str, Any], records: Sequence[Record]) -> PrepareSettings:
+    """Make settings of options; `median` spacing is taken from the headers of `records`.
+
+    Raises:
+        UserError: an option that does not fit.
+    """
+    from pydantic import ValidationError
+
+    from viewalign.volumes.recipe import PrepareSettings
+
+    size = _spacing(spacing)
+    values: dict[str, Any] = {**chosen, "spacing": None if size == "median" else size}
+    try:
+        settings = PrepareSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], values)) from None
+    return settings.model_copy(update={"spacing": _median(records)}) if size == "median" else settings
+
+
+def choices_of(
+    interpolation: str,
+    normalise: str,
+    percentiles: str,
+    window: str | None,
+    dtype: str,
+    view: str | None,
+    fill_nonfinite: bool = False,
+) -> dict[str, Any]:
+    """Collect options into values of `PrepareSettings`, numbers read."""
+    return {
+        "normalise": normalise,
+        "interpolation": interpolation,
+        "percentiles": numbers_of("percentiles", percentiles, 2),
+        "window": numbers_of("window", window, 2),
+        "dtype": dtype,
+        "view": numbers_of("view", view, 3, whole=True),
+        "fill_nonfinite": fill_nonfinite,
+    }
+
+
+def numbers_of(option: str, text: str | None, count: int, whole: bool = False) -> tuple[float, ...] | None:
+    """Read `1,2,3` (or one number for all) as numbers; None stays None.
+
+    Raises:
+        UserError: other than one or `count` numbers.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple((int if whole else float)(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1 and count == 3:
+        numbers *= 3
+    if len(numbers) != count:
+        wanted = "one or three numbers, such as 1 or 3,1,1" if count == 3 else "two numbers LOW,HIGH"
+        raise UserError(f"--{option} {text}: give {wanted}.")
+    return numbers
+
+
+def _spacing(text: str) -> tuple[float, ...] | str | None:
+    word = text.strip().lower()
+    if word in {"none", "median"}:
+        return None if word == "none" else word
+    try:
+        return numbers_of("spacing", text, 3)
+    except UserError:
+        raise UserError(
+            f"--spacing {text}: give one or three voxel sizes in mm, such as 1 or 3,1,1, or `median` or `none`."
+        ) from None
+
+
+def _median(records: Sequence[Record]) -> tuple[float, float, float]:
+    from rich.console import Console
+
+    from viewalign.cli.progress import progress_bar
+    from viewalign.volumes.spacings import median_spacing
+
+    with progress_bar("Reading voxel sizes") as report:
+        found = median_spacing(records, lambda done: report(done, len(records)))
+    words = ",".join(f"{size:g}" for size in found)
+    Console(stderr=True).print(
+        f"The median voxel size is {words} mm (--spacing {words} says the same).", highlight=False
+    )
+    return found
+
+
+def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return f"--normalise {values['normalise']}: {message}."
+    name = str(problem["loc"][0])
+    return f"--{name}: {message[0].lower()}{message[1:]}, not {values[name]}."
