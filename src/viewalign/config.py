@@ -86,6 +86,19 @@ class ViewSettings(Settings):
         return self
 
 
+class SamplingSettings(Settings):
+    """Which volumes are drawn, and how often (`training/sampling.py`). The defaults draw every image alike.
+
+    `by` is what is drawn alike; `weights` multiplies, by dataset, subject or image id. `max_quality_score` leaves out
+    what scores higher, for lower is better; volumes without a score stay.
+    """
+
+    by: Literal["image", "subject", "dataset"] = "image"
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    modalities: tuple[str, ...] = ()
+    max_quality_score: float | None = None
+
+
 class MaskSettings(Settings):
     """What the student does not see. `block` is for CNNs; Primus drops whole tokens."""
 
@@ -239,6 +252,7 @@ class Recipe(Settings):
     steps: Count = 62_500
     batch: Count = 4
     views: ViewSettings = ViewSettings()
+    sampling: SamplingSettings = SamplingSettings()
     masking: MaskSettings = MaskSettings()
     heads: HeadSettings = HeadSettings()
     objectives: ObjectiveSettings = ObjectiveSettings()

@@ -129,3 +129,17 @@ def test_a_text_column_is_a_sequence() -> None:
     assert column[1:3] == ["", "häß"]
     with pytest.raises(IndexError):
         column[4]
+
+
+def test_only_the_blocks_of_a_box_are_unpacked(tmp_path: Path) -> None:
+    """One chunk of 64 blocks, of which a late one is damaged: a box that touches only others reads as ever."""
+    array = np.random.default_rng(0).integers(0, 4, (64, 64, 64)).astype(np.float32)
+    store = store_from_arrays(tmp_path, {"a": array})
+    path = next(tmp_path.rglob("*.b2nd"))
+    content = bytearray(path.read_bytes())
+    place = int(0.8 * len(content))
+    content[place : place + 2000] = bytes(2000)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(store.read(0, (0, 0, 0), (32, 32, 32))[0], array[:32, :32, :32])
+    with pytest.raises(RefusedImageError, match="cannot be read"):
+        store.read(0)

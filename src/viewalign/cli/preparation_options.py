@@ -67,7 +67,7 @@ View = Annotated[
     str | None,
     typer.Option(
         metavar="D,H,W",
-        help="Size of the views that will be cut, so that blocks fit; default suits 64 to 128.",
+        help="Size of the views that will be cut, so that blocks fit; default suits 64 to 96.",
         rich_help_panel=_VOXELS,
     ),
 ]

@@ -62,6 +62,11 @@ def split_of(names: Sequence[str], held_out: AbstractSet[str] | None, share: flo
     return Split(every[~outside], every[outside])
 
 
+def only(split: Split, admitted: NDArray[np.bool_]) -> Split:
+    """Keep of a split what is let in; who is held out does not depend on it."""
+    return Split(split.train[admitted[split.train]], split.validation[admitted[split.validation]])
+
+
 def count_small(source: VolumeSource, chosen: NDArray[np.int64], size: tuple[int, int, int]) -> int:
     """Count the volumes that are smaller than a view on some axis, so that views of them are padded."""
     return sum(any(n < s for n, s in zip(source.shape(int(k)), size, strict=True)) for k in chosen)

@@ -25,6 +25,7 @@ from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import launch, open_together, told_of_lost_processes
 from viewalign.training.loop import Feed, Samples, Trainer
+from viewalign.training.sampling import admitted, weights_of
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
 from viewalign.views.build import build_views
@@ -110,7 +111,10 @@ def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
     )
     subjects = data.number_subjects(store.subjects)
-    split = data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed)
+    inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)
+    split = data.only(data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed), inside)
+    if len(split.train) == 0:
+        raise UserError("The filters of `sampling` leave only held-out subjects; nothing is left to train on.")
     strangers = len(np.unique(subjects[split.train]))
     if recipe.objectives.contrastive_weight > 0 and strangers < 2:
         raise UserError(
@@ -211,7 +215,8 @@ def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric
         "rank": fabric.global_rank,
         "world": fabric.world_size,
     }
-    train = SampleReader(chosen=split.train, purpose="train", **read)
+    weights = weights_of(store, split.train, recipe.sampling.by, recipe.sampling.weights)
+    train = SampleReader(chosen=split.train, purpose="train", weights=weights, **read)
     held_out = SampleReader(chosen=split.validation, purpose="validation", **read) if len(split.validation) else None
 
     def build(samples: Samples, plain: bool) -> Any:

@@ -97,6 +97,7 @@ class SampleReader(Dataset[Sample]):
         purpose: keeps the draws of training and validation apart.
         min_foreground, redraws: views with less foreground are drawn again, at most so often; the best is kept.
         draw: draws a pair of views.
+        weights: how often each chosen volume is drawn, relative to the others; None draws all alike.
     """
 
     def __init__(
@@ -111,10 +112,15 @@ class SampleReader(Dataset[Sample]):
         min_foreground: float = 0.1,
         redraws: int = 8,
         draw: DrawPair = draw_pair,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
+        if weights is not None:
+            chosen, weights = chosen[weights > 0], weights[weights > 0]
         self._source, self._subjects, self._chosen = source, subjects, chosen
         self._drawing, self._batch, self._seed, self._purpose = drawing, batch, seed, purpose
         self._min_foreground, self._redraws, self._draw = min_foreground, redraws, draw
+        self._weights = weights
+        self._ends = None if weights is None else np.cumsum(weights)
 
     def __getitem__(self, index: int) -> Sample:
         """Read sample `index`; a volume that cannot be read is replaced by another and reported in the sample."""
@@ -126,7 +132,7 @@ class SampleReader(Dataset[Sample]):
             except RefusedImageError as problem:
                 refused.append((volume, str(problem)))
                 rng = generator_of(self._seed, index, attempt, self._purpose, "substitute")
-                volume = int(rng.choice(self._chosen))
+                volume = int(rng.choice(self._chosen) if self._ends is None else self._chosen[self._places(rng, 1)[0]])
         raise RefusedImageError(f"{_SUBSTITUTES} volumes in a row cannot be read; the last: {refused[-1][1]}")
 
     def volume_of(self, index: int) -> int:
@@ -149,10 +155,20 @@ class SampleReader(Dataset[Sample]):
         """Shuffle the volumes; of very many, take a few in random order, which costs the same for any store."""
         few = 64 * self._batch
         if len(self._chosen) <= few:
-            return rng.permutation(self._chosen)
-        drawn = rng.choice(len(self._chosen), size=few)
+            if self._weights is None:
+                return rng.permutation(self._chosen)
+            # Exponential clocks: the order in which they ring draws without replacement by weight.
+            return self._chosen[np.argsort(rng.exponential(size=len(self._chosen)) / self._weights)]
+        drawn = self._places(rng, few)
         _, first = np.unique(drawn, return_index=True)
         return self._chosen[drawn[np.sort(first)]]
+
+    def _places(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """Draw places among the chosen volumes, with replacement."""
+        if self._ends is None:
+            return np.asarray(rng.choice(len(self._chosen), size=count))
+        places = np.searchsorted(self._ends, rng.random(count) * self._ends[-1], side="right")
+        return np.asarray(np.minimum(places, len(self._chosen) - 1), dtype=np.int64)
 
     def _read(self, index: int, volume: int, attempt: int, refused: tuple[tuple[int, str], ...]) -> Sample:
         shape, spacing = self._source.shape(volume), self._source.spacing(volume)

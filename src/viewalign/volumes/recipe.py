@@ -35,7 +35,7 @@ class PrepareSettings(BaseModel):
             a frame.
         fill_nonfinite: write 0 in place of NaN and infinity instead of refusing the image.
         dtype: number type of the stored voxels; `int16` with a factor and an offset an image.
-        view: (D, H, W) of the views that will be cut; chunks and blocks are sized for them. None suits 64 to 128.
+        view: (D, H, W) of the views that will be cut; chunks and blocks are sized for them. None suits 64 to 96.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.training.run import pretrain
+from viewalign.training.sampling import admitted, weights_of
+from viewalign.views.array import ArraySource
+from viewalign.views.drawing import Drawing
+from viewalign.views.samples import SampleReader
+from viewalign.volumes.columns import Row, write_index
+from viewalign.volumes.layout import STORE_FORMAT, STORE_VERSION, write_json
+from viewalign.volumes.store import Store
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """Dataset a: one subject of six images, three of two; dataset b: two subjects of one."""
+    people = [("a", "p0")] * 6 + [("a", f"p{k}") for k in (1, 1, 2, 2, 3, 3)] + [("b", "q0"), ("b", "q1")]
+    rows = [
+        Row(
+            f"c__{d}__{s}__{k:02d}",
+            "x",
+            f"c__{d}__{s}",
+            d,
+            ("T1w", "FLAIR")[k % 2],
+            (9, 9, 9),
+            (1, 1, 1),
+            0,
+            False,
+            False,
+        )
+        for k, (d, s) in enumerate(people)
+    ]
+    write_json(tmp_path / "store.json", {"format": STORE_FORMAT, "version": STORE_VERSION, "recipe": None})
+    scored = [
+        Row(**{**{f: getattr(r, f) for f in r.__slots__}, "quality": (None, 1.0, 3.0)[k % 3]})
+        for k, r in enumerate(rows)
+    ]
+    write_index(tmp_path, scored)
+    return Store.open(tmp_path)
+
+
+def frequencies(store, weights, batch=1, draws=6000):
+    source = ArraySource(np.zeros((9, 9, 9)))
+    subjects = np.unique([store.subjects[k] for k in range(len(store))], return_inverse=True)[1]
+    reader = SampleReader(source, subjects, np.arange(len(store)), Drawing((8, 8, 8)), batch, 0, weights=weights)
+    return np.bincount([reader.volume_of(i) for i in range(draws)], minlength=len(store)) / draws
+
+
+def test_by_image_is_as_it_was(store):
+    assert weights_of(store, np.arange(14)) is None
+    np.testing.assert_allclose(frequencies(store, None), 1 / 14, atol=0.02)
+
+
+def test_by_subject_every_subject_is_drawn_alike(store):
+    share = frequencies(store, weights_of(store, np.arange(14), "subject"))
+    by_subject = [share[:6].sum(), share[6:8].sum(), share[8:10].sum(), share[10:12].sum(), share[12], share[13]]
+    np.testing.assert_allclose(by_subject, 1 / 6, atol=0.02)
+
+
+def test_by_dataset_with_factors(store):
+    share = frequencies(store, weights_of(store, np.arange(14), "dataset", {"b": 3.0}))
+    np.testing.assert_allclose([share[:12].sum(), share[12:].sum()], [0.25, 0.75], atol=0.02)
+
+
+def test_the_narrowest_name_counts_and_zero_leaves_out(store):
+    factors = {"a": 0.0, "c__a__p1": 2.0, "c__a__p1__06": 6.0}
+    share = frequencies(store, weights_of(store, np.arange(14), factors=factors))
+    np.testing.assert_allclose(share[[6, 7, 12, 13]], np.array([6, 2, 1, 1]) / 10, atol=0.02)
+    assert share[[k for k in range(12) if k not in (6, 7)]].sum() == 0
+
+
+def test_weights_hold_for_very_many_volumes():
+    count = 50_000
+    weights = np.where(np.arange(count) < 500, 99.0, 1.0)  # one per cent of the volumes, half of the draws
+    source = ArraySource(np.zeros((9, 9, 9)))
+    reader = SampleReader(source, np.arange(count), np.arange(count), Drawing((8, 8, 8)), 1, 0, weights=weights)
+    drawn = np.array([reader.volume_of(i) for i in range(2000)])
+    assert (drawn < 500).mean() == pytest.approx(0.5, abs=0.05)
+    assert [reader.volume_of(i) for i in range(20)] == drawn[:20].tolist()
+
+
+def test_a_substitute_is_drawn_by_weight_too(store):
+    class Broken(ArraySource):
+        def read(self, k, start, stop):
+            from viewalign.errors import RefusedImageError
+
+            if k == 0:
+                raise RefusedImageError("broken")
+            return super().read(k, start, stop)
+
+    weights = np.array([1.0, 0.0, 1.0, 0.0])
+    reader = SampleReader(
+        Broken(np.ones((9, 9, 9))), np.arange(4), np.arange(4), Drawing((8, 8, 8)), 1, 0, weights=weights
+    )
+    assert {reader[i].volume_id for i in range(12)} == {2}
+
+
+def test_filters(store):
+    assert admitted(store).all()
+    np.testing.assert_array_equal(admitted(store, ["flair"]), np.arange(14) % 2 == 1)
+    np.testing.assert_array_equal(admitted(store, max_quality_score=2.0), np.arange(14) % 3 != 2)
+    with pytest.raises(UserError, match="no volume is of modality 'PET'; there are flair, t1w"):
+        admitted(store, ["PET"])
+    only_bad = Store.open(store.path)
+    only_bad.quality = np.full(14, 3.0)
+    with pytest.raises(UserError, match="leave no volume"):
+        admitted(only_bad, max_quality_score=2.0)
+
+
+def test_wrong_names_are_answered(store):
+    with pytest.raises(UserError, match=r"no dataset, subject or image 'c__a__p11'.*did you mean 'c__a__p1'"):
+        weights_of(store, np.arange(14), factors={"c__a__p11": 1.0})
+    with pytest.raises(UserError, match="the weight 0"):
+        weights_of(store, np.arange(14), factors={"a": 0.0, "b": 0.0})
+
+
+def test_a_run_with_sampling(tiny_recipe):
+    outcome = pretrain(tiny_recipe("sampling.by=subject", "sampling.weights={arrays: 2.0}", steps=2))
+    assert outcome.finished
+    with pytest.raises(UserError, match="no volume is of modality 'T1w'"):
+        pretrain(tiny_recipe("sampling.modalities=[T1w]", out="other"))
