@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from viewalign.training.run import pretrain
     from viewalign.transfer.encoder import load_encoder
     from viewalign.transfer.export import export_run
+    from viewalign.transfer.weights import transfer_encoder
     from viewalign.views.alignment import align, roi_align_3d
     from viewalign.views.array import draw_views
 
@@ -24,9 +25,19 @@ _HOMES = {
     "load_encoder": "viewalign.transfer.encoder",
     "pretrain": "viewalign.training.run",
     "roi_align_3d": "viewalign.views.alignment",
+    "transfer_encoder": "viewalign.transfer.weights",
 }
 
-__all__ = ["__version__", "align", "draw_views", "export_run", "load_encoder", "pretrain", "roi_align_3d"]
+__all__ = [
+    "__version__",
+    "align",
+    "draw_views",
+    "export_run",
+    "load_encoder",
+    "pretrain",
+    "roi_align_3d",
+    "transfer_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -141,7 +141,7 @@ def test_too_little_is_refused_and_changes_nothing(mae_file, method_of):
     path, _ = mae_file("resenc-xs")
     root = torch.load(path, weights_only=True)
     weights = {n: v for n, v in root["network_weights"].items() if "stages.3" not in n}
-    weights["encoder.stem.convs.0.conv.weight"] = torch.zeros(16, 1, 5, 5, 5)
+    weights["encoder.stem.convs.0.conv.weight"] = torch.zeros(12, 1, 3, 3, 3)
     torch.save({**root, "network_weights": weights}, path)
     method = method_of()
     before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -149,10 +149,12 @@ def test_too_little_is_refused_and_changes_nothing(mae_file, method_of):
         load_initial(method, path, (16, 16, 16))
     text = str(caught.value)
     assert "of the encoder, and init.min_share=0.9 asks for 90.0%" in text
-    assert "encoder.stem.convs.0.conv.weight (its shape is [16, 1, 5, 5, 5], [16, 1, 3, 3, 3] is needed)" in text
+    assert "encoder.stem.convs.0.conv.weight (its shape is [12, 1, 3, 3, 3], [16, 1, 3, 3, 3] is needed)" in text
     assert "more. Take weights of the same network, or lower init.min_share." in text
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    assert load_initial(method, path, (16, 16, 16), minimum_share=0.1).encoder_share < 0.9
+    with pytest.raises(UserError, match="covers"):  # behind a random first convolution the rest is worth nothing
+        load_initial(method, path, (16, 16, 16), minimum_share=0.1)
+    assert load_initial(method, path, (16, 16, 16), minimum_share=0).encoder_share < 0.9
 
 
 @pytest.mark.parametrize(("given", "run"), [("resenc-xs", "primus-xs"), ("primus-xs", "resenc-xs")])

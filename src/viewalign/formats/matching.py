@@ -177,6 +177,58 @@ def adapt_channels(names: Collection[str]) -> Adapter:
     return adapt
 
 
+def adapt_kernels() -> Adapter:
+    """Return the rule for 3D convolutions (out, in, kd, kh, kw) whose kernels have other odd sides.
+
+    A larger kernel gets zeros around: it answers as before. A smaller one keeps its middle and adds each tap that falls
+    off to the nearest that stays: to an image that does not change along that axis it answers as before.
+    """
+
+    def adapt(_: str, shape: torch.Size, given: Tensor) -> tuple[Tensor, str] | None:
+        if len(shape) != 5 or given.ndim != 5 or shape[:2] != given.shape[:2]:
+            return None
+        return _refit_kernel(given, shape)
+
+    return adapt
+
+
+def adapt_kernels_and_channels(names: Collection[str]) -> Adapter:
+    """Return the rule for named convolutions that take other image channels through another kernel: both rules."""
+    channels = adapt_channels(names)
+
+    def adapt(name: str, shape: torch.Size, given: Tensor) -> tuple[Tensor, str] | None:
+        if len(shape) != 5 or given.ndim != 5:
+            return None
+        bent = channels(name, torch.Size([*shape[:2], *given.shape[2:]]), given)
+        kernel = None if bent is None else _refit_kernel(bent[0], shape)
+        return None if bent is None or kernel is None else (kernel[0], f"{bent[1]}; {kernel[1]}")
+
+    return adapt
+
+
+def _refit_kernel(weight: Tensor, shape: torch.Size) -> tuple[Tensor, str] | None:
+    """Bring the kernel (..., kd, kh, kw) to the sides of `shape`; None where sides are even or all are equal."""
+    before, after = _sides(weight.shape), _sides(shape)
+    if before == after or any(side % 2 == 0 for side in (*before, *after)):
+        return None
+    for axis, side in enumerate(after, start=2):
+        weight = _refit_axis(weight.float(), axis, side)
+    return weight, f"kernel {_times(before)} made {_times(after)}"
+
+
+def _refit_axis(weight: Tensor, axis: int, side: int) -> Tensor:
+    before = weight.shape[axis]
+    shift = (side - before) // 2
+    index = (torch.arange(before) + shift).clamp(0, side - 1)
+    size = list(weight.shape)
+    size[axis] = side
+    return weight.new_zeros(size).index_add_(axis, index, weight)
+
+
+def _sides(shape: torch.Size) -> Size:
+    return shape[-3], shape[-2], shape[-1]
+
+
 def _regroup(weight: Tensor, channels: int) -> Tensor:
     """Spread or gather the input channels of (out, in, ...), keeping their sum."""
     before = weight.shape[1]

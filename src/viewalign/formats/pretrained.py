@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.formats import files, token_order, weight_names
+from viewalign.formats import files, nnssl, token_order, weight_names
 from viewalign.formats.weight_names import Family
 
 Size = tuple[int, int, int]
@@ -37,6 +37,8 @@ class Source:
         grid: the token grid of a Primus, where known.
         trainer_name: what wrote them, where it says so.
         notes: sentences on what was assumed or repaired.
+        plan: nnssl's adaptation plan: architecture, voxel size and normalisation of the pretraining; empty where the
+            file does not tell.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -46,6 +48,7 @@ class Source:
     grid: Size | None = None
     trainer_name: str = ""
     notes: tuple[str, ...] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def family_words(family: Family) -> str:
@@ -66,13 +69,13 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
     file = _file_of(Path(path))
     if file.suffix == ".safetensors":
         state, facts = files.load_safetensors(file, _EXPORT_FACTS)
-        recipe = facts.get("recipe", {})
-        trainer = f"viewalign_{recipe.get('method', '')}" if facts else ""
-        return make_source(state, file.name, _triple(facts.get("size")), trainer, order)
+        plan = _plan_of_facts(facts)
+        trainer = str(plan.get("trainer_name", "viewalign_" if facts else ""))
+        return make_source(state, file.name, _triple(facts.get("size")), trainer, order, plan)
     root = files.load_checkpoint(file)
     plan = root.get("nnssl_adaptation_plan") or files.read_json(file.with_name("adaptation_plan.json"))
     trainer = str(root.get("trainer_name") or plan.get("trainer_name") or "")
-    return make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order)
+    return make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order, plan)
 
 
 def make_source(
@@ -81,6 +84,7 @@ def make_source(
     size: Size | None = None,
     trainer_name: str = "",
     order: token_order.Order | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> Source:
     """Bring tensors to the names and the token order of this package.
 
@@ -95,7 +99,7 @@ def make_source(
     odd = next((name for name, value in weights.items() if not torch.isfinite(value).all()), None)
     if odd is not None:
         raise UserError(f"{file} holds numbers that are not finite, in {odd}; take another checkpoint.")
-    source = Source(weights, family, file, size, trainer_name=trainer_name)
+    source = Source(weights, family, file, size, trainer_name=trainer_name, plan=plan or {})
     return source if family == "resenc" else _order_tokens(source, order)
 
 
@@ -113,7 +117,7 @@ def _order_tokens(source: Source, asked: token_order.Order | None) -> Source:
         )
         if grid[0] != grid[1]:
             notes.append("The first two sides of its token grid differ, for which the repair may not be exact.")
-    return Source(state, source.family, source.file, source.size, grid, source.trainer_name, tuple(notes))
+    return replace(source, state=state, grid=grid, notes=tuple(notes))
 
 
 def _token_grid(source: Source) -> tuple[Size | None, str]:
@@ -152,6 +156,18 @@ def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
         keys = ", ".join(map(str, list(root)[:6]))
         raise UserError(f"{file} has no 'network_weights' of tensors; it holds {keys or 'nothing'}.")
     return weights
+
+
+def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan that goes with exported facts; an empty one where facts are missing or of an odd kind."""
+    size, network = _triple(facts.get("size")), facts.get("network")
+    if size is None or not isinstance(network, Mapping):
+        return {}
+    method = str(facts.get("method", ""))
+    try:
+        return nnssl.plan_of(str(network["name"]), int(network["channels"]), size, method, facts["preparation"])
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _plan_size(plan: Mapping[str, Any]) -> Size | None:

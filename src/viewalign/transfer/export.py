@@ -113,17 +113,8 @@ def _arguments(network: str) -> dict[str, Any]:
 
 
 def _write_nnssl(folder: Path, recipe: Recipe, state: dict[str, Any], backbone: Backbone) -> None:
-    preparation = state["preparation"]
-    spacing = preparation.get("spacing")
-    plan = adaptation.adaptation_plan(
-        recipe.network.name,
-        recipe.network.channels,
-        recipe.views.size,
-        None if spacing is None else tuple(spacing),
-        preparation.get("normalise") == "foreground",
-        f"viewalign_{recipe.method}",
-        preparation.get("nnssl_plans"),
-    )
+    network = recipe.network
+    plan = adaptation.plan_of(network.name, network.channels, recipe.views.size, recipe.method, state["preparation"])
     everything = backbone.state_dict().items()
     state_dict = {name.removeprefix("net."): value for name, value in everything if name.startswith("net.")}
     root = adaptation.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)

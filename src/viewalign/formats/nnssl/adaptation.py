@@ -6,6 +6,7 @@ checkpoint is a plain dictionary that `torch.load(weights_only=True)` takes. Fie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -54,6 +55,28 @@ def adaptation_plan(
         "key_to_lpe": "eva.pos_embed" if is_primus else None,
         "trainer_name": trainer_name,
     }
+
+
+def plan_of(network: str, channels: int, size: Size, method: str, preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe an encoder of this package to nnU-Net.
+
+    Args:
+        network: a name of `networks.registry`.
+        channels: image channels of the pretraining.
+        size: (D, H, W) of the views in voxels.
+        method: the pretraining method's name.
+        preparation: how the images were prepared, as checkpoints and exports hold it: `spacing` and `normalise` of a
+            store, or `nnssl_plans` of data in nnssl's layout.
+    """
+    spacing = preparation.get("spacing")
+    triple = None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+    normalise = preparation.get("normalise")
+    plans = preparation.get("nnssl_plans")
+    plan = adaptation_plan(network, channels, size, triple, normalise == "foreground", f"viewalign_{method}", plans)
+    if normalise == "none":
+        for configuration in plan["pretrain_plan"]["configurations"].values():
+            configuration["normalization_schemes"] = ["NoNormalization"]
+    return plan
 
 
 def _architecture(network: str) -> dict[str, Any]:
