@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from viewalign.cli.teller import Teller
 
 
 def demo(
@@ -47,7 +46,7 @@ def demo(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from viewalign.demo.run import DemoSettings, run_demo
 
-    teller = _Teller()
+    teller = Teller()
     result = run_demo(DemoSettings(out, data, steps, spacing), teller)
     if result.report is None:
         typer.echo("Stopped and saved. The same command goes on from here.")
@@ -59,21 +58,3 @@ def demo(
     for line in result.figures:
         typer.echo(f"  {line}")
     typer.echo(f"Report: {result.report}")
-
-
-class _Teller:
-    """Lines with the time since the start, and progress bars."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Write a line that stays."""
-        seconds = round(time.monotonic() - self._began)
-        typer.echo(f"[{seconds // 60}:{seconds % 60:02d}] {text}")
-
-    def bar(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show a long piece of work."""
-        from viewalign.cli.progress import progress_bar
-
-        return progress_bar(what)

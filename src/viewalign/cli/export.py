@@ -14,6 +14,13 @@ def export(
     weights: Annotated[
         str, typer.Option(help="student: as published; teacher: the student's average over the last steps.")
     ] = "student",
+    nnunet: Annotated[
+        bool,
+        typer.Option("--nnunet", help="For nnU-Net's own commands, without viewalign; see below.", show_default=False),
+    ] = False,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --nnunet: the dataset to write a plan for.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a run's newest encoder in forms that load elsewhere.
 
@@ -22,7 +29,20 @@ def export(
     checkpoint_final.pth, adaptation_plan.json     for nnssl and nnU-Net
 
     Nothing of the data and no path of this machine goes in.
+
+    With --nnunet, a run of pretraining (or any encoder) and --dataset give a plan in nnU-Net's folders and a complete
+    checkpoint that stock nnUNetv2_train takes by -pretrained_weights. The folder of a fine-tuning gives a model that
+    stock nnUNetv2_predict takes where viewalign is not installed.
+
+      viewalign export run --nnunet --dataset 4
+
+      viewalign export liver --nnunet -o liver-model
     """
+    if nnunet:
+        from viewalign.cli.export_nnunet import export_nnunet
+
+        export_nnunet(run, dataset, out)
+        return
     from viewalign.errors import UserError
     from viewalign.transfer.export import export_run
 

@@ -12,10 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from viewalign import __version__
+from viewalign.cli.compare import compare
 from viewalign.cli.demo import demo
+from viewalign.cli.evaluate import evaluate
 from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
+from viewalign.cli.finetune import finetune
 from viewalign.cli.index import index
+from viewalign.cli.nnunet import nnunet
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
 from viewalign.cli.recipes import recipes
@@ -23,8 +27,10 @@ from viewalign.cli.report import report
 from viewalign.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-for command in (demo, fetch, index, prepare, pretrain, report, export, recipes):
+for command in (demo, fetch, index, prepare, pretrain, report, export, recipes, evaluate, compare):
     app.command()(command)
+app.add_typer(finetune, name="finetune")
+app.add_typer(nnunet, name="nnunet")
 
 
 def _version(wanted: bool) -> None:

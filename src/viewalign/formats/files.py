@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ from torch import Tensor
 from viewalign.errors import UserError
 
 
-def load_checkpoint(file: Path) -> dict[str, Any]:
+def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     """Load a `.pth` file onto the CPU.
+
+    Args:
+        file: what to load.
+        allowed: classes and functions besides torch's own that it may hold; they must do nothing but hold values.
 
     Raises:
         UserError: it is damaged, holds objects that need pickle, or is no dictionary.
     """
     try:
-        root = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            root = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         if "unsupported global" in str(problem).lower():
             raise UserError(

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of
+from viewalign.transfer.statistics import bootstrap_interval
 from viewalign.transfer.voxel_features import FeatureReader, IntensityFeatures, Voxels
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the regularisation that are tried; the best on left-out training cases is taken."""
-_FEWEST_FOR_INTERVAL = 5
-_RESAMPLINGS = 2000
 
 
 @dataclass(frozen=True)
@@ -284,14 +283,3 @@ def mean_dice(guess: NDArray[Any], truth: NDArray[Any], classes: Sequence[int]) 
 def balanced_accuracy(guess: NDArray[Any], truth: NDArray[Any]) -> float:
     """Return the mean, over the classes in `truth`, of the share that was recognised."""
     return float(np.mean([(guess[truth == label] == label).mean() for label in np.unique(truth)]))
-
-
-def bootstrap_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean over cases, or None below five cases."""
-    values = values[np.isfinite(values)]
-    if len(values) < _FEWEST_FOR_INTERVAL:
-        return None
-    rng = generator_of(seed, "bootstrap")
-    means = values[rng.integers(0, len(values), size=(_RESAMPLINGS, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""How good segmentations are: overlap and surfaces against references, with intervals, for any folder."""

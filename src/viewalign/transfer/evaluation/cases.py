@@ -1,0 +1,129 @@
+"""One case: a predicted label map against its reference, class by class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.errors import UserError
+from viewalign.transfer.evaluation.metrics import dice, surface_dice
+from viewalign.volumes.itk import sitk
+
+Empty = Literal["skip", "one"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How cases are judged.
+
+    Attributes:
+        classes: the label values of each class by name; several make a region.
+        tolerances: of the surface distance in mm, by class.
+        ignore: the value of reference voxels that count nowhere.
+        empty: what a class counts that is in neither map: "skip" leaves it out of means, "one" counts it as perfect. A
+            class that is in one of the two alone counts 0 either way.
+    """
+
+    classes: Mapping[str, tuple[int, ...]]
+    tolerances: Mapping[str, float]
+    ignore: int | None = None
+    empty: Empty = "skip"
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """What one class came to in one case; NaN where it is in neither map."""
+
+    dice: float
+    nsd: float
+    reference_voxels: int
+    prediction_voxels: int
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """What one case came to.
+
+    Attributes:
+        name: of the case.
+        classes: scores by class.
+        prediction_sha256, reference_sha256: of the files.
+        note: anything odd that did not keep it from being judged.
+    """
+
+    name: str
+    classes: dict[str, ClassScore]
+    prediction_sha256: str
+    reference_sha256: str
+    note: str = ""
+
+    def mean(self, metric: Literal["dice", "nsd"]) -> float:
+        """Return the mean over those classes that count; NaN where none does."""
+        values = [getattr(score, metric) for score in self.classes.values()]
+        counted = [value for value in values if np.isfinite(value)]
+        return float(np.mean(counted)) if counted else float("nan")
+
+
+def score_files(name: str, prediction: Path, reference: Path, rules: Rules) -> CaseScore:
+    """Judge one case.
+
+    Raises:
+        UserError: a file that cannot be read, or two that do not lie on one grid; the text is the reason alone.
+    """
+    guess, truth = _read(prediction), _read(reference)
+    if guess.GetSize() != truth.GetSize():
+        sizes = " and ".join("×".join(str(n) for n in image.GetSize()[::-1]) for image in (guess, truth))
+        raise UserError(f"prediction and reference have different sizes ({sizes})")
+    if not np.allclose(guess.GetSpacing(), truth.GetSpacing(), rtol=1e-3):
+        raise UserError("prediction and reference have different voxel sizes")
+    alike = np.allclose(guess.GetOrigin(), truth.GetOrigin(), atol=0.1) and np.allclose(
+        guess.GetDirection(), truth.GetDirection(), atol=0.02
+    )
+    scores = score_maps(_array(guess), _array(truth), truth.GetSpacing()[::-1], rules)
+    note = "" if alike else "prediction and reference have different origins or directions; voxels were compared"
+    return CaseScore(name, scores, _digest(prediction), _digest(reference), note)
+
+
+def score_maps(
+    prediction: NDArray[Any], reference: NDArray[Any], spacing: tuple[float, ...], rules: Rules
+) -> dict[str, ClassScore]:
+    """Judge label maps (D, H, W) of one voxel size (D, H, W) in mm.
+
+    Voxels that the reference ignores are background in both maps, for every class.
+    """
+    counted = np.ones(reference.shape, bool) if rules.ignore is None else reference != rules.ignore
+    scores = {}
+    for name, values in rules.classes.items():
+        guess = np.isin(prediction, values) & counted
+        truth = np.isin(reference, values) & counted
+        overlap = dice(guess, truth)
+        surface = surface_dice(guess, truth, spacing, rules.tolerances[name])
+        if rules.empty == "one" and not guess.any() and not truth.any():
+            overlap = surface = 1.0
+        scores[name] = ClassScore(overlap, surface, int(truth.sum()), int(guess.sum()))
+    return scores
+
+
+def _read(path: Path) -> sitk.Image:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as problem:
+        reason = str(problem).strip().splitlines()[-1]
+        raise UserError(f"{path.name} cannot be read ({reason})") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(f"{path.name} is no 3D label map")
+    return image
+
+
+def _array(image: sitk.Image) -> NDArray[Any]:
+    return np.asarray(np.rint(sitk.GetArrayViewFromImage(image))).astype(np.int64)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

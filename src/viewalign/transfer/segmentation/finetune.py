@@ -1,0 +1,377 @@
+"""A fine-tuning from beginning to end: check, plan, preprocess, train, validate, predict, evaluate."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from viewalign.errors import UserError
+from viewalign.formats import fitting, nnunet, pretrained
+from viewalign.transfer.evaluation import folders as judging
+from viewalign.transfer.evaluation.cases import Rules
+from viewalign.transfer.evaluation.results import Evaluation
+from viewalign.transfer.segmentation import dataset as datasets
+from viewalign.transfer.segmentation import environment, planning, running, splits
+from viewalign.transfer.segmentation import settings as asked
+from viewalign.transfer.segmentation.dataset import Dataset
+from viewalign.transfer.segmentation.environment import Folders
+from viewalign.transfer.segmentation.planning import Planned
+from viewalign.transfer.segmentation.running import Machine, Model
+from viewalign.transfer.segmentation.schedule import Schedule
+from viewalign.transfer.segmentation.settings import FinetuneSettings
+from viewalign.transfer.weights import read_source
+
+RESULTS, LOG, EVALUATIONS, PREDICTIONS = "results.json", "nnunet.log", "evaluation", "predictions"
+Bar = Callable[[int, int], None]
+
+
+class Teller(Protocol):
+    """How a fine-tuning tells a person what it does."""
+
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+
+    def bar(self, what: str) -> AbstractContextManager[Bar]:
+        """Show a long piece of work."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Predictions of one split or folder, and what they came to.
+
+    Attributes:
+        name: of the split, or "test images".
+        fold: nnU-Net's number of it; None where it is no fold.
+        predictions, references, images: folders.
+        evaluation: None where there are no references.
+        folder: where the evaluation is written.
+    """
+
+    name: str
+    fold: int | str | None
+    predictions: Path
+    references: Path | None
+    images: Path
+    evaluation: Evaluation | None
+    folder: Path | None
+
+
+@dataclass
+class Finetuning:
+    """A fine-tuning as it goes on; the steps below fill it in.
+
+    Attributes:
+        settings: what was asked for.
+        out: its folder.
+        machine: what is computed on.
+        folders: nnU-Net's.
+        dataset: the labelled data.
+        source: the encoder.
+        schedule: of the training.
+        judged: what came out.
+    """
+
+    settings: FinetuneSettings
+    out: Path
+    machine: Machine
+    folders: Folders
+    dataset: Dataset
+    source: pretrained.Source
+    schedule: Schedule
+    judged: list[Judged] = field(default_factory=list)
+
+
+def finetune(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
+    """Fine-tune an encoder for segmentation, or go on with a fine-tuning that was stopped.
+
+    Args:
+        settings: what to do.
+        out: the run's folder; nnU-Net's folders lie in it where the environment names none.
+        machine: what to compute on.
+        teller: takes what a person should see.
+
+    Returns:
+        Everything that came out; it also stands in `results.json`.
+
+    Raises:
+        UserError: anything a user can mend. All of it that can be known before training is told before training.
+    """
+    run = _open(settings, out, machine, teller)
+    divided = _splits(run)
+    # The plan is made, and the encoder tried on it, before anything is preprocessed or trained.
+    with running.quietly(out / LOG) as say:
+        say(f"Planning {run.dataset.name} with nnU-Net. Its own words go to {out / LOG}")
+        planned = _plan(run)
+        model = Model(run.dataset.name, planned.name, run.folders)
+        numbers = _number(run, planned, divided)
+        with teller.bar("Preprocessing") as bar:
+            bar(0, 1)
+            planning.preprocess(run.dataset, planned, machine.processes)
+        say(_summary(run, planned, model))
+        _write_commands(run, planned, numbers)
+    for split, number in numbers:
+        run.judged.append(_train_and_judge(run, model, split, number, teller))
+        write_results(run, planned)
+    _predict(run, model, [number for _, number in numbers], teller)
+    _cross_validate(run, model, numbers, teller)
+    write_results(run, planned)
+    return run
+
+
+def _open(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
+    """Read and check everything that was named."""
+    environment.check_installed()
+    folders = Folders.of(out / "nnunet")
+    dataset = datasets.find(settings.dataset, folders.raw)
+    source = read_source(settings.encoder, None if settings.token_order == "auto" else settings.token_order)
+    nnunet.architecture_of(source.plan, Path(settings.encoder).name)
+    schedule = asked.schedule_of(settings, source.family)
+    asked.keep(settings, out)
+    folders.make()
+    environment.enter(folders, machine.processes, machine.device)
+    with teller.bar("Checking labels") as bar:
+        datasets.check(dataset, bar)
+    datasets.link(dataset, folders.raw)
+    return Finetuning(settings, out, machine, folders, dataset, source, schedule)
+
+
+def _splits(run: Finetuning) -> list[splits.Split]:
+    """Return the splits asked for, except those that nnU-Net numbers itself."""
+    settings, names = run.settings, [case.name for case in run.dataset.cases]
+    held = datasets.names_matching(names, settings.validation) if settings.validation else None
+    if not settings.shots:
+        if held is None:
+            return []
+        rest = tuple(name for name in names if name not in set(held))
+        return [splits.Split(f"validated on {len(held)} given cases", rest, tuple(held))]
+    if held is None:
+        held = list(splits.cross_validation(names, settings.patient)[0].validation)
+    pool = [name for name in names if name not in set(held)]
+    return [
+        splits.few_shot(pool, held, shots, seed, settings.patient)
+        for shots in settings.shots
+        for seed in range(settings.seeds)
+    ]
+
+
+def _plan(run: Finetuning) -> Planned:
+    settings, name = run.settings, asked.plan_name(run.settings, run.schedule)
+    base = planning.base_plan(run.dataset, run.folders, run.machine.processes, settings.base_plans)
+    choices = asked.choices_of(settings, name)
+    _try_encoder(run, nnunet.make_plan(base, run.source.plan, choices, run.source.file, run.dataset.channels))
+    return planning.write_plan(
+        run.dataset,
+        run.folders,
+        base,
+        run.source,
+        choices,
+        run.schedule,
+        settings.minimum_share,
+        settings.from_scratch,
+    )
+
+
+def _try_encoder(run: Finetuning, plan: dict[str, Any]) -> None:
+    """Put the encoder into the plan's network once, so that what does not fit is told now."""
+    configuration = plan["configurations"][nnunet.CONFIGURATION]
+    d, h, w = configuration["patch_size"]
+    network = nnunet.build_network(configuration["architecture"], run.dataset.channels, 2, (d, h, w))
+    if not run.settings.from_scratch:
+        fitting.load_encoder_weights(network, run.source, (d, h, w), run.settings.minimum_share, "--min-share")
+
+
+def _number(
+    run: Finetuning, planned: Planned, divided: Sequence[splits.Split]
+) -> list[tuple[splits.Split | None, int | str]]:
+    """Give every split nnU-Net's number for it; the dataset's own folds are written first where there are none."""
+    settings, names = run.settings, [case.name for case in run.dataset.cases]
+    if settings.folds == "all" and not divided:
+        return [(None, "all")]
+    own = splits.read(planned.folder)
+    base = [] if own else _base_folds(names, settings.patient, needed=not divided)
+    numbers = splits.add(planned.folder, divided, base)
+    if divided:
+        return list(zip(divided, numbers, strict=True))
+    present = splits.read(planned.folder)
+    told = splits.read_names(planned.folder)
+    wanted = range(len(present)) if settings.folds == "cv" else [int(fold) for fold in settings.folds]
+    if settings.folds == "cv":
+        wanted = range(min(5, len(present)))
+    missing = [fold for fold in wanted if not 0 <= fold < len(present)]
+    if missing:
+        raise UserError(f"There is no fold {missing[0]}: {planned.folder / splits.FILE} has {len(present)}, from 0.")
+    return [
+        (splits.Split(told.get(str(k), f"fold {k}"), tuple(present[k]["train"]), tuple(present[k]["val"])), k)
+        for k in wanted
+    ]
+
+
+def _base_folds(names: Sequence[str], patient: str | None, needed: bool) -> list[splits.Split]:
+    """Return nnU-Net's own five folds; few cases are no fault where folds are not what was asked for."""
+    try:
+        return splits.cross_validation(names, patient)
+    except UserError:
+        if needed:
+            raise
+        return []
+
+
+def _summary(run: Finetuning, planned: Planned, model: Model) -> str:
+    configuration, schedule = planned.configuration, run.schedule
+    sizes = ["×".join(f"{n:g}" for n in configuration[key]) for key in ("patch_size", "spacing")]
+    start = "from scratch" if run.settings.from_scratch else f"from {run.settings.encoder}"
+    return (
+        f"Plan {planned.name}: patch {sizes[0]}, batch {configuration['batch_size']}, {sizes[1]} mm, "
+        f"{schedule.epochs} epochs of {schedule.iterations} steps {start}, on {run.machine.device}.\n"
+        f"nnU-Net's results: {model.folder}"
+    )
+
+
+def _write_commands(
+    run: Finetuning, planned: Planned, numbers: Sequence[tuple[splits.Split | None, int | str]]
+) -> None:
+    """Write nnU-Net's own commands for what is done here."""
+    lines = [environment.as_shell(environment.variables(run.folders))]
+    common = f"-p {planned.name} -tr {running.TRAINER}"
+    device = "" if run.machine.device == "cuda" else f" -device {run.machine.device}"
+    lines += [
+        f"nnUNetv2_train {run.dataset.id} {nnunet.CONFIGURATION} {number} {common}{device}" for _, number in numbers
+    ]
+    folds = " ".join(str(number) for _, number in numbers)
+    lines.append(
+        f"nnUNetv2_predict -d {run.dataset.id} -i IMAGES -o OUT -c {nnunet.CONFIGURATION} {common} -f {folds}{device}"
+    )
+    (run.out / "commands.sh").write_text("\n".join(lines) + "\n")
+
+
+def _train_and_judge(
+    run: Finetuning, model: Model, split: splits.Split | None, number: int | str, teller: Teller
+) -> Judged:
+    name = split.name if split else "all cases"
+    if model.is_validated(number):
+        teller.say(f"{name}: trained already.")
+    else:
+        _train(run, model, name, number, teller)
+    predictions = model.fold(number) / "validation"
+    references = run.folders.preprocessed / run.dataset.name / "gt_segmentations"
+    cases = list(split.validation) if split else [case.name for case in run.dataset.cases]
+    return _judge(run, name, number, predictions, references, run.dataset.root / "imagesTr", cases, teller)
+
+
+def _train(run: Finetuning, model: Model, name: str, number: int | str, teller: Teller) -> None:
+    from viewalign.transfer.segmentation.trainer import EpochFacts, ViewalignTrainer
+
+    if run.machine.gpus > 1:
+        teller.say(f"{name}: training on {run.machine.gpus} GPUs.")
+        running.train(model, number, run.machine)
+        return
+    with teller.bar(f"Training, {name}") as bar, running.quietly(run.out / LOG):
+
+        def listen(facts: EpochFacts) -> None:
+            bar(facts.done, facts.epochs)
+
+        ViewalignTrainer.listener = listen
+        try:
+            running.train(model, number, run.machine)
+        finally:
+            ViewalignTrainer.listener = None
+
+
+def _judge(
+    run: Finetuning,
+    name: str,
+    number: int | str | None,
+    predictions: Path,
+    references: Path,
+    images: Path,
+    cases: Sequence[str] | None,
+    teller: Teller,
+) -> Judged:
+    labels = run.dataset.labels
+    rules = Rules(labels, judging.tolerances_of(run.settings.tolerance, labels), run.dataset.ignore)
+    folder = run.out / EVALUATIONS / slug(name)
+    with teller.bar(f"Evaluating, {name}") as bar:
+        evaluation = judging.evaluate_folder(predictions, references, rules, cases, 1, bar)
+    evaluation.write(folder, {"split": name, "fold": number})
+    dice, nsd = evaluation.summary("dice"), evaluation.summary("nsd")
+    teller.say(f"{name}: Dice {dice.text()}, NSD {nsd.text()} over {dice.cases} cases.")
+    return Judged(name, number, predictions, references, images, evaluation, folder)
+
+
+def slug(name: str) -> str:
+    """Return a name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+
+
+def _predict(run: Finetuning, model: Model, numbers: Sequence[int | str], teller: Teller) -> None:
+    """Predict the images asked for with the mean of all folds, and judge them where labels lie beside them."""
+    if run.settings.predict is None:
+        return
+    images = run.dataset.root / "imagesTs" if run.settings.predict == "imagesTs" else Path(run.settings.predict)
+    if not images.is_dir():
+        raise UserError(f"There is no folder {images} to predict.")
+    out = run.out / PREDICTIONS
+    with teller.bar("Predicting") as bar, running.quietly(run.out / LOG):
+        bar(0, 1)
+        mirror = run.settings.mirror and run.settings.mirror_validation
+        running.predict(model.folder, images, out, numbers, run.machine, mirror)
+    teller.say(f"Predictions: {out}")
+    references = images.parent / "labelsTs"
+    if references.is_dir() and any(references.iterdir()):
+        run.judged.append(_judge(run, "test images", None, out, references, images, None, teller))
+
+
+def _cross_validate(
+    run: Finetuning, model: Model, numbers: Sequence[tuple[splits.Split | None, int | str]], teller: Teller
+) -> None:
+    """Judge a whole cross-validation as one, and postprocess where asked for and where it helps."""
+    if run.settings.folds != "cv" or run.settings.shots or run.settings.validation:
+        return
+    folds = [int(number) for _, number in numbers]
+    with running.quietly(run.out / LOG):
+        merged, functions, arguments = running.accumulate(model, folds, run.machine.processes)
+    references = run.folders.preprocessed / run.dataset.name / "gt_segmentations"
+    images = run.dataset.root / "imagesTr"
+    run.judged.append(_judge(run, "cross-validation", None, merged, references, images, None, teller))
+    if not run.settings.postprocess:
+        return
+    if not functions:
+        teller.say("Postprocessing would not help: keeping the largest component raises no class's Dice.")
+        return
+    raw, out = run.out / PREDICTIONS, run.out / f"{PREDICTIONS}_postprocessed"
+    if raw.is_dir():
+        with running.quietly(run.out / LOG):
+            running.postprocess(raw, out, functions, arguments, run.machine.processes)
+        teller.say(f"Postprocessed predictions: {out}")
+
+
+def write_results(run: Finetuning, planned: Planned) -> None:
+    """Write what came out so far, whole or not at all."""
+    rows = []
+    for one in run.judged:
+        row: dict[str, Any] = {"name": one.name, "fold": one.fold, "predictions": str(one.predictions)}
+        row |= {"images": str(one.images), "references": str(one.references)}
+        if one.evaluation is not None and one.folder is not None:
+            row["evaluation"] = str(one.folder.relative_to(run.out))
+            row |= {metric: one.evaluation.summary(metric).mean for metric in ("dice", "nsd")}
+        rows.append(row)
+    tree = {
+        "dataset": run.dataset.name,
+        "labels": {name: list(values) for name, values in run.dataset.labels.items()},
+        "plans": planned.name,
+        "trainer": running.TRAINER,
+        "model": str(Model(run.dataset.name, planned.name, run.folders).folder),
+        "encoder": None if run.settings.from_scratch else asked.encoder_name(run.settings.encoder),
+        "patch": planned.configuration["patch_size"],
+        "spacing": planned.configuration["spacing"],
+        "schedule": run.schedule.as_json(),
+        "results": rows,
+    }
+    partial = run.out / f".writing-{RESULTS}"
+    partial.write_text(json.dumps(tree, indent=1) + "\n")
+    partial.replace(run.out / RESULTS)
