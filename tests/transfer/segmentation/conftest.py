@@ -1,14 +1,20 @@
 """A synthetic dataset in nnU-Net's layout, encoders that were hardly trained, and nnU-Net's folders for one test."""
 
 import json
-import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from viewalign.formats import nnssl
+from viewalign.formats import nnssl, nnunet
 from viewalign.networks.registry import build_backbone
+from viewalign.transfer.segmentation import dataset as datasets
+from viewalign.transfer.segmentation import planning, splits
+from viewalign.transfer.segmentation.environment import Folders, variables
+from viewalign.transfer.segmentation.running import Model
+from viewalign.transfer.segmentation.schedule import published
+from viewalign.transfer.weights import read_source
 from viewalign.volumes.itk import sitk
 
 
@@ -56,16 +62,61 @@ def write_encoder(folder, network, size=(32, 32, 32), channels=1):
     return path, backbone
 
 
-@pytest.fixture(scope="module")
-def nnunet_home(tmp_path_factory):
-    """nnU-Net's three folders, in the environment for this module's tests alone."""
-    from viewalign.transfer.segmentation.environment import Folders, enter
+def set_environment(folders, patch):
+    for name, value in variables(folders).items():
+        patch.setenv(name, value)
+    patch.setenv("nnUNet_def_n_proc", "1")
+    patch.setenv("nnUNet_n_proc_DA", "1")
 
-    before = dict(os.environ)
+
+@pytest.fixture(scope="session")
+def nnunet_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("nnunet")
     folders = Folders(root / "raw", root / "preprocessed", root / "results")
     folders.make()
-    enter(folders, 1, "cpu")
-    yield folders
-    os.environ.clear()
-    os.environ.update(before)
+    return folders
+
+
+@pytest.fixture
+def nnunet_home(nnunet_folders, monkeypatch):
+    """nnU-Net's three folders, in the environment for one test alone."""
+    set_environment(nnunet_folders, monkeypatch)
+    return nnunet_folders
+
+
+@pytest.fixture(scope="session")
+def prepared(nnunet_folders):
+    """Two datasets, of one and of three channels: (dataset, nnU-Net's own plan, folder), with a split of five cases."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(nnunet_folders, patch)
+        for number, channels in ((901, 1), (903, 3)):
+            root = write_dataset(nnunet_folders.raw / f"Dataset{number}_Balls", channels)
+            one = datasets.find(str(number), nnunet_folders.raw)
+            base = planning.base_plan(one, nnunet_folders, 1)
+            names = [case.name for case in one.cases]
+            split = splits.Split("tiny", tuple(names[:4]), tuple(names[4:5]))
+            splits.add(nnunet_folders.preprocessed / one.name, [split], [])
+            found[channels] = (one, base, root)
+    return found
+
+
+@pytest.fixture
+def plan_for(prepared, nnunet_home):
+    """Write a plan for one of the datasets, preprocess it, and return it with its model."""
+
+    def write_one(path, name, schedule, channels=1, scratch=False, **choices):
+        one, base, _ = prepared[channels]
+        planned = planning.write_plan(
+            one, nnunet_home, base, read_source(path), nnunet.Choices(name, **choices), schedule, 0.9, scratch
+        )
+        planning.preprocess(one, planned, 1)
+        return planned, Model(one.name, name, nnunet_home)
+
+    return write_one
+
+
+def tiny(family, **changes):
+    """A schedule of one epoch of two steps."""
+    steps = {"epochs": 1, "warmup": 0, "iterations": 2, "validation_iterations": 1, "save_every": 1}
+    return replace(published(family, 1), **(steps | {"mirror_validation": False} | changes))

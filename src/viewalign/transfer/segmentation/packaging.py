@@ -29,7 +29,7 @@ _SEED = 0
 
 def _harmless() -> list[Any]:
     """Return what nnU-Net's checkpoints hold besides tensors: NumPy's scalars, which only hold values."""
-    from numpy._core.multiarray import scalar  # type: ignore[attr-defined]
+    from numpy._core.multiarray import scalar
 
     return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
 
@@ -52,9 +52,9 @@ class Start:
 def export_start(encoder: str, asked: str, out: Path, plans: str | None = None, patch: Any = None) -> Start:
     """Write a plan and a complete, dataset-specific checkpoint for unmodified nnU-Net.
 
-    The checkpoint holds the whole network of the plan: the pretrained encoder, and a decoder as it would begin. The plan
-    also carries `pretrain_info`, by which nnU-Net's coming native commands read the same encoder, and works with our
-    trainer.
+    The checkpoint holds the whole network of the plan: the pretrained encoder, and a decoder as it would begin. The
+    plan also carries `pretrain_info`, by which nnU-Net's coming native commands read the same encoder, and it works
+    with our trainer too.
 
     Args:
         encoder: see `transfer.weights.read_source`.

@@ -1,0 +1,124 @@
+"""What nnU-Net takes without viewalign: a start for its own training, a model for its own prediction."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from viewalign.errors import UserError
+from viewalign.formats import nnssl, nnunet
+from viewalign.transfer.segmentation import packaging, running
+from viewalign.transfer.segmentation.running import Machine
+from viewalign.volumes.itk import sitk
+
+from .conftest import tiny, write_encoder
+
+pytest.importorskip("nnunetv2")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+MACHINE = Machine("cpu", 1, 1)
+
+
+def stock_network(name, plan, description):
+    """Build the network as an unmodified trainer of nnU-Net does for training."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = PlansManager(plan)
+    configuration = plans.get_configuration(nnunet.CONFIGURATION)
+    outputs = plans.get_label_manager(description).num_segmentation_heads
+    trainer = recursive_find_trainer_class_by_name(name)
+    return trainer.build_network_architecture(plans, configuration, 1, outputs, True)
+
+
+def primus_s(folder):
+    """Write a checkpoint of nnssl of a preset that we do not pretrain ourselves."""
+    architecture = nnunet.architecture_of({"architecture_plans": {"arch_class_name": "PrimusS"}}, "x")
+    network = nnunet.build_network(architecture, 1, 1, (32, 32, 32))
+    plan = nnssl.adaptation_plan("primus-m", 1, (32, 32, 32), (1.0, 1.0, 1.0), False, "viewalign_mae")
+    plan["architecture_plans"]["arch_class_name"] = "PrimusS"
+    plan["recommended_downstream_patchsize"] = [32, 32, 32]
+    path = folder / "primus-s.pth"
+    torch.save(nnssl.checkpoint(network.state_dict(), plan, 1), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["resenc", "primus"])
+def test_stock_nnunet_loads_the_complete_checkpoint(kind, prepared, nnunet_home, tmp_path):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
+    start = packaging.export_start(str(path), "901", tmp_path / "out", f"viewalign_start_{kind}", (32, 32, 40))
+    plan = json.loads(start.plan.read_text())
+    trainer = start.commands[1].split("-tr ")[1].split()[0]
+    assert trainer == {"resenc": "nnUNetTrainer_warmup", "primus": "nnUNet_Primus_S_Trainer"}[kind]
+    network = stock_network(trainer, plan, prepared[1][0].description)
+    load_pretrained_weights(network, str(start.checkpoint))
+    given = torch.load(path, weights_only=True)["network_weights"]
+    prefix = "encoder." if kind == "resenc" else "eva.blocks."
+    taken = {n: v for n, v in network.state_dict().items() if n.startswith(prefix)}
+    assert len(taken) > 40
+    for name, value in taken.items():
+        assert torch.equal(value, given[name]), name
+    info = plan["pretrain_info"]
+    native = torch.load(info["checkpoint_path"], weights_only=True)
+    for key in (info["key_to_encoder"], info["key_to_stem"]):
+        part = {n.removeprefix(key + "."): v for n, v in native["network_weights"].items() if n.startswith(key + ".")}
+        target = nnunet.build_network(plan["configurations"]["3d_fullres"]["architecture"], 1, 1, (32, 32, 32))
+        target.get_submodule(key).load_state_dict(part, strict=True)
+    assert {"architecture_plans", "pretrain_plan", "key_to_lpe"} <= set(native["nnssl_adaptation_plan"])
+
+
+def without_viewalign(command):
+    """Run a function of nnU-Net in a process in which viewalign cannot be imported and no trainer is added."""
+    code = (
+        "import sys\n"
+        "if __name__ == '__main__':\n"
+        "    sys.modules['viewalign'] = None\n"
+        f"    sys.argv = {command!r}\n"
+        f"    from {command[0].rpartition('.')[0]} import {command[0].rpartition('.')[2]} as main\n"
+        "    main()\n"
+    )
+    script = Path(os.environ["nnUNet_results"]) / "stock.py"  # noqa: SIM112  nnU-Net's spelling
+    script.write_text(code)
+    clean = {key: value for key, value in os.environ.items() if key not in {"nnUNet_extTrainer", "PYTHONPATH"}}
+    done = subprocess.run([sys.executable, str(script)], env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_a_fine_tuned_model_predicts_without_viewalign(plan_for, prepared, nnunet_home, tmp_path):
+    path, _ = write_encoder(tmp_path, "resenc-xs")
+    _, model = plan_for(path, "viewalign_model", tiny("resenc"))
+    running.train(model, 0, MACHINE)
+    images = prepared[1][2] / "imagesTs"
+    running.predict(model.folder, images, tmp_path / "ours", [0], MACHINE, mirror=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    results = {"model": str(model.folder), "dataset": "Dataset901_Balls", "results": [{"fold": 0}]}
+    (run / "results.json").write_text(json.dumps(results))
+    (folder,) = packaging.export_model(run, tmp_path / "model")
+    assert folder.name == "nnUNetTrainer__viewalign_model__3d_fullres"
+    root = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert set(root) == {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert str(nnunet_home.raw.parent).encode() not in file.read_bytes(), file.name
+    predict = "nnunetv2.inference.predict_from_raw_data.predict_entry_point_modelfolder"
+    flags = ["-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"]
+    without_viewalign([predict, "-i", str(images), "-o", str(tmp_path / "stock"), "-m", str(folder), *flags])
+    made = [sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / who / "test_00.nii.gz"))) for who in ("ours", "stock")]
+    assert (made[0] == made[1]).all()
+
+
+def test_what_stock_nnunet_cannot_do_is_said(prepared, nnunet_home, tmp_path, monkeypatch):
+    path, _ = write_encoder(tmp_path, "primus-xs")
+    with pytest.raises(UserError, match=r"Primus S, B, M and L with tokens of 8³ alone"):
+        packaging.export_start(str(path), "901", tmp_path / "out")
+    with pytest.raises(UserError, match="holds no results yet"):
+        packaging.export_model(tmp_path, tmp_path / "out")
+    monkeypatch.delenv("nnUNet_preprocessed")
+    with pytest.raises(UserError, match="nnUNet_preprocessed is not set"):
+        packaging.export_start(str(path), "901", tmp_path / "out")
