@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.formats import files, nnssl, token_order, weight_names
+from viewalign.formats import files, token_order, weight_names
+from viewalign.formats.nnssl import adaptation
 from viewalign.formats.weight_names import Family
 
 Size = tuple[int, int, int]
@@ -165,7 +166,7 @@ def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     method = str(facts.get("method", ""))
     try:
-        return nnssl.plan_of(str(network["name"]), int(network["channels"]), size, method, facts["preparation"])
+        return adaptation.plan_of(str(network["name"]), int(network["channels"]), size, method, facts["preparation"])
     except (KeyError, TypeError, ValueError):
         return {}
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.formats import fitting, hub, nnssl, pretrained, weight_names
+from viewalign.formats import fitting, hub, pretrained, weight_names
+from viewalign.formats.nnssl import adaptation
 from viewalign.formats.resolving import resolve_checkpoint
 from viewalign.formats.token_order import Order
 from viewalign.methods.base import Method
@@ -100,7 +101,7 @@ def read_source(path: str | Path, order: Order | None = None) -> pretrained.Sour
     settings = state["recipe"]
     branch = weight_names.own_branch(state["method"])
     trainer, size, network = f"viewalign_{settings['method']}", tuple(settings["views"]["size"]), settings["network"]
-    plan = nnssl.plan_of(network["name"], network["channels"], size, settings["method"], state["preparation"])
+    plan = adaptation.plan_of(network["name"], network["channels"], size, settings["method"], state["preparation"])
     return pretrained.make_source(branch, file.name, size, trainer, order, plan)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from viewalign.formats import nnssl, nnunet
+from viewalign.formats import nnunet
+from viewalign.formats.nnssl import adaptation
 from viewalign.networks.registry import build_backbone
 from viewalign.transfer.segmentation import dataset as datasets
 from viewalign.transfer.segmentation import planning, splits
@@ -56,9 +57,9 @@ def write_encoder(folder, network, size=(32, 32, 32), channels=1):
     torch.manual_seed(1)
     backbone = build_backbone(network, size, channels)
     state = {name.removeprefix("net."): value for name, value in backbone.state_dict().items() if "net." in name}
-    plan = nnssl.adaptation_plan(network, channels, size, (1.0, 1.0, 1.0), False, "viewalign_cva")
+    plan = adaptation.adaptation_plan(network, channels, size, (1.0, 1.0, 1.0), False, "viewalign_cva")
     path = folder / f"{network}.pth"
-    torch.save(nnssl.checkpoint(state, plan, 1), path)
+    torch.save(adaptation.checkpoint(state, plan, 1), path)
     return path, backbone
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from viewalign.errors import UserError
-from viewalign.formats import nnssl, nnunet
+from viewalign.formats import nnunet
+from viewalign.formats.nnssl import adaptation
 from viewalign.transfer.segmentation import packaging, running
 from viewalign.transfer.segmentation.running import Machine
 from viewalign.volumes.itk import sitk
@@ -38,11 +39,11 @@ def primus_s(folder):
     """Write a checkpoint of nnssl of a preset that we do not pretrain ourselves."""
     architecture = nnunet.architecture_of({"architecture_plans": {"arch_class_name": "PrimusS"}}, "x")
     network = nnunet.build_network(architecture, 1, 1, (32, 32, 32))
-    plan = nnssl.adaptation_plan("primus-m", 1, (32, 32, 32), (1.0, 1.0, 1.0), False, "viewalign_mae")
+    plan = adaptation.adaptation_plan("primus-m", 1, (32, 32, 32), (1.0, 1.0, 1.0), False, "viewalign_mae")
     plan["architecture_plans"]["arch_class_name"] = "PrimusS"
     plan["recommended_downstream_patchsize"] = [32, 32, 32]
     path = folder / "primus-s.pth"
-    torch.save(nnssl.checkpoint(network.state_dict(), plan, 1), path)
+    torch.save(adaptation.checkpoint(network.state_dict(), plan, 1), path)
     return path
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from viewalign.errors import UserError
-from viewalign.formats import nnssl, nnunet, pretrained
+from viewalign.formats import nnunet, pretrained
+from viewalign.formats.nnssl import adaptation
 from viewalign.formats.weight_names import ENCODER
 
 FOLDER = "viewalign_encoders"
@@ -37,7 +38,7 @@ def store(folder: Path, source: pretrained.Source, name: str, minimum_share: flo
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".writing-{file.name}")
-        torch.save(nnssl.checkpoint(listed_weights(source), _raster_plan(source), 0), partial)
+        torch.save(adaptation.checkpoint(listed_weights(source), _raster_plan(source), 0), partial)
         partial.replace(file)
     return {"file": f"{FOLDER}/{file.name}", "digest": digest, "minimum_share": minimum_share}
 
