@@ -7,7 +7,7 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.formats import nnunet
-from viewalign.formats.nnssl import adaptation
+from viewalign.formats.nnssl.adaptation import adaptation_plan, plan_of
 from viewalign.networks import resenc
 
 BASE = {
@@ -38,7 +38,7 @@ BASE = {
 
 
 def adaptation(network="resenc-xs", size=(32, 32, 32), spacing=(1.0, 1.0, 1.0), foreground=False):
-    return adaptation.adaptation_plan(network, 1, size, spacing, foreground, "viewalign_mae")
+    return adaptation_plan(network, 1, size, spacing, foreground, "viewalign_mae")
 
 
 def make(pretraining=None, base=BASE, channels=1, **choices):
@@ -77,7 +77,7 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
     assert configuration["use_mask_for_norm"] == [True] * 3
     _, configuration = make(norm="dataset")
     assert configuration["normalization_schemes"] == ["CTNormalization"]
-    none = adaptation.plan_of("resenc-xs", 1, (32, 32, 32), "mae", {"spacing": [1, 1, 1], "normalise": "none"})
+    none = plan_of("resenc-xs", 1, (32, 32, 32), "mae", {"spacing": [1, 1, 1], "normalise": "none"})
     assert make(none)[1]["normalization_schemes"] == ["NoNormalization"]
 
 
