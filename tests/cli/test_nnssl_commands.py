@@ -306,6 +306,35 @@ def test_openmind_becomes_a_raw_dataset(home, capsys):
     assert (code, "No volumes were found" in err) == (1, True)
 
 
+def test_openmind_s_table_brings_masks_ages_and_scores(home, capsys):
+    root = home / "raw" / "downloaded"
+    mask = np.zeros((26, 30, 28), dtype=np.uint8)
+    mask[:, :10] = 1
+    rows = ["image_path,modality,age,anon_mask_path,anat_mask_path,image_quality_score"]
+    for k, masked in enumerate((True, False)):
+        stem = f"ds00000{k}/sub-0{k}/anat/sub-0{k}_T1w"
+        write(root / "OpenMind" / f"{stem}.nii.gz", head(k))
+        if masked:
+            write(root / "OpenMind" / f"{stem}_anon.nii.gz", mask)
+        rows.append(f"{stem}.nii.gz,T1w,4{k},{f'{stem}_anon.nii.gz' if masked else ''},,2.5")
+    rows.append("ds000009/sub-09/anat/sub-09_T1w.nii.gz,T1w,30,,,1.0")
+    (root / "openneuro_metadata.csv").write_text("\n".join(rows) + "\n")
+    code, out, err = call(capsys, "nnssl_convert_openmind", f"--openmind_root_dir {root}")
+    assert code == 0, err
+    assert "2 images of 2 subjects" in out
+    assert "1 of 3 images of openneuro_metadata.csv are not here" in out
+    datasets = json_of(home / "raw" / NAME / "pretrain_data.json")["datasets"]
+    assert datasets["ds000000"]["dataset_info"]["image_quality_score"][0]["image_quality_score"] == 2.5
+    subject = datasets["ds000000"]["subjects"]["sub-00"]
+    assert subject["subject_info"] == {"age": 40}
+    masks = subject["sessions"]["ses-DEFAULT"]["images"][0]["associated_masks"]
+    path = "$nnssl_raw/downloaded/OpenMind/ds000000/sub-00/anat/sub-00_T1w_anon.nii.gz"
+    assert masks == {"anonymization_mask": path, "anatomy_mask": None}
+    assert call(capsys, "nnssl_plan_and_preprocess", "-d 745 -np 0")[0] == 0
+    assert len(list(folder_of(home).rglob("*__anon.b2nd"))) == 1
+    assert not list(folder_of(home).rglob("*__anat.b2nd"))
+
+
 def commands_of_the_page():
     page = (Path(__file__).parents[2] / "docs" / "nnssl.md").read_text()
     blocks = re.findall(r"```console\n(.*?)```", page, re.S)

@@ -34,6 +34,8 @@ def _convert(options: argparse.Namespace) -> int:
     root = variable_folder("nnssl_raw", make=True)
     with progress_bar("Reading headers") as bar:
         found = index_sources([options.openmind_root_dir], collection_name=_NAME, on_file=bar)
+    for note in found.notes:
+        say(note)
     tell_refused(found.refused)
     if found.images == 0:
         raise UserError(nothing_found([options.openmind_root_dir], found))
