@@ -35,8 +35,8 @@ features.maps    # feature maps, finest first
 features.pooled  # one vector an image
 ```
 
-`checkpoint_final.pth` and `adaptation_plan.json` are for nnU-Net and nnssl. Images must be prepared as above: axes in
-LPS order with the array as (z, y, x). nnU-Net does not reorient images; see to it that yours lie alike.
+`checkpoint_final.pth` and `adaptation_plan.json` are for nnU-Net and nnssl. Images must be prepared as above: {axes}.
+nnU-Net does not reorient images; see to it that yours lie alike.
 
 ## Limits
 
@@ -67,4 +67,14 @@ def render(facts: dict[str, Any], folder: str) -> str:
         subjects=facts["data"].get("subjects", "unknown"),
         weights=facts["weights"],
         folder=folder,
+        axes=_axes(facts["preparation"].get("nnssl_plans")),
     )
+
+
+def _axes(plans: dict[str, Any] | None) -> str:
+    """Say how axes lie: in our stores alike, in nnssl's layout as the files have them."""
+    if plans is None:
+        return "axes in LPS order with the array as (z, y, x)"
+    forward = plans["transpose_forward"]
+    turned = "" if forward == [0, 1, 2] else f", transposed to {forward}"
+    return f"axes as the files have them, the array as (z, y, x){turned}, for these were in nnssl's layout"
