@@ -258,6 +258,14 @@ def in_two_members(path: Path) -> None:
     path.write_bytes(gzip.compress(content[:4000]) + gzip.compress(content[4000:]))
 
 
+def with_metadata(path: Path) -> None:
+    """Write what NIfTI and DICOM leave in a MetaImage: keys with brackets and bars, long values."""
+    image = sitk.GetImageFromArray(array())
+    for key, value in (("dim[0]", "3"), ("0008|0008", "A\\B"), ("note", "x" * 9000), ("pixdim[1]", "1.0")):
+        image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(path))
+
+
 def with_its_voxels_beside(path: Path) -> None:
     (path.parent / "beside.raw").write_bytes(array().tobytes())
     nrrd(path, "data file: beside.raw", data=b"")
@@ -268,6 +276,7 @@ GOOD: dict[str, tuple[Callable[[Path], object], np.ndarray]] = {
     **{f"good{suffix}": (lambda p: save(p, array()), array()) for suffix in (".mhd", ".nhdr")},
     **{f"type_{code.strip('<>')}_{code[0] == '>'}.nii.gz": (of_type(code), whole()) for code in
        ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">i2", ">i4", ">f4", ">f8")},
+    "metadata.mha": (with_metadata, array()),
     "packed.mha": (lambda p: save(p, array(), True), array()),
     "detached.nrrd": (with_its_voxels_beside, array()),
     "packed.nrrd": (lambda p: save(p, array(), True), array()),
@@ -320,7 +329,7 @@ SERIES: dict[str, tuple[Callable[[Path], object], bool, str]] = {
     "plain": (lambda f: write_series(f, volume()), True, ""),
     "enhanced": (lambda f: write_enhanced(f / "e.dcm", volume()), True, ""),
     "copy": (with_copy, True, ""),
-    "scout": (with_scout, True, "in a plane or size of their own"),
+    "scout": (with_scout, True, "1 slice of 13 in planes or sizes of their own: no volume"),
     "uneven_a_little": (lambda f: write_series(f, volume(), [*range(11), 11.05]), True, ""),
     "missing": (without_one, False, "1 slice missing (1 between"),
     "uneven": (lambda f: write_series(f, volume(), [*range(11), 11.4]), False, "unequally spaced: 1 to 1.4 mm"),

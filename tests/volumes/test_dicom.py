@@ -95,13 +95,20 @@ def test_echoes_of_one_series_are_parted(tmp_path: Path, voxels: np.ndarray) -> 
 
 def test_localizers_in_a_series_are_refused_and_the_rest_is_used(tmp_path: Path, voxels: np.ndarray) -> None:
     write_series(tmp_path, voxels)
-    write_slice(tmp_path / "scout.dcm", voxels[0], (0, 0, 0), (0, 1, 0, 0, 0, -1), ImageType=["ORIGINAL", "LOCALIZER"])
-    write_slice(tmp_path / "other.dcm", voxels[0], (0, 0, 0), (1, 0, 0, 0, 0, -1))
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    write_slice(tmp_path / "scout1.dcm", voxels[0], (0, 0, 0), (0, 1, 0, 0, 0, -1), **scout)
+    write_slice(tmp_path / "scout2.dcm", voxels[0], (0, 0, 0), (1, 0, 0, 0, 0, -1), **scout)
     scan = scan_folder(tmp_path)
     assert [stack.shape for stack in scan.stacks] == [(6, 10, 12)]
-    reasons = {rejected.path.name: rejected.reason for rejected in scan.rejected}
-    assert "localizer" in reasons["scout.dcm"]
-    assert "one slice (1 slice in a plane or size of their own among the 8" in reasons["other.dcm"]
+    (rejected,) = scan.rejected
+    assert rejected.reason == "2 slices of 8 in planes or sizes of their own: localizers"
+    with pytest.raises(RefusedImageError, match="localizers"):
+        read_volume(tmp_path / "scout2.dcm")
+
+
+def test_a_localizer_of_several_slices_is_no_volume(tmp_path: Path, voxels: np.ndarray) -> None:
+    write_series(tmp_path, voxels, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    assert "localizer" in only_reason(tmp_path)
 
 
 def test_missing_slices_are_named(tmp_path: Path, voxels: np.ndarray) -> None:

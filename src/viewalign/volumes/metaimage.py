@@ -11,9 +11,9 @@ from pathlib import Path
 
 from viewalign.errors import RefusedImageError
 
-_LINE = re.compile(rb"[A-Za-z][A-Za-z0-9_ ]*=[^\x00-\x08\x0e-\x1f\x7f]*")
-_LONGEST_LINE = 1024
-_MOST_LINES = 200
+_LINE = re.compile(rb"[^\x00-\x1f\x7f=]+=[^\x00-\x08\x0e-\x1f\x7f]*")  # ITK writes keys such as `dim[0]`
+_LONGEST_LINE = 32768
+_MOST_LINES = 5000
 _LONGEST_NAME = 255
 _MOST_AXES = 10
 _PER_AXIS = ("DimSize", "ElementSpacing", "Offset", "Position", "Origin", "ElementSize")

@@ -78,24 +78,40 @@ def sort_into_stacks(frames: Iterable[Frame]) -> list[Stack | Rejected]:
     results: list[Stack | Rejected] = []
     for series in _grouped(frames, lambda frame: frame.series.uid):
         planes = _by_plane(series)
+        lone = [frame for plane in planes if len(plane) == 1 for frame in plane]
         for plane in planes:
-            aside = f"in a plane or size of their own among the {len(series)} slices of the series"
-            results.extend(_stacks_of_plane(plane, aside if len(planes) > 1 else ""))
+            if len(plane) > 1:
+                results.extend(_stacks_of_plane(plane))
+        if lone:
+            results.append(Rejected(tuple(lone), _why_lone(lone, len(series))))
     return results
 
 
-def _stacks_of_plane(frames: Sequence[Frame], aside: str) -> list[Stack | Rejected]:
+def _why_lone(lone: Sequence[Frame], series: int) -> str:
+    """Say why slices that share plane and size with no other are no volume; a series may have many, for a localizer."""
+    kind = "localizers" if all(map(_is_localizer, lone)) else "no volume but one slice each"
+    if len(lone) == 1:
+        kind = "a localizer" if _is_localizer(lone[0]) else "no volume but one slice"
+    if series == 1:
+        return f"it is {kind}"
+    return f"{_slices(len(lone))} of {series} in planes or sizes of their own: {kind}"
+
+
+def _is_localizer(frame: Frame) -> bool:
+    return any("LOCALIZER" in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
+
+
+def _stacks_of_plane(frames: Sequence[Frame]) -> list[Stack | Rejected]:
     kept, copies = _without_copies(frames)
     volumes = _part(kept)
-    results: list[Stack | Rejected] = []
     if len({frame.path for frame in kept}) < sum(len({frame.path for frame in volume}) for volume in volumes.values()):
         return [Rejected(tuple(kept), f"one file holds {len(volumes)} volumes; convert it first (dcm2niix)")]
+    results: list[Stack | Rejected] = []
     for label, volume in volumes.items():
         try:
             results.append(_stack(volume, label, copies))
         except RefusedImageError as refusal:
-            several = f" ({_slices(len(volume))} {aside})" if aside else ""
-            results.append(Rejected(tuple(volume), f"{refusal}{several}"))
+            results.append(Rejected(tuple(volume), str(refusal)))
     return results
 
 
@@ -158,7 +174,7 @@ def _part(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
 
 def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
     first = frames[0]
-    if any("LOCALIZER" in value for key, value in first.traits if key in ("ImageType", "FrameType")):
+    if _is_localizer(first):
         raise RefusedImageError("it is a localizer, no volume")
     if len(frames) < 2:
         raise RefusedImageError("it is no volume but one slice")
