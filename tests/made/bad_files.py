@@ -123,6 +123,18 @@ def short_but_plausible(path: Path) -> None:
     path.write_bytes(gzip.compress(head + rng.integers(0, 256, 2_000_000, dtype=np.uint8).tobytes(), 1))
 
 
+def bomb(path: Path) -> None:
+    """Write a gigabyte of zeros that is a megabyte on disk, with the header of an image of that size."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((1000, 1000, 1000))
+    header.set_data_dtype(np.uint8)
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        file.write(header.binaryblock[:MAGIC] + b"n+1\0" + bytes(4))
+        for _ in range(1000):
+            file.write(bytes(1_000_000))
+    assert path.stat().st_size < 1_100_000
+
+
 def nrrd(path: Path, *lines: str, data: bytes | None = None, detached: str = "") -> None:
     fields = {"type": "float", "dimension": "3", "sizes": "16 14 12", "encoding": "raw", "endian": "little"}
     fields.update(dict(line.split(": ", 1) for line in lines))
@@ -161,6 +173,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped.mha": (lambda p: flipped(p, compress=True), "damaged"),
     "flipped.nrrd": (lambda p: flipped(p, compress=True), "damaged"),
     "short_stream.nii.gz": (short_but_plausible, "the file is truncated"),
+    "bomb.nii.gz": (bomb, "all voxels are zero"),
     "nan.nii.gz": (lambda p: with_voxel(p, np.nan), "1 of 2,688 voxels are NaN"),
     "infinite.nii.gz": (lambda p: with_voxel(p, np.inf), "1 of 2,688 voxels are infinite"),
     "nan.nrrd": (lambda p: with_voxel(p, np.nan), "1 of 2,688 voxels are NaN"),
