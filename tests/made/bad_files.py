@@ -135,6 +135,13 @@ def bomb(path: Path) -> None:
     assert path.stat().st_size < 1_100_000
 
 
+def nrrd_bomb(path: Path) -> None:
+    """Write a gigabyte of zeros in a megabyte of NRRD."""
+    packer = zlib.compressobj(9, wbits=31)
+    data = b"".join(packer.compress(bytes(1_000_000)) for _ in range(1000)) + packer.flush()
+    nrrd(path, "type: uint8", "sizes: 1000 1000 1000", "encoding: gzip", data=data)
+
+
 def nrrd(path: Path, *lines: str, data: bytes | None = None, detached: str = "") -> None:
     fields = {"type": "float", "dimension": "3", "sizes": "16 14 12", "encoding": "raw", "endian": "little"}
     fields.update(dict(line.split(": ", 1) for line in lines))
@@ -174,6 +181,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped.nrrd": (lambda p: flipped(p, compress=True), "damaged"),
     "short_stream.nii.gz": (short_but_plausible, "the file is truncated"),
     "bomb.nii.gz": (bomb, "all voxels are zero"),
+    "bomb.nrrd": (nrrd_bomb, "all voxels are zero"),
     "nan.nii.gz": (lambda p: with_voxel(p, np.nan), "1 of 2,688 voxels are NaN"),
     "infinite.nii.gz": (lambda p: with_voxel(p, np.inf), "1 of 2,688 voxels are infinite"),
     "nan.nrrd": (lambda p: with_voxel(p, np.nan), "1 of 2,688 voxels are NaN"),

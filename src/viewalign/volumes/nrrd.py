@@ -18,19 +18,24 @@ def check_stream(path: Path) -> None:
     """Unpack the gzip stream of a `.nrrd` or `.nhdr` file once, for its checksum; other encodings are left alone.
 
     Raises:
-        RefusedImageError: the stream is damaged or ends too early.
+        RefusedImageError: the stream is damaged or ends too early, or holds nothing but one value, which would
+            otherwise be found only after memory was taken for all of it.
     """
     where = _stream_of(path)
     if where is None:
         return
     data, offset = where
     unpacker = zlib.decompressobj(wbits=31)
+    values: set[int] = set()  # of all bytes, as long as there is but one
     try:
         with data.open("rb") as file:
             file.seek(offset)
             while not unpacker.eof and (piece := file.read(_PIECE)):
                 while piece and not unpacker.eof:
-                    unpacker.decompress(piece, _PIECE * 16)
+                    unpacked = unpacker.decompress(piece, _PIECE * 16)
+                    if len(values) < 2:
+                        values.update(unpacked[:1], unpacked[-1:])
+                        values.update(unpacked.strip(unpacked[:1])[:1])  # whatever is not like the first
                     piece = unpacker.unconsumed_tail
     except zlib.error as error:
         raise RefusedImageError(f"the file is damaged: its compressed voxels cannot be unpacked ({error})") from None
@@ -38,6 +43,10 @@ def check_stream(path: Path) -> None:
         raise RefusedImageError(f"its voxels cannot be read: {error.strerror}") from None
     if not unpacker.eof:
         raise RefusedImageError("the file is truncated: the compressed stream ends too early")
+    if len(values) == 1:
+        raise RefusedImageError(
+            "all voxels are zero" if values == {0} else "the image is constant: all bytes are alike"
+        )
 
 
 def _stream_of(path: Path) -> tuple[Path, int] | None:
