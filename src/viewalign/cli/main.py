@@ -14,6 +14,8 @@ from rich.markup import escape
 from viewalign import __version__
 from viewalign.cli.compare import compare
 from viewalign.cli.demo import demo
+from viewalign.cli.doctor import doctor
+from viewalign.cli.estimate import estimate
 from viewalign.cli.evaluate import evaluate
 from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
@@ -27,7 +29,7 @@ from viewalign.cli.report import report
 from viewalign.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-for command in (demo, fetch, index, prepare, pretrain, report, export, recipes, evaluate, compare):
+for command in (demo, doctor, fetch, index, estimate, prepare, pretrain, report, export, recipes, evaluate, compare):
     app.command()(command)
 app.add_typer(finetune, name="finetune")
 app.add_typer(nnunet, name="nnunet")

@@ -16,10 +16,10 @@ def choose(device: torch.device) -> Precision:
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
     if device.type != "cpu":
         return "fp32"
-    return "bf16" if _convolution_seconds(True) < 0.8 * _convolution_seconds(False) else "fp32"
+    return "bf16" if convolution_seconds(True) < 0.8 * convolution_seconds(False) else "fp32"
 
 
-def _convolution_seconds(bf16: bool) -> float:
+def convolution_seconds(bf16: bool) -> float:
     """Time forward and backward of a 3D convolution; the best of three."""
     layer = torch.nn.Conv3d(32, 32, 3, padding=1)
     image = torch.zeros(2, 32, 24, 24, 24)

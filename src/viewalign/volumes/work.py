@@ -118,11 +118,12 @@ def _identity(job: Job) -> dict[str, Any]:
         "modality": record.modality,
         "quality": job.quality,
         "recipe_hash": job.settings.fingerprint(),
-        "source_bytes": _source_size(record),
+        "source_bytes": record_bytes(record),
     }
 
 
-def _source_size(record: Record) -> int:
+def record_bytes(record: Record) -> int:
+    """Return the size on disk of an image and its masks."""
     paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
     return sum(source_bytes(path) for path in paths if path is not None)
 

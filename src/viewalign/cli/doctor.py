@@ -1,0 +1,46 @@
+"""`viewalign doctor`: what about this machine would spoil a run, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_COLOURS = {"good": "green", "watch": "yellow", "bad": "red"}
+
+
+def doctor(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="Where stores and runs shall lie; else here.", show_default=False),
+    ] = None,
+) -> None:
+    """Look for what spoils runs: bad versions, hidden GPUs, little shared memory, slow disks, too many threads.
+
+    Each finding that is not good comes with a remedy. It takes a few seconds.
+
+    [b]Examples[/b]
+
+    viewalign doctor
+
+    viewalign doctor /data/store /scratch/runs
+
+    Exit code: 0 nothing to mend, 3 something to watch, 1 something that must be mended.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from viewalign.training.diagnosis import diagnose
+    from viewalign.training.machine import look
+
+    findings = diagnose(look(tuple(folders or [Path.cwd()])))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for finding in findings:
+        colour = _COLOURS[finding.level]
+        table.add_row(f"[{colour}]{finding.level}[/{colour}]", finding.what, finding.found)
+        if finding.remedy:
+            table.add_row("", "", f"[b]→[/b] {finding.remedy}")
+    Console().print(table)
+    levels = {finding.level for finding in findings}
+    raise typer.Exit(1 if "bad" in levels else 3 if "watch" in levels else 0)

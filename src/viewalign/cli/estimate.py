@@ -1,0 +1,210 @@
+"""`viewalign estimate`: disk, memory and hours, before anything is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from viewalign.cli.preparation import Catalogue, catalogue_of, choices_of, settings_of
+from viewalign.cli.preparation_options import (
+    CataloguePath,
+    InterpolationName,
+    Normalise,
+    NumberTypeName,
+    Percentiles,
+    Spacing,
+    View,
+    Window,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from viewalign.config import Recipe
+    from viewalign.training.cost import StepCost
+    from viewalign.training.rates import Card
+    from viewalign.volumes.recipe import PrepareSettings
+
+_EFFICIENCY = 0.75  # of bare convolutions; 155 of 200 GFLOP/s in the released code's steps
+_TRIED_SECONDS = 8.0  # a step that takes less is tried instead of computed
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the estimate: what, how much in words, and where it comes from."""
+
+    what: str
+    value: str
+    source: str
+
+
+def estimate(
+    catalogue: CataloguePath,
+    recipe: Annotated[str, typer.Argument(help="The pretraining recipe (see `viewalign recipes`).")] = "cva-resenc-l",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe, as for pretrain.")
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also for this GPU, such as a100 or rtx4090; repeatable.")
+    ] = None,
+    spacing: Spacing = "1,1,1",
+    interpolation: InterpolationName = "linear",
+    normalise: Normalise = "zscore",
+    percentiles: Percentiles = "0.5,99.5",
+    window: Window = None,
+    dtype: NumberTypeName = "float32",
+    view: View = None,
+    workers: Workers = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.json", help="Write it as JSON too.")] = None,
+) -> None:
+    """Say what preparation and pretraining will cost, before anything is written.
+
+    Headers tell the sizes; a few images are prepared in memory, and arithmetic
+    is timed for some seconds: less than a minute in all.
+
+    [b]Examples[/b]
+
+    viewalign estimate catalogue.json
+
+    viewalign estimate catalogue.json cva-primus-m batch=8 --gpu a100 --gpu h100
+
+    viewalign estimate ~/scans cva-resenc-xs --spacing 1.5 --dtype int16
+    """
+    from viewalign.recipes.loading import load
+    from viewalign.training.rates import card
+
+    chosen = load(recipe, overrides or [])
+    cards = [card(name) for name in gpu or ["rtx4090", "a100", "h100"]]
+    found = catalogue_of(catalogue)
+    settings = settings_of(
+        spacing, choices_of(interpolation, normalise, percentiles, window, dtype, view), found.records
+    )
+    lines, facts = _preparation(found, settings, workers, chosen.views.size)
+    more, training = _pretraining(chosen, cards)
+    _print(lines, more, settings.describe(), recipe)
+    if out is not None:
+        out.write_text(json.dumps({"preparation": facts, "pretraining": training}, indent=1) + "\n")
+        typer.echo(f"Written to {out}.")
+
+
+def _preparation(
+    found: Catalogue, settings: PrepareSettings, workers: int | None, view: tuple[int, int, int]
+) -> tuple[list[Line], dict[str, Any]]:
+    from viewalign.cli.progress import duration, progress_bar
+    from viewalign.volumes import estimating
+    from viewalign.volumes.limits import memory_bytes, worker_bytes
+    from viewalign.volumes.pool import default_workers
+
+    with progress_bar("Reading headers") as report:
+        survey = estimating.survey(found.records, settings, report)
+    trial = estimating.try_some(survey.sizes, settings)
+    count = workers or default_workers()
+    facts: dict[str, Any] = {
+        "images": survey.images,
+        "headers_read": survey.looked_at,
+        "prepared_in_memory": trial.images,
+        "disk_bytes": round(estimating.disk_bytes(survey, trial)),
+        "source_bytes": round(survey.factor * sum(size.bytes for size in survey.sizes)),
+        "worker_memory_bytes": worker_bytes(survey.largest),
+        "workers": count,
+        "seconds": estimating.core_seconds(survey, trial) / count,
+        "refused": round(estimating.refused_in_all(survey, trial, found.refused)),
+        "reasons": [reason for reason, _ in survey.refused.most_common(5)] + sorted(set(trial.refused))[:3],
+        "smaller_than_view": round(survey.smaller_than(view)),
+    }
+    headers = "all headers" if survey.factor == 1 else f"{survey.looked_at:,} headers at random"
+    tried = f"{trial.images} images prepared in memory" if trial.images else "no image could be prepared"
+    memory = f"{_bytes(facts['worker_memory_bytes'])} a worker, {_bytes(memory_bytes())} here"
+    sides = "×".join(map(str, view))
+    reasons = [Line("", reason, "") for reason in facts["reasons"]]
+    return [
+        Line("Images", f"{survey.images:,}, {_bytes(facts['source_bytes'])}", headers),
+        Line("Store", _bytes(facts["disk_bytes"]), tried),
+        Line("Preparation", f"{duration(facts['seconds'])} with {count} workers", tried),
+        Line("Memory, at most", memory, "600 MB + 6 × the largest image as float32"),
+        Line("Refused, about", f"{facts['refused']:,}", f"{headers}, {tried}"),
+        *reasons,
+        Line(f"Smaller than {sides}", f"{facts['smaller_than_view']:,} or more; padded", f"{headers}, before cropping"),
+    ], facts
+
+
+def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[str, Any]]:
+    import torch
+
+    from viewalign.training.cost import step_cost
+    from viewalign.training.precision import choose
+    from viewalign.training.rates import ANCHOR
+
+    cost = step_cost(recipe)
+    precision = choose(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's CPU"
+    step, source = _step_here(recipe, cost, precision)
+    facts: dict[str, Any] = {
+        "steps": recipe.steps,
+        "flops_per_step": cost.flops,
+        "state_bytes": cost.state_bytes,
+        "here": {"name": where, "precision": precision, "seconds": recipe.steps * step, "source": source},
+        "gpus": {},
+    }
+    lines = [
+        Line("Step", f"{cost.flops / 1e12:.2f} TFLOP, {recipe.steps:,} of them", "counted on the recipe's networks"),
+        Line(f"On {where}", _time(facts["here"]["seconds"], cost.memory(precision)), source),
+    ]
+    needed = cost.memory("bf16")
+    if needed is None:
+        lines.append(Line("On a GPU", "no rate is published for a network this small", ""))
+        return lines, facts
+    for one in cards:
+        seconds, tight = recipe.steps * cost.flops / one.flops, needed > one.memory * 1e9
+        words = _time(seconds, needed) + ("; too much, see runtime.accumulate and runtime.recompute" if tight else "")
+        lines.append(Line(f"On one {one.name}", words, ANCHOR))
+        facts["gpus"][one.name] = {"seconds": seconds, "memory_bytes": needed, "fits": not tight, "source": ANCHOR}
+    return lines, facts
+
+
+def _step_here(recipe: Recipe, cost: StepCost, precision: Literal["fp32", "bf16"]) -> tuple[float, str]:
+    """Return the seconds of a step on this machine and how they are known."""
+    from viewalign.training.rates import measured_flops, measured_step
+
+    bare = measured_flops(precision)
+    computed = cost.flops / (_EFFICIENCY * bare)
+    if computed < _TRIED_SECONDS:
+        return measured_step(recipe, precision), f"steps of this recipe timed, {precision}"
+    words = f"{bare / 1e12:.2f} TFLOP/s {precision} of bare convolutions timed, of which {_EFFICIENCY:.0%} are expected"
+    return computed, words
+
+
+def _time(seconds: float, memory: float | None) -> str:
+    from viewalign.cli.progress import duration
+
+    days = f" ({seconds / 86400:.1f} days)" if seconds > 2 * 86400 else ""
+    return f"{duration(seconds)}{days}" + ("" if memory is None else f", about {_bytes(memory)} of memory")
+
+
+def _print(preparation: list[Line], pretraining: list[Line], settings: str, recipe: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    notes: list[str] = []
+    for title, lines in ((f"Preparation: {settings}", preparation), (f"Pretraining: {recipe}", pretraining)):
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for line in lines:
+            if line.source and line.source not in notes:
+                notes.append(line.source)
+            mark = f"[{notes.index(line.source) + 1}]" if line.source else ""
+            table.add_row(line.what, line.value, mark.replace("[", r"\["))
+        console.print(table)
+        console.print()
+    for number, note in enumerate(notes):
+        console.print(f"[{number + 1}] {note}.", highlight=False, markup=False)
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

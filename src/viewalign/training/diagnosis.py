@@ -1,0 +1,186 @@
+"""What to make of a machine: findings, each with a remedy where one is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from viewalign.training.machine import Facts, Place
+
+Level = Literal["good", "watch", "bad"]
+_GIGABYTE = 1e9
+_SHARED = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
+_LEAST_SHM, _LEAST_FILES, _LEAST_DISK = 2e9, 4096, 20e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about the machine: what, how it stands, and what to do where it does not stand well."""
+
+    level: Level
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """Return all findings, in a fixed order."""
+    return [finding for judge in _JUDGES for finding in judge(facts)]
+
+
+def _torch(facts: Facts) -> Iterator[Finding]:
+    version = _numbers(facts.torch)
+    if version[:2] == (2, 9):
+        yield Finding(
+            "bad",
+            "torch",
+            f"{facts.torch}: its 3D convolutions under autocast are up to four times slower, take three times the "
+            "memory and can be wrong in bf16 (pytorch #166122, #163539, #166643)",
+            "pip install 'torch>=2.10'",
+        )
+    elif version < (2, 6):
+        yield Finding("bad", "torch", f"{facts.torch} is too old", "pip install 'torch>=2.10'")
+    else:
+        yield Finding("good", "torch", facts.torch)
+
+
+def _cudnn(facts: Facts) -> Iterator[Finding]:
+    if facts.cudnn is None or not facts.gpus:
+        return
+    if 91000 <= facts.cudnn < 91500:
+        yield Finding(
+            "watch",
+            "cuDNN",
+            f"{facts.cudnn}: 9.10 to 9.14 have slow and faulty 3D convolutions in 16 bits",
+            "pip install 'nvidia-cudnn-cu12>=9.15', or a newer torch",
+        )
+    else:
+        yield Finding("good", "cuDNN", str(facts.cudnn))
+
+
+def _gpu(facts: Facts) -> Iterator[Finding]:
+    if facts.gpus:
+        for number, gpu in enumerate(facts.gpus):
+            words = f"{gpu.name}, {gpu.memory / _GIGABYTE:.0f} GB"
+            if gpu.capability[0] < 8:
+                yield Finding("watch", f"GPU {number}", f"{words}, has no bf16", "Training runs in fp32, slower.")
+            else:
+                yield Finding("good", f"GPU {number}", words)
+    elif facts.gpu_devices:
+        why, remedy = _why_unseen(facts)
+        yield Finding("bad", "GPU", f"there is one, but torch does not see it: {why}", remedy)
+    else:
+        yield Finding(
+            "watch",
+            "GPU",
+            "none: the xs networks train on a CPU, the large ones do not",
+            "See `viewalign estimate`.",
+        )
+
+
+def _why_unseen(facts: Facts) -> tuple[str, str]:
+    """Return why torch does not see a GPU that is there, and the remedy."""
+    if facts.visible is not None and facts.visible.strip() in {"", "-1"}:
+        return "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES"
+    if facts.cuda is None:
+        return "torch is a CPU build", "Install torch for CUDA: https://pytorch.org/get-started/locally"
+    return "no driver", f"Update the NVIDIA driver; torch was built for CUDA {facts.cuda}. `nvidia-smi` must list it."
+
+
+def _bf16(facts: Facts) -> Iterator[Finding]:
+    units = ", ".join(facts.cpu_flags) or "no bf16 unit"
+    gain = f"CPU bf16 is {facts.bf16_gain:.1f} times as fast as fp32 ({units}; measured)"
+    yield Finding("good", "bf16", gain + (": it is used" if facts.bf16_gain > 1.25 else ": fp32 is used"))
+
+
+def _threads(facts: Facts) -> Iterator[Finding]:
+    granted = min(facts.cores, facts.quota) if facts.quota else facts.cores
+    if facts.threads > granted:
+        yield Finding(
+            "watch",
+            "Threads",
+            f"torch takes {facts.threads} threads, but {granted:g} cores are granted: they wait for each other",
+            f"runtime.threads={max(int(granted), 1)}, or OMP_NUM_THREADS={max(int(granted), 1)}",
+        )
+    else:
+        yield Finding("good", "Threads", f"{facts.threads} of {granted:g} cores")
+    if facts.load > 1.5 * granted:
+        yield Finding(
+            "watch",
+            "Load",
+            f"{facts.load:.1f} processes want {granted:g} cores",
+            "Other work is running; times will be longer.",
+        )
+
+
+def _memory(facts: Facts) -> Iterator[Finding]:
+    words = f"{facts.memory / _GIGABYTE:.0f} GB"
+    if facts.memory < 8e9:
+        yield Finding("watch", "Memory", f"{words} is little", "prepare with --workers 2, train with runtime.workers=1")
+    else:
+        yield Finding("good", "Memory", words)
+
+
+def _shm(facts: Facts) -> Iterator[Finding]:
+    if facts.shm is None:
+        return
+    words = f"{facts.shm / _GIGABYTE:.1f} GB free"
+    if facts.shm < _LEAST_SHM:
+        yield Finding(
+            "bad" if facts.shm < 100e6 else "watch",
+            "/dev/shm",
+            f"{words}: workers hand their samples over in it and die with a bus error when it is full",
+            "docker run --shm-size=16g (or --ipc=host); without a container: mount -o remount,size=16G /dev/shm; else "
+            "runtime.workers=0",
+        )
+    else:
+        yield Finding("good", "/dev/shm", words)
+
+
+def _open_files(facts: Facts) -> Iterator[Finding]:
+    if facts.open_files is None:
+        return
+    if 0 <= facts.open_files < _LEAST_FILES:
+        yield Finding(
+            "watch",
+            "Open files",
+            f"a process may open {facts.open_files}; many workers need more",
+            "ulimit -n 65536 (for good: /etc/security/limits.conf)",
+        )
+    else:
+        yield Finding("good", "Open files", "unlimited" if facts.open_files < 0 else f"{facts.open_files:,}")
+
+
+def _places(facts: Facts) -> Iterator[Finding]:
+    for place in facts.places:
+        yield from _place(place)
+
+
+def _place(place: Place) -> Iterator[Finding]:
+    words = f"{place.kind or 'unknown file system'}, {place.free / _GIGABYTE:.0f} GB free"
+    if not place.writable:
+        yield Finding(
+            "bad", str(place.path), f"{words}, cannot be written", "Choose another folder, or ask for the right."
+        )
+    elif place.free < _LEAST_DISK:
+        yield Finding("watch", str(place.path), words, "Make room; `viewalign estimate` says how much a store needs.")
+    elif place.kind in _SHARED:
+        yield Finding(
+            "watch",
+            str(place.path),
+            f"{words}: every read of a store crosses the network (arrays are read, for mapping is slower still)",
+            "Copy the store to a local disk before training: rsync -a STORE /local/disk/",
+        )
+    else:
+        yield Finding("good", str(place.path), words)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")
+    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
+
+
+_JUDGES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    _torch, _cudnn, _gpu, _bf16, _threads, _memory, _shm, _open_files, _places,
+)  # fmt: skip

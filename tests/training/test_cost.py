@@ -1,0 +1,52 @@
+"""Counts against those measured on the code released with the paper, GFLOP a crop, by torch's own counter."""
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.recipes.loading import load
+from viewalign.training.cost import step_cost
+from viewalign.training.rates import CARDS, card, measured_flops, measured_step
+
+
+def test_resenc_l_at_128():
+    # Student forward and backward 4614.5; teacher encoder 978.2 and its projector 87.5, without the decoder it had.
+    expected = 8 * (4614.5 + 978.2 + 87.5) * 1e9
+    assert step_cost(load("cva-resenc-l", ["batch=4"])).flops == pytest.approx(expected, rel=0.05)
+
+
+def test_primus_m_drops_three_quarters_of_the_student_s_tokens():
+    # At 160³: encoder of kept tokens 794.5, feature decoder and decoder 729.0 each, projector 162.6, predictor 33.6;
+    # the teacher's encoder of all tokens is its 6745.2 less decoder and projector, and it has the feature decoder too.
+    student = 794.5 + 2 * 729.0 + 162.6 + 33.6
+    teacher = 6745.2 - 729.0 - 162.6 + 729.0 + 162.6
+    recipe = load("cva-primus-m", ["views.size=160", "batch=4"])
+    assert step_cost(recipe).flops == pytest.approx(8 * (3 * student + teacher) * 1e9, rel=0.15)
+
+
+def test_what_is_not_computed_costs_nothing():
+    whole = step_cost(load("cva-resenc-l", ["views.size=64"]))
+    plain = step_cost(load("mae-resenc-l", ["views.size=64"]))
+    aligned = step_cost(load("cva-resenc-l", ["views.size=64", "objectives.order=align_first"]))
+    assert plain.flops < aligned.flops < whole.flops
+
+
+def test_memory_follows_the_batch_and_its_parts():
+    once = step_cost(load("cva-resenc-l", []))
+    parts = step_cost(load("cva-resenc-l", ["runtime.accumulate=2"]))
+    assert parts.activation_bytes == once.activation_bytes / 2
+    assert once.memory("bf16") < once.memory("fp32")
+    assert step_cost(load("cva-resenc-xs", [])).memory("bf16") is None
+
+
+def test_an_a100_takes_the_published_time():
+    iteration = 2 * 3 * 2802e9  # two crops of 160³ through the bare U-Net, forward and backward
+    assert 250_000 * iteration / CARDS["a100"].flops / 3600 == pytest.approx(35, rel=0.03)
+    assert CARDS["rtx3090"].flops < CARDS["a100"].flops < CARDS["h100"].flops
+    assert card("RTX 4090") is CARDS["rtx4090"]
+    with pytest.raises(UserError, match="--gpu abacus: no rate is known; there are v100"):
+        card("abacus")
+
+
+def test_this_machine_is_measured():
+    assert measured_flops("fp32", seconds=0.1) > 1e8
+    assert 0 < measured_step(load("cva-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
