@@ -73,6 +73,7 @@ class Finetuning:
         dataset: the labelled data.
         source: the encoder.
         schedule: of the training.
+        rules: how predictions are judged.
         judged: what came out.
     """
 
@@ -83,6 +84,7 @@ class Finetuning:
     dataset: Dataset
     source: pretrained.Source
     schedule: Schedule
+    rules: Rules
     judged: list[Judged] = field(default_factory=list)
 
 
@@ -131,13 +133,21 @@ def _open(settings: FinetuneSettings, out: Path, machine: Machine, teller: Telle
     source = read_source(settings.encoder, None if settings.token_order == "auto" else settings.token_order)
     nnunet.architecture_of(source.plan, Path(settings.encoder).name)
     schedule = asked.schedule_of(settings, source.family)
+    labels = dataset.labels
+    rules = Rules(labels, judging.tolerances_of(settings.tolerance, labels), dataset.ignore)
+    if settings.predict is not None and not _images_of(settings.predict, dataset).is_dir():
+        raise UserError(f"There is no folder {_images_of(settings.predict, dataset)} to predict.")
     asked.keep(settings, out)
     folders.make()
     environment.enter(folders, machine.processes, machine.device)
     with teller.bar("Checking labels") as bar:
         datasets.check(dataset, bar)
     datasets.link(dataset, folders.raw)
-    return Finetuning(settings, out, machine, folders, dataset, source, schedule)
+    return Finetuning(settings, out, machine, folders, dataset, source, schedule, rules)
+
+
+def _images_of(asked_for: str, dataset: Dataset) -> Path:
+    return dataset.root / "imagesTs" if asked_for == "imagesTs" else Path(asked_for)
 
 
 def _splits(run: Finetuning) -> list[splits.Split]:
@@ -292,11 +302,9 @@ def _judge(
     cases: Sequence[str] | None,
     teller: Teller,
 ) -> Judged:
-    labels = run.dataset.labels
-    rules = Rules(labels, judging.tolerances_of(run.settings.tolerance, labels), run.dataset.ignore)
     folder = run.out / EVALUATIONS / slug(name)
     with teller.bar(f"Evaluating, {name}") as bar:
-        evaluation = judging.evaluate_folder(predictions, references, rules, cases, 1, bar)
+        evaluation = judging.evaluate_folder(predictions, references, run.rules, cases, 1, bar)
     evaluation.write(folder, {"split": name, "fold": number})
     dice, nsd = evaluation.summary("dice"), evaluation.summary("nsd")
     teller.say(f"{name}: Dice {dice.text()}, NSD {nsd.text()} over {dice.cases} cases.")
@@ -312,9 +320,7 @@ def _predict(run: Finetuning, model: Model, numbers: Sequence[int | str], teller
     """Predict the images asked for with the mean of all folds, and judge them where labels lie beside them."""
     if run.settings.predict is None:
         return
-    images = run.dataset.root / "imagesTs" if run.settings.predict == "imagesTs" else Path(run.settings.predict)
-    if not images.is_dir():
-        raise UserError(f"There is no folder {images} to predict.")
+    images = _images_of(run.settings.predict, run.dataset)
     out = run.out / PREDICTIONS
     with teller.bar("Predicting") as bar, running.quietly(run.out / LOG):
         bar(0, 1)
