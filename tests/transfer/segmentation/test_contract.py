@@ -215,3 +215,23 @@ def test_nnunet_s_own_commands_after_eval(plan_for, prepared, nnunet_home, tmp_p
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (out / "test_00.nii.gz").is_file()
     assert checkpoint_of(model)["trainer_name"] == "ViewalignTrainer"
+
+
+def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_path):
+    from viewalign.formats import fitting
+    from viewalign.transfer.weights import read_source
+
+    one, base, _ = prepared[3]
+    path, backbone = write_encoder(tmp_path, "resenc-l", size=(64, 64, 64))
+    source = read_source(path)
+    plan = nnunet.make_plan(base, source.plan, nnunet.Choices("own", own_network=True), "x.pth", one.channels)
+    configuration = plan["configurations"]["3d_fullres"]
+    own = base["configurations"]["3d_fullres"]
+    assert configuration["architecture"] == own["architecture"]
+    assert configuration["patch_size"] == own["patch_size"]
+    network = nnunet.build_network(configuration["architecture"], one.channels, 3, configuration["patch_size"])
+    fitted = fitting.load_encoder_weights(network, source)
+    assert len(network.encoder.stages) < 6  # nnU-Net planned a shallower one for images this small
+    assert fitted.encoder_share == 1.0
+    last = "encoder.stages.2.blocks.1.conv2.conv.weight"
+    assert torch.equal(network.get_parameter(last), backbone.net.get_parameter(last))

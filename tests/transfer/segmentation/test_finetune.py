@@ -161,3 +161,24 @@ def test_settings_are_kept_as_yaml(tmp_path):
     scratch = settings.check(tree | {"from_scratch": True})
     assert "scratch" in settings.plan_name(scratch, settings.schedule_of(scratch, "resenc"))
     assert settings.plan_name(settings.check(tree | {"batch": 3}), schedule) != name
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    write_dataset(tmp_path / "raw" / "Dataset905_Balls")
+    path, _ = write_encoder(tmp_path, "primus-xs")
+    out = tmp_path / "run"
+    asked = ["--dataset", "905", "--encoder", path, "-o", out, *QUICK, *CPU]
+    code, told, err = call(capfd, *asked, "--folds", "cv", "--predict", "imagesTs", "--postprocess")
+    assert code == 0, err
+    results = json.loads((out / "results.json").read_text())
+    assert [row["fold"] for row in results["results"]] == [0, 1, 2, 3, 4, None]
+    whole = read_evaluation(out / results["results"][-1]["evaluation"])
+    assert [case.name for case in whole.cases] == [f"case_{k:02d}" for k in range(6)]  # each case once
+    assert (out / "predictions" / "test_00.nii.gz").is_file()
+    assert ("Postprocessing would not help" in told) != (out / "predictions_postprocessed").is_dir()
