@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "views": {"volumes"},
     "networks": set(),
     "objectives": set(),
-    "recipes": set(),
+    "recipes": {"methods"},
     "methods": {"networks", "objectives", "views"},
     "formats": {"networks", "volumes"},
     "training": {"methods", "networks", "objectives", "views", "volumes", "formats", "recipes"},

@@ -240,9 +240,12 @@ class Recipe(Settings):
     """A whole pretraining run.
 
     `geometry: latentcampus` draws and aligns views as the code released with the paper does, for comparison only.
+    `pretext` holds what belongs to one method alone: each method's file has a strict model of it (`class Pretext`), and
+    a recipe is checked against the one that `method` names. Which other groups a method reads: see docs/methods.md.
     """
 
     method: str = "cva"
+    pretext: dict[str, Any] = {}
     network: Annotated[NetworkSettings, BeforeValidator(_as_network)] = NetworkSettings()
     init: Annotated[InitSettings, BeforeValidator(_as_init)] = InitSettings()
     data: str = ""

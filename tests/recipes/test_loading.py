@@ -27,7 +27,6 @@ def test_the_published_settings():
 
 ROWS = {
     "ae": (5.0, 0.5, 0.0, "cosine"),
-    "mae": (5.0, 0.0, 0.0, "cosine"),
     "mae-cva": (5.0, 1.0, 0.0, "cosine"),
     "mae-ccva": (5.0, 0.2, 0.0, "nt_xent"),
     "mae-con": (5.0, 0.0, 0.1, "cosine"),
@@ -47,7 +46,27 @@ def test_the_rows_of_the_paper_s_table(row, network):
     assert recipe.network.name == network
     assert recipe.network.drop_path == (0.2 if network == "primus-m" else 0.0)
     assert (recipe.masking.ratio, recipe.teacher.momentum) == ((0.0, 0.0) if row == "ae" else (0.75, 0.995))
-    assert recipe.steps == (250_000 if row == "mae" else 62_500 if network == "resenc-l" else 37_500)
+    assert recipe.steps == (62_500 if network == "resenc-l" else 37_500)
+
+
+@pytest.mark.parametrize("network", ["resenc-l", "primus-m"])
+def test_stage_one(network):
+    recipe = loading.load(f"mae-{network}")
+    assert (recipe.method, recipe.network.name, recipe.views.size) == ("mae", network, (160, 160, 160))
+    assert (recipe.objectives.reconstruction, recipe.objectives.reconstruction_weight) == ("huber", 5.0)
+    assert (recipe.steps, recipe.batch, recipe.masking.ratio) == (250_000, 8, 0.75)
+
+
+def test_settings_of_one_method_alone():
+    assert loading.load("genesis-resenc-xs").pretext["p_bend"] == 0.9  # filled in, so that a config tells all
+    assert loading.load("genesis-resenc-xs", ["pretext.p_bend=0.5"]).pretext["p_bend"] == 0.5
+    assert loading.load("cva-resenc-xs").pretext == {}
+    with pytest.raises(UserError, match=r"no setting 'pretext\.p_bent' \(did you mean 'pretext\.p_bend'\?\)"):
+        loading.load("genesis-resenc-xs", ["pretext.p_bent=0.5"])
+    with pytest.raises(UserError, match=r"no setting 'pretext\.p_bend'"):
+        loading.load("cva-resenc-xs", ["pretext.p_bend=0.5"])
+    with pytest.raises(UserError, match=r"pretext\.p_bend = 2"):
+        loading.load("genesis-resenc-xs", ["pretext.p_bend=2"])
 
 
 def test_a_recipe_may_build_on_another(tmp_path):

@@ -11,9 +11,29 @@ from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone
 from viewalign.views.batch import ViewBatch
+from viewalign.views.drawing import DrawViews, draw_one
 
 Latents = dict[str, Tensor]
 """What the networks made of a batch, by name: tensors (V, B, ...), so that parts of a batch can be joined along B."""
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What a method asks of views, volumes and processes; its module says it in `asks(recipe)`, before it is built.
+
+    Attributes:
+        draw: draws the views of a volume.
+        group: how many volumes of a batch are seen together; a process's share, and each part of it, are multiples.
+        strangers: what to do, in a sentence, where all volumes are of one subject; empty where that does no harm.
+        aligned: whether features of two views are compared place by place, so that a run tells how exactly.
+        idle: whether some parameters that learn get no gradient, for which processes would wait.
+    """
+
+    draw: DrawViews = draw_one
+    group: int = 1
+    strangers: str = ""
+    aligned: bool = False
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,7 +44,9 @@ class StepResult:
         loss: a scalar with gradient.
         logs: detached scalars by name, on the device they were made on.
         features: detached (rows, C) tensors by name for the health panel; made only when the loop asks for them.
-        pictures: detached images by name for the report; made only when the loop asks for them.
+        pictures: detached images (V·B, ...) by name for the report, first views first; made only when the loop asks
+            for them. It draws "input" (what the network saw), "reconstruction", "targets" (where it is not the
+            view itself), "mask" and "features".
     """
 
     loss: Tensor
@@ -45,15 +67,14 @@ class Method(nn.Module, ABC):
     def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:
         """Run the networks.
 
-        What an image gives may depend on that image alone, and on no generator that lives on. Without `targets`, what
-        needs no gradient (a teacher's part) may be left out.
+        What an image gives may depend on that image alone (or on its group, see `Asks`), and on no generator that lives
+        on. Without `targets`, what needs no gradient (a teacher's part) may be left out.
         """
 
     @abstractmethod
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
         """Return the loss of a batch's latents; with `examine`, features for the health panel and pictures too."""
 
-    @abstractmethod
     def after_update(self, step: int) -> None:
         """Do what follows the `step`-th real optimizer step (from 1), such as moving a teacher."""
 

@@ -10,25 +10,26 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.methods.base import Latents, Method, StepResult
+from viewalign.methods import draws
+from viewalign.methods.base import Asks, Latents, Method, StepResult
 from viewalign.methods.branch import Branch, Head
+from viewalign.methods.building import build_for, norm_for
 from viewalign.methods.dense import SharedPlaces, grid_of
 from viewalign.networks import masks, teacher
 from viewalign.networks.backbone import Backbone
-from viewalign.networks.registry import build_backbone
 from viewalign.objectives.consistency import cosine_consistency, gram_consistency
 from viewalign.objectives.contrastive import Contrast, dense_nt_xent, global_nt_xent
 from viewalign.objectives.reconstruction import masked_huber, masked_mse
 from viewalign.precision import raised
-from viewalign.randomness import generator_of
 from viewalign.views.batch import ViewBatch
+from viewalign.views.drawing import draw_pair
 from viewalign.views.grids import common_grid
+from viewalign.views.released import draw_released
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class ConsistentViewAlignment(Method):
     def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:
         """Run both networks: the student on masked views, the teacher on whole ones."""
         images, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
-        mask = self._draw_masks(batch)
+        mask = draws.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio)
         rebuilds, compares = self._weights.reconstruction > 0, self._weights.consistency > 0 or examine
-        self.student.backbone.draw_paths(self._generators(batch, "drop path") if self.training else None)
+        draws.draw_paths(self.student.backbone, batch, self._seed, self.training)
         networks = [self.student.features(images, valid, mask, decode=rebuilds)]
         made = {"mask": mask, "pooled": networks[0].pooled}
         if rebuilds:
@@ -142,20 +143,6 @@ class ConsistentViewAlignment(Method):
     def encoder(self) -> Backbone:
         """Return the student's backbone."""
         return self.student.backbone
-
-    def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
-        """Return a generator for each image, first views first: a function of (seed, sample, view)."""
-        views, _ = batch.count
-        return [
-            generator_of(self._seed, sample, view, purpose) for view in range(views) for sample in batch.sample.tolist()
-        ]
-
-    def _draw_masks(self, batch: ViewBatch) -> Tensor:
-        """Draw every view's mask, (N, blocks)."""
-        grid = masks.block_grid(batch.size, self.student.backbone.block)
-        blocks = grid[0] * grid[1] * grid[2]
-        rows = [masks.draw_mask(rng, blocks, self._mask_ratio) for rng in self._generators(batch, "mask")]
-        return torch.from_numpy(np.stack(rows)).to(batch.views.device)
 
     def _reconstruction(self, batch: ViewBatch, image: Tensor, hidden: Tensor) -> Tensor:
         """Compare the decoder's image with the views before noise and blur, over the voxels that count."""
@@ -223,6 +210,18 @@ def _most_telling(maps: list[Tensor]) -> Tensor:
     return next((one for one in maps if grid_of(one) == grid), maps[-1])
 
 
+def asks(recipe: Recipe) -> Asks:
+    """Ask for pairs of views, of several subjects where images are contrasted."""
+    terms = recipe.objectives
+    contrasts = terms.contrastive_weight > 0
+    return Asks(
+        draw=draw_released if recipe.geometry == "latentcampus" else draw_pair,
+        strangers="add some, or set objectives.contrastive_weight=0." if contrasts else "",
+        aligned=True,
+        idle=min(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight) == 0,
+    )
+
+
 def build(recipe: Recipe) -> ConsistentViewAlignment:
     """Build the method that a recipe describes.
 
@@ -230,16 +229,9 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
         UserError: no negatives, a view size that the network cannot take, or views that released geometry cannot align.
     """
     _check(recipe)
-    terms, network = recipe.objectives, recipe.network
-    backbone = build_backbone(
-        network.name, recipe.views.size, network.channels, recipe.masking.block, network.drop_path
-    )
-    norm = recipe.heads.norm
-    if norm == "auto":
-        # Below eight pooled vectors (two views of each image) batch statistics say more about chance than images.
-        norm = "batch" if 2 * recipe.batch >= 8 else "layer"
+    terms, norm = recipe.objectives, norm_for(recipe, 2 * recipe.batch)
     student = Branch(
-        backbone, terms.dense, recipe.heads.projector, recipe.heads.width, recipe.heads.predictor_width, norm
+        build_for(recipe), terms.dense, recipe.heads.projector, recipe.heads.width, recipe.heads.predictor_width, norm
     )
     return ConsistentViewAlignment(
         student,

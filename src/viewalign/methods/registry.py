@@ -2,25 +2,102 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from viewalign.config import Recipe
+from viewalign.config import Recipe, Settings
 from viewalign.errors import UserError
-from viewalign.methods.base import Method
+
+if TYPE_CHECKING:
+    from viewalign.methods.base import Asks, Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the registry.
+
+    Attributes:
+        title: what the method is called.
+        paper: where it comes from.
+        networks: the families of networks that it trains, by the first word of their names.
+        module: its file; it offers `build(recipe)`, and may offer `asks(recipe)` and a settings model `Pretext`.
+        status: what it has been through.
+    """
+
+    title: str
+    paper: str
+    networks: tuple[str, ...]
+    module: str
+    status: str = "tested"
+
+
+_BOTH = ("resenc", "primus")
 
 METHODS = {
-    "cva": "viewalign.methods.cva",
+    "cva": Entry("Consistent View Alignment", "arXiv:2509.13846", _BOTH, "viewalign.methods.cva", "tested, run small"),
+    "mae": Entry("Masked autoencoder", "arXiv:2111.06377", _BOTH, "viewalign.methods.mae"),
+    "simmim": Entry("SimMIM", "arXiv:2111.09886", ("primus",), "viewalign.methods.simmim"),
+    "genesis": Entry("Models Genesis", "arXiv:2004.07882", _BOTH, "viewalign.methods.genesis"),
+    "fusion": Entry("Volume Fusion", "arXiv:2306.16925", _BOTH, "viewalign.methods.fusion"),
+    "simclr": Entry("SimCLR", "arXiv:2002.05709", _BOTH, "viewalign.methods.simclr"),
+    "voco": Entry("VoCo", "arXiv:2402.17300", _BOTH, "viewalign.methods.voco"),
+    "swinunetr": Entry("SwinUNETR's three tasks", "arXiv:2111.14791", _BOTH, "viewalign.methods.swinunetr"),
+    "spark": Entry("SparK", "arXiv:2301.03580", ("resenc",), "viewalign.methods.spark"),
 }
-"""Each method's module; it offers `build(recipe)`."""
+"""Every method by its name."""
+
+
+def entry_of(method: str) -> Entry:
+    """Return a method's line.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if method not in METHODS:
+        raise UserError(f"There is no method '{method}'; there are {', '.join(METHODS)}.")
+    return METHODS[method]
 
 
 def build_method(recipe: Recipe) -> Method:
     """Build the method that a recipe names.
 
     Raises:
+        UserError: there is no such method, or it cannot train the recipe's network.
+    """
+    entry, network = entry_of(recipe.method), recipe.network.name
+    if not network.startswith(entry.networks):
+        families = " and ".join(entry.networks)
+        raise UserError(f"{entry.title} (method={recipe.method}) trains {families} networks, not network={network}.")
+    method: Method = import_module(entry.module).build(recipe)
+    return method
+
+
+def asks_of(recipe: Recipe) -> Asks:
+    """Return what the recipe's method asks of views; one view of each volume where it says nothing.
+
+    Raises:
         UserError: there is no such method.
     """
-    if recipe.method not in METHODS:
-        raise UserError(f"There is no method '{recipe.method}'; there are {', '.join(METHODS)}.")
-    method: Method = import_module(METHODS[recipe.method]).build(recipe)
-    return method
+    from viewalign.methods.base import Asks
+
+    module = import_module(entry_of(recipe.method).module)
+    asks: Asks = module.asks(recipe) if hasattr(module, "asks") else Asks()
+    return asks
+
+
+def pretext_model(method: str) -> type[Settings]:
+    """Return the model of a method's own settings; an empty one for a method without any, or one that is not there."""
+    if method not in METHODS:
+        return Settings
+    model: type[Settings] = getattr(import_module(METHODS[method].module), "Pretext", Settings)
+    return model
+
+
+def resolve_pretext(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Check a method's own settings and fill in their defaults, as plain data.
+
+    Raises:
+        pydantic.ValidationError: an unknown key, or a value that does not fit.
+    """
+    return pretext_model(method).model_validate(given).model_dump(mode="json")

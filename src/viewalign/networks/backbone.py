@@ -53,8 +53,31 @@ class Backbone(nn.Module, ABC):
     recompute: bool = False
 
     @abstractmethod
-    def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
-        """Encode images (N, C, D, H, W); `mask` (N, blocks) is true where a block, in raster order, is hidden."""
+    def encode(self, images: Tensor, mask: Tensor | None = None, drop: bool = True) -> Encoded:
+        """Encode images (N, C, D, H, W); `mask` (N, blocks) is true where a block, in raster order, is hidden.
+
+        A transformer leaves hidden blocks out; unless `drop`, the filler stands in their place from the start.
+        """
+
+    @abstractmethod
+    def maps(self, encoded: Encoded) -> list[Tensor]:
+        """Return the encoder's own maps (N, C, d, h, w), finest first: what an export gives. Needs all tokens."""
+
+    @property
+    @abstractmethod
+    def map_channels(self) -> int:
+        """Channels of all maps of `maps` together."""
+
+    @abstractmethod
+    def finest(self, encoded: Encoded) -> Tensor:
+        """Return the one map from which voxels are told without further blocks; `paint([finest])` is an image.
+
+        It is the finest decoder map of a U-Net, and the tokens of a transformer, all of which must be there.
+        """
+
+    @abstractmethod
+    def voxel_head(self, outputs: int) -> nn.Module:
+        """Build a head from `finest` to `outputs` channels a voxel."""
 
     @abstractmethod
     def dense(self, encoded: Encoded) -> list[Tensor]:
@@ -75,6 +98,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def drop_decoder(self) -> None:
         """Remove what only reconstruction needs: a teacher has no use for it."""
+
+    @abstractmethod
+    def freeze_unused(
+        self, *, decode: bool = False, finest: bool = False, paint: bool = False, fill: bool = False
+    ) -> None:
+        """Take out of any gradient what a method that does not use `dense` and `pool` leaves idle.
+
+        So processes wait for no gradient that never comes, and no state is kept of what does not learn.
+
+        Args:
+            decode, finest, paint: whether these are used.
+            fill: whether masked tokens are filled in.
+        """
 
     @abstractmethod
     def grids(self, size: Size) -> list[Size]:

@@ -81,6 +81,14 @@ class MLP(nn.Module):
         return out
 
 
+def embed(pooled: Tensor, head: MLP, share: Tensor | None = None) -> Tensor:
+    """Pass pooled features (V, B, C) through a head; `share` (V, B) is the weight of each in the statistics."""
+    rows = pooled.flatten(0, 1)
+    weight = rows.new_ones(rows.shape[0]) if share is None else share.flatten()
+    out: Tensor = head(rows, weight).unflatten(0, pooled.shape[:2])
+    return out
+
+
 def projector(inputs: int, width: int, norm: Norm) -> MLP:
     """Build the projector: three layers of `width`, as published."""
     return MLP((inputs, width, width, width), norm, last_norm=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.building_blocks.eva import Eva
+from dynamic_network_architectures.building_blocks.patch_encode_decode import PatchDecode
 from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
@@ -121,15 +122,41 @@ class PrimusBackbone(Backbone):
             scale_attn_inner=True,
         )
 
-    def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
-        """Encode images; the tokens of masked blocks never enter the blocks."""
+    def encode(self, images: Tensor, mask: Tensor | None = None, drop: bool = True) -> Encoded:
+        """Encode images; the tokens of masked blocks never enter the blocks, or enter as the filler."""
         tokens = self.net.down_projection(images).flatten(2).transpose(1, 2)
+        if mask is not None and not drop:
+            tokens, mask = torch.where(mask[..., None], self.filler.to(tokens.dtype), tokens), None
         kept = None if mask is None else kept_tokens(mask)
         return Encoded(tokens=run_eva(self.net.eva, tokens, kept, self._run), kept=kept, grid=self._grid)
 
     def _restored(self, encoded: Encoded) -> Tensor:
         assert encoded.tokens is not None
         return restore(encoded.tokens, encoded.kept, self.filler, self._grid[0] * self._grid[1] * self._grid[2])
+
+    def maps(self, encoded: Encoded) -> list[Tensor]:
+        """Return one map: the encoder's tokens.
+
+        Raises:
+            ValueError: some were dropped.
+        """
+        if encoded.tokens is None or encoded.kept is not None:
+            raise ValueError("tokens that were dropped have no place in a map of the encoder")
+        return [encoded.tokens.transpose(1, 2).unflatten(2, self._grid)]
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of a token."""
+        return self.pooled_channels
+
+    def finest(self, encoded: Encoded) -> Tensor:
+        """Return the encoder's tokens as a map."""
+        return self.maps(encoded)[0]
+
+    def voxel_head(self, outputs: int) -> nn.Module:
+        """Build transposed convolutions from tokens to voxels."""
+        head: nn.Module = PatchDecode(self.block, self.pooled_channels, outputs)
+        return head
 
     def dense(self, encoded: Encoded) -> list[Tensor]:
         """Return one map: all tokens, dropped ones filled in, after the feature decoder."""
@@ -160,6 +187,21 @@ class PrimusBackbone(Backbone):
         """Remove the reconstruction decoder; the feature decoder stays, for the teacher goes through it too."""
         del self.decoder
         self.net.up_projection = None
+
+    def freeze_unused(
+        self,
+        *,
+        decode: bool = False,
+        finest: bool = False,  # noqa: ARG002
+        paint: bool = False,
+        fill: bool = False,
+    ) -> None:
+        """Freeze feature decoder and pooling, and decoder, head or filler where they are idle."""
+        self.feature_decoder.requires_grad_(False)
+        self.attention_pool.requires_grad_(False)
+        self.decoder.requires_grad_(decode)
+        self.net.up_projection.requires_grad_(paint)
+        self.filler.requires_grad_(fill)
 
     def grids(self, size: Size) -> list[Size]:
         """Return the token grid."""

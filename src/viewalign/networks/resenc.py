@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.masks import hide
+from viewalign.networks.sparse import Seen, make_sparse
 from viewalign.precision import full_precision, raised
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -49,8 +50,8 @@ def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
     return ResidualEncoderUNet(input_channels=channels, num_classes=outputs, deep_supervision=False, **arguments)
 
 
-def _run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
-    """Run a stage of blocks, in float32 where a CPU's bfloat16 cannot be trusted.
+def run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
+    """Run a stage of blocks or a convolution, in float32 where a CPU's bfloat16 cannot be trusted.
 
     torch 2.14.1's bfloat16 Conv3d on CPUs returns uninitialised memory as the weight gradient of maps that are two
     cells deep (found on AVX512-BF16, see docs/decisions.md). Maps so small cost next to nothing in float32.
@@ -84,18 +85,42 @@ class ResEncBackbone(Backbone):
         self.block = block
         depth = 2 ** (len(self.stage_channels) - 1)
         self.stride = (depth, depth, depth)
+        self.seen: Seen | None = None
 
-    def encode(self, images: Tensor, mask: Tensor | None = None) -> Encoded:
+    def encode(self, images: Tensor, mask: Tensor | None = None, drop: bool = True) -> Encoded:  # noqa: ARG002
         """Encode images; masked blocks are zeroed first."""
         encoder = self.net.encoder
+        if self.seen is not None:
+            self.seen.set(mask, (images.shape[2], images.shape[3], images.shape[4]), self.block)
         maps = [encoder.stem(images if mask is None else hide(images, mask, self.block))]
         for stage in encoder.stages:
-            maps.append(self._run(partial(_run_stage, stage), maps[-1]))
+            maps.append(self._run(partial(run_stage, stage), maps[-1]))
         return Encoded(maps=tuple(maps[1:]))
 
-    def dense(self, encoded: Encoded) -> list[Tensor]:
+    def make_sparse(self) -> None:
+        """Let the encoder compute from now on as if hidden blocks did not exist; see `networks.sparse`."""
+        self.seen = make_sparse(self.net.encoder)
+
+    def maps(self, encoded: Encoded) -> list[Tensor]:
         """Return the encoder's stages, finest first."""
         return list(encoded.maps)
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of all stages together."""
+        return sum(self.stage_channels)
+
+    def dense(self, encoded: Encoded) -> list[Tensor]:
+        """Return the same."""
+        return list(encoded.maps)
+
+    def finest(self, encoded: Encoded) -> Tensor:
+        """Return the decoder's last map, at the view's own resolution."""
+        return self.decode(encoded)[0]
+
+    def voxel_head(self, outputs: int) -> nn.Module:
+        """Build a 1 x 1 x 1 convolution."""
+        return nn.Conv3d(self.decoder_channels[0], outputs, 1)
 
     @full_precision
     def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
@@ -121,6 +146,19 @@ class ResEncBackbone(Backbone):
     def drop_decoder(self) -> None:
         """Remove the decoder."""
         self.net.decoder = None
+
+    def freeze_unused(
+        self,
+        *,
+        decode: bool = False,
+        finest: bool = False,
+        paint: bool = False,
+        fill: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Freeze the decoder, or its last convolution."""
+        self.net.decoder.stages.requires_grad_(decode or finest)
+        self.net.decoder.transpconvs.requires_grad_(decode or finest)
+        self.net.decoder.seg_layers[-1].requires_grad_(paint)
 
     def grids(self, size: Size) -> list[Size]:
         """Return each stage's grid: the view halved from stage to stage."""

@@ -48,8 +48,34 @@ def global_nt_xent(student: Tensor, teacher: Tensor, subject: Tensor, temperatur
     )
     image = (image + rank() * images).flatten()
     positive = (1 - network.flatten()) * views * total + (1 - view.flatten()) * total + image
-    logits = mine.flatten(0, 2) @ everyone.flatten(0, 2).T / temperature
     stranger = owners[image][:, None] != owners.repeat(2 * views)[None]
+    return _contrasted(mine.flatten(0, 2), everyone.flatten(0, 2), positive, stranger, temperature)
+
+
+@full_precision
+def view_nt_xent(embedded: Tensor, subject: Tensor, temperature: float = 0.5) -> Contrast:
+    """Return NT-Xent between two views of each image by one network, as in SimCLR, over all processes.
+
+    A row's positive is the other view of its image; its negatives are the views of other subjects.
+
+    Args:
+        embedded: (2, B, C) of this process.
+        subject, temperature: as for `global_nt_xent`.
+    """
+    mine = F.normalize(embedded, dim=-1)
+    everyone = gather_over_processes(mine, dim=1)
+    owners = gather_over_processes(subject.to(mine.device))
+    views, images, _ = mine.shape
+    view, image = torch.meshgrid(*(torch.arange(n, device=mine.device) for n in (views, images)), indexing="ij")
+    image = (image + rank() * images).flatten()
+    positive = (1 - view.flatten()) * owners.shape[0] + image
+    stranger = owners[image][:, None] != owners.repeat(views)[None]
+    return _contrasted(mine.flatten(0, 1), everyone.flatten(0, 1), positive, stranger, temperature)
+
+
+def _contrasted(rows: Tensor, candidates: Tensor, positive: Tensor, stranger: Tensor, temperature: float) -> Contrast:
+    """Return the cross-entropy of rows (R, C) against their positive and all strangers among (K, C) candidates."""
+    logits = rows @ candidates.T / temperature
     logits = logits.masked_fill(~stranger.scatter(1, positive[:, None], True), _NEVER)
     hits = logits.argmax(1) == positive
     return Contrast(F.cross_entropy(logits, positive), hits.float().mean())

@@ -9,6 +9,11 @@ from viewalign.objectives.means import mean_per_view
 from viewalign.precision import raised
 
 
+def masked_l1(prediction: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean absolute error over the voxels that count; arguments as for `masked_huber`."""
+    return mean_per_view((raised(prediction) - raised(target)).abs(), counts)
+
+
 def masked_mse(prediction: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     """Return the mean squared error over the voxels that count; arguments as for `masked_huber`."""
     return mean_per_view((raised(prediction) - raised(target)).square(), counts)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
+from viewalign.methods import registry
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that take a bare name although they are a group."""
@@ -55,17 +56,25 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: unknown recipe, unknown key (the nearest right one is named), or a value that does not fit.
     """
     tree = _read(name_or_path)
+    chosen = [override.removeprefix("method=") for override in overrides if override.startswith("method=")]
+    known = _known(chosen[-1] if chosen else str(tree.get("method", Recipe().method)))
     for override in overrides:
-        _apply(tree, override)
+        _apply(tree, override, known)
     return check(tree, name_or_path)
 
 
 def check(tree: dict[str, Any], source: str) -> Recipe:
     """Turn nested settings into a `Recipe`; `source` is what a message calls them."""
+    known = _known(str(tree.get("method", Recipe().method)))
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + "; ".join(_sentences(problem))) from None
+        raise UserError(f"{source}: " + "; ".join(_sentences(problem, known))) from None
+    try:
+        pretext = registry.resolve_pretext(recipe.method, recipe.pretext)
+    except ValidationError as problem:
+        raise UserError(f"{source}: " + "; ".join(_sentences(problem, known, "pretext."))) from None
+    return recipe.model_copy(update={"pretext": pretext})
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -104,7 +113,12 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _known(method: str) -> set[str]:
+    """Return every setting that a recipe of a method may have, by its dotted name."""
+    return {*_paths(Recipe), *_paths(registry.pretext_model(method), "pretext.")}
+
+
+def _apply(tree: dict[str, Any], override: str, known: set[str]) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"'{override}' is not an override; write key=value, such as optim.lr=0.001.")
@@ -112,7 +126,6 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = _scalar(yaml.safe_load(text))
     except yaml.YAMLError:
         raise UserError(f"The value of '{override}' cannot be read; quote it, such as key='[32,32,32]'.") from None
-    known = set(_paths(Recipe))
     if key not in known:
         raise UserError(f"There is no setting '{key}'{_nearest(key, sorted(known))}.")
     *parents, last = _SHORTHANDS.get(key, key).split(".")
@@ -153,11 +166,13 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean '{(same_leaf or close)[0]}'?)" if same_leaf or close else ""
 
 
-def _sentences(problem: ValidationError) -> Iterator[str]:
+def _sentences(problem: ValidationError, known: set[str], prefix: str = "") -> Iterator[str]:
     for error in problem.errors():
-        key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained")))
+        key = prefix + ".".join(
+            str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained"))
+        )
         if error["type"] == "extra_forbidden":
-            yield f"there is no setting '{key}'{_nearest(key, sorted(set(_paths(Recipe))))}"
+            yield f"there is no setting '{key}'{_nearest(key, sorted(known))}"
         else:
             message = error["msg"].removeprefix("Value error, ")
             message = message[:1].lower() + message[1:]

@@ -3,8 +3,6 @@
 Names without "Gram" stand for the cosine objective, which those classes had when the paper's results were made; a
 switch that LatentCampus added on 2025-09-09 turned them to Gram matrices without a change of name.
 `objectives.consistency=gram` gives what they run since.
-
-One image gives two views here and gave one crop in nnssl's own trainers, so a batch of 2 images is 4 crops.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ _MSE = (
 RESENC = {
     "MAETrainer": Trainer("mae-resenc-l"),
     "BaseMAETrainer": Trainer("mae-resenc-l", ("batch=2", *_MSE)),
-    "BaseMAETrainer_BS8": Trainer("mae-resenc-l", ("batch=8", *_MSE)),
+    "BaseMAETrainer_BS8": Trainer("mae-resenc-l", _MSE),
     "BaseAlignedMAETrainer": Trainer(
         "cva-resenc-l", ("views.size=160", "batch=2", _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5", _POOLED_ONLY)
     ),
@@ -91,7 +89,7 @@ _SHORT = (_epochs(50), _warmup(5))
 PRIMUS = {
     "MAEEvaTrainer": Trainer("mae-primus-m"),
     "BaseEvaMAETrainer": Trainer("mae-primus-m", ("batch=2", *_MSE)),
-    "BaseEvaMAETrainer_BS8": Trainer("mae-primus-m", ("batch=8", *_MSE)),
+    "BaseEvaMAETrainer_BS8": Trainer("mae-primus-m", _MSE),
     "BaseAlignedMAETrainer": Trainer(
         "cva-primus-m", (_epochs(250), _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5", "optim.lr=1e-4")
     ),

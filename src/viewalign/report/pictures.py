@@ -62,7 +62,7 @@ class Panel:
     strips: list[Strip] = field(default_factory=list)
 
 
-_VIEW_NEEDS = {"views", "valid", "to_volume", "points"}
+_VIEW_NEEDS = {"views", "valid", "to_volume"}
 
 
 def panels(arrays: dict[str, Array]) -> list[Panel]:
@@ -70,16 +70,18 @@ def panels(arrays: dict[str, Array]) -> list[Panel]:
     if not set(arrays) >= _VIEW_NEEDS:
         return []
     gallery = Gallery(arrays)
-    drawn = [gallery.views()]
+    drawn = [gallery.views() if "points" in arrays else gallery.view()]
     if {"targets", "mask", "reconstruction"} <= set(arrays):
         drawn.append(gallery.reconstruction())
+    elif {"targets", "input", "reconstruction"} <= set(arrays):
+        drawn.append(gallery.restoration())
     if "features" in arrays:
         drawn.append(gallery.features())
     return drawn
 
 
 class Gallery:
-    """Draws the panels of one pair of views.
+    """Draws the panels of one pair of views, or of one view alone, which has no lattice.
 
     Args:
         arrays: as `training.pictures.snapshot` gives them, and optionally `spacing` (3,) of the volume in mm.
@@ -89,9 +91,10 @@ class Gallery:
         self._arrays = arrays
         self._views, self._valid = arrays["views"].astype(np.float32), arrays["valid"].astype(bool)
         d, h, w = self._views.shape[1:]
-        self._scene: Scene = scene(
-            arrays["to_volume"].astype(np.float64), (d, h, w), arrays["points"].astype(np.float64)
-        )
+        count = self._views.shape[0]
+        places = arrays["points"].astype(np.float64) if "points" in arrays else np.zeros((count, 0, 3))
+        self._scene: Scene = scene(arrays["to_volume"].astype(np.float64), (d, h, w), places)
+        self._numbers = range(count)
         self._spacing = np.asarray(arrays.get("spacing", np.ones(3)), dtype=float)
         seen = [self._views, arrays["targets"].astype(np.float32)] if "targets" in arrays else [self._views]
         self._window = window(np.concatenate([image[self._valid] for image in seen]))
@@ -99,7 +102,7 @@ class Gallery:
     def views(self) -> Panel:
         """Draw both views in the volume, and each with its overlap and lattice."""
         strips = [self._volume()] if {"crop", "start"} <= set(self._arrays) else []
-        strips += [Strip(f"View {view + 1}", [self._view(view, plane) for plane in PLANES]) for view in (0, 1)]
+        strips += [Strip(self._name(view), [self._view(view, plane) for plane in PLANES]) for view in self._numbers]
         return Panel(
             "Two views of one volume",
             "Above, where both views lie in the volume; below, each view mirrored, turned and scaled as networks see "
@@ -114,6 +117,37 @@ class Gallery:
             ],
             strips,
         )
+
+    def view(self) -> Panel:
+        """Draw one view in the volume, and as the network would see it whole."""
+        strips = [self._volume()] if {"crop", "start"} <= set(self._arrays) else []
+        strips.append(Strip("View", [self._view(0, plane, dots=False) for plane in PLANES]))
+        return Panel(
+            "A view of a volume",
+            "Above, where the view lies in the volume; below, the view mirrored, turned and scaled as the network sees "
+            "it, without the changes of intensity that training adds.",
+            [("box-a", "view"), *self._hatched()],
+            strips,
+        )
+
+    def restoration(self) -> Panel:
+        """Draw what the network was given, what it made of it, and what it should have been."""
+        rows = [("Given", "input", "what the network was given"), ("Restored", "reconstruction", "what it made of it")]
+        rows.append(("Target", "targets", "what it should have been"))
+        strips = []
+        for name, key, words in rows:
+            image = self._arrays[key][0].astype(np.float32)
+            strips.append(Strip(name, [self._plain(image, None, words, plane) for plane in PLANES]))
+        return Panel(
+            "Restoration",
+            "The network is given the view as its task spoils it, and has to give back the clean one. All three rows "
+            "share one grey window.",
+            self._hatched(),
+            strips,
+        )
+
+    def _name(self, view: int) -> str:
+        return f"View {view + 1}" if len(self._numbers) > 1 else "View"
 
     def reconstruction(self) -> Panel:
         """Draw what the student saw, what it made of it, and what it should have been."""
@@ -147,9 +181,15 @@ class Gallery:
     def features(self) -> Panel:
         """Draw both views beside their features' principal components as colours."""
         strips = []
-        for view in (0, 1):
-            strips.append(Strip(f"View {view + 1}", [self._view(view, plane, dots=False) for plane in PLANES]))
-            strips.append(Strip(f"Features of view {view + 1}", [self._colours(view, plane) for plane in PLANES]))
+        for view in self._numbers:
+            name = self._name(view)
+            strips.append(Strip(name, [self._view(view, plane, dots=False) for plane in PLANES]))
+            strips.append(
+                Strip(f"Features of {name[:1].lower()}{name[1:]}", [self._colours(view, plane) for plane in PLANES])
+            )
+        if len(self._numbers) == 1:
+            words = "The three strongest directions of the encoder's features, as red, green and blue."
+            return Panel("Features as colours", words, self._hatched(), strips)
         return Panel(
             "Features as colours",
             "The three strongest directions of the teacher's dense features, of both views together, as red, green and "
@@ -165,31 +205,35 @@ class Gallery:
     def _volume(self) -> Strip:
         """Draw the volume around the views; where a box leaves the volume, what is outside is hatched."""
         crop, start = self._arrays["crop"].astype(np.float32), self._arrays["start"].astype(np.float64)
-        views = [self._scene.box_in_volume(view) - start for view in (0, 1)]
+        views = [self._scene.box_in_volume(view) - start for view in self._numbers]
         shades = window(crop[crop > crop.min()] if np.ptp(crop) > 0 else crop)
         crop, outside, moved = around(crop, np.concatenate(views))
-        boxes = [("box-a", views[0]), ("box-b", views[1]), ("box-common", self._scene.common_in_volume() - start)]
+        common = self._scene.common_in_volume() - start
+        boxes = list(zip(("box-a", "box-b"), views, strict=False))
+        boxes += [("box-common", common)] if len(views) > 1 else []
         size: Size = (crop.shape[0], crop.shape[1], crop.shape[2])
-        middle = boxes[2][1].mean(0) + moved
+        middle = common.mean(0) + moved
         slices = []
         for plane in PLANES:
             at = int(np.clip(round(float(middle[plane.axis])), 0, size[plane.axis] - 1))
             lines = [area("invalid", cut(outside, plane, at))]
             lines += [polygon(kind, flat(section(box + moved, plane.axis, at), plane, size)) for kind, box in boxes]
-            words = f"{plane.name} slice of the volume with the boxes of both views and of the region they share."
+            whose = "boxes of both views and of the region they share" if len(views) > 1 else "view's box"
+            words = f"{plane.name} slice of the volume with the {whose}."
             slices.append(self._slice(shaded(cut(crop, plane, at), shades), words, plane, Markup("").join(lines)))
         return Strip("Volume", slices)
 
     def _view(self, view: int, plane: Plane, dots: bool = True) -> Slice:
         at = self._scene.centre_in(view)[plane.axis]
         outline = section(self._scene.common_in(view), plane.axis, at)
-        lines = [
-            area("invalid", cut(~self._valid[view], plane, at)),
-            polygon("box-common", flat(outline, plane, self._scene.size)),
-        ]
+        alone = len(self._numbers) == 1
+        lines = [area("invalid", cut(~self._valid[view], plane, at))]
+        if not alone:
+            lines.append(polygon("box-common", flat(outline, plane, self._scene.size)))
         if dots:
             lines.append(points(flat(self._scene.near(view, plane, at), plane, self._scene.size)))
-        words = f"{plane.name} slice of view {view + 1} with the shared region" + (" and its lattice." if dots else ".")
+        shared = "" if alone else " with the shared region" + (" and its lattice" if dots else "")
+        words = f"{plane.name} slice of view {view + 1}{shared}."
         pixels = shaded(cut(self._views[view], plane, at), self._window)
         return self._slice(pixels, words, plane, Markup("").join(lines))
 
@@ -210,10 +254,10 @@ class Gallery:
         size = self._scene.size
         rows, columns = size[plane.rows], size[plane.columns]
         pixels = np.clip(cut(maps, plane, cell) * 255, 0, 255).astype(np.uint8)
-        over = [
-            area("invalid", cut(~self._valid[view], plane, at)),
-            polygon("box-common", flat(section(self._scene.common_in(view), plane.axis, at), plane, size)),
-        ]
+        over = [area("invalid", cut(~self._valid[view], plane, at))]
+        if len(self._numbers) > 1:
+            shared = section(self._scene.common_in(view), plane.axis, at)
+            over.append(polygon("box-common", flat(shared, plane, size)))
         words = f"{plane.name} slice of the features of view {view + 1} as colours."
         return self._slice(pixels, words, plane, Markup("").join(over), (rows, columns))
 

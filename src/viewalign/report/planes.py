@@ -132,9 +132,9 @@ class Scene:
 
 
 def scene(to_volume: Points, size: Size, points: Points) -> Scene:
-    """Work out what two views share."""
+    """Work out what two views share; one view alone (1, 3, 4) shares all of itself."""
     maps = torch.from_numpy(np.asarray(to_volume, dtype=np.float64))
-    low, high = lattice.common_box(maps[:1], maps[1:2], size)
+    low, high = lattice.common_box(maps[:1], maps[-1:], size)
     common = corners(low[0].numpy(), high[0].numpy())
     return Scene(maps.numpy(), size, np.asarray(points, dtype=np.float64), common)
 

@@ -48,13 +48,10 @@ def step_in_parts(
     with autocast():
         result = method.judge(batch, {**latents, **leaves}, examine=examine)
     result.loss.backward()
-    first = 0
-    for part in _parts(batch, parts):
-        count = part.count[1]
+    for k, part in enumerate(_parts(batch, parts)):
         with autocast():
             again = method.latents(part, targets=False)
-        _carry_back(again, leaves, first, first + count)
-        first += count
+        _carry_back(again, leaves, k)
     average_gradients(list(method.parameters()))
     return result
 
@@ -65,8 +62,11 @@ def _parts(batch: ViewBatch, parts: int) -> Iterator[ViewBatch]:
         yield batch.part(k * each, (k + 1) * each)
 
 
-def _carry_back(made: Latents, leaves: dict[str, Tensor], start: int, stop: int) -> None:
-    """Give a part's latents the gradients that the whole batch's latents have at its place."""
+def _carry_back(made: Latents, leaves: dict[str, Tensor], number: int) -> None:
+    """Give the latents of part `number` the gradients that the whole batch's latents have at its place."""
     learnt = {name: value for name, value in made.items() if value.requires_grad and leaves[name].grad is not None}
-    gradients = [leaves[name].grad[:, start:stop] for name in learnt]  # type: ignore[index]
+    gradients = [
+        leaves[name].grad.chunk(leaves[name].shape[1] // value.shape[1], 1)[number]  # type: ignore[union-attr]
+        for name, value in learnt.items()
+    ]
     torch.autograd.backward(list(learnt.values()), gradients)

@@ -27,8 +27,13 @@ _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broke
 """What a collective says when another process is gone."""
 
 
-def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
+def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, Fabric]:
     """Start the processes that a recipe asks for and settle what it leaves to the machine.
+
+    Args:
+        recipe: all settings.
+        group: how many volumes the method sees together.
+        idle: whether some parameters get no gradient, so that processes must find out which.
 
     Under torchrun or SLURM the processes are there already; else this one starts the others by its own command line.
 
@@ -49,6 +54,11 @@ def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
             f"runtime.accumulate={runtime.accumulate} does not divide the {share} volumes that each process has "
             f"(batch={recipe.batch} over {world}); take a divisor of {share}."
         )
+    if share // runtime.accumulate % group:
+        raise UserError(
+            f"{recipe.method} sees volumes in groups of {group}: batch={recipe.batch} must be a multiple of "
+            f"{group * world * runtime.accumulate} (runtime.devices × runtime.nodes × runtime.accumulate × {group})."
+        )
     _prepare_torch(runtime.threads, runtime.deterministic)
     chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(runtime.accelerator, world)
     try:
@@ -56,7 +66,7 @@ def launch(recipe: Recipe) -> tuple[Recipe, Fabric]:
             accelerator=runtime.accelerator,
             devices=runtime.devices,
             num_nodes=runtime.nodes,
-            strategy=_strategy(recipe) if world > 1 else "auto",
+            strategy=DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False) if world > 1 else "auto",
             precision="bf16-mixed" if chosen == "bf16" else "32-true",
         )
     except (RuntimeError, ValueError) as problem:
@@ -100,13 +110,6 @@ def _settle_precision(accelerator: str, world: int) -> precision.Precision:
         # A measurement may come out differently in each process, and all must compute alike.
         return "fp32"
     return precision.choose(torch.device(accelerator))
-
-
-def _strategy(recipe: Recipe) -> DDPStrategy:
-    """Choose DDP; it must look for unused parameters only where a term is off and leaves some without gradient."""
-    terms = recipe.objectives
-    weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
-    return DDPStrategy(find_unused_parameters=min(weights) == 0, broadcast_buffers=False)
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class Feed:
         build: makes views of samples on the training device; the flag leaves out changes of intensity.
         volumes: how many volumes there are to train on.
         name_of: what a person calls a volume of the store, by its number.
+        aligned: whether views come in pairs whose features are compared place by place.
     """
 
     train: Callable[[int, int], Iterator[Samples]]
@@ -62,6 +63,7 @@ class Feed:
     build: Callable[[Samples, bool], ViewBatch]
     volumes: int
     name_of: Callable[[int], str] = str
+    aligned: bool = True
 
 
 class Trainer:
@@ -241,7 +243,7 @@ class Trainer:
         terms = self.recipe.objectives
         number = pictures.most_varied(samples)
         arrays = pictures.snapshot(
-            batch, number, samples[number], shown, terms.cells, terms.samples, self.position.step
+            batch, number, samples[number], shown, terms.cells, terms.samples, self.position.step, self.feed.aligned
         )
         try:
             pictures.write(self.folder.pictures, arrays)

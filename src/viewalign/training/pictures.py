@@ -20,9 +20,16 @@ Size = tuple[int, int, int]
 
 
 def snapshot(
-    batch: ViewBatch, number: int, sample: Sample, result: StepResult, cells: Size, samples: int, step: int
+    batch: ViewBatch,
+    number: int,
+    sample: Sample,
+    result: StepResult,
+    cells: Size,
+    samples: int,
+    step: int,
+    aligned: bool = True,
 ) -> dict[str, Array]:
-    """Collect what the report draws of one volume of a batch.
+    """Collect what the report draws of one volume of a batch: a pair of views, or the first view alone.
 
     Args:
         batch: the views.
@@ -31,23 +38,26 @@ def snapshot(
         result: of a step with `examine`.
         cells, samples: of the lattice.
         step: where the run is.
+        aligned: whether the method compares a pair of views place by place.
     """
-    maps = batch.to_volume[:, number]
-    points = lattice.between(maps[:1], maps[1:2], batch.size, cells, samples).points[0]
+    few = slice(0, 2 if aligned else 1)
+    maps = batch.to_volume[few, number]
     arrays = {
-        "views": batch.views[:, number, 0].half(),
-        "targets": batch.targets[:, number, 0].half(),
-        "valid": batch.valid[:, number, 0],
+        "views": batch.views[few, number, 0].half(),
+        "targets": batch.targets[few, number, 0].half(),
+        "valid": batch.valid[few, number, 0],
         "to_volume": maps,
-        "points": torch.stack([affines.apply(affines.invert(one), points) for one in maps]),
         "crop": sample.crop[0].half(),
         "start": torch.tensor(sample.start),
         "spacing": torch.tensor(sample.spacing, dtype=torch.float64),
         "step": torch.tensor(step),
     }
+    if aligned:
+        points = lattice.between(maps[:1], maps[1:2], batch.size, cells, samples).points[0]
+        arrays["points"] = torch.stack([affines.apply(affines.invert(one), points) for one in maps])
     for name, values in result.pictures.items():
-        both = values.unflatten(0, batch.count)[:, number]
-        arrays[name] = principal_colours(both, batch.valid[:, number]) if name == "features" else both[:, 0]
+        shown = values.unflatten(0, batch.count)[few, number]
+        arrays[name] = principal_colours(shown, batch.valid[few, number]) if name == "features" else shown[:, 0]
     return {name: _plain(value) for name, value in arrays.items()}
 
 

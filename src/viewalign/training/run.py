@@ -17,7 +17,8 @@ from lightning_fabric import Fabric
 import viewalign
 from viewalign.config import PhotometricSettings, Recipe, RuntimeSettings, ViewSettings
 from viewalign.errors import UserError
-from viewalign.methods.registry import build_method
+from viewalign.methods.base import Asks
+from viewalign.methods.registry import asks_of, build_method
 from viewalign.networks.backbone import Backbone
 from viewalign.randomness import generator_of
 from viewalign.training import checkpoints, data, initial, optimizers
@@ -29,7 +30,7 @@ from viewalign.training.sampling import admitted, weights_of
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
 from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing, draw_pair
+from viewalign.views.drawing import Drawing
 from viewalign.views.photometric import Photometrics
 from viewalign.views.released import draw_released, misplacement
 from viewalign.views.samples import SampleReader
@@ -74,9 +75,10 @@ def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False, store: Stor
         UserError: something about recipe, store or folder does not fit; said before any work begins.
     """
     store = _open_store(recipe) if store is None else store
-    recipe, fabric = launch(keep_precision(recipe) if resume else recipe)
+    asks = asks_of(recipe)
+    recipe, fabric = launch(keep_precision(recipe) if resume else recipe, asks.group, asks.idle)
     folder, recipe = open_together(fabric, recipe, bool(resume))
-    trainer = _assemble(recipe, store, folder, fabric)
+    trainer = _assemble(recipe, asks, store, folder, fabric)
     state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
     for complaint in complaints:
         trainer.ticker.say(complaint)
@@ -101,7 +103,7 @@ def _open_store(recipe: Recipe) -> Store:
     return store
 
 
-def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
+def _assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
     """Build method, optimizer and feed, and write down what the run is fed with."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
@@ -116,13 +118,12 @@ def _assemble(recipe: Recipe, store: Store, folder: RunFolder, fabric: Fabric) -
     if len(split.train) == 0:
         raise UserError("The filters of `sampling` leave only held-out subjects; nothing is left to train on.")
     strangers = len(np.unique(subjects[split.train]))
-    if recipe.objectives.contrastive_weight > 0 and strangers < 2:
+    if asks.strangers and strangers < 2:
         raise UserError(
-            "The contrastive term needs volumes of at least two subjects, and the store has "
-            f"{strangers}; add some, or set objectives.contrastive_weight=0."
+            f"This method needs volumes of at least two subjects, and the store has {strangers}; {asks.strangers}"
         )
-    feed = _feed(recipe, store, subjects, split, fabric)
-    facts = _facts(recipe, store, subjects, split, method)
+    feed = _feed(recipe, asks, store, subjects, split, fabric)
+    facts = _facts(recipe, asks, store, subjects, split, method)
     return Trainer(fabric, method, optimizer, feed, recipe, folder, facts, store.recipe)
 
 
@@ -134,7 +135,9 @@ def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None
             network.compile_blocks()
 
 
-def _facts(recipe: Recipe, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module) -> dict[str, Any]:
+def _facts(
+    recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module
+) -> dict[str, Any]:
     """Return what the report says of the run's data and of its own geometry."""
     error_of = released_error if recipe.geometry == "latentcampus" else ramp_error
     return {
@@ -144,7 +147,7 @@ def _facts(recipe: Recipe, store: Store, subjects: Any, split: data.Split, metho
         "validation_volumes": len(split.validation),
         "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.size),
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "alignment_error": error_of(recipe.views),
+        **({"alignment_error": error_of(recipe.views)} if asks.aligned else {}),
         "versions": {
             "viewalign": viewalign.__version__,
             "torch": torch.__version__,
@@ -195,7 +198,7 @@ def released_error(views: ViewSettings, seeds: int = 4) -> float:
     return float(misplacement(pairs, views.size).max())
 
 
-def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric: Fabric) -> Feed:
+def _feed(recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.Split, fabric: Fabric) -> Feed:
     views, runtime = recipe.views, recipe.runtime
     on_gpu = fabric.device.type == "cuda"
     read: dict[str, Any] = {
@@ -206,7 +209,7 @@ def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric
         "seed": recipe.seed,
         "min_foreground": views.min_foreground,
         "redraws": views.redraws,
-        "draw": draw_released if recipe.geometry == "latentcampus" else draw_pair,
+        "draw": asks.draw,
     }
     load: dict[str, Any] = {
         "batch": recipe.batch,
@@ -229,4 +232,5 @@ def _feed(recipe: Recipe, store: Store, subjects: Any, split: data.Split, fabric
         build=build,
         volumes=len(split.train),
         name_of=lambda k: str(store.ids[k]),
+        aligned=asks.aligned,
     )

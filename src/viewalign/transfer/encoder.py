@@ -60,10 +60,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> EncoderOutput:
         """Encode images (N, C, D, H, W), prepared as in pretraining."""
-        encoded = self.backbone.encode(images)
-        maps = list(encoded.maps)
-        if encoded.tokens is not None:
-            maps = [encoded.tokens.transpose(1, 2).unflatten(2, encoded.grid)]
+        maps = self.backbone.maps(self.backbone.encode(images))
         return EncoderOutput(maps, torch.cat([one.float().mean((2, 3, 4)) for one in maps], dim=1))
 
 
@@ -129,6 +126,8 @@ def branch_state(state: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
         UserError: the run's method has no such network.
     """
     prefix = f"{weights}.backbone."
+    if weights == "student" and not any(name.startswith(prefix) for name in state["method"]):
+        prefix = "backbone."  # a method without a teacher has one network
     cut = {name.removeprefix(prefix): value for name, value in state["method"].items() if name.startswith(prefix)}
     if not cut:
         raise UserError(f"This run has no {weights} weights.")

@@ -22,6 +22,7 @@ class ViewBatch:
         sample: (B,) int64, the sample's number in the run, from which its random numbers derive.
         claimed_boxes: (V, B, 2, 3) float64 on the CPU, where the released geometry believes that views overlap; only
             for views drawn by `released.draw_released`, and true of none of them.
+        local: further views of the same volumes, of another size; None for most methods.
     """
 
     views: Tensor
@@ -32,6 +33,7 @@ class ViewBatch:
     subject_id: Tensor
     sample: Tensor
     claimed_boxes: Tensor | None = None
+    local: ViewBatch | None = None
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -55,8 +57,10 @@ class ViewBatch:
             subject_id=self.subject_id[start:stop],
             sample=self.sample[start:stop],
             claimed_boxes=None if self.claimed_boxes is None else self.claimed_boxes[:, start:stop],
+            local=None if self.local is None else self.local.part(start, stop),
         )
 
     def double(self) -> ViewBatch:
         """Return the batch with its images in float64, for proofs."""
-        return replace(self, views=self.views.double(), targets=self.targets.double())
+        local = None if self.local is None else self.local.double()
+        return replace(self, views=self.views.double(), targets=self.targets.double(), local=local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,9 +33,27 @@ def build_views(
         device: where views are made.
         seed: the run's seed; draws derive from (seed, sample, view).
     """
-    columns = [_views_of(sample, size, photometrics, torch.device(device), seed) for sample in samples]
-    views, targets, valid = (torch.stack([column[k] for column in columns], dim=1) for k in range(3))
+    main = _build(samples, size, photometrics, torch.device(device), seed, 0)
     claimed = [sample.claimed for sample in samples if sample.claimed is not None]
+    local = [replace(one, to_volume=one.local.to_volume) for one in samples if one.local is not None]
+    if not local:
+        return replace(main, claimed_boxes=torch.stack(claimed, dim=1) if claimed else None)
+    assert samples[0].local is not None
+    first = samples[0].to_volume.shape[0]
+    return replace(main, local=_build(local, samples[0].local.size, photometrics, torch.device(device), seed, first))
+
+
+def _build(
+    samples: Sequence[Sample],
+    size: Size,
+    photometrics: Photometrics | None,
+    device: torch.device,
+    seed: int,
+    first: int,
+) -> ViewBatch:
+    """Build views of one size, of which `first` is the number of the first among all views of a volume."""
+    columns = [_views_of(sample, size, photometrics, device, seed, first) for sample in samples]
+    views, targets, valid = (torch.stack([column[k] for column in columns], dim=1) for k in range(3))
     return ViewBatch(
         views=views,
         targets=targets,
@@ -43,19 +62,18 @@ def build_views(
         volume_id=torch.tensor([sample.volume_id for sample in samples]),
         subject_id=torch.tensor([sample.subject_id for sample in samples]),
         sample=torch.tensor([sample.index for sample in samples]),
-        claimed_boxes=torch.stack(claimed, dim=1) if claimed else None,
     )
 
 
 def _views_of(
-    sample: Sample, size: Size, photometrics: Photometrics | None, device: torch.device, seed: int
+    sample: Sample, size: Size, photometrics: Photometrics | None, device: torch.device, seed: int, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return views, targets and validity of one volume, each (V, ·, D, H, W)."""
     crop = sample.crop.to(device, non_blocking=True)
     hidden = None if sample.hidden is None else sample.hidden.to(device, non_blocking=True)
     made = [_one_view(sample, k, crop, hidden, size) for k in range(sample.to_volume.shape[0])]
     views, targets, valid = [], [], []
-    for number, (view, seen) in enumerate(made):
+    for number, (view, seen) in enumerate(made, first):
         if photometrics is not None:
             change = photometric.draw(generator_of(seed, sample.index, number, "photometric"), photometrics)
             noise = torch_generator_of(device, seed, sample.index, number, "noise")

@@ -6,7 +6,8 @@ whole truth about the views. The overlap sampler follows Vaish et al., arXiv:250
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,16 +35,36 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two drawn views of one volume.
+class Local:
+    """Further views of a volume, of another size than the rest.
 
     Attributes:
-        to_volume: (2, 3, 4) float64, from a view's voxel index to the volume's voxel index.
-        overlap: the share of a view's volume that both views cover, after every shift that had to shrink.
+        to_volume: (L, 3, 4) float64, as those of `Drawn`.
+        size: their (D, H, W) in voxels.
+    """
+
+    to_volume: Tensor
+    size: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Views drawn of one volume.
+
+    Attributes:
+        to_volume: (V, 3, 4) float64, from a view's voxel index to the volume's voxel index.
+        overlap: the share of a view's volume that a pair of views covers both, after every shift that had to shrink;
+            1 where there is no pair.
+        local: views of another size, where a method has any.
     """
 
     to_volume: Tensor
     overlap: float
+    local: Local | None = field(default=None, kw_only=True)
+
+
+DrawViews = Callable[[np.random.Generator, tuple[int, int, int], Drawing, tuple[float, float, float]], Drawn]
+"""Draws the views of a volume of some shape and spacing: `draw_pair`, `draw_one`, or another method's way."""
 
 
 def draw_pair(
@@ -51,7 +72,7 @@ def draw_pair(
     shape: tuple[int, int, int],
     drawing: Drawing,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> Pair:
+) -> Drawn:
     """Draw two views of a volume.
 
     Args:
@@ -71,7 +92,17 @@ def draw_pair(
     if drawing.independent:
         return _turn_each(rng, union, starts, drawing, spacing)
     to_volume = np.stack([np.column_stack([frame, union[:, :3] @ start + union[:, 3]]) for start in starts])
-    return Pair(torch.from_numpy(to_volume), float(np.prod((size - shift) / size)))
+    return Drawn(torch.from_numpy(to_volume), float(np.prod((size - shift) / size)))
+
+
+def draw_one(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    drawing: Drawing,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Drawn:
+    """Draw one view of a volume, for methods that compare nothing across views."""
+    return Drawn(draw_single(rng, shape, drawing, spacing)[None], 1.0)
 
 
 def draw_single(
@@ -140,7 +171,7 @@ def _place(rng: np.random.Generator, frame: Vector, extent: Whole, shape: Whole,
 
 def _turn_each(
     rng: np.random.Generator, union: Vector, starts: Whole, drawing: Drawing, spacing: tuple[float, float, float]
-) -> Pair:
+) -> Drawn:
     """Give each view a frame of its own about its own centre, on top of the shared one."""
     middle = (np.array(drawing.size) - 1) / 2
     maps = []
@@ -149,4 +180,4 @@ def _turn_each(
         frame, _ = _draw_frame(rng, drawing, spacing)
         maps.append(np.column_stack([frame, centre - frame @ middle]))
     to_volume = torch.from_numpy(np.stack(maps))
-    return Pair(to_volume, lattice.shared_fraction(to_volume, drawing.size))
+    return Drawn(to_volume, lattice.shared_fraction(to_volume, drawing.size))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from viewalign.precision import raised
 from viewalign.views import affines
 from viewalign.views.alignment import sample
-from viewalign.views.drawing import Drawing, Pair, draw_single
+from viewalign.views.drawing import Drawing, Drawn, draw_single
 
 Size = tuple[int, int, int]
 STAGE_GRID: Size = (16, 16, 16)
@@ -26,7 +26,7 @@ STAGE_GRID: Size = (16, 16, 16)
 
 
 @dataclass(frozen=True)
-class ReleasedPair(Pair):
+class ReleasedPair(Drawn):
     """Two views with their true affines, and what the released code believes of them.
 
     Attributes:

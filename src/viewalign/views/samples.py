@@ -1,8 +1,8 @@
-"""Sample i of a run: which volume, which two views, and the one box of voxels that both need."""
+"""Sample i of a run: which volume, which views, and the one box of voxels that all of them need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,12 +15,10 @@ from torch.utils.data import Dataset, Sampler
 from viewalign.errors import RefusedImageError
 from viewalign.randomness import generator_of
 from viewalign.views import affines, lattice
-from viewalign.views.drawing import Drawing, Pair, draw_pair
+from viewalign.views.drawing import Drawing, Drawn, DrawViews, Local, draw_pair
 from viewalign.views.released import ReleasedPair
 
 Size = tuple[int, int, int]
-DrawPair = Callable[[np.random.Generator, Size, Drawing, tuple[float, float, float]], Pair]
-"""Draws two views of a volume of some shape and spacing: `drawing.draw_pair`, or `released.draw_released`."""
 _SUBSTITUTES = 20
 """How many other volumes are tried when one cannot be read, before the run is stopped."""
 
@@ -63,6 +61,7 @@ class Sample:
         spacing: the volume's voxel size in mm.
         refused: volumes that were tried before and could not be read, with the reason.
         claimed: (V, 2, 3), the boxes that released geometry claims; None for exact views.
+        local: views of another size, or None.
     """
 
     index: int
@@ -77,6 +76,7 @@ class Sample:
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     refused: tuple[tuple[int, str], ...] = ()
     claimed: Tensor | None = None
+    local: Local | None = None
 
     def pin_memory(self) -> Sample:
         """Return the sample with its voxels in page-locked memory, from which copies to a GPU need no wait."""
@@ -96,7 +96,7 @@ class SampleReader(Dataset[Sample]):
         seed: the run's seed.
         purpose: keeps the draws of training and validation apart.
         min_foreground, redraws: views with less foreground are drawn again, at most so often; the best is kept.
-        draw: draws a pair of views.
+        draw: draws the views of a volume.
         weights: how often each chosen volume is drawn, relative to the others; None draws all alike.
     """
 
@@ -111,7 +111,7 @@ class SampleReader(Dataset[Sample]):
         purpose: str = "train",
         min_foreground: float = 0.1,
         redraws: int = 8,
-        draw: DrawPair = draw_pair,
+        draw: DrawViews = draw_pair,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         if weights is not None:
@@ -175,8 +175,8 @@ class SampleReader(Dataset[Sample]):
         best: tuple[float, Sample] | None = None
         for redraw in range(self._redraws + 1):
             rng = generator_of(self._seed, index, attempt, redraw, self._purpose, "views")
-            pair = self._draw(rng, shape, self._drawing, spacing)
-            start, stop = enclosing_box(pair.to_volume, self._drawing.size, shape)
+            drawn = self._draw(rng, shape, self._drawing, spacing)
+            start, stop = self._box(drawn, shape)
             crop = torch.from_numpy(self._source.read(volume, start, stop))
             sample = Sample(
                 index=index,
@@ -184,13 +184,14 @@ class SampleReader(Dataset[Sample]):
                 hidden=None,
                 start=start,
                 shape=shape,
-                to_volume=pair.to_volume,
-                overlap=pair.overlap,
+                to_volume=drawn.to_volume,
+                overlap=drawn.overlap,
                 volume_id=volume,
                 subject_id=int(self._subjects[volume]),
                 spacing=spacing,
                 refused=refused,
-                claimed=pair.claimed if isinstance(pair, ReleasedPair) else None,
+                claimed=drawn.claimed if isinstance(drawn, ReleasedPair) else None,
+                local=drawn.local,
             )
             score = self._score(sample)
             if best is None or score > best[0]:
@@ -200,17 +201,33 @@ class SampleReader(Dataset[Sample]):
         assert best is not None
         return self._with_mask(best[1])
 
+    def _box(self, drawn: Drawn, shape: Size) -> tuple[Size, Size]:
+        """Return the box that all views need, those of another size included."""
+        start, stop = enclosing_box(drawn.to_volume, self._drawing.size, shape)
+        if drawn.local is None:
+            return start, stop
+        low, high = enclosing_box(drawn.local.to_volume, drawn.local.size, shape)
+        a, b = np.minimum(start, low).tolist(), np.maximum(stop, high).tolist()
+        return (a[0], a[1], a[2]), (b[0], b[1], b[2])
+
     def _score(self, sample: Sample) -> float:
-        """Return the smaller foreground share of the views; 0 where they share under a quarter of the lattice."""
+        """Return how much foreground views hold: one view's share, the smaller of a pair's, the mean of more.
+
+        A pair that shares under a quarter of its lattice scores 0. Of many views, such as a grid that covers a region,
+        some may lie outside the body.
+        """
         size = self._drawing.size
         maps = sample.to_volume
+        threshold = self._source.foreground_threshold(sample.volume_id)
+        shares = [_foreground(sample, k, size, threshold) for k in range(maps.shape[0])]
+        if maps.shape[0] != 2:
+            return sum(shares) / len(shares)
         points = lattice.between(maps[:1], maps[1:2], size, (4, 4, 4), 1).points
         top = torch.tensor(sample.shape, dtype=torch.float64) - 1
         common = lattice.inside(points, maps[1:2], size) & ((points >= 0) & (points <= top)).all(-1)
         if common.double().mean() < 0.25:
             return 0.0
-        threshold = self._source.foreground_threshold(sample.volume_id)
-        return min(_foreground(sample, k, size, threshold) for k in range(maps.shape[0]))
+        return min(shares)
 
     def _with_mask(self, sample: Sample) -> Sample:
         shape = sample.crop.shape[1:]

@@ -1,0 +1,31 @@
+"""What a method draws at random for an image, as a function of (seed, sample, view)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viewalign.networks import masks
+from viewalign.networks.backbone import Backbone
+from viewalign.randomness import generator_of
+from viewalign.views.batch import ViewBatch
+
+
+def generators(batch: ViewBatch, seed: int, purpose: str) -> list[np.random.Generator]:
+    """Return a generator for each image of a batch (N = V·B), first views first."""
+    views, _ = batch.count
+    return [generator_of(seed, sample, view, purpose) for view in range(views) for sample in batch.sample.tolist()]
+
+
+def block_masks(batch: ViewBatch, seed: int, block: masks.Size, ratio: float) -> Tensor:
+    """Draw which blocks of every image are hidden, (N, blocks) bool in raster order."""
+    grid = masks.block_grid(batch.size, block)
+    blocks = grid[0] * grid[1] * grid[2]
+    rows = [masks.draw_mask(rng, blocks, ratio) for rng in generators(batch, seed, "mask")]
+    return torch.from_numpy(np.stack(rows)).to(batch.views.device)
+
+
+def draw_paths(backbone: Backbone, batch: ViewBatch, seed: int, training: bool) -> None:
+    """Draw stochastic depth for the images of a batch; none is skipped outside training."""
+    backbone.draw_paths(generators(batch, seed, "drop path") if training else None)

@@ -1,0 +1,89 @@
+"""Volume Fusion (Wang et al., arXiv:2306.16925): two volumes fused block by block; say of each voxel by how much."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.methods import draws, examining
+from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods.building import build_for
+from viewalign.networks.backbone import Backbone
+from viewalign.objectives.segmentation import cross_entropy, soft_dice
+from viewalign.views.batch import ViewBatch
+from viewalign.views.fusion import draw_labels, fuse
+
+
+class Pretext(Settings):
+    """How volumes are fused: `levels` shares of the foreground besides 0, in boxes of at most `largest` of a side."""
+
+    levels: Count = 4
+    largest: Fraction = 0.625
+
+
+class VolumeFusion(Method):
+    """One network that tells the share of the foreground in each voxel of a fused pair.
+
+    Volumes of a batch are taken in twos: the first is the foreground, the second the background. A batch of 2B volumes
+    gives B fused images.
+
+    Args:
+        backbone: what is trained.
+        levels, largest: see `views.fusion.draw_labels`.
+        seed: boxes derive from (seed, sample).
+    """
+
+    def __init__(self, backbone: Backbone, levels: int = 4, largest: float = 0.625, *, seed: int = 0) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, backbone.voxel_head(levels + 1)
+        self._levels, self._largest, self._seed = levels, largest, seed
+        backbone.freeze_unused(finest=True)
+
+    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+        """Fuse and label; half as many images come out as volumes go in."""
+        labels, valid, fused = self.fused(batch)
+        self.backbone.draw_paths(draws.generators(batch, self._seed, "drop path")[::2] if self.training else None)
+        logits = self.head(self.backbone.finest(self.backbone.encode(fused)))
+        made = {"logits": logits, "labels": labels, "valid": valid, "input": fused}
+        latents = {name: value[None] for name, value in made.items()}
+        return latents | (examining.examine(self.backbone, batch) if examine else {})
+
+    def fused(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels (B/2, D, H, W), what is valid in both (B/2, 1, ...), and the fused images."""
+        generators = draws.generators(batch, self._seed, "fusion")[::2]
+        rows = [draw_labels(rng, batch.size, self._levels, largest=self._largest) for rng in generators]
+        labels = torch.stack(rows).to(batch.views.device)
+        images, valid = batch.views[0], batch.valid[0]
+        return labels, valid[::2] & valid[1::2], fuse(images[::2], images[1::2], labels, self._levels)
+
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+        """Return soft Dice plus cross-entropy."""
+        logits, labels, valid = (latents[name][0] for name in ("logits", "labels", "valid"))
+        dice, entropy = soft_dice(logits, labels, valid), cross_entropy(logits, labels, valid)
+        loss = dice + entropy
+        right = ((logits.argmax(1) == labels)[:, None] & valid).sum() / valid.sum().clamp(min=1)
+        pictures = {}
+        if examine:
+            pictures = {"input": latents["input"][0].detach().repeat_interleave(2, 0), **examining.shown(latents)}
+        logs = {"loss": loss, "dice_loss": dice, "cross_entropy": entropy, "fusion_accuracy": right}
+        return StepResult(loss, {k: v.detach() for k, v in logs.items()}, examining.rows_of(latents), pictures)
+
+    def encoder(self) -> Backbone:
+        """Return the one network."""
+        return self.backbone
+
+
+def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+    """Ask for volumes in twos."""
+    return Asks(group=2)
+
+
+def build(recipe: Recipe) -> VolumeFusion:
+    """Build the method that a recipe describes.
+
+    Raises:
+        UserError: a view size that the network cannot take.
+    """
+    pretext = Pretext.model_validate(recipe.pretext)
+    return VolumeFusion(build_for(recipe), pretext.levels, pretext.largest, seed=recipe.seed)

@@ -1,0 +1,87 @@
+"""What masked image modelling has in common: hide blocks of a view, restore the image, count where it was hidden."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from viewalign.config import Recipe
+from viewalign.methods import draws, examining
+from viewalign.methods.base import Latents, Method, StepResult
+from viewalign.networks import masks
+from viewalign.networks.backbone import Backbone
+from viewalign.objectives.reconstruction import masked_huber, masked_mse
+from viewalign.views.batch import ViewBatch
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """How a restored image is compared with the view before noise and blur.
+
+    Attributes:
+        kind: "huber" or "mse", over hidden valid voxels; over all valid ones where nothing is hidden.
+        huber_delta: where Huber's loss turns linear.
+        weight: of the loss; it sets the scale against the clipping of gradients.
+    """
+
+    kind: Literal["huber", "mse"] = "huber"
+    huber_delta: float = 1.0
+    weight: float = 1.0
+
+    def __call__(self, image: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        """Return the error, without the weight."""
+        if self.kind == "mse":
+            return masked_mse(image, target, counts)
+        return masked_huber(image, target, counts, self.huber_delta)
+
+
+class MaskedRestoration(Method):
+    """One network that restores what is hidden from it; how it does so is the method's own.
+
+    Args:
+        backbone: what is trained.
+        seed: masks and stochastic depth derive from (seed, sample, view).
+        mask_ratio: share of blocks that are hidden.
+        loss: see `MaskedLoss`.
+    """
+
+    def __init__(self, backbone: Backbone, *, seed: int = 0, mask_ratio: float = 0.75, loss: MaskedLoss) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._seed, self._mask_ratio, self._loss = seed, mask_ratio, loss
+
+    @abstractmethod
+    def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Return images (N, C, D, H, W) restored from those given; `mask` (N, blocks) says what is hidden."""
+
+    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+        """Restore masked views."""
+        # First: a network that remembers what it hid must remember this batch when activations are worked out again.
+        seen = examining.examine(self.backbone, batch) if examine else {}
+        mask = draws.block_masks(batch, self._seed, self.backbone.block, self._mask_ratio)
+        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        image = self.restore(batch.views.flatten(0, 1), mask if self._mask_ratio > 0 else None)
+        return {"mask": mask.unflatten(0, batch.count), "image": image.unflatten(0, batch.count), **seen}
+
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+        """Compare the image with the view before noise and blur, where it was hidden."""
+        image, valid = latents["image"].flatten(0, 1), batch.valid.flatten(0, 1)
+        hidden = masks.to_voxels(latents["mask"].flatten(0, 1), batch.size, self.backbone.block)
+        error = self._loss(image, batch.targets.flatten(0, 1), (hidden & valid) if self._mask_ratio > 0 else valid)
+        loss = self._loss.weight * error
+        pictures = {"reconstruction": image.detach(), "mask": hidden, **examining.shown(latents)} if examine else {}
+        logs = {"loss": loss.detach(), "reconstruction": error.detach()}
+        return StepResult(loss, logs, examining.rows_of(latents), pictures)
+
+    def encoder(self) -> Backbone:
+        """Return the one network."""
+        return self.backbone
+
+
+def loss_of(recipe: Recipe) -> MaskedLoss:
+    """Unpack the loss that a recipe describes."""
+    terms = recipe.objectives
+    return MaskedLoss(terms.reconstruction, terms.huber_delta, terms.reconstruction_weight)

@@ -1,0 +1,30 @@
+"""SimMIM (Xie et al., arXiv:2111.09886) for Primus: hidden tokens stay in place as a learned filler, and the encoder
+itself restores the image through a light head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from viewalign.config import Recipe
+from viewalign.methods.building import build_for
+from viewalign.methods.masked import MaskedRestoration, loss_of
+
+
+class SimMIM(MaskedRestoration):
+    """An encoder that sees every token, most of them the filler, and a head of transposed convolutions."""
+
+    def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Encode all tokens and paint the image from them."""
+        encoded = self.backbone.encode(images, mask, drop=False)
+        return self.backbone.paint([self.backbone.finest(encoded)])
+
+
+def build(recipe: Recipe) -> SimMIM:
+    """Build the method that a recipe describes.
+
+    Raises:
+        UserError: a view size that the network cannot take.
+    """
+    backbone, ratio = build_for(recipe), recipe.masking.ratio
+    backbone.freeze_unused(finest=True, paint=True, fill=ratio > 0)
+    return SimMIM(backbone, seed=recipe.seed, mask_ratio=ratio, loss=loss_of(recipe))

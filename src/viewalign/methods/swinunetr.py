@@ -1,0 +1,139 @@
+"""The three tasks of SwinUNETR's pretraining (Tang et al., arXiv:2111.14791): inpainting, rotation and contrast.
+
+Each view is copied twice; each copy is turned by a multiple of 90° in the plane of the last two axes and loses boxes to
+noise and to another subject's voxels. One network restores the turned view, tells the turn, and tells the copies of one
+view from those of other subjects.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.errors import UserError
+from viewalign.methods import examining
+from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods.building import build_for
+from viewalign.methods.pooling import pooled
+from viewalign.networks.backbone import Backbone
+from viewalign.objectives.contrastive import view_nt_xent
+from viewalign.objectives.reconstruction import masked_l1
+from viewalign.randomness import generator_of, torch_generator_of
+from viewalign.views.batch import ViewBatch
+from viewalign.views.cutout import draw_boxes
+
+_COPIES = 2
+
+
+class Pretext(Settings):
+    """How much of a copy is cut out: at most `cut` of it to noise and as much to another subject, in boxes of at most
+    `largest` of a side; and the width of the contrasted vectors."""
+
+    cut: Fraction = 0.3
+    largest: Fraction = 0.25
+    width: Count = 512
+
+
+class SwinTasks(Method):
+    """One network for three tasks of equal weight.
+
+    Args:
+        backbone: what is trained.
+        cut, largest, width: see `Pretext`.
+        temperature: of NT-Xent.
+        seed: turns and boxes derive from (seed, sample, copy).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        cut: float = 0.3,
+        largest: float = 0.25,
+        width: int = 512,
+        temperature: float = 0.5,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.rotation_head = nn.Linear(backbone.map_channels, 4)
+        self.contrast_head = nn.Linear(backbone.map_channels, width)
+        self._cut, self._largest, self._temperature, self._seed = cut, largest, temperature, seed
+        backbone.freeze_unused(finest=True, paint=True)
+
+    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+        """Spoil, encode, pool and restore both copies of every view."""
+        given, aim, valid, turns = self.copies(batch)
+        self.backbone.draw_paths(self._generators(batch, "drop path") if self.training else None)
+        encoded = self.backbone.encode(given)
+        vectors = pooled(self.backbone.maps(encoded), valid)
+        image = self.backbone.paint([self.backbone.finest(encoded)])
+        made = {"pooled": vectors, "image": image, "input": given, "aim": aim, "valid": valid, "turns": turns}
+        latents = {name: value.unflatten(0, (_COPIES, batch.count[1])) for name, value in made.items()}
+        return latents | (examining.examine(self.backbone, batch) if examine else {})
+
+    def copies(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the network is given, what it shall restore, what is valid, and the turns, for N = 2·B copies."""
+        columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        volumes, device = batch.count[1], batch.views.device
+        for number, rng in enumerate(self._generators(batch, "copies")):
+            copy, k = divmod(number, volumes)
+            turn = int(rng.integers(4))
+            view, aim, valid = (torch.rot90(x[0, k], turn, (2, 3)) for x in (batch.views, batch.targets, batch.valid))
+            other = torch.rot90(batch.views[0, k ^ 1], turn, (2, 3))
+            noise = torch_generator_of(device, self._seed, int(batch.sample[k]), copy, "cut-out")
+            filling = torch.randn(view.shape, generator=noise, device=device, dtype=view.dtype)
+            for content in (filling, other):
+                where = draw_boxes(rng, batch.size, self._cut, self._largest).to(device)
+                view = torch.where(where & valid, content, view)
+            columns.append((view, aim, valid, torch.tensor(turn)))
+        given, aims, valids, turns = (torch.stack([column[k] for column in columns]) for k in range(4))
+        return given, aims, valids, turns.to(device)
+
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+        """Add the losses of the three tasks up."""
+        image, aim, valid, turns = (latents[name].flatten(0, 1) for name in ("image", "aim", "valid", "turns"))
+        told = self.rotation_head(latents["pooled"].flatten(0, 1)).float()
+        contrast = view_nt_xent(self.contrast_head(latents["pooled"]), batch.subject_id, self._temperature)
+        terms = {
+            "reconstruction": masked_l1(image, aim, valid),
+            "rotation": F.cross_entropy(told, turns),
+            "contrastive": contrast.loss,
+        }
+        loss = torch.stack(list(terms.values())).sum()
+        accuracy = (told.argmax(1) == turns).float().mean()
+        logs = {"loss": loss, **terms, "rotation_accuracy": accuracy, "contrast_accuracy": contrast.accuracy}
+        pictures = {}
+        if examine:
+            pictures = {"input": latents["input"][0].detach(), "reconstruction": latents["image"][0].detach()}
+            pictures |= {"targets": latents["aim"][0], **examining.shown(latents)}
+        return StepResult(loss, {k: v.detach() for k, v in logs.items()}, examining.rows_of(latents), pictures)
+
+    def encoder(self) -> Backbone:
+        """Return the one network."""
+        return self.backbone
+
+    def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
+        samples = batch.sample.tolist()
+        return [generator_of(self._seed, sample, copy, purpose) for copy in range(_COPIES) for sample in samples]
+
+
+def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+    """Ask for volumes in twos, of several subjects."""
+    return Asks(group=2, strangers="add some, or take another method.")
+
+
+def build(recipe: Recipe) -> SwinTasks:
+    """Build the method that a recipe describes.
+
+    Raises:
+        UserError: a view size that the network cannot take, or that cannot be turned.
+    """
+    size = recipe.views.size
+    if size[1] != size[2]:
+        raise UserError(f"views.size = {list(size)} cannot be turned by 90°: its last two sides must be equal.")
+    pretext, temperature = Pretext.model_validate(recipe.pretext), recipe.objectives.temperature
+    return SwinTasks(build_for(recipe), **pretext.model_dump(), temperature=temperature, seed=recipe.seed)

@@ -1,0 +1,111 @@
+"""VoCo (Wu et al., arXiv:2402.17300): tell from features how much a view overlaps each cell of a grid of views."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from viewalign.config import Count, Fraction, Recipe, Settings, Triple
+from viewalign.methods import draws, examining
+from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods.building import build_for, norm_for
+from viewalign.methods.pooling import pooled
+from viewalign.networks import heads
+from viewalign.networks.backbone import Backbone
+from viewalign.objectives.position import orthogonality, overlap_loss, overlap_similarity
+from viewalign.views.batch import ViewBatch
+from viewalign.views.grid_views import draw_grid, overlaps
+
+
+class Pretext(Settings):
+    """The layout of views: `grid` of them along (D, H, W), `targets` anywhere over it.
+
+    Views of which less than `min_valid` shows the volume are in no loss.
+    """
+
+    grid: Triple = (1, 4, 4)
+    targets: Count = 4
+    min_valid: Fraction = 0.25
+
+
+class VoCo(Method):
+    """An encoder whose similarity between views shall be their overlap.
+
+    Args:
+        backbone: what is trained.
+        targets: how many of a volume's views are targets; the others are the grid's.
+        width, norm: of the projector.
+        min_valid: see `Pretext`.
+        seed: stochastic depth derives from (seed, sample, view).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        targets: int = 4,
+        width: int = 2048,
+        norm: heads.Norm = "batch",
+        min_valid: float = 0.25,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.projector = backbone, heads.projector(backbone.map_channels, width, norm)
+        self._targets, self._min_valid, self._seed = targets, min_valid, seed
+        backbone.freeze_unused()
+
+    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+        """Encode all views and pool the encoder's own maps over what is valid."""
+        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        maps = self.backbone.maps(self.backbone.encode(batch.views.flatten(0, 1)))
+        latents = {"pooled": pooled(maps, batch.valid.flatten(0, 1)).unflatten(0, batch.count)}
+        return latents | (examining.examine(self.backbone, batch) if examine else {})
+
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+        """Compare similarities with overlaps, and keep the grid's features apart."""
+        counts = batch.valid.float().mean((2, 3, 4, 5)) >= self._min_valid
+        embedded = heads.embed(latents["pooled"], self.projector, counts.float()).transpose(0, 1)
+        counts = counts.T
+        near, bases = embedded[:, : self._targets], embedded[:, self._targets :]
+        overlap = overlaps(batch.to_volume, batch.size, self._targets).to(embedded.device)
+        pairs = counts[:, : self._targets, None] & counts[:, None, self._targets :]
+        # Targets learn towards the bases, which learn by being kept apart; else all might become alike.
+        similarity = overlap_similarity(near, bases.detach())
+        position = overlap_loss(similarity, overlap, pairs)
+        apart = orthogonality(bases, counts[:, self._targets :])
+        loss = position + apart
+        error = ((similarity - overlap).abs() * pairs).sum() / pairs.sum().clamp(min=1)
+        logs = {"loss": loss, "position": position, "orthogonality": apart, "overlap_error": error}
+        features: dict[str, Tensor] = {}
+        if examine:
+            features = {**examining.rows_of(latents), "projected": embedded.detach().flatten(0, 1)}
+        return StepResult(loss, {k: v.detach() for k, v in logs.items()}, features, examining.shown(latents))
+
+    def encoder(self) -> Backbone:
+        """Return the one network."""
+        return self.backbone
+
+
+def asks(recipe: Recipe) -> Asks:
+    """Ask for a grid of views and targets over it."""
+    pretext = Pretext.model_validate(recipe.pretext)
+    return Asks(draw=partial(draw_grid, grid=pretext.grid, targets=pretext.targets))
+
+
+def build(recipe: Recipe) -> VoCo:
+    """Build the method that a recipe describes.
+
+    Raises:
+        UserError: a view size that the network cannot take.
+    """
+    pretext = Pretext.model_validate(recipe.pretext)
+    views = pretext.targets + pretext.grid[0] * pretext.grid[1] * pretext.grid[2]
+    return VoCo(
+        build_for(recipe),
+        pretext.targets,
+        recipe.heads.width,
+        norm_for(recipe, views * recipe.batch),
+        pretext.min_valid,
+        seed=recipe.seed,
+    )

@@ -1,0 +1,158 @@
+"""What methods other than CVA give their networks, and what they ask of them, against the truth."""
+
+import numpy as np
+import pytest
+import torch
+
+from viewalign.errors import UserError
+from viewalign.methods.registry import asks_of, build_method
+from viewalign.networks.masks import to_voxels
+from viewalign.recipes.loading import load
+from viewalign.views.batch import ViewBatch
+from viewalign.views.build import build_views
+from viewalign.views.drawing import Drawing
+from viewalign.views.grid_views import overlaps
+from viewalign.views.samples import SampleReader
+
+SMALL = ["views.size=[16,16,16]", "heads.width=32", "batch=4"]
+
+
+class Straight(torch.nn.Module):
+    def forward(self, rows, share):
+        return rows
+
+
+def method_of(recipe, *settings):
+    torch.manual_seed(0)
+    return build_method(load(recipe, [*SMALL, *settings]))
+
+
+def batch_of(bodies, recipe, *settings, size=(16, 16, 16), **drawing):
+    every = np.arange(len(bodies))
+    draw = asks_of(load(recipe, [*SMALL, *settings])).draw
+    reader = SampleReader(bodies, every, every, Drawing(size, **drawing), 4, seed=1, draw=draw)
+    return build_views([reader[k] for k in range(4)], size, None)
+
+
+@pytest.mark.parametrize("recipe", ["mae-resenc-xs", "mae-primus-xs", "simmim-primus-xs", "spark-resenc-xs"])
+def test_masked_losses_by_hand(recipe, bodies):
+    method = method_of(recipe, "objectives.reconstruction=mse", "objectives.reconstruction_weight=2")
+    batch = batch_of(bodies, recipe, size=(16, 16, 16))
+    result = method.step(batch, examine=True)
+    image, hidden = result.pictures["reconstruction"], result.pictures["mask"]
+    assert hidden.float().mean((1, 2, 3, 4)).tolist() == pytest.approx([0.75] * 4)
+    by_hand = [(image[k] - batch.targets[0, k])[hidden[k] & batch.valid[0, k]].square().mean() for k in range(4)]
+    assert float(result.logs["reconstruction"]) == pytest.approx(float(torch.stack(by_hand).mean()), rel=1e-5)
+    assert float(result.logs["loss"]) == pytest.approx(2 * float(result.logs["reconstruction"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["mae-resenc-xs", "mae-primus-xs", "simmim-primus-xs", "spark-resenc-xs"])
+def test_what_is_hidden_never_reaches_the_network(recipe, bodies):
+    """The loss's mask is the network's: whatever stands in hidden blocks, the restored image is the same (C2)."""
+    method, batch = method_of(recipe).eval(), batch_of(bodies, recipe)
+    before = method.latents(batch)
+    hidden = to_voxels(before["mask"].flatten(0, 1), batch.size, method.backbone.block).unflatten(0, batch.count)
+    other = ViewBatch(**{**vars(batch), "views": torch.where(hidden, 50.0, batch.views)})
+    assert torch.equal(method.latents(other)["image"], before["image"])
+    seen = ViewBatch(**{**vars(batch), "views": torch.where(hidden, batch.views, 50.0)})
+    assert not torch.equal(method.latents(seen)["image"], before["image"])
+
+
+def test_mae_with_nothing_hidden_asks_for_everything(bodies):
+    result = method_of("mae-resenc-xs", "masking.ratio=0").step(batch_of(bodies, "mae-resenc-xs"), examine=True)
+    assert not result.pictures["mask"].any()
+    assert float(result.logs["loss"]) > 0
+
+
+def test_a_mae_pays_for_no_teacher_and_one_view():
+    method = method_of("mae-primus-xs")
+    assert not [name for name, _ in method.named_parameters() if "teacher" in name]
+    assert asks_of(load("mae-primus-xs")).draw.__name__ == "draw_one"
+
+
+def test_genesis_restores_the_clean_view(bodies):
+    method, batch = method_of("genesis-resenc-xs"), batch_of(bodies, "genesis-resenc-xs")
+    result = method.step(batch, examine=True)
+    given, image = result.pictures["input"], result.pictures["reconstruction"]
+    assert not torch.equal(given, batch.views[0])  # C7: the clean target is not the spoilt input
+    by_hand = torch.stack([(image[k] - batch.targets[0, k])[batch.valid[0, k]].square().mean() for k in range(4)])
+    assert float(result.logs["loss"]) == pytest.approx(float(by_hand.mean()), rel=1e-5)
+    untouched = method_of("genesis-resenc-xs", *(f"pretext.p_{name}=0" for name in ("shuffle", "bend", "paint")))
+    assert torch.equal(untouched.spoil(batch), batch.views[0])
+
+
+def test_fusion_takes_volumes_in_twos(bodies):
+    method, batch = method_of("fusion-resenc-xs"), batch_of(bodies, "fusion-resenc-xs")
+    labels, valid, fused = method.fused(batch)
+    assert labels.shape == (2, 16, 16, 16)
+    for k in range(2):
+        share = labels[k] / 4
+        expected = share * batch.views[0, 2 * k, 0] + (1 - share) * batch.views[0, 2 * k + 1, 0]
+        assert torch.allclose(fused[k, 0], expected, atol=1e-6)
+        assert torch.equal(valid[k], batch.valid[0, 2 * k] & batch.valid[0, 2 * k + 1])
+    result = method.step(batch)
+    assert float(result.logs["loss"]) == pytest.approx(
+        float(result.logs["dice_loss"] + result.logs["cross_entropy"]), rel=1e-6
+    )
+
+
+def test_rotations_are_undone_by_their_labels(bodies):
+    method = method_of("swinunetr-resenc-xs", "pretext.cut=0")
+    batch = batch_of(bodies, "swinunetr-resenc-xs", mirror=False)
+    given, aim, valid, turns = method.copies(batch)
+    assert given.shape == (8, 1, 16, 16, 16)
+    assert set(turns.tolist()) <= {0, 1, 2, 3}
+    assert len(set(turns.tolist())) > 1
+    for number, turn in enumerate(turns.tolist()):
+        for made, source in ((given, batch.views), (aim, batch.targets), (valid, batch.valid)):
+            assert torch.equal(torch.rot90(made[number], -turn, (2, 3)), source[0, number % 4])
+
+
+def test_cut_outs_hold_noise_or_the_partner(bodies):
+    method = method_of("swinunetr-resenc-xs")
+    batch = batch_of(bodies, "swinunetr-resenc-xs", mirror=False)
+    given, aim, _, turns = method.copies(batch)
+    changed = given != aim
+    assert 0.02 < float(changed.float().mean()) < 0.6
+    partners = torch.stack([torch.rot90(batch.views[0, (k % 4) ^ 1], int(t), (2, 3)) for k, t in enumerate(turns)])
+    assert (changed & (given == partners)).any()
+    assert (changed & (given != partners)).any()
+
+
+def test_swin_s_loss_is_the_sum_of_its_tasks(bodies):
+    logs = method_of("swinunetr-resenc-xs").step(batch_of(bodies, "swinunetr-resenc-xs", mirror=False)).logs
+    parts = sum(float(logs[name]) for name in ("reconstruction", "rotation", "contrastive"))
+    assert float(logs["loss"]) == pytest.approx(parts, rel=1e-6)
+    with pytest.raises(UserError, match="its last two sides must be equal"):
+        method_of("swinunetr-resenc-xs", "views.size=[16,16,24]")
+
+
+def test_voco_of_features_that_are_overlaps(bodies):
+    """If a view's features were its overlaps with an orthogonal grid, VoCo's loss would be near its floor."""
+    settings = ["views.size=[8,8,16]", "pretext.grid=[2,2,1]", "pretext.targets=2", "pretext.min_valid=0"]
+    method = method_of("voco-resenc-xs", *settings)
+    batch = batch_of(bodies, "voco-resenc-xs", *settings, size=(8, 8, 16))
+    assert batch.count == (6, 4)
+    share = overlaps(batch.to_volume, batch.size, 2)
+    features = torch.cat([share.transpose(0, 1), torch.eye(4, dtype=share.dtype)[:, None].expand(4, 4, 4)])
+    method.projector = Straight()
+    good = method.judge(batch, {"pooled": features.float()}).logs
+    bad = method.judge(batch, {"pooled": features.flip(2).float()}).logs
+    worst = method.judge(batch, {"pooled": torch.ones(6, 4, 4)}).logs
+    assert float(good["orthogonality"]) == pytest.approx(0, abs=1e-6)
+    assert float(good["overlap_error"]) < 0.25
+    assert float(good["loss"]) < min(float(bad["loss"]) + 1e-9, float(worst["loss"]))
+
+
+def test_simclr_needs_strangers(bodies):
+    with pytest.raises(UserError, match="without negatives"):
+        method_of("simclr-resenc-xs", "batch=1")
+    result = method_of("simclr-resenc-xs").step(batch_of(bodies, "simclr-resenc-xs"))
+    assert 0 < float(result.logs["loss"]) < 3 * np.log(7)
+
+
+def test_spark_refuses_what_it_cannot_hide():
+    with pytest.raises(UserError, match="powers of two"):
+        method_of("spark-resenc-xs", "masking.block=6")
+    with pytest.raises(UserError, match="powers of two"):
+        method_of("spark-resenc-xs", "masking.ratio=0")

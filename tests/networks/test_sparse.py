@@ -1,0 +1,93 @@
+"""A sparse encoder computes as if hidden blocks did not exist."""
+
+import pytest
+import torch
+from torch import nn
+
+from viewalign.networks.masks import draw_mask, to_voxels
+from viewalign.networks.registry import build_backbone
+from viewalign.networks.sparse import Seen, make_sparse, masked_norm
+from viewalign.randomness import generator_of
+
+SIZE, BLOCK = (16, 16, 16), (8, 8, 8)
+
+
+def sparse_unet():
+    torch.manual_seed(0)
+    backbone = build_backbone("resenc-xs", SIZE, block=BLOCK)
+    plain = build_backbone("resenc-xs", SIZE, block=BLOCK)
+    plain.load_state_dict(backbone.state_dict())
+    backbone.make_sparse()
+    return backbone, plain
+
+
+def mask_of(count=2, ratio=0.5):
+    rows = [torch.from_numpy(draw_mask(generator_of(k), 8, ratio)) for k in range(count)]
+    return torch.stack(rows)
+
+
+def test_the_norm_is_that_of_what_is_seen():
+    maps, seen = torch.randn(2, 3, 4, 4, 4), torch.rand(2, 1, 4, 4, 4) < 0.6
+    out = masked_norm(maps, seen, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.0, -1.0]))
+    for image in range(2):
+        where = seen[image, 0]
+        for channel, (scale, shift) in enumerate([(1, 0.5), (2, 0), (3, -1)]):
+            values = maps[image, channel][where]
+            expected = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt() * scale + shift
+            assert torch.allclose(out[image, channel][where], expected, atol=1e-5)
+            assert (out[image, channel][~where] == 0).all()
+    norm = nn.InstanceNorm3d(3, affine=True)
+    everywhere = torch.ones(2, 1, 4, 4, 4, dtype=torch.bool)
+    assert torch.allclose(masked_norm(maps, everywhere, norm.weight, norm.bias), norm(maps), atol=1e-5)
+
+
+def test_hidden_voxels_change_nothing_and_stay_empty():
+    backbone, plain = sparse_unet()
+    images, mask = torch.randn(2, 1, *SIZE), mask_of()
+    hidden = to_voxels(mask, SIZE, BLOCK)
+    other = torch.where(hidden, torch.full_like(images, 100.0), images)
+    one, two = (backbone.encode(x, mask).maps for x in (images, other))
+    for stage, (a, b) in enumerate(zip(one, two, strict=True)):
+        assert torch.equal(a, b)
+        if stage < 4:
+            empty = hidden[..., :: 2**stage, :: 2**stage, :: 2**stage].expand_as(a)
+            assert (a[empty] == 0).all()
+    # A dense encoder that sees zeros in their place comes to other values where blocks are seen.
+    dense = plain.encode(images, mask).maps[0]
+    assert not torch.allclose(dense[~hidden.expand_as(dense)], one[0][~hidden.expand_as(dense)], atol=1e-3)
+
+
+def test_with_nothing_hidden_it_is_the_plain_encoder():
+    backbone, plain = sparse_unet()
+    images = torch.randn(2, 1, *SIZE)
+    backbone.encode(images, mask_of())
+    for a, b in zip(backbone.encode(images).maps, plain.encode(images).maps, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(backbone.encode(images, torch.zeros(2, 8, dtype=torch.bool)).maps, plain.encode(images).maps,
+                    strict=True):  # fmt: skip
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [(0, 0, 0), (0, 8, 8)])
+def test_a_stage_is_that_of_the_seen_block_alone(offset):
+    """Convolutions, norms and skips of a stage over one seen block equal those of the block cut out."""
+    torch.manual_seed(0)
+    stage = build_backbone("resenc-xs", SIZE, block=BLOCK).net.encoder.stages[0]
+    maps = torch.randn(1, 16, *SIZE)
+    box = (slice(None), slice(None), *(slice(k, k + 8) for k in offset))
+    alone = stage(maps[box])
+    seen = make_sparse(stage)
+    mask = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+    mask[0, offset[0] // 8, offset[1] // 8, offset[2] // 8] = False
+    seen.set(mask.flatten(1), SIZE, BLOCK)
+    where = ~to_voxels(mask.flatten(1), SIZE, BLOCK)
+    assert torch.allclose(stage(maps * where)[box], alone, atol=1e-5)
+
+
+def test_maps_coarser_than_blocks_are_all_seen():
+    seen = Seen()
+    seen.set(torch.zeros(1, 64, dtype=torch.bool), SIZE, (4, 4, 4))
+    assert seen.at((4, 4, 4)).shape == (1, 1, 4, 4, 4)
+    assert seen.at((2, 2, 2)) is None
+    seen.set(torch.zeros(1, 2 * 2 * 2, dtype=torch.bool), (24, 24, 24), (16, 16, 16))
+    assert seen.at((12, 12, 12)).shape == (1, 1, 12, 12, 12)

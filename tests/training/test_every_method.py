@@ -1,0 +1,178 @@
+"""What holds of every method: it runs, resumes bit by bit, is exported and reported, in parts and on two processes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import viewalign
+from viewalign.errors import UserError
+from viewalign.methods.registry import METHODS, asks_of, build_method
+from viewalign.recipes import loading
+from viewalign.recipes.loading import to_yaml
+from viewalign.report.page import write_report
+from viewalign.training.accumulate import step_in_parts
+from viewalign.training.folder import RunFolder
+from viewalign.training.logs import read_log
+from viewalign.training.run import drawing_of, photometrics_of, pretrain
+from viewalign.transfer.export import export_run
+from viewalign.views.build import build_views
+from viewalign.views.samples import SampleReader
+from viewalign.volumes.store import Store
+
+from .test_resume import assert_same_run, stop_after
+
+RECIPES = [f"{method}-{family}-xs" for method, entry in METHODS.items() for family in entry.networks]
+
+OTHERS = [recipe for recipe in RECIPES if not recipe.startswith("cva")]
+"""Without CVA, whose own tests ask the same."""
+
+
+def load_small(tiny_recipe, *settings, recipe, **kinds):
+    if recipe.startswith("voco"):
+        settings = ("pretext.grid=[1,1,2]", "pretext.targets=2", *settings)
+    return tiny_recipe(*settings, recipe=recipe, **kinds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_runs_resumes_exports_and_reports(recipe, tiny_recipe, monkeypatch):
+    whole = pretrain(load_small(tiny_recipe, recipe=recipe, out="whole", steps=3)).folder
+    with monkeypatch.context() as patched:
+        stop_after(patched, 1)
+        assert pretrain(load_small(tiny_recipe, recipe=recipe, out="parts", steps=3)).step == 1
+    assert_same_run(whole, pretrain(load_small(tiny_recipe, recipe=recipe, out="parts", steps=3), resume="auto").folder)
+    rows = read_log(whole.log)
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    assert all(row["feature_std"] > 0 and row["effective_rank"] > 1 for row in rows if row["kind"] == "health")
+    assert not [row for row in rows if row["kind"] == "event"]
+    assert "Features as colours" in write_report(whole.root).read_text()
+    check_export(export_run(whole.root), whole.recipe())
+
+
+def check_export(folder, recipe):
+    """The encoder loads strictly here, and into a plain network of the library that nnU-Net builds."""
+    encoder = viewalign.load_encoder(folder)
+    size = recipe.views.size
+    with torch.no_grad():
+        assert torch.isfinite(encoder(torch.zeros(1, 1, *size)).pooled).all()
+    plan = json.loads((folder / "adaptation_plan.json").read_text())
+    state = torch.load(folder / "checkpoint_final.pth", weights_only=True)["network_weights"]
+    for prefix in (plan["key_to_encoder"], plan["key_to_stem"]):
+        assert [name for name in state if name.startswith(prefix)]
+    own = load_file(folder / "encoder.safetensors")
+    for name, value in own.items():
+        assert torch.equal(state[name], value), name
+
+
+def batch_of(recipe, store):
+    """One batch of a recipe's views."""
+    store = Store.open(store)
+    subjects = np.arange(len(store))
+    reader = SampleReader(
+        store, subjects, subjects, drawing_of(recipe.views), recipe.batch, 0, draw=asks_of(recipe).draw
+    )
+    samples = [reader[k] for k in range(recipe.batch)]
+    return build_views(samples, recipe.views.size, photometrics_of(recipe.views.photometric))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_a_batch_in_parts_is_the_batch(recipe, tiny_recipe, tiny_store):
+    settings = load_small(tiny_recipe, *(["views.size=[8,8,8]"] if "primus" in recipe else []), recipe=recipe)
+    batch = batch_of(settings, tiny_store).double()
+    gradients = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        method = build_method(settings).double()
+        if parts == 1:
+            result = method.step(batch, examine=True)
+            result.loss.backward()
+        else:
+            result = step_in_parts(method, batch, 2, _plain, examine=True)
+        gradients.append({name: p.grad for name, p in method.named_parameters() if p.requires_grad})
+        losses = float(result.loss.detach())
+    one, two = gradients
+    # What learns gets a gradient, and what gets none is frozen: processes wait for no gradient that never comes.
+    assert not [name for name, gradient in one.items() if gradient is None]
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, two[name], rtol=1e-6, atol=1e-9), name
+    assert np.isfinite(losses)
+
+
+def _plain():
+    return torch.autocast("cpu", enabled=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_it_learns(recipe, tiny_recipe, tiny_store):
+    """On one batch, seen again and again, the loss falls below 0.9 of what it was within 12 steps."""
+    settings = load_small(tiny_recipe, *(["views.size=[8,8,8]"] if "primus" in recipe else []), recipe=recipe)
+    batch, losses = batch_of(settings, tiny_store), []
+    torch.manual_seed(0)
+    method = build_method(settings)
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(12):
+        result = method.step(batch)
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+        method.after_update(step + 1)
+        losses.append(float(result.loss.detach()))
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2]), losses
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_bf16(recipe, tiny_recipe):
+    outcome = pretrain(load_small(tiny_recipe, "runtime.precision=bf16", recipe=recipe, steps=3))
+    losses = [row["loss"] for row in read_log(outcome.folder.log) if row["kind"] == "train"]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_equal_one(recipe, tiny_recipe, tmp_path):
+    curves = []
+    for world in (1, 2):
+        settings = ["runtime.accelerator=cpu", f"runtime.devices={world}", "runtime.threads=1", "optim.name=sgd"]
+        settings += ["runtime.precision=fp64", "optim.lr=0.0005", "optim.momentum=0.9"]
+        made = load_small(tiny_recipe, *settings, recipe=recipe, out=f"w{world}", steps=5)
+        file = tmp_path / f"w{world}.yaml"
+        file.write_text(to_yaml(made))
+        command = [sys.executable, "-m", "viewalign", "pretrain", str(file)]
+        out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+        assert out.returncode == 0, out.stderr[-3000:]
+        rows = read_log(RunFolder(tmp_path / f"w{world}").log)
+        curves.append([row["loss"] for row in rows if row["kind"] == "train"])
+    assert len(curves[0]) == 5
+    assert curves[1] == pytest.approx(curves[0], rel=1e-8)
+
+
+def test_every_method_has_a_recipe_for_each_of_its_networks():
+    big = {"resenc": "resenc-l", "primus": "primus-m"}
+    for method, entry in METHODS.items():
+        for family in entry.networks:
+            for network in (big[family], f"{family}-xs"):
+                recipe = loading.load(f"{method}-{network}")
+                assert (recipe.method, recipe.network.name) == (method, network)
+
+
+def test_a_network_that_a_method_cannot_train_is_refused(tiny_recipe):
+    with pytest.raises(UserError, match=r"SimMIM .* trains primus networks, not network=resenc-xs"):
+        build_method(tiny_recipe("network=resenc-xs", recipe="simmim-primus-xs"))
+
+
+def test_volumes_seen_together_stay_together(tiny_recipe):
+    with pytest.raises(UserError, match="fusion sees volumes in groups of 2: batch=3 must be a multiple of 2"):
+        pretrain(tiny_recipe("batch=3", recipe="fusion-resenc-xs"))
+    with pytest.raises(UserError, match="must be a multiple of 8"):
+        pretrain(tiny_recipe("batch=4", "runtime.accumulate=4", recipe="fusion-resenc-xs"))
