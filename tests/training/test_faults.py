@@ -9,7 +9,7 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.training import checkpoints, data, health
+from viewalign.training import checkpoints, data, health, run
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import read_log
 from viewalign.training.run import pretrain
@@ -47,6 +47,13 @@ def test_another_run_s_folder_is_left_alone(tiny_recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         pretrain(tiny_recipe(out="file"))
+
+
+def test_a_run_whose_places_do_not_meet_is_refused(tiny_recipe, monkeypatch):
+    monkeypatch.setattr(run, "ramp_error", lambda views: 0.7)
+    with pytest.raises(UserError, match=r"0\.7 voxels apart .*`viewalign doctor`"):
+        pretrain(tiny_recipe())
+    assert pretrain(tiny_recipe("geometry=latentcampus", out="released", steps=1)).finished
 
 
 def test_contrast_needs_two_subjects(tiny_recipe, tmp_path):

@@ -36,6 +36,9 @@ from viewalign.views.released import draw_released, misplacement
 from viewalign.views.samples import SampleReader
 from viewalign.volumes.store import Store
 
+_MISALIGNED = 0.01
+"""Voxels; ten times what any geometry was ever seen to give."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -139,7 +142,6 @@ def _facts(
     recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module
 ) -> dict[str, Any]:
     """Return what the report says of the run's data and of its own geometry."""
-    error_of = released_error if recipe.geometry == "latentcampus" else ramp_error
     return {
         "volumes": len(store),
         "subjects": len(np.unique(subjects)),
@@ -147,7 +149,7 @@ def _facts(
         "validation_volumes": len(split.validation),
         "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.size),
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        **({"alignment_error": error_of(recipe.views)} if asks.aligned else {}),
+        **({"alignment_error": alignment_error(recipe)} if asks.aligned else {}),
         "versions": {
             "viewalign": viewalign.__version__,
             "torch": torch.__version__,
@@ -173,6 +175,23 @@ def drawing_of(views: ViewSettings) -> Drawing:
 def photometrics_of(settings: PhotometricSettings) -> Photometrics:
     """Unpack the photometric settings."""
     return Photometrics(**settings.model_dump())
+
+
+def alignment_error(recipe: Recipe) -> float:
+    """Return how far apart, in voxels, the places are that a run with this recipe compares; 0 up to rounding.
+
+    Raises:
+        UserError: it is not, though the geometry is the exact one; nothing that is learnt then could be trusted.
+    """
+    if recipe.geometry == "latentcampus":
+        return released_error(recipe.views)
+    error = ramp_error(recipe.views)
+    if error > _MISALIGNED:
+        raise UserError(
+            f"Coordinates sent through views and alignment end up {error:.3g} voxels apart instead of 0. This is a "
+            "fault of the program or of this machine's arithmetic: run `viewalign doctor`, and report it."
+        )
+    return error
 
 
 def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
