@@ -3,7 +3,7 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.training.run import pretrain
-from viewalign.training.sampling import admitted, weights_of
+from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.array import ArraySource
 from viewalign.views.drawing import Drawing
 from viewalign.views.samples import SampleReader
@@ -120,3 +120,13 @@ def test_a_run_with_sampling(tiny_recipe):
     assert outcome.finished
     with pytest.raises(UserError, match="no volume is of modality 'T1w'"):
         pretrain(tiny_recipe("sampling.modalities=[T1w]", out="other"))
+
+
+def test_channels_that_the_network_does_not_take(store):
+    inside = np.ones(14, dtype=bool)
+    check_channels(store, inside, 1)
+    store.channels[3] = 4
+    with pytest.raises(UserError, match=r"1 volumes .* network.channels=1, such as c__a__p0__03 with 4"):
+        check_channels(store, inside, 1)
+    inside[3] = False
+    check_channels(store, inside, 1)

@@ -124,10 +124,10 @@ def test_an_unexpected_error_stops_nothing(
 ) -> None:
     whole = worker.prepare_one
 
-    def failing(job) -> None:
+    def failing(job) -> int:
         if job.record.name == "scan2":
             raise ZeroDivisionError("oops")
-        whole(job)
+        return whole(job)
 
     monkeypatch.setattr(worker, "prepare_one", failing)
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)

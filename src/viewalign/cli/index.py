@@ -44,6 +44,10 @@ def index(
     labels: Annotated[
         bool, typer.Option("--labels", help="Take label maps in too ([i]…_seg[/i], [i]…_mask[/i], [i]labelsTr/[/i]).")
     ] = False,
+    frames: Annotated[
+        bool,
+        typer.Option("--frames", help="Take in 4-D NIfTI too; `prepare --frames` says what becomes of it."),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -88,7 +92,7 @@ def index(
     from viewalign.volumes.indexing import write_refused
     from viewalign.volumes.summary import summarise, write_summary
 
-    found = look(sources, subject_pattern, labels, workers)
+    found = look(sources, subject_pattern, labels, workers, frames)
     console = Console()
     show_refused(console, [(refusal.file, refusal.reason) for refusal in found.refused])
     if found.images == 0:
@@ -112,7 +116,11 @@ def index(
 
 
 def look(
-    sources: list[str], subject_pattern: str | None = None, labels: bool = False, workers: int | None = None
+    sources: list[str],
+    subject_pattern: str | None = None,
+    labels: bool = False,
+    workers: int | None = None,
+    frames: bool = False,
 ) -> Index:
     """Index sources with a progress bar.
 
@@ -124,7 +132,7 @@ def look(
     from viewalign.volumes.sources import FindOptions
 
     with progress_bar("Reading headers") as report:
-        options = FindOptions(_compiled(subject_pattern), labels, report)
+        options = FindOptions(_compiled(subject_pattern), labels, report, frames)
         return index_sources(sources, options, on_file=report, workers=workers)
 
 

@@ -24,8 +24,8 @@ class Catalogue:
     quality: Mapping[str, float]
 
 
-def catalogue_of(path: Path) -> Catalogue:
-    """Read a catalogue, or index a folder.
+def catalogue_of(path: Path, frames: bool = False) -> Catalogue:
+    """Read a catalogue, or index a folder, with 4-D files if `frames`.
 
     Raises:
         UserError: it holds no images.
@@ -36,7 +36,7 @@ def catalogue_of(path: Path) -> Catalogue:
     from viewalign.volumes.quality import quality_scores
 
     if path.is_dir():
-        found = look([str(path)])
+        found = look([str(path)], frames=frames)
         if found.images == 0 and not found.refused:
             raise UserError(nothing_found([str(path)], found))
         collection, refused = found.collection, found.refused
@@ -75,6 +75,7 @@ def choices_of(
     dtype: str,
     view: str | None,
     fill_nonfinite: bool = False,
+    frames: str = "refuse",
 ) -> dict[str, Any]:
     """Collect options into values of `PrepareSettings`, numbers read."""
     return {
@@ -85,6 +86,7 @@ def choices_of(
         "dtype": dtype,
         "view": numbers_of("view", view, 3, whole=True),
         "fill_nonfinite": fill_nonfinite,
+        "frames": frames,
     }
 
 

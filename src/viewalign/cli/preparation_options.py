@@ -72,6 +72,15 @@ View = Annotated[
     ),
 ]
 
+FramesName = Annotated[
+    str,
+    typer.Option(
+        metavar="refuse|channels|volumes",
+        help="What becomes of 4-D NIfTI: set aside, a channel or an image a frame (a catalogue: index --frames).",
+        rich_help_panel=_VOXELS,
+    ),
+]
+
 FillNonfinite = Annotated[
     bool,
     typer.Option(

@@ -13,6 +13,7 @@ from viewalign.cli.preparation_options import (
     CataloguePath,
     ExecutorName,
     FillNonfinite,
+    FramesName,
     InterpolationName,
     MaxVoxels,
     Normalise,
@@ -48,6 +49,7 @@ def prepare(
     window: Window = None,
     dtype: NumberTypeName = "float32",
     view: View = None,
+    frames: FramesName = "refuse",
     fill_nonfinite: FillNonfinite = False,
     workers: Workers = None,
     shard: ShardText = "1/1",
@@ -81,10 +83,10 @@ def prepare(
 
     part = Shard.parse(shard)
     limits = Limits(time_limit, max_voxels or voxels_that_fit())
-    chosen = choices_of(interpolation, normalise, percentiles, window, dtype, view, fill_nonfinite)
+    chosen = choices_of(interpolation, normalise, percentiles, window, dtype, view, fill_nonfinite, frames)
     if executor not in {"local", "dask"} or (executor == "dask") != (scheduler is not None):
         raise UserError("--executor takes local, or dask together with --scheduler ADDRESS.")
-    found = catalogue_of(catalogue)
+    found = catalogue_of(catalogue, frames != "refuse")
     settings = settings_of(spacing, chosen, found.records)
     try:
         report = _run(found, out, settings, workers, part, scheduler, limits)

@@ -26,7 +26,7 @@ from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import launch, open_together, told_of_lost_processes
 from viewalign.training.loop import Feed, Samples, Trainer
-from viewalign.training.sampling import admitted, weights_of
+from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
 from viewalign.views.build import build_views
@@ -117,6 +117,7 @@ def _assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabri
     )
     subjects = data.number_subjects(store.subjects)
     inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)
+    check_channels(store, inside, recipe.network.channels)
     split = data.only(data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
         raise UserError("The filters of `sampling` leave only held-out subjects; nothing is left to train on.")

@@ -44,6 +44,22 @@ def admitted(store: Store, modalities: Sequence[str] = (), max_quality_score: fl
     return inside
 
 
+def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> None:
+    """Refuse volumes whose channels the network does not take.
+
+    Raises:
+        UserError: some volume that is let in has another number of channels.
+    """
+    others = np.flatnonzero(inside & (store.channels != channels))
+    if len(others):
+        k = int(others[0])
+        raise UserError(
+            f"{len(others)} volumes of the store have another number of channels than network.channels={channels}, "
+            f"such as {store.ids[k]} with {int(store.channels[k])}. Set network.channels to what all of them have, or "
+            "prepare 4-D images with --frames volumes."
+        )
+
+
 def weights_of(
     store: Store, chosen: NDArray[np.int64], by: Unit = "image", factors: Mapping[str, float] | None = None
 ) -> NDArray[np.float64] | None:

@@ -44,6 +44,7 @@ class Header:
         direction: 3×3; columns are the world directions of the x, y and z index.
         bytes_per_voxel: of the file's own number type.
         note: what was not perfect but accepted, as a sentence, or empty.
+        frames: volumes in the file; more than one only where they were asked for.
     """
 
     shape: tuple[int, int, int]
@@ -54,10 +55,16 @@ class Header:
     nifti: nifti.NiftiHeader | None = field(default=None, repr=False)
     dicom: Stack | None = field(default=None, repr=False)
     note: str = ""
+    frames: int = 1
 
 
-def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Header:
+def read_header(path: Path, max_voxels: int = MAX_VOXELS, frames: bool = False) -> Header:
     """Read and judge one header; a name that is of no other type is taken as a slice of a DICOM stack.
+
+    Args:
+        path: the file.
+        max_voxels: refuse what claims more, all frames together.
+        frames: let in NIfTI files of several frames (4-D).
 
     Raises:
         RefusedImageError: whatever makes the file no 3D scalar image; the text is the reason alone.
@@ -66,7 +73,8 @@ def read_header(path: Path, max_voxels: int = MAX_VOXELS) -> Header:
     suffix = suffix_of(path.name)
     if suffix is None:
         return dicom_header(stack_of(path), max_voxels)
-    header = _nifti_header(path, max_voxels) if suffix in (".nii", ".nii.gz") else _itk_header(path, max_voxels)
+    nifti_file = suffix in (".nii", ".nii.gz")
+    header = _nifti_header(path, max_voxels, frames) if nifti_file else _itk_header(path, max_voxels)
     _check_geometry(header)
     return header
 
@@ -112,9 +120,11 @@ def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
     return header
 
 
-def _nifti_header(path: Path, max_voxels: int) -> Header:
+def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
     raw = nifti.read_header(path)
-    _check_shape(raw.dims[::-1], max_voxels)
+    count = raw.dims[3] if frames and len(raw.dims) > 3 and raw.dims[3] > 0 else 1
+    beyond = raw.dims[4:] if count > 1 else raw.dims[3:]
+    _check_shape((*beyond[::-1], *raw.dims[2::-1]), max_voxels // count)
     _check_spacing(raw.pixdim[2::-1])
     _check_kind(raw.dtype)
     _check_plausible(path, raw.data_bytes + raw.offset, compressed=path.name.lower().endswith(".gz"))
@@ -126,7 +136,7 @@ def _nifti_header(path: Path, max_voxels: int) -> Header:
         if size != raw.dims[: len(size)] or len(size) < 3:
             raise RefusedImageError("its header is contradictory: two readers see different dimensions")
     note = _form_note(raw, spacing, origin, direction)
-    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw, note=note)
+    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw, note=note, frames=count)
 
 
 def _form_note(raw: nifti.NiftiHeader, spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> str:
@@ -208,7 +218,7 @@ def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
         raise RefusedImageError(f"its header claims a size of {_times(shape[::-1])}")
     if any(n > 1 for n in extra):
         raise RefusedImageError(
-            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); only single volumes are read"
+            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); --frames takes in NIfTI of several"
         )
     voxels = int(np.prod(shape, dtype=object))
     if voxels > max_voxels:

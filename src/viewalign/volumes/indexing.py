@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from viewalign.errors import RefusedImageError, UserError
@@ -89,7 +90,7 @@ def index_sources(
         index.other_files += each.other_files
         index.label_files += each.label_files
     everything = _once(_distinct_datasets(findings))
-    judged = _judge_all(everything, workers, on_file)
+    judged = _judge_all(everything, bool(options and options.frames), workers, on_file)
     paths = [found.path for found, header in zip(everything, judged, strict=True) if _take_in(index, found, header)]
     index.refused.sort()
     _note_duplicates(index, paths)
@@ -143,24 +144,24 @@ def _once(everything: Sequence[Found]) -> list[Found]:
 
 
 def _judge_all(
-    everything: Sequence[Found], workers: int | None, on_file: Callable[[int, int], None] | None
+    everything: Sequence[Found], frames: bool, workers: int | None, on_file: Callable[[int, int], None] | None
 ) -> list[Header | str]:
     """Return the header of each file, or the reason why it is refused."""
     if workers is None:
         workers = default_workers() if len(everything) >= _MANY else 0
     judged: list[Header | str] = [""] * len(everything)
-    for count, ((number, _), result) in enumerate(run_jobs(_judge, enumerate(everything), workers)):
+    for count, ((number, _), result) in enumerate(run_jobs(partial(_judge, frames), enumerate(everything), workers)):
         judged[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
         if on_file:
             on_file(count + 1, len(everything))
     return judged
 
 
-def _judge(numbered: tuple[int, Found]) -> Header | str:
+def _judge(frames: bool, numbered: tuple[int, Found]) -> Header | str:
     """Read one header; runs in a worker."""
     found = numbered[1]
     try:
-        header = dicom_header(found.stack) if found.stack else read_header(found.path)
+        header = dicom_header(found.stack) if found.stack else read_header(found.path, frames=frames)
         _check_masks(found)
     except RefusedImageError as refusal:
         return str(refusal)
@@ -186,6 +187,8 @@ def _take_in(index: Index, found: Found, header: Header | str) -> bool:
         index.refused.append(Refusal(printable(found.path), f"it cannot be read: {error.strerror}"))
         return False
     info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}
+    if header.frames > 1:
+        info["frames"] = header.frames
     if header.note:
         info["note"] = header.note
     written = found.written or os.fspath(found.path)

@@ -15,7 +15,7 @@ from viewalign.volumes.child import Lost
 from viewalign.volumes.claim import claim, held, write_header
 from viewalign.volumes.columns import Row, rows_on_disk, sweep_temporary, write_index
 from viewalign.volumes.indexing import read_refused
-from viewalign.volumes.layout import forget_entry, write_json
+from viewalign.volumes.layout import write_json
 from viewalign.volumes.limits import Limits
 from viewalign.volumes.pool import default_workers, run_jobs
 from viewalign.volumes.progress import Progress, ProgressListener
@@ -30,7 +30,7 @@ from viewalign.volumes.shards import (
     remove_parts,
 )
 from viewalign.volumes.sources import Refusal
-from viewalign.volumes.work import Job, Outcome, is_done, unwritable, work
+from viewalign.volumes.work import Job, Outcome, entries_done, forget, unwritable, work
 
 
 @dataclass
@@ -39,7 +39,7 @@ class PrepareReport:
 
     Attributes:
         prepared: images in the store's index; of a part of a run, the images that it has seen to.
-        made: images stored by this run.
+        made: images stored by this run, each frame of a 4-D image that is stored by itself counted.
         skipped: images that were there already.
         refused: files that were set aside, sorted.
         missing_parts: parts of the run that are still to come; the store is unfinished until there are none.
@@ -142,8 +142,9 @@ class _Run:
     def missing(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Yield the jobs that are not done yet; tick off the others."""
         for job in jobs:
-            if is_done(job):
-                self.report.skipped += 1
+            entries = entries_done(job)
+            if entries:
+                self.report.skipped += entries
                 self.tell(job.record)
             else:
                 yield job
@@ -151,14 +152,14 @@ class _Run:
     def take(self, job: Job, result: Outcome | Lost) -> None:
         """Count one result."""
         if isinstance(result, Lost):
-            forget_entry(job.store, job.relative)
+            forget(job)
             self.refuse(job.record, result.reason)
         elif result.fatal is not None:
             raise UserError(result.fatal)
         elif result.reason is not None:
             self.refuse(job.record, result.reason)
         else:
-            self.report.made += 1
+            self.report.made += result.entries
             self.tell(job.record)
 
     def refuse(self, record: Record, reason: str) -> None:

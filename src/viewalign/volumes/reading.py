@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,31 @@ def read_volume(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_
     filled = _check_finite(array, fill_nonfinite)
     _check_content(array)
     return Volume(array, header.spacing, header.origin, header.direction, filled)
+
+
+def read_frames(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> list[Volume]:
+    """Read the frames of a 4-D NIfTI file, or the one volume that any other file holds; see `read_volume`.
+
+    Args:
+        path: the file.
+        fill_nonfinite: replace NaN and infinity by 0 instead of refusing.
+        max_voxels: refuse a header that claims more, all frames together.
+    """
+    header = read_header(path, max_voxels, frames=True)
+    if header.frames == 1 or header.nifti is None:
+        return [read_volume(path, fill_nonfinite, max_voxels)]
+    # In the file, frames follow each other like further slices.
+    x, y, z = header.nifti.dims[:3]
+    slices = nifti.read_voxels(path, replace(header.nifti, dims=(x, y, z * header.frames)))
+    volumes = []
+    for number, array in enumerate(slices.reshape(header.frames, *header.shape)):
+        try:
+            filled = _check_finite(array, fill_nonfinite)
+            _check_content(array)
+        except RefusedImageError as refusal:
+            raise RefusedImageError(f"frame {number}: {refusal}") from None
+        volumes.append(Volume(array, header.spacing, header.origin, header.direction, filled))
+    return volumes
 
 
 def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from viewalign.errors import RefusedImageError
 from viewalign.volumes.catalogue import Record
 from viewalign.volumes.headers import MAX_VOXELS, source_bytes
 from viewalign.volumes.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
-from viewalign.volumes.preparing import prepare_volume
-from viewalign.volumes.reading import read_mask, read_volume
+from viewalign.volumes.preparing import Prepared, prepare_channels, prepare_volume
+from viewalign.volumes.reading import read_frames, read_mask, read_volume
 from viewalign.volumes.recipe import RECIPE_VERSION, PrepareSettings
 
 if TYPE_CHECKING:
@@ -48,30 +49,57 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: stored (no reason), refused (a reason), or the store cannot be written (fatal)."""
+    """What became of a job: stored as so many entries, refused (a reason), or the store cannot be written (fatal)."""
 
+    entries: int = 0
     reason: str | None = None
     fatal: str | None = None
 
 
-def is_done(job: Job) -> bool:
-    """Say whether the image is wholly in the store, made of the same source by the same recipe."""
-    properties = done_properties(job.store, job.relative)
-    if properties is None:
-        return False
+def entries_done(job: Job) -> int:
+    """Return how many entries of the store hold the image, made of the same source by the same recipe; 0 if not all.
+
+    An image is one entry, or one a frame.
+    """
     try:
         wanted = _identity(job)
     except OSError:
-        return False
-    return all(properties.get(key) == value for key, value in wanted.items())
+        return 0
+    if _is_there(job, job.relative, wanted):
+        return 1
+    if job.settings.frames != "volumes":
+        return 0
+    first = done_properties(job.store, _frame(job.relative, 0)) or {}
+    count = int(first.get("frames", 0))
+    named = [{**wanted, "id": _frame(str(wanted["id"]), number)} for number in range(count)]
+    whole = all(_is_there(job, _frame(job.relative, number), each) for number, each in enumerate(named))
+    return count if whole else 0
+
+
+def _is_there(job: Job, relative: str, wanted: dict[str, Any]) -> bool:
+    properties = done_properties(job.store, relative)
+    return properties is not None and all(properties.get(key) == value for key, value in wanted.items())
+
+
+def _frame(name: str, number: int) -> str:
+    return f"{name}-frame{number:04d}"
+
+
+def forget(job: Job) -> None:
+    """Remove all that the store holds of an image."""
+    forget_entry(job.store, job.relative)
+    place = job.store / job.relative
+    for mark in place.parent.glob(f"{glob.escape(place.name)}-frame[0-9][0-9][0-9][0-9].b2nd"):
+        forget_entry(job.store, f"{job.relative}{mark.name[len(place.name) :].removesuffix('.b2nd')}")
 
 
 def work(job: Job) -> Outcome:
     """Prepare one image; whatever goes wrong with it is told in the outcome."""
     try:
-        forget_entry(job.store, job.relative)
-        prepare_one(job)
+        forget(job)
+        return Outcome(entries=prepare_one(job))
     except RefusedImageError as refusal:
+        forget(job)
         return Outcome(reason=str(refusal))
     except MemoryError:
         return Outcome(reason="there was not enough memory for it")
@@ -79,33 +107,46 @@ def work(job: Job) -> Outcome:
         return Outcome(fatal=str(error))
     except Exception as error:  # one file must never stop the run
         return Outcome(reason=f"unexpected {type(error).__name__}: {error}")
-    return Outcome()
 
 
 class _StoreError(Exception):
     """The store cannot be written, so that going on is useless."""
 
 
-def prepare_one(job: Job) -> None:
-    """Read an image and its masks, prepare them and write them into the store.
+def prepare_one(job: Job) -> int:
+    """Read an image and its masks, prepare them and write them into the store; return the number of entries.
 
     Raises:
         RefusedImageError: it cannot be used.
     """
     record, settings = job.record, job.settings
-    volume = read_volume(record.path, settings.fill_nonfinite, job.max_voxels)
+    if settings.frames == "refuse":
+        volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels)]
+    else:
+        volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels)
     masks: dict[str, NDArray[Any]] = {}
     if record.anonymisation_mask is not None:
-        masks["anonymisation"] = read_mask(record.anonymisation_mask, volume)
+        masks["anonymisation"] = read_mask(record.anonymisation_mask, volumes[0])
     if record.anatomy_mask is not None:
-        masks["anatomy"] = read_mask(record.anatomy_mask, volume)
-    prepared = prepare_volume(volume, settings, masks, job.max_voxels)
-    del volume, masks
+        masks["anatomy"] = read_mask(record.anatomy_mask, volumes[0])
     whose = {**_identity(job), "subject": record.subject_id, "dataset": record.dataset}
-    sizes = chunk_and_block(settings.view)
+    if len(volumes) == 1 or settings.frames == "channels":
+        prepared = prepare_channels(volumes, settings, masks, job.max_voxels)
+        del volumes, masks
+        _write(job, job.relative, whose, prepared)
+        return 1
+    for number, volume in enumerate(volumes):
+        prepared = prepare_volume(volume, settings, masks, job.max_voxels)
+        prepared.array = prepared.array[None]
+        name = {"id": _frame(record.image_id, number), "frames": len(volumes), "frame": number}
+        _write(job, _frame(job.relative, number), {**whose, **name}, prepared)
+    return len(volumes)
+
+
+def _write(job: Job, relative: str, whose: dict[str, Any], prepared: Prepared) -> None:
+    properties = {**whose, "recipe_version": RECIPE_VERSION, **prepared.properties}
     try:
-        properties = {**whose, "recipe_version": RECIPE_VERSION, **prepared.properties}
-        write_entry(job.store, job.relative, prepared.array[None], properties, prepared.masks, sizes)
+        write_entry(job.store, relative, prepared.array, properties, prepared.masks, chunk_and_block(job.settings.view))
     except OSError as error:
         raise _StoreError(unwritable(job.store, error)) from None
 

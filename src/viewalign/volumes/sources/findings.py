@@ -19,12 +19,14 @@ class FindOptions:
         subject_pattern: regular expression searched in the path relative to the source; its named groups `subject`,
             `session` and `modality` rule over what would be guessed.
         labels: take label maps too (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
+        frames: take in 4-D files.
         on_folder: called with (DICOM folders read, DICOM folders in all), for that may take long.
     """
 
     subject_pattern: re.Pattern[str] | None = None
     labels: bool = False
     on_folder: Callable[[int, int], None] | None = None
+    frames: bool = False
 
 
 @dataclass(frozen=True)
