@@ -25,7 +25,8 @@ def test_primus_m_drops_three_quarters_of_the_student_s_tokens():
 
 def test_what_is_not_computed_costs_nothing():
     whole = step_cost(load("cva-resenc-l", ["views.size=64"]))
-    plain = step_cost(load("mae-resenc-l", ["views.size=64"]))
+    off = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
+    plain = step_cost(load("cva-resenc-l", ["views.size=64", *off]))
     aligned = step_cost(load("cva-resenc-l", ["views.size=64", "objectives.order=align_first"]))
     assert plain.flops < aligned.flops < whole.flops
 
@@ -50,3 +51,10 @@ def test_an_a100_takes_the_published_time():
 def test_this_machine_is_measured():
     assert measured_flops("fp32", seconds=0.1) > 1e8
     assert 0 < measured_step(load("cva-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
+
+
+def test_a_method_of_one_view_costs_one_view():
+    recipe = load("mae-resenc-l", ["views.size=128", "batch=8"])
+    views = step_cost(recipe).flops / (8 * 3 * (978.2 + 456.5) * 1e9)
+    assert views == pytest.approx(1, rel=0.05)
+    assert 0 < measured_step(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120

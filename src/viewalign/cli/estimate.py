@@ -149,8 +149,11 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
         "here": {"name": where, "precision": precision, "seconds": recipe.steps * step, "source": source},
         "gpus": {},
     }
+    counted = "counted on the recipe's networks" + (
+        "" if recipe.method == "cva" else ", the method's own heads left out"
+    )
     lines = [
-        Line("Step", f"{cost.flops / 1e12:.2f} TFLOP, {recipe.steps:,} of them", "counted on the recipe's networks"),
+        Line("Step", f"{cost.flops / 1e12:.2f} TFLOP, {recipe.steps:,} of them", counted),
         Line(f"On {where}", _time(facts["here"]["seconds"], cost.memory(precision)), source),
     ]
     needed = cost.memory("bf16")

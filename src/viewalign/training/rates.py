@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.methods.registry import build_method
+from viewalign.methods.registry import asks_of, build_method
 from viewalign.training.optimizers import build_optimizer
 from viewalign.training.precision import Precision
 from viewalign.views.array import ArraySource
@@ -85,7 +85,9 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
     )
     size, every = recipe.views.size, np.arange(recipe.batch)
     noise = np.random.default_rng(0).normal(size=(recipe.network.channels, *(round(1.4 * n) for n in size)))
-    reader = SampleReader(_Many(noise, recipe.batch), every, every, Drawing(size), recipe.batch, 0)
+    reader = SampleReader(
+        _Many(noise, recipe.batch), every, every, Drawing(size), recipe.batch, 0, draw=asks_of(recipe).draw
+    )
     samples = [reader[k] for k in range(recipe.batch)]
     times = []
     for _ in range(repeats + 1):
