@@ -24,7 +24,7 @@ def commands():
 
 
 def test_all_commands_are_there():
-    there = "compare demo doctor estimate evaluate export fetch finetune index nnunet prepare pretrain recipes report"
+    there = "compare demo doctor estimate evaluate export fetch finetune index methods nnunet prepare pretrain recipes report"
     assert commands() == there.split()
 
 
@@ -74,3 +74,16 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m viewalign recipes cva-resenc-l | head -1"
     out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in out.stderr
+
+
+def test_methods_lists_every_method_with_its_recipes():
+    from typer.testing import CliRunner
+
+    from viewalign.cli.main import app
+    from viewalign.methods.registry import METHODS
+
+    out = CliRunner().invoke(app, ["methods"])
+    assert out.exit_code == 0
+    for name, entry in METHODS.items():
+        assert f"{name}: {entry.title} ({entry.paper})" in out.output
+    assert "spark-resenc-l, spark-resenc-xs" in out.output

@@ -108,7 +108,7 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
     method, batch = method_of(recipe, *settings), make_batch()
     logs = method.eval().step(batch).logs
     maps = []
-    for branch, mask in ((method.student, method._draw_masks(batch)), (method.teacher, None)):
+    for branch, mask in ((method.student, method.latents(batch)["mask"].flatten(0, 1)), (method.teacher, None)):
         encoded = branch.backbone.encode(batch.views.flatten(0, 1), mask)
         maps.append(branch.backbone.dense(encoded) if dense == "encoder" else branch.backbone.decode(encoded))
     if order == "project_first":

@@ -22,6 +22,10 @@ def row_of_recipe(name):
     terms, optim = recipe.objectives, recipe.optim
     epochs = f"{recipe.steps / EPOCH:g}"
     warmup = f", {optim.warmup / EPOCH:g} of warm-up" if optim.warmup else ""
+    if recipe.method != "cva":
+        clip = "–" if optim.clip is None else f"{optim.clip:g}"
+        start = [f"`{name}`", times(recipe.views.size), str(recipe.batch), f"{optim.name} {optim.lr:g}", clip]
+        return "| " + " | ".join([*start, epochs + warmup]) + " |"
     kind = {"cosine": "cosine", "nt_xent": "NT-Xent", "gram": "Gram"}[terms.consistency]
     consistency = f"{terms.consistency_weight:g} {kind}" if terms.consistency_weight else "0"
     cells = times(terms.cells) if isinstance(terms.cells, tuple) else f"{terms.cells}³"

@@ -53,6 +53,17 @@ TABLE |= {
 }
 OURS = {"MAETrainer", "MAEEvaTrainer"} | {f"Base{e}MAETrainer{b}" for e in ("", "Eva") for b in ("", "_BS8")}
 
+SMALL_VIEW = (64, 64, 64)
+OTHER_METHODS = {
+    "SparkMAETrainer": ("spark", BIG),
+    "SimMIMEvaTrainer": ("simmim", BIG),
+    **{f"ModelGenesis{eva}Trainer": ("genesis", BIG) for eva in ("", "Eva")},
+    **{f"VolumeFusion{eva}Trainer": ("fusion", BIG) for eva in ("", "Eva")},
+    **{f"SimCLR{eva}Trainer": ("simclr", SMALL_VIEW) for eva in ("", "Eva")},
+    **{f"VoCo{eva}Trainer": ("voco", SMALL_VIEW) for eva in ("", "Eva")},
+    **{f"SwinUNETR{eva}Trainer": ("swinunetr", BIG) for eva in ("", "Eva")},
+}
+
 
 def figures(recipe):
     terms, optim = recipe.objectives, recipe.optim
@@ -86,7 +97,37 @@ def test_every_name_s_settings_are_valid(network):
 
 
 def test_every_class_is_there():
-    assert {*RESENC, *PRIMUS} == {*TABLE, *OURS, "BaseAlignedMAETrainer"}
+    assert {*RESENC, *PRIMUS} == {*TABLE, *OURS, *OTHER_METHODS, "BaseAlignedMAETrainer"}
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_METHODS))
+def test_nnssl_s_other_methods(name):
+    trainer = resolve_trainer(name)
+    recipe = load(trainer.recipe, trainer.overrides)
+    assert (recipe.method, recipe.views.size) == OTHER_METHODS[name]
+    assert recipe.network.name == ("primus-m" if "Eva" in name else "resenc-l")
+    assert recipe.batch == (4 if recipe.method == "fusion" else 2)
+    assert recipe.steps == 1000 * EPOCH
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("BaseEvaMAETrainer_BS8_192ps_4000ep", (8, (192, 192, 192), 4000)),
+        ("BaseMAETrainer_BS16", (16, BIG, 1000)),
+        ("SparkMAETrainer_BS6_ep2000", (6, BIG, 2000)),
+        ("VolumeFusionTrainer_BS8", (16, BIG, 1000)),
+    ],
+)
+def test_endings_are_settings(name, changes):
+    trainer = resolve_trainer(name)
+    recipe = load(trainer.recipe, trainer.overrides)
+    assert (recipe.batch, recipe.views.size, recipe.steps / EPOCH) == changes
+
+
+def test_an_unknown_ending_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"no trainer 'BaseMAETrainer_BSx'.*BaseMAETrainer_BS8"):
+        resolve_trainer("BaseMAETrainer_BSx")
 
 
 def test_the_name_of_two_classes_asks_for_the_network():

@@ -21,6 +21,7 @@ from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
 from viewalign.cli.finetune import finetune
 from viewalign.cli.index import index
+from viewalign.cli.methods import methods
 from viewalign.cli.nnunet import nnunet
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
@@ -29,7 +30,7 @@ from viewalign.cli.report import report
 from viewalign.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-for command in (demo, doctor, fetch, index, estimate, prepare, pretrain, report, export, recipes, evaluate, compare):
+for command in (demo, doctor, fetch, index, estimate, prepare, pretrain, report, export, recipes, methods, evaluate, compare):
     app.command()(command)
 app.add_typer(finetune, name="finetune")
 app.add_typer(nnunet, name="nnunet")

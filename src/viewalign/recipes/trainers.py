@@ -8,6 +8,7 @@ switch that LatentCampus added on 2025-09-09 turned them to Gram matrices withou
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 from viewalign.errors import UserError
@@ -81,6 +82,12 @@ RESENC = {
     "FeatConDecAlignedMAEFTTrainer": Trainer("cva-resenc-l", (f"{_CVA}=0.5", "optim.lr=5e-3", _DECODER)),
     "AlignedAETrainer": Trainer("ae-resenc-l", (_epochs(1000),)),
     "AlignedAEFTTrainer": Trainer("ae-resenc-l"),
+    "SparkMAETrainer": Trainer("spark-resenc-l", ("batch=2",)),
+    "ModelGenesisTrainer": Trainer("genesis-resenc-l", ("batch=2",)),
+    "VolumeFusionTrainer": Trainer("fusion-resenc-l", ("batch=4",)),
+    "SimCLRTrainer": Trainer("simclr-resenc-l", ("batch=2",)),
+    "VoCoTrainer": Trainer("voco-resenc-l", ("batch=2",)),
+    "SwinUNETRTrainer": Trainer("swinunetr-resenc-l", ("batch=2",)),
 }
 """Classes that train a ResEnc-L."""
 
@@ -107,6 +114,12 @@ PRIMUS = {
     ),
     "AlignedAEEvaTrainer": Trainer("ae-primus-m", (_epochs(500),)),
     "AlignedAEFTEvaTrainer": Trainer("ae-primus-m"),
+    "SimMIMEvaTrainer": Trainer("simmim-primus-m", ("batch=2",)),
+    "ModelGenesisEvaTrainer": Trainer("genesis-primus-m", ("batch=2",)),
+    "VolumeFusionEvaTrainer": Trainer("fusion-primus-m", ("batch=4",)),
+    "SimCLREvaTrainer": Trainer("simclr-primus-m", ("batch=2",)),
+    "VoCoEvaTrainer": Trainer("voco-primus-m", ("batch=2",)),
+    "SwinUNETREvaTrainer": Trainer("swinunetr-primus-m", ("batch=2",)),
 }
 """Classes that train a Primus-M."""
 
@@ -118,13 +131,14 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
     """Return what a trainer's name stands for.
 
     Args:
-        name: a class of LatentCampus' aligned trainers or of nnssl's MAE trainers.
+        name: a class of LatentCampus' aligned trainers or of nnssl's, with any of its endings: `_BS8` (batch),
+            `_192ps` (views), `_4000ep` or `_ep4000` (epochs).
         network: "resenc-l" or "primus-m"; needed where classes of the same name train different networks.
 
     Raises:
         UserError: an unknown name, or a name of the other network or of both.
     """
-    meant = {key: table[name] for key, table in NETWORKS.items() if name in table}
+    meant = {key: found for key, table in NETWORKS.items() if (found := _find(name, table)) is not None}
     if not meant:
         raise UserError(f"There is no trainer '{name}'. {_nearest(name)}")
     if network is None and len(meant) > 1:
@@ -134,6 +148,37 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
     if network is not None and network not in meant:
         raise UserError(f"{name} trains {' or '.join(meant)}, not {network}. Leave --network out, or name its trainer.")
     return meant[network or next(iter(meant))]
+
+
+_ENDINGS = {
+    r"BS(\d+)": lambda n: f"batch={n}",
+    r"(\d+)ps": lambda n: f"views.size={n}",
+    r"(\d+)ep|ep(\d+)": _epochs,
+}
+"""What the endings of nnssl's names change."""
+
+
+def _find(name: str, table: dict[str, Trainer]) -> Trainer | None:
+    """Return a table's trainer, or one whose name goes on with endings that are known."""
+    if name in table:
+        return table[name]
+    base, *endings = name.split("_")
+    changes = [_ending(ending, table[base].recipe) for ending in endings] if base in table else [None]
+    known = [change for change in changes if change is not None]
+    if not known or len(known) < len(changes):
+        return None
+    return Trainer(table[base].recipe, (*table[base].overrides, *known))
+
+
+def _ending(text: str, recipe: str) -> str | None:
+    for pattern, change in _ENDINGS.items():
+        found = re.fullmatch(pattern, text)
+        if found:
+            number = next(int(group) for group in found.groups() if group)
+            # Two volumes make one fused image, which is what nnssl counts.
+            twice = recipe.startswith("fusion") and text.startswith("BS")
+            return change(2 * number if twice else number)
+    return None
 
 
 def _nearest(name: str) -> str:

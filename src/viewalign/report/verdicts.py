@@ -29,7 +29,7 @@ EARLY_STEPS, EARLY_SHARE = 100, 0.05
 """Before the later of these two, what is learnt slowly is too early to judge."""
 
 _KINDS = {"feature_std": "health", "effective_rank": "health", "alignment_error": "data"}
-_LEARNT_SLOWLY = {"cosine", "contrast_accuracy"}
+_LEARNT_SLOWLY = {"cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"}
 _RANK: dict[Level, int] = {"good": 0, "watch": 1, "bad": 2}
 
 _SAYINGS: dict[str, dict[Level, str]] = {
@@ -52,6 +52,21 @@ _SAYINGS: dict[str, dict[Level, str]] = {
         "good": "Images of different subjects are told apart.",
         "watch": "Images of different subjects are told apart only now and then.",
         "bad": "Images of different subjects are hardly told apart.",
+    },
+    "rotation_accuracy": {
+        "good": "Turns of a view are told.",
+        "watch": "Turns of a view are told only now and then.",
+        "bad": "Turns of a view are guessed.",
+    },
+    "fusion_accuracy": {
+        "good": "It is told how volumes were fused.",
+        "watch": "It is told only roughly how volumes were fused.",
+        "bad": "It is hardly told how volumes were fused.",
+    },
+    "overlap_error": {
+        "good": "Views are as alike as they overlap.",
+        "watch": "Views are only roughly as alike as they overlap.",
+        "bad": "How alike views are says little of how they overlap.",
     },
     "alignment_error": {
         "good": "The two views are compared at exactly the same places.",
