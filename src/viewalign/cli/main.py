@@ -30,7 +30,21 @@ from viewalign.cli.report import report
 from viewalign.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-for command in (demo, doctor, fetch, index, estimate, prepare, pretrain, report, export, recipes, methods, evaluate, compare):
+for command in (
+    demo,
+    doctor,
+    fetch,
+    index,
+    estimate,
+    prepare,
+    pretrain,
+    report,
+    export,
+    recipes,
+    methods,
+    evaluate,
+    compare,
+):
     app.command()(command)
 app.add_typer(finetune, name="finetune")
 app.add_typer(nnunet, name="nnunet")
