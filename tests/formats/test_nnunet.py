@@ -77,8 +77,16 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
     assert configuration["use_mask_for_norm"] == [True] * 3
     _, configuration = make(norm="dataset")
     assert configuration["normalization_schemes"] == ["CTNormalization"]
-    none = plan_of("resenc-xs", 1, (32, 32, 32), "mae", {"spacing": [1, 1, 1], "normalise": "none"})
+    none = prepared_by("none")
     assert make(none)[1]["normalization_schemes"] == ["NoNormalization"]
+    for other in ("percentile", "window"):
+        with pytest.raises(UserError, match="another normalisation .* than stock nnU-Net has"):
+            make(prepared_by(other))
+        assert make(prepared_by(other), norm="dataset")[1]["normalization_schemes"] == ["CTNormalization"]
+
+
+def prepared_by(normalise):
+    return plan_of("resenc-xs", 1, (32, 32, 32), "mae", {"spacing": [1, 1, 1], "normalise": normalise})
 
 
 def test_patches():

@@ -29,6 +29,7 @@ CONFIGURATION = "3d_fullres"
 BLOCK = "viewalign"
 """The key of a plan under which our trainer finds what it needs."""
 
+_SCHEMES = ("ZScoreNormalization", "NoNormalization")
 _UNETS = {"ResidualEncoderUNet": ResidualEncoderUNet, "PlainConvUNet": PlainConvUNet}
 _MODULE = "dynamic_network_architectures.architectures"
 _IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")
@@ -245,6 +246,7 @@ def make_plan(
     if spacing is not None:
         _set_spacing(plan, configuration, spacing)
     if choices.norm == "pretraining":
+        _check_scheme(_scheme(told, "normalization_schemes", "ZScoreNormalization"), file)
         configuration["normalization_schemes"] = [
             _scheme(told, "normalization_schemes", "ZScoreNormalization")
         ] * channels
@@ -292,6 +294,14 @@ def _set_spacing(plan: dict[str, Any], configuration: dict[str, Any], spacing: S
     )
     median = [n * a / b for n, a, b in zip(size, was, spacing, strict=True)]
     configuration.update(spacing=list(spacing), median_image_size_in_voxels=median)
+
+
+def _check_scheme(scheme: str, file: str) -> None:
+    if scheme not in _SCHEMES:
+        raise UserError(
+            f"{file} was pretrained on images of another normalisation ({scheme}) than stock nnU-Net has. Say "
+            "--norm dataset, or pretrain on a store of z-scores."
+        )
 
 
 def _scheme(told: Mapping[str, Any], key: str, default: Any) -> Any:

@@ -57,6 +57,10 @@ def adaptation_plan(
     }
 
 
+_OTHER_SCHEMES = {"none": "NoNormalization", "percentile": "PercentileNormalization", "window": "WindowNormalization"}
+"""What a plan calls ways of preparing that are no z-score; the last two neither nnssl nor nnU-Net has."""
+
+
 def plan_of(network: str, channels: int, size: Size, method: str, preparation: Mapping[str, Any]) -> dict[str, Any]:
     """Describe an encoder of this package to nnU-Net.
 
@@ -73,9 +77,9 @@ def plan_of(network: str, channels: int, size: Size, method: str, preparation: M
     normalise = preparation.get("normalise")
     plans = preparation.get("nnssl_plans")
     plan = adaptation_plan(network, channels, size, triple, normalise == "foreground", f"viewalign_{method}", plans)
-    if normalise == "none":
+    if normalise in _OTHER_SCHEMES:
         for configuration in plan["pretrain_plan"]["configurations"].values():
-            configuration["normalization_schemes"] = ["NoNormalization"]
+            configuration["normalization_schemes"] = [_OTHER_SCHEMES[normalise]]
     return plan
 
 
