@@ -80,7 +80,7 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
     none = prepared_by("none")
     assert make(none)[1]["normalization_schemes"] == ["NoNormalization"]
     for other in ("percentile", "window"):
-        with pytest.raises(UserError, match="another normalisation .* than stock nnU-Net has"):
+        with pytest.raises(UserError, match=r"another normalisation \(\w+\) than stock nnU-Net has"):
             make(prepared_by(other))
         assert make(prepared_by(other), norm="dataset")[1]["normalization_schemes"] == ["CTNormalization"]
 
