@@ -48,7 +48,8 @@ def classes_of(predictions: Path, references: Path, description: Path | None = N
     """Return which classes there are: by a `dataset.json`, else every value in the references.
 
     Args:
-        predictions, references: folders; a `dataset.json` in or above one of them is taken.
+        predictions: a folder; its `dataset.json` is taken.
+        references: a folder; a `dataset.json` in or above it is taken.
         description: a `dataset.json`.
 
     Raises:
@@ -132,7 +133,8 @@ def evaluate_folder(
     """Judge every reference that has a prediction, and tell which have none.
 
     Args:
-        predictions, references: folders of label maps that are called alike, whatever their endings.
+        predictions: folder of label maps.
+        references: folder of label maps that are called alike, whatever their endings.
         rules: how cases are judged.
         cases: names of the cases that are expected; None expects all references.
         processes: how many cases at a time.

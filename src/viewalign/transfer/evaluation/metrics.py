@@ -27,7 +27,8 @@ def surface_dice(prediction: Mask, reference: Mask, spacing: Sequence[float], to
     marching-cubes surface elements between voxel centres, as in DeepMind's code, computed by MONAI.
 
     Args:
-        prediction, reference: masks (D, H, W).
+        prediction: mask (D, H, W).
+        reference: mask (D, H, W).
         spacing: voxel size in mm along (D, H, W).
         tolerance: in mm, not negative.
 
