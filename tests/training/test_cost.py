@@ -58,3 +58,15 @@ def test_a_method_of_one_view_costs_one_view():
     views = step_cost(recipe).flops / (8 * 3 * (978.2 + 456.5) * 1e9)
     assert views == pytest.approx(1, rel=0.05)
     assert 0 < measured_step(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
+
+
+def test_other_methods_pay_for_what_they_do():
+    """Without a teacher a masked autoencoder costs three decoded forward passes of each view, and SimCLR no decoder."""
+    flops = {
+        name: step_cost(load(name, ["views.size=160", "batch=8"])).flops
+        for name in ("cva-resenc-l", "mae-resenc-l", "simclr-resenc-l", "fusion-resenc-l", "swinunetr-resenc-l")
+    }
+    assert flops["mae-resenc-l"] == pytest.approx(8 * 3 * 2.802e12, rel=0.02)
+    assert 2 * flops["mae-resenc-l"] < flops["cva-resenc-l"]
+    assert flops["simclr-resenc-l"] < 2 * flops["mae-resenc-l"] == pytest.approx(flops["swinunetr-resenc-l"])
+    assert flops["fusion-resenc-l"] == pytest.approx(flops["mae-resenc-l"] / 2)

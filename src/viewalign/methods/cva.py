@@ -218,6 +218,9 @@ def asks(recipe: Recipe) -> Asks:
         draw=draw_released if recipe.geometry == "latentcampus" else draw_pair,
         strangers="add some, or set objectives.contrastive_weight=0." if contrasts else "",
         aligned=True,
+        images=2.0,
+        decodes=terms.reconstruction_weight > 0,
+        drops=True,
         idle=min(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight) == 0,
     )
 

@@ -76,7 +76,7 @@ class VolumeFusion(Method):
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
     """Ask for volumes in twos."""
-    return Asks(group=2)
+    return Asks(group=2, images=0.5)
 
 
 def build(recipe: Recipe) -> VolumeFusion:

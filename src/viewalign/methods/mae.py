@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from viewalign.config import Recipe
+from viewalign.methods.base import Asks
 from viewalign.methods.building import build_for
 from viewalign.methods.masked import MaskedRestoration, loss_of
 
@@ -19,6 +20,11 @@ class MaskedAutoencoder(MaskedRestoration):
     def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Encode what is left and decode all."""
         return self.backbone.reconstruct(self.backbone.encode(images, mask))
+
+
+def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+    """Ask for one view of each volume."""
+    return Asks(drops=True)
 
 
 def build(recipe: Recipe) -> MaskedAutoencoder:

@@ -65,7 +65,7 @@ class SimCLR(Method):
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
     """Ask for pairs of views of several subjects."""
-    return Asks(draw=draw_pair, strangers="add some, or take another method.")
+    return Asks(draw=draw_pair, strangers="add some, or take another method.", images=2.0, decodes=False)
 
 
 def build(recipe: Recipe) -> SimCLR:

@@ -123,7 +123,7 @@ class SwinTasks(Method):
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
     """Ask for volumes in twos, of several subjects."""
-    return Asks(group=2, strangers="add some, or take another method.")
+    return Asks(group=2, strangers="add some, or take another method.", images=float(_COPIES))
 
 
 def build(recipe: Recipe) -> SwinTasks:

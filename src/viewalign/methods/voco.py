@@ -87,10 +87,15 @@ class VoCo(Method):
         return self.backbone
 
 
+def _views(pretext: Pretext) -> int:
+    return pretext.targets + pretext.grid[0] * pretext.grid[1] * pretext.grid[2]
+
+
 def asks(recipe: Recipe) -> Asks:
     """Ask for a grid of views and targets over it."""
     pretext = Pretext.model_validate(recipe.pretext)
-    return Asks(draw=partial(draw_grid, grid=pretext.grid, targets=pretext.targets))
+    draw = partial(draw_grid, grid=pretext.grid, targets=pretext.targets)
+    return Asks(draw=draw, images=float(_views(pretext)), decodes=False)
 
 
 def build(recipe: Recipe) -> VoCo:
@@ -100,12 +105,11 @@ def build(recipe: Recipe) -> VoCo:
         UserError: a view size that the network cannot take.
     """
     pretext = Pretext.model_validate(recipe.pretext)
-    views = pretext.targets + pretext.grid[0] * pretext.grid[1] * pretext.grid[2]
     return VoCo(
         build_for(recipe),
         pretext.targets,
         recipe.heads.width,
-        norm_for(recipe, views * recipe.batch),
+        norm_for(recipe, _views(pretext) * recipe.batch),
         pretext.min_valid,
         seed=recipe.seed,
     )

@@ -52,6 +52,10 @@ def loss_charts(run: RunRecord) -> list[Chart]:
     return [chart for chart in (*charts[:1], rate, *charts[1:], norm) if chart is not None]
 
 
+_WEIGHTED = ("cva", "mae", "simmim", "spark")
+"""Methods that weight their reconstruction by a setting."""
+
+
 def _clipping(run: RunRecord) -> str:
     clip = setting(run.config, "optim.clip")
     return "Before clipping" + (f"; longer gradients are cut to {number(float(clip))}." if clip else "; none is set.")
@@ -60,7 +64,8 @@ def _clipping(run: RunRecord) -> str:
 def _term(run: RunRecord, name: str) -> Chart | None:
     title, caption = _TERMS.get(name, (name.replace("_", " ").capitalize(), ""))
     weight = setting(run.config, f"objectives.{name}_weight")
-    if isinstance(weight, int | float):
+    weighted = {"reconstruction": _WEIGHTED, "consistency": ("cva",), "contrastive": ("cva",)}.get(name, ())
+    if isinstance(weight, int | float) and setting(run.config, "method", "cva") in weighted:
         caption = f"{caption} Weight {number(float(weight))}.".strip()
     lines = {"training": run.series("train", name), "held out": run.series("validation", name)}
     svg = line_chart(title, "loss (nats)" if name == "contrastive" else "loss (no unit)", lines)

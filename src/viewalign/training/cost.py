@@ -13,7 +13,6 @@ from viewalign.config import Recipe
 from viewalign.methods.registry import asks_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
-from viewalign.views.drawing import Drawing
 from viewalign.views.grids import common_grid
 
 # Peak of the code released with the paper, fp32, 4 crops of 64³, less what its weights and its import take: 5.6 GB
@@ -46,27 +45,23 @@ class StepCost:
 
 
 def step_cost(recipe: Recipe) -> StepCost:
-    """Count a step of a recipe.
-
-    Of CVA: student forward and backward, teacher forward, heads included. Of other methods: encoder and decoder,
-    forward and backward, on each view; heads of their own are left out, and a decoder that they lack is counted.
-    """
+    """Count a step of a recipe: student forward and backward, teacher forward where there is one, CVA's heads."""
+    asks = asks_of(recipe)
     with torch.device("meta"):
         backbone = build_backbone(recipe.network.name, recipe.views.size, recipe.network.channels, recipe.masking.block)
     counts = _count(backbone, recipe)
-    drops = backbone.stride == backbone.block and recipe.network.name.startswith("primus")
+    drops = asks.drops and backbone.stride == backbone.block and recipe.network.name.startswith("primus")
     share = 1.0 - recipe.masking.ratio if drops else 1.0
     terms = recipe.objectives
-    aligns = recipe.method == "cva"
-    compared = aligns and (terms.consistency_weight > 0 or terms.contrastive_weight > 0)
+    compared = recipe.method == "cva" and (terms.consistency_weight > 0 or terms.contrastive_weight > 0)
     forward = counts["encode"] * share
     forward += counts["dense"] if compared else 0.0
-    forward += counts["decode"] if terms.reconstruction_weight > 0 or not aligns else 0.0
+    forward += counts["decode"] if asks.decodes else 0.0
     heads = _head_flops(recipe, backbone) if compared else 0.0
     again = 1.0 if recipe.runtime.recompute else 0.0
     student = (forward + heads) * (1.0 + _BACKWARD + again)
     teacher = counts["encode"] + counts["dense"] + heads if compared else 0.0
-    crops = _views(recipe) * recipe.batch
+    crops = asks.images * recipe.batch
     weights = sum(p.numel() for p in backbone.parameters())
     moments = 2 if recipe.optim.name == "adamw" else 1
     voxels = float(np.prod(recipe.views.size)) * crops / recipe.runtime.accumulate
@@ -77,13 +72,6 @@ def step_cost(recipe: Recipe) -> StepCost:
         state_bytes=4.0 * weights * (3 + moments),
         activation_bytes=None if per_voxel is None else per_voxel * voxels * kept,
     )
-
-
-def _views(recipe: Recipe) -> int:
-    """Return how many views of a volume the method sees."""
-    d, h, w = (2 * n for n in recipe.views.size)
-    drawn = asks_of(recipe).draw(np.random.default_rng(0), (d, h, w), Drawing(recipe.views.size), (1.0, 1.0, 1.0))
-    return int(drawn.to_volume.shape[0])
 
 
 def _count(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
