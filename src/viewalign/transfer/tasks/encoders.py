@@ -1,0 +1,157 @@
+"""From pretrained weights to an encoder for a task's channels and field of view, and to how it wants its images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.formats import fitting, pretrained
+from viewalign.formats.fitting import Fitted
+from viewalign.formats.token_order import Order
+from viewalign.formats.weight_names import ENCODER
+from viewalign.networks import primus, resenc
+from viewalign.networks.backbone import Backbone, Size
+from viewalign.networks.registry import build_backbone, network_names
+from viewalign.transfer import weights
+from viewalign.volumes.recipe import PrepareSettings
+
+UNTRAINED = "untrained:"
+"""`untrained:NAME` stands for a network of that name with fresh weights: the baseline that pretraining has to beat."""
+_OWN_POOLING = ("feature_decoder.", "attention_pool.")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a task starts from.
+
+    Attributes:
+        network: a name of `networks.registry`.
+        source: weights, or None for an untrained network.
+        preparation: how the images of pretraining were prepared.
+        size: (D, H, W) of the views of pretraining, None where it is not known.
+        pooling: weights of a Primus's own pooling, empty where the file does not hold them.
+    """
+
+    network: str
+    source: pretrained.Source | None
+    preparation: PrepareSettings
+    size: Size | None
+    pooling: Mapping[str, torch.Tensor]
+
+
+def read_pretrained(encoder: str | Path, token_order: Order | None = None) -> Pretrained:
+    """Read what there is at a path, or prepare an untrained network (`untrained:resenc-l`).
+
+    Raises:
+        UserError: nothing there, or weights of a network that this package does not build.
+    """
+    text = str(encoder)
+    if text.startswith(UNTRAINED):
+        name = text.removeprefix(UNTRAINED)
+        if name not in network_names():
+            raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
+        return Pretrained(name, None, PrepareSettings(), None, {})
+    source = weights.read_source(encoder, token_order)
+    return Pretrained(network_of(source), source, preparation_of(source.plan), source.size, _pooling(encoder, source))
+
+
+def network_of(source: pretrained.Source) -> str:
+    """Return the network of this package that weights are of, told by names and shapes alone.
+
+    Raises:
+        UserError: none fits.
+    """
+    architectures: Mapping[str, Any] = resenc.ARCHITECTURES if source.family == "resenc" else primus.ARCHITECTURES
+    starts = ENCODER[source.family]
+    for name in architectures:
+        side = (source.size or (64, 64, 64)) if source.family == "resenc" else _primus_size(name, source)
+        with torch.device("meta"):
+            net: Any = (
+                resenc.build_unet(name, 1, 1) if source.family == "resenc" else primus.build_primus(name, 1, 1, side)
+            )
+        wanted = {k: v.shape for k, v in net.named_parameters() if k.startswith(starts) and v.ndim == 1}
+        if all(k in source.state and source.state[k].shape == shape for k, shape in wanted.items()) and wanted:
+            return name
+    raise UserError(f"{source.file} holds an encoder that is none of {', '.join(architectures)}.")
+
+
+def _primus_size(name: str, source: pretrained.Source) -> Size:
+    d, h, w = (
+        cells * side
+        for cells, side in zip(source.grid or (8, 8, 8), primus.ARCHITECTURES[name]["patch_embed_size"], strict=True)
+    )
+    return d, h, w
+
+
+def preparation_of(plan: Mapping[str, Any]) -> PrepareSettings:
+    """Read spacing and normalisation of a pretraining from its adaptation plan; the defaults where it does not tell."""
+    configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
+    first = next(iter(configurations.values()), None)
+    if not isinstance(first, Mapping):
+        return PrepareSettings()
+    spacing = first.get("spacing")
+    foreground = bool((first.get("use_mask_for_norm") or [False])[0])
+    plain = (first.get("normalization_schemes") or [""])[0] == "NoNormalization"
+    return PrepareSettings(
+        spacing=None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        normalise="none" if plain else "foreground" if foreground else "zscore",
+    )
+
+
+def _pooling(encoder: str | Path, source: pretrained.Source) -> dict[str, torch.Tensor]:
+    """Return the pooling of a Primus's pretraining, which runs alone hold: an encoder's export has none."""
+    from viewalign.training import checkpoints
+    from viewalign.training.folder import RunFolder
+
+    run = RunFolder(Path(encoder))
+    if source.family != "primus" or not run.config.is_file():
+        return {}
+    state, _ = checkpoints.load_newest(run.checkpoints)
+    own = {k.removeprefix("student.backbone."): v for k, v in (state or {"method": {}})["method"].items()}
+    return {k: v for k, v in own.items() if k.startswith(_OWN_POOLING)}
+
+
+def build_encoder(
+    start: Pretrained, size: Size, channels: int, minimum_share: float = 0.9, seed: int = 0
+) -> tuple[Backbone, Fitted | None]:
+    """Build a backbone without decoder for a field of view, filled with what was learnt.
+
+    Args:
+        start: from `read_pretrained`.
+        size: (D, H, W) of the images; a Primus's table of positions is resized to it.
+        channels: image channels; the first convolution is repeated over them and divided by how often.
+        minimum_share: of the encoder's elements that the weights must cover.
+        seed: of fresh weights.
+
+    Raises:
+        UserError: a size that the network cannot take, or weights that cover too little.
+    """
+    torch.manual_seed(seed)
+    backbone = build_backbone(start.network, size, channels)
+    backbone.drop_decoder()
+    if start.source is None:
+        return backbone, None
+    fitted = fitting.load_encoder_weights(backbone, start.source, size, minimum_share, "min_share")
+    if start.pooling:
+        _fill_pooling(backbone, start.pooling)
+    return backbone, fitted
+
+
+@torch.no_grad()
+def _fill_pooling(backbone: Backbone, pooling: Mapping[str, torch.Tensor]) -> None:
+    """Fill what has the same shape; positions of another field of view are left, for the decoder has its own table."""
+    own = dict(backbone.named_parameters())
+    for name, value in pooling.items():
+        if name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+
+
+def default_size(start: Pretrained, recipe: Recipe | None = None) -> Size:
+    """Return the field of view where none was asked for: the views of pretraining, else 64³."""
+    return start.size or (recipe.views.size if recipe is not None else (64, 64, 64))
