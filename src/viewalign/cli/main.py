@@ -16,6 +16,7 @@ from viewalign.cli.compare import compare
 from viewalign.cli.demo import demo
 from viewalign.cli.doctor import doctor
 from viewalign.cli.estimate import estimate
+from viewalign.cli.embed import embed
 from viewalign.cli.evaluate import evaluate
 from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
@@ -25,6 +26,7 @@ from viewalign.cli.methods import methods
 from viewalign.cli.nnunet import nnunet
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
+from viewalign.cli.probe import probe
 from viewalign.cli.recipes import recipes
 from viewalign.cli.report import report
 from viewalign.errors import UserError
@@ -48,6 +50,8 @@ for command in (
     app.command()(command)
 app.add_typer(finetune, name="finetune")
 app.add_typer(nnunet, name="nnunet")
+app.command()(embed)
+app.command()(probe)
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.formats import fitting, pretrained
 from viewalign.formats.fitting import Fitted
@@ -138,20 +137,28 @@ def build_encoder(
     if start.source is None:
         return backbone, None
     fitted = fitting.load_encoder_weights(backbone, start.source, size, minimum_share, "min_share")
-    if start.pooling:
-        _fill_pooling(backbone, start.pooling)
     return backbone, fitted
 
 
 @torch.no_grad()
-def _fill_pooling(backbone: Backbone, pooling: Mapping[str, torch.Tensor]) -> None:
-    """Fill what has the same shape; positions of another field of view are left, for the decoder has its own table."""
-    own = dict(backbone.named_parameters())
-    for name, value in pooling.items():
-        if name in own and own[name].shape == value.shape:
-            own[name].copy_(value)
+def fill_own_pooling(backbone: Backbone, start: Pretrained) -> None:
+    """Fill a Primus's own pooling from the run that it was pretrained in; a ResEnc's has no weights.
+
+    Raises:
+        UserError: the weights are not there, or are of another field of view.
+    """
+    own = {k: v for k, v in backbone.named_parameters() if k.startswith(_OWN_POOLING)}
+    if start.source is None:
+        return
+    lacking = [name for name in own if name not in start.pooling]
+    if lacking:
+        raise UserError("The pretraining's own pooling is in a run's folder alone; name that, or take pool=average.")
+    if any(start.pooling[name].shape != value.shape for name, value in own.items()):
+        raise UserError(f"The pretraining's own pooling is of views of {start.size}; take that size, or pool=average.")
+    for name, value in own.items():
+        value.copy_(start.pooling[name])
 
 
-def default_size(start: Pretrained, recipe: Recipe | None = None) -> Size:
+def default_size(start: Pretrained) -> Size:
     """Return the field of view where none was asked for: the views of pretraining, else 64³."""
-    return start.size or (recipe.views.size if recipe is not None else (64, 64, 64))
+    return start.size or (64, 64, 64)

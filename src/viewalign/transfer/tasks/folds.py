@@ -96,25 +96,32 @@ def _assigned(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int, 
         raise UserError("Folds by site need a site for every case.")
     if len(set(groups)) < count:
         raise UserError(f"{count} folds need {count} {word}s or more; there are {len(set(groups))}.")
+    kinds = strata(cases, spec, count)
+    if np.bincount(kinds).max() < count:
+        raise UserError(f"{count} folds need {count} cases of a class or more; no class has so many.")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed_of(seed, "folds") % 2**32)
     numbers = [0] * len(cases)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # that a class has fewer members than folds is told by `_check` where it matters
-        for number, (_, held_out) in enumerate(splitter.split(groups, strata(cases, spec), groups)):
+        for number, (_, held_out) in enumerate(splitter.split(groups, kinds, groups)):
             for k in held_out:
                 numbers[k] = number
     kind = "quantile" if spec.kind == "regression" else "class"
     return numbers, f"{count} folds by {word}, stratified by {kind}"
 
 
-def strata(cases: Sequence[TaskCase], spec: TaskSpec) -> NDArray[np.int64]:
-    """Return the class of each case, the quantile of its value, or the number of its combination of labels."""
+def strata(cases: Sequence[TaskCase], spec: TaskSpec, folds: int = 1) -> NDArray[np.int64]:
+    """Return the class of each case, the quantile of its value, or the number of its combination of labels.
+
+    There are up to five quantiles, fewer where one would have fewer members than there are `folds`.
+    """
     targets = [case.target for case in cases]
     if spec.kind == "regression":
         values = np.array(targets, dtype=np.float64)
-        edges = np.quantile(values, np.linspace(0, 1, _QUANTILES + 1)[1:-1])
+        parts = max(1, min(_QUANTILES, len(values) // max(1, folds)))
+        edges = np.quantile(values, np.linspace(0, 1, parts + 1)[1:-1])
         return np.searchsorted(edges, values, side="right")
     if spec.kind == "multilabel":
         known = {target: number for number, target in enumerate(sorted(set(targets), key=str))}
@@ -145,7 +152,7 @@ def check_learnable(cases: Sequence[TaskCase], spec: TaskSpec, name: str) -> Non
         lacking = [word for k, word in enumerate(spec.classes) if k not in targets]
         if lacking:
             raise UserError(
-                f"{name} would learn from no case of the class {', '.join(lacking)}; take fewer folds, or leave the class out."
+                f"{name} would learn from no case of the class {', '.join(lacking)}; take fewer folds or leave it out."
             )
     elif len(targets) < 2:
         raise UserError(f"{name} would learn from cases that all have the target {targets.pop()}.")

@@ -1,0 +1,55 @@
+"""Makes the tasks of the results page from a folder of real volumes: `python docs/make_real_tasks.py DATA OUT`.
+
+`volume` and `fraction`: hippocampal volume and anterior fraction (ids below 250 teach, 250 to 319 are judged).
+`contrast`: T1, T2 or FLAIR of multiple-sclerosis patients; the folds leave one patient out.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
+from viewalign.transfer.tasks.spec import ChannelSpec, TaskSpec, write_spec
+
+
+def main(data: Path, out: Path) -> None:
+    """Write the three tasks."""
+    mr = (ChannelSpec(name="mr"),)
+    with (data / "hippocampus" / "targets.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    targets = {"volume": ("volume_mm3", "mm³", (0.0, 1e5)), "fraction": ("anterior_fraction", "", (0.0, 1.0))}
+    for name, (column, unit, limits) in targets.items():
+        spec = TaskSpec(name=f"hippocampus, {column}", kind="regression", channels=mr, unit=unit, range=limits)
+        cases = []
+        for row in rows:
+            split = "train" if int(row["case_id"].split("_")[1]) < 250 else "test"
+            images = {"mr": data / "hippocampus" / row["image"]}
+            cases.append(TaskCase(row["case_id"], row["case_id"], images, target=float(row[column]), split=split))
+        write_spec(spec, out / name)
+        write_manifest(cases, spec, out / name)
+    write_contrast(data, out / "contrast", mr)
+
+
+def write_contrast(data: Path, folder: Path, channels: tuple[ChannelSpec, ...]) -> None:
+    """Write the task of contrasts, one fold a patient."""
+    with (data / "ms_contrasts.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["contrast"] != "T1POST" and "ms_raw" in row["image"]]
+    subjects = sorted({row["subject_id"] for row in rows})
+    classes = tuple(sorted({row["contrast"] for row in rows}))
+    spec = TaskSpec(name="MR contrast", kind="multiclass", channels=channels, classes=classes)
+    cases = [
+        TaskCase(
+            row["case_id"],
+            row["subject_id"],
+            {"mr": data / row["image"]},
+            target=classes.index(row["contrast"]),
+            fold=subjects.index(row["subject_id"]),
+        )
+        for row in rows
+    ]
+    write_spec(spec, folder)
+    write_manifest(cases, spec, folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), Path(sys.argv[2]))
