@@ -21,14 +21,17 @@ from viewalign.cli.evaluate import evaluate
 from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
 from viewalign.cli.finetune import finetune
+from viewalign.cli.fomo import fomo
 from viewalign.cli.index import index
 from viewalign.cli.methods import methods
 from viewalign.cli.nnunet import nnunet
+from viewalign.cli.predict import predict
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
 from viewalign.cli.probe import probe
 from viewalign.cli.recipes import recipes
 from viewalign.cli.report import report
+from viewalign.cli.task import task
 from viewalign.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
@@ -49,9 +52,12 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(finetune, name="finetune")
+app.add_typer(task, name="task")
+app.add_typer(fomo, name="fomo")
 app.add_typer(nnunet, name="nnunet")
 app.command()(embed)
 app.command()(probe)
+app.command()(predict)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,59 @@
+"""`viewalign finetune classification` and `regression`: one answer a case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Task = Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and its manifest.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=50.")]
+Encoder = Annotated[
+    str, typer.Option(help="A run, an export, an nnssl checkpoint, or untrained:NAME.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The fine-tuning's folder; an unfinished one is completed.")]
+RecipeName = Annotated[
+    str | None, typer.Option(help="ssl3d-abide, fomo-infarct, fomo-brain-age, or a YAML file.", show_default=False)
+]
+
+
+def classification(
+    task: Task, encoder: Encoder, out: Out, settings: Overrides = None, recipe: RecipeName = None
+) -> None:
+    """Fine-tune an encoder to tell classes, in folds, and judge it once over all held-out cases.
+
+    [b]Example[/b]
+
+    viewalign finetune classification task mode=head_first epochs=50 --encoder run -o tuned
+    """
+    _finetune(task, settings, encoder, out, recipe, regression=False)
+
+
+def regression(task: Task, encoder: Encoder, out: Out, settings: Overrides = None, recipe: RecipeName = None) -> None:
+    """Fine-tune an encoder to tell a number, in folds, and judge it once over all held-out cases.
+
+    [b]Example[/b]
+
+    viewalign finetune regression task --encoder run -o tuned --recipe fomo-brain-age
+    """
+    _finetune(task, settings, encoder, out, recipe, regression=True)
+
+
+def _finetune(
+    task: Path, settings: list[str] | None, encoder: str, out: Path, recipe: str | None, regression: bool
+) -> None:
+    from viewalign.cli.telling import tell_refused
+    from viewalign.errors import UserError
+    from viewalign.transfer.tasks.finetune import finetune
+    from viewalign.transfer.tasks.settings import load_training
+    from viewalign.transfer.tasks.spec import read_spec
+
+    kind = read_spec(task).kind
+    if (kind == "regression") != regression:
+        raise UserError(
+            f"{task} is a {kind} task; use `viewalign finetune {'classification' if regression else 'regression'}`."
+        )
+    _, refused = finetune(task, encoder, out, load_training(recipe, settings or []), typer.echo)
+    typer.echo(f"Predictions, figures and models: {out}")
+    tell_refused(refused)

@@ -1,0 +1,173 @@
+"""A whole fine-tuning: cases prepared once, each fold judged on what it has not seen, all folds judged together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from viewalign.errors import UserError
+from viewalign.transfer.embedding import prepare_cases
+from viewalign.transfer.global_probe import ProbeScore, score
+from viewalign.transfer.tasks import metrics
+from viewalign.transfer.tasks.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
+from viewalign.transfer.tasks.folds import Fold, check_learnable, make_folds
+from viewalign.transfer.tasks.manifest import TaskCase, read_manifest, target_text
+from viewalign.transfer.tasks.models import Predictor, in_words, prediction_columns, write_model
+from viewalign.transfer.tasks.network import GlobalNetwork, first_bias
+from viewalign.transfer.tasks.preparation import Preprocessor, Sample
+from viewalign.transfer.tasks.settings import TaskTraining
+from viewalign.transfer.tasks.spec import TaskSpec, read_spec, write_spec
+from viewalign.transfer.tasks.training import FoldTraining, predict_sample
+
+Say = Callable[[str], None]
+
+
+def finetune(
+    task: str | Path, encoder: str, out: Path, settings: TaskTraining, say: Say = print, token_order: Any = None
+) -> tuple[ProbeScore, list[tuple[str, str]]]:
+    """Fine-tune an encoder for a task in folds, judge it once over all of them, and keep what prediction needs.
+
+    The folder gets `fold_*/model.*`, `predictions.csv`, `metrics.json`, `folds.json`, `settings.yaml` and `task.yaml`;
+    called again with the same settings it goes on where it stopped.
+
+    Returns:
+        The figures over all held-out cases, and name and reason of each case that could not be used.
+
+    Raises:
+        UserError: what does not fit.
+    """
+    spec = read_spec(task)
+    cases = read_manifest(task, spec)
+    start = read_pretrained(encoder, token_order)
+    preprocessor = preprocessor_for(start, spec, settings, say)
+    _begin(out, spec, settings)
+    samples, refused = prepare_cases(cases, preprocessor)
+    usable = [case for case in cases if case.case in samples]
+    folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
+    (out / "folds.json").write_text(json.dumps(folds.as_json(), indent=1))
+    (out / "refused.json").write_text(json.dumps([list(pair) for pair in refused], indent=1))
+    rows: dict[str, tuple[str, NDArray[np.float64]]] = {}
+    for fold in folds.folds:
+        found = run_fold(fold, usable, samples, start, spec, preprocessor, settings, out / f"fold_{fold.number}", say)
+        rows |= {name: (str(fold.number), value) for name, value in found.items()}
+    result = _judge(usable, rows, spec, settings)
+    told = {"held_out": _told(result)}
+    if folds.test:
+        rows_test = _predict_test(out, [c for c in usable if c.split == "test"], samples)
+        told["test"] = _told(_judge(usable, rows_test, spec, settings))
+        rows |= rows_test
+    write_predictions(out / "predictions.csv", usable, rows, spec)
+    facts = {
+        "task": spec.name,
+        "kind": spec.kind,
+        "primary": spec.figure,
+        "network": start.network,
+        "folds": folds.digest,
+    }
+    (out / "metrics.json").write_text(json.dumps({**facts, **told}, indent=1))
+    say(f"{spec.name}: {len(result.cases)} held-out cases, 95 % intervals over subjects")
+    say(metrics.table(result.values, result.intervals))
+    return result, refused
+
+
+def preprocessor_for(start: Pretrained, spec: TaskSpec, settings: TaskTraining, say: Say) -> Preprocessor:
+    """Make the preprocessor: as in pretraining where nothing else is asked for, and say where it departs from that."""
+    changes: dict[str, Any] = {}
+    if settings.spacing != "pretraining":
+        changes["spacing"] = None if settings.spacing == "none" else settings.spacing
+    if settings.normalise != "pretraining":
+        changes["normalise"] = settings.normalise
+    prepared = start.preparation.model_copy(update=changes)
+    if start.source is not None and prepared != start.preparation:
+        say(f"Images are prepared as {prepared.describe()}; those of pretraining were {start.preparation.describe()}.")
+    return Preprocessor(spec.channels, settings.size or default_size(start), prepared, settings.strip, settings.frames)
+
+
+def run_fold(
+    fold: Fold,
+    cases: Sequence[TaskCase],
+    samples: Mapping[str, Sample],
+    start: Pretrained,
+    spec: TaskSpec,
+    preprocessor: Preprocessor,
+    settings: TaskTraining,
+    folder: Path,
+    say: Say,
+) -> dict[str, NDArray[np.float64]]:
+    """Train one fold, keep its model, and predict its held-out cases."""
+    taught = [case for case in cases if case.case in set(fold.train)]
+    check_learnable(taught, spec, f"Fold {fold.number}")
+    backbone, fitted = build_encoder(start, preprocessor.size, len(spec.channels), settings.min_share, settings.seed)
+    if settings.pool == "pretrained":
+        fill_own_pooling(backbone, start)
+    if fitted is not None and fold.number == 0:
+        say(fitted.text())
+    targets = [case.target for case in taught if case.target is not None]
+    bias = first_bias(targets, spec, settings.balanced or settings.class_weights)
+    network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)
+    training = FoldTraining(network, taught, samples, spec, settings, fold.number, folder / "checkpoints")
+    training.run(say)
+    scale = (training.centre, training.spread)
+    write_model(folder, network, start.network, spec, preprocessor, scale)
+    return {name: predict_sample(network, samples[name], spec, scale, settings.device) for name in fold.held_out}
+
+
+def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
+    told = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    file = out / "settings.yaml"
+    if file.is_file() and file.read_text() != told:
+        raise UserError(f"{out} holds a fine-tuning with other settings; choose another folder.")
+    write_spec(spec, out)
+    file.write_text(told)
+
+
+def _predict_test(
+    out: Path, cases: Sequence[TaskCase], samples: Mapping[str, Sample]
+) -> dict[str, tuple[str, NDArray[np.float64]]]:
+    """Predict test cases by all folds together."""
+    predictor = Predictor(out)
+    rows = {}
+    for case in cases:
+        found = [predict_sample(m.network, samples[case.case], m.spec, m.scale) for m in predictor.models]
+        rows[case.case] = ("test", np.mean(found, axis=0))
+    return rows
+
+
+def _judge(
+    cases: Sequence[TaskCase],
+    rows: Mapping[str, tuple[str, NDArray[np.float64]]],
+    spec: TaskSpec,
+    settings: TaskTraining,
+) -> ProbeScore:
+    judged = [case for case in cases if case.case in rows]
+    predicted = np.stack([rows[case.case][1] for case in judged])
+    return score(
+        spec, judged, predicted[:, 0] if spec.kind == "regression" else predicted, settings.draws, settings.seed
+    )
+
+
+def _told(result: ProbeScore) -> dict[str, Any]:
+    ends = {name: None if pair is None else list(pair) for name, pair in result.intervals.items()}
+    return {"cases": len(result.cases), "values": result.values, "intervals": ends}
+
+
+def write_predictions(
+    file: Path, cases: Sequence[TaskCase], rows: Mapping[str, tuple[str, NDArray[np.float64]]], spec: TaskSpec
+) -> None:
+    """Write a row a case: its name, subject, fold, target, and probabilities or value."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["case", "subject", "fold", "target", *prediction_columns(spec)])
+        for case in cases:
+            if case.case in rows:
+                fold, predicted = rows[case.case]
+                writer.writerow(
+                    [case.case, case.subject, fold, target_text(case.target, spec), *in_words(predicted.tolist())]
+                )

@@ -1,0 +1,78 @@
+"""A backbone, a pooling and a linear head that starts at chance, or at the mean target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from viewalign.networks.backbone import Backbone
+from viewalign.transfer.tasks.manifest import Target
+from viewalign.transfer.tasks.pooling import Pool, Pooling
+from viewalign.transfer.tasks.spec import TaskSpec
+
+
+class GlobalNetwork(nn.Module):
+    """One row of outputs an image: logits of classes, or a standardised value.
+
+    The head's weights begin at 0 and its bias at `bias`, so that the first loss is that of the bias alone: ln K for K
+    equally frequent classes, the variance of the targets (1) for a regression.
+    """
+
+    def __init__(self, backbone: Backbone, outputs: int, pool: Pool, dropout: float, bias: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = Pooling(backbone, pool)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.pooling.width, outputs)
+        nn.init.zeros_(self.head.weight)
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor(list(bias), dtype=torch.float32))
+
+    def forward(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Map images (N, C, D, H, W) and their valid voxels (N, 1, D, H, W) to float32 (N, outputs)."""
+        vector = self.pooling(self.backbone, images, valid)
+        out: Tensor = self.head(self.dropout(vector))
+        return out.float()
+
+
+def first_bias(targets: Sequence[Target], spec: TaskSpec, even: bool) -> list[float]:
+    """Return the log-odds or log-shares of classes among training targets; zeros where classes are made even."""
+    if spec.kind == "regression" or even:
+        return [0.0] * spec.outputs
+    truth = np.array(targets)
+    if spec.kind == "multilabel":
+        share = (truth.sum(0) + 0.5) / (len(truth) + 1.0)
+        return [float(value) for value in np.log(share / (1 - share))]
+    counts = np.bincount(truth.astype(np.int64), minlength=spec.outputs) + 0.5
+    return [float(value) for value in np.log(counts / counts.sum())]
+
+
+def class_weights(targets: Sequence[Target], spec: TaskSpec) -> Tensor | None:
+    """Return a weight a class, inverse to its frequency, of mean 1 over cases; None for other kinds of tasks."""
+    if spec.kind not in ("binary", "multiclass"):
+        return None
+    counts = np.bincount(np.array(targets).astype(np.int64), minlength=spec.outputs)
+    return torch.tensor(len(targets) / (spec.outputs * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def case_losses(outputs: Tensor, targets: Tensor, spec: TaskSpec, smoothing: float) -> Tensor:
+    """Return the loss of each case (N,): cross-entropy, its mean over labels, or the squared standardised error."""
+    if spec.kind == "regression":
+        return (outputs[:, 0] - targets).square()
+    if spec.kind == "multilabel":
+        soft = targets * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(outputs, soft, reduction="none").mean(1)
+    return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction="none")
+
+
+def answers(outputs: Tensor, spec: TaskSpec, centre: float = 0.0, spread: float = 1.0) -> np.ndarray:
+    """Turn outputs into probabilities (N, K), or values (N,) in the target's unit, held within the task's range."""
+    if spec.kind == "regression":
+        values = outputs.detach()[:, 0].double().cpu().numpy() * spread + centre
+        return values if spec.range is None else values.clip(*spec.range)
+    logits = outputs.detach().double().cpu()
+    return (logits.sigmoid() if spec.kind == "multilabel" else logits.softmax(1)).numpy()

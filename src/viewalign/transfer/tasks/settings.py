@@ -1,0 +1,144 @@
+"""Settings of a fine-tuning: a recipe's YAML and `key=value` overrides, strictly checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from viewalign.config import Count, Fraction, PhotometricSettings, Positive, Range, Settings, Triple
+from viewalign.errors import UserError
+from viewalign.transfer.tasks.pooling import Pool
+
+Mode = Literal["full", "head_first", "frozen", "layerwise"]
+
+
+class AugmentSettings(Settings):
+    """What is drawn anew for a case each time it is seen. Mirroring is for tasks without laterality alone."""
+
+    mirror: bool = True
+    p_rotation: Fraction = 0.2
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
+    p_scale: Fraction = 0.2
+    scale: Range = (0.8, 1.25)
+    photometric: PhotometricSettings = PhotometricSettings()
+    channel_dropout: Fraction = 0.0
+
+
+class TaskTraining(Settings):
+    """A fine-tuning for classification or regression.
+
+    Attributes:
+        mode: `full`; `head_first` (the head alone for `head_epochs`, then all); `frozen`; `layerwise` (the rate shrinks
+            by `layer_decay` from block to block towards the input).
+        batch: cases an optimizer step; `accumulate` works it out in so many parts.
+        warmup: share of the steps over which the learning rate rises; then it follows half a cosine to 0.
+        smoothing: of labels.
+        class_weights: weigh classes by their rarity; `balanced` draws classes equally often instead.
+        draws: resamplings of subjects for intervals.
+        size, spacing: field of view in voxels and voxel size in mm; as in pretraining where None.
+    """
+
+    mode: Mode = "full"
+    pool: Pool = "multistage"
+    head_epochs: Count = 10
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
+    epochs: Count = 100
+    batch: Count = 8
+    accumulate: Count = 1
+    lr: Positive = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+    warmup: Fraction = 0.1
+    clip: Positive = 1.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    class_weights: bool = False
+    balanced: bool = False
+    augment: AugmentSettings = AugmentSettings()
+    folds: Annotated[int, Field(ge=2)] = 5
+    by_site: bool = False
+    size: Triple | None = None
+    spacing: Literal["pretraining", "none"] | tuple[Positive, Positive, Positive] = "pretraining"
+    normalise: Literal["pretraining", "zscore", "foreground", "none"] = "pretraining"
+    strip: bool = False
+    frames: Literal["same", "resample"] = "same"
+    min_share: Fraction = 0.9
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: Annotated[int, Field(ge=0)] = 0
+    draws: Annotated[int, Field(ge=100)] = 1000
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the fine-tuning recipes that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files("viewalign.recipes").joinpath("tasks")
+
+
+def load_training(recipe: str | None, overrides: Sequence[str] = ()) -> TaskTraining:
+    """Read a recipe by name or path and apply `key=value` overrides.
+
+    Raises:
+        UserError: an unknown recipe or key (the nearest right one is named), or a value that does not fit.
+    """
+    tree: dict[str, Any] = {}
+    if recipe is not None:
+        tree = _read(recipe)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise UserError(f"'{override}' is no override; write key=value, such as lr=0.001.")
+        *parents, last = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        value = yaml.safe_load(text)
+        place[last] = _number(value) if isinstance(value, str) else value
+    return check_training(tree, recipe or "the settings")
+
+
+def _number(text: str) -> str | float:
+    """Read `1e-3` as a number, which YAML 1.1 takes for a word."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_training(tree: dict[str, Any], source: str) -> TaskTraining:
+    """Turn plain values into settings; `source` is what a message calls them."""
+    try:
+        return TaskTraining.model_validate(tree)
+    except ValidationError as problem:
+        raise UserError(f"{source}: " + "; ".join(_sentence(error) for error in problem.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(
+        key.rsplit(".", 1)[-1], [*TaskTraining.model_fields, *AugmentSettings.model_fields], 1
+    )
+    return f"there is no setting '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    if Path(recipe).suffix in (".yaml", ".yml") and Path(recipe).is_file():
+        text = Path(recipe).read_text(encoding="utf-8")
+    elif recipe in recipe_names():
+        text = _folder().joinpath(f"{recipe}.yaml").read_text()
+    else:
+        raise UserError(f"There is no recipe '{recipe}'; there are {', '.join(recipe_names())}, or a YAML file's path.")
+    tree = yaml.safe_load(text) or {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{recipe} must hold settings as 'key: value' lines.")
+    return tree

@@ -1,0 +1,226 @@
+"""One fold: from a pretrained encoder to a model that was never shown the cases it is judged on.
+
+Every draw derives from (seed, fold, step, slot), so a resumed fold goes on exactly as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from viewalign.errors import UserError
+from viewalign.randomness import generator_of, seed_of
+from viewalign.training import checkpoints
+from viewalign.transfer.tasks.augmenting import augment
+from viewalign.transfer.tasks.manifest import TaskCase
+from viewalign.transfer.tasks.network import GlobalNetwork, answers, case_losses, class_weights
+from viewalign.transfer.tasks.preparation import Sample
+from viewalign.transfer.tasks.settings import TaskTraining
+from viewalign.transfer.tasks.spec import TaskSpec
+from viewalign.views.drawing import Drawing
+from viewalign.views.photometric import Photometrics
+
+_NO_DECAY = ("pos_embed",)
+
+
+def target_scale(cases: Sequence[TaskCase], spec: TaskSpec) -> tuple[float, float]:
+    """Return mean and deviation of training targets, by which a regression is standardised; 0 and 1 of classes."""
+    if spec.kind != "regression":
+        return 0.0, 1.0
+    values = np.array([case.target for case in cases], dtype=np.float64)
+    return float(values.mean()), float(max(values.std(), 1e-12))
+
+
+class FoldTraining:
+    """Trains one network on the training cases of a fold.
+
+    Args:
+        network: freshly built.
+        cases: training cases, with targets.
+        samples: their tensors by name.
+        spec: the task.
+        settings: of the fine-tuning.
+        number: of the fold.
+        folder: where checkpoints go.
+    """
+
+    def __init__(
+        self,
+        network: GlobalNetwork,
+        cases: Sequence[TaskCase],
+        samples: Mapping[str, Sample],
+        spec: TaskSpec,
+        settings: TaskTraining,
+        number: int,
+        folder: Path,
+    ) -> None:
+        self.network, self.cases, self.samples = network.to(settings.device), list(cases), samples
+        self.spec, self.settings, self.number, self.folder = spec, settings, number, folder
+        self.centre, self.spread = target_scale(cases, spec)
+        targets = [case.target for case in cases if case.target is not None]
+        self.weights = class_weights(targets, spec) if settings.class_weights else None
+        self.optimizer = torch.optim.AdamW(parameter_groups(network, settings), lr=settings.lr)
+        self.per_epoch = max(1, math.ceil(len(self.cases) / settings.batch))
+        self.losses: list[float] = []
+
+    def run(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Train to the end, from the newest checkpoint where there is one."""
+        for epoch in range(self._restore(), self.settings.epochs):
+            losses = [self._step(epoch, epoch * self.per_epoch + k) for k in range(self.per_epoch)]
+            self.losses.append(float(np.mean(losses)))
+            if not math.isfinite(self.losses[-1]):
+                raise UserError(f"The loss of fold {self.number} is not finite in epoch {epoch + 1}; lower lr.")
+            self._save(epoch + 1)
+            say(f"fold {self.number}  epoch {epoch + 1}/{self.settings.epochs}  loss {self.losses[-1]:.4f}")
+
+    def _step(self, epoch: int, step: int) -> float:
+        settings = self.settings
+        frozen = settings.mode == "frozen" or (settings.mode == "head_first" and epoch < settings.head_epochs)
+        self.network.train()
+        self.network.backbone.requires_grad_(not frozen)
+        chosen = self._drawn(epoch, step)
+        weights = torch.ones(len(chosen)) if self.weights is None else self.weights[[int(c.target) for c in chosen]]  # type: ignore[arg-type]
+        torch.manual_seed(seed_of(settings.seed, self.number, step, "dropout"))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in np.array_split(np.arange(len(chosen)), min(settings.accumulate, len(chosen))):
+            images, valid = self._batch([chosen[k] for k in part], step, int(part[0]))
+            with autocast(settings):
+                outputs = self.network(images, valid)
+            targets = self.targets([chosen[k] for k in part])
+            losses = case_losses(outputs, targets, self.spec, settings.smoothing)
+            loss = (losses * weights[part].to(losses)).sum() / weights.sum().to(losses)
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * rate(step, self.per_epoch * settings.epochs, settings)
+        self.optimizer.step()
+        return total
+
+    def _drawn(self, epoch: int, step: int) -> list[TaskCase]:
+        """Return a step's cases: a share of the epoch's shuffle, or classes drawn equally often."""
+        settings = self.settings
+        if settings.balanced and self.spec.kind in ("binary", "multiclass"):
+            rng = generator_of(settings.seed, self.number, step, "balanced")
+            classes = [[c for c in self.cases if c.target == k] for k in range(self.spec.outputs)]
+            turns = [(step * settings.batch + slot) % len(classes) for slot in range(settings.batch)]
+            return [classes[k][int(rng.integers(len(classes[k])))] for k in turns]
+        order = generator_of(settings.seed, self.number, epoch, "order").permutation(len(self.cases))
+        first = (step - epoch * self.per_epoch) * settings.batch
+        return [self.cases[k] for k in order[first : first + settings.batch]]
+
+    def _batch(self, cases: Sequence[TaskCase], step: int, first: int) -> tuple[Tensor, Tensor]:
+        drawn = self.settings.augment
+        images, masks = [], []
+        for slot, case in enumerate(cases, first):
+            sample = self.samples[case.case]
+            rng = generator_of(self.settings.seed, self.number, step, slot, "augment")
+            size = (sample.image.shape[1], sample.image.shape[2], sample.image.shape[3])
+            geometry = Drawing(
+                size=size,
+                mirror=drawn.mirror and not self.spec.laterality,
+                p_rotation=drawn.p_rotation,
+                rotation_degrees=drawn.rotation_degrees,
+                p_scale=drawn.p_scale,
+                scale=drawn.scale,
+            )
+            image, valid = augment(
+                torch.from_numpy(np.array(sample.image)),
+                torch.from_numpy(np.array(sample.valid)),
+                sample.present,
+                rng,
+                geometry,
+                Photometrics(**drawn.photometric.model_dump()),
+                drawn.channel_dropout,
+            )
+            images.append(image)
+            masks.append(valid)
+        return torch.stack(images).to(self.settings.device), torch.stack(masks).to(self.settings.device)
+
+    def targets(self, cases: Sequence[TaskCase]) -> Tensor:
+        """Return targets as the loss wants them: class numbers, labels, or standardised values."""
+        raw = np.array([case.target for case in cases])
+        if self.spec.kind == "regression":
+            told = torch.from_numpy((raw.astype(np.float64) - self.centre) / self.spread).float()
+        elif self.spec.kind == "multilabel":
+            told = torch.from_numpy(raw).float()
+        else:
+            told = torch.from_numpy(raw.astype(np.int64))
+        return told.to(self.settings.device)
+
+    def _save(self, epoch: int) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self.losses,
+            "settings": self.settings.model_dump(mode="json"),
+            "cases": [case.case for case in self.cases],
+        }
+        checkpoints.save(self.folder, epoch, state)
+        checkpoints.prune(self.folder, 1)
+
+    def _restore(self) -> int:
+        state, _ = checkpoints.load_newest(self.folder)
+        if state is None:
+            return 0
+        if state["settings"] != self.settings.model_dump(mode="json") or state["cases"] != [c.case for c in self.cases]:
+            raise UserError(f"{self.folder.parent} holds a fold of other settings or cases; choose another folder.")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+        return int(state["step"])
+
+
+def rate(step: int, steps: int, settings: TaskTraining) -> float:
+    """Return the learning rate of a step: a linear rise over the warm-up's share, then half a cosine to 0."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dict[str, object]]:
+    """Group parameters by how fast they learn and whether they decay: norms, biases and positions do not."""
+    blocks = network.backbone.blocks()
+    depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        below = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
+        scale = settings.layer_decay**below if settings.mode == "layerwise" else 1.0
+        decays = parameter.ndim > 1 and not name.endswith(_NO_DECAY)
+        groups.setdefault((scale, decays), []).append(parameter)
+    return [
+        {"params": parameters, "scale": scale, "weight_decay": settings.weight_decay if decays else 0.0}
+        for (scale, decays), parameters in groups.items()
+    ]
+
+
+def autocast(settings: TaskTraining) -> torch.autocast | nullcontext[None]:
+    """Return bfloat16 autocast where asked for."""
+    return torch.autocast(settings.device, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+
+
+@torch.no_grad()
+def predict_sample(
+    network: GlobalNetwork,
+    sample: Sample,
+    spec: TaskSpec,
+    scale: tuple[float, float],
+    device: str = "cpu",
+    flips: bool = False,
+) -> NDArray[np.float64]:
+    """Return a case's probabilities (K,) or value (1,), with `flips` the mean over all eight mirrorings."""
+    network.eval()
+    image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
+    axes = [[]] if not flips else [[2 + a for a in range(3) if bits >> a & 1] for bits in range(8)]
+    found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in axes]
+    mean: NDArray[np.float64] = np.mean(found, axis=0).reshape(-1)
+    return mean
