@@ -15,8 +15,8 @@ from viewalign import __version__
 from viewalign.cli.compare import compare
 from viewalign.cli.demo import demo
 from viewalign.cli.doctor import doctor
-from viewalign.cli.estimate import estimate
 from viewalign.cli.embed import embed
+from viewalign.cli.estimate import estimate
 from viewalign.cli.evaluate import evaluate
 from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
