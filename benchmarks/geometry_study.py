@@ -69,7 +69,9 @@ def run_arm(arm: str, seed: int, store: Path, out: Path, options: list[str]) -> 
     if arm == "untrained":
         return build_untrained(recipe, seed)
     shutil.rmtree(out, ignore_errors=True)
-    pretrain(recipe)
+    outcome = pretrain(recipe)
+    if not outcome.finished:
+        raise SystemExit(outcome.exit_code)
     return load_encoder(out)
 
 
