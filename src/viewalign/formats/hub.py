@@ -1,4 +1,4 @@
-"""Weights of the Hugging Face Hub: by id, which is the only way here that asks the network, or from a local copy."""
+"""Weights of the Hugging Face Hub for `init=` and its like: by id into the cache of the Hub, or from a local copy."""
 
 from __future__ import annotations
 
