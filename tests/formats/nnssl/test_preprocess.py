@@ -47,6 +47,16 @@ def names(catalogue):
     return [subject for dataset in catalogue["datasets"].values() for subject in dataset["subjects"]]
 
 
+def test_a_normalisation_that_is_not_built_is_refused_before_work(raw, folder):
+    path = folder / "nnsslPlans.json"
+    told = json_of(path)
+    told["configurations"]["onemmiso"]["use_mask_for_norm"] = [True]
+    path.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"nnsslPlans\.json: configurations\.onemmiso\.use_mask_for_norm is true"):
+        prepare(raw, folder)
+    assert not list(folder.rglob("*.b2nd"))
+
+
 def test_nnssl_finds_what_it_looks_for(raw, folder):
     report = prepare(raw, folder)
     assert (report.prepared, report.made, report.skipped) == (4, 4, 0)

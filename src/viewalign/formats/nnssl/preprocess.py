@@ -92,8 +92,14 @@ def preprocess(
         on_progress: called after each image.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the plans ask for what is not built here, the disk is full, or the folder cannot be written.
     """
+    if any(plans.configurations[configuration].use_mask_for_norm):
+        raise UserError(
+            f"{folder / plans.plans_name}.json: configurations.{configuration}.use_mask_for_norm is true, which is not "
+            "built here (nnssl's planner writes false). Set it to [false], or preprocess this dataset with nnssl; what "
+            "nnssl has prepared so can be trained on."
+        )
     root = folder / plans.images_folder(configuration)
     run = _Run(root, plans, configuration, on_progress)
     records = list(catalogue.records(raw))
