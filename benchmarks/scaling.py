@@ -48,7 +48,7 @@ def run_case(folder: Path, store: Path, network: str, case: tuple[int, int, int]
     recipe = folder / f"{out.name}.yaml"
     recipe.write_text(to_yaml(load(f"cva-{network}", settings)))
     command = [sys.executable, "-m", "viewalign", "pretrain", str(recipe)]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = [row for row in read_log(out / "log.jsonl") if row["kind"] == "train"][WARMUP:-1]
     seconds = median(batch / row["samples_per_second"] for row in rows)
     return {"batch": batch, "size": size, "processes": processes, "step_s": round(seconds, 3)}

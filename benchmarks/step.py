@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from viewalign.methods.cva import ConsistentViewAlignment
+from viewalign.methods.draws import block_masks
 from viewalign.methods.registry import build_method
 from viewalign.networks.teacher import move_towards
 from viewalign.recipes.loading import load
@@ -55,7 +56,7 @@ def make_batch(size: int, volumes: int = 2) -> ViewBatch:
 def bare_step(method: ConsistentViewAlignment, batch: ViewBatch, order: str) -> torch.Tensor:
     """Run the modules alone; sums stand in for losses."""
     images, student, teacher = batch.views.flatten(0, 1), method.student, method.teacher
-    encoded = student.backbone.encode(images, method._draw_masks(batch))
+    encoded = student.backbone.encode(images, block_masks(batch, 0, student.backbone.block, 0.75))
     maps = student.backbone.dense(encoded)
     with torch.no_grad():
         target = teacher.backbone.dense(teacher.backbone.encode(images))
