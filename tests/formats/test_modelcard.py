@@ -27,4 +27,11 @@ FACTS = {
 )
 def test_axes_are_those_of_the_data(plans, sentence):
     preparation = {"spacing": [1.0, 1.0, 1.0], "normalise": "zscore", "nnssl_plans": plans}
-    assert sentence in modelcard.render({**FACTS, "preparation": preparation}, "export")
+    assert sentence in modelcard.render({**FACTS, "preparation": preparation}, "export", "MAE", "arXiv:1")
+
+
+def test_the_card_names_the_method_that_trained():
+    preparation = {"spacing": [1.0, 1.0, 1.0], "normalise": "zscore"}
+    card = modelcard.render({**FACTS, "preparation": preparation}, "export", "SimCLR", "arXiv:2002.05709")
+    assert "with SimCLR (arXiv:2002.05709)" in card
+    assert "Consistent View" not in card

@@ -11,8 +11,8 @@ tags: [medical-imaging, self-supervised-learning, 3d, {family}]
 
 # {network} pretrained by {method}
 
-An encoder for 3D medical images, pretrained without labels by [viewalign](https://pypi.org/project/viewalign)
-{version} with Consistent View Alignment (Vaish et al., arXiv:2509.13846).
+An encoder for 3D medical images, pretrained without labels by viewalign
+{version} with {title} ({paper}).
 
 | | |
 |---|---|
@@ -45,8 +45,14 @@ where the data came from, under which licence, and whom it represents, before yo
 """
 
 
-def render(facts: dict[str, Any], folder: str) -> str:
-    """Fill the card from an encoder's facts (see `transfer.encoder.EncoderFacts`)."""
+def render(facts: dict[str, Any], folder: str, title: str, paper: str) -> str:
+    """Fill the card.
+
+    Args:
+        facts: of the encoder, as an export tells them.
+        folder: what to load it from.
+        title, paper: the method's name in words, and where it comes from.
+    """
     network = facts["network"]["name"]
     spacing = facts["preparation"].get("spacing")
     size = facts["size"]
@@ -67,6 +73,8 @@ def render(facts: dict[str, Any], folder: str) -> str:
         subjects=facts["data"].get("subjects", "unknown"),
         weights=facts["weights"],
         folder=folder,
+        title=title,
+        paper=paper,
         axes=_axes(facts["preparation"].get("nnssl_plans")),
     )
 

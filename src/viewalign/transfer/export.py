@@ -16,6 +16,7 @@ from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.formats import modelcard
 from viewalign.formats.nnssl import adaptation
+from viewalign.methods.registry import entry_of
 from viewalign.networks import primus, resenc
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
@@ -101,7 +102,8 @@ def _write_native(
         "recipe": public_settings(recipe),
     }
     (folder / encoders.FACTS_FILE).write_text(json.dumps(facts, indent=1))
-    (folder / "README.md").write_text(modelcard.render(facts, "export"))
+    method = entry_of(recipe.method)
+    (folder / "README.md").write_text(modelcard.render(facts, "export", method.title, method.paper))
 
 
 def _arguments(network: str) -> dict[str, Any]:
