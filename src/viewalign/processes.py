@@ -7,10 +7,13 @@ gradients that all others have for its part; with DDP's mean over ranks, many pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather, all_reduce
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -38,6 +41,15 @@ def gather_over_processes(rows: Tensor, dim: int = 0) -> Tensor:
     if world_size() == 1:
         return rows
     return torch.cat(list(all_gather(rows.contiguous())), dim=dim)
+
+
+def gather_objects(mine: T) -> list[T]:
+    """Return what every process holds, in the order of ranks."""
+    if world_size() == 1:
+        return [mine]
+    everyone: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(everyone, mine)
+    return cast(list[T], everyone)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Two processes with half of a batch each are one process with all of it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,25 @@ def test_two_processes_equal_one(recipe, precision, steps, tolerance, further, t
         one, two = (losses(run, term) for run in runs)
         assert len(one) == len(two) == steps
         assert two == pytest.approx(one, rel=tolerance), term
+
+
+@pytest.mark.slow
+def test_what_any_process_cannot_read_is_set_aside_and_told(tiny_recipe, tiny_store, tmp_path):
+    """Two damaged volumes: whichever process meets them, both are in the log, and their share ends all alike."""
+    shutil.copytree(tiny_store, tmp_path / "copy")
+    for array in sorted((tmp_path / "copy").rglob("*.b2nd"))[3:5]:
+        array.write_bytes(b"")
+    settings = [f"data={tmp_path / 'copy'}", "runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]
+    folder, _ = run_cli(tmp_path, tiny_recipe(*settings, "runtime.lost_share=0.3", steps=6), "run")
+    told = [row["volume"] for row in read_log(folder.log) if row.get("event") == "unreadable"]
+    assert sorted(told) == [3, 4]
+    file = tmp_path / "strict.yaml"
+    file.write_text(to_yaml(tiny_recipe(*settings, "runtime.lost_share=0.1", out="strict", steps=50)))
+    command = [sys.executable, "-m", "viewalign", "pretrain", str(file)]
+    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert out.returncode == 1
+    assert "cannot be read, more than runtime.lost_share=0.1 allows" in out.stderr
+    assert "Traceback" not in out.stderr
 
 
 def wait_for(happened, seconds=120):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -13,11 +13,15 @@ from torch.utils.data import DataLoader
 
 from viewalign.errors import RefusedImageError, UserError
 from viewalign.randomness import generator_of
+from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSource
 
 _FEWEST, _MOST, _NONE_BELOW = 5, 200, 20
 _REVIVALS = 10
 """How many times workers that died are started again before the run gives up."""
+
+
+Samples = list[Sample]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,27 @@ class Split:
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where batches come from.
+
+    Attributes:
+        train: yields the samples of steps [first, last).
+        validation: yields the held-out samples, always the same; None without held-out subjects.
+        build: makes views of samples on the training device; the flag leaves out changes of intensity.
+        volumes: how many volumes there are to train on.
+        name_of: what a person calls a volume of the store, by its number.
+        aligned: whether views come in pairs whose features are compared place by place.
+    """
+
+    train: Callable[[int, int], Iterator[Samples]]
+    validation: Callable[[], Iterator[Samples]] | None
+    build: Callable[[Samples, bool], ViewBatch]
+    volumes: int
+    name_of: Callable[[int], str] = str
+    aligned: bool = True
 
 
 def number_subjects(names: Sequence[str]) -> NDArray[np.int64]:

@@ -15,14 +15,13 @@ from torch import Tensor
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.methods.base import Method, StepResult
+from viewalign.processes import gather_objects
 from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
+from viewalign.training.data import Feed, Samples
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import Averages, RunLog, Ticker, duration
 from viewalign.training.tracking import boards
 from viewalign.views.batch import ViewBatch
-from viewalign.views.samples import Sample
-
-Samples = list[Sample]
 
 
 @dataclass
@@ -43,27 +42,6 @@ class Position:
     skipped_in_a_row: int = 0
     best_loss: float = math.inf
     best_step: int = -1
-
-
-@dataclass(frozen=True)
-class Feed:
-    """Where batches come from.
-
-    Attributes:
-        train: yields the samples of steps [first, last).
-        validation: yields the held-out samples, always the same; None without held-out subjects.
-        build: makes views of samples on the training device; the flag leaves out changes of intensity.
-        volumes: how many volumes there are to train on.
-        name_of: what a person calls a volume of the store, by its number.
-        aligned: whether views come in pairs whose features are compared place by place.
-    """
-
-    train: Callable[[int, int], Iterator[Samples]]
-    validation: Callable[[], Iterator[Samples]] | None
-    build: Callable[[Samples, bool], ViewBatch]
-    volumes: int
-    name_of: Callable[[int], str] = str
-    aligned: bool = True
 
 
 class Trainer:
@@ -99,6 +77,7 @@ class Trainer:
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
         self.position, self.averages, self.unreadable = Position(), Averages(), set[int]()
+        self.refusals: dict[int, str] = {}
         self.warned = set[str]()
         self.ticker = Ticker(quiet=not fabric.is_global_zero)
         self.log: RunLog | None = None
@@ -271,6 +250,8 @@ class Trainer:
             self.save()
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
+        if self.fabric.world_size > 1:
+            self._set_aside({k: why for part in gather_objects(self.refusals) for k, why in part.items()})
         means = self.averages.take(self._mean_over_processes)
         rate = steps * self.recipe.batch / max(seconds, 1e-9)
         share = waited / max(seconds, 1e-9)
@@ -284,7 +265,14 @@ class Trainer:
         )
 
     def _note_unreadable(self, samples: Samples) -> None:
-        for volume, reason in (pair for sample in samples for pair in sample.refused):
+        """Keep what could not be read; one process alone tells it at once, several with the next row of the log."""
+        self.refusals.update(dict(pair for sample in samples for pair in sample.refused))
+        if self.fabric.world_size == 1:
+            self._set_aside(self.refusals)
+
+    def _set_aside(self, refusals: dict[int, str]) -> None:
+        """Tell and count volumes that cannot be read; all processes come to the same end."""
+        for volume, reason in sorted(refusals.items()):
             if volume not in self.unreadable:
                 self.unreadable.add(volume)
                 self._event("unreadable", {"volume": volume, "reason": reason})

@@ -22,10 +22,11 @@ from viewalign.methods.registry import asks_of, build_method
 from viewalign.networks.backbone import Backbone
 from viewalign.randomness import generator_of
 from viewalign.training import checkpoints, data, initial, optimizers
+from viewalign.training.data import Feed, Samples
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import launch, open_together, told_of_lost_processes
-from viewalign.training.loop import Feed, Samples, Trainer
+from viewalign.training.loop import Trainer
 from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
