@@ -21,6 +21,7 @@ from viewalign.methods.pooling import pooled
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.contrastive import view_nt_xent
 from viewalign.objectives.reconstruction import masked_l1
+from viewalign.precision import raised
 from viewalign.randomness import generator_of, torch_generator_of
 from viewalign.views.batch import ViewBatch
 from viewalign.views.cutout import draw_boxes
@@ -96,7 +97,7 @@ class SwinTasks(Method):
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
         """Add the losses of the three tasks up."""
         image, aim, valid, turns = (latents[name].flatten(0, 1) for name in ("image", "aim", "valid", "turns"))
-        told = self.rotation_head(latents["pooled"].flatten(0, 1)).float()
+        told = raised(self.rotation_head(latents["pooled"].flatten(0, 1)))
         contrast = view_nt_xent(self.contrast_head(latents["pooled"]), batch.subject_id, self._temperature)
         terms = {
             "reconstruction": masked_l1(image, aim, valid),
