@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from viewalign.volumes.catalogue import Collection
+    from viewalign.volumes.limits import Limits
     from viewalign.volumes.progress import ProgressListener
     from viewalign.volumes.sources import Refusal
 
@@ -97,6 +98,21 @@ def add_configurations(parser: Parser) -> None:
 def add_planner(parser: Parser) -> None:
     """Add `-pl`, which has one choice."""
     parser.flag("-pl", default="ExperimentPlanner", choices=_PLANNERS, help="planner; there is this one")
+
+
+def add_limits(parser: Parser) -> None:
+    """Add what one file may ask for; ours, for one huge or hanging file must not stop the rest."""
+    parser.flag("--time_limit", type=at_least(1), default=900, metavar="SECONDS",
+                help="set a file aside that takes longer; default 900, none with 0 processes")  # fmt: skip
+    parser.flag("--max_voxels", type=at_least(8), metavar="N",
+                help="set larger images aside; default what this machine's memory allows")  # fmt: skip
+
+
+def limits_of(options: argparse.Namespace) -> Limits:
+    """Return the limits that were given."""
+    from viewalign.volumes.limits import Limits, voxels_that_fit
+
+    return Limits(options.time_limit, options.max_voxels or voxels_that_fit())
 
 
 def at_least(lowest: int) -> Callable[[str], int]:

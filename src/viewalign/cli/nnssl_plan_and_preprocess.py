@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Sequence
 
 from viewalign.cli.nnssl_extract_fingerprint import extract
-from viewalign.cli.nnssl_flags import Parser, add_configurations, add_datasets, add_planner, at_least, execute, say
+from viewalign.cli.nnssl_flags import (
+    Parser,
+    add_configurations,
+    add_datasets,
+    add_limits,
+    add_planner,
+    at_least,
+    execute,
+    limits_of,
+    say,
+)
 from viewalign.cli.nnssl_plan_experiment import plan
 from viewalign.cli.nnssl_preprocess import preprocess, processes_for
 
@@ -30,6 +40,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     parser.flag("--no_pp", action="store_true", help="measure and plan alone")
     parser.flag("--clean", action="store_true", help="measure anew where there is a fingerprint already")
     add_planner(parser)
+    add_limits(parser)
     parser.flag("--verbose", action="store_true", help="print a line for each file")
     execute(parser, _all, arguments)
 
@@ -41,7 +52,9 @@ def _all(options: argparse.Namespace) -> int:
         codes.append(extract(dataset, options.npfp, options.clean, options.verbose))
         plan(dataset)
         if not options.no_pp:
-            codes.append(preprocess(dataset, "nnsslPlans", processes, verbose=options.verbose))
+            codes.append(
+                preprocess(dataset, "nnsslPlans", processes, verbose=options.verbose, limits=limits_of(options))
+            )
     if not options.no_pp:
         say(f"Next: nnssl_train {options.d[0]} {options.c[0]} -tr MAETrainer")
     return max(codes)

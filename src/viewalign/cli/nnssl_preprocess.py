@@ -11,9 +11,11 @@ from viewalign.cli.nnssl_flags import (
     Parser,
     add_configurations,
     add_datasets,
+    add_limits,
     at_least,
     default_processes,
     execute,
+    limits_of,
     preprocessed_root,
     raw_dataset,
     say,
@@ -24,6 +26,7 @@ from viewalign.errors import UserError
 
 if TYPE_CHECKING:
     from viewalign.formats.nnssl.preprocess import Report
+    from viewalign.volumes.limits import Limits
 
 _EXAMPLES = """examples:
   nnssl_preprocess -d 745
@@ -44,6 +47,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     parser.flag("-plans_name", default="nnsslPlans", metavar="NAME", help="name of the plans; default nnsslPlans")
     parser.flag("-part", type=at_least(0), default=0, metavar="K", help="number of this part, from 0; default 0")
     parser.flag("-total_parts", type=at_least(1), default=1, metavar="N", help="of how many parts; default 1")
+    add_limits(parser)
     parser.flag("--verbose", action="store_true", help="print a line for each file")
     execute(parser, _preprocess, arguments)
 
@@ -54,7 +58,15 @@ def _preprocess(options: argparse.Namespace) -> int:
                         f"{options.total_parts - 1}.")  # fmt: skip
     processes = processes_for(options.c, options.np)
     codes = [
-        preprocess(dataset, options.plans_name, processes, options.part, options.total_parts, options.verbose)
+        preprocess(
+            dataset,
+            options.plans_name,
+            processes,
+            options.part,
+            options.total_parts,
+            options.verbose,
+            limits_of(options),
+        )
         for dataset in options.d
     ]
     return max(codes)
@@ -79,7 +91,13 @@ def processes_for(configurations: Sequence[str], given: Sequence[int] | None) ->
 
 
 def preprocess(
-    dataset: str, plans_name: str, processes: dict[str, int], part: int = 0, parts: int = 1, verbose: bool = False
+    dataset: str,
+    plans_name: str,
+    processes: dict[str, int],
+    part: int = 0,
+    parts: int = 1,
+    verbose: bool = False,
+    limits: Limits | None = None,
 ) -> int:
     """Prepare a dataset and return the exit code: 3 where files were set aside.
 
@@ -90,6 +108,7 @@ def preprocess(
         part: number of this part.
         parts: of how many.
         verbose: whether to print a line for each file.
+        limits: time and size that one file may ask for.
 
     Raises:
         UserError: an unset variable, no such dataset or plans, a full disk, or no image that could be used.
@@ -103,7 +122,9 @@ def preprocess(
     for configuration, count in processes.items():
         made = plans.read_plans(folder, plans_name, configuration)
         with shown(f"Preparing {configuration}", verbose) as listen:
-            report = preprocess.preprocess(catalogue, raw, folder, made, configuration, count, part, parts, listen)
+            report = preprocess.preprocess(
+                catalogue, raw, folder, made, configuration, count, part, parts, listen, limits
+            )
         _tell(report, folder / made.images_folder(configuration), part, parts)
         refused += len(report.refused)
     return 3 if refused else 0

@@ -17,6 +17,7 @@ from viewalign.volumes.columns import Row, rows_on_disk, sweep_temporary, write_
 from viewalign.volumes.indexing import read_refused
 from viewalign.volumes.layout import write_json
 from viewalign.volumes.limits import Limits
+from viewalign.volumes.outcome import Outcome, unwritable
 from viewalign.volumes.pool import default_workers, run_jobs
 from viewalign.volumes.progress import Progress, ProgressListener
 from viewalign.volumes.quality import quality_scores
@@ -30,7 +31,7 @@ from viewalign.volumes.shards import (
     remove_parts,
 )
 from viewalign.volumes.sources import Refusal
-from viewalign.volumes.work import Job, Outcome, entries_done, forget, unwritable, work
+from viewalign.volumes.work import Job, entries_done, forget, work
 
 
 @dataclass

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import RefusedImageError
 from viewalign.volumes.catalogue import Record
 from viewalign.volumes.headers import MAX_VOXELS, source_bytes
 from viewalign.volumes.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
+from viewalign.volumes.outcome import Outcome, UnwritableError, guarded, unwritable
 from viewalign.volumes.preparing import Prepared, prepare_channels, prepare_volume
 from viewalign.volumes.reading import read_frames, read_mask, read_volume
 from viewalign.volumes.recipe import RECIPE_VERSION, PrepareSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,6 @@ class Job:
         """The image's place in the store."""
         record = self.record
         return entry_path(record.dataset, record.subject, record.session, record.name)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job: stored as so many entries, refused (a reason), or the store cannot be written (fatal)."""
-
-    entries: int = 0
-    reason: str | None = None
-    fatal: str | None = None
 
 
 def entries_done(job: Job) -> int:
@@ -95,22 +83,7 @@ def forget(job: Job) -> None:
 
 def work(job: Job) -> Outcome:
     """Prepare one image; whatever goes wrong with it is told in the outcome."""
-    try:
-        forget(job)
-        return Outcome(entries=prepare_one(job))
-    except RefusedImageError as refusal:
-        forget(job)
-        return Outcome(reason=str(refusal))
-    except MemoryError:
-        return Outcome(reason="there was not enough memory for it")
-    except _StoreError as error:
-        return Outcome(fatal=str(error))
-    except Exception as error:  # one file must never stop the run
-        return Outcome(reason=f"unexpected {type(error).__name__}: {error}")
-
-
-class _StoreError(Exception):
-    """The store cannot be written, so that going on is useless."""
+    return guarded(lambda: prepare_one(job), lambda: forget(job))
 
 
 def prepare_one(job: Job) -> int:
@@ -148,7 +121,7 @@ def _write(job: Job, relative: str, whose: dict[str, Any], prepared: Prepared) -
     try:
         write_entry(job.store, relative, prepared.array, properties, prepared.masks, chunk_and_block(job.settings.view))
     except OSError as error:
-        raise _StoreError(unwritable(job.store, error)) from None
+        raise UnwritableError(unwritable(job.store, error)) from None
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -167,10 +140,3 @@ def record_bytes(record: Record) -> int:
     """Return the size on disk of an image and its masks."""
     paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
     return sum(source_bytes(path) for path in paths if path is not None)
-
-
-def unwritable(store: Path, error: OSError) -> str:
-    """Say why a store cannot be written, and what to do."""
-    if error.errno in _FULL:
-        return f"The disk of {store} is full. Make room and run the same command again; what is done stays."
-    return f"The store {store} cannot be written: {error.strerror}. What is done stays; run the same command again."

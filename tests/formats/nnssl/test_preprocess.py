@@ -12,6 +12,7 @@ from viewalign.formats.nnssl import lists, preprocess
 from viewalign.formats.nnssl.plans import plan, write_plans
 from viewalign.formats.nnssl.store import open_preprocessed
 from viewalign.volumes.catalogue import read_catalogue
+from viewalign.volumes.limits import Limits
 from viewalign.volumes.reading import read_volume
 
 NAME = "Dataset745_OpenMind"
@@ -179,6 +180,19 @@ def test_names_that_cannot_be_files_are_set_aside(raw, folder):
     listed = json.dumps(json_of(folder / "pretrain_data__onemmiso.json"))
     assert f"{SESSION.format('sub-0')}/t1.nii.gz" in listed
     assert not list(folder.rglob("out*"))
+
+
+def test_a_file_beyond_its_limits_is_set_aside(raw, folder):
+    report = prepare(raw, folder, limits=Limits(max_voxels=1000))
+    assert report.prepared == 0
+    assert any("1,000" in one.reason for one in report.refused)
+
+
+def test_a_file_that_hangs_is_set_aside(raw, folder):
+    report = prepare(raw, folder, processes=1, limits=Limits(seconds=0.001))
+    assert report.prepared == 0
+    assert any("longer than the time limit" in one.reason for one in report.refused)
+    assert prepare(raw, folder).prepared == 4, "what was given up leaves nothing that is in the way"
 
 
 def test_a_disk_that_cannot_be_written_ends_in_a_sentence(raw, folder):

@@ -41,7 +41,11 @@ class PreparedImage:
 
 
 def prepare_image(
-    volume: Volume, masks: Mapping[str, NDArray[np.uint8]], how: Configuration, forward: tuple[int, int, int]
+    volume: Volume,
+    masks: Mapping[str, NDArray[np.uint8]],
+    how: Configuration,
+    forward: tuple[int, int, int],
+    max_voxels: int = MAX_VOXELS,
 ) -> PreparedImage:
     """Prepare one image and its masks.
 
@@ -50,6 +54,7 @@ def prepare_image(
         masks: on the voxels of `volume`, by kind.
         how: one configuration of the plans.
         forward: the file's axes in the order of the stored ones.
+        max_voxels: refuse an image that would have more after resampling.
 
     Raises:
         RefusedImageError: nothing to crop to, no contrast, or too few or too many voxels after resampling.
@@ -62,7 +67,7 @@ def prepare_image(
     mean, std = normalise(array, "zscore" if how.normalised else "none")
     old = _shape(array)
     new = resampled_shape(old, spacing, how.spacing) if how.spacing else old
-    _check_size(new)
+    _check_size(new, max_voxels)
     target = how.spacing or spacing
     data, labels = how.resampling_fn_data_kwargs, how.resampling_fn_mask_kwargs
     array = resample_image(array, new, _thick(spacing, target, data), data.order)
@@ -108,12 +113,12 @@ def nnssl_properties(volume: Volume, before: Shape, box: Box, cropped: Shape) ->
     }
 
 
-def _check_size(shape: Shape) -> None:
+def _check_size(shape: Shape, max_voxels: int) -> None:
     named = "×".join(map(str, shape))
     if min(shape) < 2:
         raise RefusedImageError(f"nothing but one slice would be left at this voxel size ({named})")
-    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
-        raise RefusedImageError(f"it would have {named} voxels at this voxel size; the limit is {MAX_VOXELS:,}")
+    if int(np.prod(shape, dtype=object)) > max_voxels:
+        raise RefusedImageError(f"it would have {named} voxels at this voxel size; the limit is {max_voxels:,}")
 
 
 def _thick(spacing: Triple, target: Triple, how: Interpolation) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import RefusedImageError, UserError
+from viewalign.errors import UserError
 from viewalign.formats.nnssl.entries import forget_image, write_image
 from viewalign.formats.nnssl.fingerprint import CRASHED
 from viewalign.formats.nnssl.folders import MASK_FILES, image_place
@@ -16,13 +16,16 @@ from viewalign.formats.nnssl.plans import Configuration, Plans
 from viewalign.formats.nnssl.preparing import prepare_image
 from viewalign.volumes.catalogue import Collection, Record
 from viewalign.volumes.columns import sweep_temporary
-from viewalign.volumes.headers import source_bytes
+from viewalign.volumes.headers import MAX_VOXELS
 from viewalign.volumes.itk import sitk
 from viewalign.volumes.layout import done_properties, write_json
+from viewalign.volumes.limits import Limits
+from viewalign.volumes.outcome import Outcome, UnwritableError, guarded, unwritable
 from viewalign.volumes.pool import run_jobs
 from viewalign.volumes.progress import Progress, ProgressListener
 from viewalign.volumes.reading import read_mask, read_volume
 from viewalign.volumes.sources import Refusal
+from viewalign.volumes.work import record_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,14 +41,7 @@ class Job:
     how: Configuration
     forward: tuple[int, int, int]
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job: stored (no reason), refused (a reason), or the folder cannot be written (fatal)."""
-
-    reason: str | None = None
-    fatal: str | None = None
+    max_voxels: int = MAX_VOXELS
 
 
 @dataclass
@@ -77,6 +73,7 @@ def preprocess(
     part: int = 0,
     parts: int = 1,
     on_progress: ProgressListener | None = None,
+    limits: Limits | None = None,
 ) -> Report:
     """Prepare every image of a dataset for one configuration; what is there already is left alone.
 
@@ -90,6 +87,7 @@ def preprocess(
         part: number of this part.
         parts: of how many; they may run on different machines.
         on_progress: called after each image.
+        limits: time and size that one file may ask for; no time limit with 0 processes.
 
     Raises:
         UserError: the plans ask for what is not built here, the disk is full, or the folder cannot be written.
@@ -101,7 +99,8 @@ def preprocess(
             "nnssl has prepared so can be trained on."
         )
     root = folder / plans.images_folder(configuration)
-    run = _Run(root, plans, configuration, on_progress)
+    limits = limits or Limits()
+    run = _Run(root, plans, configuration, on_progress, limits.max_voxels)
     records = list(catalogue.records(raw))
     places = run.places(records)
     try:
@@ -111,11 +110,11 @@ def preprocess(
             sweep_temporary(root)  # with several parts, some of these are being written
         mine = list(places.items())[part::parts]
         run.total = len(mine) + len(run.report.refused)
-        for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1))):
+        for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1)), limits.seconds):
             run.take(job, result)
         _write_lists(folder, catalogue, run, places, part, parts)
     except OSError as error:
-        raise UserError(_unwritable(folder, error)) from None
+        raise UserError(unwritable(folder, error)) from None
     return run.report
 
 
@@ -127,6 +126,7 @@ class _Run:
     plans: Plans
     configuration: str
     listener: ProgressListener | None
+    max_voxels: int = MAX_VOXELS
     report: Report = field(default_factory=Report)
     total: int = 0
     done: int = 0
@@ -152,7 +152,7 @@ class _Run:
         """Yield the jobs that are not done yet; tick off the others."""
         how, fingerprint = self.plans.configurations[self.configuration], self.plans.fingerprint(self.configuration)
         for place, record in places:
-            job = Job(self.root, place, record, how, self.plans.transpose_forward, fingerprint)
+            job = Job(self.root, place, record, how, self.plans.transpose_forward, fingerprint, self.max_voxels)
             if is_done(job):
                 self.report.skipped += 1
                 self.tell(record)
@@ -197,56 +197,44 @@ def is_done(job: Job) -> bool:
     if facts is None:
         return False
     try:
-        size = _source_size(job.record)
+        size = record_bytes(job.record)
     except OSError:
         return False
     wanted = (job.record.image_id, job.record.modality, job.fingerprint, size)
     return tuple(facts.get(key) for key in ("id", "modality", "recipe_hash", "source_bytes")) == wanted
 
 
-def _source_size(record: Record) -> int:
-    paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
-    return sum(source_bytes(path) for path in paths if path is not None)
-
-
 def _work(job: Job) -> Outcome:
     """Prepare one image; runs in a worker."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the cores are shared out among processes
+    return guarded(lambda: _prepare_one(job), lambda: forget_image(job.root, job.place))
+
+
+def _prepare_one(job: Job) -> int:
+    record = job.record
+    volume = read_volume(record.path, max_voxels=job.max_voxels)
+    masks: dict[str, NDArray[Any]] = {}
+    if record.anonymisation_mask is not None:
+        masks["anonymisation"] = read_mask(record.anonymisation_mask, volume)
+    if record.anatomy_mask is not None:
+        masks["anatomy"] = read_mask(record.anatomy_mask, volume)
     try:
-        forget_image(job.root, job.place)
-        record = job.record
-        volume = read_volume(record.path)
-        masks: dict[str, NDArray[Any]] = {}
-        if record.anonymisation_mask is not None:
-            masks["anonymisation"] = read_mask(record.anonymisation_mask, volume)
-        if record.anatomy_mask is not None:
-            masks["anatomy"] = read_mask(record.anatomy_mask, volume)
-        image = prepare_image(volume, masks, job.how, job.forward)
-        whose = {
-            "id": record.image_id,
-            "subject": record.subject_id,
-            "dataset": record.dataset,
-            "modality": record.modality,
-            "source_bytes": _source_size(record),
-            "recipe_hash": job.fingerprint,
-        }
-    except RefusedImageError as refusal:
-        return Outcome(reason=str(refusal))
-    except MemoryError:
-        return Outcome(reason="there was not enough memory for it")
-    except UserError as problem:
-        return Outcome(fatal=str(problem))
-    except Exception as error:  # one file must never stop the run
-        return Outcome(reason=f"unexpected {type(error).__name__}: {error}")
+        image = prepare_image(volume, masks, job.how, job.forward, job.max_voxels)
+    except UserError as problem:  # the plans ask for what is not built here, for every image alike
+        raise UnwritableError(str(problem)) from None
+    whose = {
+        "id": record.image_id,
+        "subject": record.subject_id,
+        "dataset": record.dataset,
+        "modality": record.modality,
+        "source_bytes": record_bytes(record),
+        "recipe_hash": job.fingerprint,
+    }
     try:
         write_image(job.root, job.place, image, whose)
     except OSError as error:
-        return Outcome(fatal=_unwritable(job.root, error))
-    return Outcome()
-
-
-def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder} cannot be written: {error.strerror}. What is done stays; run the same command again to go on."
+        raise UnwritableError(unwritable(job.root, error)) from None
+    return 1
 
 
 def _write_lists(
