@@ -12,6 +12,7 @@ from viewalign.views.batch import ViewBatch
 from viewalign.views.build import build_views
 from viewalign.views.drawing import Drawing
 from viewalign.views.grid_views import overlaps
+from viewalign.views.photometric import Photometrics
 from viewalign.views.samples import SampleReader
 
 SMALL = ["views.size=[16,16,16]", "heads.width=32", "batch=4"]
@@ -149,6 +150,90 @@ def test_simclr_needs_strangers(bodies):
         method_of("simclr-resenc-xs", "batch=1")
     result = method_of("simclr-resenc-xs").step(batch_of(bodies, "simclr-resenc-xs"))
     assert 0 < float(result.logs["loss"]) < 3 * np.log(7)
+
+
+NESTED = ["pretext.local_size=[16,8,8]", "pretext.locals=2"]
+
+
+@pytest.mark.parametrize("recipe", ["pcrlv2-resenc-xs", "pcrlv2-primus-xs"])
+def test_pcrlv2_s_loss_by_hand(recipe, bodies):
+    method, batch = method_of(recipe, *NESTED), batch_of(bodies, recipe, *NESTED)
+    assert (batch.count, batch.local.count, batch.local.size) == ((2, 4), (2, 4), (16, 8, 8))
+    latents = method.latents(batch)
+    logs = {name: float(value) for name, value in method.judge(batch, latents).logs.items()}
+    assert logs["loss"] == pytest.approx(sum(value for name, value in logs.items() if name != "loss"), rel=1e-5)
+    scales = range(len(method.images))
+    assert len(scales) == (3 if "resenc" in recipe else 2)
+    coarse, among, across = [], [], []
+    for scale in scales:
+        image, block = latents[f"image{scale}"], 2**scale
+        errors = []
+        for view in range(2):
+            for k in range(4):
+                target, valid = batch.targets[view, k, 0], batch.valid[view, k, 0]
+                total, weight = 0.0, 0.0
+                for cell in np.ndindex(*image.shape[3:]):
+                    place = tuple(slice(block * n, block * (n + 1)) for n in cell)
+                    share = float(valid[place].float().mean())
+                    if share:
+                        mean = target[place][valid[place]].mean()
+                        total += share * float((image[view, k, 0][cell] - mean) ** 2)
+                        weight += share
+                errors.append(total / weight)
+        coarse.append(np.mean(errors))
+        large, small = (method.projectors[scale](latents[f"{n}{scale}"].flatten(0, 1), torch.ones(8)) for n in SIZES)
+        mine, theirs = (method.predictors[scale](one, torch.ones(8)).view(2, 4, -1) for one in (large, small))
+        large = large.view(2, 4, -1)
+        among += [1 - torch.cosine_similarity(mine[v], large[1 - v], dim=1).mean() for v in range(2)]
+        across += [1 - torch.cosine_similarity(theirs[v], large[w], dim=1).mean() for v in range(2) for w in range(2)]
+    assert logs["reconstruction"] == pytest.approx(coarse[0], rel=1e-4)
+    assert logs["coarse_reconstruction"] == pytest.approx(np.mean(coarse[1:]), rel=1e-4)
+    assert logs["global_distance"] == pytest.approx(float(sum(among)) / len(among), rel=1e-4)
+    assert logs["local_distance"] == pytest.approx(float(sum(across)) / len(across), rel=1e-4)
+
+
+SIZES = ("large", "small")
+
+
+def test_pcrlv2_compares_every_small_view(bodies):
+    """Each small view has its say, and only through the comparison with large ones (C7)."""
+    method, batch = method_of("pcrlv2-resenc-xs", *NESTED), batch_of(bodies, "pcrlv2-resenc-xs", *NESTED)
+    before = method.step(batch).logs
+    for view in range(2):
+        views = batch.local.views.clone()
+        views[view] = views[view].roll(3, -1) ** 2
+        local = ViewBatch(**{**vars(batch.local), "views": views})
+        after = method.step(ViewBatch(**{**vars(batch), "local": local})).logs
+        assert not torch.equal(after["local_distance"], before["local_distance"])
+        for name in ("reconstruction", "coarse_reconstruction", "global_distance"):
+            assert torch.equal(after[name], before[name])
+
+
+def test_pcrlv2_restores_the_view_before_noise_and_blur(bodies):
+    """The target is never the spoilt array (C7)."""
+    settings = [*NESTED, "views.photometric.p_noise=1"]
+    recipe = load("pcrlv2-resenc-xs", [*SMALL, *settings])
+    every = np.arange(len(bodies))
+    reader = SampleReader(bodies, every, every, Drawing((16, 16, 16)), 4, seed=1, draw=asks_of(recipe).draw)
+    batch = build_views([reader[k] for k in range(4)], (16, 16, 16), Photometrics(p_noise=1.0))
+    assert not torch.equal(batch.views, batch.targets)
+    method = method_of("pcrlv2-resenc-xs", *NESTED)
+    result = method.step(batch, examine=True)
+    error = (result.pictures["reconstruction"] - batch.targets.flatten(0, 1)).square()
+    valid = batch.valid.flatten(0, 1)
+    by_hand = torch.stack([one[counts].mean() for one, counts in zip(error, valid, strict=True)]).mean()
+    assert float(result.logs["reconstruction"]) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_pcrlv2_refuses_layouts_that_cannot_be():
+    for setting, sentence in (
+        ("pretext.local_size=[32,16,16]", "larger than views.size"),
+        ("pretext.local_size=[12,8,8]", r"pretext.local_size = .* multiple of 8"),
+        ("pretext.local_size=[8,8,8]", "single voxel"),
+        ("pretext.extent=[1.2,0.8]", r"pretext.extent must be two shares 0 < low ≤ high"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            method_of("pcrlv2-resenc-xs", setting)
 
 
 def test_spark_refuses_what_it_cannot_hide():

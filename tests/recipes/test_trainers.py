@@ -61,6 +61,7 @@ OTHER_METHODS = {
     **{f"VolumeFusion{eva}Trainer": ("fusion", BIG) for eva in ("", "Eva")},
     **{f"SimCLR{eva}Trainer": ("simclr", SMALL_VIEW) for eva in ("", "Eva")},
     **{f"VoCo{eva}Trainer": ("voco", SMALL_VIEW) for eva in ("", "Eva")},
+    "PCRLv2Trainer": ("pcrlv2", CUBE),
     **{f"SwinUNETR{eva}Trainer": ("swinunetr", BIG) for eva in ("", "Eva")},
 }
 

@@ -88,6 +88,7 @@ RESENC = {
     "SimCLRTrainer": Trainer("simclr-resenc-l", ("batch=2",)),
     "VoCoTrainer": Trainer("voco-resenc-l", ("batch=2",)),
     "SwinUNETRTrainer": Trainer("swinunetr-resenc-l", ("batch=2",)),
+    "PCRLv2Trainer": Trainer("pcrlv2-resenc-l", ("batch=2",)),
 }
 """Classes that train a ResEnc-L."""
 
