@@ -62,6 +62,7 @@ OTHER_METHODS = {
     **{f"SimCLR{eva}Trainer": ("simclr", SMALL_VIEW) for eva in ("", "Eva")},
     **{f"VoCo{eva}Trainer": ("voco", SMALL_VIEW) for eva in ("", "Eva")},
     "PCRLv2Trainer": ("pcrlv2", CUBE),
+    "GVSLTrainer": ("gvsl", BIG),
     **{f"SwinUNETR{eva}Trainer": ("swinunetr", BIG) for eva in ("", "Eva")},
 }
 

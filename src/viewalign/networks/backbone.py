@@ -77,6 +77,11 @@ class Backbone(nn.Module, ABC):
         It is the finest decoder map of a U-Net, and the tokens of a transformer, all of which must be there.
         """
 
+    @property
+    @abstractmethod
+    def finest_channels(self) -> int:
+        """Channels of `finest`."""
+
     @abstractmethod
     def voxel_head(self, outputs: int) -> nn.Module:
         """Build a head from `finest` to `outputs` channels a voxel."""

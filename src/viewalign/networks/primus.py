@@ -190,6 +190,11 @@ class PrimusBackbone(Backbone):
         """Return the encoder's tokens as a map."""
         return self.maps(encoded)[0]
 
+    @property
+    def finest_channels(self) -> int:
+        """Channels of a token."""
+        return self.pooled_channels
+
     def voxel_head(self, outputs: int) -> nn.Module:
         """Build transposed convolutions from tokens to voxels."""
         head: nn.Module = PatchDecode(self.block, self.pooled_channels, outputs)

@@ -106,9 +106,14 @@ class ResEncBackbone(Backbone):
         """Return the decoder's last map, at the view's own resolution."""
         return self.decode(encoded)[0]
 
+    @property
+    def finest_channels(self) -> int:
+        """Channels of the decoder's last map."""
+        return self.decoder_channels[0]
+
     def voxel_head(self, outputs: int) -> nn.Module:
         """Build a 1 x 1 x 1 convolution."""
-        return nn.Conv3d(self.decoder_channels[0], outputs, 1)
+        return nn.Conv3d(self.finest_channels, outputs, 1)
 
     def plain_decoder(self) -> PlainDecoder:
         """Build one with the channels of the U-Net's own decoder."""

@@ -89,6 +89,7 @@ RESENC = {
     "VoCoTrainer": Trainer("voco-resenc-l", ("batch=2",)),
     "SwinUNETRTrainer": Trainer("swinunetr-resenc-l", ("batch=2",)),
     "PCRLv2Trainer": Trainer("pcrlv2-resenc-l", ("batch=2",)),
+    "GVSLTrainer": Trainer("gvsl-resenc-l"),
 }
 """Classes that train a ResEnc-L."""
 
