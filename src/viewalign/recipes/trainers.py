@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from viewalign.errors import UserError
@@ -153,7 +154,7 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
     return meant[network or next(iter(meant))]
 
 
-_ENDINGS = {
+_ENDINGS: dict[str, Callable[[int], str]] = {
     r"BS(\d+)": lambda n: f"batch={n}",
     r"(\d+)ps": lambda n: f"views.size={n}",
     r"(\d+)(?i:ep)|(?i:ep)(\d+)": _epochs,
@@ -161,7 +162,7 @@ _ENDINGS = {
 }
 """What the endings of nnssl's names change."""
 
-_MASK_ENDINGS = {
+_MASK_ENDINGS: dict[str, Callable[[int], str]] = {
     r"(?i:mask|maskratio|mr)(\d\d)": lambda n: f"masking.ratio={n / 100:g}",
     r"(?i:block|blocksize)(\d+)": lambda n: f"masking.block={n}",
 }
