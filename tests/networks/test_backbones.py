@@ -173,3 +173,33 @@ def test_a_teacher_needs_no_decoder(name):
     backbone.drop_decoder()
     assert parameters(backbone) < before
     assert backbone.dense(backbone.encode(torch.randn(1, 1, 16, 16, 16)))
+
+
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+def test_a_plain_decoder_knows_the_coarsest_map_alone(name):
+    backbone = build_backbone(name, (16, 24, 16)).eval()
+    decoder = backbone.plain_decoder().eval()
+    encoded = backbone.encode(torch.randn(2, 1, 16, 24, 16))
+    maps = backbone.climb(decoder, encoded)
+    assert [tuple(one.shape[2:]) for one in maps] == [(16 >> k, 24 >> k, 16 >> k) for k in range(len(maps))]
+    assert tuple(one.shape[1] for one in maps) == decoder.channels
+    coarsest = backbone.maps(encoded)[-1]
+    assert 2 ** len(maps) * coarsest.shape[2] == 16
+    for one, again in zip(maps, decoder(coarsest), strict=True):
+        assert torch.equal(one, again)
+
+
+def test_a_smaller_view_has_the_positions_of_a_smaller_primus():
+    """What nnU-Net gives a network of that size: learned positions resized linearly, rotary ones by index."""
+    large, small = (build_backbone("primus-xs", size).eval() for size in ((16, 24, 16), (8, 24, 16)))
+    state = large.net.eva.state_dict()
+    table = state["pos_embed"].transpose(1, 2).unflatten(2, (4, 6, 4))
+    resized = torch.nn.functional.interpolate(table, (2, 6, 4), mode="trilinear", align_corners=False)
+    small.net.eva.load_state_dict({**state, "pos_embed": resized.flatten(2).transpose(1, 2)})
+    small.net.down_projection.load_state_dict(large.net.down_projection.state_dict())
+    images = torch.randn(2, 1, 8, 24, 16)
+    with torch.no_grad():
+        assert torch.allclose(large.maps(large.encode(images))[0], small.maps(small.encode(images))[0], atol=1e-5)
+        assert large.reconstruct(large.encode(images)).shape == images.shape
+        with pytest.raises(ValueError, match="larger than the network's"):
+            small.encode(torch.randn(1, 1, 16, 24, 16))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from viewalign.objectives.consistency import cosine_consistency, gram_consistency
+from viewalign.objectives.consistency import cosine_consistency, gram_consistency, siamese_cosine
 from viewalign.objectives.contrastive import dense_nt_xent, global_nt_xent
 from viewalign.objectives.means import mean_per_view
 from viewalign.objectives.reconstruction import masked_huber, masked_mse
@@ -170,3 +170,18 @@ def test_mse_by_hand():
     prediction = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 3, 1, 1)
     counts = torch.tensor([True, True, False]).view(1, 1, 3, 1, 1)
     assert float(masked_mse(prediction, torch.zeros_like(prediction), counts)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_siamese_distance_against_a_loop(same):
+    torch.manual_seed(0)
+    mine, theirs = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
+    pairs = [(v, w) for v in range(2) for w in range(2) if not (same and v == w)]
+    by_hand = [
+        1 - float(F.cosine_similarity(mine[v, b], theirs[w, b], dim=0).detach()) for b in range(3) for v, w in pairs
+    ]
+    loss = siamese_cosine(mine, theirs, same_views=same)
+    assert float(loss.detach()) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    loss.backward()
+    assert mine.grad.abs().max() > 0
+    assert theirs.grad is None

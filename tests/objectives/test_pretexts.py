@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from viewalign.objectives.contrastive import view_nt_xent
 from viewalign.objectives.position import orthogonality, overlap_loss, overlap_similarity
 from viewalign.objectives.reconstruction import masked_l1
+from viewalign.objectives.registration import local_ncc, roughness
 from viewalign.objectives.segmentation import cross_entropy, soft_dice
 
 
@@ -99,3 +101,39 @@ def test_orthogonal_bases_cost_nothing_and_equal_ones_all():
 def test_l1_over_what_counts():
     counts = torch.tensor([True, False]).view(1, 1, 1, 1, 2)
     assert float(masked_l1(torch.tensor([1.0, 9.0]).view(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), counts)) == 1.0
+
+
+def test_local_correlation_against_loops():
+    rng = np.random.default_rng(0)
+    moved, fixed = rng.normal(size=(2, 2, 6, 7, 5)), rng.normal(size=(2, 2, 6, 7, 5))
+    fixed += 0.5 * moved
+    counts = rng.random((2, 1, 6, 7, 5)) < 0.8
+    images = []
+    for k in range(2):
+        losses = []
+        for channel in range(2):
+            for d, h, w in zip(*np.nonzero(counts[k, 0]), strict=True):
+                place = tuple(slice(max(0, x - 1), x + 2) for x in (d, h, w))
+                where = counts[k, 0][place]
+                a, b = (image[k, channel][place][where] for image in (moved, fixed))
+                covariance = (a * b).mean() - a.mean() * b.mean()
+                losses.append(1 - covariance**2 / (a.var() * b.var() + 1e-5))
+        images.append(np.mean(losses))
+    told = local_ncc(*(torch.from_numpy(one) for one in (moved, fixed, counts)), window=3)
+    assert float(told) == pytest.approx(np.mean(images), rel=1e-9)
+
+
+def test_local_correlation_does_not_see_contrast_and_sees_everything_else():
+    torch.manual_seed(0)
+    image, everywhere = torch.randn(1, 1, 12, 12, 12), torch.ones(1, 1, 12, 12, 12, dtype=torch.bool)
+    assert float(local_ncc(3 - 2 * image, image, everywhere)) == pytest.approx(0, abs=1e-3)
+    assert float(local_ncc(image.roll(1, 2), image, everywhere)) > 0.9
+    assert float(local_ncc(torch.ones_like(image), image, everywhere)) == pytest.approx(1)
+
+
+def test_roughness_of_ramps():
+    d, h, _ = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (4, 5, 6)), indexing="ij")
+    field = torch.stack([2 * d, 3 * h, torch.ones_like(d)])[None]
+    # One slope of 2 and one of 3 among nine; along each axis the mean over three components.
+    assert float(roughness(field)) == pytest.approx((4 / 3 + 9 / 3 + 0) / 3)
+    assert float(roughness(field[:, :, :1])) == pytest.approx((9 / 3 + 0) / 2)

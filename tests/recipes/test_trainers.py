@@ -61,6 +61,8 @@ OTHER_METHODS = {
     **{f"VolumeFusion{eva}Trainer": ("fusion", BIG) for eva in ("", "Eva")},
     **{f"SimCLR{eva}Trainer": ("simclr", SMALL_VIEW) for eva in ("", "Eva")},
     **{f"VoCo{eva}Trainer": ("voco", SMALL_VIEW) for eva in ("", "Eva")},
+    "PCRLv2Trainer": ("pcrlv2", CUBE),
+    "GVSLTrainer": ("gvsl", BIG),
     **{f"SwinUNETR{eva}Trainer": ("swinunetr", BIG) for eva in ("", "Eva")},
 }
 
@@ -123,6 +125,33 @@ def test_endings_are_settings(name, changes):
     trainer = resolve_trainer(name)
     recipe = load(trainer.recipe, trainer.overrides)
     assert (recipe.batch, recipe.views.size, recipe.steps / EPOCH) == changes
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("BaseMAETrainer_BS8_EP4", {"batch": 8, "steps": 4 * EPOCH}),
+        ("BaseMAETrainer_mask60", {"masking.ratio": 0.6}),
+        ("BaseMAETrainer_MR45_BS8", {"masking.ratio": 0.45, "batch": 8}),
+        ("SparkMAETrainer_block32", {"masking.block": (32, 32, 32)}),
+        ("BaseEvaMAETrainer_maskratio90", {"masking.ratio": 0.9}),
+        ("GVSLTrainer_lr1e4", {"optim.lr": 1e-4}),
+    ],
+)
+def test_ablations_are_settings(name, changes):
+    trainer = resolve_trainer(name)
+    recipe = load(trainer.recipe, trainer.overrides)
+    for key, value in changes.items():
+        found = recipe
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+
+@pytest.mark.parametrize("name", ["SimCLRTrainer_mask60", "BaseEvaMAETrainer_block8", "BaseMAETrainer_mask600"])
+def test_an_ending_that_changes_nothing_there_is_refused(name):
+    with pytest.raises(UserError, match="There is no trainer"):
+        resolve_trainer(name)
 
 
 def test_an_unknown_ending_is_answered_with_the_nearest():

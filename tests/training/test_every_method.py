@@ -35,6 +35,8 @@ OTHERS = [recipe for recipe in RECIPES if not recipe.startswith("cva")]
 def load_small(tiny_recipe, *settings, recipe, **kinds):
     if recipe.startswith("voco"):
         settings = ("pretext.grid=[1,1,2]", "pretext.targets=2", *settings)
+    if recipe.startswith("pcrlv2"):
+        settings = ("pretext.locals=2", "pretext.local_size=[16,8,8]", *settings)
     return tiny_recipe(*settings, recipe=recipe, **kinds)
 
 
@@ -54,6 +56,12 @@ def test_it_runs_resumes_exports_and_reports(recipe, tiny_recipe, monkeypatch):
     assert not [row for row in rows if row["kind"] == "event"]
     assert "Features as colours" in write_report(whole.root).read_text()
     check_export(export_run(whole.root), whole.recipe())
+
+
+def small_views(recipe):
+    if "primus" not in recipe:
+        return []
+    return ["views.size=[8,8,8]", *(["pretext.local_size=[8,4,4]"] if recipe.startswith("pcrlv2") else [])]
 
 
 def check_export(folder, recipe):
@@ -85,7 +93,7 @@ def batch_of(recipe, store):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", OTHERS)
 def test_a_batch_in_parts_is_the_batch(recipe, tiny_recipe, tiny_store):
-    settings = load_small(tiny_recipe, *(["views.size=[8,8,8]"] if "primus" in recipe else []), recipe=recipe)
+    settings = load_small(tiny_recipe, *small_views(recipe), recipe=recipe)
     batch = batch_of(settings, tiny_store).double()
     gradients = []
     for parts in (1, 2):
@@ -114,7 +122,7 @@ def _plain():
 @pytest.mark.parametrize("recipe", OTHERS)
 def test_it_learns(recipe, tiny_recipe, tiny_store):
     """On one batch, seen again and again, the loss falls below 0.9 of what it was within 12 steps."""
-    settings = load_small(tiny_recipe, *(["views.size=[8,8,8]"] if "primus" in recipe else []), recipe=recipe)
+    settings = load_small(tiny_recipe, *small_views(recipe), recipe=recipe)
     batch, losses = batch_of(settings, tiny_store), []
     torch.manual_seed(0)
     method = build_method(settings)

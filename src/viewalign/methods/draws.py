@@ -8,8 +8,9 @@ from torch import Tensor
 
 from viewalign.networks import masks
 from viewalign.networks.backbone import Backbone
-from viewalign.randomness import generator_of
+from viewalign.randomness import generator_of, torch_generator_of
 from viewalign.views.batch import ViewBatch
+from viewalign.views.distortion import Distortions, distort
 
 
 def generators(batch: ViewBatch, seed: int, purpose: str) -> list[np.random.Generator]:
@@ -29,3 +30,14 @@ def block_masks(batch: ViewBatch, seed: int, block: masks.Size, ratio: float) ->
 def draw_paths(backbone: Backbone, batch: ViewBatch, seed: int, training: bool) -> None:
     """Draw stochastic depth for the images of a batch; none is skipped outside training."""
     backbone.draw_paths(generators(batch, seed, "drop path") if training else None)
+
+
+def spoil(batch: ViewBatch, changes: Distortions, seed: int) -> Tensor:
+    """Return every view (N, C, D, H, W) of a batch spoilt in its own way."""
+    views, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
+    samples = batch.sample.tolist() * batch.count[0]
+    out = []
+    for k, rng in enumerate(generators(batch, seed, "distortion")):
+        noise = torch_generator_of(views.device, seed, samples[k], k // batch.count[1], "filling")
+        out.append(distort(views[k], valid[k], changes, rng, noise))
+    return torch.stack(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from viewalign.config import Fraction, Recipe, Settings
@@ -11,9 +10,8 @@ from viewalign.methods.base import Latents, Method, StepResult
 from viewalign.methods.building import build_for
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.reconstruction import masked_mse
-from viewalign.randomness import torch_generator_of
 from viewalign.views.batch import ViewBatch
-from viewalign.views.distortion import Distortions, distort
+from viewalign.views.distortion import Distortions
 
 
 class Pretext(Settings):
@@ -50,13 +48,7 @@ class ModelsGenesis(Method):
 
     def spoil(self, batch: ViewBatch) -> Tensor:
         """Return every view (N, C, D, H, W) spoilt in its own way."""
-        views, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
-        samples = batch.sample.tolist() * batch.count[0]
-        out = []
-        for k, rng in enumerate(draws.generators(batch, self._seed, "distortion")):
-            noise = torch_generator_of(views.device, self._seed, samples[k], k // batch.count[1], "filling")
-            out.append(distort(views[k], valid[k], self._changes, rng, noise))
-        return torch.stack(out)
+        return draws.spoil(batch, self._changes, self._seed)
 
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
         """Compare the image with the clean view."""

@@ -45,6 +45,8 @@ METHODS = {
     "simclr": Entry("SimCLR", "arXiv:2002.05709", _BOTH, "viewalign.methods.simclr"),
     "voco": Entry("VoCo", "arXiv:2402.17300", _BOTH, "viewalign.methods.voco"),
     "swinunetr": Entry("SwinUNETR's three tasks", "arXiv:2111.14791", _BOTH, "viewalign.methods.swinunetr"),
+    "pcrlv2": Entry("PCRLv2", "arXiv:2301.00772", _BOTH, "viewalign.methods.pcrlv2"),
+    "gvsl": Entry("GVSL", "arXiv:2303.00874", _BOTH, "viewalign.methods.gvsl"),
     "spark": Entry("SparK", "arXiv:2301.03580", ("resenc",), "viewalign.methods.spark"),
 }
 """Every method by its name."""

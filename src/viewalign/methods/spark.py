@@ -15,7 +15,8 @@ from viewalign.methods.building import build_for
 from viewalign.methods.dense import grid_of
 from viewalign.methods.masked import MaskedLoss, MaskedRestoration, loss_of
 from viewalign.networks.backbone import Encoded
-from viewalign.networks.resenc import ResEncBackbone, run_stage
+from viewalign.networks.resenc import ResEncBackbone
+from viewalign.networks.running import run_stage
 from viewalign.networks.sparse import masked_norm
 
 

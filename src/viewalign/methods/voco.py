@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
-
 from viewalign.config import Count, Fraction, Recipe, Settings, Triple
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for, norm_for
-from viewalign.methods.pooling import pooled
+from viewalign.methods.pooling import PooledComparison
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.position import orthogonality, overlap_loss, overlap_similarity
@@ -29,15 +26,13 @@ class Pretext(Settings):
     min_valid: Fraction = 0.25
 
 
-class VoCo(Method):
+class VoCo(PooledComparison):
     """An encoder whose similarity between views shall be their overlap.
 
     Args:
-        backbone: what is trained.
+        backbone, width, norm, seed: as for `PooledComparison`.
         targets: how many of a volume's views are targets; the others are the grid's.
-        width, norm: of the projector.
         min_valid: see `Pretext`.
-        seed: stochastic depth derives from (seed, sample, view).
     """
 
     def __init__(
@@ -50,17 +45,8 @@ class VoCo(Method):
         *,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.backbone, self.projector = backbone, heads.projector(backbone.map_channels, width, norm)
-        self._targets, self._min_valid, self._seed = targets, min_valid, seed
-        backbone.freeze_unused()
-
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
-        """Encode all views and pool the encoder's own maps over what is valid."""
-        draws.draw_paths(self.backbone, batch, self._seed, self.training)
-        maps = self.backbone.maps(self.backbone.encode(batch.views.flatten(0, 1)))
-        latents = {"pooled": pooled(maps, batch.valid.flatten(0, 1)).unflatten(0, batch.count)}
-        return latents | (examining.examine(self.backbone, batch) if examine else {})
+        super().__init__(backbone, width, norm, seed=seed)
+        self._targets, self._min_valid = targets, min_valid
 
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
         """Compare similarities with overlaps, and keep the grid's features apart."""
@@ -74,17 +60,9 @@ class VoCo(Method):
         similarity = overlap_similarity(near, bases.detach())
         position = overlap_loss(similarity, overlap, pairs)
         apart = orthogonality(bases, counts[:, self._targets :])
-        loss = position + apart
         error = ((similarity - overlap).abs() * pairs).sum() / pairs.sum().clamp(min=1)
-        logs = {"loss": loss, "position": position, "orthogonality": apart, "overlap_error": error}
-        features: dict[str, Tensor] = {}
-        if examine:
-            features = {**examining.rows_of(latents), "projected": embedded.detach().flatten(0, 1)}
-        return StepResult(loss, {k: v.detach() for k, v in logs.items()}, features, examining.shown(latents))
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        logs = {"loss": position + apart, "position": position, "orthogonality": apart, "overlap_error": error}
+        return self.result(logs, latents, embedded, examine)
 
 
 def _views(pretext: Pretext) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from viewalign.networks.plain_decoder import PlainDecoder
+
 Size = tuple[int, int, int]
 
 
@@ -75,9 +77,18 @@ class Backbone(nn.Module, ABC):
         It is the finest decoder map of a U-Net, and the tokens of a transformer, all of which must be there.
         """
 
+    @property
+    @abstractmethod
+    def finest_channels(self) -> int:
+        """Channels of `finest`."""
+
     @abstractmethod
     def voxel_head(self, outputs: int) -> nn.Module:
         """Build a head from `finest` to `outputs` channels a voxel."""
+
+    @abstractmethod
+    def plain_decoder(self) -> PlainDecoder:
+        """Build a decoder without skips, from the coarsest of `maps` to the resolution of the image."""
 
     @abstractmethod
     def dense(self, encoded: Encoded) -> list[Tensor]:
@@ -124,6 +135,11 @@ class Backbone(nn.Module, ABC):
         """Return the image (N, C, D, H, W) that the decoder makes."""
         return self.paint(self.decode(encoded))
 
+    def climb(self, decoder: PlainDecoder, encoded: Encoded) -> list[Tensor]:
+        """Return the maps, finest first, that a decoder of `plain_decoder` makes. Needs all tokens."""
+        out: list[Tensor] = decoder(self.maps(encoded)[-1], self._run)
+        return out
+
     def draw_paths(self, generators: Sequence[np.random.Generator] | None) -> None:
         """Draw stochastic depth for the images that come next, one generator an image; None keeps every path.
 
@@ -143,8 +159,8 @@ class Backbone(nn.Module, ABC):
             return again
         return block(*inputs)
 
-    def check_size(self, size: Size) -> None:
-        """Refuse a view size that the network cannot take.
+    def check_size(self, size: Size, key: str = "views.size") -> None:
+        """Refuse a view size that the network cannot take; `key` is the setting that says it.
 
         Raises:
             ValueError: a side is no multiple of the stride, or the coarsest map would be a single cell.
@@ -153,11 +169,11 @@ class Backbone(nn.Module, ABC):
             if n % stride:
                 below, above = n // stride * stride, -(-n // stride) * stride
                 raise ValueError(
-                    f"views.size = {list(size)}: side {axis} is {n}, but this network needs a multiple of {stride}; "
+                    f"{key} = {list(size)}: side {axis} is {n}, but this network needs a multiple of {stride}; "
                     f"take {f'{below} or ' if below else ''}{above}."
                 )
         if all(n == stride for n, stride in zip(size, self.stride, strict=True)):
             raise ValueError(
-                f"views.size = {list(size)} would shrink to a single voxel in this network; at least one side must be "
+                f"{key} = {list(size)} would shrink to a single voxel in this network; at least one side must be "
                 f"{2 * self.stride[0]} or more."
             )

@@ -15,10 +15,12 @@ from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.building_blocks.eva import Eva
 from dynamic_network_architectures.building_blocks.patch_encode_decode import PatchDecode
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.drop_path import draw_rows, drop_path_of_rows
 from viewalign.networks.masks import kept_tokens
+from viewalign.networks.plain_decoder import PlainDecoder
 from viewalign.precision import full_precision, raised
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -41,6 +43,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 _DECODER_DEPTH = 2
 Run = Callable[..., Tensor]
+Positions = tuple[Tensor, Tensor]
 
 
 def build_primus(name: str, channels: int, outputs: int, size: Size) -> Primus:
@@ -60,14 +63,19 @@ def build_primus(name: str, channels: int, outputs: int, size: Size) -> Primus:
 
 
 def run_eva(
-    eva: Eva, tokens: Tensor, kept: Tensor | None = None, run: Run = lambda block, *given: block(*given)
+    eva: Eva,
+    tokens: Tensor,
+    kept: Tensor | None = None,
+    run: Run = lambda block, *given: block(*given),
+    positions: Positions | None = None,
 ) -> Tensor:
     """Run Eva blocks on the tokens (N, T, C) of a full grid, or on the `kept` (N, K) of them alone.
 
-    `run` calls each block, so that a caller may do so without keeping its activations.
+    `run` calls each block, so that a caller may do so without keeping its activations. `positions` are those of a
+    smaller grid (`positions_of`).
     """
-    tokens = tokens + eva.pos_embed
-    rope = eva.rope.get_embed()
+    learned, rope = positions or (eva.pos_embed, eva.rope.get_embed())
+    tokens = tokens + learned
     if kept is not None:
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
         # One table per image, with a head axis to broadcast over: (N, 1, K, 2 x head dimension).
@@ -75,6 +83,26 @@ def run_eva(
     for block in eva.blocks:
         tokens = run(block, tokens, rope)
     return cast(Tensor, eva.norm(tokens))
+
+
+def positions_of(eva: Eva, own: Size, grid: Size) -> Positions:
+    """Return the learned (1, T, C) and rotary (T, ·) positions of a token grid.
+
+    A grid smaller than the network's `own` takes what nnU-Net would give a network of that size: learned positions
+    resized linearly, rotary ones by index.
+
+    Raises:
+        ValueError: the grid is larger than the network's own.
+    """
+    rope = eva.rope.get_embed()
+    if grid == own:
+        return eva.pos_embed, rope
+    if any(n > most for n, most in zip(grid, own, strict=True)):
+        raise ValueError(f"views of {list(grid)} tokens are larger than the network's {list(own)}")
+    table = eva.pos_embed.transpose(1, 2).unflatten(2, own)
+    learned = F.interpolate(table, grid, mode="trilinear", align_corners=False).flatten(2).transpose(1, 2)
+    d, h, w = grid
+    return learned, rope.unflatten(0, own)[:d, :h, :w].flatten(0, 2)
 
 
 def restore(tokens: Tensor, kept: Tensor | None, filler: Tensor, count: int) -> Tensor:
@@ -128,11 +156,20 @@ class PrimusBackbone(Backbone):
         if mask is not None and not drop:
             tokens, mask = torch.where(mask[..., None], self.filler.to(tokens.dtype), tokens), None
         kept = None if mask is None else kept_tokens(mask)
-        return Encoded(tokens=run_eva(self.net.eva, tokens, kept, self._run), kept=kept, grid=self._grid)
+        grid = self.grids((images.shape[2], images.shape[3], images.shape[4]))[0]
+        places = positions_of(self.net.eva, self._grid, grid)
+        return Encoded(tokens=run_eva(self.net.eva, tokens, kept, self._run, places), kept=kept, grid=grid)
 
     def _restored(self, encoded: Encoded) -> Tensor:
         assert encoded.tokens is not None
-        return restore(encoded.tokens, encoded.kept, self.filler, self._grid[0] * self._grid[1] * self._grid[2])
+        return restore(encoded.tokens, encoded.kept, self.filler, encoded.grid[0] * encoded.grid[1] * encoded.grid[2])
+
+    def _further(self, eva: Eva, encoded: Encoded) -> Tensor:
+        """Pass all tokens through further blocks and lay them out as a map."""
+        places = positions_of(eva, self._grid, encoded.grid)
+        tokens = run_eva(eva, self._restored(encoded), run=self._run, positions=places)
+        laid: Tensor = tokens.transpose(1, 2).unflatten(2, encoded.grid)
+        return laid
 
     def maps(self, encoded: Encoded) -> list[Tensor]:
         """Return one map: the encoder's tokens.
@@ -142,7 +179,7 @@ class PrimusBackbone(Backbone):
         """
         if encoded.tokens is None or encoded.kept is not None:
             raise ValueError("tokens that were dropped have no place in a map of the encoder")
-        return [encoded.tokens.transpose(1, 2).unflatten(2, self._grid)]
+        return [encoded.tokens.transpose(1, 2).unflatten(2, encoded.grid)]
 
     @property
     def map_channels(self) -> int:
@@ -153,15 +190,24 @@ class PrimusBackbone(Backbone):
         """Return the encoder's tokens as a map."""
         return self.maps(encoded)[0]
 
+    @property
+    def finest_channels(self) -> int:
+        """Channels of a token."""
+        return self.pooled_channels
+
     def voxel_head(self, outputs: int) -> nn.Module:
         """Build transposed convolutions from tokens to voxels."""
         head: nn.Module = PatchDecode(self.block, self.pooled_channels, outputs)
         return head
 
+    def plain_decoder(self) -> PlainDecoder:
+        """Build one that halves the channels from step to step, ending with 32 at the image's resolution."""
+        steps = range(int(self.block[0]).bit_length() - 1)
+        return PlainDecoder([self.pooled_channels, *(32 << k for k in reversed(steps))])
+
     def dense(self, encoded: Encoded) -> list[Tensor]:
         """Return one map: all tokens, dropped ones filled in, after the feature decoder."""
-        tokens = run_eva(self.feature_decoder, self._restored(encoded), run=self._run)
-        return [tokens.transpose(1, 2).unflatten(2, self._grid)]
+        return [self._further(self.feature_decoder, encoded)]
 
     @full_precision
     def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
@@ -176,8 +222,7 @@ class PrimusBackbone(Backbone):
 
     def decode(self, encoded: Encoded) -> list[Tensor]:
         """Return one map: all tokens after the reconstruction's decoder."""
-        tokens = run_eva(self.decoder, self._restored(encoded), run=self._run)
-        return [tokens.transpose(1, 2).unflatten(2, self._grid)]
+        return [self._further(self.decoder, encoded)]
 
     def paint(self, decoded: Sequence[Tensor]) -> Tensor:
         """Turn the decoder's tokens into an image."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.masks import hide
+from viewalign.networks.plain_decoder import PlainDecoder
+from viewalign.networks.running import run_stage
 from viewalign.networks.sparse import Seen, make_sparse
 from viewalign.precision import full_precision, raised
 
@@ -48,20 +50,6 @@ def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
     arguments = unet_arguments(name)
     arguments.update(conv_op=nn.Conv3d, norm_op=nn.InstanceNorm3d, nonlin=nn.LeakyReLU)
     return ResidualEncoderUNet(input_channels=channels, num_classes=outputs, deep_supervision=False, **arguments)
-
-
-def run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
-    """Run a stage of blocks or a convolution, in float32 where a CPU's bfloat16 cannot be trusted.
-
-    torch 2.14.1's bfloat16 Conv3d on CPUs returns uninitialised memory as the weight gradient of maps that are two
-    cells deep (found on AVX512-BF16, see docs/decisions.md). Maps so small cost next to nothing in float32.
-    """
-    if maps.device.type == "cpu" and maps.shape[2] <= 4:
-        with torch.autocast("cpu", enabled=False):
-            small: Tensor = stage(raised(maps))
-            return small
-    out: Tensor = stage(maps)
-    return out
 
 
 class ResEncBackbone(Backbone):
@@ -118,9 +106,18 @@ class ResEncBackbone(Backbone):
         """Return the decoder's last map, at the view's own resolution."""
         return self.decode(encoded)[0]
 
+    @property
+    def finest_channels(self) -> int:
+        """Channels of the decoder's last map."""
+        return self.decoder_channels[0]
+
     def voxel_head(self, outputs: int) -> nn.Module:
         """Build a 1 x 1 x 1 convolution."""
-        return nn.Conv3d(self.decoder_channels[0], outputs, 1)
+        return nn.Conv3d(self.finest_channels, outputs, 1)
+
+    def plain_decoder(self) -> PlainDecoder:
+        """Build one with the channels of the U-Net's own decoder."""
+        return PlainDecoder(self.stage_channels[::-1])
 
     @full_precision
     def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,3 +43,25 @@ def gram_consistency(prediction: Tensor, target: Tensor, weight: Tensor) -> Tens
     a, b = F.normalize(prediction, dim=-1), F.normalize(target, dim=-1)
     difference = (a * share).transpose(1, 2) @ a - (b * share).transpose(1, 2) @ b
     return mean_per_view(difference.square().mean((1, 2))[:, None], (total > 0))
+
+
+@full_precision
+def siamese_cosine(predictions: Tensor, targets: Tensor, *, same_views: bool) -> Tensor:
+    """Return the mean of `1 - cos` between views of each image, as SimSiam has it (Chen & He, arXiv:2011.10566).
+
+    Targets take no gradient: with it, all vectors might become alike.
+
+    Args:
+        predictions: (V, B, C) of an image's views after the predictor.
+        targets: (W, B, C) of its views before it.
+        same_views: whether both are of the same views, so that a view is not compared with itself.
+
+    Returns:
+        A scalar in [0, 2]: the published negative cosine plus 1.
+    """
+    mine, theirs = F.normalize(predictions, dim=-1), F.normalize(targets.detach(), dim=-1)
+    distance = 1 - torch.einsum("vbc,wbc->bvw", mine, theirs)
+    pairs = distance.new_ones(distance.shape[1:])
+    if same_views:
+        pairs.fill_diagonal_(0.0)
+    return mean_per_view(distance, pairs[None])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from viewalign.errors import UserError
@@ -88,6 +89,8 @@ RESENC = {
     "SimCLRTrainer": Trainer("simclr-resenc-l", ("batch=2",)),
     "VoCoTrainer": Trainer("voco-resenc-l", ("batch=2",)),
     "SwinUNETRTrainer": Trainer("swinunetr-resenc-l", ("batch=2",)),
+    "PCRLv2Trainer": Trainer("pcrlv2-resenc-l", ("batch=2",)),
+    "GVSLTrainer": Trainer("gvsl-resenc-l"),
 }
 """Classes that train a ResEnc-L."""
 
@@ -132,7 +135,8 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
 
     Args:
         name: a class of LatentCampus' aligned trainers or of nnssl's, with any of its endings: `_BS8` (batch),
-            `_192ps` (views), `_4000ep` or `_ep4000` (epochs).
+            `_192ps` (views), `_4000ep` or `_EP4000` (epochs), `_lr1e4` (rate); where blocks are hidden also `_mask60`
+            (percent) and `_block8` (voxels a side).
         network: "resenc-l" or "primus-m"; needed where classes of the same name train different networks.
 
     Raises:
@@ -150,12 +154,20 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
     return meant[network or next(iter(meant))]
 
 
-_ENDINGS = {
+_ENDINGS: dict[str, Callable[[int], str]] = {
     r"BS(\d+)": lambda n: f"batch={n}",
     r"(\d+)ps": lambda n: f"views.size={n}",
-    r"(\d+)ep|ep(\d+)": _epochs,
+    r"(\d+)(?i:ep)|(?i:ep)(\d+)": _epochs,
+    r"(?i:lr)1e-?(\d)": lambda n: f"optim.lr=1e-{n}",
 }
 """What the endings of nnssl's names change."""
+
+_MASK_ENDINGS: dict[str, Callable[[int], str]] = {
+    r"(?i:mask|maskratio|mr)(\d\d)": lambda n: f"masking.ratio={n / 100:g}",
+    r"(?i:block|blocksize)(\d+)": lambda n: f"masking.block={n}",
+}
+"""Further ones of methods that hide blocks; Primus hides its own tokens, so its blocks have no size to set."""
+_MASKED = ("mae-", "simmim-", "spark-")
 
 
 def _find(name: str, table: dict[str, Trainer]) -> Trainer | None:
@@ -171,10 +183,13 @@ def _find(name: str, table: dict[str, Trainer]) -> Trainer | None:
 
 
 def _ending(text: str, recipe: str) -> str | None:
-    for pattern, change in _ENDINGS.items():
+    masked = _MASK_ENDINGS if recipe.startswith(_MASKED) else {}
+    for pattern, change in {**_ENDINGS, **masked}.items():
         found = re.fullmatch(pattern, text)
         if found:
             number = next(int(group) for group in found.groups() if group)
+            if "primus" in recipe and change(number).startswith("masking.block"):
+                return None
             # Two volumes make one fused image, which is what nnssl counts.
             twice = recipe.startswith("fusion") and text.startswith("BS")
             return change(2 * number if twice else number)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.precision import full_precision, raised
 from viewalign.views import affines
 
 Size = tuple[int, int, int]
@@ -104,3 +105,20 @@ def _interpolate(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
     first, second, third = (step.flip(1).to(volume) for step in (steps[0] + shift, *steps[1:]))
     grid = (first[:, None, None] + second[:, None]) + third
     return F.grid_sample(volume[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+@full_precision
+def warp(images: Tensor, where: Tensor) -> Tensor:
+    """Read images (N, C, D, H, W) at places of their own (N, d, h, w, 3), trilinearly; gradients reach both.
+
+    Args:
+        images: on any device; outside them is zero.
+        where: voxel indices along (D, H, W).
+
+    Returns:
+        (N, C, d, h, w), float32 or better.
+    """
+    images = raised(images)
+    shape = torch.tensor(images.shape[2:], dtype=where.dtype, device=where.device)
+    grid = ((2 * where + 1) / shape - 1).flip(-1).to(images)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

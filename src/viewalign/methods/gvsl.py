@@ -1,0 +1,178 @@
+"""GVSL (He et al., arXiv:2303.00874): bodies are alike, so features shall match one person's onto another's.
+
+From the features of two volumes an affine and a field of displacements are told that move one image onto the other; the
+same features restore each image from a spoilt one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.methods import draws, examining
+from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods.building import build_for
+from viewalign.methods.dense import grid_of
+from viewalign.methods.pooling import pooled
+from viewalign.networks.backbone import Backbone
+from viewalign.networks.matching import AffineHead, FieldHead
+from viewalign.objectives.reconstruction import masked_mse
+from viewalign.objectives.registration import local_ncc, roughness
+from viewalign.views.batch import ViewBatch
+from viewalign.views.distortion import Distortions
+from viewalign.views.grids import resize
+from viewalign.views.resample import warp
+from viewalign.views.warping import draw_field, map_places, to_cells
+
+
+class Pretext(Settings):
+    """How views are bent and spoilt, how wide the heads are, and the window of the correlation in voxels.
+
+    `p_elastic` is the probability of bending, `elastic` its deviation as a share of a side; for the others see
+    `views.distortion.Distortions`.
+    """
+
+    p_elastic: Fraction = 0.5
+    elastic: Fraction = 0.03
+    p_shuffle: Fraction = 0.5
+    p_bend: Fraction = 0.9
+    p_paint: Fraction = 0.5
+    p_outer: Fraction = 0.0
+    largest: Fraction = 0.1
+    width: Count = 32
+    window: Count = 9
+
+
+class GVSL(Method):
+    """One network whose features match volumes, taken in twos, and restore them.
+
+    Args:
+        backbone: what is trained.
+        changes: how views are spoilt.
+        p_elastic, elastic, width, window: see `Pretext`.
+        seed: what happens to a view derives from (seed, sample, view).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        changes: Distortions,
+        p_elastic: float = 0.5,
+        elastic: float = 0.03,
+        width: int = 32,
+        window: int = 9,
+        *,
+        features: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self._changes, self._seed = backbone, changes, seed
+        self.affine_head = AffineHead(2 * backbone.map_channels, 4 * width)
+        self.field_head = FieldHead(2 * features, width)
+        self._p_elastic, self._elastic, self._window = p_elastic, elastic, window
+        backbone.freeze_unused(finest=True, paint=True)
+
+    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+        """Bend, spoil, restore, and move each volume of a pair onto the other one."""
+        bent = self.bend(batch)
+        given, aim, valid = draws.spoil(bent, self._changes, self._seed), bent.targets[0], bent.valid[0]
+        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        encoded = self.backbone.encode(given)
+        finest = self.backbone.finest(encoded)
+        affine, field = self.match(pooled(self.backbone.maps(encoded), valid), finest, batch.size)
+        places = map_places(affine, batch.size, batch.size, resize(field, batch.size))
+        moved = warp(swapped(aim * valid), places)
+        made = {"image": self.backbone.paint([finest]), "moved": moved, "field": field}
+        made |= {"input": given, "aim": aim, "valid": valid}
+        latents = {name: value[None] for name, value in made.items()}
+        return latents | (examining.examine(self.backbone, bent) if examine else {})
+
+    def bend(self, batch: ViewBatch) -> ViewBatch:
+        """Return the batch with views, targets and validity bent elastically, each in its own way or not at all."""
+        images, valid, still = batch.views[0], batch.valid[0], torch.eye(3, 4)[None]
+        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        for k, rng in enumerate(draws.generators(batch, self._seed, "elastic")):
+            one = (images[k], batch.targets[0, k], valid[k])
+            if rng.random() < self._p_elastic:
+                field = draw_field(rng, batch.size, self._elastic).to(images)
+                where = map_places(still.to(images), batch.size, batch.size, field[None])
+                seen = warp(valid[k : k + 1].to(images), where)[0] > 0.999
+                one = (warp(one[0][None], where)[0] * seen, warp(one[1][None], where)[0] * seen, seen)
+            columns.append(one)
+        views, aims, seen = (torch.stack([column[k] for column in columns])[None] for k in range(3))
+        return replace(batch, views=views, targets=aims, valid=seen)
+
+    def match(self, vectors: Tensor, finest: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Tell how the other volume of each pair is moved onto this one.
+
+        Args:
+            vectors: (B, C) of whole images.
+            finest: (B, C, d, h, w), their finest maps.
+            size: of the views.
+
+        Returns:
+            Affines (B, 3, 4) from this view's voxels to the other's, and displacements (B, 3, d, h, w) in voxels that
+            come before them, on the maps' grid, or at half the resolution of the view where they are as fine as it.
+        """
+        affine = self.affine_head(torch.cat([vectors, swapped(vectors)], dim=1), size)
+        grid = grid_of(finest)
+        if grid == size:
+            grid = (size[0] // 2, size[1] // 2, size[2] // 2)
+        features = resize(finest, grid)
+        where = to_cells(map_places(affine, grid, size), grid, size)
+        return affine, self.field_head(torch.cat([warp(swapped(features), where), features], dim=1))
+
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+        """Add up how unlike the moved and the fixed image are, how rough the field is, and the error of restoring."""
+        image, moved, field, aim, valid = (latents[name][0] for name in ("image", "moved", "field", "aim", "valid"))
+        terms = {
+            "reconstruction": masked_mse(image, aim, valid),
+            "dissimilarity": local_ncc(moved, aim, valid, self._window),
+            "roughness": roughness(field),
+        }
+        loss = torch.stack(list(terms.values())).sum()
+        logs = {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
+        pictures = {}
+        if examine:
+            pictures = {
+                "input": latents["input"][0].detach(),
+                "reconstruction": image.detach(),
+                "targets": aim.detach(),
+            }
+            pictures |= examining.shown(latents)
+        return StepResult(loss, logs, examining.rows_of(latents), pictures)
+
+    def encoder(self) -> Backbone:
+        """Return the one network."""
+        return self.backbone
+
+
+def swapped(values: Tensor) -> Tensor:
+    """Return values (B, ...) with the two of each pair exchanged."""
+    exchanged: Tensor = values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return exchanged
+
+
+def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+    """Ask for volumes in twos."""
+    return Asks(group=2)
+
+
+def build(recipe: Recipe) -> GVSL:
+    """Build the method that a recipe describes.
+
+    Raises:
+        UserError: a view size that the network cannot take.
+    """
+    pretext, backbone = Pretext.model_validate(recipe.pretext), build_for(recipe)
+    changes = {"p_shuffle", "p_bend", "p_paint", "p_outer", "largest"}
+    return GVSL(
+        backbone,
+        Distortions(**pretext.model_dump(include=changes)),
+        **pretext.model_dump(exclude=changes),
+        features=backbone.finest_channels,
+        seed=recipe.seed,
+    )

@@ -1,0 +1,54 @@
+"""How alike two images are once one is moved onto the other, and how smoothly it was moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from viewalign.objectives.means import mean_per_view
+from viewalign.precision import full_precision, raised
+
+
+@full_precision
+def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> Tensor:
+    """Return 1 minus the squared correlation within windows (VoxelMorph, Balakrishnan et al., arXiv:1809.05231).
+
+    Args:
+        moved, fixed: (N, C, D, H, W).
+        counts: (N, 1, D, H, W) bool, which voxels are in windows and in the mean.
+        window: voxels a side, odd.
+
+    Returns:
+        A scalar in [0, 1]: the mean over voxels that count of each view, then over views. A window in which either
+        image is constant has no correlation and costs 1.
+    """
+    moved, fixed = raised(moved), raised(fixed)
+    weight = counts.to(moved.dtype).expand_as(moved)
+    total = _sums(weight, window).clamp(min=1e-6)
+
+    def mean(values: Tensor) -> Tensor:
+        return _sums(values * weight, window) / total
+
+    a, b = mean(moved), mean(fixed)
+    covariance = mean(moved * fixed) - a * b
+    variances = (mean(moved.square()) - a.square()).clamp(min=0) * (mean(fixed.square()) - b.square()).clamp(min=0)
+    return mean_per_view(1 - covariance.square() / (variances + 1e-5), counts)
+
+
+def _sums(values: Tensor, window: int) -> Tensor:
+    """Add up each window, axis by axis, up to a constant factor."""
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0] * 6
+        kernel[axis] = window
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = window // 2
+        values = F.avg_pool3d(F.pad(values, padding), kernel, 1)
+    return values
+
+
+@full_precision
+def roughness(field: Tensor) -> Tensor:
+    """Return the mean squared slope of a field of displacements (N, 3, D, H, W), over its three axes."""
+    field = raised(field)
+    slopes = [field.diff(dim=axis).square() for axis in (2, 3, 4) if field.shape[axis] > 1]
+    return torch.stack([one.mean() for one in slopes]).mean() if slopes else field.sum() * 0
