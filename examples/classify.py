@@ -13,10 +13,10 @@ from pathlib import Path
 import viewalign
 
 
-def main(task: Path, run: str, network: str, out: Path, epochs: int) -> None:
+def main(task: Path, run: str, network: str, out: Path, epochs: int, folds: int) -> None:
     """Judge both on the same folds, then predict with the pretrained one."""
     for name, encoder in (("pretrained", run), ("untrained", f"untrained:{network}")):
-        tuned = viewalign.finetune("classification", task, encoder, out / name, epochs=epochs)
+        tuned = viewalign.finetune("classification", task, encoder, out / name, epochs=epochs, folds=folds)
         print(name, {figure: round(value, 3) for figure, value in tuned.score.values.items()})
     said = viewalign.predict(out / "pretrained", task, out / "predictions.csv")
     print(f"{len(said.values)} cases in {out / 'predictions.csv'}, columns {', '.join(said.columns)}")
@@ -29,5 +29,6 @@ if __name__ == "__main__":
     parser.add_argument("network")
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--folds", type=int, default=5)
     given = parser.parse_args()
-    main(given.task, given.run, given.network, given.out, given.epochs)
+    main(given.task, given.run, given.network, given.out, given.epochs, given.folds)

@@ -156,6 +156,6 @@ def test_the_examples_run(scans, task, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
     said = example("find_similar_images.py", tmp_path / "run", *(scans / f"p{k}.nii.gz" for k in range(4)))
     assert said.count("->") == 4
-    said = example("classify.py", task, tmp_path / "run", "resenc-xs", tmp_path, "--epochs", 1)
+    said = example("classify.py", task, tmp_path / "run", "resenc-xs", tmp_path, "--epochs", 1, "--folds", 2)
     assert "pretrained" in said
     assert "6 cases in" in said

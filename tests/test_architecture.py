@@ -68,7 +68,10 @@ def test_every_room_is_ruled():
 
 @pytest.mark.parametrize("command", [["-c", "import viewalign"], ["-m", "viewalign", "--help"]])
 def test_import_and_help_load_nothing_heavy(command):
-    heavy = ("torch", "SimpleITK", "matplotlib", "nnunetv2", "sklearn", "nilearn")
+    heavy = (
+        *("torch", "SimpleITK", "matplotlib", "plotly", "nnunetv2", "monai", "sklearn", "scipy", "nilearn"),
+        *("wandb", "mlflow", "onnx", "huggingface_hub", "tensorboard", "dask"),
+    )
     probe = (
         "import sys, runpy, atexit\n"
         f"atexit.register(lambda: print('LOADED', [n for n in {heavy!r} if n in sys.modules]))\n"

@@ -26,7 +26,8 @@ def check_installed() -> None:
     Raises:
         UserError: it is not installed.
     """
-    missing = [name for name in ("sklearn", "torchmetrics", "scipy") if importlib.util.find_spec(name) is None]
+    wanted = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics", "scipy": "scipy"}
+    missing = [name for name, module in wanted.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"Classification and regression need {' and '.join(missing)}: pip install 'viewalign[tasks]'.")
 
