@@ -25,12 +25,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import blosc2
 import numpy as np
 
 from viewalign.volumes.store import store_from_arrays
 
 TIMES = {"samples_per_second", "data_wait"}
-SMALL = ["views.size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "optim.warmup=2", "runtime.precision=fp32", "runtime.threads=1", "runtime.accelerator=cpu", "runtime.bad_steps=100000", "runtime.lost_share=0.9", "log.every=5", "log.health_every=50", "log.tensorboard=false", "validate.every=0", "checkpoint.every=20"]
+SMALL = [
+    "views.size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "optim.warmup=2",
+    "runtime.precision=fp32", "runtime.threads=1", "runtime.accelerator=cpu", "runtime.bad_steps=100000",
+    "runtime.lost_share=0.9", "log.every=5", "log.health_every=50", "log.tensorboard=false", "validate.every=0",
+    "checkpoint.every=20",
+]  # fmt: skip
 TRACKS = {"one": ["runtime.workers=1"], "two": ["runtime.workers=0", "runtime.devices=2"]}
 FAULTS = {
     "one": ["SIGKILL", "SIGTERM", "loader worker", "checkpoint removed", "disk full"],
@@ -42,8 +48,9 @@ def make_store(folder: Path) -> None:
     """Sixteen volumes, one of them of NaN, and one whose file is then removed."""
     rng = np.random.default_rng(0)
     arrays = {f"case{k:02d}": rng.normal(size=(20, 22, 24)).astype(np.float32) for k in range(16)}
-    arrays["case03"][:] = np.nan
     store_from_arrays(folder, arrays)
+    spoilt = blosc2.open(str(next(path for path in folder.rglob("*.b2nd") if "case03" in str(path))), mode="a")
+    spoilt[:] = np.full(spoilt.shape, np.nan, dtype=spoilt.dtype)
     next(path for path in folder.rglob("*.b2nd") if "case07" in str(path)).unlink()
 
 
