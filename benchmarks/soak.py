@@ -2,9 +2,9 @@
 
 python benchmarks/soak.py [--minutes 60] [--seed 0]
 
-Two runs are made twice, undisturbed and disturbed: one process with a loader worker, and two processes (gloo). The store
-holds a volume of NaN and one whose file is gone. Faults: SIGKILL, SIGTERM, a dying loader worker, a dying rank, a removed
-checkpoint, a full disk (writes beyond RLIMIT_FSIZE fail; the limit is set on the living process, so no mount is needed).
+Two runs are made twice, undisturbed and disturbed: one process with a loader worker, and two processes (gloo). The
+store holds a volume of NaN and one whose file is gone. Faults: SIGKILL, SIGTERM, a dying loader worker, a dying rank, a
+removed checkpoint, a full disk (RLIMIT_FSIZE, set on the living process, so that no mount is needed).
 The ratio is the worst of memory and open files late ÷ early in the undisturbed run, or 99 where a loss curve differs.
 """
 
