@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-fast test-long lint docs bench lock clean
+.PHONY: install demo test test-fast test-long test-minimum lint docs bench lock clean
 
 install: $(STAMP)
 
@@ -25,10 +25,21 @@ test-fast: install
 test-long: lint
 	$(BIN)/python -m pytest -n auto
 
+test-minimum:
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet -r requirements-minimum.txt \
+		"pytest>=8.3" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.115" \
+		scikit-learn scipy torchmetrics pooch huggingface_hub httpx surface-distance-based-measures build hatchling editables
+	.venv-minimum/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	.venv-minimum/bin/python -m pytest -n auto -q -m "not long and not slow"
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python -m pip_audit --version >/dev/null 2>&1 || echo "pip-audit is not installed; known weaknesses are not looked up."
+	@$(BIN)/python -m pip_audit --version >/dev/null 2>&1 && { $(BIN)/python -m pip_audit -r requirements.lock --no-deps \
+		--disable-pip --progress-spinner off || echo "pip-audit found something, or has no network; see above."; } || true
 
 docs: install
 	$(BIN)/mkdocs build --strict
@@ -40,4 +51,4 @@ lock:
 	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
 
 clean:
-	rm -rf .venv site dist demo-run
+	rm -rf .venv .venv-minimum site dist demo-run

@@ -12,6 +12,7 @@ TINY = {
     "step": ["--networks", "resenc-xs", "--size", "16", "--repeats", "1", "--precisions", "fp32"],
     "views": ["--sizes", "64", "--draws", "2"],
     "scaling": ["--steps", "5"],
+    "imports": ["--repeats", "1"],
     "reads": ["--views", "64", "--boxes", "2"],
     "catalogue": ["--images", "200", "--workers", "0"],
 }

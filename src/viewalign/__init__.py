@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from viewalign.training.run import pretrain
+    from viewalign.api import embed, finetune, predict, prepare, pretrain
     from viewalign.transfer.encoder import load_encoder
     from viewalign.transfer.export import export_run
     from viewalign.transfer.weights import transfer_encoder
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "align": "viewalign.views.alignment",
     "draw_views": "viewalign.views.array",
+    "embed": "viewalign.api",
     "export_run": "viewalign.transfer.export",
+    "finetune": "viewalign.api",
     "load_encoder": "viewalign.transfer.encoder",
-    "pretrain": "viewalign.training.run",
+    "predict": "viewalign.api",
+    "prepare": "viewalign.api",
+    "pretrain": "viewalign.api",
     "roi_align_3d": "viewalign.views.alignment",
     "transfer_encoder": "viewalign.transfer.weights",
 }
@@ -32,8 +36,12 @@ __all__ = [
     "__version__",
     "align",
     "draw_views",
+    "embed",
     "export_run",
+    "finetune",
     "load_encoder",
+    "predict",
+    "prepare",
     "pretrain",
     "roi_align_3d",
     "transfer_encoder",
@@ -44,3 +52,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'viewalign' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,11 @@
 """What goes wrong on the way: told in sentences, and nothing already made is lost."""
 
+import multiprocessing
+import os
 import resource
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.training import checkpoints, data, health, run
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import read_log
+from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
 from viewalign.views.array import ArraySource
 from viewalign.views.drawing import Drawing
@@ -221,3 +226,25 @@ def test_nothing_to_load_is_a_sentence(tmp_path):
     assert checkpoints.load_newest(tmp_path / "none") == (None, [])
     with pytest.raises(UserError):
         Store.open(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_reader_that_dies_in_the_middle_of_a_step_is_replaced(tiny_recipe, monkeypatch):
+    """Schedulers end whole groups of processes, and out-of-memory killers choose any: a step must not break off."""
+    original, killed = Trainer._train_step, []
+
+    def stepping(self, samples):
+        children = multiprocessing.active_children()
+        if self.position.step == 1 and children:
+            killed.append(children[0].pid)
+            os.kill(children[0].pid, signal.SIGKILL)
+            time.sleep(0.5)
+        original(self, samples)
+
+    calm = pretrain(tiny_recipe(out="calm", steps=8))
+    monkeypatch.setattr(Trainer, "_train_step", stepping)
+    outcome = pretrain(tiny_recipe("runtime.workers=1", steps=8))
+    assert killed
+    assert outcome.finished
+    rows = [[row["loss"] for row in read_log(run.folder.log) if row["kind"] == "train"] for run in (calm, outcome)]
+    assert rows[0] == rows[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from viewalign.cli.preparation import Catalogue, catalogue_of, choices_of, settings_of
+from viewalign.cli.preparation import catalogue_of, choices_of, settings_of
 from viewalign.cli.preparation_options import (
     CataloguePath,
     InterpolationName,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from viewalign.config import Recipe
     from viewalign.training.cost import StepCost
     from viewalign.training.rates import Card
+    from viewalign.volumes.given import Catalogue
     from viewalign.volumes.recipe import PrepareSettings
 
 _EFFICIENCY = 0.75  # of bare convolutions; 155 of 200 GFLOP/s in the released code's steps

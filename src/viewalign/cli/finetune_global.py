@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,17 +43,10 @@ def regression(task: Task, encoder: Encoder, out: Out, settings: Overrides = Non
 def _finetune(
     task: Path, settings: list[str] | None, encoder: str, out: Path, recipe: str | None, regression: bool
 ) -> None:
+    from viewalign import api
     from viewalign.cli.telling import tell_refused
-    from viewalign.errors import UserError
-    from viewalign.transfer.tasks.finetune import finetune
-    from viewalign.transfer.tasks.settings import load_training
-    from viewalign.transfer.tasks.spec import read_spec
 
-    kind = read_spec(task).kind
-    if (kind == "regression") != regression:
-        raise UserError(
-            f"{task} is a {kind} task; use `viewalign finetune {'classification' if regression else 'regression'}`."
-        )
-    _, refused = finetune(task, encoder, out, load_training(recipe, settings or []), typer.echo)
+    kind: Literal["classification", "regression"] = "regression" if regression else "classification"
+    done = api.finetune(kind, task, encoder, out, recipe=recipe, overrides=settings or [], say=typer.echo)
     typer.echo(f"Predictions, figures and models: {out}")
-    tell_refused(refused)
+    tell_refused(done.refused)

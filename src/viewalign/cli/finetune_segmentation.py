@@ -165,17 +165,12 @@ def segmentation(
     [b]What -o holds[/b]: report.html, results.json, evaluation/ (a table of cases for each split), predictions/,
     finetune.yaml (all settings), nnunet.log, commands.sh.
     """
+    from viewalign import api
     from viewalign.cli.teller import Teller
-    from viewalign.report.segmentation import write_page
-    from viewalign.transfer.segmentation.finetune import finetune
-    from viewalign.transfer.segmentation.running import Machine
-    from viewalign.transfer.segmentation.settings import check
 
     values: dict[str, Any] = {
         key: value
         for key, value in {
-            "dataset": dataset,
-            "encoder": encoder,
             "from_scratch": from_scratch,
             "epochs": epochs,
             "iterations": iterations,
@@ -208,8 +203,9 @@ def segmentation(
         }.items()
         if value is not None
     }
-    run = finetune(check(values), out, Machine.choose(device, gpus, processes), Teller())
-    typer.echo(f"Report: {write_page(run.out)}")
+    machine = {"device": device, "gpus": gpus, "processes": processes}
+    run = api.finetune("segmentation", dataset, encoder, out, teller=Teller(), **machine, **values)
+    typer.echo(f"Report: {run.out / 'report.html'}")
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -89,6 +89,7 @@ def index(
 
     from viewalign.report.index_page import write_index_page
     from viewalign.volumes.catalogue import write_catalogue
+    from viewalign.volumes.given import nothing_found
     from viewalign.volumes.indexing import write_refused
     from viewalign.volumes.summary import summarise, write_summary
 
@@ -134,19 +135,6 @@ def look(
     with progress_bar("Reading headers") as report:
         options = FindOptions(_compiled(subject_pattern), labels, report, frames)
         return index_sources(sources, options, on_file=report, workers=workers)
-
-
-def nothing_found(sources: list[str], found: Index) -> str:
-    """Say why there is nothing to work with, and what would help."""
-    text = f"No volumes were found in {', '.join(sources)}."
-    if found.refused:
-        first = found.refused[0]
-        text += f" {len(found.refused)} files were set aside; the first: {first.file}: {first.reason}."
-    if found.label_files:
-        text += f" {found.label_files} files look like label maps by their names (--labels takes them in)."
-    if not (found.refused or found.label_files):
-        text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read, and DICOM."
-    return text
 
 
 def show_refused(console: Console, refused: list[tuple[str, str]]) -> None:

@@ -25,10 +25,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from viewalign.cli.index import nothing_found
     from viewalign.cli.progress import progress_bar
     from viewalign.formats.nnssl.folders import variable_folder
     from viewalign.formats.nnssl.raw import write_raw_dataset
+    from viewalign.volumes.given import nothing_found
     from viewalign.volumes.indexing import index_sources
 
     root = variable_folder("nnssl_raw", make=True)

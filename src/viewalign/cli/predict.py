@@ -20,23 +20,11 @@ def predict(
 
     Exit code: 0 all cases, 3 some could not be used.
     """
+    from viewalign import api
     from viewalign.cli.progress import progress_bar
     from viewalign.cli.telling import tell_refused
-    from viewalign.errors import UserError
-    from viewalign.transfer.tasks.finetune import write_predictions
-    from viewalign.transfer.tasks.manifest import read_manifest
-    from viewalign.transfer.tasks.models import Predictor
 
-    predictor = Predictor(model)
-    given = read_manifest(cases, predictor.spec, targets=False)
-    rows, refused = {}, []
     with progress_bar("Predicting") as report:
-        for number, case in enumerate(given, 1):
-            try:
-                rows[case.case] = ("", predictor.predict(case, flips))
-            except UserError as problem:
-                refused.append((case.case, str(problem)))
-            report(number, len(given))
-    write_predictions(out, given, rows, predictor.spec)
-    typer.echo(f"{len(rows)} cases: {out}")
-    tell_refused(refused)
+        found = api.predict(model, cases, out, flips=flips, on_progress=report)
+    typer.echo(f"{len(found.values)} cases: {out}")
+    tell_refused(found.refused)

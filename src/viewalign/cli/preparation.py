@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,41 +10,17 @@ from viewalign.errors import UserError
 
 if TYPE_CHECKING:
     from viewalign.volumes.catalogue import Record
+    from viewalign.volumes.given import Catalogue
     from viewalign.volumes.recipe import PrepareSettings
-    from viewalign.volumes.sources import Refusal
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The images of a catalogue or a folder, what was refused while it was made, and quality scores by image id."""
-
-    records: Sequence[Record]
-    refused: Sequence[Refusal]
-    quality: Mapping[str, float]
 
 
 def catalogue_of(path: Path, frames: bool = False) -> Catalogue:
-    """Read a catalogue, or index a folder, with 4-D files if `frames`.
+    """Read a catalogue, or index a folder, with a progress bar; see `volumes.given`."""
+    from viewalign.cli.progress import progress_bar
+    from viewalign.volumes import given
 
-    Raises:
-        UserError: it holds no images.
-    """
-    from viewalign.cli.index import look, nothing_found
-    from viewalign.volumes.catalogue import read_catalogue
-    from viewalign.volumes.indexing import read_refused
-    from viewalign.volumes.quality import quality_scores
-
-    if path.is_dir():
-        found = look([str(path)], frames=frames)
-        if found.images == 0 and not found.refused:
-            raise UserError(nothing_found([str(path)], found))
-        collection, refused = found.collection, found.refused
-    else:
-        collection, refused = read_catalogue(path), read_refused(path)
-    records = list(collection.records(path.absolute().parent))
-    if not records and not refused:
-        raise UserError(f"The catalogue {path} holds no images.")
-    return Catalogue(records, refused, quality_scores(collection))
+    with progress_bar("Reading headers") as report:
+        return given.catalogue_of(path, frames, report)
 
 
 def settings_of(spacing: str, chosen: Mapping[str, Any], records: Sequence[Record]) -> PrepareSettings:
@@ -54,16 +29,10 @@ def settings_of(spacing: str, chosen: Mapping[str, Any], records: Sequence[Recor
     Raises:
         UserError: an option that does not fit.
     """
-    from pydantic import ValidationError
-
-    from viewalign.volumes.recipe import PrepareSettings
+    from viewalign.volumes.given import settings_from
 
     size = _spacing(spacing)
-    values: dict[str, Any] = {**chosen, "spacing": None if size == "median" else size}
-    try:
-        settings = PrepareSettings.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_sentence(error.errors()[0], values)) from None
+    settings = settings_from({**chosen, "spacing": None if size == "median" else size}, "--")
     return settings.model_copy(update={"spacing": _median(records)}) if size == "median" else settings
 
 
@@ -135,11 +104,3 @@ def _median(records: Sequence[Record]) -> tuple[float, float, float]:
         f"The median voxel size is {words} mm (--spacing {words} says the same).", highlight=False
     )
     return found
-
-
-def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not problem["loc"]:
-        return f"--normalise {values['normalise']}: {message}."
-    name = str(problem["loc"][0])
-    return f"--{name}: {message[0].lower()}{message[1:]}, not {values[name]}."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.preparation import Catalogue, catalogue_of, choices_of, settings_of
+from viewalign.cli.preparation import catalogue_of, choices_of, settings_of
 from viewalign.cli.preparation_options import (
     CataloguePath,
     ExecutorName,
@@ -30,6 +30,7 @@ from viewalign.cli.preparation_options import (
 from viewalign.errors import UserError
 
 if TYPE_CHECKING:
+    from viewalign.volumes.given import Catalogue
     from viewalign.volumes.limits import Limits
     from viewalign.volumes.prepare import PrepareReport
     from viewalign.volumes.progress import Progress

@@ -12,7 +12,7 @@ from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.volumes.fetching import hub
-from viewalign.volumes.fetching.download import Listener, download
+from viewalign.volumes.fetching.download import Listener, download, need
 
 WEIGHTS = {
     "openmind-mae-resenc-l": "hf:MIC-DKFZ/ResEncL-OpenMind-MAE",
@@ -61,6 +61,7 @@ def find_weights(
     if scheme == "hf" and re.fullmatch(r"[\w.-]+/[\w.-]+", place):
         return hub.select(place, "model", patterns or _WANTED, hub_endpoint)
     if scheme == "zenodo" and place.isdecimal():
+        need("pooch")
         return _record(place, zenodo)
     raise UserError(f"There are no weights {asked}. Known: {', '.join(WEIGHTS)}, hf:OWNER/NAME and zenodo:NUMBER.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -49,18 +49,50 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, apply `key=value` overrides in order, and check every value.
+def load(name_or_path: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name or path, apply `key=value` overrides in order, then plain settings, and check every value.
+
+    Args:
+        name_or_path: see `names`, or a YAML file.
+        overrides: as on a command line.
+        settings: the same as values, by dotted key (`{"optim.lr": 1e-3}`) or in groups (`{"optim": {"lr": 1e-3}}`).
 
     Raises:
         UserError: unknown recipe, unknown key (the nearest right one is named), or a value that does not fit.
     """
     tree = _read(name_or_path)
-    chosen = [override.removeprefix("method=") for override in overrides if override.startswith("method=")]
-    known = _known(chosen[-1] if chosen else str(tree.get("method", Recipe().method)))
-    for override in overrides:
-        _apply(tree, override, known)
-    return check(tree, name_or_path)
+    pairs = [_pair(override) for override in overrides]
+    return _settle(tree, pairs, settings or {}, name_or_path)
+
+
+def change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with other settings; see `load`."""
+    return _settle(recipe.model_dump(mode="json", by_alias=True), [], settings, "the recipe")
+
+
+def _settle(tree: dict[str, Any], pairs: Sequence[tuple[str, Any]], settings: Mapping[str, Any], source: str) -> Recipe:
+    method = dict(pairs).get("method", tree.get("method", Recipe().method))
+    known = _known(str(settings.get("method", method)))
+    for key, value in [*pairs, *_flat(settings, known)]:
+        _put(tree, key, value, known)
+    return check(tree, source)
+
+
+def _flat(settings: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk groups down to settings; what no setting lies below is a value, be it a mapping."""
+    for name, value in settings.items():
+        key = prefix + name
+        if isinstance(value, Mapping) and any(other.startswith(f"{key}.") for other in known):
+            yield from _flat(value, known, f"{key}.")
+        else:
+            yield key, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Write a value as YAML would give it."""
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def check(tree: dict[str, Any], source: str) -> Recipe:
@@ -118,14 +150,17 @@ def _known(method: str) -> set[str]:
     return {*_paths(Recipe), *_paths(registry.pretext_model(method), "pretext.")}
 
 
-def _apply(tree: dict[str, Any], override: str, known: set[str]) -> None:
+def _pair(override: str) -> tuple[str, Any]:
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"'{override}' is not an override; write key=value, such as optim.lr=0.001.")
     try:
-        value = _scalar(yaml.safe_load(text))
+        return key, _scalar(yaml.safe_load(text))
     except yaml.YAMLError:
         raise UserError(f"The value of '{override}' cannot be read; quote it, such as key='[32,32,32]'.") from None
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, known: set[str]) -> None:
     if key not in known:
         raise UserError(f"There is no setting '{key}'{_nearest(key, sorted(known))}.")
     *parents, last = _SHORTHANDS.get(key, key).split(".")

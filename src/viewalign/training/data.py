@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ def batches(
             worker_init_fn=_leave_signals_to_the_parent,
         )
         try:
-            for samples in loader:
+            reading = iter(loader)
+            _hear_of_deaths_in_reading()
+            for samples in reading:
                 yield samples
                 step += 1
         except RefusedImageError as problem:
@@ -128,6 +131,15 @@ def batches(
             deaths += 1
             if "DataLoader worker" not in str(problem) or deaths > _REVIVALS:
                 raise
+
+
+def _hear_of_deaths_in_reading() -> None:
+    """Take away torch's handler of SIGCHLD, which raises wherever the run happens to be, in the middle of a step too.
+
+    The loader also looks after its workers whenever it waits for one, and there a death is mended.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001

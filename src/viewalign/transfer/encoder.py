@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
+from viewalign.formats.files import load_safetensors
 from viewalign.networks.backbone import Backbone, Size
 from viewalign.networks.registry import build_backbone
 from viewalign.training import checkpoints
@@ -146,7 +146,8 @@ def _from_export(folder: Path) -> Encoder:
     facts = read_facts(folder)
     network, size = facts["network"], facts["size"]
     backbone = build_backbone(network["name"], (size[0], size[1], size[2]), network["channels"])
-    _fill(backbone, {f"net.{name}": value for name, value in load_file(folder / WEIGHTS_FILE).items()}, str(folder))
+    tensors, _ = load_safetensors(folder / WEIGHTS_FILE, FACTS_FILE)
+    _fill(backbone, {f"net.{name}": value for name, value in tensors.items()}, str(folder))
     return Encoder(backbone, (size[0], size[1], size[2]), facts).eval()
 
 

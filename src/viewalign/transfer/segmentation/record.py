@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,17 @@ class Teller(Protocol):
 
     def bar(self, what: str) -> AbstractContextManager[Bar]:
         """Show a long piece of work."""
+
+
+class SilentTeller:
+    """Says nothing."""
+
+    def say(self, text: str) -> None:
+        """Leave a line out."""
+
+    def bar(self, what: str) -> AbstractContextManager[Bar]:  # noqa: ARG002
+        """Show nothing."""
+        return nullcontext(lambda done, total: None)  # noqa: ARG005
 
 
 @dataclass(frozen=True)

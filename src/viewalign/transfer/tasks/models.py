@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import viewalign
@@ -72,7 +73,7 @@ def read_model(folder: Path) -> TaskModel:
     try:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
         state = load_file(folder / WEIGHTS)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, SafetensorError) as problem:
         raise UserError(f"{folder} holds no model that can be read: {problem}.") from None
     if facts.get("format") != FORMAT or facts.get("version") != 1:
         raise UserError(f"{folder / FACTS} is of format {facts.get('format')!r}, version {facts.get('version')}.")

@@ -18,7 +18,7 @@ from viewalign.transfer.tasks import metrics
 from viewalign.transfer.tasks.encoders import UNTRAINED, read_pretrained
 from viewalign.transfer.tasks.folds import Fold, make_folds
 from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
-from viewalign.transfer.tasks.setup import encoder_and_preprocessor
+from viewalign.transfer.tasks.setup import check_installed, encoder_and_preprocessor
 from viewalign.transfer.tasks.spec import TaskSpec, read_spec
 
 INTENSITIES = "intensity statistics"
@@ -57,6 +57,7 @@ def run_probe(
     Raises:
         UserError: what cannot be probed.
     """
+    check_installed()
     spec = read_spec(task)
     cases = read_manifest(task, spec)
     features, refused, facts = _all_features(encoders, spec, cases, plan)

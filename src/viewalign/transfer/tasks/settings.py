@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,8 +83,10 @@ def _folder() -> Any:
     return resources.files("viewalign.recipes").joinpath("tasks")
 
 
-def load_training(recipe: str | None, overrides: Sequence[str] = ()) -> TaskTraining:
-    """Read a recipe by name or path and apply `key=value` overrides.
+def load_training(
+    recipe: str | None, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> TaskTraining:
+    """Read a recipe by name or path, apply `key=value` overrides, then plain settings, in groups.
 
     Raises:
         UserError: an unknown recipe or key (the nearest right one is named), or a value that does not fit.
@@ -102,6 +104,9 @@ def load_training(recipe: str | None, overrides: Sequence[str] = ()) -> TaskTrai
             place = place.setdefault(parent, {})
         value = yaml.safe_load(text)
         place[last] = _number(value) if isinstance(value, str) else value
+    for name, plain in (settings or {}).items():
+        both = isinstance(plain, Mapping) and isinstance(tree.get(name), dict)
+        tree[name] = {**tree[name], **plain} if both else plain
     return check_training(tree, recipe or "the settings")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone, Size
 from viewalign.transfer.tasks.encoders import (
@@ -16,6 +18,18 @@ from viewalign.transfer.tasks.spec import TaskSpec
 from viewalign.volumes.recipe import PrepareSettings
 
 _POOLS = ("multistage", "average", "pretrained")
+
+
+def check_installed() -> None:
+    """Say which extra classification and regression need.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    wanted = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics", "scipy": "scipy"}
+    missing = [name for name, module in wanted.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"Classification and regression need {' and '.join(missing)}: pip install 'viewalign[tasks]'.")
 
 
 def encoder_and_preprocessor(

@@ -1,0 +1,354 @@
+"""The command line's steps as Python calls, with the same settings, checks and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from viewalign.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from viewalign.config import Recipe
+    from viewalign.training.run import Outcome
+    from viewalign.transfer.embedding import Embeddings
+    from viewalign.transfer.global_probe import ProbeScore
+    from viewalign.transfer.segmentation.record import Finetuning, Teller
+    from viewalign.transfer.tasks.manifest import TaskCase
+    from viewalign.transfer.tasks.spec import TaskSpec
+    from viewalign.volumes.prepare import PrepareReport
+    from viewalign.volumes.store import Store
+
+Listener = Callable[[int, int], None]
+"""Takes how many are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What a fine-tuning for classification or regression came to.
+
+    Attributes:
+        folder: its folder; `predict` takes it.
+        score: figures over all held-out cases (`values`, and 95 % `intervals` over subjects).
+        refused: name and reason of each case that could not be used.
+    """
+
+    folder: Path
+    score: ProbeScore
+    refused: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a fine-tuned model says of cases.
+
+    Attributes:
+        columns: what the numbers are: `p_<class>` each, or `value`.
+        values: by case, (K,) probabilities or (1,) value in the target's own unit.
+        refused: name and reason of each case that could not be used.
+    """
+
+    columns: tuple[str, ...]
+    values: dict[str, NDArray[np.float64]]
+    refused: list[tuple[str, str]]
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    spacing: float | Sequence[float] | Literal["median"] | None = 1.0,
+    workers: int | None = None,
+    on_progress: Listener | None = None,
+    **settings: Any,
+) -> PrepareReport:
+    """Orient, crop, resample and normalise images into a store; what is there already is left alone.
+
+    Args:
+        source: a folder of images (NIfTI, NRRD, MetaImage, DICOM) or a catalogue of `viewalign index`.
+        out: the store's folder.
+        spacing: voxel size in mm, one number or (D, H, W); `"median"` of the images, or None to keep each one's own.
+        workers: processes; default one a core, 0 works in this process.
+        on_progress: called after each image.
+        **settings: of `viewalign.volumes.recipe.PrepareSettings`: normalise, window, dtype, view, frames …
+
+    Returns:
+        Counts, and `refused`: file and reason of each image that was set aside.
+
+    Raises:
+        UserError: settings that do not fit, no images, none that can be used, or a folder that holds something else.
+
+    Example:
+        ```python
+        report = viewalign.prepare("scans", "store", spacing=1.5)
+        for file in report.refused:
+            print(file.file, file.reason)
+        ```
+    """
+    from viewalign.volumes.given import catalogue_of, settings_from
+    from viewalign.volumes.limits import Limits, voxels_that_fit
+    from viewalign.volumes.prepare import prepare_records
+    from viewalign.volumes.spacings import median_spacing
+
+    size = [spacing] * 3 if isinstance(spacing, int | float) else spacing
+    asked = settings_from({**settings, "spacing": None if size == "median" else size})
+    found = catalogue_of(Path(source), asked.frames != "refuse")
+    if size == "median":
+        asked = asked.model_copy(update={"spacing": median_spacing(found.records)})
+    report = prepare_records(
+        found.records,
+        Path(out),
+        asked,
+        workers,
+        found.refused,
+        on_progress=None if on_progress is None else lambda step: on_progress(step.done, step.total),
+        quality=found.quality,
+        limits=Limits(max_voxels=voxels_that_fit()),
+    )
+    if report.prepared == 0:
+        reasons = Path(out) / "report.json"
+        raise UserError(f"None of the {len(report.refused)} images could be used. The reasons are in {reasons}.")
+    return report
+
+
+def pretrain(
+    recipe: str | Path | Recipe,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: Literal["auto"] | bool = False,
+    store: Store | None = None,
+    **settings: Any,
+) -> Outcome:
+    """Pretrain an encoder without labels, to the end or to the next Ctrl-C or SIGTERM.
+
+    Args:
+        recipe: a recipe's name (`viewalign recipes`), a YAML file, or a `Recipe`.
+        data: a prepared store.
+        out: the run's folder.
+        resume: whether to go on from the newest checkpoint in `out`.
+        store: opened already, in place of `data`.
+        **settings: any of the recipe's, in groups: `steps=500, optim={"lr": 1e-3}`.
+
+    Returns:
+        How the run ended: `folder.root`, `step` of `steps`, `finished`.
+
+    Raises:
+        UserError: something about recipe, settings, store or folder does not fit; said before any work begins.
+
+    Example:
+        ```python
+        run = viewalign.pretrain("cva-resenc-xs", data="store", out="run", steps=500, views={"size": (32, 32, 32)})
+        print(run.finished, run.folder.root)
+        ```
+    """
+    from viewalign.config import Recipe
+    from viewalign.recipes.loading import change, load
+    from viewalign.training import run
+
+    places = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
+    asked: Mapping[str, Any] = {**settings, **places}
+    if not isinstance(recipe, Recipe):
+        recipe = load(str(recipe), settings=asked)
+    elif asked:
+        recipe = change(recipe, asked)
+    return run.pretrain(recipe, resume, store)
+
+
+def embed(
+    encoder: str | Path,
+    cases: str | Path | Sequence[str | Path],
+    *,
+    size: int | Sequence[int] | None = None,
+    spacing: Literal["pretraining"] | float | Sequence[float] | None = "pretraining",
+    pool: Literal["multistage", "average", "pretrained"] = "multistage",
+    maps: bool = False,
+    device: str = "cpu",
+    on_progress: Listener | None = None,
+) -> Embeddings:
+    """Describe each case by one vector; nothing is random.
+
+    Args:
+        encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`, or `untrained:NAME`.
+        cases: image files of one channel (named by their file names), or a task's folder or manifest.
+        size: field of view (D, H, W) in voxels, or one number; default the views of pretraining.
+        spacing: voxel size in mm, (D, H, W) or one number; as in pretraining, or None for each image's own.
+        pool: how feature maps become a vector.
+        maps: whether to keep the coarsest map (C, d, h, w) of each case.
+        device: `cpu` or `cuda`.
+        on_progress: called after each case.
+
+    Returns:
+        `cases` (N names), `features` (N, C) float32, perhaps `maps`, and `refused`: name and reason.
+
+    Raises:
+        UserError: no encoder there, an option that does not fit, or not one case that can be used.
+
+    Example:
+        ```python
+        found = viewalign.embed("run", ["a.nii.gz", "b.nii.gz"], size=96)
+        print(found.cases, found.features.shape)
+        ```
+    """
+    from viewalign.transfer.embedding import embed as embed_cases
+    from viewalign.transfer.tasks.setup import encoder_and_preprocessor
+
+    spec, given = _cases_of(cases)
+    voxels = None if size is None else _joined(size)
+    millimetres = "none" if spacing is None else _joined(spacing)
+    backbone, preprocessor = encoder_and_preprocessor(str(encoder), spec, voxels, millimetres, pool)
+    return embed_cases(backbone, preprocessor, given, pool, maps, device, on_progress)
+
+
+def _joined(value: str | float | Sequence[float]) -> str:
+    """Write one number or several as a command line has them."""
+    return str(value) if isinstance(value, str | int | float) else ",".join(str(one) for one in value)
+
+
+def _cases_of(cases: str | Path | Sequence[str | Path]) -> tuple[TaskSpec, list[TaskCase]]:
+    from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
+    from viewalign.transfer.tasks.spec import TaskSpec, read_spec
+
+    if isinstance(cases, str | Path):
+        spec = read_spec(cases)
+        return spec, read_manifest(cases, spec, targets=False)
+    if not cases:
+        raise UserError("There are no cases to embed: the list is empty.")
+    spec = TaskSpec.model_validate({"name": "images", "kind": "regression", "channels": [{"name": "image"}]})
+    return spec, [TaskCase(str(one), str(one), {"image": Path(one)}) for one in cases]
+
+
+@overload
+def finetune(
+    kind: Literal["segmentation"], data: str | Path, encoder: str | Path, out: str | Path, **settings: Any
+) -> Finetuning: ...
+@overload
+def finetune(
+    kind: Literal["classification", "regression"],
+    data: str | Path,
+    encoder: str | Path,
+    out: str | Path,
+    **settings: Any,
+) -> TaskOutcome: ...
+def finetune(kind: str, data: str | Path, encoder: str | Path, out: str | Path, **settings: Any) -> Any:
+    """Carry an encoder to a task with labels; the same call goes on where it was stopped.
+
+    Args:
+        kind: `segmentation` (by nnU-Net, extra `nnunet`), `classification` or `regression` (extra `tasks`).
+        data: nnU-Net's number, name or folder of a dataset; else the folder of task.yaml and its manifest.
+        encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
+        out: the fine-tuning's folder.
+        **settings: as `viewalign finetune KIND --help` has them. Segmentation: those of `FinetuneSettings`, and
+            `device`, `gpus`, `processes`. Else: those of `TaskTraining`, `recipe` and `say` (takes lines of progress).
+
+    Returns:
+        For segmentation everything that came out (`judged` has the scores; the page is `report.html`), else a
+        `TaskOutcome`.
+
+    Raises:
+        UserError: a missing extra, or anything of data, encoder or settings that does not fit; said before training.
+
+    Example:
+        ```python
+        viewalign.finetune("segmentation", 4, "run", "liver", shots=(5, 10), epochs=50)
+        tuned = viewalign.finetune("classification", "task", "run", "tuned", epochs=50)
+        print(tuned.score.values)
+        ```
+    """
+    if kind == "segmentation":
+        return _segmentation(str(data), str(encoder), Path(out), settings)
+    if kind in ("classification", "regression"):
+        return _one_answer(kind, data, str(encoder), Path(out), settings)
+    raise UserError(f"finetune takes segmentation, classification or regression, not '{kind}'.")
+
+
+def _segmentation(dataset: str, encoder: str, out: Path, settings: Mapping[str, Any]) -> Finetuning:
+    from viewalign.transfer.segmentation import environment
+
+    environment.check_installed()
+    from viewalign.report.segmentation import write_page
+    from viewalign.transfer.segmentation.finetune import finetune as run
+    from viewalign.transfer.segmentation.record import SilentTeller
+    from viewalign.transfer.segmentation.running import Machine
+    from viewalign.transfer.segmentation.settings import check
+
+    rest = dict(settings)
+    machine = Machine.choose(rest.pop("device", "auto"), rest.pop("gpus", 1), rest.pop("processes", None))
+    teller: Teller = rest.pop("teller", None) or SilentTeller()
+    done = run(check({**rest, "dataset": dataset, "encoder": encoder}), out, machine, teller)
+    write_page(done.out)
+    return done
+
+
+def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: Mapping[str, Any]) -> TaskOutcome:
+    from viewalign.transfer.tasks.setup import check_installed
+
+    check_installed()
+    from viewalign.transfer.tasks.finetune import finetune as run
+    from viewalign.transfer.tasks.settings import load_training
+    from viewalign.transfer.tasks.spec import read_spec
+
+    found = read_spec(task).kind
+    if (found == "regression") != (kind == "regression"):
+        other = "regression" if found == "regression" else "classification"
+        raise UserError(f"{task} is a {found} task; use `viewalign finetune {other}` (in Python: finetune('{other}')).")
+    rest = dict(settings)
+    say, recipe = rest.pop("say", None) or (lambda _: None), rest.pop("recipe", None)
+    overrides = rest.pop("overrides", ())
+    score, refused = run(task, encoder, out, load_training(recipe, overrides, rest), say)
+    return TaskOutcome(out, score, refused)
+
+
+def predict(
+    model: str | Path,
+    cases: str | Path,
+    out: str | Path | None = None,
+    *,
+    flips: bool = False,
+    on_progress: Listener | None = None,
+) -> Predictions:
+    """Predict classes or values of new cases, averaged over a fine-tuning's folds.
+
+    Segmentations come from nnU-Net: `predict="imagesTs"` of a fine-tuning, or `viewalign export FOLDER --nnunet`.
+
+    Args:
+        model: the folder of a fine-tuning for classification or regression, or one of its folds.
+        cases: a manifest (CSV or JSON lines) or a task's folder; targets are not needed.
+        out: a CSV to write.
+        flips: whether to average over the eight mirrorings.
+        on_progress: called after each case.
+
+    Returns:
+        The numbers by case, and the cases that could not be used.
+
+    Raises:
+        UserError: no model there, or a table of cases that cannot be used.
+
+    Example:
+        ```python
+        said = viewalign.predict("tuned", "new/manifest.csv", "predictions.csv")
+        print(said.columns, said.values)
+        ```
+    """
+    from viewalign.transfer.tasks.finetune import write_predictions
+    from viewalign.transfer.tasks.manifest import read_manifest
+    from viewalign.transfer.tasks.models import Predictor, prediction_columns
+
+    predictor = Predictor(model)
+    given = read_manifest(cases, predictor.spec, targets=False)
+    values: dict[str, NDArray[np.float64]] = {}
+    refused = []
+    for number, case in enumerate(given, 1):
+        try:
+            values[case.case] = predictor.predict(case, flips)
+        except UserError as problem:
+            refused.append((case.case, str(problem)))
+        if on_progress:
+            on_progress(number, len(given))
+    if out is not None:
+        write_predictions(Path(out), given, {name: ("", value) for name, value in values.items()}, predictor.spec)
+    return Predictions(tuple(prediction_columns(predictor.spec)), values, refused)

@@ -1,0 +1,155 @@
+"""The wheel as a user gets it: what is in it, what works without any extra, what its metadata promises."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import viewalign
+from viewalign.volumes.itk import sitk
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = ("nnunetv2", "monai", "matplotlib", "plotly", "sklearn", "scipy", "torchmetrics", "nilearn", "pooch", "onnx")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder of a wheel and a source distribution."""
+    pytest.importorskip("build", reason="`build` is not installed")
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        held = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}
+    source = ROOT / "src"
+    wanted = [path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert held == {path.relative_to(source).as_posix() for path in wanted}
+    assert {"viewalign/py.typed", "viewalign/recipes/cva-resenc-l.yaml", "viewalign/report/template.html"} <= held
+
+
+@pytest.mark.slow
+def test_the_source_holds_no_tests_and_no_docs(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    assert {"src", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff"} <= tops
+    assert not tops & {"tests", "docs", "benchmarks"}
+
+
+def closure(names):
+    """Return the installed distributions that a few need, without any extra."""
+    found, todo = {}, list(names)
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name in found:
+            continue
+        try:
+            one = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found[name] = one
+        wanted = [Requirement(text) for text in one.requires or []]
+        todo += [need.name for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return found.values()
+
+
+@pytest.fixture(scope="module")
+def bare(built, tmp_path_factory):
+    """An environment that holds the wheel and what it depends on, and no extra: links to what is installed here."""
+    root = tmp_path_factory.mktemp("bare")
+    venv.create(root / "env", with_pip=False)
+    site = next((root / "env" / "lib").glob("python*/site-packages"))
+    for one in closure(Requirement(text).name for text in PROJECT["dependencies"]):
+        for file in one.files or []:
+            top = file.parts[0]
+            place = Path(str(one.locate_file(top)))
+            if top != ".." and place.exists() and not (site / top).exists():
+                (site / top).symlink_to(place)
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    return root
+
+
+def call(bare, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    command = [str(bare / "env" / "bin" / "python"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=bare, env=environment, timeout=280)
+
+
+@pytest.mark.long
+def test_the_whole_way_without_extras(bare):
+    probe = f"import importlib.util as u; print([n for n in {EXTRAS} if u.find_spec(n)])"
+    there = call(bare, "-c", probe).stdout
+    assert not {"nnunetv2", "monai", "matplotlib", "sklearn"} & set(re.findall(r"\w+", there)), there
+    assert "site-packages" in call(bare, "-c", "import viewalign; print(viewalign.__file__)").stdout
+    assert "pretrain" in call(bare, "-m", "viewalign", "--help").stdout
+    (bare / "scans").mkdir()
+    for k in range(4):
+        image = np.random.default_rng(k).normal(size=(20, 20, 20)).astype(np.float32)
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(bare / "scans" / f"p{k}.nii.gz"))
+    small = ["steps=2", "batch=2", "views.size=[16,16,16]", "heads.width=16", "runtime.workers=0", "validate.every=0"]
+    for command in (
+        ["index", "scans", "-o", "catalogue.json"],
+        ["prepare", "catalogue.json", "-o", "store", "--workers", "0"],
+        ["pretrain", "cva-resenc-xs", "data=store", "out=run", *small],
+        ["report", "run"],
+        ["export", "run"],
+    ):
+        done = call(bare, "-m", "viewalign", *command)
+        assert done.returncode == 0, (command, done.stdout[-2000:] + done.stderr[-3000:])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["finetune", "segmentation", "--dataset", "4", "--encoder", "run", "-o", "o"], "viewalign[nnunet]"),
+        (["finetune", "classification", "task", "--encoder", "run", "-o", "o"], "viewalign[tasks]"),
+        (["probe", "run", "--task", "task"], "viewalign[tasks]"),
+        (["fetch", "weights", "openmind-mae"], "viewalign[fetch]"),
+        (["demo"], "viewalign[demo]"),
+    ],
+)
+def test_what_needs_an_extra_says_which(command, extra, bare):
+    done = call(bare, "-m", "viewalign", *command)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert extra in done.stderr.replace("\n", " ")
+
+
+def test_minimum_versions_are_the_lower_bounds():
+    pinned = {}
+    for line in (ROOT / "requirements-minimum.txt").read_text().splitlines():
+        if "==" in line:
+            name, _, version = line.partition("==")
+            pinned[name.lower()] = Version(version)
+    for text in PROJECT["dependencies"]:
+        need = Requirement(text)
+        low = next(Version(one.version) for one in need.specifier if one.operator == ">=")
+        assert low == pinned[need.name.lower()], need
+    assert len(pinned) == len(PROJECT["dependencies"])
+
+
+def test_the_citation_file_names_this_version():
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert told["version"] == viewalign.__version__ == PROJECT["version"]
+    assert told["authors"] == [{"name": "The viewalign authors"}]
