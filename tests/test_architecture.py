@@ -24,7 +24,19 @@ MAY_IMPORT = {
     "report": {"transfer", "training", "views", "volumes", "networks", "recipes"},
     "study": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
     "demo": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
-    "cli": {"demo", "report", "transfer", "training", "methods", "networks", "views", "volumes", "formats", "recipes"},
+    "cli": {
+        "demo",
+        "study",
+        "report",
+        "transfer",
+        "training",
+        "methods",
+        "networks",
+        "views",
+        "volumes",
+        "formats",
+        "recipes",
+    },
 }
 EVERYBODY = {"errors", "randomness", "precision", "processes"}
 """Small files at the top that any room may use."""
