@@ -22,15 +22,16 @@ MAY_IMPORT = {
     "training": {"methods", "networks", "objectives", "views", "volumes", "formats", "recipes"},
     "transfer": {"training", "methods", "networks", "views", "volumes", "formats", "recipes"},
     "report": {"transfer", "training", "views", "volumes", "networks", "recipes"},
+    "study": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
     "demo": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
     "cli": {
-        *("api", "demo", "report", "transfer", "training", "methods"),
+        *("api", "demo", "study", "report", "transfer", "training", "methods"),
         *("networks", "views", "volumes", "formats", "recipes"),
     },
 }
 EVERYBODY = {"errors", "randomness", "precision", "processes"}
 """Small files at the top that any room may use."""
-MAY_READ_SETTINGS = {"recipes", "methods", "training", "transfer", "report", "demo", "cli"}
+MAY_READ_SETTINGS = {"recipes", "methods", "training", "transfer", "report", "study", "demo", "cli"}
 """Settings stop at the builders; no component below knows of them."""
 
 

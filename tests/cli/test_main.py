@@ -25,7 +25,7 @@ def commands():
 
 def test_all_commands_are_there():
     there = "compare demo doctor embed estimate evaluate export fetch finetune fomo index methods nnunet predict"
-    assert commands() == [*there.split(), "prepare", "pretrain", "probe", "recipes", "report", "task"]
+    assert commands() == [*there.split(), "prepare", "pretrain", "probe", "recipes", "report", "study", "task"]
 
 
 @pytest.mark.parametrize("command", commands())

@@ -31,6 +31,7 @@ from viewalign.cli.pretrain import pretrain
 from viewalign.cli.probe import probe
 from viewalign.cli.recipes import recipes
 from viewalign.cli.report import report
+from viewalign.cli.study import study
 from viewalign.cli.task import task
 from viewalign.errors import UserError
 
@@ -57,6 +58,7 @@ app.add_typer(fomo, name="fomo")
 app.add_typer(nnunet, name="nnunet")
 app.command()(embed)
 app.command()(probe)
+app.command()(study)
 app.command()(predict)
 
 

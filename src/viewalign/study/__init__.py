@@ -1,0 +1,1 @@
+"""A grid of pretraining, judging and seeds: planned, run, resumed, and told in one table."""

@@ -1,0 +1,162 @@
+"""Labelled images, however they are named: by two folders, a dataset of nnU-Net or a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from viewalign.errors import RefusedImageError, UserError
+from viewalign.transfer.probe import Case
+from viewalign.transfer.segmentation.splits import few_shot
+from viewalign.volumes.filetypes import suffix_of
+from viewalign.volumes.preparing import prepare_volume
+from viewalign.volumes.reading import read_mask, read_volume
+from viewalign.volumes.recipe import PrepareSettings
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """An image, its label map and its name."""
+
+    name: str
+    image: Path
+    labels: Path
+
+    @property
+    def identity(self) -> list[str | int]:
+        """What tells that the files are the same, without reading them."""
+        return [self.name, self.image.stat().st_size, self.labels.stat().st_size]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Cases to learn from and others to test on."""
+
+    learn: tuple[LabelledCase, ...]
+    test: tuple[LabelledCase, ...]
+    classes: dict[str, int]
+
+    def shots(self, count: int | None, draw: str, seed: int) -> tuple[LabelledCase, ...]:
+        """Choose cases to learn from: all, `spread` evenly over their names, or drawn for a `seed`.
+
+        Raises:
+            UserError: there are not so many.
+        """
+        if count is None:
+            return self.learn
+        if count > len(self.learn):
+            raise UserError(f"{count} shots are asked for, but data.labelled.learn names {len(self.learn)} cases.")
+        if draw == "spread":
+            where = np.linspace(0, len(self.learn) - 1, count).round().astype(int)
+            return tuple(self.learn[k] for k in where)
+        chosen = set(few_shot([case.name for case in self.learn], [], count, seed).train)
+        return tuple(case for case in self.learn if case.name in chosen)
+
+
+def first_there(root: Path, written: str) -> Path:
+    """Return the first of `a|b` that exists below `root`.
+
+    Raises:
+        UserError: none does.
+    """
+    paths = [root / word for word in written.split("|")]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        raise UserError(f"There is no {' and no '.join(map(str, paths))}. Where are the data? Give --data FOLDER.")
+    return found
+
+
+def in_folders(images: Path, labels: Path) -> list[LabelledCase]:
+    """Pair files of two folders by name; an image without labels is left out."""
+    by_stem = {_stem(path): path for path in sorted(labels.iterdir()) if suffix_of(path.name)}
+    cases = []
+    for path in sorted(images.iterdir()):
+        stem = _stem(path) if suffix_of(path.name) else ""
+        name = stem if stem in by_stem else stem.removesuffix("_0000")
+        if name in by_stem:
+            cases.append(LabelledCase(name, path, by_stem[name]))
+    if not cases:
+        raise UserError(f"No image in {images} has a label map of its name in {labels}.")
+    return cases
+
+
+def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
+    """Read a CSV of case, image, labels and perhaps split.
+
+    Raises:
+        UserError: no table, missing columns or files.
+    """
+    if not table.is_file():
+        raise UserError(f"There is no table {table}. Where are the data? Give --data FOLDER.")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lacking = [name for name in ("case", "image", "labels") if not rows or not rows[0].get(name)]
+    if lacking:
+        raise UserError(f"{table} needs rows with the columns case, image and labels; it lacks {', '.join(lacking)}.")
+    cases = [LabelledCase(row["case"], table.parent / row["image"], table.parent / row["labels"]) for row in rows]
+    gone = [path for case in cases for path in (case.image, case.labels) if not path.is_file()]
+    if gone:
+        raise UserError(f"{table} names {gone[0]}, which is not there ({len(gone)} files are missing).")
+    return cases, {row["case"]: (row.get("split") or "").strip() for row in rows}
+
+
+def matching(cases: Sequence[LabelledCase], patterns: Iterable[str], key: str) -> tuple[LabelledCase, ...]:
+    """Return cases whose names fit any pattern.
+
+    Raises:
+        UserError: a pattern that fits none.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {case.name for case in cases if fnmatchcase(case.name, pattern)}
+        if not found:
+            raise UserError(f"{key}: no case is called {pattern}; there are {', '.join(c.name for c in cases[:4])} …")
+        chosen |= found
+    return tuple(case for case in cases if case.name in chosen)
+
+
+def read_case(case: LabelledCase, settings: PrepareSettings) -> Case:
+    """Read a case, prepared as the images of pretraining were.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    try:
+        volume = read_volume(case.image, settings.fill_nonfinite)
+        prepared = prepare_volume(volume, settings, {"labels": read_mask(case.labels, volume)})
+    except RefusedImageError as refusal:
+        raise UserError(f"{case.image} cannot be used: {refusal}") from None
+    return Case(case.name, np.asarray(prepared.array, dtype=np.float32), prepared.masks["labels"])
+
+
+def write_dataset(folder: Path, cases: Sequence[LabelledCase], classes: dict[str, int], channel: str = "image") -> Path:
+    """Lay labelled cases out as nnU-Net wants them, by links; returns `folder`."""
+    ending = suffix_of(cases[0].image.name)
+    odd = [c.name for c in cases if suffix_of(c.image.name) != ending or suffix_of(c.labels.name) != ending]
+    if odd:
+        raise UserError(f"nnU-Net needs files of one kind; {odd[0]} does not end in {ending}.")
+    for case in cases:
+        for part, name, path in (("imagesTr", f"{case.name}_0000", case.image), ("labelsTr", case.name, case.labels)):
+            link = folder / part / f"{name}{ending}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(link):
+                link.symlink_to(path.absolute())
+    told = {
+        "channel_names": {"0": channel},
+        "labels": {"background": 0, **classes},
+        "numTraining": len(cases),
+        "file_ending": ending,
+    }
+    (folder / "dataset.json").write_text(json.dumps(told, indent=1))
+    return folder
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(suffix_of(path.name) or "")

@@ -1,0 +1,164 @@
+"""From a study's name or file and `key=value` overrides to a checked `Study`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from viewalign.config import Settings
+from viewalign.errors import UserError
+from viewalign.study import settings as models
+from viewalign.study.settings import Study
+
+_MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def names() -> list[str]:
+    """Return the names of the studies that come with the package, sorted."""
+    return sorted(one.name.removesuffix(".yaml") for one in _folder().iterdir() if one.name.endswith(".yaml"))
+
+
+def headline(name: str) -> str:
+    """Return a shipped study's first line, which says in a comment what it is."""
+    text: str = _folder().joinpath(f"{name}.yaml").read_text()
+    return text.splitlines()[0].removeprefix("#").strip()
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
+    """Read a study, lay overrides over it and check everything that can be known without its data.
+
+    Relative paths in a file are relative to `data.root`, and that to the file's folder.
+
+    Raises:
+        UserError: unknown study or key (the nearest right one is named), or a value that does not fit.
+    """
+    tree = _read(name_or_path)
+    for override in overrides:
+        _apply(tree, override)
+    return check(tree, name_or_path)
+
+
+def check(tree: Mapping[str, Any], source: str) -> Study:
+    """Turn plain values into a `Study`; arms and judges that are null are left out."""
+    tree = dict(tree)
+    for group in ("arms", "judges"):
+        if isinstance(tree.get(group), dict):
+            tree[group] = {name: one for name, one in tree[group].items() if one is not None}
+    try:
+        study = Study.model_validate(tree)
+    except ValidationError as problem:
+        raise UserError(f"{source}: " + "; ".join(_sentences(problem))) from None
+    for word in (study.name, *study.arms, *study.judges):
+        if not _NAME.fullmatch(word):
+            raise UserError(f"{source}: '{word}' names a folder; use letters, digits, -, _, + and dots.")
+    _check_names(study, source)
+    return study
+
+
+def flatten(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Yield nested settings as `key.key=value` overrides."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and key != "weights":
+            yield from flatten(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}={json.dumps(value)}"
+
+
+def _check_names(study: Study, source: str) -> None:
+    if study.against not in study.arms:
+        raise UserError(f"{source}: reference: there is no arm '{study.reference}'{_near(study.against, study.arms)}.")
+    if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
+        raise UserError(f"{source}: seeds must be different numbers, at least one.")
+    for name, arm in study.arms.items():
+        chain, start = [name], arm.start
+        while start is not None:
+            if start not in study.arms:
+                raise UserError(f"{source}: arms.{name}.start: there is no arm '{start}'{_near(start, study.arms)}.")
+            if start in chain:
+                raise UserError(f"{source}: the arms {', '.join(chain)} start from each other in a circle.")
+            chain.append(start)
+            start = study.arms[start].start
+    wanting = [name for name, one in study.judges.items() if one.kind in ("voxel_probe", "retrieval", "segmentation")]
+    if wanting and study.data.labelled is None:
+        raise UserError(f"{source}: judges.{wanting[0]} needs labelled images: name them in data.labelled.")
+
+
+def _folder() -> Any:
+    return resources.files("viewalign.recipes").joinpath("studies")
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    shipped = name_or_path in names()
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif shipped:
+        text = _folder().joinpath(f"{name_or_path}.yaml").read_text()
+    else:
+        raise UserError(
+            f"There is no study '{name_or_path}'{_near(name_or_path, names())}. "
+            f"Studies are {', '.join(names())}, or the path of a YAML file."
+        )
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as problem:
+        raise UserError(f"{name_or_path} is not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
+    base = tree.pop("base", None)
+    tree = _merged(_read(str(base)), tree) if base else tree
+    data = tree.get("data")
+    if not shipped and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
+        tree["data"] = {**data, "root": str(path.parent.absolute() / str(data.get("root") or ""))}
+    return tree
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{override}' is no override; write key=value, such as steps=300.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"The value of '{override}' cannot be read; quote it.") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _near(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _sentences(problem: ValidationError) -> Iterator[str]:
+    kinds = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
+    for error in problem.errors():
+        parts = [str(part) for k, part in enumerate(error["loc"]) if not (k == 2 and part in kinds)]
+        key = ".".join(parts)
+        if error["type"] == "extra_forbidden":
+            known = sorted({field for model in _MODELS for field in model.model_fields})
+            yield f"there is no setting '{key}'{_near(parts[-1], known)}"
+        else:
+            message = error["msg"].removeprefix("Value error, ")
+            yield message if message.startswith("data") else f"{key or 'the study'}: {message}"

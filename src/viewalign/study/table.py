@@ -1,0 +1,67 @@
+"""What a study came to so far: one table as JSON, CSV and markdown."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from typing import Any
+
+from viewalign.study.running import Grid
+from viewalign.study.statistics import against, estimate, ranks
+
+LOWER_IS_BETTER = ("distance",)
+
+
+def collect(grid: Grid) -> list[dict[str, Any]]:
+    """Return a row for each judge, measure and arm that has been judged."""
+    values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for cell in grid.cells:
+        if cell.judge is not None and cell.done:
+            for measure, value in cell.record["measures"].items():
+                values.setdefault((cell.judge, measure), {}).setdefault(cell.arm, {})[cell.seed] = value
+    rows = []
+    for (judge, measure), by_arm in values.items():
+        compared, order = against(by_arm, grid.study.against), ranks(by_arm, measure in LOWER_IS_BETTER)
+        for arm, by_seed in by_arm.items():
+            row = {"judge": judge, "measure": measure, "arm": arm, **asdict(estimate(list(by_seed.values())))}
+            other = compared.get(arm)
+            row |= {f"difference_{k}": v for k, v in asdict(other.difference).items()} if other else {}
+            row |= {"p": other.p_value, "p_holm": other.holm} if other else {}
+            rows.append({**row, "rank": order.get(arm), "values": {str(k): v for k, v in by_seed.items()}})
+    return rows
+
+
+def write(grid: Grid) -> str:
+    """Write `table.json`, `table.csv` and `table.md` into the study's folder; returns the last."""
+    rows = collect(grid)
+    grid.out.mkdir(parents=True, exist_ok=True)
+    told = {"study": grid.study.name, "reference": grid.study.against, "rows": rows}
+    (grid.out / "table.json").write_text(json.dumps(told, indent=1) + "\n")
+    names = ["judge", "measure", "arm", "mean", "low", "high", "seeds"]
+    names += ["difference_mean", "difference_low", "difference_high", "difference_seeds", "p", "p_holm", "rank"]
+    with (grid.out / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = _markdown(rows, grid.study.against)
+    (grid.out / "table.md").write_text(text)
+    return text
+
+
+def _markdown(rows: list[dict[str, Any]], reference: str) -> str:
+    lines = [f"| judge | measure | arm | mean (95 %) | minus {reference} (95 %) | p (Holm) | rank | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [row["judge"], row["measure"], row["arm"], _words(row["mean"], row["low"], row["high"], "")]
+        ends = [row.get(f"difference_{part}") for part in ("mean", "low", "high")]
+        cells.append("" if ends[0] is None else _words(ends[0], ends[1], ends[2], "+"))
+        cells += ["" if row.get("p_holm") is None else f"{row['p_holm']:.3f}"]
+        cells += ["" if row["rank"] is None else f"{row['rank']:.1f}", str(row["seeds"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _words(middle: float, low: float | None, high: float | None, sign: str) -> str:
+    ends = "" if low is None or high is None else f" ({low:{sign}.4f} to {high:{sign}.4f})"
+    return f"{middle:{sign}.4f}{ends}"

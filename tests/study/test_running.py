@@ -1,0 +1,112 @@
+"""The grid on tiny real pretrainings: what is done stays, what changed is done again, what fails is named."""
+
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.study import running, table
+from viewalign.study.loading import check
+from viewalign.study.running import Grid, run_study
+from viewalign.volumes.itk import sitk
+from viewalign.volumes.store import store_from_arrays
+
+COMMON = {
+    "batch": 2,
+    "views": {"size": [16, 16, 16]},
+    "heads": {"width": 16, "predictor_width": 8, "norm": "layer"},
+    "validate": {"every": 0},
+    "runtime": {"workers": 0},
+    "log": {"tensorboard": False},
+}
+
+
+@pytest.fixture
+def make(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"s{k}": rng.normal(size=(18, 18, 18)).astype(np.float32) for k in range(4)}
+    store_from_arrays(tmp_path / "store", arrays)
+    for k in range(3):
+        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
+        for part, array in (("images", image), ("labels", (image > 5).astype(np.uint8))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / part / f"c{k}.nii.gz"))
+
+    def build(**changes):
+        arms = {
+            "untrained": {"recipe": "mae-resenc-xs", "untrained": True},
+            "mae": {"recipe": "mae-resenc-xs"},
+            "cva": {"recipe": "cva-resenc-xs", "start": "mae"},
+        }
+        where = {"images": "images", "labels": "labels", "learn": ["c0"], "test": ["c1", "c2"]}
+        tree = {
+            "data": {"root": str(tmp_path), "store": "store", "labelled": where},
+            "arms": arms,
+            "judges": {
+                "voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 20, "test_voxels": 200},
+                "places": {"kind": "retrieval", "cells": 3},
+            },
+            "seeds": 1,
+            "steps": 2,
+            "threads": 1,
+            "common": COMMON,
+            **changes,
+        }
+        return Grid(check(tree, "made"), tmp_path / "out")
+
+    return build
+
+
+@pytest.mark.slow
+def test_done_cells_stay_and_changed_ones_are_done_again(make):
+    grid = make()
+    assert [cell.name for cell in grid.cells][:3] == ["pretrain/untrained/0", "pretrain/mae/0", "pretrain/cva/0"]
+    told = []
+    assert run_study(grid, told.append, iter([True, True, False]).__next__) == 4
+    assert len(told) == 2
+    assert run_study(make(), told.append) == 0
+    assert len(told) == len(grid.cells) == 9
+    assert run_study(make(), told.append) == 0
+    assert len(told) == 9
+    changed = make(judges={"voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 10, "test_voxels": 200}})
+    assert [cell.done for cell in changed.cells] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_named_and_the_others_go_on(make, monkeypatch):
+    real = running.pretrain
+
+    def broken(recipe, **more):
+        if recipe.method == "mae":
+            raise RuntimeError("the disk fell over")
+        return real(recipe, **more)
+
+    monkeypatch.setattr(running, "pretrain", broken)
+    told = []
+    assert run_study(make(), told.append) == 3
+    assert any("not done: pretrain/mae/0: the disk fell over" in line for line in told)
+    done = {cell.name for cell in make().cells if cell.done}
+    assert done == {"pretrain/untrained/0", "judge/voxels/untrained/0", "judge/places/untrained/0"}
+
+
+def test_more_shots_than_cases_are_refused_before_anything_runs(make, tmp_path):
+    with pytest.raises(UserError, match="5 shots are asked for"):
+        make(judges={"voxels": {"kind": "voxel_probe", "shots": 5}})
+    with pytest.raises(UserError, match="did you mean 'optim"):
+        make(common={"optim": {"lrr": 1}})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_table_tells_what_the_cells_hold(make):
+    grid = make(seeds=2, judges={"places": {"kind": "retrieval", "cells": 3}})
+    assert run_study(grid, print) == 0
+    text = table.write(grid)
+    rows = {(row["measure"], row["arm"]): row for row in table.collect(grid)}
+    assert len(rows) == 6
+    cells = [cell for cell in grid.cells if cell.judge and cell.arm == "cva"]
+    values = [cell.record["measures"]["distance"] for cell in cells]
+    assert rows["distance", "cva"]["mean"] == pytest.approx(np.mean(values))
+    assert rows["distance", "cva"]["difference_seeds"] == 2
+    assert "difference_mean" not in rows["distance", "mae"]
+    assert f"{np.mean(values):.4f}" in text
+    assert len((grid.out / "table.csv").read_text().splitlines()) == 7
