@@ -9,7 +9,9 @@ import typer
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A fine-tuning's folder, or one of its folds.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="A fine-tuning's folder, one of its folds, or its .onnx.", show_default=False)
+    ],
     cases: Annotated[
         Path, typer.Argument(help="A manifest (CSV or JSON lines); targets are not needed.", show_default=False)
     ],
@@ -26,8 +28,9 @@ def predict(
     from viewalign.transfer.tasks.finetune import write_predictions
     from viewalign.transfer.tasks.manifest import read_manifest
     from viewalign.transfer.tasks.models import Predictor
+    from viewalign.transfer.tasks.onnx_export import OnnxPredictor
 
-    predictor = Predictor(model)
+    predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model)
     given = read_manifest(cases, predictor.spec, targets=False)
     rows, refused = {}, []
     with progress_bar("Predicting") as report:

@@ -208,6 +208,11 @@ def autocast(settings: TaskTraining) -> torch.autocast | nullcontext[None]:
     return torch.autocast(settings.device, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
+def flipped_axes(flips: bool) -> list[tuple[int, ...]]:
+    """Return which axes of (N, C, D, H, W) to mirror for each pass: none once, or all eight ways."""
+    return [tuple(2 + a for a in range(3) if bits >> a & 1) for bits in range(8 if flips else 1)]
+
+
 @torch.no_grad()
 def predict_sample(
     network: GlobalNetwork,
@@ -220,7 +225,6 @@ def predict_sample(
     """Return a case's probabilities (K,) or value (1,), with `flips` the mean over all eight mirrorings."""
     network.eval()
     image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
-    axes = [[]] if not flips else [[2 + a for a in range(3) if bits >> a & 1] for bits in range(8)]
-    found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in axes]
+    found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in flipped_axes(flips)]
     mean: NDArray[np.float64] = np.mean(found, axis=0).reshape(-1)
     return mean
