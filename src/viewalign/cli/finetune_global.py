@@ -45,6 +45,7 @@ def _finetune(
 ) -> None:
     from viewalign.cli.telling import tell_refused
     from viewalign.errors import UserError
+    from viewalign.report.task import write_page
     from viewalign.transfer.tasks.finetune import finetune
     from viewalign.transfer.tasks.settings import load_training
     from viewalign.transfer.tasks.spec import read_spec
@@ -55,5 +56,5 @@ def _finetune(
             f"{task} is a {kind} task; use `viewalign finetune {'classification' if regression else 'regression'}`."
         )
     _, refused = finetune(task, encoder, out, load_training(recipe, settings or []), typer.echo)
-    typer.echo(f"Predictions, figures and models: {out}")
+    typer.echo(f"Predictions, figures and models: {out}\nReport: {write_page(out)}")
     tell_refused(refused)

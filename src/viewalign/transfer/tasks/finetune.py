@@ -27,6 +27,8 @@ from viewalign.transfer.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.transfer.tasks.training import FoldTraining, predict_sample
 
 Say = Callable[[str], None]
+LOSSES = "losses.json"
+"""The training loss of each epoch, in a fold's folder."""
 
 
 def finetune(
@@ -69,6 +71,7 @@ def finetune(
         "kind": spec.kind,
         "primary": spec.figure,
         "network": start.network,
+        "encoder": encoder,
         "folds": folds.digest,
     }
     (out / "metrics.json").write_text(json.dumps({**facts, **told}, indent=1))
@@ -114,6 +117,7 @@ def run_fold(
     network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)
     training = FoldTraining(network, taught, samples, spec, settings, fold.number, folder / "checkpoints")
     training.run(say)
+    (folder / LOSSES).write_text(json.dumps(training.losses))
     scale = (training.centre, training.spread)
     write_model(folder, network, start.network, spec, preprocessor, scale)
     return {name: predict_sample(network, samples[name], spec, scale, settings.device) for name in fold.held_out}

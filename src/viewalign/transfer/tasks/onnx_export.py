@@ -1,8 +1,8 @@
 """A fine-tuned task as one ONNX file: from a prepared image to probabilities or values, averaged over folds.
 
 The graph takes `image` float32 (N, C, D, H, W) and `valid` bool (N, 1, D, H, W) as `preparation.Preprocessor` gives
-them, for any N, and returns `answer` float32: probabilities (N, K), or values (N, 1) in the target's unit. How images are
-prepared stands in the file's metadata under `viewalign`, and in the JSON beside it.
+them, for any N, and returns `answer` float32: probabilities (N, K), or values (N, 1) in the target's unit. How images
+are prepared stands in the file's metadata under `viewalign`, and in the JSON beside it.
 """
 
 from __future__ import annotations
