@@ -10,20 +10,60 @@ import typer
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="A fine-tuning's folder, one of its folds, or its .onnx.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A fine-tuning's folder (or one of its folds, or its .onnx), or nnU-Net's folder of a model.",
+            show_default=False,
+        ),
     ],
     cases: Annotated[
-        Path, typer.Argument(help="A manifest (CSV or JSON lines); targets are not needed.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A manifest (CSV or JSON lines); for a segmentation also a folder of CASE_0000.nii.gz.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The CSV to write.")] = Path("predictions.csv"),
-    flips: Annotated[bool, typer.Option("--flips", help="Average over the eight mirrorings.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The CSV, or the folder of masks.", show_default="predictions[.csv]"),
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Average over mirrored images too.")] = False,
+    device: Annotated[str, typer.Option(help="Segmentations: auto, cuda, mps or cpu.")] = "auto",
 ) -> None:
-    """Predict probabilities, or values in the target's own unit, averaged over folds.
+    """Predict probabilities, values in the target's own unit, or masks on the voxels of each image; folds averaged.
+
+    What the model answers is told by its folder. Targets are not needed. A segmentation's mask has the grid of the
+    first channel given for its case.
 
     Exit code: 0 all cases, 3 some could not be used.
+
+    [b]Examples[/b]
+
+    viewalign predict tuned new.csv -o predictions.csv
+
+    viewalign predict liver imagesTs -o masks --flips
     """
-    from viewalign.cli.progress import progress_bar
     from viewalign.cli.telling import tell_refused
+    from viewalign.transfer.segmentation.predicting import is_segmentation
+
+    segments = is_segmentation(model)
+    target = out or Path("predictions" if segments else "predictions.csv")
+    tell_refused(_masks(model, cases, target, flips, device) if segments else _answers(model, cases, target, flips))
+
+
+def _masks(model: Path, cases: Path, out: Path, flips: bool, device: str) -> list[tuple[str, str]]:
+    from viewalign.transfer.segmentation import predicting
+    from viewalign.transfer.segmentation.running import Machine
+
+    trained = predicting.read_trained(model)
+    given = predicting.cases_in(cases, trained)
+    refused = predicting.predict(trained, given, out, Machine.choose(device, 1, 1), flips)
+    typer.echo(f"{len(given) - len(refused)} masks, {len(trained.folds)} folds averaged: {out}")
+    return refused
+
+
+def _answers(model: Path, cases: Path, out: Path, flips: bool) -> list[tuple[str, str]]:
+    from viewalign.cli.progress import progress_bar
     from viewalign.errors import UserError
     from viewalign.transfer.tasks.finetune import write_predictions
     from viewalign.transfer.tasks.manifest import read_manifest
@@ -42,4 +82,4 @@ def predict(
             report(number, len(given))
     write_predictions(out, given, rows, predictor.spec)
     typer.echo(f"{len(rows)} cases: {out}")
-    tell_refused(refused)
+    return refused
