@@ -32,7 +32,13 @@ LOSSES = "losses.json"
 
 
 def finetune(
-    task: str | Path, encoder: str, out: Path, settings: TaskTraining, say: Say = print, token_order: Any = None
+    task: str | Path,
+    encoder: str,
+    out: Path,
+    settings: TaskTraining,
+    say: Say = print,
+    token_order: Any = None,
+    cache: Path | None = None,
 ) -> tuple[ProbeScore, list[tuple[str, str]]]:
     """Fine-tune an encoder for a task in folds, judge it once over all of them, and keep what prediction needs.
 
@@ -50,7 +56,7 @@ def finetune(
     start = read_pretrained(encoder, token_order)
     preprocessor = preprocessor_for(start, spec, settings, say)
     _begin(out, spec, settings)
-    samples, refused = prepare_cases(cases, preprocessor)
+    samples, refused = prepare_cases(cases, preprocessor, cache=cache)
     usable = [case for case in cases if case.case in samples]
     folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
     (out / "folds.json").write_text(json.dumps(folds.as_json(), indent=1))
