@@ -32,7 +32,9 @@ def embed(
     """Write one vector a case: nothing random, the same numbers every time.
 
     The file holds arrays [b]case[/b], [b]features[/b], perhaps [b]maps[/b], and [b]facts[/b] with hashes of the encoder
-    and of the preprocessing; a .parquet is a table with them as columns and metadata. Exit code: 0 all cases, 3 some could not be used.
+    and of the preprocessing; a .parquet is a table with them as columns and metadata.
+
+    Exit code: 0 all cases, 3 some could not be used.
 
     [b]Example[/b]
 

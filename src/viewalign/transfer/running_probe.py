@@ -1,6 +1,7 @@
 """A probe while pretraining goes on: what a linear learner tells from the encoder of the moment, on a small task.
 
-It draws nothing from the generators that training may use and changes nothing in the network: with or without it a run is the same to the last bit (`tests/transfer/test_running_probe.py`).
+It draws nothing from the generators that training may use and changes nothing in the network: with or without it a run
+is the same to the last bit (`tests/transfer/test_running_probe.py`).
 """
 
 from __future__ import annotations

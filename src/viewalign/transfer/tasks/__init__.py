@@ -6,6 +6,7 @@ preparation.py                      files → the one tensor that training, embe
 network.py, pooling.py, encoders.py a backbone, a pooling, a head; losses on standardised targets
 folds.py, training.py, finetune.py  folds by subject, one fold's loop, a whole cross-validation
 metrics.py, comparing.py            judged once over all cases, with intervals over subjects
+caching.py, augmenting.py, lora.py    prepared cases on disk, changes of training, low-rank adapters
 models.py, onnx_export.py           a trained task on new cases, here and elsewhere
 ```
 """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from viewalign.errors import UserError
 from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.global_probe import ProbeScore, score
-from viewalign.transfer.tasks import metrics
+from viewalign.transfer.tasks import lora, metrics
 from viewalign.transfer.tasks.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
 from viewalign.transfer.tasks.folds import Fold, check_learnable, make_folds
 from viewalign.transfer.tasks.manifest import TaskCase, read_manifest, target_text
@@ -121,8 +121,12 @@ def run_fold(
     targets = [case.target for case in taught if case.target is not None]
     bias = first_bias(targets, spec, settings.balanced or settings.class_weights)
     network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)
+    if settings.mode == "lora":
+        lora.attach(backbone, settings.lora.rank, settings.lora.alpha, settings.lora.dropout, settings.seed)
     training = FoldTraining(network, taught, samples, spec, settings, fold.number, folder / "checkpoints")
     training.run(say)
+    if settings.mode == "lora":
+        lora.merge(backbone)
     (folder / LOSSES).write_text(json.dumps(training.losses))
     scale = (training.centre, training.spread)
     write_model(folder, network, start.network, spec, preprocessor, scale)

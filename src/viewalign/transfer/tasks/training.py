@@ -18,6 +18,7 @@ from torch import Tensor
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of, seed_of
 from viewalign.training import checkpoints
+from viewalign.transfer.tasks import lora
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.network import GlobalNetwork, answers, case_losses, class_weights
@@ -84,7 +85,10 @@ class FoldTraining:
         settings = self.settings
         frozen = settings.mode == "frozen" or (settings.mode == "head_first" and epoch < settings.head_epochs)
         self.network.train()
-        self.network.backbone.requires_grad_(not frozen)
+        if settings.mode == "lora":
+            lora.only_adapters(self.network.backbone)
+        else:
+            self.network.backbone.requires_grad_(not frozen)
         chosen = self._drawn(epoch, step)
         weights = torch.ones(len(chosen)) if self.weights is None else self.weights[[int(c.target) for c in chosen]]  # type: ignore[arg-type]
         torch.manual_seed(seed_of(settings.seed, self.number, step, "dropout"))
@@ -193,6 +197,8 @@ def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dic
     depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
+        if settings.mode == "lora" and not parameter.requires_grad:
+            continue
         below = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
         scale = settings.layer_decay**below if settings.mode == "layerwise" else 1.0
         decays = parameter.ndim > 1 and not name.endswith(_NO_DECAY)
