@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.errors import UserError
+from viewalign.transfer.tasks import onnx_export
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
 from viewalign.transfer.tasks.models import Predictor, write_model
 from viewalign.transfer.tasks.network import GlobalNetwork, answer_tensor
@@ -89,6 +90,18 @@ def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
         tables.append([line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()[1:]])
     assert [row[:4] for row in tables[0]] == [row[:4] for row in tables[1]]
     np.testing.assert_allclose(*(np.array([row[4:] for row in t], dtype=float) for t in tables), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch):
+    spec, cases = striped_task(tmp_path / "task", cases=1)
+    folder = model(tmp_path / "m", spec, "resenc-xs", "average")
+    monkeypatch.setattr(onnx_export, "_ONE_FILE", 0)
+    written = export_onnx(folder, tmp_path / "x")
+    assert written.file.stat().st_size < (tmp_path / "x" / "model.onnx.data").stat().st_size
+    (tmp_path / "x").rename(tmp_path / "moved")
+    found = OnnxPredictor(tmp_path / "moved" / "model.onnx").predict(cases[0])
+    np.testing.assert_allclose(found, Predictor(folder).predict(cases[0]), rtol=2e-4, atol=2e-5)
 
 
 def test_what_is_no_model_is_refused(tmp_path):
