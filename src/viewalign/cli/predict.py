@@ -28,7 +28,7 @@ def predict(
         typer.Option("-o", "--out", help="The CSV, or the folder of masks.", show_default="predictions[.csv]"),
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over mirrored images too.")] = False,
-    device: Annotated[str, typer.Option(help="Segmentations: auto, cuda, mps or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu; an .onnx runs on the CPU.")] = "auto",
 ) -> None:
     """Predict probabilities, values in the target's own unit, or masks on the voxels of each image; folds averaged.
 
@@ -48,7 +48,9 @@ def predict(
 
     segments = is_segmentation(model)
     target = out or Path("predictions" if segments else "predictions.csv")
-    tell_refused(_masks(model, cases, target, flips, device) if segments else _answers(model, cases, target, flips))
+    tell_refused(
+        _masks(model, cases, target, flips, device) if segments else _answers(model, cases, target, flips, device)
+    )
 
 
 def _masks(model: Path, cases: Path, out: Path, flips: bool, device: str) -> list[tuple[str, str]]:
@@ -62,15 +64,17 @@ def _masks(model: Path, cases: Path, out: Path, flips: bool, device: str) -> lis
     return refused
 
 
-def _answers(model: Path, cases: Path, out: Path, flips: bool) -> list[tuple[str, str]]:
+def _answers(model: Path, cases: Path, out: Path, flips: bool, device: str) -> list[tuple[str, str]]:
     from viewalign.cli.progress import progress_bar
     from viewalign.errors import UserError
+    from viewalign.transfer.segmentation.running import Machine
     from viewalign.transfer.tasks.finetune import write_predictions
     from viewalign.transfer.tasks.manifest import read_manifest
     from viewalign.transfer.tasks.models import Predictor
     from viewalign.transfer.tasks.onnx_export import OnnxPredictor
 
-    predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model)
+    machine = Machine.choose(device, 1, 1)
+    predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model, machine.device)
     given = read_manifest(cases, predictor.spec, targets=False)
     rows, refused = {}, []
     with progress_bar("Predicting") as report:

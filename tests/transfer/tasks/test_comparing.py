@@ -46,6 +46,17 @@ def test_the_better_run_is_told(tmp_path):
     assert "lower is better" in result.table()
 
 
+def test_test_cases_are_not_mixed_with_those_held_out(tmp_path):
+    cases = ages(12)
+    for name, off in (("a", 5.0), ("b", 1.0)):
+        write_spec(AGE, tmp_path / name)
+        rows = {c.case: ("test" if k < 6 else "0", np.array([c.target + off])) for k, c in enumerate(cases)}
+        write_predictions(tmp_path / name / "predictions.csv", cases, rows, AGE)
+    assert compare_runs(tmp_path / "a", tmp_path / "b", draws=100).cases == tuple(c.case for c in cases[:6])
+    write_run(tmp_path / "c", AGE, cases, [c.target for c in cases])
+    assert compare_runs(tmp_path / "a", tmp_path / "c", draws=100).cases == tuple(c.case for c in cases[6:])
+
+
 def test_a_p_value_is_that_of_all_exchanges_of_subjects():
     rng = np.random.default_rng(1)
     truth, a, b = (rng.normal(size=12) for _ in range(3))

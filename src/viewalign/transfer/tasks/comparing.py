@@ -91,12 +91,14 @@ def _plain(value: float) -> float | None:
 
 
 def compare_runs(a: Path, b: Path, draws: int = 1000, seed: int = 0) -> TaskComparison:
-    """Compare two fine-tunings by their `predictions.csv`.
+    """Compare two fine-tunings by their `predictions.csv`: on test cases where both have some, else on held-out ones.
 
     Raises:
         UserError: other tasks, other targets, or no case in common.
     """
     first, second = read_outcomes(a), read_outcomes(b)
+    tested = "test" in first.folds and "test" in second.folds
+    first, second = first.of_folds(tested), second.of_folds(tested)
     if first.spec != second.spec:
         raise UserError(f"{a} and {b} are of different tasks.")
     everyone, shared = set(first.cases) | set(second.cases), sorted(set(first.cases) & set(second.cases))

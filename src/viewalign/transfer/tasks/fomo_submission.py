@@ -176,7 +176,7 @@ def main(model: Path, arguments: Sequence[str]) -> int:
         if segmentation.is_segmentation(model):
             segment_subject(segmentation.read_trained(model), given, told["output"])
             return 0
-        value = predict_subject(Predictor(model), given)
+        value = predict_subject(Predictor(model, Machine.choose("auto", 1, 1).device), given)
     except UserError as problem:
         print(f"predict.py: {problem}", file=sys.stderr)
         return 1
