@@ -21,9 +21,9 @@ def compare(
     """Say whether B is better than A, by how much, and how sure that is.
 
     What the two are is told by their files: evaluations of segmentations, or fine-tunings for classification or
-    regression (on test cases where both have some, else on held-out ones). Cases are paired by name. The interval is a bootstrap over cases (over subjects, where a fine-tuning
-    knows them); the p-value is of a permutation test that exchanges A and B for some of them. Neither knows of the
-    chance in training: for that, compare several seeds.
+    regression (on test cases where both have some, else on held-out ones). Cases are paired by name. The interval is a
+    bootstrap over cases (over subjects, where a fine-tuning knows them); the p-value is of a permutation test that
+    exchanges A and B for some of them. Neither knows of the chance in training: for that, compare several seeds.
 
     [b]Examples[/b]
 
