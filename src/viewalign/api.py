@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from viewalign.transfer.embedding import Embeddings
     from viewalign.transfer.global_probe import ProbeScore
     from viewalign.transfer.segmentation.record import Finetuning, Teller
+    from viewalign.transfer.segmentation.running import Machine
     from viewalign.transfer.tasks.manifest import TaskCase
     from viewalign.transfer.tasks.spec import TaskSpec
     from viewalign.volumes.prepare import PrepareReport
@@ -35,11 +36,13 @@ class TaskOutcome:
         folder: its folder; `predict` takes it.
         score: figures over all held-out cases (`values`, and 95 % `intervals` over subjects).
         refused: name and reason of each case that could not be used.
+        report: the page, `report.html`.
     """
 
     folder: Path
     score: ProbeScore
     refused: list[tuple[str, str]]
+    report: Path
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,15 @@ class Predictions:
     """What a fine-tuned model says of cases.
 
     Attributes:
-        columns: what the numbers are: `p_<class>` each, or `value`.
-        values: by case, (K,) probabilities or (1,) value in the target's own unit.
+        columns: what the numbers are: `p_<class>` each, or `value`; none for a segmentation.
+        values: by case, (K,) probabilities or (1,) value in the target's own unit; none for a segmentation.
+        masks: by case, the file of a segmentation's mask, on the voxels of the case's first image.
         refused: name and reason of each case that could not be used.
     """
 
     columns: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
+    masks: dict[str, Path]
     refused: list[tuple[str, str]]
 
 
@@ -243,7 +248,8 @@ def finetune(kind: str, data: str | Path, encoder: str | Path, out: str | Path, 
         encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
         out: the fine-tuning's folder.
         **settings: as `viewalign finetune KIND --help` has them. Segmentation: those of `FinetuneSettings`, and
-            `device`, `gpus`, `processes`. Else: those of `TaskTraining`, `recipe` and `say` (takes lines of progress).
+            `device`, `gpus`, `processes`. Else: those of `TaskTraining`, `recipe`, `say` (takes lines of progress) and
+            `cache` (a folder that keeps prepared cases).
 
     Returns:
         For segmentation everything that came out (`judged` has the scores; the page is `report.html`), else a
@@ -288,6 +294,7 @@ def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: 
     from viewalign.transfer.tasks.setup import check_installed
 
     check_installed()
+    from viewalign.report.task import write_page
     from viewalign.transfer.tasks.finetune import finetune as run
     from viewalign.transfer.tasks.settings import load_training
     from viewalign.transfer.tasks.spec import read_spec
@@ -299,8 +306,10 @@ def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: 
     rest = dict(settings)
     say, recipe = rest.pop("say", None) or (lambda _: None), rest.pop("recipe", None)
     overrides = rest.pop("overrides", ())
-    score, refused = run(task, encoder, out, load_training(recipe, overrides, rest), say)
-    return TaskOutcome(out, score, refused)
+    cache = rest.pop("cache", None)
+    training = load_training(recipe, overrides, rest)
+    score, refused = run(task, encoder, out, training, say, cache=None if cache is None else Path(cache))
+    return TaskOutcome(out, score, refused, write_page(out))
 
 
 def predict(
@@ -309,24 +318,25 @@ def predict(
     out: str | Path | None = None,
     *,
     flips: bool = False,
+    device: str = "auto",
     on_progress: Listener | None = None,
 ) -> Predictions:
-    """Predict classes or values of new cases, averaged over a fine-tuning's folds.
-
-    Segmentations come from nnU-Net: `predict="imagesTs"` of a fine-tuning, or `viewalign export FOLDER --nnunet`.
+    """Predict classes, values or masks of new cases, averaged over a fine-tuning's folds.
 
     Args:
-        model: the folder of a fine-tuning for classification or regression, or one of its folds.
-        cases: a manifest (CSV or JSON lines) or a task's folder; targets are not needed.
-        out: a CSV to write.
-        flips: whether to average over the eight mirrorings.
-        on_progress: called after each case.
+        model: the folder of a fine-tuning or one of its folds, an exported `.onnx`, or nnU-Net's folder of a model.
+        cases: a manifest (CSV or JSON lines) or a task's folder; targets are not needed. For a segmentation a manifest
+            or a folder of `CASE_0000.nii.gz`.
+        out: a CSV to write; for a segmentation the folder of masks, which must be given.
+        flips: whether to average over mirrored images too.
+        device: `auto`, `cpu`, `cuda` or `mps`; an `.onnx` runs on the CPU.
+        on_progress: called after each case of a classification or regression.
 
     Returns:
-        The numbers by case, and the cases that could not be used.
+        The numbers or masks by case, and the cases that could not be used.
 
     Raises:
-        UserError: no model there, or a table of cases that cannot be used.
+        UserError: no model there, or cases that cannot be used.
 
     Example:
         ```python
@@ -334,11 +344,37 @@ def predict(
         print(said.columns, said.values)
         ```
     """
+    from viewalign.transfer.segmentation.predicting import is_segmentation
+    from viewalign.transfer.segmentation.running import Machine
+
+    machine = Machine.choose(device, 1, 1)
+    if is_segmentation(Path(model)):
+        return _masks(Path(model), Path(cases), out, machine, flips)
+    return _answers(Path(model), cases, out, machine, flips, on_progress)
+
+
+def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, flips: bool) -> Predictions:
+    from viewalign.transfer.segmentation import predicting
+
+    if out is None:
+        raise UserError(f"{model} is a segmentation: say with `out` which folder its masks go to.")
+    trained = predicting.read_trained(model)
+    given = predicting.cases_in(cases, trained)
+    refused = predicting.predict(trained, given, Path(out), machine, flips)
+    failed = {name for name, _ in refused}
+    masks = {case.case: Path(out) / f"{case.case}{trained.ending}" for case in given if case.case not in failed}
+    return Predictions((), {}, masks, refused)
+
+
+def _answers(
+    model: Path, cases: str | Path, out: str | Path | None, machine: Machine, flips: bool, listener: Listener | None
+) -> Predictions:
     from viewalign.transfer.tasks.finetune import write_predictions
     from viewalign.transfer.tasks.manifest import read_manifest
     from viewalign.transfer.tasks.models import Predictor, prediction_columns
+    from viewalign.transfer.tasks.onnx_export import OnnxPredictor
 
-    predictor = Predictor(model)
+    predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model, machine.device)
     given = read_manifest(cases, predictor.spec, targets=False)
     values: dict[str, NDArray[np.float64]] = {}
     refused = []
@@ -347,8 +383,8 @@ def predict(
             values[case.case] = predictor.predict(case, flips)
         except UserError as problem:
             refused.append((case.case, str(problem)))
-        if on_progress:
-            on_progress(number, len(given))
+        if listener:
+            listener(number, len(given))
     if out is not None:
         write_predictions(Path(out), given, {name: ("", value) for name, value in values.items()}, predictor.spec)
-    return Predictions(tuple(prediction_columns(predictor.spec)), values, refused)
+    return Predictions(tuple(prediction_columns(predictor.spec)), values, {}, refused)

@@ -169,12 +169,21 @@ class OptimSettings(Settings):
     power: Positive = 0.9
 
 
+class RunningProbeSettings(Settings):
+    """A small labelled task (`task`: its folder) on which frozen features are judged every so often, and at step 0."""
+
+    task: str
+    every: Count = 2500
+    folds: Annotated[int, Field(ge=2)] = 5
+
+
 class ValidateSettings(Settings):
     """Held-out subjects: 1 % of them, at least 5 and at most 200, none when there are fewer than 20."""
 
     every: Annotated[int, Field(ge=0)] = 500
     share: Fraction = 0.01
     batches: Count = 8
+    probe: RunningProbeSettings | None = None
 
 
 class CheckpointSettings(Settings):
@@ -269,5 +278,5 @@ class Recipe(Settings):
 
 def public_settings(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as plain data without the paths of this machine: what checkpoints and exports may tell."""
-    paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}}
+    paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}, "validate_": {"probe"}}
     return recipe.model_dump(mode="json", by_alias=True, exclude=paths)

@@ -1,4 +1,4 @@
-"""`viewalign compare`: two evaluations of the same cases."""
+"""`viewalign compare`: two evaluations, or two fine-tunings, of the same cases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import typer
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="An evaluation: its folder or evaluation.json.", show_default=False)],
+    a: Annotated[
+        Path,
+        typer.Argument(help="A fine-tuning's folder, or a segmentation's evaluation folder.", show_default=False),
+    ],
     b: Annotated[Path, typer.Argument(help="Another, of the same cases.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for comparison.json and .svg.", show_default=False)
@@ -17,20 +20,23 @@ def compare(
 ) -> None:
     """Say whether B is better than A, by how much, and how sure that is.
 
-    Cases are paired by name. The interval is a bootstrap over cases; the p-value is of a permutation test that flips
-    the sign of each case's difference. Neither knows of the chance in training: for that, compare several seeds.
+    What the two are is told by their files: evaluations of segmentations, or fine-tunings for classification or
+    regression (on test cases where both have some, else on held-out ones). Cases are paired by name. The interval is a
+    bootstrap over cases (over subjects, where a fine-tuning knows them); the p-value is of a permutation test that
+    exchanges A and B for some of them. Neither knows of the chance in training: for that, compare several seeds.
 
-    [b]Example[/b]
+    [b]Examples[/b]
 
     viewalign compare scratch/evaluation/fold-0-of-5 pretrained/evaluation/fold-0-of-5 -o comparison
+
+    viewalign compare tuned-a tuned-b
     """
     import json
 
     from viewalign.report.comparison import draw
-    from viewalign.transfer.evaluation.comparing import compare as compare_evaluations
-    from viewalign.transfer.evaluation.results import read_evaluation
+    from viewalign.transfer.comparing import compare_any
 
-    result = compare_evaluations(read_evaluation(a), read_evaluation(b), (str(a), str(b)))
+    result = compare_any(a, b)
     typer.echo(f"A = {a}\nB = {b}\n{len(result.cases)} cases of both" + _left_out(result.left_out))
     typer.echo(result.table())
     if out is not None:

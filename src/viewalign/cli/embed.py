@@ -16,7 +16,7 @@ def embed(
         ),
     ],
     task: Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and its manifest.", show_default=False)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .npz to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .npz or .parquet to write.", show_default=False)],
     size: Annotated[
         str | None,
         typer.Option(help="Field of view D,H,W in voxels; default the views of pretraining.", show_default=False),
@@ -24,12 +24,17 @@ def embed(
     spacing: Annotated[str, typer.Option(help="pretraining, none, or D,H,W in mm.")] = "pretraining",
     pool: Annotated[str, typer.Option(help="multistage, average, or pretrained.")] = "multistage",
     maps: Annotated[bool, typer.Option("--maps", help="Keep the coarsest map of each case too.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps prepared cases for the next time.", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Write one vector a case: nothing random, the same numbers every time.
 
     The file holds arrays [b]case[/b], [b]features[/b], perhaps [b]maps[/b], and [b]facts[/b] with hashes of the encoder
-    and of the preprocessing. Exit code: 0 all cases, 3 some could not be used.
+    and of the preprocessing; a .parquet is a table with them as columns and metadata.
+
+    Exit code: 0 all cases, 3 some could not be used.
 
     [b]Example[/b]
 
@@ -46,7 +51,7 @@ def embed(
     cases = read_manifest(task, spec, targets=False)
     backbone, preprocessor = encoder_and_preprocessor(encoder, spec, size, spacing, pool)
     with progress_bar("Embedding") as report:
-        found = embed_cases(backbone, preprocessor, cases, pool, maps, device, report)  # type: ignore[arg-type]
+        found = embed_cases(backbone, preprocessor, cases, pool, maps, device, report, cache)  # type: ignore[arg-type]
     found.write(out)
     typer.echo(f"{len(found.cases)} cases, {found.features.shape[1]} numbers each: {out}")
     tell_refused(found.refused)

@@ -18,6 +18,9 @@ def export(
         bool,
         typer.Option("--nnunet", help="For nnU-Net's own commands, without viewalign; see below.", show_default=False),
     ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="A fine-tuned classification or regression as ONNX; see below.")
+    ] = False,
     dataset: Annotated[
         str | None, typer.Option(help="With --nnunet: the dataset to write a plan for.", show_default=False)
     ] = None,
@@ -37,7 +40,18 @@ def export(
       viewalign export run --nnunet --dataset 4
 
       viewalign export liver --nnunet -o liver-model
+
+    With --onnx, the folder of a fine-tuned classification or regression (or one of its folds) gives model.onnx for any
+    batch size, its answers averaged over folds, and model.json, which says how images are prepared. It is checked
+    against torch before it counts as written, and `viewalign predict model.onnx` takes it.
+
+      viewalign export tuned --onnx -o tuned-onnx
     """
+    if onnx:
+        from viewalign.transfer.tasks.onnx_export import export_onnx
+
+        typer.echo(export_onnx(run, out or run / "onnx").text())
+        return
     if nnunet:
         from viewalign.cli.export_nnunet import export_nnunet
 

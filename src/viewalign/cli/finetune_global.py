@@ -16,10 +16,18 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="The fine-tuning's folder
 RecipeName = Annotated[
     str | None, typer.Option(help="ssl3d-abide, fomo-infarct, fomo-brain-age, or a YAML file.", show_default=False)
 ]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder that keeps prepared cases for the next time.", show_default=False)
+]
 
 
 def classification(
-    task: Task, encoder: Encoder, out: Out, settings: Overrides = None, recipe: RecipeName = None
+    task: Task,
+    encoder: Encoder,
+    out: Out,
+    settings: Overrides = None,
+    recipe: RecipeName = None,
+    cache: Cache = None,
 ) -> None:
     """Fine-tune an encoder to tell classes, in folds, and judge it once over all held-out cases.
 
@@ -27,26 +35,40 @@ def classification(
 
     viewalign finetune classification task mode=head_first epochs=50 --encoder run -o tuned
     """
-    _finetune(task, settings, encoder, out, recipe, regression=False)
+    _finetune(task, settings, encoder, out, recipe, cache, regression=False)
 
 
-def regression(task: Task, encoder: Encoder, out: Out, settings: Overrides = None, recipe: RecipeName = None) -> None:
+def regression(
+    task: Task,
+    encoder: Encoder,
+    out: Out,
+    settings: Overrides = None,
+    recipe: RecipeName = None,
+    cache: Cache = None,
+) -> None:
     """Fine-tune an encoder to tell a number, in folds, and judge it once over all held-out cases.
 
     [b]Example[/b]
 
     viewalign finetune regression task --encoder run -o tuned --recipe fomo-brain-age
     """
-    _finetune(task, settings, encoder, out, recipe, regression=True)
+    _finetune(task, settings, encoder, out, recipe, cache, regression=True)
 
 
 def _finetune(
-    task: Path, settings: list[str] | None, encoder: str, out: Path, recipe: str | None, regression: bool
+    task: Path,
+    settings: list[str] | None,
+    encoder: str,
+    out: Path,
+    recipe: str | None,
+    cache: Path | None,
+    *,
+    regression: bool,
 ) -> None:
     from viewalign import api
     from viewalign.cli.telling import tell_refused
 
     kind: Literal["classification", "regression"] = "regression" if regression else "classification"
-    done = api.finetune(kind, task, encoder, out, recipe=recipe, overrides=settings or [], say=typer.echo)
-    typer.echo(f"Predictions, figures and models: {out}")
+    done = api.finetune(kind, task, encoder, out, recipe=recipe, overrides=settings or [], say=typer.echo, cache=cache)
+    typer.echo(f"Predictions, figures and models: {out}\nReport: {done.report}")
     tell_refused(done.refused)

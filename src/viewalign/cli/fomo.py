@@ -1,36 +1,43 @@
-"""`viewalign fomo`: the FOMO25 challenge's tasks 1 and 3, from its folders to a container."""
+"""`viewalign fomo`: the FOMO25 challenge's three tasks, from its folders to a container."""
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-fomo = typer.Typer(no_args_is_help=True, help="FOMO25: prepare tasks 1 and 3, and make a submission.")
+fomo = typer.Typer(no_args_is_help=True, help="FOMO25: prepare its tasks, and make a submission.")
 
 
 @fomo.command()
 def prepare(
     source: Annotated[Path, typer.Argument(help="The folder with preprocessed/ and labels/.", show_default=False)],
-    number: Annotated[int, typer.Option("--task", help="1 (infarct) or 3 (age).", show_default=False)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The task's folder.", show_default=False)],
+    number: Annotated[int, typer.Option("--task", help="1 (infarct), 2 (meningioma) or 3 (age).", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The task's or dataset's folder.", show_default=False)],
 ) -> None:
     """Make a task of the challenge's folder; then `viewalign finetune` with the recipe of that task.
 
-    Task 2 is a segmentation: put its images and masks into nnU-Net's layout and use `viewalign finetune segmentation`.
+    Task 2 is a segmentation: it becomes a dataset of nnU-Net, with every image in LPS, for
+    `viewalign finetune segmentation --dataset FOLDER`.
     """
     from viewalign.errors import UserError
     from viewalign.transfer.tasks.converters import convert
     from viewalign.transfer.tasks.converters.found import Wanted
 
-    if number not in (1, 3):
-        raise UserError(
-            "--task takes 1 or 3; task 2 goes through nnU-Net's layout and `viewalign finetune segmentation`."
-        )
-    found = convert("fomo", source, out, Wanted(fomo_task=number))
-    typer.echo(f"{len(found.cases)} cases in {out}")
-    for line in found.left_out:
+    if number not in (1, 2, 3):
+        raise UserError(f"--task takes 1, 2 or 3, not {number}.")
+    if number == 2:
+        from viewalign.transfer.segmentation.fomo import prepare as prepare_segmentation
+
+        cases: Sized
+        cases, left_out = prepare_segmentation(source, out)
+    else:
+        found = convert("fomo", source, out, Wanted(fomo_task=number))
+        cases, left_out = found.cases, list(found.left_out)
+    typer.echo(f"{len(cases)} cases in {out}")
+    for line in left_out:
         typer.echo(f"  left out: {line}", err=True)
 
 

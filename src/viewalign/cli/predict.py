@@ -9,22 +9,47 @@ import typer
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A fine-tuning's folder, or one of its folds.", show_default=False)],
-    cases: Annotated[
-        Path, typer.Argument(help="A manifest (CSV or JSON lines); targets are not needed.", show_default=False)
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A fine-tuning's folder (or one of its folds, or its .onnx), or nnU-Net's folder of a model.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The CSV to write.")] = Path("predictions.csv"),
-    flips: Annotated[bool, typer.Option("--flips", help="Average over the eight mirrorings.")] = False,
+    cases: Annotated[
+        Path,
+        typer.Argument(
+            help="A manifest (CSV or JSON lines); for a segmentation also a folder of CASE_0000.nii.gz.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The CSV, or the folder of masks.", show_default="predictions[.csv]"),
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Average over mirrored images too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu; an .onnx runs on the CPU.")] = "auto",
 ) -> None:
-    """Predict probabilities, or values in the target's own unit, averaged over folds.
+    """Predict probabilities, values in the target's own unit, or masks on the voxels of each image; folds averaged.
+
+    What the model answers is told by its folder. Targets are not needed. A segmentation's mask has the grid of the
+    first channel given for its case.
 
     Exit code: 0 all cases, 3 some could not be used.
+
+    [b]Examples[/b]
+
+    viewalign predict tuned new.csv -o predictions.csv
+
+    viewalign predict liver imagesTs -o masks --flips
     """
     from viewalign import api
     from viewalign.cli.progress import progress_bar
     from viewalign.cli.telling import tell_refused
+    from viewalign.transfer.segmentation.predicting import is_segmentation
 
+    target = out or Path("predictions" if is_segmentation(model) else "predictions.csv")
     with progress_bar("Predicting") as report:
-        found = api.predict(model, cases, out, flips=flips, on_progress=report)
-    typer.echo(f"{len(found.values)} cases: {out}")
+        found = api.predict(model, cases, target, flips=flips, device=device, on_progress=report)
+    typer.echo(f"{len(found.values) + len(found.masks)} cases: {target}")
     tell_refused(found.refused)

@@ -30,6 +30,9 @@ def pretrain(
 
     With settings of your own:
       viewalign pretrain cva-primus-m data=store out=run batch=8 optim.lr=2e-4
+
+    With frozen features judged on a small labelled task along the way (see `viewalign probe`):
+      viewalign pretrain cva-resenc-l data=store out=run validate.probe.task=TASK validate.probe.every=2500
     """
     from viewalign.errors import UserError
     from viewalign.recipes.loading import load
@@ -37,7 +40,13 @@ def pretrain(
 
     if resume not in {"auto", "no"}:
         raise UserError(f"--resume takes auto or no, not '{resume}'.")
-    outcome = run_recipe(load(recipe, settings or []), resume="auto" if resume == "auto" else False)
+    asked = load(recipe, settings or [])
+    probe = None
+    if asked.validate_.probe is not None:
+        from viewalign.transfer.running_probe import make_probe
+
+        probe = make_probe(asked)
+    outcome = run_recipe(asked, resume="auto" if resume == "auto" else False, probe=probe)
     folder = outcome.folder.root
     if outcome.finished:
         typer.echo(f"Done: {outcome.step} steps. See it with  viewalign report {folder}  and take the encoder with")

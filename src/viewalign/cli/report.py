@@ -27,8 +27,13 @@ def report(
     probe            what frozen features can tell, where one was run
     settings         all of them
 
+    The folder of a fine-tuned classification or regression gives its figures with intervals, each fold, ROC curve and
+    calibration or predicted against true values, and the cases that went worst.
+
     The file stands alone: it loads nothing from the network, and can be mailed, printed and archived.
     """
+    from viewalign.report import task
     from viewalign.report.page import write_report
+    from viewalign.transfer.tasks.outcomes import is_task_run
 
-    typer.echo(write_report(run, output))
+    typer.echo(task.write_page(run, output) if is_task_run(run) else write_report(run, output))

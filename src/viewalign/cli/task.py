@@ -1,4 +1,4 @@
-"""`viewalign task`: make a task of what is there, and compare two fine-tunings of one."""
+"""`viewalign task`: make a task of what is there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-task = typer.Typer(no_args_is_help=True, help="Tasks with one answer a case: convert, compare.")
+task = typer.Typer(no_args_is_help=True, help="Tasks with one answer a case: make one of other layouts.")
+
+
+@task.callback()
+def group() -> None:
+    """Tasks with one answer a case: make one of other layouts."""
 
 
 @task.command()
@@ -36,14 +41,3 @@ def convert(
         typer.echo(f"  left out: {line}", err=True)
     if len(found.left_out) > 20:
         typer.echo(f"  and {len(found.left_out) - 20} more", err=True)
-
-
-@task.command()
-def compare(
-    a: Annotated[Path, typer.Argument(help="A fine-tuning's folder.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Another, of the same task.", show_default=False)],
-) -> None:
-    """Say whether B is better than A on the same cases, with intervals over subjects."""
-    from viewalign.transfer.tasks.comparing import compare_runs
-
-    typer.echo(compare_runs(a, b).table())

@@ -49,7 +49,22 @@ def loss_charts(run: RunRecord) -> list[Chart]:
     charts = [_term(run, name) for name in names]
     rate = _single(run, "lr", "Learning rate", "Set by warm-up and decay.")
     norm = _single(run, "gradient_norm", "Gradient norm", _clipping(run))
-    return [chart for chart in (*charts[:1], rate, *charts[1:], norm) if chart is not None]
+    return [chart for chart in (*charts[:1], *_probes(run), rate, *charts[1:], norm) if chart is not None]
+
+
+def _probes(run: RunRecord) -> list[Chart | None]:
+    """Draw what a probe told along the way, from the untrained network on."""
+    names = [name for name in run.keys("probe") if not name.endswith(("_low", "_high"))]
+    charts = []
+    for name in names:
+        words = name.replace("_", " ")
+        low, high = (run.series("probe", f"{name}_{end}").finite() for end in ("low", "high"))
+        ends = f"; at the end 95 % over subjects {number(low.last)} to {number(high.last)}" if len(low) else ""
+        caption = f"Frozen features and a linear learner on labelled cases{ends}. Step 0 is the network as it began."
+        lines = {"probe": run.series("probe", name)}
+        svg = line_chart(f"Probe: {words}", f"{words} (no unit)", lines)
+        charts.append(None if svg is None else Chart(f"Probe: {words}", caption, svg, False))
+    return charts
 
 
 _WEIGHTED = ("cva", "mae", "simmim", "spark")

@@ -15,6 +15,7 @@ from torch import Tensor
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.methods.base import Method, StepResult
+from viewalign.networks.backbone import Backbone
 from viewalign.processes import gather_objects
 from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
 from viewalign.training.data import Feed, Samples
@@ -44,6 +45,10 @@ class Position:
     best_step: int = -1
 
 
+Probe = Callable[[Backbone], dict[str, float]]
+"""Judges the encoder of the moment; leaves it and every generator as they were."""
+
+
 class Trainer:
     """One process of a run.
 
@@ -69,6 +74,7 @@ class Trainer:
         facts: dict[str, Any],
         preparation: dict[str, Any],
     ) -> None:
+        self.probe: Probe | None = None
         self.facts, self.preparation = facts, preparation
         self.fabric, self.method, self.feed, self.recipe, self.folder = fabric, method, feed, recipe, folder
         self.exact = recipe.runtime.precision == "fp64"
@@ -89,6 +95,7 @@ class Trainer:
             self.log = RunLog(self.folder.log, self.position.step, opened)
         if self.position.step == 0:
             self._row("data", self.facts)
+            self._probe()
         begin, waited, since = time.perf_counter(), 0.0, self.position.step
         batches = self.feed.train(self.position.step, self.recipe.steps)
         try:
@@ -104,6 +111,8 @@ class Trainer:
                     begin, waited, since = time.perf_counter(), 0.0, self.position.step
                 if self.feed.validation and self.recipe.validate_.every and self._due(self.recipe.validate_.every):
                     self._validate(self.feed.validation())
+                if self.recipe.validate_.probe is not None and self._due(self.recipe.validate_.probe.every):
+                    self._probe()
                 if self._due(self.recipe.checkpoint.every):
                     self.save()
             self._finish()
@@ -248,6 +257,14 @@ class Trainer:
         if means.get("loss", math.inf) < self.position.best_loss:
             self.position.best_loss, self.position.best_step = means["loss"], self.position.step
             self.save()
+
+    def _probe(self) -> None:
+        """Let the main process judge the encoder on labelled cases; the others wait at the next step."""
+        if self.probe is not None and self.fabric.is_global_zero:
+            figures = self.probe(self.method.encoder())
+            self._row("probe", figures)
+            told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            self.ticker.say(f"Step {self.position.step}: probe of frozen features  {told}")
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         if self.fabric.world_size > 1:

@@ -26,7 +26,7 @@ from viewalign.training.data import Feed, Samples
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import launch, open_together, told_of_lost_processes
-from viewalign.training.loop import Trainer
+from viewalign.training.loop import Probe, Trainer
 from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.alignment import align
 from viewalign.views.array import draw_views
@@ -67,22 +67,31 @@ class Outcome:
         return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
 
 
-def pretrain(recipe: Recipe, resume: Literal["auto"] | bool = False, store: Store | None = None) -> Outcome:
+def pretrain(
+    recipe: Recipe,
+    resume: Literal["auto"] | bool = False,
+    store: Store | None = None,
+    probe: Probe | None = None,
+) -> Outcome:
     """Run a recipe to its end, or to the next Ctrl-C or SIGTERM.
 
     Args:
         recipe: all settings; `data` names a prepared store and `out` the run's folder.
         resume: whether to go on from the newest checkpoint in `out`.
         store: opened already, in place of `data`.
+        probe: judges the encoder on the schedule of `validate.probe` (`transfer.running_probe.make_probe`).
 
     Raises:
         UserError: something about recipe, store or folder does not fit; said before any work begins.
     """
+    if recipe.validate_.probe is not None and probe is None:
+        raise UserError("validate.probe needs `viewalign pretrain`, or pretrain(..., probe=make_probe(recipe)).")
     store = _open_store(recipe) if store is None else store
     asks = asks_of(recipe)
     recipe, fabric = launch(keep_precision(recipe) if resume else recipe, asks.group, asks.idle)
     folder, recipe = open_together(fabric, recipe, bool(resume))
     trainer = _assemble(recipe, asks, store, folder, fabric)
+    trainer.probe = probe
     state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
     for complaint in complaints:
         trainer.ticker.say(complaint)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 import viewalign
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
+from viewalign.transfer import parquet
+from viewalign.transfer.tasks.caching import cached
 from viewalign.transfer.tasks.manifest import Target, TaskCase
 from viewalign.transfer.tasks.pooling import Pool, Pooling, maps_of
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
@@ -42,15 +44,21 @@ class Embeddings:
     refused: tuple[tuple[str, str], ...] = field(default=())
 
     def write(self, path: Path) -> None:
-        """Write an `.npz` (arrays `case`, `features`, perhaps `maps`, and `facts` as JSON), whole or not at all."""
+        """Write an `.npz` (arrays `case`, `features`, perhaps `maps`, and `facts` as JSON), whole or not at all.
+
+        A name that ends in `.parquet` gives a table of the same columns, with `facts` in its metadata.
+        """
         arrays: dict[str, NDArray[Any]] = {"case": np.array(self.cases), "features": self.features}
         arrays["facts"] = np.array(json.dumps(self.facts))
         if self.maps is not None:
             arrays["maps"] = self.maps
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".writing-{path.name}")
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        if path.suffix == ".parquet":
+            parquet.write(partial, self.cases, self.features, self.maps, self.facts)
+        else:
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
         partial.replace(path)
 
     @classmethod
@@ -60,6 +68,8 @@ class Embeddings:
         Raises:
             UserError: it is no such file.
         """
+        if path.suffix == ".parquet":
+            return cls(*parquet.read(path))
         try:
             with np.load(path) as held:
                 maps = held["maps"] if "maps" in held.files else None
@@ -69,14 +79,18 @@ class Embeddings:
 
 
 def prepare_cases(
-    cases: Sequence[TaskCase], preprocessor: Preprocessor, progress: Callable[[int, int], None] | None = None
+    cases: Sequence[TaskCase],
+    preprocessor: Preprocessor,
+    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> tuple[dict[str, Sample], list[tuple[str, str]]]:
-    """Prepare cases in memory; returns their samples, and the name and reason of each that could not be used."""
+    """Prepare cases, in memory or in a cache; returns their samples, and name and reason of each that is refused."""
+    prepare = cached(preprocessor, cache)
     samples: dict[str, Sample] = {}
     refused: list[tuple[str, str]] = []
     for number, case in enumerate(cases, 1):
         try:
-            samples[case.case] = preprocessor(case.images, case.mask)
+            samples[case.case] = prepare(case.images, case.mask)
         except UserError as problem:
             refused.append((case.case, str(problem)))
         if progress:
@@ -93,6 +107,7 @@ def embed(
     with_maps: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Embeddings:
     """Embed cases one by one, in float32, with nothing random.
 
@@ -104,14 +119,16 @@ def embed(
         with_maps: whether to keep the coarsest map of each case.
         device: where the encoder runs.
         progress: takes how many cases are done and how many there are.
+        cache: folder of prepared cases, see `tasks.caching`.
     """
     backbone = backbone.eval().to(device)
     pooling = Pooling(backbone, pool).to(device)
+    prepare = cached(preprocessor, cache)
     rows, maps, names, refused = [], [], [], []
     for number, case in enumerate(cases, 1):
         try:
-            sample = preprocessor(case.images, case.mask)
-            image, valid = (torch.from_numpy(part)[None].to(device) for part in (sample.image, sample.valid))
+            sample = prepare(case.images, case.mask)
+            image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
             rows.append(pooling(backbone, image, valid)[0].cpu().numpy())
             maps += [maps_of(backbone, image)[-1][0].float().cpu().numpy()] if with_maps else []
             names.append(case.case)

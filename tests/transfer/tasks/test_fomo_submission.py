@@ -6,16 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from viewalign.transfer.tasks.comparing import compare_runs
 from viewalign.transfer.tasks.converters.fomo import SPECS
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
-from viewalign.transfer.tasks.finetune import write_predictions
 from viewalign.transfer.tasks.fomo_submission import main, write_submission
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.models import Predictor, write_model
 from viewalign.transfer.tasks.network import GlobalNetwork
 from viewalign.transfer.tasks.preparation import Preprocessor
-from viewalign.transfer.tasks.spec import write_spec
 
 
 def model(folder, number):
@@ -95,17 +92,3 @@ def test_the_written_program_runs_by_itself(tmp_path, subject):
     )
     assert told.returncode == 0, told.stderr
     assert 0 < float((tmp_path / "a.txt").read_text()) <= 120
-
-
-def test_two_runs_are_compared_on_the_same_cases(tmp_path):
-    spec, rng = SPECS[3], np.random.default_rng(0)
-    cases = [TaskCase(f"c{k}", f"s{k // 2}", {}, target=float(50 + k)) for k in range(20)]
-    for name, error in (("a", 6.0), ("b", 1.0)):
-        rows = {case.case: ("0", np.array([case.target + error * rng.normal()])) for case in cases}
-        write_spec(spec, tmp_path / name)
-        write_predictions(tmp_path / name / "predictions.csv", cases, rows, spec)
-    result = compare_runs(tmp_path / "a", tmp_path / "b", draws=200)
-    assert result.cases == 20
-    assert result.b["mae"] < result.a["mae"]
-    assert result.intervals["mae"][1] < 0
-    assert "20 cases of both" in result.table()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from viewalign.errors import UserError
+from viewalign.randomness import generator_of
 from viewalign.transfer.tasks import metrics
-from viewalign.transfer.tasks.manifest import parse_target
-from viewalign.transfer.tasks.models import prediction_columns
-from viewalign.transfer.tasks.spec import TaskSpec, read_spec
+from viewalign.transfer.tasks.outcomes import Outcomes, read_outcomes
 
 
 @dataclass(frozen=True)
@@ -24,63 +25,140 @@ class TaskComparison:
     Attributes:
         a, b: figures of each.
         intervals: 95 % intervals of b minus a, over the same resampled subjects.
-        cases: how many were compared.
+        p_values: two-sided, of permutations that exchange the two runs' answers for some subjects.
+        cases: names of the cases compared.
+        scores: of each case under a and under b (`Outcomes.case_scores`).
+        kind, primary: of the task.
+        names: of the two runs.
+        left_out: cases of one of the two alone.
     """
 
     a: dict[str, float]
     b: dict[str, float]
     intervals: dict[str, metrics.Interval | None]
-    cases: int
+    p_values: dict[str, float | None]
+    cases: tuple[str, ...]
+    scores: tuple[NDArray[np.float64], NDArray[np.float64]]
+    kind: str
+    primary: str
+    names: tuple[str, str]
+    left_out: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; what is not defined is None."""
+        told = {
+            name: {
+                "a": _plain(self.a[name]),
+                "b": _plain(self.b[name]),
+                "difference": _plain(self.b[name] - self.a[name]),
+                "interval": self.intervals[name],
+                "p_value": self.p_values[name],
+            }
+            for name in self.a
+        }
+        return {
+            "a": self.names[0],
+            "b": self.names[1],
+            "cases": list(self.cases),
+            "left_out": list(self.left_out),
+            "figures": told,
+        }
 
     def table(self) -> str:
-        """Return a table for a terminal."""
-        lines = [f"{self.cases} cases of both; b - a with its 95 % interval over subjects"]
+        """Return a table for a terminal; figures of which less is better are marked."""
+        rows = [("", "A", "B", "B - A", "95 % interval", "p", "")]
         for name in self.a:
-            ends = self.intervals[name]
-            told = "" if ends is None else f"  ({ends[0]:+.3f} to {ends[1]:+.3f})"
-            lines.append(
-                f"  {name:<18} {self.a[name]:8.3f} {self.b[name]:8.3f}  {self.b[name] - self.a[name]:+.3f}{told}"
+            ends, chance = self.intervals[name], self.p_values[name]
+            rows.append(
+                (
+                    name,
+                    f"{self.a[name]:.3f}",
+                    f"{self.b[name]:.3f}",
+                    f"{self.b[name] - self.a[name]:+.3f}",
+                    "-" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}",
+                    "-" if chance is None else f"{chance:.4f}",
+                    "lower is better" if name in metrics.LOWER_IS_BETTER else "",
+                )
             )
-        return "\n".join(lines)
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def compare_runs(a: Path, b: Path, draws: int = 1000, seed: int = 0) -> TaskComparison:
-    """Compare two fine-tunings by their `predictions.csv`.
+    """Compare two fine-tunings by their `predictions.csv`: on test cases where both have some, else on held-out ones.
 
     Raises:
         UserError: other tasks, other targets, or no case in common.
     """
-    spec = read_spec(a)
-    if read_spec(b) != spec:
+    first, second = read_outcomes(a), read_outcomes(b)
+    tested = "test" in first.folds and "test" in second.folds
+    first, second = first.of_folds(tested), second.of_folds(tested)
+    if first.spec != second.spec:
         raise UserError(f"{a} and {b} are of different tasks.")
-    first, second = _rows(a, spec), _rows(b, spec)
-    shared = sorted(set(first) & set(second))
+    everyone, shared = set(first.cases) | set(second.cases), sorted(set(first.cases) & set(second.cases))
     if not shared:
         raise UserError(f"{a} and {b} have no case in common.")
-    odd = [name for name in shared if first[name][:2] != second[name][:2]]
-    if odd:
-        raise UserError(f"{a} and {b} differ in subject or target of {odd[0]}.")
-    truth = np.array([first[name][1] for name in shared])
-    left, right = (_matrix([rows[name][2] for name in shared], spec) for rows in (first, second))
-    subjects = [first[name][0] for name in shared]
-    ends = metrics.difference_intervals(spec.kind, truth, left, right, subjects, draws, seed)
-    scores = [metrics.evaluate(spec.kind, truth, one) for one in (left, right)]
-    return TaskComparison(scores[0], scores[1], ends, len(shared))
+    left, right = (one.select([one.cases.index(name) for name in shared]) for one in (first, second))
+    for k, name in enumerate(shared):
+        if left.subjects[k] != right.subjects[k] or not np.array_equal(left.truth[k], right.truth[k]):
+            raise UserError(f"{a} and {b} differ in subject or target of {name}.")
+    kind, truth = left.spec.kind, left.truth
+    ends = metrics.difference_intervals(kind, truth, left.predicted, right.predicted, left.subjects, draws, seed)
+    scores = [metrics.evaluate(kind, truth, one.predicted) for one in (left, right)]
+    return TaskComparison(
+        scores[0],
+        scores[1],
+        ends,
+        exchange_p_values(left, right.predicted, draws, seed),
+        tuple(shared),
+        (left.case_scores(), right.case_scores()),
+        kind,
+        left.spec.figure,
+        (str(a), str(b)),
+        tuple(sorted(everyone - set(shared))),
+    )
 
 
-def _rows(folder: Path, spec: TaskSpec) -> dict[str, tuple[str, Any, list[float]]]:
-    file = folder / "predictions.csv"
-    if not file.is_file():
-        raise UserError(f"{folder} holds no predictions.csv.")
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    columns = prediction_columns(spec)
-    return {
-        row["case"]: (row["subject"], parse_target(row["target"], spec), [float(row[name]) for name in columns])
-        for row in rows
-    }
+def exchange_p_values(
+    left: Outcomes, right: NDArray[np.float64], draws: int = 1000, seed: int = 0
+) -> dict[str, float | None]:
+    """Return a two-sided p-value of each figure's difference: how often chance exchanges give one as large.
+
+    If neither run were better, each subject's two sets of answers could be exchanged. All exchanges are tried where
+    there are few enough, else `draws` random ones beside the one that is (Phipson & Smyth, 2010). None where the
+    figure is not defined, or there is one subject alone.
+    """
+    people, index = np.unique(np.asarray(left.subjects), return_inverse=True)
+    observed = _differences(left, left.predicted, right)
+    found: dict[str, list[float]] = {name: [] for name in observed}
+    for swaps in _exchanges(len(people), draws, seed):
+        rows = swaps[index].reshape(-1, *[1] * (right.ndim - 1))
+        one = _differences(left, np.where(rows, right, left.predicted), np.where(rows, left.predicted, right))
+        for name, value in one.items():
+            found[name].append(value)
+    return {name: _p_value(observed[name], values) if len(people) > 1 else None for name, values in found.items()}
 
 
-def _matrix(rows: Sequence[Sequence[float]], spec: TaskSpec) -> np.ndarray:
-    matrix = np.array(rows, dtype=np.float64)
-    return matrix[:, 0] if spec.kind == "regression" else matrix
+def _differences(left: Outcomes, a: NDArray[np.float64], b: NDArray[np.float64]) -> Mapping[str, float]:
+    one, other = (metrics.evaluate(left.spec.kind, left.truth, part) for part in (a, b))
+    return {name: other[name] - one[name] for name in one}
+
+
+def _exchanges(people: int, draws: int, seed: int) -> list[NDArray[np.bool_]]:
+    if 2**people <= draws:
+        return [np.array(row) for row in product((False, True), repeat=people)]
+    rng = generator_of(seed, "exchanges")
+    return [np.zeros(people, dtype=bool), *(rng.random((draws - 1, people)) < 0.5)]
+
+
+def _p_value(observed: float, found: list[float]) -> float | None:
+    values = np.array([value for value in found if math.isfinite(value)])
+    if not math.isfinite(observed) or not len(values):
+        return None
+    return float((np.abs(values) >= abs(observed) - 1e-12).mean())

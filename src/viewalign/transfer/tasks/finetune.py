@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from viewalign.errors import UserError
 from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.global_probe import ProbeScore, score
-from viewalign.transfer.tasks import metrics
+from viewalign.transfer.tasks import lora, metrics
 from viewalign.transfer.tasks.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
 from viewalign.transfer.tasks.folds import Fold, check_learnable, make_folds
 from viewalign.transfer.tasks.manifest import TaskCase, read_manifest, target_text
@@ -27,10 +27,18 @@ from viewalign.transfer.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.transfer.tasks.training import FoldTraining, predict_sample
 
 Say = Callable[[str], None]
+LOSSES = "losses.json"
+"""The training loss of each epoch, in a fold's folder."""
 
 
 def finetune(
-    task: str | Path, encoder: str, out: Path, settings: TaskTraining, say: Say = print, token_order: Any = None
+    task: str | Path,
+    encoder: str,
+    out: Path,
+    settings: TaskTraining,
+    say: Say = print,
+    token_order: Any = None,
+    cache: Path | None = None,
 ) -> tuple[ProbeScore, list[tuple[str, str]]]:
     """Fine-tune an encoder for a task in folds, judge it once over all of them, and keep what prediction needs.
 
@@ -48,7 +56,7 @@ def finetune(
     start = read_pretrained(encoder, token_order)
     preprocessor = preprocessor_for(start, spec, settings, say)
     _begin(out, spec, settings)
-    samples, refused = prepare_cases(cases, preprocessor)
+    samples, refused = prepare_cases(cases, preprocessor, cache=cache)
     usable = [case for case in cases if case.case in samples]
     folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
     (out / "folds.json").write_text(json.dumps(folds.as_json(), indent=1))
@@ -69,6 +77,7 @@ def finetune(
         "kind": spec.kind,
         "primary": spec.figure,
         "network": start.network,
+        "encoder": encoder,
         "folds": folds.digest,
     }
     (out / "metrics.json").write_text(json.dumps({**facts, **told}, indent=1))
@@ -112,8 +121,13 @@ def run_fold(
     targets = [case.target for case in taught if case.target is not None]
     bias = first_bias(targets, spec, settings.balanced or settings.class_weights)
     network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)
+    if settings.mode == "lora":
+        lora.attach(backbone, settings.lora.rank, settings.lora.alpha, settings.lora.dropout, settings.seed)
     training = FoldTraining(network, taught, samples, spec, settings, fold.number, folder / "checkpoints")
     training.run(say)
+    if settings.mode == "lora":
+        lora.merge(backbone)
+    (folder / LOSSES).write_text(json.dumps(training.losses))
     scale = (training.centre, training.spread)
     write_model(folder, network, start.network, spec, preprocessor, scale)
     return {name: predict_sample(network, samples[name], spec, scale, settings.device) for name in fold.held_out}

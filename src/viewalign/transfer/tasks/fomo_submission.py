@@ -1,20 +1,25 @@
-"""The entry to FOMO25's tasks 1 and 3: one offline program that takes any sequences a subject has, and its containers.
+"""The entry to FOMO25's three tasks: one offline program that takes any sequences a subject has, and its containers.
 
 The evaluation passes every sequence it finds (`--swi` and `--t2s` may come together) and reads a number from a text
-file. A sequence that cannot be read is told on stderr and counts as missing; without any there is no answer.
+file, or a mask. A sequence that cannot be read is told on stderr and counts as missing; without any there is no answer.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from viewalign.errors import UserError
+from viewalign.transfer.segmentation import packaging
+from viewalign.transfer.segmentation import predicting as segmentation
+from viewalign.transfer.segmentation.running import Machine
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.models import FACTS, WEIGHTS, Predictor
-from viewalign.transfer.tasks.preparation import read_image
+from viewalign.transfer.tasks.preparation import frame_difference, onto, read_image
+from viewalign.volumes.reading import Volume
 
 SEQUENCES = ("flair", "adc", "dwi_b1000", "t2s", "swi", "t1", "t2")
 
@@ -28,7 +33,7 @@ from viewalign.transfer.tasks.fomo_submission import main
 sys.exit(main(Path(__file__).resolve().parent / "model", sys.argv[1:]))
 '''
 
-APPTAINER = """Bootstrap: docker
+_APPTAINER = """Bootstrap: docker
 From: python:3.11-slim
 
 %files
@@ -37,7 +42,7 @@ From: python:3.11-slim
     wheels /wheels
 
 %post
-    pip install --no-cache-dir --no-index --find-links /wheels "viewalign[tasks]"
+    pip install --no-cache-dir --no-index --find-links /wheels "viewalign[EXTRAS]"
     mkdir -p /input /output
 
 %environment
@@ -47,18 +52,18 @@ From: python:3.11-slim
     exec python /app/predict.py "$@"
 """
 
-DOCKERFILE = """FROM python:3.11-slim
+_DOCKERFILE = """FROM python:3.11-slim
 COPY wheels /wheels
-RUN pip install --no-cache-dir --no-index --find-links /wheels "viewalign[tasks]" && mkdir -p /input /output
+RUN pip install --no-cache-dir --no-index --find-links /wheels "viewalign[EXTRAS]" && mkdir -p /input /output
 COPY predict.py /app/predict.py
 COPY model /app/model
 ENV OMP_NUM_THREADS=4
 ENTRYPOINT ["python", "/app/predict.py"]
 """
 
-README = """Wheels first, on a machine that is online:
+_README = """Wheels first, on a machine that is online:
 
-    pip wheel "viewalign[tasks]" -w wheels
+    pip wheel "viewalign[EXTRAS]" -w wheels
 
 Then `apptainer build task.sif Apptainer.def`, or `docker build -t task .`. The containers need no network.
 """
@@ -70,20 +75,37 @@ def write_submission(model: Path, out: Path) -> Path:
     Raises:
         UserError: no trained model.
     """
-    Predictor(model)  # refused here rather than in the container
-    folds = sorted(path.parent for path in model.glob(f"fold_*/{FACTS}"))
-    for fold in folds:
-        (out / "model" / fold.name).mkdir(parents=True, exist_ok=True)
-        for name in (FACTS, WEIGHTS):
-            shutil.copyfile(fold / name, out / "model" / fold.name / name)
+    segments = segmentation.is_segmentation(model)
+    out.mkdir(parents=True, exist_ok=True)
+    if segments:
+        _copy_segmentation(model, out / "model")
+    else:
+        _copy_folds(model, out / "model")
+    extras = "nnunet" if segments else "tasks"
     for name, text in (
         ("predict.py", PREDICT_PY),
-        ("Apptainer.def", APPTAINER),
-        ("Dockerfile", DOCKERFILE),
-        ("README.txt", README),
+        ("Apptainer.def", _APPTAINER),
+        ("Dockerfile", _DOCKERFILE),
+        ("README.txt", _README),
     ):
-        (out / name).write_text(text)
+        (out / name).write_text(text.replace("EXTRAS", extras))
     return out
+
+
+def _copy_folds(model: Path, target: Path) -> None:
+    Predictor(model)  # refused here rather than in the container
+    for fold in sorted(path.parent for path in model.glob(f"fold_*/{FACTS}")):
+        (target / fold.name).mkdir(parents=True, exist_ok=True)
+        for name in (FACTS, WEIGHTS):
+            shutil.copyfile(fold / name, target / fold.name / name)
+
+
+def _copy_segmentation(model: Path, target: Path) -> None:
+    """Write a segmentation as stock nnU-Net reads it: no path, no optimizer, nothing that needs our trainer."""
+    exported = packaging.export_model(model, target.with_name(".model"))[0]
+    shutil.rmtree(target, ignore_errors=True)
+    exported.replace(target)
+    shutil.rmtree(target.with_name(".model"))
 
 
 def predict_subject(predictor: Predictor, given: Mapping[str, Path]) -> float:
@@ -108,6 +130,36 @@ def predict_subject(predictor: Predictor, given: Mapping[str, Path]) -> float:
     return float(answer[0] if predictor.spec.kind == "regression" else answer[1])
 
 
+def segment_subject(trained: segmentation.Trained, given: Mapping[str, Path], out: Path) -> None:
+    """Write a mask on the voxels of the first sequence given, from whichever sequences can be read.
+
+    Raises:
+        UserError: none of them can be used.
+    """
+    wanted = [word for channel in trained.specs for word in (channel.name, *channel.aliases)]
+    usable: dict[str, Path] = {}
+    first: Volume | None = None
+    for word, path in given.items():
+        if word not in wanted:
+            continue
+        try:
+            volume = read_image(path)
+            if first is not None and frame_difference(volume, first):
+                onto(volume, first)
+            first, usable[word] = first or volume, path
+        except UserError as problem:
+            print(f"{word} is left out: {problem}", file=sys.stderr)
+    if not usable:
+        raise UserError(f"No sequence can be used; this task takes {', '.join(sorted(wanted))}.")
+    with tempfile.TemporaryDirectory() as scratch:
+        case = TaskCase("subject", "subject", usable)
+        refused = segmentation.predict(trained, [case], Path(scratch), Machine.choose("auto", 1, 1))
+        if refused:
+            raise UserError(refused[0][1])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(scratch) / f"subject{trained.ending}", out)
+
+
 def main(model: Path, arguments: Sequence[str]) -> int:
     """Run the program of a submission; returns its exit code."""
     import argparse
@@ -117,8 +169,14 @@ def main(model: Path, arguments: Sequence[str]) -> int:
         parser.add_argument(f"--{word}", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     told = vars(parser.parse_args(list(arguments)))
+    # A mask lies on the voxels of the first sequence: that of the command line, not of this list.
+    named = [part.partition("=")[0].removeprefix("--") for part in arguments if part.startswith("--")]
+    given = {word: told[word] for word in dict.fromkeys(named) if word in SEQUENCES and told[word] is not None}
     try:
-        value = predict_subject(Predictor(model), {word: told[word] for word in SEQUENCES if told[word] is not None})
+        if segmentation.is_segmentation(model):
+            segment_subject(segmentation.read_trained(model), given, told["output"])
+            return 0
+        value = predict_subject(Predictor(model, Machine.choose("auto", 1, 1).device), given)
     except UserError as problem:
         print(f"predict.py: {problem}", file=sys.stderr)
         return 1

@@ -98,14 +98,18 @@ class Predictor:
 
     Args:
         folder: of a fine-tuning, or of one of its folds.
+        device: where networks compute.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
         given = Path(folder)
         folders = [given] if (given / FACTS).is_file() else sorted(p.parent for p in given.glob(f"fold_*/{FACTS}"))
         if not folders:
             raise UserError(f"{given} holds no trained model: no fold_*/{FACTS}.")
         self.models = [read_model(one) for one in folders]
+        self.device = device
+        for one in self.models:
+            one.network.to(device)
         self.spec, self.preprocessor = self.models[0].spec, self.models[0].preprocessor
         if any(
             m.preprocessor.fingerprint() != self.preprocessor.fingerprint() or m.spec != self.spec for m in self.models
@@ -119,7 +123,7 @@ class Predictor:
             UserError: the case cannot be prepared.
         """
         sample = self.preprocessor(case.images, case.mask)
-        found = [predict_sample(m.network, sample, self.spec, m.scale, flips=flips) for m in self.models]
+        found = [predict_sample(m.network, sample, self.spec, m.scale, self.device, flips) for m in self.models]
         mean: NDArray[np.float64] = np.mean(found, axis=0)
         return mean
 

@@ -69,10 +69,15 @@ def case_losses(outputs: Tensor, targets: Tensor, spec: TaskSpec, smoothing: flo
     return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction="none")
 
 
-def answers(outputs: Tensor, spec: TaskSpec, centre: float = 0.0, spread: float = 1.0) -> np.ndarray:
-    """Turn outputs into probabilities (N, K), or values (N,) in the target's unit, held within the task's range."""
+def answer_tensor(outputs: Tensor, spec: TaskSpec, centre: float = 0.0, spread: float = 1.0) -> Tensor:
+    """Turn outputs into probabilities (N, K), or values (N, 1) in the target's unit, held within the task's range."""
     if spec.kind == "regression":
-        values = outputs.detach()[:, 0].double().cpu().numpy() * spread + centre
-        return values if spec.range is None else values.clip(*spec.range)
-    logits = outputs.detach().double().cpu()
-    return (logits.sigmoid() if spec.kind == "multilabel" else logits.softmax(1)).numpy()
+        values = outputs * spread + centre
+        return values if spec.range is None else values.clamp(*spec.range)
+    return outputs.sigmoid() if spec.kind == "multilabel" else outputs.softmax(1)
+
+
+def answers(outputs: Tensor, spec: TaskSpec, centre: float = 0.0, spread: float = 1.0) -> np.ndarray:
+    """Return probabilities (N, K), or values (N,), worked out in float64."""
+    told = answer_tensor(outputs.detach().double().cpu(), spec, centre, spread).numpy()
+    return told[:, 0] if spec.kind == "regression" else told

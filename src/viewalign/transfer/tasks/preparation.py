@@ -190,14 +190,17 @@ def frame_difference(volume: Volume, first: Volume) -> str:
 
 def onto(volume: Volume, first: Volume) -> Volume:
     """Resample an image linearly to the voxels of another; 0 beyond it."""
-    moved = sitk.Resample(_itk(volume), _itk(first), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 0.0)
+    moved = sitk.Resample(
+        itk_image(volume), itk_image(first), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 0.0
+    )
     array = np.array(sitk.GetArrayViewFromImage(moved), dtype=np.float32)
     if not array.any():
         raise RefusedImageError("one channel does not overlap another")
     return replace(first, array=array, filled=volume.filled)
 
 
-def _itk(volume: Volume) -> Any:
+def itk_image(volume: Volume) -> Any:
+    """Return a volume as SimpleITK's image."""
     image = sitk.GetImageFromArray(volume.array)
     image.SetSpacing(volume.spacing[::-1])
     image.SetOrigin(volume.origin)

@@ -15,7 +15,7 @@ from viewalign.config import Count, Fraction, PhotometricSettings, Positive, Ran
 from viewalign.errors import UserError
 from viewalign.transfer.tasks.pooling import Pool
 
-Mode = Literal["full", "head_first", "frozen", "layerwise"]
+Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
 
 
 class AugmentSettings(Settings):
@@ -30,12 +30,20 @@ class AugmentSettings(Settings):
     channel_dropout: Fraction = 0.0
 
 
+class LoraSettings(Settings):
+    """Adapters of `mode: lora`: their rank, scale (`alpha / rank`) and dropout."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
 class TaskTraining(Settings):
     """A fine-tuning for classification or regression.
 
     Attributes:
         mode: `full`; `head_first` (the head alone for `head_epochs`, then all); `frozen`; `layerwise` (the rate shrinks
-            by `layer_decay` from block to block towards the input).
+            by `layer_decay` from block to block towards the input); `lora` (low-rank adapters and the head alone).
         batch: cases an optimizer step; `accumulate` works it out in so many parts.
         warmup: share of the steps over which the learning rate rises; then it follows half a cosine to 0.
         smoothing: of labels.
@@ -47,6 +55,7 @@ class TaskTraining(Settings):
     mode: Mode = "full"
     pool: Pool = "multistage"
     head_epochs: Count = 10
+    lora: LoraSettings = LoraSettings()
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
     epochs: Count = 100
     batch: Count = 8
@@ -131,7 +140,9 @@ def _sentence(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
     near = difflib.get_close_matches(
-        key.rsplit(".", 1)[-1], [*TaskTraining.model_fields, *AugmentSettings.model_fields], 1
+        key.rsplit(".", 1)[-1],
+        [*TaskTraining.model_fields, *AugmentSettings.model_fields, *LoraSettings.model_fields],
+        1,
     )
     return f"there is no setting '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
 

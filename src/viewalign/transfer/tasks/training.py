@@ -18,6 +18,7 @@ from torch import Tensor
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of, seed_of
 from viewalign.training import checkpoints
+from viewalign.transfer.tasks import lora
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.network import GlobalNetwork, answers, case_losses, class_weights
@@ -84,7 +85,10 @@ class FoldTraining:
         settings = self.settings
         frozen = settings.mode == "frozen" or (settings.mode == "head_first" and epoch < settings.head_epochs)
         self.network.train()
-        self.network.backbone.requires_grad_(not frozen)
+        if settings.mode == "lora":
+            lora.only_adapters(self.network.backbone)
+        else:
+            self.network.backbone.requires_grad_(not frozen)
         chosen = self._drawn(epoch, step)
         weights = torch.ones(len(chosen)) if self.weights is None else self.weights[[int(c.target) for c in chosen]]  # type: ignore[arg-type]
         torch.manual_seed(seed_of(settings.seed, self.number, step, "dropout"))
@@ -193,6 +197,8 @@ def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dic
     depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
+        if settings.mode == "lora" and not parameter.requires_grad:
+            continue
         below = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
         scale = settings.layer_decay**below if settings.mode == "layerwise" else 1.0
         decays = parameter.ndim > 1 and not name.endswith(_NO_DECAY)
@@ -208,6 +214,11 @@ def autocast(settings: TaskTraining) -> torch.autocast | nullcontext[None]:
     return torch.autocast(settings.device, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
+def flipped_axes(flips: bool) -> list[tuple[int, ...]]:
+    """Return which axes of (N, C, D, H, W) to mirror for each pass: none once, or all eight ways."""
+    return [tuple(2 + a for a in range(3) if bits >> a & 1) for bits in range(8 if flips else 1)]
+
+
 @torch.no_grad()
 def predict_sample(
     network: GlobalNetwork,
@@ -220,7 +231,6 @@ def predict_sample(
     """Return a case's probabilities (K,) or value (1,), with `flips` the mean over all eight mirrorings."""
     network.eval()
     image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
-    axes = [[]] if not flips else [[2 + a for a in range(3) if bits >> a & 1] for bits in range(8)]
-    found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in axes]
+    found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in flipped_axes(flips)]
     mean: NDArray[np.float64] = np.mean(found, axis=0).reshape(-1)
     return mean
