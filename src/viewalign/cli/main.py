@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from viewalign import __version__
 from viewalign.cli.compare import compare
+from viewalign.cli.compare_methods import compare_methods
 from viewalign.cli.demo import demo
 from viewalign.cli.doctor import doctor
 from viewalign.cli.embed import embed
@@ -59,6 +60,7 @@ app.add_typer(nnunet, name="nnunet")
 app.command()(embed)
 app.command()(probe)
 app.command()(study)
+app.command()(compare_methods)
 app.command()(predict)
 
 

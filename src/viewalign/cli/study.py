@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from viewalign.study.running import Grid
 
 
 def study(
@@ -29,11 +32,9 @@ def study(
 
     viewalign study geometry-laptop --data hippocampus -o geometry --minutes 60
     """
-    import time
-
     from viewalign.errors import UserError
-    from viewalign.study import loading, table
-    from viewalign.study.running import Grid, run_study
+    from viewalign.study import loading
+    from viewalign.study.running import Grid
 
     if listed:
         for name in loading.names():
@@ -43,7 +44,17 @@ def study(
         raise UserError("Name a study: one of `viewalign study --list`, or a YAML file.")
     root = [] if data is None else [f"data.root={data.absolute()}"]
     chosen = loading.load(file, [*root, *(settings or [])])
-    grid = Grid(chosen, out or Path(chosen.name))
+    run_grid(Grid(chosen, out or Path(chosen.name)), minutes, dry_run)
+
+
+def run_grid(grid: Grid, minutes: float | None, dry_run: bool) -> None:
+    """Do what is to do of a study, or list it; write table and page, and end with the study's exit code."""
+    import time
+
+    from viewalign.report.study import write_page
+    from viewalign.study import table
+    from viewalign.study.running import run_study
+
     if dry_run:
         for cell in grid.cells:
             typer.echo(f"{cell.record.get('status', 'to do'):7s} {cell.name}")
@@ -51,6 +62,6 @@ def study(
     began = time.monotonic()
     code = run_study(grid, typer.echo, lambda: minutes is None or time.monotonic() - began < 60 * minutes)
     typer.echo(table.write(grid))
-    typer.echo(f"Tables: {grid.out}/table.md, .csv, .json")
+    typer.echo(f"Tables: {grid.out}/table.md, .csv, .json\nPage: {write_page(grid.out)}")
     if code:
         raise typer.Exit(code)

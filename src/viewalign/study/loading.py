@@ -43,7 +43,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     """
     tree = _read(name_or_path)
     for override in overrides:
-        _apply(tree, override)
+        apply(tree, override)
     return check(tree, name_or_path)
 
 
@@ -130,7 +130,8 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply(tree: dict[str, Any], override: str) -> None:
+    """Lay one `key.key=value` over a tree of plain values, in place."""
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"'{override}' is no override; write key=value, such as steps=300.")

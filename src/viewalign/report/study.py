@@ -1,0 +1,108 @@
+"""The page of a study: every measure as dots of seeds with intervals, and the table beneath."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from viewalign import __version__
+from viewalign.errors import UserError
+from viewalign.report.axes import Scale, padded, ticks
+
+PAGE = "report.html"
+TITLES = {
+    "dice": "Linear voxel probe, mean Dice",
+    "balanced_accuracy": "Linear voxel probe, balanced accuracy",
+    "hit": "Places found again in another view, share",
+    "distance": "Distance of the place found, voxels (lower is better)",
+}
+_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 170, 20, 30, 10
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report.html` into a study's folder, from its `table.json`, and return its path.
+
+    Raises:
+        UserError: there is no table yet, or the page cannot be written.
+    """
+    try:
+        told = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder} holds no table of a study; run `viewalign study` first.") from None
+    path = folder / PAGE
+    partial = path.with_name(f".writing-{path.name}")
+    try:
+        partial.write_text(render(told), encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    except OSError as problem:
+        raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
+    return path
+
+
+def render(told: dict[str, Any]) -> str:
+    """Return the page as HTML; every name in it is escaped.
+
+    Args:
+        told: what `table.json` holds: study, reference, and a row for each judge, measure and arm.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in told["rows"]:
+        groups.setdefault((row["judge"], row["measure"]), []).append(row)
+    files = resources.files("viewalign.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.4f}"
+    environment.filters["plain"] = lambda value: "–" if value is None else f"{value:.4f}"
+    return environment.from_string(files.joinpath("study.html").read_text(encoding="utf-8")).render(
+        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
+        name=told["study"],
+        reference=told["reference"],
+        seeds=max((row["seeds"] for row in told["rows"]), default=0),
+        groups=[
+            {"judge": judge, "title": TITLES.get(measure, measure), "rows": rows, "chart": chart(rows)}
+            for (judge, measure), rows in groups.items()
+        ],
+        version=__version__,
+    )
+
+
+def chart(rows: Sequence[dict[str, Any]]) -> Markup:
+    """Draw one measure: a line for each arm with a dot for each seed, the mean, and its 95 % interval."""
+    drawn = [v for row in rows for v in (*row["values"].values(), row["low"], row["high"])]
+    values = [v for v in drawn if v is not None and v == v]
+    if not values:
+        return Markup("")
+    low, high = min(values), max(values)
+    low, high = padded([low, high]) if high > low else (low - 0.5, high + 0.5)
+    bottom = _TOP + _ROW * len(rows)
+    x = Scale(low, high, _LEFT, _WIDTH - _RIGHT)
+    parts = [
+        Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(x(at), _TOP, bottom)
+        + Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(x(at), bottom + 16, at)
+        for at in ticks(low, high, 6)
+    ]
+    for number, row in enumerate(rows):
+        parts += _arm(row, x, _TOP + _ROW * (number + 0.5))
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="Values of each arm and seed">')
+    return head.format(_WIDTH, bottom + 24) + Markup("").join(parts) + Markup("</svg>")
+
+
+def _arm(row: dict[str, Any], x: Scale, y: float) -> list[Markup]:
+    text = '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
+    parts = [Markup(text).format(_LEFT - 10, y + 4, escape(row["arm"]))]
+    if row["low"] is not None and row["high"] is not None:
+        line = '<line class="whisk" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+        parts.append(Markup(line).format(x(row["low"]), x(row["high"]), y, y))
+    for seed, value in row["values"].items():
+        if value == value:  # a judge may have had nothing to count
+            dot = '<circle class="dot case" cx="{:.1f}" cy="{:.1f}" r="4"><title>seed {}: {:.4f}</title></circle>'
+            parts.append(Markup(dot).format(x(value), y, seed, value))
+    mean = '<line class="mean" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>'
+    if row["mean"] == row["mean"]:
+        parts.append(Markup(mean).format(x(row["mean"]), y - 9, y + 9))
+    return parts

@@ -1,0 +1,64 @@
+"""Methods side by side are a study like any other, from the command line to the page."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.errors import UserError
+from viewalign.methods import registry
+from viewalign.study.methods import comparison, methods_for
+from viewalign.volumes.itk import sitk
+from viewalign.volumes.store import store_from_arrays
+
+DATA = {"store": "s", "labelled": {"images": "i", "labels": "l", "learn": ["a"], "test": ["b"]}}
+
+
+def test_every_method_has_its_place():
+    found = set(methods_for("resenc-xs")) | set(methods_for("primus-xs"))
+    assert found == set(registry.METHODS)
+    assert "simmim" not in methods_for("resenc-xs"), "SimMIM is Primus' alone"
+
+
+def test_what_differs_is_the_method_alone():
+    made = comparison("resenc-xs", DATA, common=["batch=8", "views.size=[24,32,32]"], steps=7, seeds=2)
+    assert set(made.arms) == {"untrained", *methods_for("resenc-xs")}
+    assert made.against == "mae"
+    assert (made.steps, made.seeds) == (7, (0, 1))
+    assert made.common == {"batch": 8, "views": {"size": [24, 32, 32]}}
+
+
+def test_an_unknown_method_or_network_is_answered_with_those_there_are():
+    with pytest.raises(UserError, match=r"no recipe mea-resenc-xs.*cva.*mae"):
+        comparison("resenc-xs", DATA, ["mea"])
+    with pytest.raises(UserError, match=r"network 'resnet'.*primus-m.*resenc-xs"):
+        comparison("resnet", DATA)
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    arrays = {f"s{k}": rng.normal(size=(18, 18, 18)).astype(np.float32) for k in range(4)}
+    store_from_arrays(tmp_path / "store", arrays)
+    for k in range(3):
+        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
+        for part, array in (("images", image), ("labels", (image > 5).astype(np.uint8))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / part / f"c{k}.nii.gz"))
+    line = ["compare-methods", "--store", "store", "--images", "images", "--labels", "labels", "--learn", "c0"]
+    line += ["--test", "c1,c2", "--methods", "mae,genesis", "--steps", "1", "--seeds", "1", "--shots", "1"]
+    line += ["--threads", "1", "-o", "out", "batch=2", "views.size=[16,16,16]", "runtime.workers=0"]
+    line += ["validate.every=0", "log.tensorboard=false"]
+    listed = CliRunner().invoke(app, [*line, "--dry-run"])
+    assert listed.exit_code == 0, listed.output
+    assert listed.output.count("to do") == 9
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert {row["arm"] for row in rows} == {"untrained", "mae", "genesis"}
+    assert "genesis" in (tmp_path / "out" / "report.html").read_text()
+    again = CliRunner().invoke(app, [*line, "--dry-run"])
+    assert "to do" not in again.output
