@@ -52,7 +52,7 @@ class Trained:
 
 def is_segmentation(folder: Path) -> bool:
     """Tell whether a folder is that of a fine-tuned segmentation, or nnU-Net's own of a trained model."""
-    return _model_folder(folder) is not None
+    return folder.is_dir() and _model_folder(folder) is not None
 
 
 def _model_folder(folder: Path) -> Path | None:
