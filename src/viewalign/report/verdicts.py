@@ -39,7 +39,7 @@ _SAYINGS: dict[str, dict[Level, str]] = {
         "bad": "Features are nearly the same everywhere: the representation has collapsed.",
     },
     "effective_rank": {
-        "good": "Features spread over many directions: no collapse.",
+        "good": "Features use many directions.",
         "watch": "Features use few directions; a partial collapse may have begun.",
         "bad": "Features use hardly any directions: the representation has collapsed.",
     },
