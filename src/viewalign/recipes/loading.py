@@ -133,15 +133,15 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
     base = tree.pop("base", None)
-    return _merged(_read(str(base)), tree) if base else tree
+    return merged(_read(str(base)), tree) if base else tree
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Lay a recipe's settings over those of its base, group by group."""
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay settings over those of a base, group by group."""
     out = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
+        out[key] = merged(out[key], value) if both else value
     return out
 
 

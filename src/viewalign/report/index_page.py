@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
+from viewalign.report.rendering import render_template
 from viewalign.volumes.summary import size_text
 
 _MOST_ROWS = 1000
@@ -34,13 +32,10 @@ def write_index_page(summary: dict[str, Any], catalogue: Path) -> Path:
 
 def render(summary: dict[str, Any], title: str) -> str:
     """Return the page of `summarise`'s figures as HTML; every name and reason in it is escaped."""
-    files = resources.files("viewalign.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["size"] = size_text
-    template = environment.from_string(files.joinpath("index_page.html").read_text(encoding="utf-8"))
     entries = summary["entries"]
-    return template.render(
-        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
+    return render_template(
+        "index_page.html",
+        filters={"size": size_text},
         title=title,
         summary=summary,
         rows=entries[:_MOST_ROWS],

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report import curves, panels, pictures, probing, verdicts
 from viewalign.report.read import RunRecord, read_run, setting
+from viewalign.report.rendering import file_text, render_template
 from viewalign.report.wording import counted, leaf, number, percent, without_paths
 from viewalign.training.logs import duration
 
@@ -54,15 +54,12 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 def render(run: RunRecord) -> str:
     """Return the page of a run as HTML."""
-    files = resources.files("viewalign.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files.joinpath("template.html").read_text(encoding="utf-8"))
     found = verdicts.judge(run)
     level, sentence = verdicts.overall(run, found)
     drawn = pictures.panels(run.pictures)
-    return template.render(
-        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
-        script=Markup(files.joinpath("hover.js").read_text(encoding="utf-8")),
+    return render_template(
+        "template.html",
+        script=Markup(file_text("hover.js")),
         run=run,
         level=level,
         sentence=sentence,

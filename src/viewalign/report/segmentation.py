@@ -6,12 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -21,6 +19,7 @@ from viewalign.report import png
 from viewalign.report.outlines import outline
 from viewalign.report.pictures import Panel, Slice, Strip, shaded, window
 from viewalign.report.planes import PLANES, Plane, cut
+from viewalign.report.rendering import render_template
 from viewalign.report.wording import without_paths
 from viewalign.transfer.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
 from viewalign.volumes.filetypes import SUFFIXES
@@ -86,12 +85,9 @@ def _judged(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _render(run: Path, results: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> str:
-    files = resources.files("viewalign.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files.joinpath("segmentation.html").read_text(encoding="utf-8"))
     labels = {name: tuple(values) for name, values in results["labels"].items()}
-    return template.render(
-        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
+    return render_template(
+        "segmentation.html",
         name=run.name,
         about=_about(results),
         rows=_rows(evaluations),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report.axes import Scale, padded, ticks
+from viewalign.report.rendering import render_template
 
 PAGE = "report.html"
 TITLES = {
@@ -54,12 +53,13 @@ def render(told: dict[str, Any]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in told["rows"]:
         groups.setdefault((row["judge"], row["measure"]), []).append(row)
-    files = resources.files("viewalign.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.4f}"
-    environment.filters["plain"] = lambda value: "–" if value is None else f"{value:.4f}"
-    return environment.from_string(files.joinpath("study.html").read_text(encoding="utf-8")).render(
-        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
+    filters = {
+        "signed": lambda value: "–" if value is None else f"{value:+.4f}",
+        "plain": lambda value: "–" if value is None else f"{value:.4f}",
+    }
+    return render_template(
+        "study.html",
+        filters=filters,
         name=told["study"],
         reference=told["reference"],
         seeds=max((row["seeds"] for row in told["rows"]), default=0),

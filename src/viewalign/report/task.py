@@ -6,18 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report import task_charts
+from viewalign.report.rendering import render_template
 from viewalign.report.wording import counted, number, without_paths
 from viewalign.transfer.tasks import metrics
 from viewalign.transfer.tasks.finetune import LOSSES
@@ -79,13 +77,10 @@ def render(run: Path) -> str:
     outcomes, told = read_outcomes(run), _json(run / "metrics.json") or {}
     held_out, test = outcomes.of_folds(test=False), outcomes.of_folds(test=True)
     spec = outcomes.spec
-    files = resources.files("viewalign.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files.joinpath("task.html").read_text(encoding="utf-8"))
     figures = figures_of(told.get("held_out", {}), spec)
     first = WORDS.get(spec.figure, spec.figure)
-    return template.render(
-        style=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
+    return render_template(
+        "task.html",
         name=run.resolve().name,
         kind="regression" if spec.kind == "regression" else "classification",
         about=_about(run, outcomes, told),

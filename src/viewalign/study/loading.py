@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from viewalign.config import Settings
 from viewalign.errors import UserError
+from viewalign.recipes.loading import merged
 from viewalign.study import settings as models
 from viewalign.study.settings import Study
 
@@ -115,19 +116,11 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
     base = tree.pop("base", None)
-    tree = _merged(_read(str(base)), tree) if base else tree
+    tree = merged(_read(str(base)), tree) if base else tree
     data = tree.get("data")
     if not shipped and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
         tree["data"] = {**data, "root": str(path.parent.absolute() / str(data.get("root") or ""))}
     return tree
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
-    return out
 
 
 def apply(tree: dict[str, Any], override: str) -> None:
