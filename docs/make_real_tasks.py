@@ -1,10 +1,12 @@
 """Makes the tasks of the results page from a folder of real volumes: `python docs/make_real_tasks.py DATA OUT`.
 
-`volume` and `fraction`: hippocampal volume and anterior fraction (ids below 250 teach, 250 to 319 are judged).
-`contrast`: T1, T2 or FLAIR of multiple-sclerosis patients; the folds leave one patient out.
+`volume` and `fraction`: hippocampal volume and anterior fraction (ids below 250 teach, 250 to 319 are judged); `-10`
+and `-40` after the name: so many cases teach, the same for every encoder.
+`contrast`: T1, T1 with contrast medium, T2 or FLAIR of multiple-sclerosis patients; the folds leave one patient out.
 """
 
 import csv
+import random
 import sys
 from pathlib import Path
 
@@ -25,15 +27,19 @@ def main(data: Path, out: Path) -> None:
             split = "train" if int(row["case_id"].split("_")[1]) < 250 else "test"
             images = {"mr": data / "hippocampus" / row["image"]}
             cases.append(TaskCase(row["case_id"], row["case_id"], images, target=float(row[column]), split=split))
-        write_spec(spec, out / name)
-        write_manifest(cases, spec, out / name)
+        teaching = [case for case in cases if case.split == "train"]
+        judged = [case for case in cases if case.split == "test"]
+        random.Random(0).shuffle(teaching)
+        for ending, shots in (("", len(teaching)), ("-10", 10), ("-40", 40)):
+            write_spec(spec, out / f"{name}{ending}")
+            write_manifest([*teaching[:shots], *judged], spec, out / f"{name}{ending}")
     write_contrast(data, out / "contrast", mr)
 
 
 def write_contrast(data: Path, folder: Path, channels: tuple[ChannelSpec, ...]) -> None:
     """Write the task of contrasts, one fold a patient."""
     with (data / "ms_contrasts.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["contrast"] != "T1POST" and "ms_raw" in row["image"]]
+        rows = list(csv.DictReader(stream))
     subjects = sorted({row["subject_id"] for row in rows})
     classes = tuple(sorted({row["contrast"] for row in rows}))
     spec = TaskSpec(name="MR contrast", kind="multiclass", channels=channels, classes=classes)

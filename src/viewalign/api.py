@@ -172,7 +172,7 @@ def embed(
     spacing: Literal["pretraining"] | float | Sequence[float] | None = "pretraining",
     pool: Literal["multistage", "average", "pretrained"] = "multistage",
     maps: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     on_progress: Listener | None = None,
 ) -> Embeddings:
     """Describe each case by one vector; nothing is random.
@@ -184,7 +184,7 @@ def embed(
         spacing: voxel size in mm, (D, H, W) or one number; as in pretraining, or None for each image's own.
         pool: how feature maps become a vector.
         maps: whether to keep the coarsest map (C, d, h, w) of each case.
-        device: `cpu` or `cuda`.
+        device: `auto`, `cuda`, `mps` or `cpu`.
         on_progress: called after each case.
 
     Returns:

@@ -34,6 +34,13 @@ def probe(
     pool: Annotated[str, typer.Option(help="multistage, average, or pretrained.")] = "multistage",
     draws: Annotated[int, typer.Option(min=100, help="Resamplings of subjects for intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of folds, draws and the untrained network.")] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps prepared cases for the next encoder, and the next time.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
 ) -> None:
     """Judge encoders by a learner fitted to their vectors: no training, minutes on a laptop.
 
@@ -54,5 +61,5 @@ def probe(
     numbers = () if shots is None else tuple(int(part) for part in shots.split(",") if part.strip().isdigit())
     if shots is not None and not numbers:
         raise UserError(f"--shots {shots}: give numbers such as 5,10,20.")
-    plan = ProbePlan(chosen, folds, numbers, repeats, size, spacing, pool, draws, seed)  # type: ignore[arg-type]
-    tell_refused(run_probe(encoders, task, out, plan, typer.echo))
+    plan = ProbePlan(chosen, folds, numbers, repeats, size, spacing, pool, draws, seed, device)  # type: ignore[arg-type]
+    tell_refused(run_probe(encoders, task, out, plan, typer.echo, cache))

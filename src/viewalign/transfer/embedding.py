@@ -17,6 +17,7 @@ import viewalign
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.transfer import parquet
+from viewalign.transfer.device import choose_device
 from viewalign.transfer.tasks.caching import cached
 from viewalign.transfer.tasks.manifest import Target, TaskCase
 from viewalign.transfer.tasks.pooling import Pool, Pooling, maps_of
@@ -105,7 +106,7 @@ def embed(
     cases: Sequence[TaskCase],
     pool: Pool = "multistage",
     with_maps: bool = False,
-    device: torch.device | str = "cpu",
+    device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
 ) -> Embeddings:
@@ -117,10 +118,11 @@ def embed(
         cases: their targets are not looked at.
         pool: how a vector is made of maps.
         with_maps: whether to keep the coarsest map of each case.
-        device: where the encoder runs.
+        device: where the encoder runs: auto, cuda, mps or cpu.
         progress: takes how many cases are done and how many there are.
         cache: folder of prepared cases, see `tasks.caching`.
     """
+    device = choose_device(device)
     backbone = backbone.eval().to(device)
     pooling = Pooling(backbone, pool).to(device)
     prepare = cached(preprocessor, cache)

@@ -14,6 +14,7 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.formats import nnunet
+from viewalign.transfer.device import choose_device
 from viewalign.transfer.segmentation import environment
 from viewalign.transfer.segmentation.environment import Folders
 
@@ -43,13 +44,7 @@ class Machine:
         Raises:
             UserError: a device that is not there.
         """
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        if device == "auto":
-            device = next(name for name, found in there.items() if found)
-        if device not in there:
-            raise UserError(f"There is no device {device}; there are auto, cuda, mps and cpu.")
-        if not there[device]:
-            raise UserError(f"There is no {device} device here; take --device cpu, or leave it out.")
+        device = choose_device(device)
         if gpus > 1 and device != "cuda":
             raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave --gpus out.")
         return cls(device, gpus, processes or min(8, os.cpu_count() or 1))

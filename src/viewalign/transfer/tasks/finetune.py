@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from viewalign.errors import UserError
+from viewalign.transfer.device import choose_device
 from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.global_probe import ProbeScore, score
 from viewalign.transfer.tasks import lora, metrics
@@ -56,6 +57,7 @@ def finetune(
     start = read_pretrained(encoder, token_order)
     preprocessor = preprocessor_for(start, spec, settings, say)
     _begin(out, spec, settings)
+    choose_device(settings.device)  # refused before cases are prepared
     samples, refused = prepare_cases(cases, preprocessor, cache=cache)
     usable = [case for case in cases if case.case in samples]
     folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
@@ -130,7 +132,9 @@ def run_fold(
     (folder / LOSSES).write_text(json.dumps(training.losses))
     scale = (training.centre, training.spread)
     write_model(folder, network, start.network, spec, preprocessor, scale)
-    return {name: predict_sample(network, samples[name], spec, scale, settings.device) for name in fold.held_out}
+    return {
+        name: predict_sample(network, samples[name], spec, scale, training.settings.device) for name in fold.held_out
+    }
 
 
 def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:

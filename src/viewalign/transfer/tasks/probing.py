@@ -37,10 +37,16 @@ class ProbePlan:
     pool: str = "multistage"
     draws: int = 1000
     seed: int = 0
+    device: str = "auto"
 
 
 def run_probe(
-    encoders: Sequence[str], task: str | Path, out: Path, plan: ProbePlan, say: Callable[[str], None]
+    encoders: Sequence[str],
+    task: str | Path,
+    out: Path,
+    plan: ProbePlan,
+    say: Callable[[str], None],
+    cache: Path | None = None,
 ) -> list[tuple[str, str]]:
     """Probe encoders on a task, write the JSON, and tell a table.
 
@@ -50,6 +56,7 @@ def run_probe(
         out: where the JSON goes.
         plan: what to do.
         say: takes lines of text.
+        cache: folder that keeps prepared cases, so that the second encoder need not prepare them again.
 
     Returns:
         Name and reason of each case that could not be used.
@@ -60,7 +67,7 @@ def run_probe(
     check_installed()
     spec = read_spec(task)
     cases = read_manifest(task, spec)
-    features, refused, facts = _all_features(encoders, spec, cases, plan)
+    features, refused, facts = _all_features(encoders, spec, cases, plan, cache)
     usable = [case for case in cases if case.case not in dict(refused)]
     folds = judged_folds(usable, spec, plan.folds, plan.seed)
     scores: dict[str, ProbeScore] = {}
@@ -95,7 +102,7 @@ def judged_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: in
 
 
 def _all_features(
-    encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbePlan
+    encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbePlan, cache: Path | None
 ) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any]]:
     """Embed all cases by each encoder, its untrained twin, and plain intensities, on the same cases."""
     features: dict[str, NDArray[Any]] = {}
@@ -106,7 +113,7 @@ def _all_features(
         if name in features:
             raise UserError(f"Two encoders are called '{name}'; write NAME=PATH.")
         backbone, preprocessor = encoder_and_preprocessor(path, spec, plan.size, plan.spacing, plan.pool)
-        found = embed(backbone, preprocessor, cases, plan.pool)  # type: ignore[arg-type]
+        found = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, cache=cache)  # type: ignore[arg-type]
         features[name], facts[name] = found.features, found.facts
         if refused is not None and dict(refused).keys() != dict(found.refused).keys():
             raise UserError(f"{name} is prepared otherwise and can use other cases; give --spacing, or probe it alone.")
@@ -117,9 +124,9 @@ def _all_features(
             fresh, same = encoder_and_preprocessor(
                 UNTRAINED + start.network, spec, plan.size, plan.spacing, "multistage", like=start
             )
-            features[twin] = embed(fresh, same, cases, "multistage").features
+            features[twin] = embed(fresh, same, cases, "multistage", device=plan.device, cache=cache).features
         if INTENSITIES not in features:
-            samples, _ = prepare_cases(cases, preprocessor)
+            samples, _ = prepare_cases(cases, preprocessor, cache=cache)
             features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in found.cases])
     return features, refused or [], facts
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of, seed_of
 from viewalign.training import checkpoints
+from viewalign.transfer.device import choose_device
 from viewalign.transfer.tasks import lora
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.manifest import TaskCase
@@ -62,6 +63,7 @@ class FoldTraining:
         number: int,
         folder: Path,
     ) -> None:
+        settings = settings.model_copy(update={"device": choose_device(settings.device)})
         self.network, self.cases, self.samples = network.to(settings.device), list(cases), samples
         self.spec, self.settings, self.number, self.folder = spec, settings, number, folder
         self.centre, self.spread = target_scale(cases, spec)

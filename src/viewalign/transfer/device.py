@@ -1,0 +1,26 @@
+"""What a network that is transferred computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from viewalign.errors import UserError
+
+
+def choose_device(name: str = "auto") -> str:
+    """Settle a device: `auto` takes a GPU where there is one.
+
+    Args:
+        name: auto, cuda, mps or cpu.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, found in there.items() if found)
+    if name not in there:
+        raise UserError(f"There is no device {name}; there are auto, cuda, mps and cpu.")
+    if not there[name]:
+        raise UserError(f"There is no {name} device here; take cpu, or leave the device out.")
+    return name

@@ -1,0 +1,28 @@
+"""What is computed on: a GPU where there is one, and a sentence where it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from viewalign.errors import UserError
+from viewalign.transfer.device import choose_device
+from viewalign.transfer.tasks.settings import load_training, recipe_names
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == "cuda"
+    assert choose_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(UserError, match="There is no cuda device here"):
+        choose_device("cuda")
+    with pytest.raises(UserError, match="There is no device tpu"):
+        choose_device("tpu")
+
+
+@pytest.mark.parametrize("recipe", [None, *recipe_names()])
+def test_no_recipe_of_a_task_is_bound_to_the_cpu(recipe: str | None) -> None:
+    assert load_training(recipe).device == "auto"
