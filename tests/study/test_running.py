@@ -5,55 +5,7 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.study import running, table
-from viewalign.study.loading import check
-from viewalign.study.running import Grid, run_study
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import store_from_arrays
-
-COMMON = {
-    "batch": 2,
-    "views": {"size": [16, 16, 16]},
-    "heads": {"width": 16, "predictor_width": 8, "norm": "layer"},
-    "validate": {"every": 0},
-    "runtime": {"workers": 0},
-    "log": {"tensorboard": False},
-}
-
-
-@pytest.fixture
-def make(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {f"s{k}": rng.normal(size=(18, 18, 18)).astype(np.float32) for k in range(4)}
-    store_from_arrays(tmp_path / "store", arrays)
-    for k in range(3):
-        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
-        for part, array in (("images", image), ("labels", (image > 5).astype(np.uint8))):
-            (tmp_path / part).mkdir(exist_ok=True)
-            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / part / f"c{k}.nii.gz"))
-
-    def build(**changes):
-        arms = {
-            "untrained": {"recipe": "mae-resenc-xs", "untrained": True},
-            "mae": {"recipe": "mae-resenc-xs"},
-            "cva": {"recipe": "cva-resenc-xs", "start": "mae"},
-        }
-        where = {"images": "images", "labels": "labels", "learn": ["c0"], "test": ["c1", "c2"]}
-        tree = {
-            "data": {"root": str(tmp_path), "store": "store", "labelled": where},
-            "arms": arms,
-            "judges": {
-                "voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 20, "test_voxels": 200},
-                "places": {"kind": "retrieval", "cells": 3},
-            },
-            "seeds": 1,
-            "steps": 2,
-            "threads": 1,
-            "common": COMMON,
-            **changes,
-        }
-        return Grid(check(tree, "made"), tmp_path / "out")
-
-    return build
+from viewalign.study.running import run_study
 
 
 @pytest.mark.slow

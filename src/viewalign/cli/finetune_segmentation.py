@@ -106,6 +106,14 @@ def segmentation(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws for each number of shots.", rich_help_panel=_SPLITS)] = 1,
+    training: Annotated[
+        str | None,
+        typer.Option(
+            help="Cases to train on, as --validation; default all others.",
+            rich_help_panel=_SPLITS,
+            show_default=False,
+        ),
+    ] = None,
     validation: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +203,7 @@ def segmentation(
             "folds": folds if folds in {"cv", "all"} else _numbers(folds),
             "shots": _numbers(shots) or (),
             "seeds": seeds,
+            "training": training,
             "validation": validation,
             "patient": patient,
             "tolerance": tolerance,

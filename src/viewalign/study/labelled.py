@@ -16,6 +16,7 @@ from viewalign.errors import RefusedImageError, UserError
 from viewalign.transfer.probe import Case
 from viewalign.transfer.segmentation.splits import few_shot
 from viewalign.volumes.filetypes import suffix_of
+from viewalign.volumes.itk import sitk
 from viewalign.volumes.preparing import prepare_volume
 from viewalign.volumes.reading import read_mask, read_volume
 from viewalign.volumes.recipe import PrepareSettings
@@ -42,6 +43,11 @@ class Labelled:
     learn: tuple[LabelledCase, ...]
     test: tuple[LabelledCase, ...]
     classes: dict[str, int]
+
+    @property
+    def all(self) -> tuple[LabelledCase, ...]:
+        """Return all cases, those to learn from first."""
+        return (*self.learn, *self.test)
 
     def shots(self, count: int | None, draw: str, seed: int) -> tuple[LabelledCase, ...]:
         """Choose cases to learn from: all, `spread` evenly over their names, or drawn for a `seed`.
@@ -136,8 +142,20 @@ def read_case(case: LabelledCase, settings: PrepareSettings) -> Case:
     return Case(case.name, np.asarray(prepared.array, dtype=np.float32), prepared.masks["labels"])
 
 
+def classes_in(cases: Sequence[LabelledCase]) -> dict[str, int]:
+    """Return `class N` for every label value N that any case has, background left out."""
+    values: set[int] = set()
+    for case in cases:
+        values |= {int(one) for one in np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.labels))))}
+    return {f"class {value}": value for value in sorted(values - {0})}
+
+
 def write_dataset(folder: Path, cases: Sequence[LabelledCase], classes: dict[str, int], channel: str = "image") -> Path:
-    """Lay labelled cases out as nnU-Net wants them, by links; returns `folder`."""
+    """Lay labelled cases out as nnU-Net wants them, by links; returns `folder`.
+
+    Raises:
+        UserError: files of several kinds.
+    """
     ending = suffix_of(cases[0].image.name)
     odd = [c.name for c in cases if suffix_of(c.image.name) != ending or suffix_of(c.labels.name) != ending]
     if odd:
@@ -150,7 +168,7 @@ def write_dataset(folder: Path, cases: Sequence[LabelledCase], classes: dict[str
                 link.symlink_to(path.absolute())
     told = {
         "channel_names": {"0": channel},
-        "labels": {"background": 0, **classes},
+        "labels": {"background": 0, **(classes or classes_in(cases))},
         "numTraining": len(cases),
         "file_ending": ending,
     }

@@ -19,9 +19,11 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading as recipes
 from viewalign.study import labelled as labels
+from viewalign.study.digests import digest_of
 from viewalign.study.labelled import Labelled
 from viewalign.study.loading import flatten
-from viewalign.study.settings import PlaceJudge, SourceSettings, Study, VoxelJudge
+from viewalign.study.segmenting import Segmenting
+from viewalign.study.settings import PlaceJudge, SegmentationJudge, SourceSettings, Study, VoxelJudge
 from viewalign.training.run import pretrain
 from viewalign.transfer.encoder import Encoder, build_untrained, load_encoder
 from viewalign.transfer.probe import Case, ProbeSettings, probe
@@ -80,14 +82,28 @@ class Grid:
         self.labelled = self._labelled(root)
         self.recipes = {(arm, seed): self._recipe(arm, seed) for arm in study.arms for seed in study.seeds}
         for name, judge in study.judges.items():
-            if not isinstance(judge, VoxelJudge | PlaceJudge):
+            if not isinstance(judge, VoxelJudge | PlaceJudge | SegmentationJudge):
                 raise UserError(f"judges.{name}: the kind {judge.kind} cannot be run by a study yet.")
             if isinstance(judge, VoxelJudge):
                 self.labelled.shots(judge.shots, judge.draw, 0)
+            if isinstance(judge, SegmentationJudge):
+                self._check_segmenting(name, judge)
         source = study.data.source
         self.store_path = root / (study.data.store or "") if source is None else _prepared(source, root, out)
         self.store = Store.open(self.store_path)
         self.cells = list(self._cells())
+
+    def _check_segmenting(self, name: str, judge: SegmentationJudge) -> None:
+        data = self.study.data
+        if data.source is None:
+            preparation = Store.open(Path(data.root) / (data.store or "")).recipe
+        else:
+            preparation = PrepareSettings.model_validate(data.source.prepare).model_dump(mode="json")
+        recipes = [self.recipes[arm, self.study.seeds[0]] for arm in self.study.arms]
+        try:
+            Segmenting(judge, self.labelled, preparation, self.out, self.study.threads).check(recipes)
+        except UserError as problem:
+            raise UserError(f"judges.{name}: {problem}") from None
 
     def _labelled(self, root: Path) -> Labelled:
         asked = self.study.data.labelled
@@ -117,7 +133,7 @@ class Grid:
                 del told[key]
             told["runtime"] = told["runtime"]["precision"]
             index = hashlib.sha256((self.store_path / "index.json").read_bytes()).hexdigest()
-            digest = _digest([told, one.untrained, index, start.folder.name if start else None])
+            digest = digest_of([told, one.untrained, index, start.folder.name if start else None])
             name = f"pretrain/{arm}/{seed}"
             return Cell(name, self.out / "cells" / name / digest, arm, seed, None, start)
 
@@ -128,7 +144,9 @@ class Grid:
         for judge, settings in self.study.judges.items():
             for arm, seed in pairs:
                 before, name = trained(arm, seed), f"judge/{judge}/{arm}/{seed}"
-                digest = _digest([settings.model_dump(mode="json"), files, before.folder.name])
+                told = settings.model_dump(mode="json", exclude={"keep"})
+                classes = [self.labelled.classes] if isinstance(settings, SegmentationJudge) else []
+                digest = digest_of([told, files, before.folder.name, *classes])
                 yield Cell(name, self.out / "cells" / name / digest, arm, seed, judge, before)
 
     def run(self, cell: Cell) -> int | None:
@@ -143,12 +161,12 @@ class Grid:
                 code = self._pretrain(cell)
                 if code is not None:
                     return code
-            measures = {} if cell.judge is None else self._judge(cell)
+            told = {"measures": {}} if cell.judge is None else self._judge(cell)
         except Exception as fault:
             (cell.folder / "error.txt").write_text(traceback.format_exc())
             _write(cell.folder / FILE, {"status": "failed", "error": str(fault) or type(fault).__name__})
             return None
-        _write(cell.folder / FILE, {"status": "done", "measures": measures})
+        _write(cell.folder / FILE, {"status": "done", **told})
         return None
 
     def _pretrain(self, cell: Cell) -> int | None:
@@ -171,8 +189,14 @@ class Grid:
             return build_untrained(self.recipes[cell.arm, cell.seed], cell.seed)
         return load_encoder(cell.needs.folder / RUN)
 
-    def _judge(self, cell: Cell) -> dict[str, float]:
-        judge, encoder = self.study.judges[cell.judge or ""], self._encoder(cell)
+    def _judge(self, cell: Cell) -> dict[str, Any]:
+        judge = self.study.judges[cell.judge or ""]
+        if isinstance(judge, SegmentationJudge):
+            assert cell.needs is not None
+            run = None if self.study.arms[cell.arm].untrained else cell.needs.folder / RUN
+            shared = Segmenting(judge, self.labelled, self.store.recipe, self.out, self.study.threads)
+            return shared.judge_cell(cell.folder, run, self.recipes[cell.arm, cell.seed], cell.seed)
+        encoder = self._encoder(cell)
         if self.study.threads:
             torch.set_num_threads(self.study.threads)
         test = [self._case(one) for one in self.labelled.test]
@@ -180,10 +204,11 @@ class Grid:
             learn = [self._case(one) for one in self.labelled.shots(judge.shots, judge.draw, cell.seed)]
             settings = ProbeSettings(0, judge.per_class, judge.test_voxels)
             score = probe(EncoderFeatures(encoder), learn, test, settings)
-            return {"dice": score.dice, "balanced_accuracy": score.balanced_accuracy}
+            each = {case.name: {"dice": value} for case, value in zip(test, score.cases, strict=True)}
+            return {"measures": {"dice": score.dice, "balanced_accuracy": score.balanced_accuracy}, "cases": each}
         assert isinstance(judge, PlaceJudge)
         places = find_places(encoder, [case.image for case in test], seed=1, cells=judge.cells)
-        return {"hit": mean(places.hits), "distance": mean(places.distances)}
+        return {"measures": {"hit": mean(places.hits), "distance": mean(places.distances)}}
 
     def _case(self, one: labels.LabelledCase) -> Case:
         return labels.read_case(one, PrepareSettings.model_validate(self.store.recipe))
@@ -212,7 +237,7 @@ def _prepared(source: SourceSettings, root: Path, out: Path) -> Path:
     patterns = [str(folder / pattern) for pattern in source.only] or [str(folder)]
     index = index_sources(patterns)
     files = [[path.name, path.stat().st_size] for pattern in source.only or ["*"] for path in folder.glob(pattern)]
-    place = out / "data" / _digest([source.prepare, sorted(files)])
+    place = out / "data" / digest_of([source.prepare, sorted(files)])
     if not (place / "store" / "index.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
         write_catalogue(index.collection, place / "catalogue.json")
@@ -223,10 +248,6 @@ def _prepared(source: SourceSettings, root: Path, out: Path) -> Path:
 
 def _chain(study: Study, arm: str | None) -> list[str]:
     return [] if arm is None else [arm, *_chain(study, study.arms[arm].start)]
-
-
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _write(path: Path, told: dict[str, Any]) -> None:

@@ -119,6 +119,8 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["--shots", "5"], "too few for 5 folds"),
         (["--shots", "5", "--validation", "case_00"], "5 shots are asked for, but there are 2"),
         (["--validation", "liver_*"], "No case is called liver_*"),
+        (["--training", "case_00", "--validation", "case_0*"], "case_00 is named for training and for validation"),
+        (["--training", "case_00", "--shots", "1"], "give one of the two"),
         (["--predict", "nowhere"], "There is no folder nowhere to predict"),
         (["--tolerance", "kidney=1", "--shots", "1", "--validation", "case_00"], "no class 'kidney'"),
     ],

@@ -74,3 +74,15 @@ def test_what_cannot_be_split(tmp_path):
         (tmp_path / splits.FILE).write_text(text)
         with pytest.raises(UserError, match=splits.FILE):
             splits.read(tmp_path)
+
+
+def test_named_cases_are_one_side_and_the_rest_the_other():
+    names = ["a", "b", "c", "d"]
+    assert splits.given(names, None, ["d"]).train == ("a", "b", "c")
+    assert splits.given(names, ["b"], None).validation == ("a", "c", "d")
+    both = splits.given(names, ["a"], ["d"])
+    assert (both.train, both.validation) == (("a",), ("d",))
+    with pytest.raises(UserError, match="b is named for training and for validation"):
+        splits.given(names, ["a", "b"], ["b"])
+    with pytest.raises(UserError, match="leave none to train on"):
+        splits.given(names, None, names)

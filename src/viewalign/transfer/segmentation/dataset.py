@@ -254,7 +254,7 @@ def names_matching(cases: Sequence[str], asked: str) -> list[str]:
     words = file.read_text().split() if file.is_file() else [word.strip() for word in asked.split(",") if word.strip()]
     chosen: set[str] = set()
     for word in words:
-        found = [name for name in cases if fnmatchcase(name, word)]
+        found = [word] if word in cases else [name for name in cases if fnmatchcase(name, word)]
         if not found:
             raise UserError(f"No case is called {word}; there are {', '.join(cases[:_NAMED])} and so on.")
         chosen.update(found)

@@ -70,6 +70,17 @@ def finetune(settings: FinetuneSettings, out: Path, machine: Machine, teller: Te
     return run
 
 
+def prepare(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
+    """Check, plan and preprocess alone, so that fine-tunings on the same voxels find that done.
+
+    Args, raises: as `finetune`.
+    """
+    run = _open(settings, out, machine, teller)
+    with running.quietly(out / LOG):
+        planning.preprocess(run.dataset, _plan(run), machine.processes)
+    return run
+
+
 def _open(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
     """Read and check everything that was named."""
     environment.check_installed()
@@ -99,11 +110,13 @@ def _splits(run: Finetuning) -> list[splits.Split]:
     """Return the splits asked for, except those that nnU-Net numbers itself."""
     settings, names = run.settings, [case.name for case in run.dataset.cases]
     held = datasets.names_matching(names, settings.validation) if settings.validation else None
+    taught = datasets.names_matching(names, settings.training) if settings.training else None
+    if taught is not None and settings.shots:
+        raise UserError("--training names the cases to train on, --shots draws them; give one of the two.")
     if not settings.shots:
-        if held is None:
+        if held is None and taught is None:
             return []
-        rest = tuple(name for name in names if name not in set(held))
-        return [splits.Split(f"validated on {len(held)} given cases", rest, tuple(held))]
+        return [splits.given(names, taught, held)]
     if held is None:
         held = list(splits.cross_validation(names, settings.patient)[0].validation)
     pool = [name for name in names if name not in set(held)]

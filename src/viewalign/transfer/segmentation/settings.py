@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -22,6 +23,8 @@ FILE = "finetune.yaml"
 _LATER = {"predict"}
 """What may be added to a fine-tuning that is there."""
 _PLAIN_NAMES = {"export", "checkpoint_final", "checkpoint_best", "encoder", "fold_all"}
+_AS_OPTION = {"tta": "mirror_validation", "min_share": "minimum_share"}
+"""Options of the command line that are called otherwise here."""
 _KEPT_OPEN = ("lr", "weight_decay", "clip", "warmup", "optimizer")
 
 
@@ -55,6 +58,7 @@ class FinetuneSettings(Settings):
     folds: tuple[int, ...] | Literal["cv", "all"] = (0,)
     shots: tuple[Count, ...] = ()
     seeds: Count = 1
+    training: str | None = None
     validation: str | None = None
     patient: str | None = None
     tolerance: str = "1"
@@ -73,11 +77,16 @@ def check(values: dict[str, Any]) -> FinetuneSettings:
     try:
         return FinetuneSettings.model_validate(values)
     except ValidationError as problem:
-        said = [
-            f"{'.'.join(str(part) for part in error['loc'][:1])}={error['input']!r}: {error['msg']}"
-            for error in problem.errors()[:1]
-        ]
-        raise UserError("; ".join(said)) from None
+        raise UserError(_sentence(problem.errors()[0])) from None
+
+
+def _sentence(error: Any) -> str:
+    key = str(error["loc"][0]) if error["loc"] else "the settings"
+    if error["type"] != "extra_forbidden":
+        return f"{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(key, FinetuneSettings.model_fields, 1)
+    known = _AS_OPTION.get(key) or (near[0] if near else None)
+    return f"there is no setting '{key}'" + (f" (did you mean '{known}'?)" if known else "")
 
 
 def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:

@@ -113,6 +113,23 @@ def few_shot(pool: Sequence[str], held: Sequence[str], shots: int, seed: int, pa
     return Split(f"{shots} shots, seed {seed}", train, tuple(sorted(held)))
 
 
+def given(cases: Sequence[str], taught: Sequence[str] | None, held: Sequence[str] | None) -> Split:
+    """Return the split of cases that are named; who is not named for one side is on the other where that names none.
+
+    Raises:
+        UserError: a case is named for both.
+    """
+    both = sorted(set(taught or ()) & set(held or ()))
+    if both:
+        raise UserError(f"{both[0]} is named for training and for validation.")
+    train = [name for name in cases if name not in set(held or ())] if taught is None else taught
+    validation = [name for name in cases if name not in set(train)] if held is None else held
+    if not train or not validation:
+        raise UserError("The cases that are named leave none to train on, or none to validate on.")
+    start = "" if taught is None else f"trained on {len(train)} and "
+    return Split(f"{start}validated on {len(validation)} given cases", tuple(train), tuple(validation))
+
+
 def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[int]:
     """Write splits into a dataset's folder and return nnU-Net's numbers for them.
 
