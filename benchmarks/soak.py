@@ -110,11 +110,12 @@ def facts_of(pid: int) -> tuple[int, int]:
     return memory, files
 
 
-def watch(process: subprocess.Popen[bytes], seconds: float) -> tuple[list[int], list[int]]:
-    """Look at a run for a time; return its memory and open files, a few times a second."""
+def watch(process: subprocess.Popen[bytes], run: Path, seconds: float) -> tuple[list[int], list[int]]:
+    """Look at a run for a time; return its memory and open files, a few times a second, since its first steps."""
     seen, until = [], time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
-        seen.append(facts_of(process.pid))
+        if seen or rows_of(run):
+            seen.append(facts_of(process.pid))
         time.sleep(0.25)
     kept = [pair for pair in seen if all(pair)]
     return [memory for memory, _ in kept], [files for _, files in kept]
@@ -198,7 +199,7 @@ def disturbed(root: Path, track: str, last: int, seconds: float, seed: int) -> t
 def examine(root: Path, track: str, minutes: float, seed: int) -> tuple[float, dict[str, object]]:
     """Make a track's two runs; return its ratio and what there is to tell."""
     process = start(root, f"{track}-calm", track)
-    memory, files = watch(process, minutes * 60 * 0.35)
+    memory, files = watch(process, root / f"{track}-calm", minutes * 60 * 0.35)
     stop(process)
     last = newest_step(root / f"{track}-calm")
     struck, ended = disturbed(root, track, last, minutes * 60 * 0.65, seed)
