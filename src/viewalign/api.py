@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from viewalign.errors import UserError
+from viewalign.errors import UserError, told_of_full_disk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +62,7 @@ class Predictions:
     refused: list[tuple[str, str]]
 
 
+@told_of_full_disk()
 def prepare(
     source: str | Path,
     out: str | Path,
@@ -120,6 +121,7 @@ def prepare(
     return report
 
 
+@told_of_full_disk()
 def pretrain(
     recipe: str | Path | Recipe,
     data: str | Path | None = None,
@@ -164,6 +166,7 @@ def pretrain(
     return run.pretrain(recipe, resume, store)
 
 
+@told_of_full_disk()
 def embed(
     encoder: str | Path,
     cases: str | Path | Sequence[str | Path],
@@ -239,6 +242,7 @@ def finetune(
     out: str | Path,
     **settings: Any,
 ) -> TaskOutcome: ...
+@told_of_full_disk()
 def finetune(kind: str, data: str | Path, encoder: str | Path, out: str | Path, **settings: Any) -> Any:
     """Carry an encoder to a task with labels; the same call goes on where it was stopped.
 
@@ -312,6 +316,7 @@ def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: 
     return TaskOutcome(out, score, refused, write_page(out))
 
 
+@told_of_full_disk()
 def predict(
     model: str | Path,
     cases: str | Path,

@@ -1,21 +1,28 @@
 """What goes wrong on the way: told in sentences, and nothing already made is lost."""
 
+import errno
+import io
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+import viewalign
 from viewalign.errors import UserError
 from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.training import checkpoints, data, health, run
 from viewalign.training.folder import RunFolder
-from viewalign.training.logs import read_log
+from viewalign.training.logs import RunLog, Ticker, read_log
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
 from viewalign.views.array import ArraySource
@@ -72,13 +79,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe, tmp_path, capf
     outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=2))
     folder = outcome.folder.checkpoints
     good = checkpoints.load(checkpoints.path_of(folder, 2))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        with pytest.raises(OSError):
-            checkpoints.save(folder, 3, good)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_room(200_000), pytest.raises(OSError):
+        checkpoints.save(folder, 3, good)
     assert [path.name for path in folder.iterdir()] == ["step_00000002"]
     assert checkpoints.load(checkpoints.path_of(folder, 2))["position"] == good["position"]
 
@@ -101,6 +103,101 @@ def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recip
     assert not list(outcome.folder.checkpoints.glob(".writing*"))
     assert "No checkpoint could be written at step 2" in capfd.readouterr().err
     assert events(outcome.folder, "checkpoint_failed")
+
+
+@contextmanager
+def no_room(size=1000):
+    """No file may grow past `size` bytes; a real limit, which stands in for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full_during(monkeypatch, first, last):
+    """Let the disk be full while steps `first` to `last` are done and told."""
+    original = Trainer._train_step
+    room = ExitStack()
+
+    def stepping(self, samples):
+        if self.position.step == first:
+            room.enter_context(no_room())
+        if self.position.step == last:
+            room.close()
+        original(self, samples)
+
+    monkeypatch.setattr(Trainer, "_train_step", stepping)
+    return room
+
+
+def told_rows(outcome):
+    rows = [row for row in read_log(outcome.folder.log) if row["kind"] in {"train", "health"}]
+    return [
+        {key: value for key, value in row.items() if key not in {"samples_per_second", "data_wait"}} for row in rows
+    ]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_step(tiny_recipe, monkeypatch, capsys):
+    """Log, checkpoint and pictures fail at steps 3 to 5 and are all there in the end; TensorBoard's file is left."""
+    settings = ["checkpoint.every=2", "log.health_every=2", "log.tensorboard=true"]
+    calm = pretrain(tiny_recipe(*settings, out="calm", steps=8))
+    capsys.readouterr()
+    full_during(monkeypatch, 2, 5)
+    outcome = pretrain(tiny_recipe(*settings, steps=8))
+    assert outcome.finished
+    assert told_rows(outcome) == told_rows(calm)
+    assert checkpoints.steps(outcome.folder.checkpoints) == [6, 8]
+    assert [row["step"] for row in events(outcome.folder, "checkpoint_failed")] == [4]
+    assert not [path for path in outcome.folder.root.rglob("*") if "writing" in path.name]
+    told = capsys.readouterr().err
+    assert told.count("The log cannot be written") == 1
+    assert told.count("Events cannot be written") == 1
+    assert "No checkpoint could be written at step 4" in told
+    assert "pictures could not be written" in told
+
+
+def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(tiny_recipe, monkeypatch, capsys):
+    calm = pretrain(tiny_recipe("checkpoint.every=2", out="calm", steps=8))
+    with monkeypatch.context() as patch:
+        room = full_during(patch, 5, None)
+        with room, pytest.raises(UserError, match=r"last checkpoint .* could not be written. Free some space"):
+            pretrain(tiny_recipe("checkpoint.every=2", steps=8))
+    assert "rows of the log could not be written" in capsys.readouterr().err
+    log = (RunFolder(calm.folder.root.parent / "run").log).read_text()
+    assert log.endswith("}\n")  # no half of a row
+    outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=8), resume="auto")
+    assert told_rows(outcome) == told_rows(calm)
+
+
+def test_no_checkpoint_outlives_the_rows_before_it(tiny_recipe, monkeypatch):
+    """Else a run that is killed then would go on from it with a gap in its log."""
+    monkeypatch.setattr(RunLog, "_write", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="last checkpoint"):
+        pretrain(tiny_recipe(steps=2))
+    assert not list(RunFolder.of(tiny_recipe()).checkpoints.glob("step_*"))
+
+
+def test_a_disk_that_is_full_at_the_start_is_a_sentence(tiny_recipe):
+    with no_room(10), pytest.raises(UserError, match=r"disk is full.*Make room"):
+        viewalign.pretrain(tiny_recipe(steps=2))
+
+
+class FullStream(io.StringIO):
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def flush(self):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def test_a_full_disk_under_what_a_run_says_does_not_end_it():
+    """What a job prints is a file too, often on the same disk."""
+    Ticker(FullStream(errno.ENOSPC)).say("step 1")
+    with pytest.raises(BrokenPipeError):
+        Ticker(FullStream(errno.EPIPE)).say("step 1")
 
 
 def break_loss(monkeypatch, broken):
@@ -199,6 +296,27 @@ def test_a_worker_that_dies_is_replaced_and_no_sample_is_lost(tmp_path):
     steps = list(data.batches(reader, 2, 9, 4, workers=1, pin=False))
     assert (tmp_path / "mark").exists()
     assert [[sample.index for sample in step] for step in steps] == [[s * 4 + k for k in range(4)] for s in range(2, 9)]
+
+
+def test_a_program_around_a_run_goes_on_hearing_of_its_own_children(tmp_path):
+    """Whoever embeds a run may have a handler of SIGCHLD: it hears during and after, and gets its place back."""
+    heard = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: heard.append(number))
+    try:
+        every = np.arange(8)
+        source = ArraySource(np.zeros((20, 20, 20)))
+        reader = SampleReader(source, every[:1], every[:1], Drawing((16, 16, 16)), 1, 0)
+        DataLoader([0], num_workers=1).__iter__()._shutdown_workers()  # torch puts its own before it, once a process
+        outside = signal.getsignal(signal.SIGCHLD)
+        reading = data.batches(reader, 0, 4, 1, workers=1, pin=False)
+        next(reading)
+        heard.clear()
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        assert heard
+        assert len(list(reading)) == 3
+        assert signal.getsignal(signal.SIGCHLD) is outside
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_volumes_smaller_than_a_view_are_counted(tiny_recipe):

@@ -7,11 +7,27 @@ import sys
 import pytest
 
 from viewalign.errors import UserError
-from viewalign.training.tracking import Wandb, numbers
+from viewalign.training.tracking import Events, Wandb, numbers
 
 
 def test_only_numbers_are_drawn():
     assert numbers("train", {"loss": 1.5, "note": "x", "shape": [1, 2]}) == {"train/loss": 1.5}
+
+
+def test_tensorboard_reads_what_is_written_and_forgets_what_a_resumed_run_does_anew(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, values in ((0, (1.0, 0.5, 0.25)), (1, (0.125, 0.0625))):
+        board = Events(tmp_path, first)
+        for step, value in enumerate(values, first + 1):
+            board.row("train", step, {"loss": value, "note": "no number"})
+        board.close()
+        for file in tmp_path.glob("events*.viewalign"):
+            file.rename(file.with_name(f"events.out.tfevents.{10 + first}.viewalign.kept"))
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert read.Tags()["scalars"] == ["train/loss"]
+    assert [(one.step, one.value) for one in read.Scalars("train/loss")] == [(1, 1.0), (2, 0.125), (3, 0.0625)]
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from viewalign.cli.recipes import recipes
 from viewalign.cli.report import report
 from viewalign.cli.study import study
 from viewalign.cli.task import task
-from viewalign.errors import UserError
+from viewalign.errors import UserError, told_of_full_disk
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 for command in (
@@ -100,7 +100,8 @@ def run(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        app(args=arguments, prog_name="viewalign")
+        with told_of_full_disk():
+            app(args=arguments, prog_name="viewalign")
     except UserError as problem:
         errors.print(f"[bold red]viewalign:[/bold red] {escape(str(problem))}")
         sys.exit(1)

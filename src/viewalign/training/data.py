@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +48,8 @@ class Feed:
         aligned: whether views come in pairs whose features are compared place by place.
     """
 
-    train: Callable[[int, int], Iterator[Samples]]
-    validation: Callable[[], Iterator[Samples]] | None
+    train: Callable[[int, int], Generator[Samples]]
+    validation: Callable[[], Generator[Samples]] | None
     build: Callable[[Samples, bool], ViewBatch]
     volumes: int
     name_of: Callable[[int], str] = str
@@ -100,7 +102,7 @@ def count_small(source: VolumeSource, chosen: NDArray[np.int64], size: tuple[int
 
 def batches(
     reader: SampleReader, first: int, last: int, batch: int, workers: int, pin: bool, rank: int = 0, world: int = 1
-) -> Iterator[list[Sample]]:
+) -> Generator[Samples]:
     """Yield the samples of steps [first, last) for one process.
 
     A worker that dies is no loss: samples are functions of their number, so reading goes on where it broke off.
@@ -120,10 +122,10 @@ def batches(
         )
         try:
             reading = iter(loader)
-            _hear_of_deaths_in_reading()
-            for samples in reading:
-                yield samples
-                step += 1
+            with _deaths_heard_in_reading():
+                for samples in reading:
+                    yield samples
+                    step += 1
         except RefusedImageError as problem:
             reason = str(problem).strip().splitlines()[-1].removeprefix("viewalign.errors.RefusedImageError: ")
             raise UserError(f"Training cannot go on: {reason}") from None
@@ -133,13 +135,27 @@ def batches(
                 raise
 
 
-def _hear_of_deaths_in_reading() -> None:
-    """Take away torch's handler of SIGCHLD, which raises wherever the run happens to be, in the middle of a step too.
+@contextmanager
+def _deaths_heard_in_reading() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD from raising wherever the run happens to be, in the middle of a step too.
 
-    The loader also looks after its workers whenever it waits for one, and there a death is mended.
+    The loader also looks after its workers whenever it waits for one, and there a death is mended. Whatever else hears
+    of ended children in this process goes on hearing of them, and the handler is given back afterwards.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    heard = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or not callable(heard):
+        yield
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        with suppress(RuntimeError):
+            heard(number, frame)
+
+    signal.signal(signal.SIGCHLD, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, heard)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001

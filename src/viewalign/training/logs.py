@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,35 +18,79 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from viewalign.errors import is_full
 from viewalign.training.tracking import Board
 
 
 class RunLog:
-    """Writes rows of a run.
+    """Writes rows of a run. Rows for which the disk has no room wait in memory and follow when it has.
 
     Args:
         path: the `log.jsonl`; rows past `step` are cut away, so that a resumed run does not tell a stretch twice.
         step: where the run begins.
         boards: where rows go besides.
+        say: takes a sentence for the person who watches.
     """
 
-    def __init__(self, path: Path, step: int = 0, boards: Sequence[Board] = ()) -> None:
+    def __init__(
+        self, path: Path, step: int = 0, boards: Sequence[Board] = (), say: Callable[[str], object] = print
+    ) -> None:
         _cut_back(path, step)
-        self._file = path.open("a")
-        self._boards = boards
+        self._file = path.open("ab", buffering=0)
+        self._end = self._file.tell()
+        self._boards, self._say = list(boards), say
+        self._waiting: list[bytes] = []
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one row; `kind` is "train", "validation", "health", "data" or "event"."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        for board in self._boards:
-            board.row(kind, step, values)
+        waited = bool(self._waiting)
+        self._waiting.append(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
+        try:
+            self._write()
+        except OSError as problem:
+            if not waited:
+                self._say(f"The log cannot be written ({problem}); its rows wait until there is room.")
+        self._on_boards(lambda board: board.row(kind, step, values))
+
+    def settle(self) -> None:
+        """See to it that every row is on the disk, as a checkpoint needs: what it was saved after must not be lost.
+
+        Raises:
+            OSError: there is no room for them.
+        """
+        self._write()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file and the boards."""
+        try:
+            self._write()
+        except OSError as problem:
+            self._say(f"The last {len(self._waiting)} rows of the log could not be written ({problem}).")
         self._file.close()
-        for board in self._boards:
-            board.close()
+        self._on_boards(lambda board: board.close())
+
+    def _write(self) -> None:
+        """Write the rows that wait, or none: half a row is taken back."""
+        rows = memoryview(b"".join(self._waiting))
+        done = 0
+        try:
+            while done < len(rows):
+                done += self._file.write(rows[done:])
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += done
+        self._waiting.clear()
+
+    def _on_boards(self, act: Callable[[Board], None]) -> None:
+        """Do something with each board; one that cannot be written is left, for `log.jsonl` holds everything."""
+        for board in list(self._boards):
+            try:
+                act(board)
+            except OSError as problem:
+                self._boards.remove(board)
+                self._say(f"{type(board).__name__} cannot be written ({problem}) and is left; the log goes on.")
 
 
 def _cut_back(path: Path, step: int) -> None:
@@ -98,7 +143,10 @@ class Averages:
 
 
 class Ticker:
-    """The line for the person who watches: redrawn in place on a terminal, now and then a new line elsewhere."""
+    """The line for the person who watches: redrawn in place on a terminal, now and then a new line elsewhere.
+
+    Its stream is often a file on the disk that is full; what cannot be told then is no reason to stop.
+    """
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 10.0, quiet: bool = False) -> None:
         self._stream: TextIO = io.StringIO() if quiet else stream or sys.stderr
@@ -109,18 +157,24 @@ class Ticker:
         """Show a line; `force` writes it even if the last one is recent."""
         now = time.monotonic()
         if self._live:
-            self._stream.write("\r" + text.ljust(self._width))
+            self._write("\r" + text.ljust(self._width))
             self._width = len(text)
         elif force or now - self._last >= self._seconds:
-            self._stream.write(text + "\n")
+            self._write(text + "\n")
             self._last = now
-        self._stream.flush()
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
-        self._stream.write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
-        self._stream.flush()
+        self._write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
         self._width = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as problem:
+            if not is_full(problem):
+                raise
 
 
 def duration(seconds: float) -> str:

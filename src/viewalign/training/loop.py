@@ -92,7 +92,7 @@ class Trainer:
         """Train to the last step; returns False where `stop` ended the run early. All is saved either way."""
         if self.fabric.is_global_zero:
             opened = boards(self.recipe, self.folder.root, self.position.step)
-            self.log = RunLog(self.folder.log, self.position.step, opened)
+            self.log = RunLog(self.folder.log, self.position.step, opened, self.ticker.say)
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()
@@ -117,6 +117,7 @@ class Trainer:
                     self.save()
             self._finish()
         finally:
+            batches.close()
             if self.log is not None:
                 self.log.close()
         return self.position.step >= self.recipe.steps
@@ -313,6 +314,8 @@ class Trainer:
             return True
         folder, settings = self.folder.checkpoints, self.recipe.checkpoint
         try:
+            if self.log is not None:
+                self.log.settle()
             checkpoints.save(folder, self.position.step, self.state())
         except OSError as problem:
             step = self.position.step

@@ -94,9 +94,13 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
 def write(path: Path, arrays: dict[str, Array]) -> None:
     """Write the arrays, whole or not at all."""
     partial = path.with_name(".writing-" + path.name)
-    with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> dict[str, Array]:

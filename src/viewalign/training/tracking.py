@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,21 +22,37 @@ class Board(Protocol):
 
 
 class Events:
-    """TensorBoard's events file in a run's folder."""
+    """TensorBoard's events file in a run's folder.
+
+    It is written here and now: the writers of torch and tensorboard hand rows to a thread, which on a full disk dies
+    with a traceback that no one can catch.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+        self._file = (folder / f"events.out.tfevents.{time.time():.0f}.viewalign").open("ab", buffering=0)
+        self._records: Any = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        if step:  # what an earlier file has past this step is no longer so
+            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write the numbers of a row."""
-        for name, value in numbers(kind, values).items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(kind, values).items()]
+        self._write(Event(step=step, summary=Summary(value=shown)))
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
 
 class Wandb:

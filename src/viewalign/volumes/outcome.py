@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from viewalign.errors import RefusedImageError
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+from viewalign.errors import RefusedImageError, is_full
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,6 @@ def guarded(prepare: Callable[[], int], forget: Callable[[], None]) -> Outcome:
 
 def unwritable(folder: Path, error: OSError) -> str:
     """Say why a folder cannot be written, and what to do."""
-    if error.errno in _FULL:
+    if is_full(error):
         return f"The disk of {folder} is full. Make room and run the same command again; what is done stays."
     return f"The folder {folder} cannot be written: {error.strerror}. What is done stays; run the same command again."

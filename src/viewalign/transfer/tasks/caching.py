@@ -55,12 +55,14 @@ def key(preprocessor: Preprocessor, images: Mapping[str, Path], mask: Path | Non
 def _write(sample: Sample, place: Path) -> None:
     partial = place.with_name(f".writing-{place.name}-{os.getpid()}")
     partial.mkdir(parents=True)
-    for part in _PARTS:
-        np.save(partial / f"{part}.npy", getattr(sample, part), allow_pickle=False)
     try:
+        for part in _PARTS:
+            np.save(partial / f"{part}.npy", getattr(sample, part), allow_pickle=False)
         partial.rename(place)
-    except OSError:  # another process was faster
+    except OSError:
         shutil.rmtree(partial)
+        if not place.is_dir():  # else another process was faster
+            raise
 
 
 def _read(place: Path) -> Sample:
