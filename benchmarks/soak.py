@@ -200,6 +200,8 @@ def examine(root: Path, track: str, minutes: float, seed: int) -> tuple[float, d
     """Make a track's two runs; return its ratio and what there is to tell."""
     process = start(root, f"{track}-calm", track)
     memory, files = watch(process, root / f"{track}-calm", minutes * 60 * 0.35)
+    if process.poll() is not None:
+        sys.exit("The undisturbed run broke off:\n" + (root / f"{track}-calm.txt").read_text()[-3000:])
     stop(process)
     last = newest_step(root / f"{track}-calm")
     struck, ended = disturbed(root, track, last, minutes * 60 * 0.65, seed)

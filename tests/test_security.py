@@ -7,21 +7,28 @@ import os
 import pickle
 import socket
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from local_server import local_server
 from typer.testing import CliRunner
 
 import viewalign
 from viewalign.cli.main import app
 from viewalign.errors import UserError
-from viewalign.formats import resolving
+from viewalign.formats import nnunet, nnunet_models, resolving
 from viewalign.formats.files import load_checkpoint
 from viewalign.report.page import write_report
 from viewalign.report.segmentation import write_page as write_segmentation_page
+from viewalign.report.task import write_page as write_task_page
 from viewalign.training import checkpoints, pictures
 from viewalign.transfer.embedding import Embeddings
+from viewalign.transfer.evaluation.cases import Rules
+from viewalign.transfer.evaluation.folders import evaluate_folder
+from viewalign.transfer.segmentation import packaging
+from viewalign.transfer.tasks.finetune import write_predictions
 from viewalign.transfer.tasks.fomo_submission import write_submission
 from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
 from viewalign.transfer.tasks.models import read_model
@@ -264,3 +271,178 @@ def test_a_checkpoint_holds_no_subject_and_no_place(run):
         content = file.read_bytes()
         for secret in ("jane_doe", str(run.parent), *_machine()):
             assert secret.encode() not in content, (file.name, secret)
+
+
+def test_the_page_of_a_task_shows_names_as_text(tmp_path):
+    """Names of task, classes, units, cases and subjects come from whoever wrote the manifest."""
+    kinds = {"name": MARKUP, "kind": "binary", "channels": [{"name": MARKUP}], "classes": ["no", MARKUP]}
+    spec = TaskSpec.model_validate(kinds)
+    cases = [TaskCase(f"{MARKUP}{k}", f"{MARKUP}s{k}", {}, target=k % 2) for k in range(12)]
+    run = tmp_path / f"run {MARKUP}"
+    run.mkdir()
+    write_spec(spec, run)
+    answers = {case.case: (str(k % 3), np.array([0.4, 0.6])) for k, case in enumerate(cases)}
+    write_predictions(run / "predictions.csv", cases, answers, spec)
+    told = {"network": MARKUP, "encoder": MARKUP, "held_out": {"cases": 12, "values": {"auroc": 0.5}, "intervals": {}}}
+    (run / "metrics.json").write_text(json.dumps(told))
+    (run / "refused.json").write_text(json.dumps([[MARKUP, MARKUP]]))
+    assert_harmless(write_task_page(run).read_text())
+
+
+def test_scores_of_a_segmentation_show_names_as_text(tmp_path):
+    """Cases by their file names, classes as dataset.json has them; the page is fed with a real evaluation."""
+    pytest.importorskip("monai")
+    folders = {name: tmp_path / name for name in ("guess", "truth", "images")}
+    for folder in folders.values():
+        folder.mkdir()
+        for k in range(2):
+            array = np.zeros((12, 12, 12), np.uint8)
+            array[3:8, 3:8, 3 : 8 + k] = 1
+            name = f"{MARKUP}{k}_0000.nii.gz" if folder.name == "images" else f"{MARKUP}{k}.nii.gz"
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "tame.nii.gz"))
+            (tmp_path / "tame.nii.gz").rename(folder / name)
+    rules = Rules({MARKUP: (1,)}, {MARKUP: 1.0})
+    evaluate_folder(folders["guess"], folders["truth"], rules).write(tmp_path / "run" / "evaluation" / "fold-0")
+    row = {"name": MARKUP, "fold": 0, "evaluation": "evaluation/fold-0", "predictions": str(folders["guess"])}
+    row |= {"references": str(folders["truth"]), "images": str(folders["images"])}
+    label = {"labels": {MARKUP: [1]}, "dataset": MARKUP, "plans": MARKUP, "trainer": MARKUP, "model": "m"}
+    schedule = {"epochs": 1, "iterations": 1, "lr": 0.1, "optimizer": MARKUP, "warmup": 0, "frozen": 0}
+    tree = {**label, "encoder": MARKUP, "patch": [8, 8, 8], "spacing": [1, 1, 1], "schedule": schedule}
+    (tmp_path / "run" / "results.json").write_text(json.dumps({**tree, "results": [row]}))
+    page = write_segmentation_page(tmp_path / "run").read_text()
+    assert_harmless(page)
+    assert "&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&gt;&lt;script&gt;alert(2)&lt;_script&gt;0" in page
+
+
+def test_a_comparison_s_picture_shows_names_as_text(tmp_path):
+    """The picture is an SVG, which a browser runs scripts of."""
+    pytest.importorskip("monai")
+    for who, wide in (("a", 8), ("b", 9)):
+        for name, width in (("guess", wide), ("truth", 8)):
+            folder = tmp_path / who / name
+            folder.mkdir(parents=True)
+            for k in range(3):
+                array = np.zeros((12, 12, 12), np.uint8)
+                array[3:8, 3:8, 2 + k : width] = 1
+                sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{k}.nii.gz"))
+        rules = Rules({MARKUP: (1,)}, {MARKUP: 1.0})
+        evaluate_folder(tmp_path / who / "guess", tmp_path / who / "truth", rules).write(tmp_path / f"{who} {MARKUP}")
+    scores = [str(tmp_path / f"{who} {MARKUP}") for who in "ab"]
+    done = CliRunner().invoke(app, ["compare", *scores, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    drawn = ElementTree.fromstring((tmp_path / "out" / "comparison.svg").read_text())
+    kinds = {element.tag.rpartition("}")[2] for element in drawn.iter()}
+    assert kinds <= {"svg", "rect", "text", "path", "circle", "line", "g"}
+    assert not [name for element in drawn.iter() for name in element.attrib if name.startswith("on")]
+
+
+PLAN = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+    "arch_kwargs": {"nonlin": "torch.nn.LeakyReLU", "conv_op": "torch.nn.modules.conv.Conv3d", "dropout_op": None},
+    "_kw_requires_import": ["conv_op", "nonlin", "dropout_op"],
+}
+
+
+def nnunet_model(folder, architecture, checkpoint):
+    """Lay out a trained model as nnU-Net does."""
+    (folder / "fold_0").mkdir(parents=True)
+    plans = {"plans_name": "p", "configurations": {"3d_fullres": {"architecture": architecture}}}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    description = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "rind": 1}, "file_ending": ".nii.gz"}
+    private = {"training": [{"image": "./imagesTr/jane_doe_1.nii.gz"}], "description": "of Jane_Doe's clinic"}
+    (folder / "dataset.json").write_text(json.dumps({**description, **private}))
+    (folder / "dataset_fingerprint.json").write_text(json.dumps({"cases": ["jane_doe_1"]}))
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    return folder
+
+
+def good_checkpoint(folder):
+    """What nnU-Net's trainer saves, as far as it matters here."""
+    told = {"configuration": "3d_fullres", "plans": {"dataset_name": "jane_doe"}, "fold": 0}
+    return {
+        "network_weights": {"encoder.a": torch.zeros(2)},
+        "init_args": {**told, "device": torch.device("cpu")},
+        "trainer_name": "ViewalignTrainer",
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+        "_best_ema": np.float64(0.5),
+        "logging": {"lrs": [np.float32(0.1), 1e-3], "where": str(folder)},
+    }
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
+    array = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "images" / "a_0000.nii.gz"))
+    return tmp_path / "images"
+
+
+def test_nnunet_is_handed_no_model_that_it_would_run(tmp_path, images):
+    """Its own reader unpickles checkpoints; ours looks at them first, as data."""
+    pytest.importorskip("nnunetv2")
+    hostile = {**good_checkpoint(tmp_path), "logging": Planted(tmp_path / "trap")}
+    model = nnunet_model(tmp_path / "model", PLAN, hostile)
+    with pytest.raises(UserError, match="holds pickled objects, which could run code"):
+        viewalign.predict(model, images, tmp_path / "masks", device="cpu")
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network_class_name": "subprocess.Popen"},
+        {"network_class_name": "dynamic_network_architectures.architectures.unet.os.system"},
+        {"arch_kwargs": {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": "exit"}}},
+        {"arch_kwargs": {"conv_op": "torch.nn.modules.conv.math.sin"}},
+        {"arch_kwargs": {"norm_op": "os.system"}, "_kw_requires_import": ["norm_op"]},
+        {"arch_kwargs": {"nonlin": "torch.nn.Module.__init__"}},
+    ],
+)
+def test_nnunet_is_handed_no_plan_that_names_code(change, tmp_path, images):
+    """A plan names the classes that nnU-Net imports and calls, with arguments of the plan's choice."""
+    pytest.importorskip("nnunetv2")
+    model = nnunet_model(tmp_path / "model", {**PLAN, **change}, good_checkpoint(tmp_path))
+    with pytest.raises(UserError, match=r"plans.json is refused: it makes nnU-Net import"):
+        viewalign.predict(model, images, tmp_path / "masks", device="cpu")
+
+
+def test_a_good_model_of_nnunet_passes(tmp_path):
+    nnunet_models.check_model(nnunet_model(tmp_path / "model", PLAN, good_checkpoint(tmp_path)), [0])
+
+
+def test_a_package_for_nnunet_tells_no_case_and_no_place(tmp_path):
+    secrets = [str(tmp_path), "jane_doe", "Jane_Doe", str(Path.home()), *_machine()]
+    plan = {**PLAN, "arch_kwargs": {**PLAN["arch_kwargs"]}}
+    model = nnunet_model(tmp_path / "model", plan, good_checkpoint(tmp_path))
+    tree = json.loads((model / "plans.json").read_text())
+    tree |= {"pretrain_info": {"checkpoint_path": str(tmp_path / "encoder.pth")}, "dataset_name": "Dataset004_X"}
+    tree[nnunet.BLOCK] = {"version": 1, "schedule": {}, "encoder": {"file": "encoder.pth", "source": str(tmp_path)}}
+    (model / "plans.json").write_text(json.dumps(tree))
+    (tmp_path / "run").mkdir()
+    results = {"model": str(model), "dataset": "Dataset004_X", "results": [{"fold": 0}]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    (package,) = packaging.export_model(tmp_path / "run", tmp_path / "package")
+    files = [path for path in package.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"plans.json", "dataset.json", "checkpoint_final.pth"}
+    for file in files:
+        found = [secret for secret in secrets if secret.encode() in file.read_bytes()]
+        assert not found, f"{file.name} holds {found}"
+
+
+def test_a_hostile_repository_on_the_hub_runs_nothing_and_writes_nothing_outside(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    planted = {file.name: file.read_bytes() for file in planted_files(tmp_path / "planted", tmp_path / "trap")}
+    with local_server() as served:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "deep" / "cache"))
+        for number, name in enumerate(("new.pth", "old.pth")):
+            files = {"checkpoint_final.pth": planted[name], "evil.pkl": planted["bare.pkl"], "run.py": b"import os"}
+            served.hub[f"owner/bad{number}"] = files
+            with pytest.raises(UserError, match=r"refused|cannot be read"):
+                read_source(f"hf:owner/bad{number}")
+        assert not [path for path in tmp_path.rglob("*") if path.name in {"evil.pkl", "run.py"}]
+        served.hub["owner/climber"] = {"../../../../escaped.json": b"{}", "encoder.json": b"{}"}
+        with pytest.raises(UserError):
+            read_source("hf:owner/climber")
+    assert not (tmp_path / "trap").exists()
+    assert not list(tmp_path.rglob("escaped.json"))

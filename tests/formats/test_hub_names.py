@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from viewalign.errors import UserError
-from viewalign.formats import hub
+from viewalign.formats import hub_names
 from viewalign.formats.pretrained import read_weights
 
 
@@ -33,7 +33,7 @@ def fetched(monkeypatch, tmp_path):
     ],
 )
 def test_ids(asked, repository, revision, fetched, tmp_path):
-    assert hub.resolve(asked) == tmp_path
+    assert hub_names.resolve(asked) == tmp_path
     assert fetched[0][:2] == (repository, revision)
     assert not any("bin" in pattern or "pkl" in pattern for pattern in fetched[0][2])
 
@@ -41,10 +41,10 @@ def test_ids(asked, repository, revision, fetched, tmp_path):
 def test_a_path_is_never_an_id(tmp_path, fetched, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert str(hub.resolve("owner/name")) == "owner/name"
-    assert str(hub.resolve("owner/missing")) == "owner/missing"
+    assert str(hub_names.resolve("owner/name")) == "owner/name"
+    assert str(hub_names.resolve("owner/missing")) == "owner/missing"
     with pytest.raises(UserError, match="write hf:other/name"):
-        hub.resolve("other/name")
+        hub_names.resolve("other/name")
     assert not fetched
 
 
@@ -56,9 +56,9 @@ def test_a_folder_of_the_cache(tmp_path, nnssl_file):
     shutil.copy(path, cache / "snapshots" / "aaa" / "checkpoint_final.pth")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("aaa")
-    assert read_weights(hub.resolve(cache)).family == "resenc"
+    assert read_weights(hub_names.resolve(cache)).family == "resenc"
     (cache / "refs" / "main").unlink()
-    assert hub.resolve(cache).name in {"aaa", "bbb"}
+    assert hub_names.resolve(cache).name in {"aaa", "bbb"}
 
 
 def refusing(problem):
@@ -72,9 +72,9 @@ def test_what_the_hub_refuses(monkeypatch):
     response = httpx.Response(401, request=httpx.Request("GET", "http://127.0.0.1"))
     for problem, sentence in [
         (LocalEntryNotFoundError("offline"), "cannot be reached, and nothing of it is cached"),
-        (RepositoryNotFoundError("none", response=response), "has no a/b, or it needs a login"),
+        (RepositoryNotFoundError("none", response=response), "no model a/b on the Hub, or it is private"),
         (OSError("disk full"), "disk full"),
     ]:
         monkeypatch.setattr("huggingface_hub.snapshot_download", refusing(problem))
         with pytest.raises(UserError, match=sentence):
-            hub.resolve("hf:a/b")
+            hub_names.resolve("hf:a/b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
@@ -24,6 +26,9 @@ class Served:
         hub: by repository: content by path within it.
         broken: paths in repositories whose content is not what the Hub's checksum says.
         gated: repositories that ask for consent.
+        made: what was asked of each new repository.
+        closed: owners in whose name nobody may write.
+        lfs: large files that were sent, by SHA-256.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -34,6 +39,9 @@ class Served:
     hub: dict[str, dict[str, bytes]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
+    made: list[dict[str, object]] = field(default_factory=list)
+    closed: set[str] = field(default_factory=set)
+    lfs: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
     def add_record(self, number: int, files: dict[str, bytes], **metadata: object) -> None:
@@ -89,12 +97,71 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(head=False)
 
+    def do_PUT(self) -> None:
+        content = self._body()
+        digest = hashlib.sha256(content).hexdigest()
+        assert self.path == f"/lfs/{digest}"
+        self.served.lfs[digest] = content
+        self._json({})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        content = self._body()
+        if path == "/api/repos/create":
+            self._create(json.loads(content))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._batch(json.loads(content))
+        elif "/preupload/" in path:
+            found = [{**file, "shouldIgnore": False} for file in json.loads(content)["files"]]
+            self._json({"files": [{**f, "uploadMode": "lfs" if f["size"] > 100 else "regular"} for f in found]})
+        elif "/commit/" in path:
+            self._commit(path, [json.loads(line) for line in content.splitlines()])
+        else:
+            self._paths_info(path, content)
+
+    def _create(self, asked: dict[str, object]) -> None:
+        owner, name = str(asked["organization"]), str(asked["name"])
+        self.served.made.append(asked)
+        if owner in self.served.closed:
+            self._json({"error": "You don't have the rights to create a model under this namespace"}, 403)
+        elif f"{owner}/{name}" in self.served.hub:
+            self._json({"error": "exists", "url": f"{self.served.url}/{owner}/{name}"}, 409)
+        else:
+            self.served.hub[f"{owner}/{name}"] = {}
+            self._json({"url": f"{self.served.url}/{owner}/{name}"})
+
+    def _batch(self, asked: dict[str, list[dict[str, object]]]) -> None:
+        there = [(one, str(one["oid"])) for one in asked["objects"]]
+        actions = [{**one, "actions": {"upload": {"href": f"{self.served.url}/lfs/{oid}"}}} for one, oid in there]
+        self._json({"transfer": "basic", "objects": actions})
+
+    def _commit(self, path: str, rows: list[dict[str, Any]]) -> None:
         repository, _, _ = self._repository(path, "/api/")
-        content = self.served.hub[repository]
-        self._json([hub_entry(name, content[name]) for name in body["paths"] if name in content])
+        for row in rows:
+            value = row["value"]
+            if row["key"] == "file":
+                self.served.hub[repository][value["path"]] = base64.b64decode(value["content"])
+            elif row["key"] == "lfsFile":
+                self.served.hub[repository][value["path"]] = self.served.lfs[value["oid"]]
+        self._json({"commitUrl": f"{self.served.url}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def _paths_info(self, path: str, content: bytes) -> None:
+        body = parse_qs(content.decode())
+        repository, _, _ = self._repository(path, "/api/")
+        held = self.served.hub[repository]
+        self._json([hub_entry(name, held[name]) for name in body["paths"] if name in held])
 
     def _answer(self, head: bool) -> None:
         path = unquote(urlsplit(self.path).path)

@@ -21,6 +21,17 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="A fine-tuned classification or regression as ONNX; see below.")
     ] = False,
+    to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Publish the export on the Hugging Face Hub.", show_default=False),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --to-hub: a new repository is for everyone, not for you alone.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights, for their card: cc-by-4.0 …", show_default=False)
+    ] = None,
+    cite: Annotated[str, typer.Option(help="What the card asks to cite besides.", show_default=False)] = "",
     dataset: Annotated[
         str | None, typer.Option(help="With --nnunet: the dataset to write a plan for.", show_default=False)
     ] = None,
@@ -31,7 +42,13 @@ def export(
     encoder.safetensors, encoder.json, README.md   for viewalign.load_encoder and the Hugging Face Hub
     checkpoint_final.pth, adaptation_plan.json     for nnssl and nnU-Net
 
-    Nothing of the data and no path of this machine goes in.
+    Nothing of the data and no path of this machine goes in. README.md is the model card: network, data in numbers,
+    settings, verdicts on the features, licence, what to cite. Read it before you hand it on.
+
+    With --to-hub these five files go to a repository of yours (`hf auth login` once), from which everyone who may read
+    it takes them as hf:OWNER/NAME.
+
+      viewalign export run --to-hub my-group/brain-resenc --licence cc-by-4.0 --public
 
     With --nnunet, a run of pretraining (or any encoder) and --dataset give a plan in nnU-Net's folders and a complete
     checkpoint that stock nnUNetv2_train takes by -pretrained_weights. The folder of a fine-tuning gives a model that
@@ -62,7 +79,12 @@ def export(
 
     if weights not in {"student", "teacher"}:
         raise UserError(f"--weights takes student or teacher, not '{weights}'.")
-    folder = export_run(run, out, "teacher" if weights == "teacher" else "student")
+    folder = export_run(run, out, "teacher" if weights == "teacher" else "student", licence, cite)
     for file in sorted(folder.iterdir()):
         typer.echo(f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)")
     typer.echo(f'Load it in Python with  viewalign.load_encoder("{folder}")')
+    if to_hub is not None:
+        from viewalign.volumes.fetching import hub
+
+        page = hub.publish(folder, to_hub, [file.name for file in sorted(folder.iterdir())], public)
+        typer.echo(f"Published: {page}. Take it elsewhere as  hf:{to_hub}")

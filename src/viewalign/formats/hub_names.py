@@ -1,4 +1,4 @@
-"""Weights of the Hugging Face Hub for `init=` and its like: by id into the cache of the Hub, or from a local copy."""
+"""Where weights lie on this machine that are named by an id of the Hugging Face Hub, or by a folder of its cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from viewalign.errors import UserError
+from viewalign.volumes.fetching import hub
 
 _ID = re.compile(r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
 _BARE_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -24,33 +25,13 @@ def resolve(path: str | Path) -> Path:
     """
     found = _ID.fullmatch(str(path))
     if found:
-        return _fetch(found[1], found[2])
+        return hub.cached(found[1], found[2], _WANTED)
     local = Path(path)
     if (local / "snapshots").is_dir():
         return _snapshot(local)
     if not local.exists() and _BARE_ID.fullmatch(str(path)) and not local.parent.exists():
         raise UserError(f"There are no weights at {path}. To take them from the Hugging Face Hub, write hf:{path}")
     return local
-
-
-def _fetch(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"The Hugging Face Hub has no {repository}, or it needs a login (`hf auth login` or $HF_TOKEN)."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{repository} cannot be fetched: the Hugging Face Hub cannot be reached, and nothing of it is cached. "
-            "Fetch it on a machine with internet and give the folder."
-        ) from None
-    except (HfHubHTTPError, OSError) as problem:
-        reason = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise UserError(f"{repository} cannot be fetched from the Hugging Face Hub: {reason[0]}") from None
 
 
 def _snapshot(cache: Path) -> Path:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import yaml
+
+from viewalign.errors import UserError
+
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 _TEXT = """---
 library_name: viewalign
-tags: [medical-imaging, self-supervised-learning, 3d, {family}]
+{licence_line}tags: [medical-imaging, self-supervised-learning, 3d, {family}]
 ---
 
 # {network} pretrained by {method}
@@ -38,21 +44,50 @@ features.pooled  # one vector an image
 `checkpoint_final.pth` and `adaptation_plan.json` are for nnU-Net and nnssl. Images must be prepared as above: {axes}.
 nnU-Net does not reorient images; see to it that yours lie alike.
 
+## How it was trained
+
+{health}
+All settings, of which none tells whose images these were:
+
+```yaml
+{recipe}```
+
 ## Limits
 
-The encoder has seen only the data named above. It makes no diagnosis and was checked on no clinical task. Say here
-where the data came from, under which licence, and whom it represents, before you publish these weights.
+The encoder has seen only the data named above. It makes no diagnosis and was checked on no clinical task. {licence} Say
+here where the data came from and whom it represents, before you publish these weights.
+
+## Cite
+
+- the method: {title}, {paper}
+- the software: viewalign {version}, as its CITATION.cff has it
+{cite}"""
+
+_VERDICTS = """How its features looked at the end (`viewalign report` shows them over time):
+
+| figure | value | verdict |
+|---|---|---|
+{rows}
 """
 
 
-def render(facts: dict[str, Any], folder: str, title: str, paper: str) -> str:
+def render(
+    facts: dict[str, Any], folder: str, title: str, paper: str, licence: str | None = None, cite: str = ""
+) -> str:
     """Fill the card.
 
     Args:
         facts: of the encoder, as an export tells them.
         folder: what to load it from.
         title, paper: the method's name in words, and where it comes from.
+        licence: of the weights, as the Hugging Face Hub abbreviates it, such as `cc-by-4.0`.
+        cite: what else is to be cited.
+
+    Raises:
+        UserError: a licence that is no abbreviation.
     """
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise UserError(f"'{licence}' is no abbreviation of a licence; write one such as cc-by-4.0 or apache-2.0.")
     network = facts["network"]["name"]
     spacing = facts["preparation"].get("spacing")
     size = facts["size"]
@@ -76,7 +111,20 @@ def render(facts: dict[str, Any], folder: str, title: str, paper: str) -> str:
         title=title,
         paper=paper,
         axes=_axes(facts["preparation"].get("nnssl_plans")),
+        health=_health(facts.get("health", [])),
+        recipe=yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, default_flow_style=None, width=100),
+        licence_line=f"license: {licence}\n" if licence else "",
+        licence=f"Its licence is {licence}." if licence else "No licence was chosen for it yet.",
+        cite=f"- {' '.join(cite.split())}\n" if cite.strip() else "",
     )
+
+
+def _health(rows: list[dict[str, Any]]) -> str:
+    """Return the last verdicts on the features as a table."""
+    if not rows:
+        return "The run was too short for figures of its features.\n"
+    lines = (f"| {row['title']} | {row['value']:.3g} | {row['level']} |" for row in rows)
+    return _VERDICTS.format(rows="\n".join(lines))
 
 
 def _axes(plans: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.formats import fitting, hub, pretrained, weight_names
+from viewalign.formats import fitting, hub_names, pretrained, weight_names
 from viewalign.formats.nnssl import adaptation
 from viewalign.formats.resolving import resolve_checkpoint
 from viewalign.formats.token_order import Order
@@ -67,7 +67,7 @@ def load_initial(
     target = weight_names.own_branch(dict(method.named_parameters()))
     family = weight_names.family_of(target)
     assert family is not None, "every backbone is of a known family"
-    file, note = resolve_checkpoint(hub.resolve(path), family)
+    file, note = resolve_checkpoint(hub_names.resolve(path), family)
     source = read_source(file, None if token_order == "auto" else token_order)
     if note:
         source = replace(source, notes=(note, *source.notes))
@@ -91,7 +91,7 @@ def read_source(path: str | Path, order: Order | None = None) -> pretrained.Sour
     Raises:
         UserError: weights that cannot be read.
     """
-    file = hub.resolve(path)
+    file = hub_names.resolve(path)
     run = RunFolder(file)
     if not run.config.is_file():
         return pretrained.read_weights(file, order)

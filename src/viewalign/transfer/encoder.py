@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
+from viewalign.formats import hub_names
 from viewalign.formats.files import load_safetensors
 from viewalign.networks.backbone import Backbone, Size
 from viewalign.networks.registry import build_backbone
@@ -74,7 +75,7 @@ def load_encoder(path: str | Path, weights: Weights = "student") -> Encoder:
     """Load a pretrained encoder.
 
     Args:
-        path: a run's folder (its newest checkpoint is read) or the folder of an export.
+        path: a run's folder (its newest checkpoint is read), the folder of an export, or `hf:OWNER/NAME` of one.
         weights: of a run, whether the student's or the averaged teacher's; an export has settled that.
 
     Returns:
@@ -83,7 +84,7 @@ def load_encoder(path: str | Path, weights: Weights = "student") -> Encoder:
     Raises:
         UserError: nothing to load there, or weights that do not fit the network they name.
     """
-    folder = Path(path)
+    folder = hub_names.resolve(path)
     if (folder / FACTS_FILE).is_file():
         return _from_export(folder)
     if (folder / "config.yaml").is_file():

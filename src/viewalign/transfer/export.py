@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import viewalign
@@ -20,6 +21,7 @@ from viewalign.methods.registry import entry_of
 from viewalign.networks import primus, resenc
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
+from viewalign.training import health
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import read_log
 from viewalign.transfer import encoder as encoders
@@ -27,7 +29,13 @@ from viewalign.transfer import encoder as encoders
 _STEPS_PER_EPOCH = 250
 
 
-def export_run(run: str | Path, out: str | Path | None = None, weights: encoders.Weights = "student") -> Path:
+def export_run(
+    run: str | Path,
+    out: str | Path | None = None,
+    weights: encoders.Weights = "student",
+    licence: str | None = None,
+    cite: str = "",
+) -> Path:
     """Write a run's encoder for others and return the folder.
 
     It holds `encoder.safetensors` + `encoder.json` + `README.md` (the model card) for viewalign and the Hub, and
@@ -37,9 +45,11 @@ def export_run(run: str | Path, out: str | Path | None = None, weights: encoders
         run: the run's folder; its newest checkpoint is exported.
         out: where to; default is `export/` in the run's folder.
         weights: the student's, as published, or the averaged teacher's.
+        licence: of the weights, for the card, as the Hugging Face Hub abbreviates it: `cc-by-4.0`.
+        cite: what the card asks to cite besides method and software.
 
     Raises:
-        UserError: no run, no checkpoint, or a disk that cannot be written.
+        UserError: no run, no checkpoint, no licence's abbreviation, or a disk that cannot be written.
     """
     folder = RunFolder(Path(run))
     recipe, state = encoders.run_state(folder.root)
@@ -49,13 +59,15 @@ def export_run(run: str | Path, out: str | Path | None = None, weights: encoders
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_native(partial, recipe, state, backbone, weights, read_log(folder.log))
+        facts = _write_native(partial, recipe, state, backbone, weights, read_log(folder.log))
+        _write_card(partial, recipe, facts, licence, cite)
         _write_nnssl(partial, recipe, state, backbone)
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
-    except (OSError, RuntimeError) as problem:
-        shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, RuntimeError, SafetensorError) as problem:
         raise UserError(f"The export could not be written to {target}: {problem}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -80,7 +92,7 @@ def _write_native(
     backbone: Backbone,
     weights: encoders.Weights,
     log: list[dict[str, Any]],
-) -> None:
+) -> dict[str, Any]:
     own = dict(backbone.named_parameters())
     tensors = {name.removeprefix("net."): own[name].detach().contiguous() for name in encoders.encoder_keys(backbone)}
     save_file(tensors, folder / encoders.WEIGHTS_FILE, metadata={"format": "pt"})
@@ -99,11 +111,23 @@ def _write_native(
         "data": {key: data[key] for key in ("volumes", "subjects") if key in data},
         "encoder_parameters": sum(tensor.numel() for tensor in tensors.values()),
         "sha256": _digest(folder / encoders.WEIGHTS_FILE),
+        "health": _verdicts(log),
         "recipe": public_settings(recipe),
     }
     (folder / encoders.FACTS_FILE).write_text(json.dumps(facts, indent=1))
+    return facts
+
+
+def _verdicts(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last figures of the features and what they mean."""
+    last: dict[str, Any] = next((row for row in reversed(log) if row["kind"] == "health"), {})
+    found = [(measure, last[measure.name]) for measure in health.MEASURES if measure.name in last]
+    return [{"name": m.name, "title": m.title, "value": value, "level": m.level(value)} for m, value in found]
+
+
+def _write_card(folder: Path, recipe: Recipe, facts: dict[str, Any], licence: str | None, cite: str) -> None:
     method = entry_of(recipe.method)
-    (folder / "README.md").write_text(modelcard.render(facts, "export", method.title, method.paper))
+    (folder / "README.md").write_text(modelcard.render(facts, "export", method.title, method.paper, licence, cite))
 
 
 def _arguments(network: str) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from viewalign.errors import UserError
-from viewalign.formats import files, fitting, nnunet
+from viewalign.formats import files, fitting, nnunet, nnunet_models
 from viewalign.transfer.segmentation import dataset as datasets
 from viewalign.transfer.segmentation import environment, planning, running
 from viewalign.transfer.segmentation.dataset import Dataset
 from viewalign.transfer.segmentation.environment import Folders
+from viewalign.transfer.segmentation.predicting import KEY
 from viewalign.transfer.segmentation.schedule import published
 from viewalign.transfer.segmentation.settings import encoder_name
 from viewalign.transfer.weights import read_source, write_report
@@ -25,13 +25,11 @@ from viewalign.transfer.weights import read_source, write_report
 _FROM_SCRATCH = {"unet": "nnUNetTrainer_warmup", "primus": "nnUNet_Primus_{}_Trainer"}
 _INFERENCE = {"unet": "nnUNetTrainer", "primus": "nnUNet_Primus_{}_Trainer"}
 _SEED = 0
-
-
-def _harmless() -> list[Any]:
-    """Return what nnU-Net's checkpoints hold besides tensors: NumPy's scalars, which only hold values."""
-    from numpy._core.multiarray import scalar
-
-    return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
+_TOLD = (
+    *("channel_names", "modality", "labels", "regions_class_order", "file_ending"),
+    *("overwrite_image_reader_writer", KEY),
+)
+"""What prediction reads of `dataset.json`. The rest names cases, or is prose that may."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +156,8 @@ def export_model(run: Path, out: Path) -> list[Path]:
     partial = target.with_name(f".writing-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in ("dataset.json", "dataset_fingerprint.json"):
-        if (model / name).is_file():
-            shutil.copyfile(model / name, partial / name)
+    description = files.read_json(model / "dataset.json")
+    (partial / "dataset.json").write_text(json.dumps({key: description[key] for key in _TOLD if key in description}))
     (partial / "plans.json").write_text(json.dumps(_without_paths(plan), indent=1))
     for number in numbers:
         _rewrite(model / f"fold_{number}" / "checkpoint_final.pth", partial / f"fold_{number}", trainer)
@@ -178,7 +175,7 @@ def _without_paths(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rewrite(file: Path, folder: Path, trainer: str) -> None:
     """Write a checkpoint with nothing but what prediction reads, under a trainer that stock nnU-Net has."""
-    root = files.load_checkpoint(file, _harmless())
+    root = files.load_checkpoint(file, nnunet_models.harmless())
     folder.mkdir()
     kept = {
         "network_weights": root["network_weights"],

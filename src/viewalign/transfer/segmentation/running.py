@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from viewalign.errors import UserError
-from viewalign.formats import nnunet
+from viewalign.formats import nnunet, nnunet_models
 from viewalign.transfer.device import choose_device
 from viewalign.transfer.segmentation import environment
 from viewalign.transfer.segmentation.environment import Folders
@@ -135,7 +135,11 @@ def predict(
         machine: where.
         mirror: average over mirrored images too, where training mirrored.
         probabilities: keep the softmax.
+
+    Raises:
+        UserError: a model that could run code, see `formats.nnunet_models`.
     """
+    nnunet_models.check_model(model, folds)
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     device = torch.device(machine.device)

@@ -1,4 +1,7 @@
-"""Files of a repository on the Hugging Face Hub, chosen by pattern; huggingface_hub resumes what was broken off."""
+"""Reading from the Hugging Face Hub: files chosen by pattern into a folder, or a whole model into the Hub's own cache.
+
+huggingface_hub resumes what was broken off. This is the one file that asks it for anything.
+"""
 
 from __future__ import annotations
 
@@ -119,6 +122,73 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
     return fetched
 
 
+def cached(repository: str, revision: str | None = None, patterns: Sequence[str] = ("*",)) -> Path:
+    """Return a model's folder in the Hub's cache, fetched first where it is not there or has changed.
+
+    Args:
+        repository: `owner/name`.
+        revision: a branch, tag or commit; None is the newest.
+        patterns: shell patterns of the files that are wanted.
+
+    Raises:
+        UserError: no such repository, not allowed, or not reachable and nothing is cached.
+    """
+    need("huggingface_hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        raise _said(error, repository, "model") from None
+
+
+def publish(folder: Path, repository: str, names: Sequence[str], public: bool, endpoint: str | None = None) -> str:
+    """Put files of a folder into a repository for models, made where it is not there; returns the page's address.
+
+    Args:
+        folder: where the files are.
+        repository: `owner/name`.
+        names: of the files; nothing else of the folder goes out.
+        public: whether a repository that is made is for everyone; else for its owner alone. One that is there stays
+            as it is.
+        endpoint: another server than the Hub.
+
+    Raises:
+        UserError: not logged in, not allowed, or not reachable.
+    """
+    need("huggingface_hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    api = HfApi(endpoint=endpoint)
+    try:
+        place = api.create_repo(repository, repo_type="model", private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(names), commit_message="Weights by viewalign"
+        )
+    except Exception as error:
+        raise _not_published(error, repository) from None
+    return str(place)
+
+
+def _not_published(error: Exception, repository: str) -> UserError:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if isinstance(error, HFValidationError):
+        return UserError(f"'{repository}' is no name of a repository; write OWNER/NAME.")
+    if status in (401, 403):
+        return UserError(
+            f"The Hub does not let you write to {repository}: log in with a token that may write (`hf auth login`, or "
+            "$HF_TOKEN), and name an owner that is yours."
+        )
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"{repository} could not be published: {reason[0]}. The export is whole; try again.")
+
+
 def _inside(folder: Path, path: str) -> Path:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or "\\" in path:
@@ -150,7 +220,12 @@ def _checksum_holds(path: Path, file: HubFile) -> bool:
 
 def _said(error: Exception, repository: str, kind: Kind) -> UserError:
     """Turn what huggingface_hub raises into what a user can do."""
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
     if isinstance(error, UserError):
@@ -159,6 +234,11 @@ def _said(error: Exception, repository: str, kind: Kind) -> UserError:
         return UserError(f"{repository} asks for consent: accept its terms at {place}, then run `hf auth login`.")
     if isinstance(error, RepositoryNotFoundError):
         return UserError(f"There is no {kind} {repository} on the Hub, or it is private (`hf auth login`).")
+    if isinstance(error, LocalEntryNotFoundError):
+        return UserError(
+            f"{repository} cannot be fetched: the Hugging Face Hub cannot be reached, and nothing of it is cached. "
+            "Fetch it on a machine with internet and give the folder."
+        )
     if isinstance(error, EntryNotFoundError):
         return UserError(
             f"A folder named in a pattern is not in {repository}. Its files are listed at {place}/tree/main."
