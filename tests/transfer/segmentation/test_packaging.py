@@ -73,12 +73,24 @@ def test_stock_nnunet_loads_the_complete_checkpoint(kind, prepared, nnunet_home,
     assert {"architecture_plans", "pretrain_plan", "key_to_lpe"} <= set(native["nnssl_adaptation_plan"])
 
 
-def without_viewalign(command):
+BRIEFLY = """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    begin = nnUNetTrainer.on_train_start
+    def briefly(self):
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+        begin(self)
+    nnUNetTrainer.on_train_start = briefly
+"""
+"""Fewer steps, and nothing else, for a trainer that would take days."""
+
+
+def without_viewalign(command, before=""):
     """Run a function of nnU-Net in a process in which viewalign cannot be imported and no trainer is added."""
     code = (
         "import sys\n"
         "if __name__ == '__main__':\n"
         "    sys.modules['viewalign'] = None\n"
+        f"{before}\n"
         f"    sys.argv = {command!r}\n"
         f"    from {command[0].rpartition('.')[0]} import {command[0].rpartition('.')[2]} as main\n"
         "    main()\n"
@@ -90,9 +102,35 @@ def without_viewalign(command):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def test_a_fine_tuned_model_predicts_without_viewalign(plan_for, prepared, nnunet_home, tmp_path):
-    path, _ = write_encoder(tmp_path, "resenc-xs")
-    _, model = plan_for(path, "viewalign_model", tiny("resenc"))
+@pytest.mark.parametrize("kind", ["resenc", "primus"])
+def test_stock_nnunet_trains_validates_and_predicts_from_it(kind, prepared, nnunet_home, tmp_path):
+    path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
+    start = packaging.export_start(str(path), "901", tmp_path / "out", f"viewalign_whole_{kind}", (32, 32, 32))
+    preprocess, train, predict = (line.split()[1:] for line in start.commands)
+    entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints.preprocess_entry"
+    without_viewalign([entry, *preprocess[:-1], "1"])
+    without_viewalign(["nnunetv2.run.run_training.run_training_entry", *train, "-device", "cpu"], BRIEFLY)
+    trainer, plans = train[train.index("-tr") + 1], f"viewalign_whole_{kind}"
+    results = nnunet_home.results / "Dataset901_Balls" / f"{trainer}__{plans}__3d_fullres" / "fold_0"
+    assert (results / "validation" / "summary.json").is_file()
+    given = torch.load(path, weights_only=True)["network_weights"]
+    trained = torch.load(results / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    prefix = "encoder." if kind == "resenc" else "eva.blocks."
+    moved = [(trained[name] - given[name]).abs().max() for name in trained if name.startswith(prefix)]
+    assert len(moved) > 40
+    assert 0 < max(moved) < 0.01  # two steps of a warm-up away from what was pretrained
+    flags = ["-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"]
+    images = prepared[1][2] / "imagesTs"
+    given_words = {"IMAGES": str(images), "OUT": str(tmp_path / "masks")}
+    words = [given_words.get(word, word) for word in predict]
+    without_viewalign(["nnunetv2.inference.predict_from_raw_data.predict_entry_point", *words, *flags])
+    assert (tmp_path / "masks" / "test_00.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("kind", ["resenc", "primus"])
+def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared, nnunet_home, tmp_path):
+    path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
+    _, model = plan_for(path, f"viewalign_model_{kind}", tiny(kind))
     running.train(model, 0, MACHINE)
     images = prepared[1][2] / "imagesTs"
     running.predict(model.folder, images, tmp_path / "ours", [0], MACHINE, mirror=False)
@@ -101,7 +139,8 @@ def test_a_fine_tuned_model_predicts_without_viewalign(plan_for, prepared, nnune
     results = {"model": str(model.folder), "dataset": "Dataset901_Balls", "results": [{"fold": 0}]}
     (run / "results.json").write_text(json.dumps(results))
     (folder,) = packaging.export_model(run, tmp_path / "model")
-    assert folder.name == "nnUNetTrainer__viewalign_model__3d_fullres"
+    trainer = {"resenc": "nnUNetTrainer", "primus": "nnUNet_Primus_S_Trainer"}[kind]
+    assert folder.name == f"{trainer}__viewalign_model_{kind}__3d_fullres"
     root = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
     assert set(root) == {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
     for file in folder.rglob("*"):
