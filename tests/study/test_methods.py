@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.methods import registry
-from viewalign.study.methods import comparison, methods_for
+from viewalign.study.methods import comparison, methods_for, tuning_judges
+from viewalign.transfer.segmentation import environment
 from viewalign.volumes.itk import sitk
 from viewalign.volumes.store import store_from_arrays
 
@@ -37,6 +38,15 @@ def test_an_unknown_method_or_network_is_answered_with_those_there_are():
         comparison("resnet", DATA)
 
 
+def test_tuned_judges_are_alike_but_for_shots_and_what_is_changed():
+    judges = tuning_judges("resenc-xs", [5, 10], ["epochs=3", "patch=[16,16,16]"])
+    assert list(judges) == ["tuned-5", "tuned-10"]
+    assert judges["tuned-5"]["settings"] == judges["tuned-10"]["settings"]
+    assert judges["tuned-5"]["settings"]["epochs"] == 3
+    assert comparison("resenc-xs", DATA, judges=judges).judges["tuned-10"].shots == 10
+    assert tuning_judges("primus-xs", [1])["tuned-1"]["settings"]["lr"] == 3e-4
+
+
 @pytest.mark.slow
 def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -52,6 +62,18 @@ def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch)
     line += ["--test", "c1,c2", "--methods", "mae,genesis", "--steps", "1", "--seeds", "1", "--shots", "1"]
     line += ["--threads", "1", "-o", "out", "batch=2", "views.size=[16,16,16]", "runtime.workers=0"]
     line += ["validate.every=0", "log.tensorboard=false"]
+    pytest.importorskip("nnunetv2")
+    few = ["--finetune", "spacing=dataset", "--finetune", "epochs=1", "--finetune", "device=cpu"]
+    few = CliRunner().invoke(app, [*line, *few, "--dry-run"])
+    assert few.output.count("judge/tuned-1/") == 3, few.output
+    wrong = CliRunner().invoke(app, [*line, "--finetune-shots", "some", "--dry-run"])
+    assert "give numbers such as 5,10, or none" in str(wrong.exception)
+    with monkeypatch.context() as patch:
+        patch.setattr(environment.util, "find_spec", lambda name: None)
+        without = CliRunner().invoke(app, [*line, "--dry-run"])
+        assert "judged frozen alone" in without.output
+        assert without.output.count("to do") == 9
+    line += ["--finetune-shots", "none"]
     listed = CliRunner().invoke(app, [*line, "--dry-run"])
     assert listed.exit_code == 0, listed.output
     assert listed.output.count("to do") == 9
