@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def pretrain(
     places = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
     asked: Mapping[str, Any] = {**settings, **places}
     if not isinstance(recipe, Recipe):
-        recipe = load(str(recipe), settings=asked)
+        recipe = load(str(recipe), settings=asked, say=warnings.warn)
     elif asked:
         recipe = change(recipe, asked)
     return run.pretrain(recipe, resume, store)

@@ -17,8 +17,9 @@ import torch
 from viewalign.volumes.itk import sitk
 
 NAME = "Dataset745_OpenMind"
-SMALL = ["steps=1", "views.size=[32,32,32]", "network=resenc-xs", "heads.width=16", "heads.predictor_width=8"]
-SMALL += ["runtime.workers=0", "runtime.precision=fp32", "runtime.threads=1", "masking.block=8"]
+SMALL = ["steps=1", "views.size=[32,32,32]", "network=resenc-xs"]
+SMALL += ["runtime.workers=0", "runtime.precision=fp32", "runtime.threads=1"]
+HEADS = ["heads.width=16", "heads.predictor_width=8"]
 
 
 def head(seed, shape=(26, 30, 28)):
@@ -104,7 +105,7 @@ def test_from_raw_files_to_the_published_run(home):
         "1",
         "-pretrained_weights",
     ]
-    done = typed("nnssl_train", *line, str(weights), *small())
+    done = typed("nnssl_train", *line, str(weights), *small(*HEADS))
     assert done.returncode == 0, done.stderr
     assert "MAETrainer__nnsslPlans__onemmiso is taken" in done.stdout
     assert torch.cuda.is_available() or "no GPU here; the run trains on the CPU" in done.stdout
@@ -117,7 +118,7 @@ def test_from_raw_files_to_the_published_run(home):
     assert state["nnssl_adaptation_plan"]["pretrain_plan"] == plan
     line = ["745", "onemmiso", "-tr", "AlignedMAEFTLR3EvaTrainer", "-pretrained_weights"]
     cnn = results / "MAETrainer__nnsslPlans__onemmiso" / "fold_all" / "checkpoint_final.pth"
-    done = typed("nnssl_train", *line, str(cnn), *small("network=primus-xs"))
+    done = typed("nnssl_train", *line, str(cnn), *small(*HEADS, "network=primus-xs"))
     assert done.returncode == 1
     assert "weights of a " in done.stderr
     assert "Traceback" not in done.stderr

@@ -29,12 +29,12 @@ class Straight(torch.nn.Module):
 
 def method_of(recipe, *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, [*SMALL, *settings]))
+    return build_method(load(recipe, settings, common=SMALL))
 
 
 def batch_of(bodies, recipe, *settings, size=(16, 16, 16), **drawing):
     every = np.arange(len(bodies))
-    draw = asks_of(load(recipe, [*SMALL, *settings])).draw
+    draw = asks_of(load(recipe, settings, common=SMALL)).draw
     reader = SampleReader(bodies, every, every, Drawing(size, **drawing), 4, seed=1, draw=draw)
     return build_views([reader[k] for k in range(4)], size, None)
 
@@ -216,7 +216,7 @@ def test_pcrlv2_compares_every_small_view(bodies):
 def test_pcrlv2_restores_the_view_before_noise_and_blur(bodies):
     """The target is never the spoilt array (C7)."""
     settings = [*NESTED, "views.photometric.p_noise=1"]
-    recipe = load("pcrlv2-resenc-xs", [*SMALL, *settings])
+    recipe = load("pcrlv2-resenc-xs", settings, common=SMALL)
     every = np.arange(len(bodies))
     reader = SampleReader(bodies, every, every, Drawing((16, 16, 16)), 4, seed=1, draw=asks_of(recipe).draw)
     batch = build_views([reader[k] for k in range(4)], (16, 16, 16), Photometrics(p_noise=1.0))

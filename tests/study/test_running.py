@@ -7,6 +7,14 @@ from viewalign.errors import UserError
 from viewalign.study import running, table
 from viewalign.study.running import run_study
 
+from .conftest import COMMON
+
+
+def test_a_common_setting_that_no_arm_reads_is_refused(make):
+    assert make().recipes["mae", 0].heads.width == 2048, "which cva reads, and mae does not"
+    with pytest.raises(UserError, match=r"common: optim\.momentum changes nothing in any arm: optim\.name=adamw"):
+        make(common={**COMMON, "optim": {"momentum": 0.5}})
+
 
 @pytest.mark.slow
 def test_done_cells_stay_and_changed_ones_are_done_again(make):

@@ -38,6 +38,7 @@ def tiny_store(tmp_path_factory):
 @pytest.fixture
 def tiny_recipe(tiny_store, tmp_path):
     def make(*settings, recipe="cva-resenc-xs", out="run", steps=6):
-        return load(recipe, [*TINY, f"data={tiny_store}", f"out={tmp_path / out}", f"steps={steps}", *settings])
+        own = [f"data={tiny_store}", f"out={tmp_path / out}", f"steps={steps}"]
+        return load(recipe, [*own, *settings], common=TINY)
 
     return make

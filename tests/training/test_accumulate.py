@@ -39,8 +39,7 @@ def batch():
 
 def method_of(recipe, *settings):
     torch.manual_seed(0)
-    network = [] if "primus" in recipe else ["network.drop_path=0"]
-    return build_method(load(recipe, ["views.size=[16,16,16]", *SMALL, *network, *settings])).double()
+    return build_method(load(recipe, ["views.size=[16,16,16]", *settings], common=SMALL)).double()
 
 
 def gradients(method):

@@ -16,7 +16,7 @@ def compare_methods(
     test: Annotated[str, typer.Option(help="Cases it is judged on: patterns, by commas.", show_default=False)],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of a recipe, for all methods: batch=8 optim.lr=1e-3."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of a recipe, for all methods that read them: batch=8."),
     ] = None,
     network: Annotated[str, typer.Option(help="The second half of recipe names.")] = "resenc-xs",
     methods: Annotated[str, typer.Option(help="By commas, such as mae,cva.", show_default="all there are")] = "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,7 +78,7 @@ def estimate(
     from viewalign.recipes.loading import load
     from viewalign.training.rates import card
 
-    chosen = load(recipe, overrides or [])
+    chosen = load(recipe, overrides or [], say=partial(typer.echo, err=True))
     cards = [card(name) for name in gpu or ["rtx4090", "a100", "h100"]]
     found = catalogue_of(catalogue)
     settings = settings_of(

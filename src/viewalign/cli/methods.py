@@ -6,7 +6,8 @@ import typer
 
 
 def methods() -> None:
-    """List the pretraining methods: title, paper, networks, recipes and what each has been through.
+    """List the pretraining methods: title, paper, networks, recipes, settings that only some methods read, and
+    what each has been through.
 
     Take one by the name of a recipe, and see all settings of it:
 
@@ -14,7 +15,8 @@ def methods() -> None:
 
       viewalign recipes voco-resenc-l
     """
-    from viewalign.methods.registry import METHODS
+    from viewalign.methods.reading import summary
+    from viewalign.methods.registry import METHODS, reads_of
     from viewalign.recipes import loading
 
     recipes: dict[str, list[str]] = {name: [] for name in METHODS}
@@ -24,4 +26,5 @@ def methods() -> None:
         typer.echo(f"{name}: {entry.title} ({entry.paper})")
         typer.echo(f"    networks  {', '.join(entry.networks)}")
         typer.echo(f"    recipes   {', '.join(recipes[name])}")
+        typer.echo(f"    reads     {', '.join(summary(reads_of(name))) or 'what every method reads'}")
         typer.echo(f"    status    {entry.status}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -19,7 +20,8 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder without labels.
 
-    Every setting of a recipe can be given as key=value; a wrong key is answered with the nearest right one.
+    Every setting of a recipe can be given as key=value; a wrong key is answered with the nearest right one, and a key
+    that the recipe's method does not read with the methods that do.
     Ctrl-C and SIGTERM finish the step, save everything, and say how to go on.
 
     A first look, on any laptop:
@@ -40,7 +42,7 @@ def pretrain(
 
     if resume not in {"auto", "no"}:
         raise UserError(f"--resume takes auto or no, not '{resume}'.")
-    asked = load(recipe, settings or [])
+    asked = load(recipe, settings or [], say=partial(typer.echo, err=True))
     probe = None
     if asked.validate_.probe is not None:
         from viewalign.transfer.running_probe import make_probe

@@ -8,7 +8,7 @@ import typer
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe with every setting.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe with every setting that it reads.")] = None,
 ) -> None:
     """List the recipes with a line each, or print one in full.
 

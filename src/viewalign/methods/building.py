@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from viewalign.config import Recipe
+from viewalign.methods.reading import named
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
@@ -11,14 +12,19 @@ _ENOUGH = 8
 """Below so many pooled vectors, batch statistics say more about chance than about images."""
 
 
-def build_for(recipe: Recipe) -> Backbone:
-    """Build the backbone of a recipe.
+NORM = named("heads.norm")
+"""What `norm_for` reads."""
+
+
+def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
+    """Build the backbone of a recipe; `masked` where blocks of views are hidden from it (it reads `masking.block`).
 
     Raises:
         UserError: an unknown network, or a view size that it cannot take.
     """
     network = recipe.network
-    return build_backbone(network.name, recipe.views.size, network.channels, recipe.masking.block, network.drop_path)
+    blocks = {"block": recipe.masking.block} if masked else {}
+    return build_backbone(network.name, recipe.views.size, network.channels, drop_path=network.drop_path, **blocks)
 
 
 def norm_for(recipe: Recipe, vectors: int) -> heads.Norm:

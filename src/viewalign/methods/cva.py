@@ -20,6 +20,7 @@ from viewalign.methods.base import Asks, Latents, Method, StepResult
 from viewalign.methods.branch import Branch, Head
 from viewalign.methods.building import build_for, norm_for
 from viewalign.methods.dense import SharedPlaces, grid_of
+from viewalign.methods.reading import PAIRS, named
 from viewalign.networks import masks, teacher
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.consistency import cosine_consistency, gram_consistency
@@ -210,6 +211,9 @@ def _most_telling(maps: list[Tensor]) -> Tensor:
     return next((one for one in maps if grid_of(one) == grid), maps[-1])
 
 
+READS = PAIRS | named("geometry", "masking", "heads", "objectives", "teacher")
+
+
 def asks(recipe: Recipe) -> Asks:
     """Ask for pairs of views, of several subjects where images are contrasted."""
     terms = recipe.objectives
@@ -234,7 +238,12 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
     _check(recipe)
     terms, norm = recipe.objectives, norm_for(recipe, 2 * recipe.batch)
     student = Branch(
-        build_for(recipe), terms.dense, recipe.heads.projector, recipe.heads.width, recipe.heads.predictor_width, norm
+        build_for(recipe, masked=True),
+        terms.dense,
+        recipe.heads.projector,
+        recipe.heads.width,
+        recipe.heads.predictor_width,
+        norm,
     )
     return ConsistentViewAlignment(
         student,

@@ -11,7 +11,8 @@ from torch import Tensor
 from viewalign.config import Recipe
 from viewalign.methods.base import Asks
 from viewalign.methods.building import build_for
-from viewalign.methods.masked import MaskedRestoration, loss_of
+from viewalign.methods.masked import LOSS, MaskedRestoration, loss_of
+from viewalign.methods.reading import named
 
 
 class MaskedAutoencoder(MaskedRestoration):
@@ -20,6 +21,9 @@ class MaskedAutoencoder(MaskedRestoration):
     def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Encode what is left and decode all."""
         return self.backbone.reconstruct(self.backbone.encode(images, mask))
+
+
+READS = named("masking") | LOSS
 
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
@@ -33,6 +37,6 @@ def build(recipe: Recipe) -> MaskedAutoencoder:
     Raises:
         UserError: a view size that the network cannot take.
     """
-    backbone, ratio = build_for(recipe), recipe.masking.ratio
+    backbone, ratio = build_for(recipe, masked=True), recipe.masking.ratio
     backbone.freeze_unused(decode=True, paint=True, fill=ratio > 0)
     return MaskedAutoencoder(backbone, seed=recipe.seed, mask_ratio=ratio, loss=loss_of(recipe))

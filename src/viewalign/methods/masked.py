@@ -11,6 +11,7 @@ from torch import Tensor
 from viewalign.config import Recipe
 from viewalign.methods import draws, examining
 from viewalign.methods.base import Latents, Method, StepResult
+from viewalign.methods.reading import named
 from viewalign.networks import masks
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.reconstruction import masked_huber, masked_mse
@@ -79,6 +80,10 @@ class MaskedRestoration(Method):
     def encoder(self) -> Backbone:
         """Return the one network."""
         return self.backbone
+
+
+LOSS = named("objectives.reconstruction", "objectives.huber_delta", "objectives.reconstruction_weight")
+"""What `loss_of` reads."""
 
 
 def loss_of(recipe: Recipe) -> MaskedLoss:

@@ -15,9 +15,10 @@ from viewalign.config import Count, Fraction, Positive, Range, Recipe, Settings,
 from viewalign.errors import UserError
 from viewalign.methods import draws, examining
 from viewalign.methods.base import Asks, Latents, Method, StepResult
-from viewalign.methods.building import build_for, norm_for
+from viewalign.methods.building import NORM, build_for, norm_for
 from viewalign.methods.dense import grid_of
 from viewalign.methods.pooling import pooled
+from viewalign.methods.reading import named
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.consistency import siamese_cosine
@@ -133,6 +134,9 @@ def coarse_mse(image: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     share = valid_share(valid, grid_of(image)).to(torch.promote_types(image.dtype, torch.float32))
     mean = resize(target * valid, grid_of(image)) / share.clamp(min=1e-6)
     return mean_per_view((raised(image) - mean).square(), share)
+
+
+READS = NORM | named("heads.width", "heads.predictor_width")
 
 
 def asks(recipe: Recipe) -> Asks:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.config import Recipe, Settings
 from viewalign.errors import UserError
+from viewalign.methods.reading import OPTIONAL
 
 if TYPE_CHECKING:
     from viewalign.methods.base import Asks, Method
@@ -21,7 +22,8 @@ class Entry:
         title: what the method is called.
         paper: where it comes from.
         networks: the families of networks that it trains, by the first word of their names.
-        module: its file; it offers `build(recipe)`, and may offer `asks(recipe)` and a settings model `Pretext`.
+        module: its file; it offers `build(recipe)`, and may offer `asks(recipe)`, a settings model `Pretext`, and which of
+            the settings in `reading.OPTIONAL` it reads, `READS`.
         status: what it has been through.
     """
 
@@ -88,6 +90,19 @@ def asks_of(recipe: Recipe) -> Asks:
     module = import_module(entry_of(recipe.method).module)
     asks: Asks = module.asks(recipe) if hasattr(module, "asks") else Asks()
     return asks
+
+
+def reads_of(method: str) -> frozenset[str]:
+    """Return which settings of `reading.OPTIONAL` a method reads; all where there is no such method."""
+    if method not in METHODS:
+        return OPTIONAL
+    reads: frozenset[str] = getattr(import_module(METHODS[method].module), "READS", frozenset())
+    return reads
+
+
+def readers_of(setting: str) -> list[str]:
+    """Return the methods that read a setting."""
+    return [method for method in METHODS if setting not in OPTIONAL or setting in reads_of(method)]
 
 
 def pretext_model(method: str) -> type[Settings]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import build_for, norm_for
+from viewalign.methods.building import NORM, build_for, norm_for
 from viewalign.methods.pooling import PooledComparison
+from viewalign.methods.reading import PAIRS, named
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.contrastive import view_nt_xent
@@ -40,6 +41,9 @@ class SimCLR(PooledComparison):
         contrast = view_nt_xent(embedded, batch.subject_id, self._temperature)
         logs = {"loss": contrast.loss, "contrast_accuracy": contrast.accuracy}
         return self.result(logs, latents, embedded, examine)
+
+
+READS = PAIRS | NORM | named("heads.width", "objectives.temperature")
 
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.methods.building import build_for
-from viewalign.methods.masked import MaskedRestoration, loss_of
+from viewalign.methods.masked import LOSS, MaskedRestoration, loss_of
+from viewalign.methods.reading import named
 
 
 class SimMIM(MaskedRestoration):
@@ -17,6 +18,9 @@ class SimMIM(MaskedRestoration):
         """Encode all tokens and paint the image from them."""
         encoded = self.backbone.encode(images, mask, drop=False)
         return self.backbone.paint([self.backbone.finest(encoded)])
+
+
+READS = named("masking.ratio") | LOSS
 
 
 def build(recipe: Recipe) -> SimMIM:

@@ -13,7 +13,8 @@ from viewalign.config import Recipe, Settings
 from viewalign.errors import UserError
 from viewalign.methods.building import build_for
 from viewalign.methods.dense import grid_of
-from viewalign.methods.masked import MaskedLoss, MaskedRestoration, loss_of
+from viewalign.methods.masked import LOSS, MaskedLoss, MaskedRestoration, loss_of
+from viewalign.methods.reading import named
 from viewalign.networks.backbone import Encoded
 from viewalign.networks.resenc import ResEncBackbone
 from viewalign.networks.running import run_stage
@@ -75,6 +76,9 @@ class SparK(MaskedRestoration):
         return maps if not len(self.convolutions) or stage == 0 else run_stage(self.convolutions[stage - 1], maps)
 
 
+READS = named("masking") | LOSS
+
+
 def build(recipe: Recipe) -> SparK:
     """Build the method that a recipe describes.
 
@@ -87,7 +91,7 @@ def build(recipe: Recipe) -> SparK:
             f"SparK hides blocks whose sides are powers of two; masking.ratio={recipe.masking.ratio} with "
             f"masking.block={list(block)} cannot be. Take masking.ratio=0.75 masking.block=16."
         )
-    pretext, backbone = Pretext.model_validate(recipe.pretext), build_for(recipe)
+    pretext, backbone = Pretext.model_validate(recipe.pretext), build_for(recipe, masked=True)
     assert isinstance(backbone, ResEncBackbone), "the registry lets no other network through"
     backbone.freeze_unused(decode=True, paint=True)
     return SparK(backbone, pretext.densify, seed=recipe.seed, mask_ratio=recipe.masking.ratio, loss=loss_of(recipe))

@@ -18,6 +18,7 @@ from viewalign.methods import examining
 from viewalign.methods.base import Asks, Latents, Method, StepResult
 from viewalign.methods.building import build_for
 from viewalign.methods.pooling import pooled
+from viewalign.methods.reading import named
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.contrastive import view_nt_xent
 from viewalign.objectives.reconstruction import masked_l1
@@ -120,6 +121,9 @@ class SwinTasks(Method):
     def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
         samples = batch.sample.tolist()
         return [generator_of(self._seed, sample, copy, purpose) for copy in range(_COPIES) for sample in samples]
+
+
+READS = named("objectives.temperature")
 
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001

@@ -6,8 +6,9 @@ from functools import partial
 
 from viewalign.config import Count, Fraction, Recipe, Settings, Triple
 from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import build_for, norm_for
+from viewalign.methods.building import NORM, build_for, norm_for
 from viewalign.methods.pooling import PooledComparison
+from viewalign.methods.reading import named
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.position import orthogonality, overlap_loss, overlap_similarity
@@ -67,6 +68,9 @@ class VoCo(PooledComparison):
 
 def _views(pretext: Pretext) -> int:
     return pretext.targets + pretext.grid[0] * pretext.grid[1] * pretext.grid[2]
+
+
+READS = NORM | named("heads.width")
 
 
 def asks(recipe: Recipe) -> Asks:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods import registry
+from viewalign.methods.reading import setting_names
+from viewalign.recipes.unread import idle_sentences, read_alone, refuse_unread, settled
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that take a bare name although they are a group."""
@@ -49,33 +51,61 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load(name_or_path: str, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> Recipe:
+def load(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    common: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> Recipe:
     """Read a recipe by name or path, apply `key=value` overrides in order, then plain settings, and check every value.
 
     Args:
         name_or_path: see `names`, or a YAML file.
         overrides: as on a command line.
         settings: the same as values, by dotted key (`{"optim.lr": 1e-3}`) or in groups (`{"optim": {"lr": 1e-3}}`).
+        common: overrides for several recipes, before all others; what this one does not read changes nothing.
+        say: is told, in a sentence each, what of the user's own file changes nothing.
 
     Raises:
-        UserError: unknown recipe, unknown key (the nearest right one is named), or a value that does not fit.
+        UserError: unknown recipe, unknown key (the nearest right one is named), a value that does not fit, or an
+            override that the recipe's method, network or optimizer does not read.
     """
-    tree = _read(name_or_path)
-    pairs = [_pair(override) for override in overrides]
-    return _settle(tree, pairs, settings or {}, name_or_path)
+    tree, own = _read(name_or_path)
+    _lay(tree, [_pair(one) for one in common])
+    recipe = _settle(tree, [_pair(one) for one in overrides], settings or {}, name_or_path)
+    if say is not None:
+        stated = [key for key, _ in _flat(own, _known(recipe.method))]
+        for sentence in idle_sentences(recipe, stated, name_or_path):
+            say(sentence)
+    return settled(recipe)
 
 
 def change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """Return a recipe with other settings; see `load`."""
-    return _settle(recipe.model_dump(mode="json", by_alias=True), [], settings, "the recipe")
+    return settled(_settle(recipe.model_dump(mode="json", by_alias=True), [], settings, "the recipe"))
 
 
 def _settle(tree: dict[str, Any], pairs: Sequence[tuple[str, Any]], settings: Mapping[str, Any], source: str) -> Recipe:
+    """Lay what someone gave over a tree, check it, and refuse what of it changes nothing."""
+    given = _lay(tree, pairs, settings)
+    recipe = _checked(tree, source)
+    refuse_unread(recipe, given)
+    return recipe
+
+
+def _lay(
+    tree: dict[str, Any], pairs: Sequence[tuple[str, Any]], settings: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Put overrides, then settings into a tree; return the names of all single settings among them."""
+    settings = settings or {}
     method = dict(pairs).get("method", tree.get("method", Recipe().method))
     known = _known(str(settings.get("method", method)))
-    for key, value in [*pairs, *_flat(settings, known)]:
+    given = [*pairs, *_flat(settings, known)]
+    for key, value in given:
         _put(tree, key, value, known)
-    return check(tree, source)
+    return [name for key, value in given for name, _ in _flat({key: value}, known)]
 
 
 def _flat(settings: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,7 +125,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
-def check(tree: dict[str, Any], source: str) -> Recipe:
+def _checked(tree: dict[str, Any], source: str) -> Recipe:
     """Turn nested settings into a `Recipe`; `source` is what a message calls them."""
     known = _known(str(tree.get("method", Recipe().method)))
     try:
@@ -110,14 +140,16 @@ def check(tree: dict[str, Any], source: str) -> Recipe:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Write a recipe out in full, so that the file alone repeats the run."""
-    text: str = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False)
+    """Write out all that a recipe reads, so that the file alone repeats the run."""
+    text: str = yaml.safe_dump(read_alone(recipe), sort_keys=False)
     return text
 
 
-def _read(name_or_path: str) -> dict[str, Any]:
+def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a recipe with all that it is based on; return its settings, and those of them from files of the user's."""
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
+    mine = path.suffix in {".yaml", ".yml"} and path.is_file()
+    if mine:
         text = path.read_text()
     elif name_or_path in names():
         text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text()
@@ -133,7 +165,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
     base = tree.pop("base", None)
-    return merged(_read(str(base)), tree) if base else tree
+    below, own = _read(str(base)) if base else ({}, {})
+    return merged(below, tree), merged(own, tree) if mine else {}
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +180,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _known(method: str) -> set[str]:
     """Return every setting that a recipe of a method may have, by its dotted name."""
-    return {*_paths(Recipe), *_paths(registry.pretext_model(method), "pretext.")}
+    return {
+        *setting_names(Recipe, groups=True),
+        *setting_names(registry.pretext_model(method), "pretext.", groups=True),
+    }
 
 
 def _pair(override: str) -> tuple[str, Any]:
@@ -180,15 +216,6 @@ def _scalar(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        path = prefix + (field.alias or name)
-        yield path
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _paths(kind, path + ".")
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import torch
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading as recipes
+from viewalign.recipes.unread import unread
 from viewalign.study import labelled as labels
 from viewalign.study.digests import digest_of
 from viewalign.study.labelled import Labelled
@@ -81,6 +82,7 @@ class Grid:
         root = Path(study.data.root)
         self.labelled = self._labelled(root)
         self.recipes = {(arm, seed): self._recipe(arm, seed) for arm in study.arms for seed in study.seeds}
+        self._check_common()
         for name, judge in study.judges.items():
             if not isinstance(judge, VoxelJudge | PlaceJudge | SegmentationJudge):
                 raise UserError(f"judges.{name}: the kind {judge.kind} cannot be run by a study yet.")
@@ -121,7 +123,16 @@ class Grid:
         study, one = self.study, self.study.arms[arm]
         own = [f"runtime.precision={study.precision}", f"runtime.threads={study.threads}"]
         own += [f"runtime.accelerator={study.device}", *([f"steps={study.steps}"] if study.steps else [])]
-        return recipes.load(one.recipe, [*flatten(study.common), *own, *flatten(one.settings), f"seed={seed}"])
+        settings = [*own, *flatten(one.settings), f"seed={seed}"]
+        return recipes.load(one.recipe, settings, common=list(flatten(study.common)))
+
+    def _check_common(self) -> None:
+        """Refuse common settings that no arm reads; an arm that does not read one that others do is as it would be."""
+        arms = [unread(recipe) for recipe in self.recipes.values()]
+        for setting in flatten(self.study.common):
+            key = setting.partition("=")[0]
+            if all(key in idle for idle in arms):
+                raise UserError(f"common: {key} changes nothing in any arm: {arms[0][key]}.")
 
     def _cells(self) -> Iterator[Cell]:
         @cache
