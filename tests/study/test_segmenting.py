@@ -13,6 +13,8 @@ from viewalign.study.labelled import classes_in
 from viewalign.study.running import run_study
 from viewalign.transfer.segmentation import environment
 
+from .conftest import COMMON
+
 QUICK = {"epochs": 1, "iterations": 1, "validation_iterations": 1, "warmup": 0, "patch": [16, 16, 16], "batch": 2}
 QUICK |= {"spacing": "dataset", "mirror_validation": False, "device": "cpu", "processes": 1}
 
@@ -62,7 +64,8 @@ def test_cells_share_what_is_prepared_and_go_on(make, tmp_path, monkeypatch):
     pytest.importorskip("nnunetv2")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "the user's own"))
     arms = {"untrained": {"recipe": "mae-resenc-xs", "untrained": True}, "mae": {"recipe": "mae-resenc-xs"}}
-    grid = make(arms=arms, judges=judge())
+    common = {key: value for key, value in COMMON.items() if key != "heads"}
+    grid = make(arms=arms, judges=judge(), common=common)
     works = []
     real = segmenting.Segmenting._work
     monkeypatch.setattr(
@@ -90,7 +93,7 @@ def test_cells_share_what_is_prepared_and_go_on(make, tmp_path, monkeypatch):
     assert {row["measure"] for row in table.collect(grid)} == {"dice", "nsd"}
     # A cell that was killed goes on in its own folder.
     (grid.cells[2].folder / "cell.json").unlink()
-    assert run_study(make(arms=arms, judges=judge()), print) == 0
+    assert run_study(make(arms=arms, judges=judge(), common=common), print) == 0
     assert [job["do"] for job in works[3:]] == ["finetune"]
 
 
