@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from local_server import local_server
+from markupsafe import escape
 from typer.testing import CliRunner
 
 import viewalign
 from viewalign.cli.main import app
 from viewalign.errors import UserError
-from viewalign.formats import nnunet, nnunet_models, resolving
+from viewalign.formats import hub_names, nnunet, nnunet_models, resolving
 from viewalign.formats.files import load_checkpoint
 from viewalign.report.page import write_report
 from viewalign.report.segmentation import write_page as write_segmentation_page
@@ -34,6 +35,7 @@ from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
 from viewalign.transfer.tasks.models import read_model
 from viewalign.transfer.tasks.spec import TaskSpec, write_spec
 from viewalign.transfer.weights import read_source
+from viewalign.volumes.fetching import hub
 from viewalign.volumes.itk import sitk
 from viewalign.volumes.store import Store, store_from_arrays
 
@@ -311,7 +313,7 @@ def test_scores_of_a_segmentation_show_names_as_text(tmp_path):
     (tmp_path / "run" / "results.json").write_text(json.dumps({**tree, "results": [row]}))
     page = write_segmentation_page(tmp_path / "run").read_text()
     assert_harmless(page)
-    assert "&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&gt;&lt;script&gt;alert(2)&lt;_script&gt;0" in page
+    assert str(escape(f"{MARKUP}1")) in page
 
 
 def test_a_comparison_s_picture_shows_names_as_text(tmp_path):
@@ -433,16 +435,17 @@ def test_a_hostile_repository_on_the_hub_runs_nothing_and_writes_nothing_outside
     pytest.importorskip("huggingface_hub")
     planted = {file.name: file.read_bytes() for file in planted_files(tmp_path / "planted", tmp_path / "trap")}
     with local_server() as served:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "deep" / "cache"))
         for number, name in enumerate(("new.pth", "old.pth")):
             files = {"checkpoint_final.pth": planted[name], "evil.pkl": planted["bare.pkl"], "run.py": b"import os"}
             served.hub[f"owner/bad{number}"] = files
+            folder = hub.cached(f"owner/bad{number}", None, hub_names.WANTED, served.url)
+            assert [path.name for path in folder.iterdir()] == ["checkpoint_final.pth"]
             with pytest.raises(UserError, match=r"refused|cannot be read"):
-                read_source(f"hf:owner/bad{number}")
+                read_source(folder)
         assert not [path for path in tmp_path.rglob("*") if path.name in {"evil.pkl", "run.py"}]
         served.hub["owner/climber"] = {"../../../../escaped.json": b"{}", "encoder.json": b"{}"}
         with pytest.raises(UserError):
-            read_source("hf:owner/climber")
+            hub.cached("owner/climber", None, hub_names.WANTED, served.url)
     assert not (tmp_path / "trap").exists()
     assert not list(tmp_path.rglob("escaped.json"))

@@ -15,7 +15,7 @@ from viewalign.formats.pretrained import read_weights
 def fetched(monkeypatch, tmp_path):
     calls = []
 
-    def download(repository, revision=None, allow_patterns=None):
+    def download(repository, revision=None, allow_patterns=None, endpoint=None):
         calls.append((repository, revision, allow_patterns))
         return str(tmp_path)
 

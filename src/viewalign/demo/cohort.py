@@ -19,6 +19,7 @@ from viewalign.demo.template import Template, load_template
 from viewalign.randomness import generator_of
 from viewalign.volumes.child import Lost
 from viewalign.volumes.pool import default_workers, run_jobs
+from viewalign.writing import whole
 
 NOTE = (
     "This cohort is synthetic: one template brain, deformed. Every image was made from the MNI152 T1 average (as "
@@ -148,9 +149,8 @@ def _write_subject(folder: Path, settings: CohortSettings, number: int) -> None:
 
     subject = make_subject(load_template(), number, settings)
     for path, array in zip(_files(folder, number, settings), (subject.image, subject.labels), strict=False):
-        partial_path = path.with_name(f".writing-{path.name}")
-        nibabel.save(nibabel.Nifti1Image(array, subject.affine), partial_path)
-        partial_path.replace(path)
+        with whole(path) as partial_path:
+            nibabel.save(nibabel.Nifti1Image(array, subject.affine), partial_path)
 
 
 def _grid(template: Template, spacing: float) -> tuple[NDArray[np.float64], tuple[int, int, int]]:

@@ -22,6 +22,7 @@ from viewalign.training import checkpoints
 from viewalign.training.folder import RunFolder
 from viewalign.volumes.catalogue import read_catalogue, write_catalogue
 from viewalign.volumes.recipe import PrepareSettings
+from viewalign.writing import whole
 
 RECIPE = "cva-resenc-xs"
 _STATE = "demo.json"
@@ -153,9 +154,8 @@ def _write_state(settings: DemoSettings, result: DemoResult | None) -> None:
         "finished": result is not None,
         "figures": [] if result is None else result.figures,
     }
-    partial = settings.out / f".writing-{_STATE}"
-    partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(settings.out / _STATE)
+    with whole(settings.out / _STATE) as partial:
+        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _make_cohort(settings: DemoSettings, teller: Teller) -> None:

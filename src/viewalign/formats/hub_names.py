@@ -10,7 +10,8 @@ from viewalign.volumes.fetching import hub
 
 _ID = re.compile(r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
 _BARE_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ["*.safetensors", "*.pth", "*.json", "README.md"]
+WANTED = ["*.safetensors", "*.pth", "*.json", "README.md"]
+"""What is taken of a repository: never pickles of other kinds, never code."""
 
 
 def resolve(path: str | Path) -> Path:
@@ -25,7 +26,7 @@ def resolve(path: str | Path) -> Path:
     """
     found = _ID.fullmatch(str(path))
     if found:
-        return hub.cached(found[1], found[2], _WANTED)
+        return hub.cached(found[1], found[2], WANTED)
     local = Path(path)
     if (local / "snapshots").is_dir():
         return _snapshot(local)

@@ -18,6 +18,7 @@ from viewalign.report.read import RunRecord, read_run, setting
 from viewalign.report.rendering import file_text, render_template
 from viewalign.report.wording import counted, leaf, number, percent, without_paths
 from viewalign.training.logs import duration
+from viewalign.writing import whole
 
 _MOST_EVENTS = 20
 
@@ -40,14 +41,11 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file for the page.")
     text = render(record)
-    partial = path.with_name(f".writing-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as problem:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
         raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
     return path
 

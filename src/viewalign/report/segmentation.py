@@ -24,6 +24,7 @@ from viewalign.report.wording import without_paths
 from viewalign.transfer.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
 from viewalign.volumes.filetypes import SUFFIXES
 from viewalign.volumes.itk import sitk
+from viewalign.writing import whole
 
 RESULTS, PAGE = "results.json", "report.html"
 COLOURS = 6
@@ -63,10 +64,9 @@ def write_page(run: Path) -> Path:
     evaluations = {row["name"]: read_evaluation(run / row["evaluation"]) for row in _judged(results)}
     text = _render(run, results, evaluations)
     path = run / PAGE
-    partial = path.with_name(f".writing-{path.name}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as problem:
         raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
     return path

@@ -13,6 +13,7 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report.axes import Scale, padded, ticks
 from viewalign.report.rendering import render_template
+from viewalign.writing import whole
 
 PAGE = "report.html"
 TITLES = {
@@ -35,10 +36,9 @@ def write_page(folder: Path) -> Path:
     except (OSError, ValueError):
         raise UserError(f"{folder} holds no table of a study; run `viewalign study` first.") from None
     path = folder / PAGE
-    partial = path.with_name(f".writing-{path.name}")
     try:
-        partial.write_text(render(told), encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(render(told), encoding="utf-8", errors="backslashreplace")
     except OSError as problem:
         raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
     return path

@@ -21,6 +21,7 @@ from viewalign.transfer.tasks import metrics
 from viewalign.transfer.tasks.finetune import LOSSES
 from viewalign.transfer.tasks.outcomes import Outcomes, read_outcomes
 from viewalign.transfer.tasks.spec import TaskSpec
+from viewalign.writing import whole
 
 PAGE = "report.html"
 _WORST = 10
@@ -63,10 +64,9 @@ def write_page(run: Path, output: Path | None = None) -> Path:
     """
     text = render(run)
     path = output or run / PAGE
-    partial = path.with_name(f".writing-{path.name}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as problem:
         raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
     return path

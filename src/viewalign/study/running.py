@@ -35,6 +35,7 @@ from viewalign.volumes.indexing import index_sources
 from viewalign.volumes.prepare import prepare_catalogue
 from viewalign.volumes.recipe import PrepareSettings
 from viewalign.volumes.store import Store
+from viewalign.writing import whole
 
 FILE, RUN = "cell.json", "run"
 
@@ -262,6 +263,5 @@ def _chain(study: Study, arm: str | None) -> list[str]:
 
 
 def _write(path: Path, told: dict[str, Any]) -> None:
-    partial = path.with_name(f".writing-{path.name}")
-    partial.write_text(json.dumps(told, indent=1) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(told, indent=1) + "\n")

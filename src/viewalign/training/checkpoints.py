@@ -42,11 +42,18 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             _flush(file.fileno())
         partial.rename(final)
     except (OSError, RuntimeError) as problem:
-        # torch's writer reports a full disk as a RuntimeError.
         shutil.rmtree(partial, ignore_errors=True)
-        raise problem if isinstance(problem, OSError) else OSError(str(problem)) from problem
+        raise _as_os_error(problem) from None
     _flush_folder(folder)
     return final
+
+
+def _as_os_error(problem: BaseException) -> OSError:
+    """Find the failed write behind a problem: torch's writer reports a full disk as a RuntimeError of its own."""
+    behind: BaseException | None = problem
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__context__
+    return behind if isinstance(behind, OSError) else OSError(str(problem))
 
 
 def _flush(descriptor: int) -> None:

@@ -12,6 +12,7 @@ import yaml
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading
+from viewalign.writing import whole
 
 _MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init")
 """Settings that a resumed run may change, because they do not change what is learnt, or did so at the start alone."""
@@ -148,9 +149,8 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
 
 def write_config(folder: RunFolder, recipe: Recipe) -> None:
     """Write the resolved recipe, whole or not at all."""
-    partial = folder.config.with_suffix(".yaml.writing")
-    partial.write_text(loading.to_yaml(recipe))
-    partial.replace(folder.config)
+    with whole(folder.config) as partial:
+        partial.write_text(loading.to_yaml(recipe))
 
 
 def read_config_text(path: Path) -> dict[str, Any]:

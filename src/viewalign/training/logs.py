@@ -20,6 +20,7 @@ from torch import Tensor
 
 from viewalign.errors import is_full
 from viewalign.training.tracking import Board
+from viewalign.writing import whole
 
 
 class RunLog:
@@ -96,9 +97,8 @@ class RunLog:
 def _cut_back(path: Path, step: int) -> None:
     if path.is_file():
         rows = [row for row in read_log(path) if step > 0 and row["step"] <= step]
-        partial = path.with_suffix(".jsonl.writing")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from viewalign.views import affines, lattice
 from viewalign.views.alignment import valid_share
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample
+from viewalign.writing import whole
 
 Array = NDArray[np.generic]
 Size = tuple[int, int, int]
@@ -93,14 +94,8 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
 
 def write(path: Path, arrays: dict[str, Array]) -> None:
     """Write the arrays, whole or not at all."""
-    partial = path.with_name(".writing-" + path.name)
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read(path: Path) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from viewalign.transfer.tasks.caching import cached
 from viewalign.transfer.tasks.manifest import Target, TaskCase
 from viewalign.transfer.tasks.pooling import Pool, Pooling, maps_of
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
+from viewalign.writing import whole
 
 Rows = NDArray[np.float32]
 
@@ -54,13 +55,12 @@ class Embeddings:
         if self.maps is not None:
             arrays["maps"] = self.maps
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".writing-{path.name}")
-        if path.suffix == ".parquet":
-            parquet.write(partial, self.cases, self.features, self.maps, self.facts)
-        else:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-        partial.replace(path)
+        with whole(path) as partial:
+            if path.suffix == ".parquet":
+                parquet.write(partial, self.cases, self.features, self.maps, self.facts)
+            else:
+                with partial.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> Embeddings:

@@ -22,6 +22,7 @@ from viewalign.transfer.tasks import metrics
 from viewalign.transfer.tasks.folds import Fold, check_learnable, strata
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.spec import TaskSpec
+from viewalign.writing import whole
 
 Learner = Literal["linear", "knn"]
 Array = NDArray[Any]
@@ -281,6 +282,5 @@ def as_json(
 
 def write(path: Path, told: Mapping[str, Any]) -> None:
     """Write JSON, whole or not at all."""
-    partial = path.with_name(f".writing-{path.name}")
-    partial.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

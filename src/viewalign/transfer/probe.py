@@ -21,6 +21,7 @@ from viewalign.errors import UserError
 from viewalign.randomness import generator_of
 from viewalign.transfer.statistics import bootstrap_interval
 from viewalign.transfer.voxel_features import FeatureReader, IntensityFeatures, Voxels
+from viewalign.writing import whole
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths C of the regularisation that are tried; the best on left-out training cases is taken."""
@@ -126,9 +127,8 @@ class ProbeResult:
 
     def write(self, path: Path) -> None:
         """Write `probe.json`, whole or not at all."""
-        partial = path.with_name(f".writing-{path.name}")
-        partial.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def compare(

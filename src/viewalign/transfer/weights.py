@@ -12,6 +12,7 @@ from viewalign.formats.fitting import Fitted
 from viewalign.formats.token_order import Order
 from viewalign.networks.backbone import Size
 from viewalign.training import initial
+from viewalign.writing import whole
 
 
 def read_source(encoder: str | Path, token_order: Order | None = None) -> pretrained.Source:
@@ -74,6 +75,5 @@ def transfer_encoder(
 
 def write_report(fitted: Fitted, path: Path) -> None:
     """Write what became of each weight as JSON, whole or not at all."""
-    partial = path.with_name(f".writing-{path.name}")
-    partial.write_text(json.dumps(fitted.as_json(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(fitted.as_json(), indent=1) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.transfer.evaluation.cases import CaseScore, ClassScore, Rules
 from viewalign.transfer.statistics import bootstrap_interval
+from viewalign.writing import whole
 
 Metric = Literal["dice", "nsd"]
 METRICS: tuple[Metric, ...] = ("dice", "nsd")
@@ -108,10 +109,11 @@ class Evaluation:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".writing-{JSON_FILE}"
-            partial.write_text(json.dumps(self.as_json(facts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            self._write_csv(folder / CSV_FILE)
-            partial.replace(folder / JSON_FILE)
+            with whole(folder / JSON_FILE) as partial:
+                text = json.dumps(self.as_json(facts), indent=1, ensure_ascii=False)
+                partial.write_text(text + "\n", encoding="utf-8")
+                with whole(folder / CSV_FILE) as rows:
+                    self._write_csv(rows)
         except OSError as problem:
             raise UserError(f"The evaluation cannot be written to {folder}: {problem.strerror}.") from None
 

@@ -17,6 +17,7 @@ from viewalign.errors import UserError
 from viewalign.formats import nnunet, pretrained
 from viewalign.formats.nnssl import adaptation
 from viewalign.formats.weight_names import ENCODER
+from viewalign.writing import whole
 
 FOLDER = "viewalign_encoders"
 
@@ -37,9 +38,8 @@ def store(folder: Path, source: pretrained.Source, name: str, minimum_share: flo
     file = folder / FOLDER / f"{name}-{digest[:8]}.pth"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".writing-{file.name}")
-        torch.save(adaptation.checkpoint(listed_weights(source), _raster_plan(source), 0), partial)
-        partial.replace(file)
+        with whole(file) as partial:
+            torch.save(adaptation.checkpoint(listed_weights(source), _raster_plan(source), 0), partial)
     return {"file": f"{FOLDER}/{file.name}", "digest": digest, "minimum_share": minimum_share}
 
 

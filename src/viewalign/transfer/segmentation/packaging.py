@@ -30,6 +30,7 @@ _TOLD = (
     *("overwrite_image_reader_writer", KEY),
 )
 """What prediction reads of `dataset.json`. The rest names cases, or is prose that may."""
+_ENCODER = ("file", "digest", "minimum_share")
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ def _without_paths(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plan without where the pretraining's file was."""
     kept = {key: value for key, value in plan.items() if key not in {"pretrain_info", "continue_training"}}
     block = dict(kept.get(nnunet.BLOCK, {}))
+    if block.get("encoder"):
+        block["encoder"] = {key: block["encoder"][key] for key in _ENCODER if key in block["encoder"]}
     return {**kept, nnunet.BLOCK: block} if block else kept
 
 

@@ -14,6 +14,7 @@ from viewalign.transfer.segmentation import encoders
 from viewalign.transfer.segmentation.dataset import Dataset
 from viewalign.transfer.segmentation.environment import Folders
 from viewalign.transfer.segmentation.schedule import Schedule
+from viewalign.writing import whole
 
 BASE_PLANNER, BASE_PLANS = "nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"
 _DONE = "{}.complete.json"
@@ -94,9 +95,8 @@ def write_plan(
 def write(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Write a plan where nnU-Net looks for it, whole or not at all, and return it."""
     file = folder / f"{plan['plans_name']}.json"
-    partial = file.with_name(f".writing-{file.name}")
-    partial.write_text(json.dumps(plan, indent=2))
-    partial.replace(file)
+    with whole(file) as partial:
+        partial.write_text(json.dumps(plan, indent=2))
     return plan
 
 

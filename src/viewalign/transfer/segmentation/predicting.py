@@ -18,6 +18,7 @@ from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
 from viewalign.transfer.tasks.preparation import frame_difference, onto, read_image
 from viewalign.transfer.tasks.spec import ChannelSpec, TaskSpec
 from viewalign.volumes.reading import Volume
+from viewalign.writing import whole
 
 KEY = "viewalign"
 """In `dataset.json`: `{"orientation": "LPS", "missing": "zeros", "aliases": {"swi": ["t2s"]}}`."""
@@ -173,9 +174,8 @@ def _write_case(trained: Trained, case: TaskCase, folder: Path) -> Volume:
 
 
 def _keep(mask: Path, out: Path, first: Volume, trained: Trained) -> None:
-    partial = out.with_name(f".writing-{out.name}")
-    if trained.facts.get("orientation") == "LPS":
-        lps.write_labels(lps.read_labels(mask), first, partial, lps=True)
-    else:
-        shutil.copyfile(mask, partial)
-    partial.replace(out)
+    with whole(out) as partial:
+        if trained.facts.get("orientation") == "LPS":
+            lps.write_labels(lps.read_labels(mask), first, partial, lps=True)
+        else:
+            shutil.copyfile(mask, partial)

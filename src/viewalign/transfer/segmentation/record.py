@@ -21,6 +21,7 @@ from viewalign.transfer.segmentation.planning import Planned
 from viewalign.transfer.segmentation.running import Machine, Model
 from viewalign.transfer.segmentation.schedule import Schedule
 from viewalign.transfer.segmentation.settings import FinetuneSettings
+from viewalign.writing import whole
 
 RESULTS, LOG, EVALUATIONS, PREDICTIONS = "results.json", "nnunet.log", "evaluation", "predictions"
 Bar = Callable[[int, int], None]
@@ -149,6 +150,5 @@ def write_results(run: Finetuning, planned: Planned) -> None:
         "schedule": run.schedule.as_json(),
         "results": rows,
     }
-    partial = run.out / f".writing-{RESULTS}"
-    partial.write_text(json.dumps(tree, indent=1) + "\n")
-    partial.replace(run.out / RESULTS)
+    with whole(run.out / RESULTS) as partial:
+        partial.write_text(json.dumps(tree, indent=1) + "\n")

@@ -15,6 +15,7 @@ from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of
+from viewalign.writing import whole
 
 FILE, NAMES = "splits_final.json", "viewalign_splits.json"
 _FOLDS = 5
@@ -188,6 +189,5 @@ def read_names(folder: Path) -> dict[str, str]:
 
 
 def _write(file: Path, tree: Any) -> None:
-    partial = file.with_name(f".writing-{file.name}")
-    partial.write_text(json.dumps(tree, indent=1))
-    partial.replace(file)
+    with whole(file) as partial:
+        partial.write_text(json.dumps(tree, indent=1))

@@ -26,6 +26,7 @@ from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 from viewalign.transfer.tasks.settings import TaskTraining
 from viewalign.transfer.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.transfer.tasks.training import FoldTraining, predict_sample
+from viewalign.writing import whole
 
 Say = Callable[[str], None]
 LOSSES = "losses.json"
@@ -61,8 +62,10 @@ def finetune(
     samples, refused = prepare_cases(cases, preprocessor, cache=cache)
     usable = [case for case in cases if case.case in samples]
     folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
-    (out / "folds.json").write_text(json.dumps(folds.as_json(), indent=1))
-    (out / "refused.json").write_text(json.dumps([list(pair) for pair in refused], indent=1))
+    with whole(out / "folds.json") as partial:
+        partial.write_text(json.dumps(folds.as_json(), indent=1))
+    with whole(out / "refused.json") as partial:
+        partial.write_text(json.dumps([list(pair) for pair in refused], indent=1))
     rows: dict[str, tuple[str, NDArray[np.float64]]] = {}
     for fold in folds.folds:
         found = run_fold(fold, usable, samples, start, spec, preprocessor, settings, out / f"fold_{fold.number}", say)
@@ -82,7 +85,8 @@ def finetune(
         "encoder": encoder,
         "folds": folds.digest,
     }
-    (out / "metrics.json").write_text(json.dumps({**facts, **told}, indent=1))
+    with whole(out / "metrics.json") as partial:
+        partial.write_text(json.dumps({**facts, **told}, indent=1))
     say(f"{spec.name}: {len(result.cases)} held-out cases, 95 % intervals over subjects")
     say(metrics.table(result.values, result.intervals))
     return result, refused
@@ -129,7 +133,8 @@ def run_fold(
     training.run(say)
     if settings.mode == "lora":
         lora.merge(backbone)
-    (folder / LOSSES).write_text(json.dumps(training.losses))
+    with whole(folder / LOSSES) as partial:
+        partial.write_text(json.dumps(training.losses))
     scale = (training.centre, training.spread)
     write_model(folder, network, start.network, spec, preprocessor, scale)
     return {
@@ -143,7 +148,8 @@ def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
     if file.is_file() and file.read_text() != told:
         raise UserError(f"{out} holds a fine-tuning with other settings; choose another folder.")
     write_spec(spec, out)
-    file.write_text(told)
+    with whole(file) as partial:
+        partial.write_text(told)
 
 
 def _predict_test(
@@ -180,7 +186,7 @@ def write_predictions(
     file: Path, cases: Sequence[TaskCase], rows: Mapping[str, tuple[str, NDArray[np.float64]]], spec: TaskSpec
 ) -> None:
     """Write a row a case: its name, subject, fold, target, and probabilities or value."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["case", "subject", "fold", "target", *prediction_columns(spec)])
         for case in cases:

@@ -21,6 +21,7 @@ from viewalign.transfer.tasks.network import GlobalNetwork
 from viewalign.transfer.tasks.preparation import Preprocessor
 from viewalign.transfer.tasks.spec import TaskSpec, check_spec
 from viewalign.transfer.tasks.training import predict_sample
+from viewalign.writing import whole
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 FORMAT = "viewalign-task-model"
@@ -47,10 +48,10 @@ def write_model(
         "target_mean": scale[0],
         "target_deviation": scale[1],
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=1))
-    partial = folder / f".writing-{WEIGHTS}"
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.named_parameters()}, partial)
-    partial.replace(folder / WEIGHTS)
+    with whole(folder / FACTS) as partial:
+        partial.write_text(json.dumps(facts, indent=1))
+    with whole(folder / WEIGHTS) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in network.named_parameters()}, partial)
 
 
 @dataclass

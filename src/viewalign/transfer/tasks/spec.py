@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from viewalign.config import Settings
 from viewalign.errors import UserError
+from viewalign.writing import whole
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 FILE = "task.yaml"
@@ -145,5 +146,6 @@ def write_spec(spec: TaskSpec, folder: Path) -> Path:
     """Write a task's YAML into its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
-    (folder / FILE).write_text(text, encoding="utf-8")
+    with whole(folder / FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
     return folder / FILE

@@ -122,13 +122,16 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
     return fetched
 
 
-def cached(repository: str, revision: str | None = None, patterns: Sequence[str] = ("*",)) -> Path:
+def cached(
+    repository: str, revision: str | None = None, patterns: Sequence[str] = ("*",), endpoint: str | None = None
+) -> Path:
     """Return a model's folder in the Hub's cache, fetched first where it is not there or has changed.
 
     Args:
         repository: `owner/name`.
         revision: a branch, tag or commit; None is the newest.
         patterns: shell patterns of the files that are wanted.
+        endpoint: another server than the Hub.
 
     Raises:
         UserError: no such repository, not allowed, or not reachable and nothing is cached.
@@ -139,7 +142,7 @@ def cached(repository: str, revision: str | None = None, patterns: Sequence[str]
 
     disable_progress_bars()
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), endpoint=endpoint))
     except Exception as error:
         raise _said(error, repository, "model") from None
 
