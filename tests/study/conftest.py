@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from viewalign.study.grid import Grid
 from viewalign.study.loading import check
-from viewalign.study.running import Grid
 from viewalign.volumes.itk import sitk
 from viewalign.volumes.store import store_from_arrays
 

@@ -1,11 +1,14 @@
 """Studies as files: strict, with sentences; every shipped one names recipes and settings that are there."""
 
+import json
+
 import pytest
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import load as load_recipe
-from viewalign.study.labelled import Labelled, LabelledCase, first_there, in_folders, in_table, matching
+from viewalign.study.labelled import Labelled, LabelledCase, first_there, in_folders, in_table, matching, read_labelled
 from viewalign.study.loading import flatten, headline, load, names
+from viewalign.study.settings import LabelledSettings
 
 
 @pytest.mark.parametrize("name", names())
@@ -99,3 +102,33 @@ def test_a_table_names_files_and_splits(tmp_path):
         in_table(tmp_path / "t.csv")
     with pytest.raises(UserError, match="Give --data"):
         first_there(tmp_path, "nothing|neither")
+
+
+def test_a_dataset_of_nnunet_brings_its_classes(tmp_path):
+    cases(tmp_path, 3)
+    for old, new in (("images", "imagesTr"), ("labels", "labelsTr")):
+        (tmp_path / old).rename(tmp_path / new)
+    told = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "tumour": 2}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(told))
+    asked = LabelledSettings(dataset=".", learn=("case_00",), test=("case_0[12]",))
+    found = read_labelled(asked, tmp_path)
+    assert found.classes == {"tumour": 2}
+    assert [case.name for case in found.test] == ["case_01", "case_02"]
+    assert found.learn[0].image == tmp_path / "imagesTr" / "case_00_0000.nii.gz"
+    (tmp_path / "dataset.json").write_text(json.dumps({**told, "labels": {"background": 0, "whole": [1, 2]}}))
+    with pytest.raises(UserError, match="region 'whole'"):
+        read_labelled(asked, tmp_path)
+
+
+def test_a_table_s_split_tells_who_learns(tmp_path):
+    cases(tmp_path, 3)
+    lines = ["case,image,labels,split"]
+    lines += [f"c{k},images/case_0{k}_0000.nii.gz,labels/case_0{k}.nii.gz,{'test' if k else 'learn'}" for k in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    found = read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
+    assert ([c.name for c in found.learn], [c.name for c in found.test]) == (["c0"], ["c1", "c2"])
+    with pytest.raises(UserError, match="not both c1"):
+        read_labelled(LabelledSettings(manifest="t.csv", learn=("c[01]",)), tmp_path)
+    (tmp_path / "t.csv").write_text("\n".join(lines).replace(",learn", ",").replace(",test", ","))
+    with pytest.raises(UserError, match="who learns"):
+        read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)

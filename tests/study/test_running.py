@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from viewalign.errors import UserError
+from viewalign.locks import locked
 from viewalign.study import running, table
+from viewalign.study.jobs import only
 from viewalign.study.running import run_study
 
 from .conftest import COMMON
@@ -70,3 +72,18 @@ def test_the_table_tells_what_the_cells_hold(make):
     assert "difference_mean" not in rows["distance", "mae"]
     assert f"{np.mean(values):.4f}" in text
     assert len((grid.out / "table.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.slow
+def test_what_another_process_is_at_is_left_to_it(make):
+    grid, told = make(), []
+    first = grid.cells[1]
+    first.folder.mkdir(parents=True)
+    with locked(first.folder / ".lock"):
+        assert run_study(grid, told.append) == 4
+    assert any(line.endswith("pretrain/mae/0: another process has it") for line in told)
+    done = {cell.name for cell in grid.cells if cell.done}
+    assert done == {"pretrain/untrained/0", "judge/voxels/untrained/0", "judge/places/untrained/0"}
+    assert run_study(make(), told.append, cells=only(make().cells, "judge/places/mae/*")) == 0
+    done = {cell.name for cell in make().cells if cell.done} - done
+    assert done == {"pretrain/mae/0", "judge/places/mae/0"}

@@ -54,8 +54,8 @@ def compare_methods(
     viewalign compare-methods --store store --images images --labels labels --learn 'case_0*' --test 'case_1*'
     """
     from viewalign.cli.study import run_grid
+    from viewalign.study.grid import Grid
     from viewalign.study.methods import comparison, tuning_judges
-    from viewalign.study.running import Grid
 
     where = {"images": str(images.absolute()), "labels": str(labels.absolute())}
     split = {"learn": learn.split(","), "test": test.split(",")}

@@ -10,11 +10,9 @@ import numpy as np
 
 from viewalign.errors import RefusedImageError
 from viewalign.randomness import generator_of
-from viewalign.transfer.probe import Case
+from viewalign.transfer.probe import Case, read_prepared
 from viewalign.volumes.catalogue import Collection, Record
 from viewalign.volumes.filetypes import SUFFIXES, suffix_of
-from viewalign.volumes.preparing import prepare_volume
-from viewalign.volumes.reading import read_mask, read_volume
 from viewalign.volumes.recipe import PrepareSettings
 
 _FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
@@ -96,16 +94,12 @@ def without(collection: Collection, subjects: set[str]) -> Collection:
 def load_cases(chosen: Sequence[Labelled], settings: PrepareSettings) -> Iterator[Case | str]:
     """Read labelled images, prepared as the store's images are; a sentence stands for one that cannot be used."""
     for each in chosen:
-        try:
-            volume = read_volume(each.record.path, settings.fill_nonfinite)
-            prepared = prepare_volume(volume, settings, {"labels": read_mask(each.labels, volume)})
-        except RefusedImageError as refusal:
-            yield f"{each.record.path} is left out of the probe: {refusal}"
-            continue
-        image = np.asarray(prepared.array, dtype=np.float32)
         # Not the whole id: it has the folder's name in it, and the name seeds which voxels are taken.
         name = "__".join((each.record.subject, each.record.session, each.record.name))
-        yield Case(name, image, prepared.masks["labels"])
+        try:
+            yield read_prepared(name, each.record.path, each.labels, settings)
+        except RefusedImageError as refusal:
+            yield f"{each.record.path} is left out of the probe: {refusal}"
 
 
 def _with_suffixes(name: Path) -> Iterator[Path]:

@@ -13,15 +13,20 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report.axes import Scale, padded, ticks
 from viewalign.report.rendering import render_template
+from viewalign.transfer.tasks import metrics
 from viewalign.writing import whole
 
 PAGE = "report.html"
 TITLES = {
-    "dice": "Linear voxel probe, mean Dice",
-    "balanced_accuracy": "Linear voxel probe, balanced accuracy",
-    "hit": "Places found again in another view, share",
-    "distance": "Distance of the place found, voxels (lower is better)",
+    ("voxel_probe", "dice"): "Linear voxel probe, mean Dice",
+    ("voxel_probe", "balanced_accuracy"): "Linear voxel probe, balanced accuracy",
+    ("retrieval", "hit"): "Places found again in another view, share",
+    ("retrieval", "distance"): "Distance of the place found, voxels",
+    ("segmentation", "dice"): "Fine-tuned by nnU-Net, mean Dice",
+    ("segmentation", "nsd"): "Fine-tuned by nnU-Net, surface Dice",
 }
+KINDS = {"feature_probe": "Vectors of whole cases", "finetune": "Fine-tuned on a task"}
+LOWER_IS_BETTER = {"distance", *metrics.LOWER_IS_BETTER}
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 170, 20, 30, 10
 
 
@@ -64,11 +69,17 @@ def render(told: dict[str, Any]) -> str:
         reference=told["reference"],
         seeds=max((row["seeds"] for row in told["rows"]), default=0),
         groups=[
-            {"judge": judge, "title": TITLES.get(measure, measure), "rows": rows, "chart": chart(rows)}
+            {"judge": judge, "title": title(rows[0].get("kind", ""), measure), "rows": rows, "chart": chart(rows)}
             for (judge, measure), rows in groups.items()
         ],
         version=__version__,
     )
+
+
+def title(kind: str, measure: str) -> str:
+    """Say what a judge of a kind measures, and which way is better where that is not plain."""
+    name = TITLES.get((kind, measure), f"{KINDS.get(kind, kind)}, {measure}")
+    return f"{name} (lower is better)" if measure in LOWER_IS_BETTER else name
 
 
 def chart(rows: Sequence[dict[str, Any]]) -> Markup:

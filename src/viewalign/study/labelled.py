@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from viewalign.errors import RefusedImageError, UserError
-from viewalign.transfer.probe import Case
+from viewalign.study.settings import LabelledSettings
+from viewalign.transfer.probe import Case, read_prepared
+from viewalign.transfer.segmentation import dataset as datasets
 from viewalign.transfer.segmentation.splits import few_shot
 from viewalign.volumes.filetypes import suffix_of
 from viewalign.volumes.itk import sitk
-from viewalign.volumes.preparing import prepare_volume
-from viewalign.volumes.reading import read_mask, read_volume
 from viewalign.volumes.recipe import PrepareSettings
 
 
@@ -64,6 +64,50 @@ class Labelled:
             return tuple(self.learn[k] for k in where)
         chosen = set(few_shot([case.name for case in self.learn], [], count, seed).train)
         return tuple(case for case in self.learn if case.name in chosen)
+
+
+def read_labelled(asked: LabelledSettings, root: Path) -> Labelled:
+    """Find the labelled cases of a study and who learns.
+
+    Raises:
+        UserError: files or cases that are not there, or a case that learns and tests.
+    """
+    found, split, classes = _find(asked, root)
+    named = {side: tuple(case for case in found if split.get(case.name) == side) for side in ("learn", "test")}
+    learn = matching(found, asked.learn, "data.labelled.learn") if asked.learn else named["learn"]
+    test = matching(found, asked.test, "data.labelled.test") if asked.test else named["test"]
+    both = sorted({case.name for case in learn} & {case.name for case in test})
+    if both:
+        raise UserError(f"data.labelled: learn and test must name different cases, not both {', '.join(both[:3])}.")
+    if not learn or not test:
+        raise UserError("data.labelled: say with `learn` and `test` (or a manifest's column `split`) who learns.")
+    return Labelled(learn, test, dict(asked.classes) or classes)
+
+
+def _find(asked: LabelledSettings, root: Path) -> tuple[list[LabelledCase], dict[str, str], dict[str, int]]:
+    """Return cases, sides by name, and classes, as far as they are told."""
+    if asked.dataset is not None:
+        cases, classes = in_dataset(root / asked.dataset)
+        return cases, {}, classes
+    if asked.manifest is not None:
+        return *in_table(root / asked.manifest), {}
+    return in_folders(first_there(root, asked.images or ""), first_there(root, asked.labels or "")), {}, {}
+
+
+def in_dataset(folder: Path) -> tuple[list[LabelledCase], dict[str, int]]:
+    """Read a dataset in nnU-Net's raw layout, of one channel.
+
+    Raises:
+        UserError: it is none, has several channels, or regions in place of classes.
+    """
+    found = datasets.find(str(folder), folder.parent)
+    if found.channels != 1:
+        raise UserError(f"{folder} has {found.channels} channels; a study judges on images of one.")
+    regions = [name for name, values in found.labels.items() if len(values) > 1]
+    if regions:
+        raise UserError(f"{folder} has the region '{regions[0]}'; a study judges on classes.")
+    cases = [LabelledCase(case.name, case.images[0], case.labels) for case in found.cases]
+    return cases, {name: value for name, (value,) in found.labels.items()}
 
 
 def first_there(root: Path, written: str) -> Path:
@@ -135,11 +179,9 @@ def read_case(case: LabelledCase, settings: PrepareSettings) -> Case:
         UserError: it cannot be used.
     """
     try:
-        volume = read_volume(case.image, settings.fill_nonfinite)
-        prepared = prepare_volume(volume, settings, {"labels": read_mask(case.labels, volume)})
+        return read_prepared(case.name, case.image, case.labels, settings)
     except RefusedImageError as refusal:
         raise UserError(f"{case.image} cannot be used: {refusal}") from None
-    return Case(case.name, np.asarray(prepared.array, dtype=np.float32), prepared.masks["labels"])
 
 
 def classes_in(cases: Sequence[LabelledCase]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
+from viewalign.writing import whole
 
 
 def main(job: Path, answer: Path) -> None:
@@ -24,9 +25,8 @@ def main(job: Path, answer: Path) -> None:
         told = work(json.loads(job.read_text()))
     except UserError as problem:
         told = {"error": str(problem)}
-    partial = answer.with_name(f".writing-{answer.name}")
-    partial.write_text(json.dumps(told, indent=1))
-    partial.replace(answer)
+    with whole(answer) as partial:
+        partial.write_text(json.dumps(told, indent=1))
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:

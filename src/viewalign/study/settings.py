@@ -118,7 +118,10 @@ class PlaceJudge(Settings):
 
 
 class FeatureJudge(Settings):
-    """Linear probe or neighbours of one vector a case, on a task (the folder of task.yaml and its manifest)."""
+    """Linear probe or neighbours of one vector a case, on a task (the folder of task.yaml and its manifest).
+
+    Cases marked as test are judged where there are some, else all in folds.
+    """
 
     kind: Literal["feature_probe"]
     task: str
@@ -146,12 +149,16 @@ class SegmentationJudge(Settings):
 
 
 class TunedJudge(Settings):
-    """Fine-tuned classification or regression on a task; `settings` as of `finetune classification`."""
+    """Fine-tuned classification or regression on a task; `settings` as of `finetune classification`.
+
+    `keep` keeps the folds' models.
+    """
 
     kind: Literal["finetune"]
     task: str
     recipe: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    keep: bool = False
 
 
 Judge = Annotated[VoxelJudge | PlaceJudge | FeatureJudge | SegmentationJudge | TunedJudge, Field(discriminator="kind")]
@@ -178,6 +185,11 @@ class Study(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def chain(self, arm: str) -> list[str]:
+        """Return an arm and those that it starts from, the nearest first."""
+        start = self.arms[arm].start
+        return [arm] if start is None else [arm, *self.chain(start)]
 
     @property
     def against(self) -> str:

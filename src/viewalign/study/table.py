@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from viewalign.study.running import Grid
+from viewalign.report.study import LOWER_IS_BETTER
+from viewalign.study.grid import Grid
 from viewalign.study.statistics import against, estimate, ranks
-
-LOWER_IS_BETTER = ("distance",)
 
 
 def collect(grid: Grid) -> list[dict[str, Any]]:
@@ -24,7 +26,13 @@ def collect(grid: Grid) -> list[dict[str, Any]]:
     for (judge, measure), by_arm in values.items():
         compared, order = against(by_arm, grid.study.against), ranks(by_arm, measure in LOWER_IS_BETTER)
         for arm, by_seed in by_arm.items():
-            row = {"judge": judge, "measure": measure, "arm": arm, **asdict(estimate(list(by_seed.values())))}
+            row: dict[str, Any] = {
+                "judge": judge,
+                "kind": grid.study.judges[judge].kind,
+                "measure": measure,
+                "arm": arm,
+            }
+            row |= asdict(estimate(list(by_seed.values())))
             other = compared.get(arm)
             row |= {f"difference_{k}": v for k, v in asdict(other.difference).items()} if other else {}
             row |= {"p": other.p_value, "p_holm": other.holm} if other else {}
@@ -37,16 +45,24 @@ def write(grid: Grid) -> str:
     rows = collect(grid)
     grid.out.mkdir(parents=True, exist_ok=True)
     told = {"study": grid.study.name, "reference": grid.study.against, "rows": rows}
-    (grid.out / "table.json").write_text(json.dumps(told, indent=1) + "\n")
+    _write(grid.out / "table.json", json.dumps(told, indent=1) + "\n")
     names = ["judge", "measure", "arm", "mean", "low", "high", "seeds"]
     names += ["difference_mean", "difference_low", "difference_high", "difference_seeds", "p", "p_holm", "rank"]
-    with (grid.out / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(grid.out / "table.csv", lines.getvalue())
     text = _markdown(rows, grid.study.against)
-    (grid.out / "table.md").write_text(text)
+    _write(grid.out / "table.md", text)
     return text
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; several jobs of a study write the same."""
+    partial = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _markdown(rows: list[dict[str, Any]], reference: str) -> str:

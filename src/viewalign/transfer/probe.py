@@ -21,6 +21,9 @@ from viewalign.errors import UserError
 from viewalign.randomness import generator_of
 from viewalign.transfer.statistics import bootstrap_interval
 from viewalign.transfer.voxel_features import FeatureReader, IntensityFeatures, Voxels
+from viewalign.volumes.preparing import prepare_volume
+from viewalign.volumes.reading import read_mask, read_volume
+from viewalign.volumes.recipe import PrepareSettings
 from viewalign.writing import whole
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -46,6 +49,17 @@ class Case:
             raise ValueError(
                 f"{self.name}: image {self.image.shape} and labels {self.labels.shape} must be one (D, H, W)"
             )
+
+
+def read_prepared(name: str, image: Path, labels: Path, settings: PrepareSettings) -> Case:
+    """Read a labelled image, prepared as the images of pretraining were.
+
+    Raises:
+        RefusedImageError: one of the files cannot be used.
+    """
+    volume = read_volume(image, settings.fill_nonfinite)
+    prepared = prepare_volume(volume, settings, {"labels": read_mask(labels, volume)})
+    return Case(name, np.asarray(prepared.array, dtype=np.float32), prepared.masks["labels"])
 
 
 @dataclass(frozen=True)

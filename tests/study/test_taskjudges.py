@@ -1,0 +1,71 @@
+"""Judges on a task: vectors of whole cases, and fine-tunings."""
+
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.study import table
+from viewalign.study.running import run_study
+from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
+from viewalign.transfer.tasks.spec import TaskSpec, write_spec
+from viewalign.volumes.itk import sitk
+
+ARMS = {"untrained": {"recipe": "mae-resenc-xs", "untrained": True}, "mae": {"recipe": "mae-resenc-xs"}}
+
+
+@pytest.fixture
+def task(tmp_path):
+    rng = np.random.default_rng(0)
+    spec = TaskSpec.model_validate({"name": "made", "kind": "regression", "channels": [{"name": "t1"}]})
+    folder, cases = tmp_path / "task", []
+    (folder / "images").mkdir(parents=True)
+    for k in range(8):
+        image = rng.normal(size=(16, 16, 16)).astype(np.float32) + 5
+        image[:, :, 8:] *= 1 + k / 8
+        path = folder / "images" / f"c{k}.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(path))
+        cases.append(TaskCase(f"c{k}", f"s{k}", {"t1": path}, target=40.0 + k))
+    write_spec(spec, folder)
+    write_manifest(cases, spec, folder)
+    return folder
+
+
+def judges(**tuned):
+    settings = {"epochs": 1, "folds": 2, "draws": 100, "device": "cpu", **tuned}
+    return {
+        "vectors": {"kind": "feature_probe", "task": "task", "folds": 2},
+        "tuned": {"kind": "finetune", "task": "task", "settings": settings},
+    }
+
+
+@pytest.mark.usefixtures("task")
+def test_what_does_not_fit_is_told_before_anything_runs(make, tmp_path):
+    with pytest.raises(UserError, match=r"judges.tuned: .*did you mean 'epochs'"):
+        make(judges=judges(epoch=2))
+    with pytest.raises(UserError, match=r"judges.tuned: settings.seed is settled"):
+        make(judges=judges(seed=2))
+    with pytest.raises(UserError, match=r"judges.vectors: There is no task at"):
+        make(judges={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_both_judge_every_arm_and_lower_is_better(make, task):
+    grid = make(arms=ARMS, judges=judges(), seeds=2)
+    assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]
+    rows = {(row["judge"], row["measure"], row["arm"]): row for row in table.collect(grid)}
+    for judge in ("vectors", "tuned"):
+        two = {arm: rows[judge, "mae", arm] for arm in ARMS}
+        better = min(two, key=lambda arm: two[arm]["values"]["0"])
+        assert two[better]["rank"] <= 2
+        by_seed = [min(ARMS, key=lambda arm, k=k: two[arm]["values"][k]) for k in "01"]
+        if len(set(by_seed)) == 1:
+            assert two[by_seed[0]]["rank"] == 1
+    assert len(list((grid.out / "data").glob("task-*"))) == 1  # cases are prepared once
+    assert not list(grid.out.glob("cells/judge/tuned/*/*/*/tuning/fold_*"))
+    names = [cell.folder for cell in make(arms=ARMS, judges=judges(), seeds=2).cells]
+    assert names == [cell.folder for cell in grid.cells]
+    manifest = task / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("47.0", "48.0"))
+    changed = make(arms=ARMS, judges=judges(), seeds=2)
+    assert [cell.done for cell in changed.cells] == [cell.judge is None for cell in changed.cells]
