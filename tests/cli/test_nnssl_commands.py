@@ -361,7 +361,8 @@ def test_every_command_of_the_page_runs(home, capsys, monkeypatch):
                 Path(word.split("=")[1]).mkdir(parents=True)
             continue
         if "train" in name:
-            words += small("network=primus-xs") if "Eva" in line else small()
+            heads = HEADS if "Aligned" in line or "ConMAE" in line else []
+            words += small(*heads, "network=primus-xs") if "Eva" in line else small(*heads)
         code = 0
         try:
             importlib.import_module(f"viewalign.cli.{name}").run(words)

@@ -1,0 +1,246 @@
+"""What the docs show works: every command is run in a made-up world, or parsed where it cannot be run here.
+
+A page's commands run in order in a folder of its own, in which the sources and results of `needs` lie under the docs'
+names. Nothing of a command is changed but that small settings are appended to it and absolute folders lie in the
+world. `NOT_RUN` lists what is parsed alone, each with its reason.
+"""
+
+import os
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from doc_commands import PAGES, ROOT, Command, commands, inline, programs
+from doc_world import TINY, make_sources
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.errors import UserError
+from viewalign.recipes.loading import load
+
+pytest.importorskip("sklearn")
+
+ELSEWHERE = {"docs/nnssl.md": "tests/cli/test_nnssl_commands.py::test_every_command_of_the_page_runs"}
+"""Pages whose commands another test runs as they stand."""
+
+MADE = {"store", "run", "other-run"}
+"""Results of earlier pages, made once."""
+
+NOT_RUN = [
+    (r"^make (demo|test)\b", "tests/demo runs the demo; this is the suite"),
+    (r"^viewalign demo --data", "tests/demo runs it with images of one's own"),
+    (r"^viewalign fetch \S", "needs the internet; tests/volumes/fetching stands a server in for it"),
+    (r"--executor dask", "needs a cluster; tests/volumes runs a local one"),
+    (r"^pip install", "needs an index of packages"),
+    (r"^viewalign finetune segmentation", "nnU-Net takes minutes; tests/transfer/segmentation trains by it"),
+    (r"^viewalign (compare|predict|export) liver", "what a segmentation left; tests/transfer/segmentation does so"),
+    (r"^nnUNetv2_", "nnU-Net's own command; tests/transfer/segmentation runs it"),
+    (r"^viewalign export run --nnunet", "nnU-Net's planning takes a minute; tests/transfer/segmentation exports so"),
+    (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/transfer/segmentation and /tasks write both"),
+    (r"^viewalign study .*--minutes", "five arms and three seeds; tests/study runs small ones"),
+    (r"^viewalign compare-methods", "eleven methods and three seeds; tests/study/test_methods.py runs two"),
+    (r"^(ls|cat|export|eval|tensorboard) ", "the shell's own"),
+]
+"""Patterns of commands that are parsed and not run, and why."""
+
+RECORDS = {"docs/results.md": "figures were made so on real volumes in hours", "docs/benchmarks.md": "the same"}
+"""Pages that tell how something was done once: parsed and not run."""
+
+EVERY = [command for page in PAGES for command in commands(page)]
+
+
+def why_not_run(command: Command) -> str:
+    found = [why for pattern, why in NOT_RUN if re.search(pattern, command.text)]
+    return RECORDS.get(command.page) or ELSEWHERE.get(command.page) or (found[0] if found else "")
+
+
+def test_there_is_something_to_run():
+    run = [one for one in EVERY if not why_not_run(one)]
+    assert len(run) >= 35
+    assert {"index", "prepare", "pretrain", "report", "export", "probe", "embed", "estimate", "doctor"} <= {
+        one.words[1] for one in run if one.words[0] == "viewalign"
+    }
+    for pattern, _ in NOT_RUN:
+        assert any(re.search(pattern, one.text) for one in EVERY) or "tensorboard" in pattern, f"unused: {pattern}"
+
+
+def parse(words: list[str]) -> None:
+    """Let the command line's own parser read the words; nothing is run."""
+    command, path = get_command(app), []
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"there is no command '{' '.join([*path, name])}'"
+        command, path = command.commands[name], [*path, name]
+    arguments = command.make_context(" ".join(path), [word for word in words if word != "-h"]).params
+    if path == ["pretrain"] and not str(arguments["recipe"]).endswith(".yaml"):
+        load(arguments["recipe"], arguments["settings"] or [])
+
+
+@pytest.mark.parametrize("command", EVERY, ids=lambda one: f"{one.page}: {one.text[:60]}")
+def test_a_command_is_one_that_the_program_knows(command):
+    words = command.words
+    if words[0] == "viewalign":
+        parse(words[1 : words.index(">")] if ">" in words else words[1:])
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+        if words[1].startswith("benchmarks/"):
+            source = (ROOT / words[1]).read_text()
+            for option in (word for word in words if word.startswith("--")):
+                assert option in source, option
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for named in re.findall(r"\[(.*?)\]", command.text):
+            assert set(named.split(",")) <= set(extras)
+    else:
+        assert why_not_run(command), f"no one knows '{words[0]}'"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_sentences_have_the_options_they_show(page):
+    for one in inline(page):
+        words = [word for word in one.text.split() if word != "…"]
+        if words[0] != "viewalign":
+            continue
+        command = get_command(app)
+        while len(words) > 1 and hasattr(command, "commands") and words[1] in command.commands:
+            command = command.commands[words.pop(1)]
+        if hasattr(command, "commands") and len(words) > 1:  # a placeholder such as KIND, or --help
+            assert words[1].isupper() or words[1] == "--help", f"{page}: {one}"
+        options = {name for parameter in command.params for name in parameter.opts}
+        for word in words[1:]:
+            assert not word.startswith("-") or word in {*options, "--help"}, f"{page}: {one}: no option {word}"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Sources and the first results, made once; one thread, for at this size threads wait for each other."""
+    root, threads = tmp_path_factory.mktemp("world"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    make_sources(root)
+    for name in ("run", "other-run"):
+        call(["pretrain", "cva-resenc-xs", f"data={root / 'store'}", f"out={root / name}", *TINY])
+    yield root
+    torch.set_num_threads(threads)
+
+
+def call(words, codes=(0,)):
+    """Run the command line in this process."""
+    told = CliRunner().invoke(app, words)
+    if isinstance(told.exception, UserError):
+        pytest.fail(f"viewalign {' '.join(words)}: {told.exception}")
+    if told.exception is not None and not isinstance(told.exception, SystemExit):
+        raise told.exception
+    assert told.exit_code in codes, f"viewalign {' '.join(words)}: {told.output}"
+    return told.stdout
+
+
+def made_small(words):
+    """Append what makes a command take a second."""
+    name, kind = words[0], words[1] if len(words) > 1 else ""
+    if name == "pretrain":
+        small = [*TINY, *(["network=resenc-xs", "masking.block=8"] if kind.endswith("resenc-l") else [])]
+        small += ["network=resenc-xs", "masking.block=8"] if kind.endswith(".yaml") else []
+        small += ["validate.probe.folds=2"] if "validate.probe.task=task" in words else []
+        return [*words, *small]
+    appended = {
+        "prepare": ["--workers", "0"],
+        "estimate": ["network=resenc-xs", "views.size=16", "--workers", "0"],
+        "probe": ["--size", "16", "--draws", "100", "--repeats", "1", "--folds", "2", "--shots", "2"],
+        "embed": ["--size", "16"],
+    }
+    if name == "finetune":
+        return [*words, "size=16", "epochs=1", "batch=4", "accumulate=1", "folds=2", "draws=100", "precision=fp32"]
+    return [*words, *appended.get(name, [])]
+
+
+def make_way(words, here):
+    """Remove what an earlier command of the page wrote at the same place; its reader would name another one."""
+    places = [words[k + 1] for k, word in enumerate(words[:-1]) if word in ("-o", "--out")]
+    if words[0] == "pretrain":
+        places = [word.partition("=")[2] for word in words if word.startswith("out=")]
+    for place in places:
+        path = here / place
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.is_dir() and "--shard" not in words:
+            shutil.rmtree(path)
+
+
+def before(command, here):
+    """Make what a page takes for granted and no command of it makes."""
+    if "tuned-a" in command.text:
+        for name in ("tuned-a", "tuned-b"):
+            shutil.copytree(here / "tuned-classes", here / name)
+    if command.words[1:4] == ["finetune", "regression", "task"]:
+        (here / "tuned").rename(here / "tuned-classes")
+        spec = yaml.safe_load((here / "task" / "task.yaml").read_text())
+        shutil.copytree(here / "task", here / "task-of-classes")
+        spec = {**{k: v for k, v in spec.items() if k != "classes"}, "kind": "regression"}
+        (here / "task" / "task.yaml").write_text(yaml.safe_dump(spec))
+        rows = (here / "task" / "manifest.csv").read_text()
+        (here / "task" / "manifest.csv").write_text(rows.replace("control", "1").replace("patient", "2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if any(not why_not_run(c) for c in commands(p))])
+def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(world / "home"))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("nnssl_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_raw", str(world / "raw"))
+    for one in world.iterdir():
+        (tmp_path / one.name).symlink_to(one)
+    catalogue = tmp_path / "catalogue.json"
+    call(["index", str(world / "scans"), "-o", str(catalogue)])
+    if page == "docs/data.md":
+        (tmp_path / "raw").unlink()
+        (tmp_path / "raw" / "Dataset745_OpenMind").mkdir(parents=True)
+        shutil.copy(catalogue, tmp_path / "raw" / "Dataset745_OpenMind" / "pretrain_data.json")
+    if page == "docs/pretraining.md":
+        call(["task", "convert", "bids", "ABIDE", "-o", "task", "--target", "group", "--channels", "T1w"])
+    for command in commands(page):
+        if why_not_run(command) or command.words[0] != "viewalign":
+            continue
+        before(command, tmp_path)
+        text = command.text.replace(" /shared/", " shared/").replace(" /data/", " ").replace(" /scratch/runs", " .")
+        words = Command(page, os.path.expandvars(text.replace("~/", "$HOME/"))).words[1:]
+        into = words[words.index(">") + 1] if ">" in words else None
+        words = words[: words.index(">")] if into else words
+        make_way(words, tmp_path)
+        if words[0] in ("export", "report") and (tmp_path / words[1]).is_symlink():
+            (tmp_path / words[1]).unlink()
+            shutil.copytree(world / words[1], tmp_path / words[1])
+        told = call(made_small(words), codes=(0, 1, 3) if words[0] == "doctor" else (0,))
+        if into:
+            Path(into).write_text(told)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if programs(page) and page != "docs/geometry.md"])
+def test_the_programs_of_a_page_run(page, world, tmp_path, monkeypatch):
+    """The geometry page's has a test of its own (tests/test_docs.py), which looks at what it works out."""
+    monkeypatch.chdir(tmp_path)
+    for one in world.iterdir():
+        (tmp_path / one.name).symlink_to(one)
+    for code in programs(page):
+        scope = {"__name__": "docs"}
+        if "network" in code and "network =" not in code:
+            from viewalign.networks.registry import build_backbone
+
+            scope["network"] = build_backbone("resenc-xs", (16, 16, 16)).net
+        exec(compile(code, page, "exec"), scope)
+
+
+def test_pages_that_other_tests_run_are_run_there():
+    for page, test in ELSEWHERE.items():
+        file, name = test.split("::")
+        source = (ROOT / file).read_text()
+        assert f"def {name}(" in source
+        assert Path(page).name in source
