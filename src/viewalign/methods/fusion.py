@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from viewalign.config import Count, Fraction, Recipe, Settings
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods import draws
+from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for
+from viewalign.methods.single import SingleNetwork
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.segmentation import cross_entropy, soft_dice
 from viewalign.views.batch import ViewBatch
@@ -22,7 +23,7 @@ class Pretext(Settings):
     largest: Fraction = 0.625
 
 
-class VolumeFusion(Method):
+class VolumeFusion(SingleNetwork):
     """One network that tells the share of the foreground in each voxel of a fused pair.
 
     Volumes of a batch are taken in twos: the first is the foreground, the second the background. A batch of 2B volumes
@@ -35,19 +36,18 @@ class VolumeFusion(Method):
     """
 
     def __init__(self, backbone: Backbone, levels: int = 4, largest: float = 0.625, *, seed: int = 0) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, backbone.voxel_head(levels + 1)
-        self._levels, self._largest, self._seed = levels, largest, seed
+        super().__init__(backbone, seed=seed)
+        self.head = backbone.voxel_head(levels + 1)
+        self._levels, self._largest = levels, largest
         backbone.freeze_unused(finest=True)
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Fuse and label; half as many images come out as volumes go in."""
         labels, valid, fused = self.fused(batch)
         self.backbone.draw_paths(draws.generators(batch, self._seed, "drop path")[::2] if self.training else None)
         logits = self.head(self.backbone.finest(self.backbone.encode(fused)))
         made = {"logits": logits, "labels": labels, "valid": valid, "input": fused}
-        latents = {name: value[None] for name, value in made.items()}
-        return latents | (examining.examine(self.backbone, batch) if examine else {})
+        return {name: value[None] for name, value in made.items()}
 
     def fused(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return labels (B/2, D, H, W), what is valid in both (B/2, 1, ...), and the fused images."""
@@ -61,17 +61,10 @@ class VolumeFusion(Method):
         """Return soft Dice plus cross-entropy."""
         logits, labels, valid = (latents[name][0] for name in ("logits", "labels", "valid"))
         dice, entropy = soft_dice(logits, labels, valid), cross_entropy(logits, labels, valid)
-        loss = dice + entropy
         right = ((logits.argmax(1) == labels)[:, None] & valid).sum() / valid.sum().clamp(min=1)
-        pictures = {}
-        if examine:
-            pictures = {"input": latents["input"][0].detach().repeat_interleave(2, 0), **examining.shown(latents)}
-        logs = {"loss": loss, "dice_loss": dice, "cross_entropy": entropy, "fusion_accuracy": right}
-        return StepResult(loss, {k: v.detach() for k, v in logs.items()}, examining.rows_of(latents), pictures)
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        told = {"dice_loss": dice, "cross_entropy": entropy, "fusion_accuracy": right}
+        pictures = {"input": latents["input"][0].repeat_interleave(2, 0)} if examine else {}
+        return self.result(dice + entropy, latents, told, pictures)
 
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from viewalign.config import Fraction, Recipe, Settings
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Latents, Method, StepResult
+from viewalign.methods import draws
+from viewalign.methods.base import Latents, StepResult
 from viewalign.methods.building import build_for
+from viewalign.methods.single import SingleNetwork
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.reconstruction import masked_mse
 from viewalign.views.batch import ViewBatch
@@ -24,7 +25,7 @@ class Pretext(Settings):
     largest: Fraction = 0.1
 
 
-class ModelsGenesis(Method):
+class ModelsGenesis(SingleNetwork):
     """One network that restores spoilt views, judged over every valid voxel by mean squared error.
 
     Args:
@@ -34,36 +35,27 @@ class ModelsGenesis(Method):
     """
 
     def __init__(self, backbone: Backbone, changes: Distortions, *, seed: int = 0) -> None:
-        super().__init__()
-        self.backbone, self._changes, self._seed = backbone, changes, seed
+        super().__init__(backbone, seed=seed)
+        self._changes = changes
         backbone.freeze_unused(finest=True, paint=True)
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Restore spoilt views."""
         spoilt = self.spoil(batch)
-        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        self.draw_paths(batch)
         image = self.backbone.paint([self.backbone.finest(self.backbone.encode(spoilt))])
-        latents = {"image": image.unflatten(0, batch.count), "input": spoilt.unflatten(0, batch.count)}
-        return latents | (examining.examine(self.backbone, batch) if examine else {})
+        return {"image": image.unflatten(0, batch.count), "input": spoilt.unflatten(0, batch.count)}
 
     def spoil(self, batch: ViewBatch) -> Tensor:
         """Return every view (N, C, D, H, W) spoilt in its own way."""
         return draws.spoil(batch, self._changes, self._seed)
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Compare the image with the clean view."""
         image = latents["image"].flatten(0, 1)
         loss = masked_mse(image, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1))
-        pictures = {}
-        if examine:
-            pictures = {"reconstruction": image.detach(), "input": latents["input"].detach().flatten(0, 1)}
-            pictures |= examining.shown(latents)
-        logs = {"loss": loss.detach(), "reconstruction": loss.detach()}
-        return StepResult(loss, logs, examining.rows_of(latents), pictures)
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        pictures = {"reconstruction": image, "input": latents["input"].flatten(0, 1)}
+        return self.result(loss, latents, {"reconstruction": loss}, pictures)
 
 
 def build(recipe: Recipe) -> ModelsGenesis:

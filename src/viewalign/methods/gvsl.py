@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from viewalign.config import Count, Fraction, Recipe, Settings
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods import draws
+from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for
 from viewalign.methods.dense import grid_of
 from viewalign.methods.pooling import pooled
+from viewalign.methods.single import SingleNetwork, total
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.matching import AffineHead, FieldHead
 from viewalign.objectives.reconstruction import masked_mse
@@ -46,7 +47,7 @@ class Pretext(Settings):
     window: Count = 9
 
 
-class GVSL(Method):
+class GVSL(SingleNetwork):
     """One network whose features match volumes, taken in twos, and restore them.
 
     Args:
@@ -68,18 +69,18 @@ class GVSL(Method):
         features: int,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.backbone, self._changes, self._seed = backbone, changes, seed
+        super().__init__(backbone, seed=seed)
+        self._changes = changes
         self.affine_head = AffineHead(2 * backbone.map_channels, 4 * width)
         self.field_head = FieldHead(2 * features, width)
         self._p_elastic, self._elastic, self._window = p_elastic, elastic, window
         backbone.freeze_unused(finest=True, paint=True)
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Bend, spoil, restore, and move each volume of a pair onto the other one."""
         bent = self.bend(batch)
         given, aim, valid = draws.spoil(bent, self._changes, self._seed), bent.targets[0], bent.valid[0]
-        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        self.draw_paths(batch)
         encoded = self.backbone.encode(given)
         finest = self.backbone.finest(encoded)
         affine, field = self.match(pooled(self.backbone.maps(encoded), valid), finest, batch.size)
@@ -87,8 +88,11 @@ class GVSL(Method):
         moved = warp(swapped(aim * valid), places)
         made = {"image": self.backbone.paint([finest]), "moved": moved, "field": field}
         made |= {"input": given, "aim": aim, "valid": valid}
-        latents = {name: value[None] for name, value in made.items()}
-        return latents | (examining.examine(self.backbone, bent) if examine else {})
+        return {name: value[None] for name, value in made.items()}
+
+    def clean(self, batch: ViewBatch) -> ViewBatch:
+        """Return the bent views, which are what is restored."""
+        return self.bend(batch)
 
     def bend(self, batch: ViewBatch) -> ViewBatch:
         """Return the batch with views, targets and validity bent elastically, each in its own way or not at all."""
@@ -133,21 +137,8 @@ class GVSL(Method):
             "dissimilarity": local_ncc(moved, aim, valid, self._window),
             "roughness": roughness(field),
         }
-        loss = torch.stack(list(terms.values())).sum()
-        logs = {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
-        pictures = {}
-        if examine:
-            pictures = {
-                "input": latents["input"][0].detach(),
-                "reconstruction": image.detach(),
-                "targets": aim.detach(),
-            }
-            pictures |= examining.shown(latents)
-        return StepResult(loss, logs, examining.rows_of(latents), pictures)
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        pictures = {"input": latents["input"][0], "reconstruction": image, "targets": aim}
+        return self.result(total(terms), latents, terms, pictures)
 
 
 def swapped(values: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from viewalign.config import Recipe
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Latents, Method, StepResult
+from viewalign.methods import draws
+from viewalign.methods.base import Latents, StepResult
 from viewalign.methods.reading import named
+from viewalign.methods.single import SingleNetwork
 from viewalign.networks import masks
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.reconstruction import masked_huber, masked_mse
@@ -39,7 +40,7 @@ class MaskedLoss:
         return masked_huber(image, target, counts, self.huber_delta)
 
 
-class MaskedRestoration(Method):
+class MaskedRestoration(SingleNetwork):
     """One network that restores what is hidden from it; how it does so is the method's own.
 
     Args:
@@ -50,36 +51,27 @@ class MaskedRestoration(Method):
     """
 
     def __init__(self, backbone: Backbone, *, seed: int = 0, mask_ratio: float = 0.75, loss: MaskedLoss) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self._seed, self._mask_ratio, self._loss = seed, mask_ratio, loss
+        super().__init__(backbone, seed=seed)
+        self._mask_ratio, self._loss = mask_ratio, loss
 
     @abstractmethod
     def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Return images (N, C, D, H, W) restored from those given; `mask` (N, blocks) says what is hidden."""
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Restore masked views."""
-        # First: a network that remembers what it hid must remember this batch when activations are worked out again.
-        seen = examining.examine(self.backbone, batch) if examine else {}
         mask = draws.block_masks(batch, self._seed, self.backbone.block, self._mask_ratio)
-        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        self.draw_paths(batch)
         image = self.restore(batch.views.flatten(0, 1), mask if self._mask_ratio > 0 else None)
-        return {"mask": mask.unflatten(0, batch.count), "image": image.unflatten(0, batch.count), **seen}
+        return {"mask": mask.unflatten(0, batch.count), "image": image.unflatten(0, batch.count)}
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Compare the image with the view before noise and blur, where it was hidden."""
         image, valid = latents["image"].flatten(0, 1), batch.valid.flatten(0, 1)
         hidden = masks.to_voxels(latents["mask"].flatten(0, 1), batch.size, self.backbone.block)
         error = self._loss(image, batch.targets.flatten(0, 1), (hidden & valid) if self._mask_ratio > 0 else valid)
-        loss = self._loss.weight * error
-        pictures = {"reconstruction": image.detach(), "mask": hidden, **examining.shown(latents)} if examine else {}
-        logs = {"loss": loss.detach(), "reconstruction": error.detach()}
-        return StepResult(loss, logs, examining.rows_of(latents), pictures)
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        pictures = {"reconstruction": image, "mask": hidden}
+        return self.result(self._loss.weight * error, latents, {"reconstruction": error}, pictures)
 
 
 LOSS = named("objectives.reconstruction", "objectives.huber_delta", "objectives.reconstruction_weight")

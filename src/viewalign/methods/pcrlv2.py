@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from viewalign.config import Count, Fraction, Positive, Range, Recipe, Settings, Triple
 from viewalign.errors import UserError
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods import draws
+from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import NORM, build_for, norm_for
 from viewalign.methods.dense import grid_of
 from viewalign.methods.pooling import pooled
 from viewalign.methods.reading import named
+from viewalign.methods.single import SingleNetwork, total
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.consistency import siamese_cosine
@@ -42,7 +43,7 @@ class Pretext(Settings):
     local_extent: Range = (0.5, 1.0)
 
 
-class PCRLv2(Method):
+class PCRLv2(SingleNetwork):
     """One network: an encoder, a decoder without skips, and an image head, projector and predictor for each scale.
 
     Args:
@@ -61,16 +62,15 @@ class PCRLv2(Method):
         seed: int = 0,
         channels: int = 1,
     ) -> None:
-        super().__init__()
-        self.backbone, self.plain_decoder = backbone, backbone.plain_decoder()
+        super().__init__(backbone, seed=seed)
+        self.plain_decoder = backbone.plain_decoder()
         scales = self.plain_decoder.channels
         self.images = nn.ModuleList(nn.Conv3d(n, channels, 1) for n in scales)
         self.projectors = nn.ModuleList(heads.projector(n, width, norm) for n in scales)
         self.predictors = nn.ModuleList(heads.predictor(width, predictor_width, norm) for _ in scales)
-        self._seed = seed
         backbone.freeze_unused()
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Restore the large views at every scale; pool every scale of large and small views."""
         assert batch.local is not None, "views are drawn by `draw_nested`"
         made: Latents = {}
@@ -81,13 +81,13 @@ class PCRLv2(Method):
                 made[f"{name}{scale}"] = pooled([one], valid).unflatten(0, views.count)
                 if name == "large":
                     made[f"image{scale}"] = self.images[scale](one).unflatten(0, views.count)
-        return made | (examining.examine(self.backbone, batch) if examine else {})
+        return made
 
     def _decoded(self, views: ViewBatch, purpose: str) -> list[Tensor]:
         self.backbone.draw_paths(draws.generators(views, self._seed, purpose) if self.training else None)
         return self.backbone.climb(self.plain_decoder, self.backbone.encode(views.views.flatten(0, 1)))
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Add up: the image, the coarser images, and what large views, and small and large ones, lack in likeness."""
         scales = range(len(self.images))
         images = [latents[f"image{scale}"].flatten(0, 1) for scale in scales]
@@ -99,13 +99,8 @@ class PCRLv2(Method):
             "global_distance": torch.stack([one[0] for one in compared]).mean(),
             "local_distance": torch.stack([one[1] for one in compared]).mean(),
         }
-        loss = torch.stack(list(terms.values())).sum()
-        features, pictures = examining.rows_of(latents), {}
-        if examine:
-            features["projected"] = compared[0][2].detach().flatten(0, 1)
-            pictures = {"reconstruction": images[0].detach(), **examining.shown(latents)}
-        logs = {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
-        return StepResult(loss, logs, features, pictures)
+        features = {"projected": compared[0][2].flatten(0, 1)}
+        return self.result(total(terms), latents, terms, {"reconstruction": images[0]}, features)
 
     def _compare(self, scale: int, latents: Latents) -> tuple[Tensor, Tensor, Tensor]:
         """Return the distances among large views and from small to large ones, and the large ones' vectors."""
@@ -117,10 +112,6 @@ class PCRLv2(Method):
         among = siamese_cosine(heads.embed(large, predictor), large, same_views=True)
         across = siamese_cosine(heads.embed(small, predictor), large, same_views=False)
         return among, across, large
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
 
 
 def coarse_mse(image: Tensor, target: Tensor, valid: Tensor) -> Tensor:

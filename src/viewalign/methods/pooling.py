@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from viewalign.methods import draws, examining
-from viewalign.methods.base import Latents, Method, StepResult
+from viewalign.methods.base import Latents
 from viewalign.methods.dense import grid_of
+from viewalign.methods.single import SingleNetwork
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.precision import full_precision, raised
@@ -33,7 +33,7 @@ def pooled(maps: Sequence[Tensor], valid: Tensor) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-class PooledComparison(Method):
+class PooledComparison(SingleNetwork):
     """An encoder and a projector of its pooled features; what is asked of them is the method's own (`judge`).
 
     Args:
@@ -43,26 +43,12 @@ class PooledComparison(Method):
     """
 
     def __init__(self, backbone: Backbone, width: int = 2048, norm: heads.Norm = "batch", *, seed: int = 0) -> None:
-        super().__init__()
-        self.backbone, self.projector = backbone, heads.projector(backbone.map_channels, width, norm)
-        self._seed = seed
+        super().__init__(backbone, seed=seed)
+        self.projector = heads.projector(backbone.map_channels, width, norm)
         backbone.freeze_unused()
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Encode whole views and pool the encoder's own maps over what is valid."""
-        draws.draw_paths(self.backbone, batch, self._seed, self.training)
+        self.draw_paths(batch)
         maps = self.backbone.maps(self.backbone.encode(batch.views.flatten(0, 1)))
-        latents = {"pooled": pooled(maps, batch.valid.flatten(0, 1)).unflatten(0, batch.count)}
-        return latents | (examining.examine(self.backbone, batch) if examine else {})
-
-    def result(self, logs: dict[str, Tensor], latents: Latents, embedded: Tensor, examine: bool) -> StepResult:
-        """Return a step's result; `logs["loss"]` has the gradient, `embedded` are the projected vectors (..., C)."""
-        features: dict[str, Tensor] = {}
-        if examine:
-            features = {**examining.rows_of(latents), "projected": embedded.detach().flatten(0, 1)}
-        told = {name: value.detach() for name, value in logs.items()}
-        return StepResult(logs["loss"], told, features, examining.shown(latents))
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        return {"pooled": pooled(maps, batch.valid.flatten(0, 1)).unflatten(0, batch.count)}

@@ -22,8 +22,8 @@ class Entry:
         title: what the method is called.
         paper: where it comes from.
         networks: the families of networks that it trains, by the first word of their names.
-        module: its file; it offers `build(recipe)`, and may offer `asks(recipe)`, a settings model `Pretext`, and which
-            of the settings in `reading.OPTIONAL` it reads, `READS`.
+        module: its file; it offers `build(recipe)`, and may offer `asks(recipe)`, a settings model `Pretext`, and
+            `READS`, which of the settings of `reading.OPTIONAL` it reads.
         status: what it has been through.
     """
 

@@ -35,12 +35,12 @@ class SimCLR(PooledComparison):
         super().__init__(backbone, width, norm, seed=seed)
         self._temperature = temperature
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Contrast the projected views."""
         embedded = heads.embed(latents["pooled"], self.projector)
         contrast = view_nt_xent(embedded, batch.subject_id, self._temperature)
-        logs = {"loss": contrast.loss, "contrast_accuracy": contrast.accuracy}
-        return self.result(logs, latents, embedded, examine)
+        told = {"contrast_accuracy": contrast.accuracy}
+        return self.result(contrast.loss, latents, told, features={"projected": embedded.flatten(0, 1)})
 
 
 READS = PAIRS | NORM | named("heads.width", "objectives.temperature")

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from viewalign.config import Count, Fraction, Recipe, Settings
 from viewalign.errors import UserError
-from viewalign.methods import examining
-from viewalign.methods.base import Asks, Latents, Method, StepResult
+from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for
 from viewalign.methods.pooling import pooled
 from viewalign.methods.reading import named
+from viewalign.methods.single import SingleNetwork, total
 from viewalign.networks.backbone import Backbone
 from viewalign.objectives.contrastive import view_nt_xent
 from viewalign.objectives.reconstruction import masked_l1
@@ -39,7 +39,7 @@ class Pretext(Settings):
     width: Count = 512
 
 
-class SwinTasks(Method):
+class SwinTasks(SingleNetwork):
     """One network for three tasks of equal weight.
 
     Args:
@@ -59,14 +59,13 @@ class SwinTasks(Method):
         *,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, seed=seed)
         self.rotation_head = nn.Linear(backbone.map_channels, 4)
         self.contrast_head = nn.Linear(backbone.map_channels, width)
-        self._cut, self._largest, self._temperature, self._seed = cut, largest, temperature, seed
+        self._cut, self._largest, self._temperature = cut, largest, temperature
         backbone.freeze_unused(finest=True, paint=True)
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
+    def run(self, batch: ViewBatch) -> Latents:
         """Spoil, encode, pool and restore both copies of every view."""
         given, aim, valid, turns = self.copies(batch)
         self.backbone.draw_paths(self._generators(batch, "drop path") if self.training else None)
@@ -74,8 +73,7 @@ class SwinTasks(Method):
         vectors = pooled(self.backbone.maps(encoded), valid)
         image = self.backbone.paint([self.backbone.finest(encoded)])
         made = {"pooled": vectors, "image": image, "input": given, "aim": aim, "valid": valid, "turns": turns}
-        latents = {name: value.unflatten(0, (_COPIES, batch.count[1])) for name, value in made.items()}
-        return latents | (examining.examine(self.backbone, batch) if examine else {})
+        return {name: value.unflatten(0, (_COPIES, batch.count[1])) for name, value in made.items()}
 
     def copies(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what the network is given, what it shall restore, what is valid, and the turns, for N = 2·B copies."""
@@ -95,7 +93,7 @@ class SwinTasks(Method):
         given, aims, valids, turns = (torch.stack([column[k] for column in columns]) for k in range(4))
         return given, aims, valids, turns.to(device)
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Add the losses of the three tasks up."""
         image, aim, valid, turns = (latents[name].flatten(0, 1) for name in ("image", "aim", "valid", "turns"))
         told = raised(self.rotation_head(latents["pooled"].flatten(0, 1)))
@@ -105,18 +103,10 @@ class SwinTasks(Method):
             "rotation": F.cross_entropy(told, turns),
             "contrastive": contrast.loss,
         }
-        loss = torch.stack(list(terms.values())).sum()
-        accuracy = (told.argmax(1) == turns).float().mean()
-        logs = {"loss": loss, **terms, "rotation_accuracy": accuracy, "contrast_accuracy": contrast.accuracy}
-        pictures = {}
-        if examine:
-            pictures = {"input": latents["input"][0].detach(), "reconstruction": latents["image"][0].detach()}
-            pictures |= {"targets": latents["aim"][0], **examining.shown(latents)}
-        return StepResult(loss, {k: v.detach() for k, v in logs.items()}, examining.rows_of(latents), pictures)
-
-    def encoder(self) -> Backbone:
-        """Return the one network."""
-        return self.backbone
+        right = (told.argmax(1) == turns).float().mean()
+        logs = {**terms, "rotation_accuracy": right, "contrast_accuracy": contrast.accuracy}
+        pictures = {"input": latents["input"][0], "reconstruction": latents["image"][0], "targets": latents["aim"][0]}
+        return self.result(total(terms), latents, logs, pictures)
 
     def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
         samples = batch.sample.tolist()

@@ -49,7 +49,7 @@ class VoCo(PooledComparison):
         super().__init__(backbone, width, norm, seed=seed)
         self._targets, self._min_valid = targets, min_valid
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Compare similarities with overlaps, and keep the grid's features apart."""
         counts = batch.valid.float().mean((2, 3, 4, 5)) >= self._min_valid
         embedded = heads.embed(latents["pooled"], self.projector, counts.float()).transpose(0, 1)
@@ -62,8 +62,8 @@ class VoCo(PooledComparison):
         position = overlap_loss(similarity, overlap, pairs)
         apart = orthogonality(bases, counts[:, self._targets :])
         error = ((similarity - overlap).abs() * pairs).sum() / pairs.sum().clamp(min=1)
-        logs = {"loss": position + apart, "position": position, "orthogonality": apart, "overlap_error": error}
-        return self.result(logs, latents, embedded, examine)
+        told = {"position": position, "orthogonality": apart, "overlap_error": error}
+        return self.result(position + apart, latents, told, features={"projected": embedded.flatten(0, 1)})
 
 
 def _views(pretext: Pretext) -> int:
