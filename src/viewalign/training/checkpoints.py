@@ -6,11 +6,12 @@ Each one is a folder `checkpoints/step_00001000` with `state.pt` (tensors and pl
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -34,26 +35,47 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        with (partial / "state.pt").open("wb") as file:
-            torch.save({"format": FORMAT, "step": step, **state}, file)
-            _flush(file.fileno())
+        with io.FileIO(partial / "state.pt", "wb") as file:
+            taker = _Patient(file)
+            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], taker))
+            taker.settle()
         with (partial / "checkpoint.json").open("w") as file:
             json.dump({"format": FORMAT, "step": step}, file)
             _flush(file.fileno())
         partial.rename(final)
-    except (OSError, RuntimeError) as problem:
+    except OSError:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _as_os_error(problem) from None
+        raise
     _flush_folder(folder)
     return final
 
 
-def _as_os_error(problem: BaseException) -> OSError:
-    """Find the failed write behind a problem: torch's writer reports a full disk as a RuntimeError of its own."""
-    behind: BaseException | None = problem
-    while behind is not None and not isinstance(behind, OSError):
-        behind = behind.__context__
-    return behind if isinstance(behind, OSError) else OSError(str(problem))
+class _Patient:
+    """A file for torch's writer, which never sees a write fail; `settle` raises the failure afterwards, as it was.
+
+    Broken off in the middle, that writer tries to write its end all the same and reports an error of its own instead.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._problem: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while self._problem is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as problem:
+            self._problem = problem
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is held back."""
+
+    def settle(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+        _flush(self._file.fileno())
 
 
 def _flush(descriptor: int) -> None:
