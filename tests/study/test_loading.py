@@ -2,23 +2,71 @@
 
 import json
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from viewalign.cli.main import app
 from viewalign.errors import UserError
-from viewalign.recipes.loading import load as load_recipe
 from viewalign.study.labelled import Labelled, LabelledCase, first_there, in_folders, in_table, matching, read_labelled
-from viewalign.study.loading import flatten, headline, load, names
+from viewalign.study.loading import headline, load, names
 from viewalign.study.settings import LabelledSettings
+from viewalign.volumes.catalogue import write_catalogue
+from viewalign.volumes.indexing import index_sources
+from viewalign.volumes.itk import sitk
+from viewalign.volumes.prepare import prepare_catalogue
+from viewalign.volumes.recipe import PrepareSettings
 
 
-@pytest.mark.parametrize("name", names())
-def test_a_shipped_study_s_arms_are_recipes_with_known_settings(name):
-    study = load(name)
-    assert headline(name)
-    assert study.name == name
-    for arm in study.arms.values():
-        recipe = load_recipe(arm.recipe, [*flatten(study.common), *flatten(arm.settings)])
-        assert recipe.views.size == (24, 32, 32)
+@pytest.fixture
+def data(tmp_path):
+    """What every shipped study finds its data in: crops of hippocampi, or a store and a table."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    lines = ["case,image,labels,split"]
+    for k in [*range(1, 11), 101, 201, 250, 251, 310]:
+        name = f"hippocampus_{k:03d}.nii.gz"
+        array = rng.normal(size=(16, 16, 16)).astype(np.float32)
+        for part, one in (("images", array), ("labels", (array > 1).astype(np.uint8))):
+            sitk.WriteImage(sitk.GetImageFromArray(one), str(tmp_path / part / name))
+        lines.append(f"c{k},images/{name},labels/{name},{'learn' if k < 250 else 'test'}")
+    (tmp_path / "labelled.csv").write_text("\n".join(lines) + "\n")
+    settings = PrepareSettings(spacing=(1.0, 1.0, 1.0))
+    found = index_sources([str(tmp_path / "images" / "hippocampus_0*")])
+    write_catalogue(found.collection, tmp_path / "catalogue.json")
+    prepare_catalogue(tmp_path / "catalogue.json", tmp_path / "store", settings)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_shipped_study_can_be_begun(data):
+    """Each is laid out on data of its kind, as `--dry-run` does: recipes, settings and judges are checked."""
+    pytest.importorskip("nnunetv2")
+    for name in names():
+        told = CliRunner().invoke(app, ["study", name, "--data", str(data), "-o", str(data / "out"), "--dry-run"])
+        assert told.exit_code == 0, (name, told.output, told.exception)
+        study = load(name)
+        cells = len(study.arms) * len(study.seeds) * (1 + len(study.judges))
+        assert told.output.count("to do") == cells, name
+        assert study.name == name
+        assert not headline(name).startswith("base")
+
+
+def test_sizes_and_rows():
+    rows = {"mae", "ae", "mae-cva", "mae-ccva", "mae-con", "mae-cva-con", "mae-ccva-con"}
+    for network in ("resenc", "primus"):
+        for size in ("laptop", "one-gpu", "paper"):
+            study = load(f"ablation-{network}-{size}")
+            assert set(study.arms) == rows | {"untrained", "mae-on"}
+            assert {study.chain(arm)[-1] for arm in study.arms} == {"mae", "untrained"}
+            assert all(arm.recipe.split("-")[-2] == network for arm in study.arms.values())
+    for size in ("laptop", "one-gpu", "paper"):
+        assert {"released", "exact", "independent"} < set(load(f"geometry-{size}").arms)
+    assert load("geometry-one-gpu").judges["tuned"].settings["epochs"] == 50
+    listed = CliRunner().invoke(app, ["study", "--list"]).output
+    assert all(name in listed for name in names())
+    assert "_folders" not in listed
 
 
 def test_overrides_reach_every_depth_and_null_leaves_out():

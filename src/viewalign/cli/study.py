@@ -52,7 +52,7 @@ def study(
 
     if listed:
         for name in loading.names():
-            typer.echo(f"{name:22s} {loading.headline(name)}")
+            typer.echo(f"{name:24s} {loading.headline(name)}")
         return
     if file is None:
         raise UserError("Name a study: one of `viewalign study --list`, or a YAML file.")

@@ -158,15 +158,25 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"There is no recipe '{name_or_path}'{_nearest(name_or_path, names())}. "
             f"Recipes are {', '.join(names())}, or the path of a YAML file."
         )
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as problem:
-        raise UserError(f"{name_or_path} is not valid YAML: {problem}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
+    tree = settings_in(text, name_or_path)
     base = tree.pop("base", None)
     below, own = _read(str(base)) if base else ({}, {})
     return merged(below, tree), merged(own, tree) if mine else {}
+
+
+def settings_in(text: str, source: str) -> dict[str, Any]:
+    """Read YAML that must hold settings; `source` is what a message calls it.
+
+    Raises:
+        UserError: it is no YAML, or something else.
+    """
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as problem:
+        raise UserError(f"{source} is not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} must hold settings as 'key: value' lines.")
+    return tree
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -24,25 +25,27 @@ _SCRIPT = """#!/bin/bash
 # Each of the {count} tasks does an arm (with those that start from it) and a seed, judges included. It goes on where it
 # was stopped: five minutes before its time is over it saves and queues itself again. Adapt time, cores, memory and
 # partition to your cluster; the study is the same whatever they are.
-set -u
 
 again() {{
-    kill -TERM "$work" && wait "$work"
+    kill -TERM "$!" && wait "$!"
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
     exit 0
 }}
 trap again USR1
 
 {command} --job "${{SLURM_ARRAY_TASK_ID}}/{count}" &
-work=$!
-wait "$work"
+wait "$!"
 """
 
 
 def chains(study: Study) -> list[tuple[str, int]]:
-    """Return (arm, seed) of every chain: an arm that starts from no other, with all that start from it."""
-    roots = dict.fromkeys(study.chain(arm)[-1] for arm in study.arms)
-    return [(arm, seed) for seed in study.seeds for arm in roots]
+    """Return (arm, seed) of every chain: an arm that starts from no other, with all that start from it.
+
+    The longest come first, so that shares which take every n-th are alike.
+    """
+    roots = Counter(study.chain(arm)[-1] for arm in study.arms if not study.arms[arm].untrained)
+    roots.update(dict.fromkeys((arm for arm, one in study.arms.items() if one.untrained), 0))
+    return [(arm, seed) for arm, _ in roots.most_common() for seed in study.seeds]
 
 
 def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from viewalign.config import Settings
 from viewalign.errors import UserError
-from viewalign.recipes.loading import merged
+from viewalign.recipes.loading import merged, settings_in
 from viewalign.study import settings as models
 from viewalign.study.settings import Study
 
@@ -24,8 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def names() -> list[str]:
-    """Return the names of the studies that come with the package, sorted."""
-    return sorted(one.name.removesuffix(".yaml") for one in _folder().iterdir() if one.name.endswith(".yaml"))
+    """Return the names of the studies that come with the package, sorted; `_name` is a part that others share."""
+    files = [one.name for one in _folder().iterdir() if one.name.endswith(".yaml")]
+    return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
 
 
 def headline(name: str) -> str:
@@ -99,7 +100,9 @@ def _folder() -> Any:
 
 def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
-    shipped = name_or_path in names()
+    shipped = (
+        bool(_NAME.fullmatch(name_or_path.removeprefix("_"))) and _folder().joinpath(f"{name_or_path}.yaml").is_file()
+    )
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         text = path.read_text(encoding="utf-8")
     elif shipped:
@@ -109,12 +112,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
             f"There is no study '{name_or_path}'{_near(name_or_path, names())}. "
             f"Studies are {', '.join(names())}, or the path of a YAML file."
         )
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as problem:
-        raise UserError(f"{name_or_path} is not valid YAML: {problem}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{name_or_path} must hold settings as 'key: value' lines.")
+    tree = settings_in(text, name_or_path)
     base = tree.pop("base", None)
     tree = merged(_read(str(base)), tree) if base else tree
     data = tree.get("data")

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from viewalign.config import Count, Fraction, PhotometricSettings, Positive, Range, Settings, Triple
 from viewalign.errors import UserError
+from viewalign.recipes.loading import settings_in
 from viewalign.transfer.tasks.pooling import Pool
 
 Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
@@ -154,7 +155,4 @@ def _read(recipe: str) -> dict[str, Any]:
         text = _folder().joinpath(f"{recipe}.yaml").read_text()
     else:
         raise UserError(f"There is no recipe '{recipe}'; there are {', '.join(recipe_names())}, or a YAML file's path.")
-    tree = yaml.safe_load(text) or {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{recipe} must hold settings as 'key: value' lines.")
-    return tree
+    return settings_in(text, recipe)
