@@ -19,6 +19,7 @@ from doc_world import TINY, make_sources
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import viewalign
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.recipes.loading import load
@@ -37,10 +38,10 @@ NOT_RUN = [
     (r"^viewalign fetch \S", "needs the internet; tests/volumes/fetching stands a server in for it"),
     (r"--executor dask", "needs a cluster; tests/volumes runs a local one"),
     (r"^pip install", "needs an index of packages"),
-    (r"^viewalign finetune segmentation", "nnU-Net takes minutes; tests/transfer/segmentation trains by it"),
-    (r"^viewalign (compare|predict|export) liver", "what a segmentation left; tests/transfer/segmentation does so"),
+    (r"^viewalign finetune segmentation", "nnU-Net takes minutes; run in the long suite"),
+    (r"^viewalign (compare|predict|export) liver", "what a segmentation left; run in the long suite"),
     (r"^nnUNetv2_", "nnU-Net's own command; tests/transfer/segmentation runs it"),
-    (r"^viewalign export run --nnunet", "nnU-Net's planning takes a minute; tests/transfer/segmentation exports so"),
+    (r"^viewalign export run --nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
     (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/transfer/segmentation and /tasks write both"),
     (r"^viewalign study .*--minutes", "five arms and three seeds; tests/study runs small ones"),
     (r"^viewalign compare-methods", "eleven methods and three seeds; tests/study/test_methods.py runs two"),
@@ -50,6 +51,9 @@ NOT_RUN = [
 
 RECORDS = {"docs/results.md": "figures were made so on real volumes in hours", "docs/benchmarks.md": "the same"}
 """Pages that tell how something was done once: parsed and not run."""
+
+SEGMENTATION = ["README.md", "docs/from-nnunet.md", "docs/segmentation.md"]
+"""Pages whose segmentations the long suite runs."""
 
 EVERY = [command for page in PAGES for command in commands(page)]
 
@@ -124,6 +128,7 @@ def world(tmp_path_factory):
     root, threads = tmp_path_factory.mktemp("world"), torch.get_num_threads()
     torch.set_num_threads(1)
     make_sources(root)
+    viewalign.prepare(root / "scans", root / "store", workers=0)
     for name in ("run", "other-run"):
         call(["pretrain", "cva-resenc-xs", f"data={root / 'store'}", f"out={root / name}", *TINY])
     yield root
@@ -155,6 +160,10 @@ def made_small(words):
         "probe": ["--size", "16", "--draws", "100", "--repeats", "1", "--folds", "2", "--shots", "2"],
         "embed": ["--size", "16"],
     }
+    if words[:2] == ["finetune", "segmentation"]:
+        few = ["--shots", "2", "--seeds", "1", "--patient", r"(liver_\d+)"] if "--shots" in words else []
+        short = ["--epochs", "1", "--iterations", "1", "--validation-iterations", "1", "--patch", "16,16,16"]
+        return [*words, *short, *few, "--no-tta", "--precision", "fp32", "--device", "cpu", "--processes", "1"]
     if name == "finetune":
         return [*words, "size=16", "epochs=1", "batch=4", "accumulate=1", "folds=2", "draws=100", "precision=fp32"]
     return [*words, *appended.get(name, [])]
@@ -191,6 +200,24 @@ def before(command, here):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if any(not why_not_run(c) for c in commands(p))])
 def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch):
+    run_page(page, world, tmp_path, monkeypatch, lambda command: not why_not_run(command))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", SEGMENTATION)
+def test_the_segmentations_of_a_page_run(page, world, tmp_path, monkeypatch):
+    pytest.importorskip("nnunetv2")
+    for folder in ("preprocessed", "results"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    run_page(page, world, tmp_path, monkeypatch, lambda command: "long suite" in why_not_run(command))
+
+
+def run_page(page, world, tmp_path, monkeypatch, wanted):
+    """Run those of a page's commands that are wanted, in a folder of the page's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(world / "home"))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
@@ -207,7 +234,7 @@ def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch):
     if page == "docs/pretraining.md":
         call(["task", "convert", "bids", "ABIDE", "-o", "task", "--target", "group", "--channels", "T1w"])
     for command in commands(page):
-        if why_not_run(command) or command.words[0] != "viewalign":
+        if command.words[0] != "viewalign" or not wanted(command):
             continue
         before(command, tmp_path)
         text = command.text.replace(" /shared/", " shared/").replace(" /data/", " ").replace(" /scratch/runs", " .")

@@ -1,4 +1,4 @@
-"""A made-up world in which the commands of the docs run: small images and a store, under the names of the docs."""
+"""A made-up world in which the commands of the docs run: small images, under the names of the docs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from dicom_files import write_series
 
 from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import store_from_arrays
 
 SIDE = 20
 TINY = [
@@ -105,7 +104,7 @@ def make_sources(root: Path) -> None:
     write_series(root / "export" / "head", head(33).clip(0).astype(np.uint16))
     nnunet_dataset(root / "Dataset004_Hippocampus", "hippocampus")
     nnunet_dataset(root / "raw" / "Dataset004_Liver", "liver")
-    nnunet_dataset(root / "Dataset004_Liver", "liver")
+    shutil.copytree(root / "raw" / "Dataset004_Liver" / "imagesTs", root / "imagesTs")
     bids(root / "bids")
     bids(root / "ABIDE")
     bids(root / "openmind")
@@ -126,4 +125,3 @@ def make_sources(root: Path) -> None:
         image = head(k)
         save(root / "hippocampus" / "images" / f"hippocampus_{k:03d}.nii.gz", image)
         save(root / "hippocampus" / "labels" / f"hippocampus_{k:03d}.nii.gz", (image > 95).astype(np.uint8))
-    store_from_arrays(root / "store", {f"case{k}": (head(k) - 50) / 50 for k in range(6)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,14 +89,13 @@ def export_start(encoder: str, asked: str, out: Path, plans: str | None = None, 
 
 
 def _named_folders() -> Folders:
-    here = Path.cwd()
-    folders = Folders.of(here)
-    unset = [key for key in ("raw", "preprocessed", "results") if getattr(folders, key) == here / key]
+    unset = [key for key in ("raw", "preprocessed", "results") if not os.environ.get(f"nnUNet_{key}")]
     if unset:
         raise UserError(
             f"nnUNet_{unset[0]} is not set. Stock nnU-Net looks for plans where nnUNet_raw, nnUNet_preprocessed and "
             "nnUNet_results say; set all three."
         )
+    folders = Folders.of(Path.cwd())
     folders.make()
     return folders
 
