@@ -218,7 +218,7 @@ def test_names_with_markup_stay_text_from_index_to_report(tmp_path):
     assert done.exit_code == 3, done.output
     assert_harmless((tmp_path / "catalogue.html").read_text())
     assert viewalign.prepare(catalogue, tmp_path / "store", workers=0).prepared == 3
-    settings = {**SMALL, "log": {"tensorboard": False}}
+    settings = {**{key: SMALL[key] for key in SMALL if key != "heads.width"}, "log": {"tensorboard": False}}
     outcome = viewalign.pretrain("mae-resenc-xs", tmp_path / "store", tmp_path / f"run {MARKUP}", **settings)
     event = {"kind": "event", "event": "unreadable", "step": 1, "volume": 1, "reason": MARKUP}
     with outcome.folder.log.open("a") as log:

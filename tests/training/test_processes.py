@@ -132,3 +132,21 @@ def test_a_device_that_is_not_there_is_a_sentence(tiny_recipe):
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match=r"runtime\.accelerator=cuda"):
         launch(tiny_recipe("runtime.accelerator=cuda"))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_between_rows_of_the_log_and_write_the_same_row(tiny_recipe, tmp_path):
+    """Each process has averages of its own since the last row; a checkpoint keeps those of all."""
+    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1", "log.every=4"]
+    settings += ["checkpoint.every=2", "checkpoint.keep_last=9"]
+    recipe = tiny_recipe(*settings, out="run", steps=4)
+    folder, _ = run_cli(tmp_path, recipe, "run")
+    before = losses(folder)
+    for step in checkpoints.steps(folder.checkpoints)[1:]:
+        shutil.rmtree(checkpoints.path_of(folder.checkpoints, step))
+    assert checkpoints.steps(folder.checkpoints) == [2]
+    command = [sys.executable, "-m", "viewalign", "pretrain", str(tmp_path / "run.yaml"), "--resume", "auto"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Going on from step 2" in done.stderr
+    assert losses(folder) == before

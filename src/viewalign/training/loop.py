@@ -310,13 +310,14 @@ class Trainer:
 
     def save(self) -> bool:
         """Write a checkpoint; a disk that is full is told, and the last good checkpoint stays. Returns success."""
+        state = self.state()
         if not self.fabric.is_global_zero:
             return True
         folder, settings = self.folder.checkpoints, self.recipe.checkpoint
         try:
             if self.log is not None:
                 self.log.settle()
-            checkpoints.save(folder, self.position.step, self.state())
+            checkpoints.save(folder, self.position.step, state)
         except OSError as problem:
             step = self.position.step
             self.ticker.say(f"No checkpoint could be written at step {step} ({problem}); the last one stays.")
@@ -326,12 +327,15 @@ class Trainer:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the run needs to go on exactly; nothing of any subject, and no path."""
+        """Return everything that the run needs to go on exactly; nothing of any subject, and no path.
+
+        All processes call it together: each has averages of its own since the last row of the log.
+        """
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": asdict(self.position),
-            "averages": self.averages.state(),
+            "averages": gather_objects(self.averages.state()),
             "unreadable": sorted(self.unreadable),
             "recipe": public_settings(self.recipe),
             "preparation": self.preparation,
@@ -342,7 +346,8 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
-        self.averages.restore(state["averages"], self.fabric.device)
+        averages = state["averages"] if isinstance(state["averages"], list) else [state["averages"]]
+        self.averages.restore(averages[self.fabric.global_rank % len(averages)], self.fabric.device)
         self.unreadable = set(state["unreadable"])
 
 
