@@ -43,7 +43,7 @@ NOT_RUN = [
     (r"^nnUNetv2_", "nnU-Net's own command; tests/transfer/segmentation runs it"),
     (r"^viewalign export run --nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
     (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/transfer/segmentation and /tasks write both"),
-    (r"^viewalign study .*--minutes", "five arms and three seeds; tests/study runs small ones"),
+    (r"^viewalign study .*--(minutes|job|only)", "many arms and seeds; tests/study runs small ones"),
     (r"^viewalign compare-methods", "eleven methods and three seeds; tests/study/test_methods.py runs two"),
     (r"^(ls|cat|export|eval|tensorboard) ", "the shell's own"),
 ]

@@ -83,6 +83,7 @@ def run_grid(grid: Grid, minutes: float | None, dry_run: bool, job: str | None =
     """Do what is to do of a study, or list it; write table and page, and end with the study's exit code."""
     import time
 
+    from viewalign.locks import locked
     from viewalign.report.study import write_page
     from viewalign.study import jobs, table
     from viewalign.study.running import run_study
@@ -95,7 +96,8 @@ def run_grid(grid: Grid, minutes: float | None, dry_run: bool, job: str | None =
         return
     began = time.monotonic()
     code = run_study(grid, typer.echo, lambda: minutes is None or time.monotonic() - began < 60 * minutes, cells)
-    typer.echo(table.write(grid))
-    typer.echo(f"Tables: {grid.out}/table.md, .csv, .json\nPage: {write_page(grid.out)}")
+    with locked(grid.out / ".table.lock", wait=True):  # other jobs of the study write the same
+        typer.echo(table.write(grid))
+        typer.echo(f"Tables: {grid.out}/table.md, .csv, .json\nPage: {write_page(grid.out)}")
     if code:
         raise typer.Exit(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from viewalign.report.study import LOWER_IS_BETTER
 from viewalign.study.grid import Grid
 from viewalign.study.statistics import against, estimate, ranks
+from viewalign.writing import whole
 
 
 def collect(grid: Grid) -> list[dict[str, Any]]:
@@ -59,10 +59,8 @@ def write(grid: Grid) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all; several jobs of a study write the same."""
-    partial = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    partial.write_text(text)
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text)
 
 
 def _markdown(rows: list[dict[str, Any]], reference: str) -> str:

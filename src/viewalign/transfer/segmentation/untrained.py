@@ -14,6 +14,7 @@ from viewalign.formats import nnunet
 from viewalign.formats.nnssl import adaptation
 from viewalign.networks.registry import build_backbone
 from viewalign.transfer.segmentation.settings import FinetuneSettings, schedule_of
+from viewalign.writing import whole
 
 
 def plan_of(recipe: Recipe, preparation: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,9 +30,8 @@ def write_untrained(recipe: Recipe, preparation: Mapping[str, Any], file: Path) 
     backbone = build_backbone(network.name, recipe.views.size, network.channels, recipe.masking.block)
     named = backbone.state_dict().items()
     state = {name.removeprefix("net."): value for name, value in named if name.startswith("net.")}
-    partial = file.with_name(f".writing-{file.name}")
-    torch.save(adaptation.checkpoint(state, plan_of(recipe, preparation), 0), partial)
-    partial.replace(file)
+    with whole(file) as partial:
+        torch.save(adaptation.checkpoint(state, plan_of(recipe, preparation), 0), partial)
     return file
 
 
