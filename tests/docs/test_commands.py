@@ -44,7 +44,6 @@ NOT_RUN = [
     (r"^viewalign export run --nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
     (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/transfer/segmentation and /tasks write both"),
     (r"^viewalign study .*--(minutes|job|only)", "many arms and seeds; tests/study runs small ones"),
-    (r"^viewalign study mine", "the reader's own file; tests/study runs parts, patterns and SLURM's script of one"),
     (r"^viewalign compare-methods", "eleven methods and three seeds; tests/study/test_methods.py runs two"),
     (r"^(ls|cat|export|eval|tensorboard) ", "the shell's own"),
 ]
