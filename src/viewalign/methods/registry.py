@@ -31,14 +31,14 @@ class Entry:
     paper: str
     networks: tuple[str, ...]
     module: str
-    status: str = "tested, not yet run at scale"
+    status: str = "tested, compared at small scale"
 
 
 _BOTH = ("resenc", "primus")
 
 METHODS = {
     "cva": Entry(
-        "Consistent View Alignment", "arXiv:2509.13846", _BOTH, "viewalign.methods.cva", "tested, run at small scale"
+        "Consistent View Alignment", "arXiv:2509.13846", _BOTH, "viewalign.methods.cva", "tested, compared at small scale"
     ),
     "mae": Entry("Masked autoencoder", "arXiv:2111.06377", _BOTH, "viewalign.methods.mae"),
     "simmim": Entry("SimMIM", "arXiv:2111.09886", ("primus",), "viewalign.methods.simmim"),
