@@ -1,6 +1,9 @@
 """Shares of a study are whole chains that cover it once, and the SLURM script is one that bash and SLURM take."""
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -55,11 +58,16 @@ def test_a_task_that_is_warned_saves_and_queues_itself_again(make, tmp_path):
     script = tmp_path / "job.sh"
     script.write_text(slurm_script(make().study, ["bash", str(work)], "x"))
     variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
-    job = subprocess.Popen(["bash", str(script)], env=variables, stdout=subprocess.PIPE, text=True)
-    assert job.stdout.readline() == "begun 2/2\n"
-    job.send_signal(10)
-    assert job.communicate(timeout=30)[0] == "stopped\nscontrol requeue 7_2\n"
-    assert job.returncode == 0
+    command = ["bash", str(script)]
+    job = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert job.stdout.readline() == "begun 2/2\n"
+        job.send_signal(signal.SIGUSR1)
+        assert job.communicate(timeout=30)[0] == "stopped\nscontrol requeue 7_2\n"
+        assert job.returncode == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
 
 
 def test_the_command_writes_it_without_looking_at_data(tmp_path, monkeypatch):

@@ -37,9 +37,7 @@ class Entry:
 _BOTH = ("resenc", "primus")
 
 METHODS = {
-    "cva": Entry(
-        "Consistent View Alignment", "arXiv:2509.13846", _BOTH, "viewalign.methods.cva", "tested, compared at small scale"
-    ),
+    "cva": Entry("Consistent View Alignment", "arXiv:2509.13846", _BOTH, "viewalign.methods.cva"),
     "mae": Entry("Masked autoencoder", "arXiv:2111.06377", _BOTH, "viewalign.methods.mae"),
     "simmim": Entry("SimMIM", "arXiv:2111.09886", ("primus",), "viewalign.methods.simmim"),
     "genesis": Entry("Models Genesis", "arXiv:2004.07882", _BOTH, "viewalign.methods.genesis"),
