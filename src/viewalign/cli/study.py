@@ -44,7 +44,7 @@ def study(
 
     viewalign study geometry-laptop --data hippocampus -o geometry --minutes 60
 
-    viewalign study ablation-one-gpu --data hippocampus -o ablation --slurm ablation.sh && sbatch ablation.sh
+    viewalign study ablation-resenc-one-gpu --data DATA -o ablation --slurm ablation.sh && sbatch ablation.sh
     """
     from viewalign.errors import UserError
     from viewalign.study import loading

@@ -16,6 +16,7 @@ from viewalign.study.labelled import Labelled, LabelledCase, read_case
 from viewalign.study.segmenting import Segmenting
 from viewalign.study.settings import FeatureJudge, PlaceJudge, SegmentationJudge, Study, TunedJudge, VoxelJudge
 from viewalign.study.taskjudges import TaskJudging
+from viewalign.transfer.device import choose_device
 from viewalign.transfer.encoder import Encoder, build_untrained, load_encoder
 from viewalign.transfer.probe import Case, ProbeSettings, probe
 from viewalign.transfer.retrieval import find_places
@@ -107,18 +108,19 @@ class Bench:
         return Segmenting(judge, self._cases, self.preparation, self.out, self.study.threads)
 
     def _on_task(self, judge: FeatureJudge | TunedJudge) -> TaskJudging:
-        return TaskJudging(judge, Path(self.study.data.root), self.preparation, self.out)
+        return TaskJudging(judge, Path(self.study.data.root), self.preparation, self.out, self.study.device)
 
     def _probe_voxels(self, judge: VoxelJudge, encoder: Encoder, seed: int) -> dict[str, Any]:
         test = self._read(self._cases.test)
         learn = self._read(self._cases.shots(judge.shots, judge.draw, seed))
-        score = probe(EncoderFeatures(encoder), learn, test, ProbeSettings(0, judge.per_class, judge.test_voxels))
+        settings = ProbeSettings(0, judge.per_class, judge.test_voxels)
+        score = probe(EncoderFeatures(encoder, choose_device(self.study.device)), learn, test, settings)
         each = {case.name: {"dice": value} for case, value in zip(test, score.cases, strict=True)}
         return {"measures": {"dice": score.dice, "balanced_accuracy": score.balanced_accuracy}, "cases": each}
 
     def _find_places(self, judge: PlaceJudge, encoder: Encoder) -> dict[str, Any]:
         images = [case.image for case in self._read(self._cases.test)]
-        places = find_places(encoder, images, seed=1, cells=judge.cells)
+        places = find_places(encoder, images, seed=1, cells=judge.cells, device=choose_device(self.study.device))
         return {"measures": {"hit": mean(places.hits), "distance": mean(places.distances)}}
 
     def _read(self, cases: Sequence[LabelledCase]) -> list[Case]:

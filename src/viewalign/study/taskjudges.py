@@ -37,12 +37,14 @@ class TaskJudging:
         root: what the task's path is relative to.
         preparation: of the store that was pretrained on.
         out: the study's folder.
+        device: where encoders run: auto, cuda or cpu.
     """
 
     judge: FeatureJudge | TunedJudge
     root: Path
     preparation: Mapping[str, Any]
     out: Path
+    device: str
 
     @property
     def task(self) -> Path:
@@ -95,14 +97,14 @@ class TaskJudging:
         spec = read_spec(self.task)
         backbone, preprocessor = encoder_and_preprocessor(encoder, spec, None, "pretraining", "multistage")
         cases = read_manifest(self.task, spec)
-        found = embed(backbone, preprocessor, cases, cache=cache)
+        found = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
         usable = [case for case in cases if case.case in set(found.cases)]
         folds = judged_folds(usable, spec, judge.folds, _FOLDS_SEED)
         score = global_probe.probe(found.features, usable, folds, spec, judge.learner, seed=_FOLDS_SEED)
         return _verdict(score.values, found.refused)
 
     def _tune(self, judge: TunedJudge, folder: Path, encoder: str, cache: Path, seed: int) -> dict[str, Any]:
-        training = load_training(judge.recipe, (), {**judge.settings, "seed": seed})
+        training = load_training(judge.recipe, (), {"device": self.device, **judge.settings, "seed": seed})
         _, refused = finetune(self.task, encoder, folder, training, lambda _: None, cache=cache)
         told = json.loads((folder / "metrics.json").read_text())
         if not judge.keep:

@@ -50,6 +50,7 @@ def find_places(
     drawing: Drawing | None = None,
     photometrics: Photometrics | None = None,
     cells: int = 7,
+    device: str = "cpu",
 ) -> Retrieval:
     """Look for the places of one view in another, for each image (D, H, W), prepared as in pretraining.
 
@@ -60,20 +61,20 @@ def find_places(
         drawing: None takes independent views that are always turned, scaled and mirrored.
         photometrics: changes of intensity; None takes the default ones of pretraining.
         cells: places per axis, at most.
+        device: where the encoder runs: cpu, cuda or mps.
     """
     drawing = drawing or Drawing(encoder.size, p_rotation=1.0, p_scale=1.0, independent=True)
+    encoder, looks = encoder.eval().to(device), photometrics or Photometrics()
     rows = [
-        _one_image(
-            encoder.eval(), draw_views(image, drawing.size, seed + k, drawing, photometrics or Photometrics()), cells
-        )
+        _one_image(encoder, draw_views(image, drawing.size, seed + k, drawing, looks), cells, device)
         for k, image in enumerate(images)
     ]
     hits, distances, chance = zip(*rows, strict=True)
     return Retrieval(hits, distances, chance)
 
 
-def _one_image(encoder: Encoder, batch: ViewBatch, cells: int) -> tuple[float, float, float]:
-    maps = encoder(batch.views.flatten(0, 1)).maps
+def _one_image(encoder: Encoder, batch: ViewBatch, cells: int, device: str) -> tuple[float, float, float]:
+    maps = [one.cpu() for one in encoder(batch.views.flatten(0, 1).to(device)).maps]
     grid = common_grid([_grid_of(one) for one in maps])
     joined = torch.cat([resize(one, grid) for one in maps], dim=1)
     shared = correspond(batch.to_volume[0], batch.to_volume[1], batch.size, [grid], batch.valid, cells, 1)
