@@ -64,14 +64,21 @@ def test_the_table_tells_what_the_cells_hold(make):
     assert run_study(grid, print) == 0
     text = table.write(grid)
     rows = {(row["measure"], row["arm"]): row for row in table.collect(grid)}
-    assert len(rows) == 6
+    assert len(rows) == 9
     cells = [cell for cell in grid.cells if cell.judge and cell.arm == "cva"]
     values = [cell.record["measures"]["distance"] for cell in cells]
+    chances = {
+        c.record["measures"]["distance"] / c.record["measures"]["relative_distance"]
+        for c in grid.cells
+        if c.judge == "places"
+    }
+    assert max(chances) == pytest.approx(min(chances)), "the same views for every arm, so the same random guess"
+    assert 1 < min(chances) < 16
     assert rows["distance", "cva"]["mean"] == pytest.approx(np.mean(values))
     assert rows["distance", "cva"]["difference_seeds"] == 2
     assert "difference_mean" not in rows["distance", "mae"]
     assert f"{np.mean(values):.4f}" in text
-    assert len((grid.out / "table.csv").read_text().splitlines()) == 7
+    assert len((grid.out / "table.csv").read_text().splitlines()) == 10
 
 
 @pytest.mark.slow

@@ -22,11 +22,12 @@ TITLES = {
     ("voxel_probe", "balanced_accuracy"): "Linear voxel probe, balanced accuracy",
     ("retrieval", "hit"): "Places found again in another view, share",
     ("retrieval", "distance"): "Distance of the place found, voxels",
+    ("retrieval", "relative_distance"): "Distance of the place found ÷ that of a random guess",
     ("segmentation", "dice"): "Fine-tuned by nnU-Net, mean Dice",
     ("segmentation", "nsd"): "Fine-tuned by nnU-Net, surface Dice",
 }
 KINDS = {"feature_probe": "Vectors of whole cases", "finetune": "Fine-tuned on a task"}
-LOWER_IS_BETTER = {"distance", *metrics.LOWER_IS_BETTER}
+LOWER_IS_BETTER = {"distance", "relative_distance", *metrics.LOWER_IS_BETTER}
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 170, 20, 30, 10
 
 

@@ -121,7 +121,10 @@ class Bench:
     def _find_places(self, judge: PlaceJudge, encoder: Encoder) -> dict[str, Any]:
         images = [case.image for case in self._read(self._cases.test)]
         places = find_places(encoder, images, seed=1, cells=judge.cells, device=choose_device(self.study.device))
-        return {"measures": {"hit": mean(places.hits), "distance": mean(places.distances)}}
+        distance = mean(places.distances)
+        # Smaller views have nearer places, so that arms with views of other sizes compare by the ratio alone.
+        relative = distance / mean(places.chance)
+        return {"measures": {"hit": mean(places.hits), "distance": distance, "relative_distance": relative}}
 
     def _read(self, cases: Sequence[LabelledCase]) -> list[Case]:
         settings = PrepareSettings.model_validate(self.preparation)
