@@ -53,7 +53,8 @@ def stop_after(monkeypatch, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
 def test_a_resumed_run_is_bit_identical(recipe, tiny_recipe, monkeypatch):
-    settings = ["log.every=2", "checkpoint.every=100", "network.drop_path=0.1"]
+    settings = ["log.every=2", "checkpoint.every=100"]
+    settings += ["network.drop_path=0.1"] if "primus" in recipe else []
     whole = pretrain(tiny_recipe(*settings, recipe=recipe, out="whole", steps=7))
     with monkeypatch.context() as patched:
         stop_after(patched, 3)  # between two log rows, so that averages under way must be kept too

@@ -63,7 +63,8 @@ def curve(folder):
 @pytest.mark.parametrize("network", ["resenc", "primus"])
 def test_a_run_is_the_same_with_and_without(tmp_path, task, store, network):
     more = [f"validate.probe.task={task}", "validate.probe.every=2", "validate.probe.folds=2"]
-    shared = ["network.drop_path=0.2"]
+    shared = ["runtime.precision=fp32"]  # `auto` is measured, and may come out otherwise for the second run
+    shared += ["network.drop_path=0.2"] if network == "primus" else []
     name = f"cva-{network}-xs"
     plain = load(name, settings(store, tmp_path / "plain", *shared))
     probed = load(name, settings(store, tmp_path / "probed", *shared, *more))
