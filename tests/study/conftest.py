@@ -18,16 +18,21 @@ COMMON = {
 }
 
 
-@pytest.fixture
-def make(tmp_path):
+def write_data(folder):
+    """Write a store of four volumes, and three images with labels."""
     rng = np.random.default_rng(0)
     arrays = {f"s{k}": rng.normal(size=(18, 18, 18)).astype(np.float32) for k in range(4)}
-    store_from_arrays(tmp_path / "store", arrays)
+    store_from_arrays(folder / "store", arrays)
     for k in range(3):
         image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
         for part, array in (("images", image), ("labels", (image > 5).astype(np.uint8))):
-            (tmp_path / part).mkdir(exist_ok=True)
-            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / part / f"c{k}.nii.gz"))
+            (folder / part).mkdir(exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / part / f"c{k}.nii.gz"))
+
+
+@pytest.fixture
+def make(tmp_path):
+    write_data(tmp_path)
 
     def build(**changes):
         arms = {

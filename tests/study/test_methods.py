@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -11,8 +10,8 @@ from viewalign.errors import UserError
 from viewalign.methods import registry
 from viewalign.study.methods import comparison, methods_for, tuning_judges
 from viewalign.transfer.segmentation import environment
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import store_from_arrays
+
+from .conftest import write_data
 
 DATA = {"store": "s", "labelled": {"images": "i", "labels": "l", "learn": ["a"], "test": ["b"]}}
 
@@ -50,14 +49,7 @@ def test_tuned_judges_are_alike_but_for_shots_and_what_is_changed():
 @pytest.mark.slow
 def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    arrays = {f"s{k}": rng.normal(size=(18, 18, 18)).astype(np.float32) for k in range(4)}
-    store_from_arrays(tmp_path / "store", arrays)
-    for k in range(3):
-        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
-        for part, array in (("images", image), ("labels", (image > 5).astype(np.uint8))):
-            (tmp_path / part).mkdir(exist_ok=True)
-            sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / part / f"c{k}.nii.gz"))
+    write_data(tmp_path)
     line = ["compare-methods", "--store", "store", "--images", "images", "--labels", "labels", "--learn", "c0"]
     line += ["--test", "c1,c2", "--methods", "mae,genesis", "--steps", "1", "--seeds", "1", "--shots", "1"]
     line += ["--threads", "1", "-o", "out", "batch=2", "views.size=[16,16,16]", "runtime.workers=0"]

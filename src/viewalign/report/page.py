@@ -15,10 +15,9 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report import curves, panels, pictures, probing, verdicts
 from viewalign.report.read import RunRecord, read_run, setting
-from viewalign.report.rendering import file_text, render_template
+from viewalign.report.rendering import file_text, render_template, write_text
 from viewalign.report.wording import counted, leaf, number, percent, without_paths
 from viewalign.training.logs import duration
-from viewalign.writing import whole
 
 _MOST_EVENTS = 20
 
@@ -40,14 +39,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     path = run / "report.html" if out is None else out
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file for the page.")
-    text = render(record)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
-    return path
+    return write_text(path, render(record))
 
 
 def render(run: RunRecord) -> str:
@@ -58,6 +50,7 @@ def render(run: RunRecord) -> str:
     return render_template(
         "template.html",
         script=Markup(file_text("hover.js")),
+        title=run.name,
         run=run,
         level=level,
         sentence=sentence,

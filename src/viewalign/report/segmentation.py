@@ -19,12 +19,11 @@ from viewalign.report import png
 from viewalign.report.outlines import outline
 from viewalign.report.pictures import Panel, Slice, Strip, shaded, window
 from viewalign.report.planes import PLANES, Plane, cut
-from viewalign.report.rendering import render_template
+from viewalign.report.rendering import render_template, write_text
 from viewalign.report.wording import without_paths
 from viewalign.transfer.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
 from viewalign.volumes.filetypes import SUFFIXES
 from viewalign.volumes.itk import sitk
-from viewalign.writing import whole
 
 RESULTS, PAGE = "results.json", "report.html"
 COLOURS = 6
@@ -63,13 +62,7 @@ def write_page(run: Path) -> Path:
     results = _results(run)
     evaluations = {row["name"]: read_evaluation(run / row["evaluation"]) for row in _judged(results)}
     text = _render(run, results, evaluations)
-    path = run / PAGE
-    try:
-        with whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
-    return path
+    return write_text(run / PAGE, text)
 
 
 def _results(run: Path) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from markupsafe import Markup, escape
 from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.report.axes import Scale, padded, ticks
-from viewalign.report.rendering import render_template
+from viewalign.report.rendering import render_template, write_text
 from viewalign.transfer.tasks import metrics
-from viewalign.writing import whole
 
 PAGE = "report.html"
 TITLES = {
@@ -41,13 +40,7 @@ def write_page(folder: Path) -> Path:
         told = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{folder} holds no table of a study; run `viewalign study` first.") from None
-    path = folder / PAGE
-    try:
-        with whole(path) as partial:
-            partial.write_text(render(told), encoding="utf-8", errors="backslashreplace")
-    except OSError as problem:
-        raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
-    return path
+    return write_text(folder / PAGE, render(told))
 
 
 def render(told: dict[str, Any]) -> str:

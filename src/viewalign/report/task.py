@@ -13,15 +13,13 @@ import numpy as np
 import yaml
 
 from viewalign import __version__
-from viewalign.errors import UserError
 from viewalign.report import task_charts
-from viewalign.report.rendering import render_template
+from viewalign.report.rendering import render_template, write_text
 from viewalign.report.wording import counted, number, without_paths
 from viewalign.transfer.tasks import metrics
 from viewalign.transfer.tasks.finetune import LOSSES
 from viewalign.transfer.tasks.outcomes import Outcomes, read_outcomes
 from viewalign.transfer.tasks.spec import TaskSpec
-from viewalign.writing import whole
 
 PAGE = "report.html"
 _WORST = 10
@@ -63,13 +61,7 @@ def write_page(run: Path, output: Path | None = None) -> Path:
         UserError: the folder holds no predictions, or the page cannot be written.
     """
     text = render(run)
-    path = output or run / PAGE
-    try:
-        with whole(path) as partial:
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as problem:
-        raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
-    return path
+    return write_text(output or run / PAGE, text)
 
 
 def render(run: Path) -> str:

@@ -1,4 +1,4 @@
-"""Reading from the Hugging Face Hub: files chosen by pattern into a folder, or a whole model into the Hub's own cache.
+"""The Hugging Face Hub: files chosen by pattern into a folder, a model into the Hub's own cache, an export out to it.
 
 huggingface_hub resumes what was broken off. This is the one file that asks it for anything.
 """
