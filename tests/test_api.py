@@ -1,7 +1,11 @@
 """The Python calls do what the commands do, and say what they say."""
 
+import inspect
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +163,31 @@ def test_the_examples_run(scans, task, tmp_path):
     said = example("classify.py", task, tmp_path / "run", "resenc-xs", tmp_path, "--epochs", 1, "--folds", 2)
     assert "pretrained" in said
     assert "6 cases in" in said
+
+
+def shown(function):
+    """Return the example of a docstring; nnU-Net's line is left out, for it takes minutes."""
+    block = re.search(r"```python\n(.+?)```", inspect.getdoc(function), re.DOTALL)
+    lines = [line for line in block[1].splitlines() if '"segmentation"' not in line]
+    return textwrap.dedent("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_the_examples_of_docstrings_run(scans, task, tmp_path, monkeypatch, capsys):
+    shutil.copytree(scans, tmp_path / "scans")
+    shutil.copytree(task, tmp_path / "task")
+    shutil.copytree(task, tmp_path / "new")
+    for name in "ab":
+        shutil.copy(scans / "p0.nii.gz", tmp_path / f"{name}.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    calls = [viewalign.prepare, viewalign.pretrain, viewalign.embed, viewalign.finetune, viewalign.predict]
+    pretrain, finetune = viewalign.pretrain, viewalign.finetune
+    monkeypatch.setattr(viewalign, "pretrain", lambda *a, **k: pretrain(*a, **{**SMALL, **k, "steps": 2}))
+    monkeypatch.setattr(viewalign, "finetune", lambda *a, **k: finetune(*a, **{**k, "epochs": 1, "folds": 2}))
+    for call in calls:
+        exec(compile(shown(call), call.__name__, "exec"), {"viewalign": viewalign})
+    told = capsys.readouterr().out
+    assert "broken.nii.gz" in told
+    assert "auroc" in told
+    assert "('a.nii.gz', 'b.nii.gz') (2, " in told or "['a.nii.gz', 'b.nii.gz'] (2, " in told
+    assert (tmp_path / "predictions.csv").is_file()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from viewalign.report.rendering import render_template
+from viewalign.report.rendering import render_template, write_text
 from viewalign.volumes.summary import size_text
 
 _MOST_ROWS = 1000
@@ -23,11 +22,7 @@ def page_path(catalogue: Path) -> Path:
 
 def write_index_page(summary: dict[str, Any], catalogue: Path) -> Path:
     """Write the page of an index beside its catalogue and return the path."""
-    path = page_path(catalogue)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(render(summary, catalogue.name), encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
-    return path
+    return write_text(page_path(catalogue), render(summary, catalogue.name))
 
 
 def render(summary: dict[str, Any], title: str) -> str:

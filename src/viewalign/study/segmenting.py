@@ -25,6 +25,7 @@ from viewalign.study import labelled as labels
 from viewalign.study.digests import digest_of
 from viewalign.study.labelled import Labelled, LabelledCase
 from viewalign.study.settings import SegmentationJudge
+from viewalign.transfer.device import DEVICES
 from viewalign.transfer.evaluation.folders import tolerances_of
 from viewalign.transfer.segmentation import environment, untrained
 from viewalign.transfer.segmentation.settings import FinetuneSettings
@@ -77,7 +78,7 @@ class Segmenting:
         odd = sorted(_DECIDED & self.judge.settings.keys())
         if odd:
             raise UserError(f"settings.{odd[0]} is settled by the study itself (arms, seeds, shots, data.labelled)")
-        if self.machine["device"] not in ("auto", "cuda", "mps", "cpu"):
+        if self.machine["device"] not in DEVICES:
             raise UserError(f"settings.device is auto, cuda, mps or cpu, not {self.machine['device']!r}")
         asked = check_settings(self.settings(Path("encoder"), 0))
         tolerances_of(asked.tolerance, self.labelled.classes or self._tolerated(asked))

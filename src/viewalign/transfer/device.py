@@ -6,6 +6,8 @@ import torch
 
 from viewalign.errors import UserError
 
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
 
 def choose_device(name: str = "auto") -> str:
     """Settle a device: `auto` takes a GPU where there is one.
