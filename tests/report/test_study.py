@@ -44,6 +44,15 @@ def test_the_page_keeps_names_as_text_and_shows_dashes(tmp_path):
     assert "–" in text
 
 
+def test_intervals_over_cases_are_shown_where_there_are_some():
+    told = {"study": "s", "reference": "mae", "rows": [row("mae", [0.5])]}
+    assert "The same over cases" not in study.render(told)
+    told["rows"].append(row("cva", [0.6], cases_mean=0.1, cases_low=0.0512, cases_high=0.15))
+    text = study.render(told)
+    assert "The same over cases" in text
+    assert "+0.0512 to +0.1500" in text
+
+
 def test_a_folder_without_a_table_is_told(tmp_path):
     with pytest.raises(UserError, match="holds no table of a study"):
         study.write_page(tmp_path)

@@ -78,7 +78,24 @@ def test_the_table_tells_what_the_cells_hold(make):
     assert rows["distance", "cva"]["difference_seeds"] == 2
     assert "difference_mean" not in rows["distance", "mae"]
     assert f"{np.mean(values):.4f}" in text
+    assert "cases_mean" not in rows["distance", "cva"], "places are told of all cases together"
     assert len((grid.out / "table.csv").read_text().splitlines()) == 10
+
+
+@pytest.mark.slow
+def test_differences_over_cases_are_those_of_the_cells(make):
+    grid = make(seeds=2, judges={"voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 20, "test_voxels": 200}})
+    assert run_study(grid, print) == 0
+    row = next(row for row in table.collect(grid) if (row["arm"], row["measure"]) == ("cva", "dice"))
+    records = {(cell.arm, cell.seed): cell.record for cell in grid.cells if cell.judge}
+    apart = [
+        records["cva", seed]["cases"][case]["dice"] - records["mae", seed]["cases"][case]["dice"]
+        for seed in (0, 1)
+        for case in ("c1", "c2")
+    ]
+    assert row["cases_mean"] == pytest.approx(np.mean(apart))
+    assert (row["cases_pairs"], row["cases_low"]) == (2, None)
+    assert f"{row['cases_mean']:+.4f}" in table.write(grid)
 
 
 @pytest.mark.slow

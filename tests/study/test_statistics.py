@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from viewalign.study.statistics import against, estimate, holm, ranks
+from viewalign.study.statistics import against, estimate, holm, over_cases, ranks
 
 RNG = np.random.default_rng(0)
 MADE = {name: dict(enumerate(RNG.normal(0.7 + 0.02 * k, 0.02, 6).tolist())) for k, name in enumerate("abc")}
@@ -42,6 +42,20 @@ def test_only_seeds_of_both_count():
 
 def test_equal_differences_have_no_p_value():
     assert against({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.0}}, "a")["b"].p_value is None
+
+
+def test_cases_are_paired_over_the_mean_of_the_seeds_of_both():
+    base = {seed: {f"c{k}": 0.5 + 0.01 * k for k in range(8)} for seed in (0, 1, 7)}
+    gains = {0: 0.02, 1: 0.04, 5: 9.0}
+    better = {seed: {case: value + gain for case, value in base[0].items()} for seed, gain in gains.items()}
+    better[1] = {**better[1], "only here": 1.0}
+    better[0]["c7"] = float("nan")
+    found = over_cases({"a": base, "b": better, "c": {9: base[0]}}, "a")
+    assert set(found) == {"b"}
+    assert found["b"].mean == pytest.approx(0.03)
+    assert found["b"].pairs == found["b"].better == 7
+    assert found["b"].interval == pytest.approx((0.03, 0.03))
+    assert found["b"].p_value == pytest.approx(2 / 2**7)
 
 
 def test_holm_by_hand():

@@ -63,7 +63,13 @@ def render(told: dict[str, Any]) -> str:
         reference=told["reference"],
         seeds=max((row["seeds"] for row in told["rows"]), default=0),
         groups=[
-            {"judge": judge, "title": title(rows[0].get("kind", ""), measure), "rows": rows, "chart": chart(rows)}
+            {
+                "judge": judge,
+                "title": title(rows[0].get("kind", ""), measure),
+                "rows": rows,
+                "chart": chart(rows),
+                "on_cases": any("cases_mean" in row for row in rows),
+            }
             for (judge, measure), rows in groups.items()
         ],
         version=__version__,

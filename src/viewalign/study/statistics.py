@@ -1,4 +1,4 @@
-"""What seeds tell of arms: means with intervals, paired differences with tests, ranks."""
+"""What seeds and cases tell of arms: means with intervals, paired differences with tests, ranks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from viewalign.transfer.statistics import Difference, paired
+
 Values = Mapping[str, Mapping[int, float]]
 """A measure by arm and seed."""
+CaseValues = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""A measure by arm, seed and test case."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,24 @@ def against(values: Values, reference: str) -> dict[str, Paired]:
         found[arm] = (estimate(apart), float(ttest_1samp(apart, 0.0).pvalue) if varies else None)
     corrected = holm({arm: p for arm, (_, p) in found.items() if p is not None})
     return {arm: Paired(one, p, corrected.get(arm)) for arm, (one, p) in found.items()}
+
+
+def over_cases(values: CaseValues, reference: str) -> dict[str, Difference]:
+    """Compare every other arm with the reference, paired by case: for each case the mean over the seeds of both counts.
+
+    It knows of the chance in test cases and not of that in training, which is what `against` knows of.
+    """
+    found: dict[str, Difference] = {}
+    for arm, by_seed in values.items():
+        seeds = sorted(by_seed.keys() & values.get(reference, {}).keys())
+        if arm == reference or not seeds:
+            continue
+        runs = [one[seed] for one in (values[reference], by_seed) for seed in seeds]
+        cases = sorted(set.intersection(*(set(run) for run in runs)))
+        apart = np.array([[by_seed[seed][c] - values[reference][seed][c] for c in cases] for seed in seeds])
+        means = apart.mean(axis=0)  # a case that is not finite with any seed is left out
+        found[arm] = paired(np.zeros_like(means), means)
+    return found
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
