@@ -24,7 +24,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 def judge_parts(method: Method, batch: ViewBatch, parts: int, autocast: Autocast, examine: bool = False) -> StepResult:
     """Return the whole batch's result; without gradient, which `step_in_parts` adds."""
     with torch.no_grad(), autocast():
-        latents = join([method.latents(part, examine=examine) for part in _parts(batch, parts)])
+        latents = _latents(method, batch, parts, examine)
         return method.judge(batch, latents, examine=examine)
 
 
@@ -43,7 +43,7 @@ def step_in_parts(
         examine: as for `Method.step`.
     """
     with torch.no_grad(), autocast():
-        latents = join([method.latents(part, examine=examine) for part in _parts(batch, parts)])
+        latents = _latents(method, batch, parts, examine)
     leaves = {name: value.requires_grad_() for name, value in latents.items() if value.is_floating_point()}
     with autocast():
         result = method.judge(batch, {**latents, **leaves}, examine=examine)
@@ -54,6 +54,11 @@ def step_in_parts(
         _carry_back(again, leaves, k)
     average_gradients(list(method.parameters()))
     return result
+
+
+def _latents(method: Method, batch: ViewBatch, parts: int, examine: bool) -> Latents:
+    """Return the latents of the whole batch, whose parts pass the networks one after the other."""
+    return join([method.latents(part, examine=examine) for part in _parts(batch, parts)])
 
 
 def _parts(batch: ViewBatch, parts: int) -> Iterator[ViewBatch]:
