@@ -152,9 +152,9 @@ def strike(process: subprocess.Popen[bytes], fault: str, run: Path, rng: random.
     else:
         process.kill()
         process.wait()
-        present = sorted((run / "checkpoints").glob("step_*"))
+        present = sorted((run / "checkpoints").glob("step_*/state.pt"))  # not what an earlier strike emptied
         if fault == "checkpoint removed" and len(present) > 1:
-            (present[-1] / "state.pt").unlink()
+            present[-1].unlink()
             return True
         return fault == "SIGKILL"
     return True
