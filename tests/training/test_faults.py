@@ -304,6 +304,31 @@ def test_a_worker_that_dies_is_replaced_and_no_sample_is_lost(tmp_path):
     assert [[sample.index for sample in step] for step in steps] == [[s * 4 + k for k in range(4)] for s in range(2, 9)]
 
 
+@pytest.mark.parametrize("problem", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "gone")])
+def test_connections_lost_now_and_then_are_mended_and_those_lost_in_a_row_told(problem, monkeypatch):
+    """Where a worker dies while a batch is taken out of its memory, and its end is not known yet (seen in the soak)."""
+
+    class Lost(DataLoader):
+        good = 1
+
+        def __iter__(self):
+            for number, one in enumerate(super().__iter__()):
+                if number == self.good:
+                    raise problem
+                yield one
+
+    monkeypatch.setattr(data, "DataLoader", Lost)
+    monkeypatch.setattr(data, "_REVIVALS", 2)
+    every = np.arange(8)
+    reader = SampleReader(ArraySource(np.zeros((20, 20, 20))), every[:1], every[:1], Drawing((16, 16, 16)), 1, 0)
+    assert [step[0].index for step in data.batches(reader, 0, 6, 1, workers=1, pin=False)] == list(range(6))
+    monkeypatch.setattr(Lost, "good", 0)
+    with pytest.raises(UserError, match=r"broke off 3 times in a row before step 1 .*lower runtime.workers"):
+        next(data.batches(reader, 0, 6, 1, workers=1, pin=False))
+    with pytest.raises(type(problem)):
+        next(data.batches(reader, 0, 6, 1, workers=0, pin=False))
+
+
 def test_a_program_around_a_run_goes_on_hearing_of_its_own_children(tmp_path):
     """Whoever embeds a run may have a handler of SIGCHLD: it hears during and after, and gets its place back."""
     heard = []

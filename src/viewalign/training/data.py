@@ -21,8 +21,9 @@ from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSou
 
 _FEWEST, _MOST, _NONE_BELOW = 5, 200, 20
 _REVIVALS = 10
-"""How many times workers that died are started again before the run gives up."""
-
+"""How often in a row workers may die before a step is read."""
+_LOST = (ConnectionError, EOFError, FileNotFoundError)
+"""What taking a batch out of a worker's memory ends in where the worker dies at that moment."""
 
 Samples = list[Sample]
 
@@ -125,14 +126,23 @@ def batches(
             with _deaths_heard_in_reading():
                 for samples in reading:
                     yield samples
-                    step += 1
+                    step, deaths = step + 1, 0
         except RefusedImageError as problem:
             reason = str(problem).strip().splitlines()[-1].removeprefix("viewalign.errors.RefusedImageError: ")
             raise UserError(f"Training cannot go on: {reason}") from None
-        except RuntimeError as problem:
+        except (RuntimeError, *_LOST) as problem:
             deaths += 1
-            if "DataLoader worker" not in str(problem) or deaths > _REVIVALS:
+            if not (workers and ("DataLoader worker" in str(problem) or isinstance(problem, _LOST))):
                 raise
+            if deaths > _REVIVALS:
+                raise UserError(
+                    f"Reading broke off {deaths} times in a row before step {step + 1} ({_first_line(problem)}). "
+                    "Workers are mostly killed where memory is short: lower runtime.workers, or give the run more."
+                ) from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
 @contextmanager
