@@ -58,6 +58,43 @@ def training_of(kind, folder, count=6, **settings):
     return FoldTraining(network_of(spec), cases, samples, spec, load_training(None, given), 0, folder)
 
 
+def test_the_head_sees_training_features_of_mean_0_and_spread_1_and_takes_that_over():
+    network = network_of(spec_of("multiclass")).eval()
+    torch.nn.init.normal_(network.head.weight)
+    vectors = 5 + torch.randn(40, network.pooling.width) * torch.linspace(0.5, 1.5, network.pooling.width)
+    vectors[:, 0] = 7.0  # does not vary, and must not be blown up
+    network.standardise(vectors)
+    seen = (vectors - network.centre) / network.spread
+    torch.testing.assert_close(seen.mean(0), torch.zeros(len(seen[0])), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(0, correction=0)[1:], torch.ones(len(seen[0]) - 1))
+    assert float(network.spread[0]) == pytest.approx(0.1 * float(vectors.std(0, correction=0).mean()))
+    images, valid = torch.randn(2, 1, *SIZE), torch.ones(2, 1, *SIZE, dtype=torch.bool)
+    with torch.no_grad():
+        before = network(images, valid)
+        network.fold_in()
+        torch.testing.assert_close(network(images, valid), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(network.head(network.vectors(images, valid)), before, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_cases_are_not_blown_up():
+    network = network_of(spec_of("binary"))
+    network.standardise(torch.full((3, network.pooling.width), 2.0))
+    assert torch.equal(network.spread, torch.ones_like(network.spread))
+
+
+def test_features_are_measured_on_the_cases_of_the_fold_alone(tmp_path):
+    training = training_of("binary", tmp_path, epochs=1)
+    images = torch.stack([torch.from_numpy(training.samples[c.case].image) for c in training.cases[:4]])
+    training.cases, training.per_epoch = training.cases[:4], 1  # as if two were held out
+    with torch.no_grad():
+        told = training.network.eval().vectors(images, torch.ones_like(images, dtype=torch.bool)).mean(0)
+    measured = []
+    training.network.standardise = lambda vectors: measured.append(vectors)
+    training.run()
+    assert measured[0].shape[0] == 4
+    torch.testing.assert_close(measured[0].mean(0), told, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
 @pytest.mark.parametrize(
     ("kind", "chance"), [("binary", math.log(2)), ("multiclass", math.log(3)), ("regression", 1.0)]

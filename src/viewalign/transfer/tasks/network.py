@@ -14,18 +14,28 @@ from viewalign.transfer.tasks.manifest import Target
 from viewalign.transfer.tasks.pooling import Pool, Pooling
 from viewalign.transfer.tasks.spec import TaskSpec
 
+_LEAST_SPREAD = 0.1
+"""Of the mean spread of a vector's parts: what hardly varies among training cases is not blown up."""
+
 
 class GlobalNetwork(nn.Module):
     """One row of outputs an image: logits of classes, or a standardised value.
 
     The head's weights begin at 0 and its bias at `bias`, so that the first loss is that of the bias alone: ln K for K
-    equally frequent classes, the variance of the targets (1) for a regression.
+    equally frequent classes, the variance of the targets (1) for a regression. It sees vectors less `centre`, divided
+    by `spread`: pooled features differ between cases by a small part of their size, and a linear head on them as they
+    are learns slowly (the reason for the batch norm before the head in linear probing, He et al., arXiv:2111.06377).
     """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, backbone: Backbone, outputs: int, pool: Pool, dropout: float, bias: Sequence[float]) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = Pooling(backbone, pool)
+        self.register_buffer("centre", torch.zeros(self.pooling.width))
+        self.register_buffer("spread", torch.ones(self.pooling.width))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.pooling.width, outputs)
         nn.init.zeros_(self.head.weight)
@@ -34,9 +44,29 @@ class GlobalNetwork(nn.Module):
 
     def forward(self, images: Tensor, valid: Tensor) -> Tensor:
         """Map images (N, C, D, H, W) and their valid voxels (N, 1, D, H, W) to float32 (N, outputs)."""
-        vector = self.pooling(self.backbone, images, valid)
+        vector = (self.vectors(images, valid) - self.centre) / self.spread
         out: Tensor = self.head(self.dropout(vector))
         return out.float()
+
+    def vectors(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Return pooled features (N, width), float32, as they come out of the encoder."""
+        return self.pooling(self.backbone, images, valid)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def standardise(self, vectors: Tensor) -> None:
+        """Let the head see features of mean 0 and spread 1 over training cases' vectors (N, width)."""
+        spread = vectors.float().std(0, correction=0)
+        least = _LEAST_SPREAD * spread.mean()
+        self.centre.copy_(vectors.float().mean(0))
+        self.spread.copy_(spread.clamp(min=least) if least > 0 else torch.ones_like(spread))
+
+    @torch.no_grad()
+    def fold_in(self) -> None:
+        """Put `centre` and `spread` into the head, which then takes features as they come; outputs stay the same."""
+        self.head.weight.div_(self.spread)
+        self.head.bias.sub_(self.head.weight @ self.centre)
+        self.centre.zero_()
+        self.spread.fill_(1.0)
 
 
 def first_bias(targets: Sequence[Target], spec: TaskSpec, even: bool) -> list[float]:

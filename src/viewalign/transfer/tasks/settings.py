@@ -20,7 +20,11 @@ Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
 
 
 class AugmentSettings(Settings):
-    """What is drawn anew for a case each time it is seen. Mirroring is for tasks without laterality alone."""
+    """What is drawn anew for a case each time it is seen.
+
+    Mirroring is for tasks without laterality alone, and changes of scale for targets that are no size: with a volume to
+    tell, set `p_scale` to 0.
+    """
 
     mirror: bool = True
     p_rotation: Fraction = 0.2

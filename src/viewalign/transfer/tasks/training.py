@@ -75,13 +75,24 @@ class FoldTraining:
 
     def run(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Train to the end, from the newest checkpoint where there is one."""
-        for epoch in range(self._restore(), self.settings.epochs):
+        done = self._restore()
+        if not done:
+            self.network.standardise(torch.cat([self._vector(case) for case in self.cases]))
+        for epoch in range(done, self.settings.epochs):
             losses = [self._step(epoch, epoch * self.per_epoch + k) for k in range(self.per_epoch)]
             self.losses.append(float(np.mean(losses)))
             if not math.isfinite(self.losses[-1]):
                 raise UserError(f"The loss of fold {self.number} is not finite in epoch {epoch + 1}; lower lr.")
             self._save(epoch + 1)
             say(f"fold {self.number}  epoch {epoch + 1}/{self.settings.epochs}  loss {self.losses[-1]:.4f}")
+        self.network.fold_in()
+
+    @torch.no_grad()
+    def _vector(self, case: TaskCase) -> Tensor:
+        """Return a training case's features before training, nothing of it changed."""
+        self.network.eval()
+        with autocast(self.settings):
+            return self.network.vectors(*sample_tensors(self.samples[case.case], self.settings.device))
 
     def _step(self, epoch: int, step: int) -> float:
         settings = self.settings
@@ -221,6 +232,12 @@ def flipped_axes(flips: bool) -> list[tuple[int, ...]]:
     return [tuple(2 + a for a in range(3) if bits >> a & 1) for bits in range(8 if flips else 1)]
 
 
+def sample_tensors(sample: Sample, device: str) -> tuple[Tensor, Tensor]:
+    """Return a case's image (1, C, D, H, W) and its valid voxels (1, 1, D, H, W) on a device."""
+    image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
+    return image, valid
+
+
 @torch.no_grad()
 def predict_sample(
     network: GlobalNetwork,
@@ -232,7 +249,7 @@ def predict_sample(
 ) -> NDArray[np.float64]:
     """Return a case's probabilities (K,) or value (1,), with `flips` the mean over all eight mirrorings."""
     network.eval()
-    image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
+    image, valid = sample_tensors(sample, device)
     found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in flipped_axes(flips)]
     mean: NDArray[np.float64] = np.mean(found, axis=0).reshape(-1)
     return mean
