@@ -120,6 +120,24 @@ def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_rec
     assert complaints == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through Linux's /proc")
+def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_recipe, tmp_path):
+    """The others would wait half an hour for it, each with its memory or GPU."""
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(tiny_recipe("runtime.accelerator=cpu", "runtime.devices=2", steps=100_000)))
+    main = subprocess.Popen([sys.executable, "-m", "viewalign", "pretrain", str(file)], stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
+    try:
+        wait_for(lambda: children.read_text().split())
+        child = int(children.read_text().split()[0])
+        main.kill()
+        wait_for(lambda: gone(child), seconds=60)
+    finally:
+        main.kill()
+    assert "The first process of the run is gone; this one ends too." in main.communicate(timeout=10)[1]
+
+
 def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
     with pytest.raises(UserError, match=r"batch=4 does not divide over 3 processes .* batch=3 or 6"):
         launch(tiny_recipe("runtime.devices=3", "runtime.accelerator=cpu"))

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from viewalign import processes
@@ -25,6 +24,9 @@ from viewalign.training.folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
 """What a collective says when another process is gone."""
+
+_FIRST_PROCESS = "VIEWALIGN_FIRST_PROCESS"
+"""Tells the processes that a run starts who started them, from their first line on."""
 
 
 def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, Fabric]:
@@ -59,6 +61,9 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
             f"{recipe.method} sees volumes in groups of {group}: batch={recipe.batch} must be a multiple of "
             f"{group * world * runtime.accumulate} (runtime.devices × runtime.nodes × runtime.accumulate × {group})."
         )
+    first = os.environ.pop(_FIRST_PROCESS, None)
+    if first:
+        _end_with(int(first))
     _prepare_torch(runtime.threads, runtime.deterministic)
     chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(runtime.accelerator, world)
     try:
@@ -74,11 +79,22 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
             f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices} cannot be had here: "
             f"{str(problem).splitlines()[0]}"
         ) from None
-    fabric.launch()
-    started_here = isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment)
-    if world > 1 and fabric.local_rank > 0 and started_here:
-        _end_with(os.getppid())
+    with _known_as_first():
+        fabric.launch()
     return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
+
+
+@contextmanager
+def _known_as_first() -> Iterator[None]:
+    """Tell the processes that are started meanwhile who starts them.
+
+    They cannot ask later: a parent that died while they came up is not their parent any more.
+    """
+    os.environ[_FIRST_PROCESS] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(_FIRST_PROCESS, None)
 
 
 def _end_with(parent: int) -> None:
