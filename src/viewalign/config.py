@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _as_triple(value: object) -> object:
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return (value, value, value)
     if isinstance(value, list | tuple) and len(value) != 3:
         raise ValueError(f"needs one number or three in the order (D, H, W), not {list(value)}")
@@ -30,6 +30,8 @@ def _as_tuple(value: object) -> object:
 
 Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(_as_triple)]
 """Three voxel counts in array order (D, H, W); a single number stands for a cube."""
+Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_triple)]
+"""Three voxel sizes in mm in array order (D, H, W); a single number stands for all."""
 Range = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
 """Lower and upper end of a uniform draw."""
 

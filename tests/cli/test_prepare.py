@@ -81,7 +81,7 @@ def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
     [
         (("--spacing", "1,x"), "give one or three voxel sizes"),
         (("--spacing", "0"), "between 0.01 and 100 mm"),
-        (("--normalise", "median"), "'percentile', 'window' or 'none', not median"),
+        (("--normalise", "median"), "--normalise 'median': input should be 'zscore'"),
         (("--normalise", "window"), "belong together"),
         (("--window", "5"), "give two numbers LOW,HIGH"),
         (("--view", "1,2"), "give one or three numbers"),

@@ -126,7 +126,9 @@ def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_rec
     """The others would wait half an hour for it, each with its memory or GPU."""
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(tiny_recipe("runtime.accelerator=cpu", "runtime.devices=2", steps=100_000)))
-    main = subprocess.Popen([sys.executable, "-m", "viewalign", "pretrain", str(file)], stderr=subprocess.PIPE, text=True)
+    main = subprocess.Popen(
+        [sys.executable, "-m", "viewalign", "pretrain", str(file)], stderr=subprocess.PIPE, text=True
+    )
     children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
     try:
         wait_for(lambda: children.read_text().split())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
+from viewalign.given import misfits, nearest, read_override
 from viewalign.methods import registry
 from viewalign.methods.reading import setting_names
 from viewalign.recipes.unread import idle_sentences, read_alone, refuse_unread, settled
@@ -73,8 +74,8 @@ def load(
             override that the recipe's method, network or optimizer does not read.
     """
     tree, own = _read(name_or_path)
-    _lay(tree, [_pair(one) for one in common])
-    recipe = _settle(tree, [_pair(one) for one in overrides], settings or {}, name_or_path)
+    _lay(tree, [read_override(one) for one in common])
+    recipe = _settle(tree, [read_override(one) for one in overrides], settings or {}, name_or_path)
     if say is not None:
         stated = [key for key, _ in _flat(own, _known(recipe.method))]
         for sentence in idle_sentences(recipe, stated, name_or_path):
@@ -127,15 +128,15 @@ def _plain(value: Any) -> Any:
 
 def _checked(tree: dict[str, Any], source: str) -> Recipe:
     """Turn nested settings into a `Recipe`; `source` is what a message calls them."""
-    known = _known(str(tree.get("method", Recipe().method)))
+    suggest = partial(_suggest, known=_known(str(tree.get("method", Recipe().method))))
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + "; ".join(_sentences(problem, known))) from None
+        raise UserError(f"{source}: " + misfits(problem, suggest)) from None
     try:
         pretext = registry.resolve_pretext(recipe.method, recipe.pretext)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + "; ".join(_sentences(problem, known, "pretext."))) from None
+        raise UserError(f"{source}: " + misfits(problem, suggest, "pretext.")) from None
     return recipe.model_copy(update={"pretext": pretext})
 
 
@@ -155,7 +156,7 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text()
     else:
         raise UserError(
-            f"There is no recipe '{name_or_path}'{_nearest(name_or_path, names())}. "
+            f"There is no recipe '{name_or_path}'{nearest(name_or_path, names())}. "
             f"Recipes are {', '.join(names())}, or the path of a YAML file."
         )
     tree = settings_in(text, name_or_path)
@@ -196,19 +197,9 @@ def _known(method: str) -> set[str]:
     }
 
 
-def _pair(override: str) -> tuple[str, Any]:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise UserError(f"'{override}' is not an override; write key=value, such as optim.lr=0.001.")
-    try:
-        return key, _scalar(yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise UserError(f"The value of '{override}' cannot be read; quote it, such as key='[32,32,32]'.") from None
-
-
 def _put(tree: dict[str, Any], key: str, value: Any, known: set[str]) -> None:
     if key not in known:
-        raise UserError(f"There is no setting '{key}'{_nearest(key, sorted(known))}.")
+        raise UserError(f"There is no setting '{key}'{_suggest(key, known)}.")
     *parents, last = _SHORTHANDS.get(key, key).split(".")
     for parent in parents:
         child = tree.get(parent, {})
@@ -218,37 +209,10 @@ def _put(tree: dict[str, Any], key: str, value: Any, known: set[str]) -> None:
     tree[last] = value
 
 
-def _scalar(value: Any) -> Any:
-    """Read `1e-3` as a number, which YAML 1.1 takes for a word."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    last = word.rsplit(".", 1)[-1]
-    habit = _OTHER_NAMES.get(last.lower().replace("_", "").replace("-", ""))
-    same_leaf = [path for path in known if path.rsplit(".", 1)[-1] == last]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if habit in known:
-        return f" (did you mean '{habit}'?)"
-    return f" (did you mean '{(same_leaf or close)[0]}'?)" if same_leaf or close else ""
-
-
-def _sentences(problem: ValidationError, known: set[str], prefix: str = "") -> Iterator[str]:
-    for error in problem.errors():
-        key = prefix + ".".join(
-            str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained"))
-        )
-        if error["type"] == "extra_forbidden":
-            yield f"there is no setting '{key}'{_nearest(key, sorted(known))}"
-        else:
-            message = error["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:]
-            yield message if message.startswith(key) else f"{key or 'the recipe'} = {error['input']!r}: {message}"
+def _suggest(word: str, known: Collection[str]) -> str:
+    """Name the setting that a word means: by the habits of other programs, else the one that looks most like it."""
+    habit = _OTHER_NAMES.get(word.rsplit(".", 1)[-1].lower().replace("_", "").replace("-", ""))
+    return f" (did you mean '{habit}'?)" if habit in known else nearest(word, sorted(known))
 
 
 def headline(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,16 +9,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from viewalign.config import Settings
 from viewalign.errors import UserError
+from viewalign.given import misfits, nearest, put, read_override
 from viewalign.recipes.loading import merged, settings_in
 from viewalign.study import settings as models
 from viewalign.study.settings import Study
 
 _MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
+_KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -45,7 +45,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     """
     tree = _read(name_or_path)
     for override in overrides:
-        apply(tree, override)
+        put(tree, *read_override(override, "steps=300"))
     return check(tree, name_or_path)
 
 
@@ -58,7 +58,7 @@ def check(tree: Mapping[str, Any], source: str) -> Study:
     try:
         study = Study.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + "; ".join(_sentences(problem))) from None
+        raise UserError(f"{source}: " + misfits(problem, _suggest, tags=_KINDS)) from None
     for word in (study.name, *study.arms, *study.judges):
         if not _NAME.fullmatch(word):
             raise UserError(f"{source}: '{word}' names a folder; use letters, digits, -, _, + and dots.")
@@ -77,14 +77,16 @@ def flatten(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
 
 def _check_names(study: Study, source: str) -> None:
     if study.against not in study.arms:
-        raise UserError(f"{source}: reference: there is no arm '{study.reference}'{_near(study.against, study.arms)}.")
+        raise UserError(
+            f"{source}: reference: there is no arm '{study.reference}'{nearest(study.against, study.arms)}."
+        )
     if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
         raise UserError(f"{source}: seeds must be different numbers, at least one.")
     for name, arm in study.arms.items():
         chain, start = [name], arm.start
         while start is not None:
             if start not in study.arms:
-                raise UserError(f"{source}: arms.{name}.start: there is no arm '{start}'{_near(start, study.arms)}.")
+                raise UserError(f"{source}: arms.{name}.start: there is no arm '{start}'{nearest(start, study.arms)}.")
             if start in chain:
                 raise UserError(f"{source}: the arms {', '.join(chain)} start from each other in a circle.")
             chain.append(start)
@@ -109,7 +111,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = _folder().joinpath(f"{name_or_path}.yaml").read_text()
     else:
         raise UserError(
-            f"There is no study '{name_or_path}'{_near(name_or_path, names())}. "
+            f"There is no study '{name_or_path}'{nearest(name_or_path, names())}. "
             f"Studies are {', '.join(names())}, or the path of a YAML file."
         )
     tree = settings_in(text, name_or_path)
@@ -121,36 +123,5 @@ def _read(name_or_path: str) -> dict[str, Any]:
     return tree
 
 
-def apply(tree: dict[str, Any], override: str) -> None:
-    """Lay one `key.key=value` over a tree of plain values, in place."""
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise UserError(f"'{override}' is no override; write key=value, such as steps=300.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"The value of '{override}' cannot be read; quote it.") from None
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(tree.get(parent), dict):
-            tree[parent] = {}
-        tree = tree[parent]
-    tree[last] = value
-
-
-def _near(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def _sentences(problem: ValidationError) -> Iterator[str]:
-    kinds = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
-    for error in problem.errors():
-        parts = [str(part) for k, part in enumerate(error["loc"]) if not (k == 2 and part in kinds)]
-        key = ".".join(parts)
-        if error["type"] == "extra_forbidden":
-            known = sorted({field for model in _MODELS for field in model.model_fields})
-            yield f"there is no setting '{key}'{_near(parts[-1], known)}"
-        else:
-            message = error["msg"].removeprefix("Value error, ")
-            yield message if message.startswith("data") else f"{key or 'the study'}: {message}"
+def _suggest(key: str) -> str:
+    return nearest(key, sorted({field for model in _MODELS for field in model.model_fields}))

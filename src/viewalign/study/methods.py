@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viewalign.errors import UserError
+from viewalign.given import put, read_override
 from viewalign.recipes import loading as recipes
-from viewalign.study.loading import apply, check
+from viewalign.study.loading import check
 from viewalign.study.settings import Study
 
 UNTRAINED = "untrained"
@@ -33,7 +34,7 @@ def tuning_judges(network: str, shots: Sequence[int], changes: Sequence[str] = (
     settings |= {"lr": rate, "mirror": False, "mirror_validation": False}
     tree = {"settings": settings}
     for change in changes:
-        apply(tree, f"settings.{change}")
+        put(tree, *read_override(f"settings.{change}"))
     return {f"tuned-{count}": {"kind": "segmentation", "shots": count, "settings": tree["settings"]} for count in shots}
 
 
@@ -71,5 +72,5 @@ def comparison(
         **settings,
     }
     for setting in common:
-        apply(tree, f"common.{setting}")
+        put(tree, *read_override(f"common.{setting}"))
     return check(tree, "compare-methods")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from viewalign.errors import UserError
+from viewalign.given import misfits, nearest
 from viewalign.volumes.catalogue import Record, read_catalogue
 from viewalign.volumes.indexing import Index, index_sources, read_refused
 from viewalign.volumes.quality import quality_scores
@@ -58,18 +59,7 @@ def settings_from(values: Mapping[str, Any], sign: str = "") -> PrepareSettings:
     try:
         return PrepareSettings.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_sentence(error.errors()[0], values, sign)) from None
-
-
-def _sentence(problem: Any, values: Mapping[str, Any], sign: str) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not problem["loc"]:
-        return f"{sign}normalise {values.get('normalise', 'zscore')}: {message}."
-    name = str(problem["loc"][0])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, list(PrepareSettings.model_fields), 1)
-        return f"There is no setting '{name}' of a preparation" + (f" (did you mean '{near[0]}'?)." if near else ".")
-    return f"{sign}{name}: {message[0].lower()}{message[1:]}, not {values[name]}."
+        raise UserError(f"{misfits(error, partial(nearest, known=PrepareSettings.model_fields), sign)}.") from None
 
 
 def nothing_found(sources: Sequence[str], found: Index) -> str:

@@ -111,7 +111,7 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
     [
         (["--dataset", "999"], "There is no dataset 999"),
         (["--epochs", "2", "--warmup", "5"], "leave none of 2 to train in"),
-        (["--norm", "some"], "norm='some'"),
+        (["--norm", "some"], "norm = 'some'"),
         (["--patch", "a,b,c"], "no list of whole numbers"),
         (["--spacing", "thick"], "--spacing takes"),
         (["--device", "tpu"], "There is no device tpu"),

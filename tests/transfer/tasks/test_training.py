@@ -308,6 +308,8 @@ def test_recipes_are_read_and_wrong_keys_answered():
     assert recipe_names() == ["fomo-brain-age", "fomo-infarct", "ssl3d-abide"]
     for name in recipe_names():
         load_training(name)
+    cube = load_training(None, ["size=96", "spacing=4"])
+    assert (cube.size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))
     abide = load_training("ssl3d-abide", ["epochs=3", "lr=1e-3"])
     assert (abide.size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
     with pytest.raises(UserError, match="did you mean 'smoothing'"):

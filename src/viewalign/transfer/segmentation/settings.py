@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ from viewalign.config import Count, Fraction, Positive, Settings, Triple
 from viewalign.errors import UserError
 from viewalign.formats import nnunet
 from viewalign.formats.weight_names import Family
+from viewalign.given import misfits, nearest
 from viewalign.transfer.segmentation.schedule import Schedule, published
 
 FILE = "finetune.yaml"
@@ -77,16 +77,12 @@ def check(values: dict[str, Any]) -> FinetuneSettings:
     try:
         return FinetuneSettings.model_validate(values)
     except ValidationError as problem:
-        raise UserError(_sentence(problem.errors()[0])) from None
+        raise UserError(f"{misfits(problem, _suggest)}.") from None
 
 
-def _sentence(error: Any) -> str:
-    key = str(error["loc"][0]) if error["loc"] else "the settings"
-    if error["type"] != "extra_forbidden":
-        return f"{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(key, FinetuneSettings.model_fields, 1)
-    known = _AS_OPTION.get(key) or (near[0] if near else None)
-    return f"there is no setting '{key}'" + (f" (did you mean '{known}'?)" if known else "")
+def _suggest(key: str) -> str:
+    option = _AS_OPTION.get(key)
+    return f" (did you mean '{option}'?)" if option else nearest(key, FinetuneSettings.model_fields)
 
 
 def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:

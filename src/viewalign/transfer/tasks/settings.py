@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
-from viewalign.config import Count, Fraction, PhotometricSettings, Positive, Range, Settings, Triple
+from viewalign.config import Count, Fraction, Millimetres, PhotometricSettings, Positive, Range, Settings, Triple
 from viewalign.errors import UserError
+from viewalign.given import misfits, nearest, put, read_override
 from viewalign.recipes.loading import settings_in
 from viewalign.transfer.tasks.pooling import Pool
 
@@ -54,7 +53,7 @@ class TaskTraining(Settings):
         smoothing: of labels.
         class_weights: weigh classes by their rarity; `balanced` draws classes equally often instead.
         draws: resamplings of subjects for intervals.
-        size, spacing: field of view in voxels and voxel size in mm; as in pretraining where None.
+        size, spacing: field of view in voxels and voxel size in mm, three numbers or one; by default as in pretraining.
     """
 
     mode: Mode = "full"
@@ -77,7 +76,7 @@ class TaskTraining(Settings):
     folds: Annotated[int, Field(ge=2)] = 5
     by_site: bool = False
     size: Triple | None = None
-    spacing: Literal["pretraining", "none"] | tuple[Positive, Positive, Positive] = "pretraining"
+    spacing: Literal["pretraining", "none"] | Millimetres = "pretraining"
     normalise: Literal["pretraining", "zscore", "foreground", "none"] = "pretraining"
     strip: bool = False
     frames: Literal["same", "resample"] = "same"
@@ -109,27 +108,11 @@ def load_training(
     if recipe is not None:
         tree = _read(recipe)
     for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign:
-            raise UserError(f"'{override}' is no override; write key=value, such as lr=0.001.")
-        *parents, last = key.split(".")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        value = yaml.safe_load(text)
-        place[last] = _number(value) if isinstance(value, str) else value
+        put(tree, *read_override(override, "lr=0.001"))
     for name, plain in (settings or {}).items():
         both = isinstance(plain, Mapping) and isinstance(tree.get(name), dict)
         tree[name] = {**tree[name], **plain} if both else plain
     return check_training(tree, recipe or "the settings")
-
-
-def _number(text: str) -> str | float:
-    """Read `1e-3` as a number, which YAML 1.1 takes for a word."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def check_training(tree: dict[str, Any], source: str) -> TaskTraining:
@@ -137,19 +120,11 @@ def check_training(tree: dict[str, Any], source: str) -> TaskTraining:
     try:
         return TaskTraining.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + "; ".join(_sentence(error) for error in problem.errors())) from None
+        raise UserError(f"{source}: {misfits(problem, _suggest)}.") from None
 
 
-def _sentence(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{key} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(
-        key.rsplit(".", 1)[-1],
-        [*TaskTraining.model_fields, *AugmentSettings.model_fields, *LoraSettings.model_fields],
-        1,
-    )
-    return f"there is no setting '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+def _suggest(key: str) -> str:
+    return nearest(key, [*TaskTraining.model_fields, *AugmentSettings.model_fields, *LoraSettings.model_fields])
 
 
 def _read(recipe: str) -> dict[str, Any]:

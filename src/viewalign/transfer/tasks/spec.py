@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from viewalign.config import Settings
 from viewalign.errors import UserError
+from viewalign.given import misfits, nearest
 from viewalign.writing import whole
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
@@ -127,19 +129,7 @@ def check_spec(tree: object, source: str) -> TaskSpec:
     try:
         return TaskSpec.model_validate(tree)
     except ValidationError as problem:
-        told = []
-        for error in problem.errors():
-            key = ".".join(map(str, error["loc"]))
-            message = error["msg"].removeprefix("Value error, ")
-            known = ", ".join(TaskSpec.model_fields)
-            told.append(
-                f"there is no setting '{key}' (there are {known})"
-                if error["type"] == "extra_forbidden"
-                else f"{key}: {message}"
-                if key
-                else message
-            )
-        raise UserError(f"{source}: " + "; ".join(told)) from None
+        raise UserError(f"{source}: {misfits(problem, partial(nearest, known=TaskSpec.model_fields))}.") from None
 
 
 def write_spec(spec: TaskSpec, folder: Path) -> Path:

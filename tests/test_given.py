@@ -1,0 +1,100 @@
+"""Overrides are read as a user means them, and what does not fit is told by its key, once."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BaseModel, Field, ValidationError
+
+from viewalign.config import Millimetres, Settings
+from viewalign.errors import UserError
+from viewalign.given import misfits, nearest, put, read_override
+
+
+class Small(Settings):
+    """A kind."""
+
+    kind: Literal["small"] = "small"
+    width: int = 1
+
+
+class Large(Settings):
+    """Another."""
+
+    kind: Literal["large"] = "large"
+    height: int = 1
+
+
+class Example(BaseModel):
+    """One setting of each sort."""
+
+    model_config = {"extra": "forbid"}
+    rate: float = 1.0
+    spacing: Literal["own"] | Millimetres = "own"
+    parts: dict[str, Annotated[Small | Large, Field(discriminator="kind")]] = {}
+    name: str
+
+
+def told(**values):
+    with pytest.raises(ValidationError) as refusal:
+        Example.model_validate(values)
+    return misfits(refusal.value, lambda key: nearest(key, Example.model_fields), tags={"small", "large"})
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("lr=1e-3", "lr", 1e-3),
+        ("size=[1,2]", "size", [1, 2]),
+        ("a.b=null", "a.b", None),
+        ("on=true", "on", True),
+        ("name=x=y", "name", "x=y"),
+        ("name='1e-3 '", "name", 1e-3),
+    ],
+)
+def test_an_override_is_read(text, key, value):
+    assert read_override(text) == (key, value)
+
+
+@pytest.mark.parametrize("text", ["lr", "=1", "size=[1,"])
+def test_what_is_no_override_is_a_sentence_with_an_example(text):
+    with pytest.raises(UserError, match=r"lr=0\.5|key='\[32,32,32\]'"):
+        read_override(text, "lr=0.5")
+
+
+def test_a_dotted_key_makes_its_groups_and_keeps_what_lies_beside():
+    tree = {"a": {"b": 1}, "c": 5}
+    put(tree, "a.d.e", 2)
+    put(tree, "c.f", 3)
+    assert tree == {"a": {"b": 1, "d": {"e": 2}}, "c": {"f": 3}}
+
+
+def test_the_nearest_is_by_the_last_part_first():
+    known = ["optim.lr", "views.size", "steps"]
+    assert nearest("lr", known) == " (did you mean 'optim.lr'?)"
+    assert nearest("view.sise", known) == " (did you mean 'views.size'?)"
+    assert nearest("judges.tuned.stepps", ["steps", "rate"]) == " (did you mean 'steps'?)"
+    assert nearest("quite another thing", known) == ""
+
+
+def test_each_key_is_told_once_with_its_value():
+    assert (
+        told(name="x", rate="fast")
+        == "rate = 'fast': input should be a valid number, unable to parse string as a number"
+    )
+    assert told(name="x", ratte=1) == "there is no setting 'ratte' (did you mean 'rate'?)"
+    assert told() == "'name' must be given"
+    assert told(name="x", spacing=-1) == "spacing = -1: input should be 'own', or input should be greater than 0"
+    both = told(name="x", spacing=[1, 2], rate=[])
+    assert both.startswith("rate = []: ")
+    assert both.endswith(
+        "; spacing = [1, 2]: input should be 'own', or needs one number or three in the order (D, H, W), not [1, 2]"
+    )
+
+
+def test_kinds_that_tell_models_apart_are_no_part_of_a_key():
+    assert told(name="x", parts={"small": {"kind": "small", "height": 1}}) == "there is no setting 'parts.small.height'"
+    assert told(name="x", parts={"p": {"kind": "large", "height": "h"}}).startswith("parts.p.height = 'h': ")
+
+
+def test_a_long_value_is_cut():
+    assert len(told(name="x", rate=list(range(1000)))) < 200
