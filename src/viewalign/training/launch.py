@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from viewalign import processes
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.training import precision
+from viewalign.training.fabric import DDPStrategy, Fabric
 from viewalign.training.folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from viewalign.config import Recipe, public_settings
@@ -19,6 +18,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.processes import gather_objects
 from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
 from viewalign.training.data import Feed, Samples
+from viewalign.training.fabric import Fabric
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import Averages, RunLog, Ticker, duration
 from viewalign.training.tracking import boards

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 import viewalign
 from viewalign.config import PhotometricSettings, Recipe, RuntimeSettings, ViewSettings
@@ -23,6 +22,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.randomness import generator_of
 from viewalign.training import checkpoints, data, initial, optimizers
 from viewalign.training.data import Feed, Samples
+from viewalign.training.fabric import Fabric
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import launch, open_together, told_of_lost_processes
