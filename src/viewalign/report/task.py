@@ -68,8 +68,10 @@ def render(run: Path) -> str:
     """Return the page as HTML; every name in it is escaped."""
     outcomes, told = read_outcomes(run), _json(run / "metrics.json") or {}
     held_out, test = outcomes.of_folds(test=False), outcomes.of_folds(test=True)
+    in_folds = bool(held_out.cases)
+    judged = held_out if in_folds else test
     spec = outcomes.spec
-    figures = figures_of(told.get("held_out", {}), spec)
+    figures = figures_of(told.get("held_out" if in_folds else "test", {}), spec)
     first = WORDS.get(spec.figure, spec.figure)
     return render_template(
         "task.html",
@@ -78,12 +80,13 @@ def render(run: Path) -> str:
         about=_about(run, outcomes, told),
         first=next((f for f in figures if f.name == first), None),
         figures=figures,
-        tested=figures_of(told["test"], spec) if "test" in told else [],
-        counts=(len(held_out.cases), len(set(held_out.subjects)), len(test.cases)),
+        tested=figures_of(told["test"], spec) if in_folds and "test" in told else [],
+        in_folds=in_folds,
+        counts=(len(judged.cases), len(set(judged.subjects)), len(test.cases)),
         folds=_folds(held_out),
         shown=[WORDS[name] for name in _shown(spec)],
-        charts=[*task_charts.charts(held_out), *_losses(run)] if held_out.cases else [],
-        confusion=_confusion(held_out),
+        charts=[*task_charts.charts(judged), *_losses(run)] if judged.cases else [],
+        confusion=_confusion(judged),
         classes=spec.classes,
         worst=_worst(outcomes),
         left_out=counted(len(_json(run / "refused.json") or []), "case"),

@@ -110,7 +110,7 @@ class TaskJudging:
         if not judge.keep:
             for fold in folder.glob("fold_*"):
                 shutil.rmtree(fold)
-        return _verdict(told.get("test", told["held_out"])["values"], refused)
+        return _verdict(told["test" if "test" in told else "held_out"]["values"], refused)
 
 
 def _verdict(values: Mapping[str, float], refused: Sequence[tuple[str, str]]) -> dict[str, Any]:

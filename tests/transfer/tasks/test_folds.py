@@ -77,6 +77,19 @@ def test_test_cases_are_in_no_fold_and_given_folds_are_kept():
         tuple(f"c{k}" for k in sorted(range(4 * n, 4 * n + 4), key=str)) for n in range(3)
     ]
     assert folds.test == ("t",)
+
+
+def test_one_fold_teaches_with_all_and_needs_test_cases():
+    everyone = cases([k % 2 for k in range(6)])
+    test = TaskCase("t", "t", {"a": Path("x")}, target=0, split="test")
+    folds = make_folds([test, *everyone], BINARY, 1)
+    assert [fold.train for fold in folds.folds] == [tuple(c.case for c in everyone)]
+    assert [fold.held_out for fold in folds.folds] == [()]
+    assert folds.test == ("t",)
+    with pytest.raises(UserError, match="folds=1 teaches with all training cases, so test cases must be there"):
+        make_folds(everyone, BINARY, 1)
+    with pytest.raises(UserError, match="no case of the class y"):
+        make_folds([*cases([0, 0, 0]), test], BINARY, 1)
     assert all("t" not in fold.train + fold.held_out for fold in folds.folds)
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.errors import UserError
+from viewalign.report.task import write_page
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
 from viewalign.transfer.tasks.finetune import finetune, preprocessor_for
@@ -269,6 +270,33 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
         finetune(
             tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}), print
         )
+
+
+@pytest.mark.slow
+def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task):
+    """The route of a benchmark whose test cases are named: one model, its page and figures over the test cases."""
+    striped_task(tmp_path / "task", "regression", 12)
+    table = tmp_path / "task" / "manifest.csv"
+    rows = list(csv.DictReader(table.open()))
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number < 4 else "train"
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    lines, out = [], tmp_path / "out"
+    settings = load_training(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "size=16", "spacing=none"])
+    result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings, lines.append)
+    assert sorted(result.cases) == sorted(row["case"] for row in rows[:4])
+    told = json.loads((out / "metrics.json").read_text())
+    assert "held_out" not in told
+    assert told["test"]["cases"] == 4
+    assert len(json.loads((out / "folds.json").read_text())["folds"][0]["train"]) == 8
+    assert sorted(file.name for file in out.glob("fold_*")) == ["fold_0"]
+    assert any("4 test cases" in line for line in lines)
+    page = write_page(out).read_text()
+    assert "over 4 test cases of 4 subjects" in page
+    assert "Each fold" not in page
 
 
 @pytest.mark.slow

@@ -48,7 +48,8 @@ def finetune(
     called again with the same settings it goes on where it stopped.
 
     Returns:
-        The figures over all held-out cases, and name and reason of each case that could not be used.
+        The figures over all held-out cases (over the test cases where none are held out), and name and reason of each
+        case that could not be used.
 
     Raises:
         UserError: what does not fit.
@@ -70,11 +71,10 @@ def finetune(
     for fold in folds.folds:
         found = run_fold(fold, usable, samples, start, spec, preprocessor, settings, out / f"fold_{fold.number}", say)
         rows |= {name: (str(fold.number), value) for name, value in found.items()}
-    result = _judge(usable, rows, spec, settings)
-    told = {"held_out": _told(result)}
+    judged = {"held_out": _judge(usable, rows, spec, settings)} if rows else {}
     if folds.test:
         rows_test = _predict_test(out, [c for c in usable if c.split == "test"], samples)
-        told["test"] = _told(_judge(usable, rows_test, spec, settings))
+        judged["test"] = _judge(usable, rows_test, spec, settings)
         rows |= rows_test
     write_predictions(out / "predictions.csv", usable, rows, spec)
     facts = {
@@ -86,10 +86,11 @@ def finetune(
         "folds": folds.digest,
     }
     with whole(out / "metrics.json") as partial:
-        partial.write_text(json.dumps({**facts, **told}, indent=1))
-    say(f"{spec.name}: {len(result.cases)} held-out cases, 95 % intervals over subjects")
-    say(metrics.table(result.values, result.intervals))
-    return result, refused
+        partial.write_text(json.dumps({**facts, **{name: _told(one) for name, one in judged.items()}}, indent=1))
+    for name, one in judged.items():
+        say(f"{spec.name}: {len(one.cases)} {name.replace('_', '-')} cases, 95 % intervals over subjects")
+        say(metrics.table(one.values, one.intervals))
+    return next(iter(judged.values())), refused
 
 
 def preprocessor_for(start: Pretrained, spec: TaskSpec, settings: TaskTraining, say: Say) -> Preprocessor:

@@ -66,12 +66,12 @@ def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int 
     Args:
         cases: all cases with their targets; folds of the manifest are taken as they are.
         spec: the task.
-        count: how many folds, where the manifest names none.
+        count: how many folds, where the manifest names none; 1 teaches with all training cases and holds none out.
         seed: of the shuffle.
         by_site: hold out whole sites instead of subjects.
 
     Raises:
-        UserError: too few subjects, sites or cases of a class.
+        UserError: too few subjects, sites or cases of a class; no test cases to judge a single fold by.
     """
     ordered = sorted((case for case in cases if case.split == "train"), key=lambda case: case.case)
     test = tuple(sorted(case.case for case in cases if case.split == "test"))
@@ -79,12 +79,25 @@ def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int 
         raise UserError("There are no training cases.")
     if ordered[0].fold is not None:
         numbers, how = [int(case.fold or 0) for case in ordered], "as the manifest says"
+    elif count == 1:
+        return _all_teach(ordered, test, spec, seed)
     else:
         numbers, how = _assigned(ordered, spec, count, seed, by_site)
     folds = tuple(_fold(ordered, numbers, number) for number in sorted(set(numbers)))
     for fold in folds:
         _check(fold, ordered, spec)
     return Folds(folds, test, how, seed)
+
+
+def _all_teach(cases: Sequence[TaskCase], test: tuple[str, ...], spec: TaskSpec, seed: int) -> Folds:
+    if not test:
+        raise UserError(
+            "folds=1 teaches with all training cases, so test cases must be there to judge by: give them the split "
+            "'test' in the manifest, or take folds=5."
+        )
+    check_learnable(cases, spec, "The one model")
+    everyone = tuple(case.case for case in cases)
+    return Folds((Fold(0, everyone, ()),), test, "all training cases teach, test cases judge", seed)
 
 
 def _assigned(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int, by_site: bool) -> tuple[list[int], str]:

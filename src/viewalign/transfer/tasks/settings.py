@@ -52,6 +52,8 @@ class TaskTraining(Settings):
         warmup: share of the steps over which the learning rate rises; then it follows half a cosine to 0.
         smoothing: of labels.
         class_weights: weigh classes by their rarity; `balanced` draws classes equally often instead.
+        folds: models, each judged on the training cases that it has not seen; 1 learns from all training cases and is
+            judged on the test cases alone.
         draws: resamplings of subjects for intervals.
         size, spacing: field of view in voxels and voxel size in mm, three numbers or one; by default as in pretraining.
     """
@@ -73,7 +75,7 @@ class TaskTraining(Settings):
     class_weights: bool = False
     balanced: bool = False
     augment: AugmentSettings = AugmentSettings()
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Count = 5
     by_site: bool = False
     size: Triple | None = None
     spacing: Literal["pretraining", "none"] | Millimetres = "pretraining"
