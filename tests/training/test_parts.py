@@ -81,9 +81,27 @@ def test_averages_are_means_and_travel():
     for value in (1.0, 2.0, 6.0):
         averages.add({"loss": torch.tensor(value)})
     other = logs.Averages()
-    other.restore(averages.state(), torch.device("cpu"))
+    other.restore([averages.state()], 0, 1, torch.device("cpu"))
     assert other.take() == averages.take() == {"loss": 3.0}
     assert averages.take() == {}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_averages_of_two_processes_go_on_in_any_number(processes):
+    """The mean over processes is that of the two, whoever holds it."""
+    states = []
+    for values in ((1.0, 3.0), (4.0, 8.0)):
+        averages = logs.Averages()
+        for value in values:
+            averages.add({"loss": torch.tensor(value)})
+        states.append(averages.state())
+    found = []
+    for rank in range(processes):
+        after = logs.Averages()
+        after.restore(states, rank, processes, torch.device("cpu"))
+        after.add({"loss": torch.tensor(5.0)})
+        found.append(after.take()["loss"])
+    assert sum(found) / processes == pytest.approx((1 + 3 + 5 + 4 + 8 + 5) / 6)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])

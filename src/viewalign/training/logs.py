@@ -136,8 +136,17 @@ class Averages:
         """Return what a checkpoint keeps."""
         return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "count": self._count}
 
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from a checkpoint."""
+    def restore(self, states: Sequence[dict[str, Any]], rank: int, processes: int, device: torch.device) -> None:
+        """Go on from a checkpoint: with a process's own sums, or the mean of all where there are more or fewer now.
+
+        All processes have added equally many steps, so that the means over them stay what they were.
+        """
+        if len(states) == processes:
+            state = states[rank]
+        else:
+            names = states[0]["sums"]
+            means = {name: torch.stack([one["sums"][name] for one in states]).mean(0) for name in names}
+            state = {"sums": means, "count": states[0]["count"]}
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._count = state["count"]
 

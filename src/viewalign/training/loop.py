@@ -346,8 +346,8 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
-        averages = state["averages"] if isinstance(state["averages"], list) else [state["averages"]]
-        self.averages.restore(averages[self.fabric.global_rank % len(averages)], self.fabric.device)
+        fabric = self.fabric
+        self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)
         self.unreadable = set(state["unreadable"])
 
 
