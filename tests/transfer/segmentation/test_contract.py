@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -235,3 +236,49 @@ def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_pa
     assert fitted.encoder_share == 1.0
     last = "encoder.stages.2.blocks.1.conv2.conv.weight"
     assert torch.equal(network.get_parameter(last), backbone.net.get_parameter(last))
+
+
+@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+def test_two_processes_stay_together_through_both_stages(network, plan_for, tmp_path, quick):
+    """DDP is told anew when the encoder thaws; weights are the same in both, and one of them writes."""
+    path, _ = write_encoder(tmp_path, network)
+    family = network.split("-")[0]
+    schedule = tiny(family, epochs=2, frozen=1, iterations=2, precision="fp32")
+    planned, _ = plan_for(path, f"viewalign_two_{family}", schedule, batch=2)
+    plan, program = tmp_path / "plan.json", Path(__file__).with_name("rank_of_two.py")
+    plan.write_text(json.dumps(planned.plan))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                program,
+                plan,
+                planned.folder / "dataset.json",
+                str(rank),
+                str(port),
+                tmp_path / f"{rank}.json",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [rank.communicate(timeout=400)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "".join(told)[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["ddp"]
+    assert (first["batch"], second["batch"]) == (1, 1)
+    assert first["diary"] == second["diary"]
+    (encoder, whole), (same_encoder, moved), (_, _), (thawed, _) = first["diary"]
+    assert same_encoder == encoder
+    assert moved != whole
+    assert thawed != encoder
+    assert json.loads((Path(first["folder"]) / "transfer.json").read_text())["encoder_share"] == 1.0

@@ -123,6 +123,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def configure_optimizers(self) -> tuple[Optimizer, EpochRate]:
         """Return one optimizer for the whole training: frozen weights have no gradient, and so are left alone."""
+        self._free_of_unused()
         self._freeze(self.schedule.stage(self.current_epoch))
         parameters, lr, decay = self.network.parameters(), self.schedule.lr, self.schedule.weight_decay
         optimizer: Optimizer
@@ -190,6 +191,12 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         place = fitting.find_encoder(list(own))
         starts = tuple(place.prefix + name for name in weight_names.ENCODER[place.family])
         return [parameter for name, parameter in own.items() if name.startswith(starts)]
+
+    def _free_of_unused(self) -> None:
+        """Ask for no gradient of the outputs for deep supervision: they are built, never used, and DDP waits for them."""
+        outputs = getattr(getattr(self.module, "decoder", None), "seg_layers", ())
+        for output in outputs[:-1]:
+            output.requires_grad_(False)
 
     def _freeze(self, stage: Stage) -> bool:
         """Freeze or free the encoder; return whether that changed anything."""
