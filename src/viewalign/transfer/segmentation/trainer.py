@@ -193,7 +193,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         return [parameter for name, parameter in own.items() if name.startswith(starts)]
 
     def _free_of_unused(self) -> None:
-        """Ask for no gradient of the outputs for deep supervision: they are built, never used, and DDP waits for them."""
+        """Ask for no gradient of outputs for deep supervision, which are built and never used: DDP waits for them."""
         outputs = getattr(getattr(self.module, "decoder", None), "seg_layers", ())
         for output in outputs[:-1]:
             output.requires_grad_(False)
