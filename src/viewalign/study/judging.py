@@ -128,4 +128,4 @@ class Bench:
 
     def _read(self, cases: Sequence[LabelledCase]) -> list[Case]:
         settings = PrepareSettings.model_validate(self.preparation)
-        return [read_case(case, settings) for case in cases]
+        return [read_case(case, settings, self.out / "data" / "cases") for case in cases]

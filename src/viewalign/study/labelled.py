@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from viewalign.errors import RefusedImageError, UserError
+from viewalign.study.digests import digest_of
 from viewalign.study.settings import LabelledSettings
+from viewalign.transfer.kept_arrays import Arrays, kept
 from viewalign.transfer.probe import Case, read_prepared
 from viewalign.transfer.segmentation import dataset as datasets
 from viewalign.transfer.segmentation.splits import few_shot
@@ -172,14 +174,21 @@ def matching(cases: Sequence[LabelledCase], patterns: Iterable[str], key: str) -
     return tuple(case for case in cases if case.name in chosen)
 
 
-def read_case(case: LabelledCase, settings: PrepareSettings) -> Case:
-    """Read a case, prepared as the images of pretraining were.
+def read_case(case: LabelledCase, settings: PrepareSettings, folder: Path) -> Case:
+    """Read a case, prepared as the images of pretraining were; once for all arms and seeds, which find it in a folder.
 
     Raises:
         UserError: it cannot be used.
     """
+
+    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in (case.image, case.labels)]
+
+    def prepare() -> Arrays:
+        made = read_prepared(case.name, case.image, case.labels, settings)
+        return {"image": made.image, "labels": made.labels}
+
     try:
-        return read_prepared(case.name, case.image, case.labels, settings)
+        return Case(case.name, **kept(folder / digest_of([files, settings.fingerprint()]), prepare))
     except RefusedImageError as refusal:
         raise UserError(f"{case.image} cannot be used: {refusal}") from None
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
+from viewalign.transfer.kept_arrays import kept
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 
 Prepare = Callable[[Mapping[str, Path], Path | None], Sample]
 _WHOLE_FILES = (".nii", ".nii.gz", ".mha", ".nrrd", ".b2nd")
 """Files that hold all of an image. A DICOM slice or a detached header says nothing of its neighbours."""
-_PARTS = ("image", "valid", "present")
 
 
 def cached(preprocessor: Preprocessor, folder: Path | None) -> Prepare:
@@ -32,10 +28,7 @@ def cached(preprocessor: Preprocessor, folder: Path | None) -> Prepare:
         name = key(preprocessor, images, mask)
         if name is None:
             return preprocessor(images, mask)
-        place = folder / name
-        if not place.is_dir():
-            _write(preprocessor(images, mask), place)
-        return _read(place)
+        return Sample(**kept(folder / name, lambda: vars(preprocessor(images, mask))))
 
     return prepare
 
@@ -50,21 +43,3 @@ def key(preprocessor: Preprocessor, images: Mapping[str, Path], mask: Path | Non
         facts = path.stat()
         told.append([word, str(path.resolve()), facts.st_size, facts.st_mtime_ns])
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-
-
-def _write(sample: Sample, place: Path) -> None:
-    partial = place.with_name(f".writing-{place.name}-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        for part in _PARTS:
-            np.save(partial / f"{part}.npy", getattr(sample, part), allow_pickle=False)
-        partial.rename(place)
-    except OSError:
-        shutil.rmtree(partial)
-        if not place.is_dir():  # else another process was faster
-            raise
-
-
-def _read(place: Path) -> Sample:
-    image, valid, present = (np.load(place / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in _PARTS)
-    return Sample(image, valid, present)
