@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 
-def test_a_run_loads_no_metrics_and_they_can_be_had_after_it():
+def test_a_run_loads_neither_metrics_nor_timm_and_metrics_can_be_had_after_it():
     code = (
         "import sys, viewalign.training.run as run\n"
-        "print([name for name in ('torchmetrics', 'transformers', 'matplotlib') if name in sys.modules])\n"
+        "print([name for name in ('torchmetrics', 'transformers', 'matplotlib', 'timm', 'torchvision') if name in sys.modules])\n"
         "import torchmetrics\n"
         "print(torchmetrics.__name__)\n"
     )

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
 from viewalign.errors import UserError
-from viewalign.networks import resenc
+from viewalign.networks.architectures import unet_arguments
 
 Size = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -67,7 +66,7 @@ def architecture_of(plan: Mapping[str, Any], file: str) -> dict[str, Any]:
         )
     name, given = str(told["arch_class_name"]).rsplit(".", 1)[-1], told.get("arch_kwargs")
     if name == "ResEncL":
-        return _unet("ResidualEncoderUNet", resenc.unet_arguments("resenc-l"))
+        return _unet("ResidualEncoderUNet", unet_arguments("resenc-l"))
     if name in _PRIMUS:
         return _primus({**_PRIMUS[name], "patch_embed_size": [8, 8, 8]})
     if not isinstance(given, Mapping):
@@ -133,6 +132,8 @@ def build_network(
     arguments = copy.deepcopy(dict(architecture["arch_kwargs"]))
     check_patch(architecture, patch)
     if name == "Primus":
+        from dynamic_network_architectures.architectures.primus import Primus  # brings timm along: seconds
+
         size = {"input_shape": tuple(patch), "drop_path_rate": drop_path}
         return cast(nn.Module, Primus(input_channels=channels, num_classes=outputs, **arguments, **size))
     if name not in _UNETS:

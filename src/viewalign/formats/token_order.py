@@ -19,13 +19,13 @@ from typing import Literal
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.networks import primus
+from viewalign.networks.architectures import PRIMUS
 
 Size = tuple[int, int, int]
 Order = Literal["dhw", "hdw"]
 
 _STACKS = {"eva": "eva_numheads", "decoder": "decoder_heads", "feature_decoder": "feature_heads"}
-"""Stacks of Eva blocks with rotary positions, and where `primus.ARCHITECTURES` says how many heads each has."""
+"""Stacks of Eva blocks with rotary positions, and where `PRIMUS` says how many heads each has."""
 _WRONG = re.compile(r"(Base)?EvaMAE")
 _RIGHT = re.compile(r"viewalign_|\w*SimMIM|\w*Aligned|ConMAE")
 
@@ -83,7 +83,7 @@ def _repaired(name: str, value: Tensor, grid: Size, heads: Mapping[str, int]) ->
 
 
 def _heads(width: int) -> dict[str, int]:
-    for spec in primus.ARCHITECTURES.values():
+    for spec in PRIMUS.values():
         if spec["embed_dim"] == width:
             return {stack: int(spec[key]) for stack, key in _STACKS.items()}
     raise UserError(f"The token order of a Primus of width {width} cannot be repaired: no such network is known here.")

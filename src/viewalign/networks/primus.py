@@ -7,7 +7,7 @@ autoencoder (He et al., arXiv:2111.06377) and Primus (Wald et al., arXiv:2503.01
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,30 +17,13 @@ from dynamic_network_architectures.building_blocks.patch_encode_decode import Pa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from viewalign.networks.architectures import PRIMUS
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.drop_path import draw_rows, drop_path_of_rows
 from viewalign.networks.masks import kept_tokens
 from viewalign.networks.plain_decoder import PlainDecoder
 from viewalign.precision import full_precision, raised
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "primus-m": {
-        "embed_dim": 864,
-        "patch_embed_size": (8, 8, 8),
-        "eva_depth": 16,
-        "eva_numheads": 12,
-        "feature_heads": 16,
-        "decoder_heads": 12,
-    },
-    "primus-xs": {
-        "embed_dim": 192,
-        "patch_embed_size": (4, 4, 4),
-        "eva_depth": 6,
-        "eva_numheads": 4,
-        "feature_heads": 4,
-        "decoder_heads": 4,
-    },
-}
 _DECODER_DEPTH = 2
 Run = Callable[..., Tensor]
 Positions = tuple[Tensor, Tensor]
@@ -48,7 +31,7 @@ Positions = tuple[Tensor, Tensor]
 
 def build_primus(name: str, channels: int, outputs: int, size: Size) -> Primus:
     """Build the plain Primus of dynamic-network-architectures that a name stands for, for images of `size` voxels."""
-    spec = ARCHITECTURES[name]
+    spec = PRIMUS[name]
     return Primus(
         input_channels=channels,
         embed_dim=spec["embed_dim"],
@@ -117,7 +100,7 @@ class PrimusBackbone(Backbone):
     """A Primus encoder; its dense features are the tokens after two more Eva blocks.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: a key of `architectures.PRIMUS`.
         size: (D, H, W) of the views, which fixes the table of learned positions.
         channels: image channels.
         drop_path: rate of stochastic depth at the last encoder block.
@@ -125,7 +108,7 @@ class PrimusBackbone(Backbone):
 
     def __init__(self, name: str, size: Size, channels: int = 1, drop_path: float = 0.0) -> None:
         super().__init__()
-        spec = ARCHITECTURES[name]
+        spec = PRIMUS[name]
         width = spec["embed_dim"]
         self.block = self.stride = spec["patch_embed_size"]
         self.check_size(size)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from viewalign.errors import UserError
-from viewalign.networks import primus, resenc
+from viewalign.networks.architectures import PRIMUS, RESENC
 from viewalign.networks.backbone import Backbone, Size
 
 
 def network_names() -> list[str]:
     """Return every name that `network=` takes."""
-    return sorted([*resenc.ARCHITECTURES, *primus.ARCHITECTURES])
+    return sorted([*RESENC, *PRIMUS])
 
 
 def build_backbone(
@@ -27,11 +29,15 @@ def build_backbone(
     Raises:
         UserError: an unknown name, or a view size that the network cannot take.
     """
-    if name in resenc.ARCHITECTURES:
-        backbone: Backbone = resenc.ResEncBackbone(name, channels, block)
-    elif name in primus.ARCHITECTURES:
+    if name in RESENC:
+        from viewalign.networks.resenc import ResEncBackbone
+
+        backbone: Backbone = ResEncBackbone(name, channels, block)
+    elif name in PRIMUS:
+        from viewalign.networks.primus import PrimusBackbone  # brings timm along: seconds
+
         try:
-            return primus.PrimusBackbone(name, size, channels, drop_path)
+            return PrimusBackbone(name, size, channels, drop_path)
         except ValueError as problem:
             raise UserError(str(problem)) from None
     else:
@@ -41,3 +47,17 @@ def build_backbone(
     except ValueError as problem:
         raise UserError(str(problem)) from None
     return backbone
+
+
+def build_plain(name: str, size: Size) -> nn.Module:
+    """Build the network that a name stands for as dynamic-network-architectures has it, for one channel and class."""
+    network: nn.Module
+    if name in RESENC:
+        from viewalign.networks.resenc import build_unet
+
+        network = build_unet(name, 1, 1)
+    else:
+        from viewalign.networks.primus import build_primus
+
+        network = build_primus(name, 1, 1, size)
+    return network

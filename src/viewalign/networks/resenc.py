@@ -4,45 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import Tensor, nn
 
+from viewalign.networks.architectures import unet_arguments
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.masks import hide
 from viewalign.networks.plain_decoder import PlainDecoder
 from viewalign.networks.running import run_stage
 from viewalign.networks.sparse import Seen, make_sparse
 from viewalign.precision import full_precision, raised
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "resenc-l": {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]},
-    "resenc-xs": {"features_per_stage": [16, 32, 64, 128], "n_blocks_per_stage": [1, 2, 2, 2]},
-}
-
-
-def unet_arguments(name: str) -> dict[str, Any]:
-    """Return the 14 keyword arguments, as plain JSON values, that build the network of a name (nnU-Net's spelling)."""
-    features = ARCHITECTURES[name]["features_per_stage"]
-    stages = len(features)
-    return {
-        "n_stages": stages,
-        "features_per_stage": list(features),
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_blocks_per_stage": list(ARCHITECTURES[name]["n_blocks_per_stage"]),
-        "n_conv_per_stage_decoder": [1] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
 
 
 def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
@@ -56,7 +29,7 @@ class ResEncBackbone(Backbone):
     """A residual-encoder U-Net whose encoder stages are the dense features.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: a key of `architectures.RESENC`.
         channels: image channels.
         block: side lengths of a masked block in voxels.
     """

@@ -18,7 +18,7 @@ from viewalign.errors import UserError
 from viewalign.formats import modelcard
 from viewalign.formats.nnssl import adaptation
 from viewalign.methods.registry import entry_of
-from viewalign.networks import primus, resenc
+from viewalign.networks.architectures import PRIMUS, RESENC, unet_arguments
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.training import health
@@ -131,9 +131,9 @@ def _write_card(folder: Path, recipe: Recipe, facts: dict[str, Any], licence: st
 
 
 def _arguments(network: str) -> dict[str, Any]:
-    if network in resenc.ARCHITECTURES:
-        return {"architecture": "ResidualEncoderUNet", "arguments": resenc.unet_arguments(network)}
-    spec = primus.ARCHITECTURES[network]
+    if network in RESENC:
+        return {"architecture": "ResidualEncoderUNet", "arguments": unet_arguments(network)}
+    spec = PRIMUS[network]
     names = ("embed_dim", "patch_embed_size", "eva_depth", "eva_numheads")
     return {"architecture": "Primus", "arguments": {name: spec[name] for name in names}}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from viewalign.networks import primus, resenc
+from viewalign.networks.architectures import PRIMUS, RESENC, unet_arguments
 
 Size = tuple[int, int, int]
 
@@ -40,7 +40,7 @@ def adaptation_plan(
         trainer_name: what the checkpoint says of its origin.
         plans: nnssl's own plans of the data, with one configuration; default what `spacing` and `foreground_norm` give.
     """
-    is_primus = network in primus.ARCHITECTURES
+    is_primus = network in PRIMUS
     return {
         "architecture_plans": _architecture(network),
         "pretrain_plan": _pretrain_plan(size, spacing, foreground_norm) if plans is None else _with_size(plans, size),
@@ -87,13 +87,13 @@ def _architecture(network: str) -> dict[str, Any]:
     """Name a preset where nnssl has one, else give class and arguments in full."""
     if network in _PRESETS:
         return {"arch_class_name": _PRESETS[network], "arch_kwargs": None, "arch_kwargs_requiring_import": None}
-    if network in resenc.ARCHITECTURES:
+    if network in RESENC:
         return {
             "arch_class_name": "ResidualEncoderUNet",
-            "arch_kwargs": resenc.unet_arguments(network),
+            "arch_kwargs": unet_arguments(network),
             "arch_kwargs_requiring_import": ["conv_op", "norm_op", "nonlin"],
         }
-    spec = primus.ARCHITECTURES[network]
+    spec = PRIMUS[network]
     return {
         "arch_class_name": "Primus",
         "arch_kwargs": {

@@ -14,9 +14,9 @@ from viewalign.formats import fitting, pretrained
 from viewalign.formats.fitting import Fitted
 from viewalign.formats.token_order import Order
 from viewalign.formats.weight_names import ENCODER
-from viewalign.networks import primus, resenc
+from viewalign.networks.architectures import PRIMUS, RESENC
 from viewalign.networks.backbone import Backbone, Size
-from viewalign.networks.registry import build_backbone, network_names
+from viewalign.networks.registry import build_backbone, build_plain, network_names
 from viewalign.transfer import weights
 from viewalign.volumes.recipe import PrepareSettings
 
@@ -66,14 +66,12 @@ def network_of(source: pretrained.Source) -> str:
     Raises:
         UserError: none fits.
     """
-    architectures: Mapping[str, Any] = resenc.ARCHITECTURES if source.family == "resenc" else primus.ARCHITECTURES
+    architectures: Mapping[str, Any] = RESENC if source.family == "resenc" else PRIMUS
     starts = ENCODER[source.family]
     for name in architectures:
         side = (source.size or (64, 64, 64)) if source.family == "resenc" else _primus_size(name, source)
         with torch.device("meta"):
-            net: Any = (
-                resenc.build_unet(name, 1, 1) if source.family == "resenc" else primus.build_primus(name, 1, 1, side)
-            )
+            net = build_plain(name, side)
         wanted = {k: v.shape for k, v in net.named_parameters() if k.startswith(starts) and v.ndim == 1}
         if all(k in source.state and source.state[k].shape == shape for k, shape in wanted.items()) and wanted:
             return name
@@ -82,8 +80,7 @@ def network_of(source: pretrained.Source) -> str:
 
 def _primus_size(name: str, source: pretrained.Source) -> Size:
     d, h, w = (
-        cells * side
-        for cells, side in zip(source.grid or (8, 8, 8), primus.ARCHITECTURES[name]["patch_embed_size"], strict=True)
+        cells * side for cells, side in zip(source.grid or (8, 8, 8), PRIMUS[name]["patch_embed_size"], strict=True)
     )
     return d, h, w
 
