@@ -7,7 +7,8 @@ import sys
 def test_a_run_loads_neither_metrics_nor_timm_and_metrics_can_be_had_after_it():
     code = (
         "import sys, viewalign.training.run as run\n"
-        "print([name for name in ('torchmetrics', 'transformers', 'matplotlib', 'timm', 'torchvision') if name in sys.modules])\n"
+        "heavy = ('torchmetrics', 'transformers', 'matplotlib', 'timm', 'torchvision')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
         "import torchmetrics\n"
         "print(torchmetrics.__name__)\n"
     )

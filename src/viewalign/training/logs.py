@@ -126,7 +126,10 @@ class Averages:
         """Return the means since the last call, reduced over processes where asked for, and begin anew."""
         if not self._count:
             return {}
-        stacked = torch.stack(list(self._sums.values())) / self._count
+        # Rates and norms are known to the CPU, losses to the GPU; a stack takes no tensors of both.
+        devices = [value.device for value in self._sums.values()]
+        device = next((one for one in devices if one.type != "cpu"), devices[0])
+        stacked = torch.stack([value.to(device) for value in self._sums.values()]) / self._count
         stacked = stacked if reduce is None else reduce(stacked)
         means = dict(zip(self._sums, stacked.tolist(), strict=True))
         self._sums, self._count = {}, 0

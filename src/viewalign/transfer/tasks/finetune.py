@@ -59,7 +59,7 @@ def finetune(
     start = read_pretrained(encoder, token_order)
     preprocessor = preprocessor_for(start, spec, settings, say)
     _begin(out, spec, settings)
-    choose_device(settings.device)  # refused before cases are prepared
+    device = choose_device(settings.device)  # refused before cases are prepared
     samples, refused = prepare_cases(cases, preprocessor, cache=cache)
     usable = [case for case in cases if case.case in samples]
     folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
@@ -73,7 +73,7 @@ def finetune(
         rows |= {name: (str(fold.number), value) for name, value in found.items()}
     judged = {"held_out": _judge(usable, rows, spec, settings)} if rows else {}
     if folds.test:
-        rows_test = _predict_test(out, [c for c in usable if c.split == "test"], samples)
+        rows_test = _predict_test(out, [c for c in usable if c.split == "test"], samples, device)
         judged["test"] = _judge(usable, rows_test, spec, settings)
         rows |= rows_test
     write_predictions(out / "predictions.csv", usable, rows, spec)
@@ -154,13 +154,13 @@ def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
 
 
 def _predict_test(
-    out: Path, cases: Sequence[TaskCase], samples: Mapping[str, Sample]
+    out: Path, cases: Sequence[TaskCase], samples: Mapping[str, Sample], device: str
 ) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """Predict test cases by all folds together."""
-    predictor = Predictor(out)
+    predictor = Predictor(out, device)
     rows = {}
     for case in cases:
-        found = [predict_sample(m.network, samples[case.case], m.spec, m.scale) for m in predictor.models]
+        found = [predict_sample(m.network, samples[case.case], m.spec, m.scale, device) for m in predictor.models]
         rows[case.case] = ("test", np.mean(found, axis=0))
     return rows
 

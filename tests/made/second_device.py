@@ -1,0 +1,137 @@
+"""A device beside the CPU that is none: its tensors compute on the CPU, and refuse to meet those of the CPU.
+
+Code that has never seen a GPU mixes devices without noticing. Here it notices: a tensor moved to `DEVICE` keeps its
+values in ordinary memory, each operation is done there, and an operation whose tensors lie on both sides is the error
+that a GPU would give. Numbers (tensors without axes) of the CPU may join, and CPU indices may index, as on a GPU.
+
+The device is called "meta", the one name beside "cpu" that torch needs no driver for. What this cannot show: autocast,
+kernels, streams, speed and memory of a GPU.
+"""
+
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+import torch
+import torch._dynamo  # what it loads asks for the true names that are changed below
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = torch.device("meta")
+_aten = torch.ops.aten
+_GENERATORS = set()
+_ACROSS = {_aten.copy_.default, _aten._to_copy.default, _aten.copy.default}
+_BY_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it lies on the second device."""
+
+    @staticmethod
+    def __new__(cls, held):
+        out = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+        )
+        out.held = held
+        return out
+
+    def tolist(self):
+        return self.held.tolist()
+
+    def numpy(self, **_):
+        raise TypeError("A tensor of another device is no NumPy array; use .cpu() first.")
+
+    __array__ = numpy
+
+    def __reduce_ex__(self, protocol):
+        return self.held.__reduce_ex__(protocol)
+
+    def __repr__(self):
+        return f"Elsewhere({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+class _Catch(TorchDispatchMode):
+    """Catches what makes a tensor there out of nothing, or moves one there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+def run(func, args, kwargs):
+    """Do an operation on the CPU, and say that it was done where its tensors lie."""
+    given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
+    there = [one for one in given if isinstance(one, Elsewhere)]
+    here = [one for one in given if not isinstance(one, Elsewhere) and one.dim() > 0]
+    if there and here and func not in _ACROSS and not (func in _BY_INDEX and isinstance(args[0], Elsewhere)):
+        shapes = [tuple(one.shape) for one in here]
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func} got tensors of the CPU, {shapes}")
+    if func in {_aten.cat.default, _aten.stack.default} and 0 < len(there) < len(given):
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
+    asked = kwargs.get("device")
+    goes_there = torch.device(asked).type == "meta" if asked is not None else bool(there)
+    if func is _aten.copy_.default:
+        goes_there = isinstance(args[0], Elsewhere)
+    if func is _aten._fused_sdp_choice.default:
+        return 0  # the plain formula: others are chosen by the device
+    generator = kwargs.get("generator")
+    if generator is not None and (generator._cdata in _GENERATORS) != goes_there:
+        raise RuntimeError(f"Expected a generator of the tensors' device: {func}")
+    if asked is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    kwargs = {**kwargs, **({"pin_memory": False} if kwargs.get("pin_memory") else {})}
+    plain_args, plain_kwargs = tree_map(lambda one: one.held if isinstance(one, Elsewhere) else one, (args, kwargs))
+    out = func(*plain_args, **plain_kwargs)
+    if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor) and func._schema.returns:
+        return args[0]
+    if not goes_there:
+        return out
+    return tree_map(
+        lambda one: Elsewhere(one) if isinstance(one, torch.Tensor) and not isinstance(one, Elsewhere) else one, out
+    )
+
+
+class _Generator(torch.Generator):
+    """A generator that says that it lies on the second device."""
+
+    device = DEVICE
+
+
+@contextmanager
+def second_device():
+    """Let `.to(DEVICE)`, and tensors and generators made on it, be there."""
+    plain = {name: getattr(torch, name) for name in ("Generator", "autocast", "tensor", "as_tensor")}
+
+    def generator(device="cpu"):
+        if torch.device(device) != DEVICE:
+            return plain["Generator"](device)
+        made = _Generator()
+        _GENERATORS.add(made._cdata)
+        return made
+
+    def autocast(device_type, *given, **settings):
+        return nullcontext() if device_type == DEVICE.type else plain["autocast"](device_type, *given, **settings)
+
+    def made_of(name):
+        def make(data, *given, device=None, **settings):
+            made = plain[name](data, *given, **settings)
+            return made if device is None else made.to(device)
+
+        return make
+
+    changed = {
+        "Generator": generator,
+        "autocast": autocast,
+        "tensor": made_of("tensor"),
+        "as_tensor": made_of("as_tensor"),
+    }
+    several = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
+    with _Catch(), mock.patch.multiple(torch, **changed), mock.patch(several, return_value=["cpu", DEVICE.type]):
+        yield DEVICE

@@ -1,0 +1,97 @@
+"""Fine-tuning, embedding and probes mix no tensors of the CPU with those of the device that they work on.
+
+The device is a made-up one (`tests/made/second_device.py`), so that this holds where there is no GPU.
+"""
+
+import csv
+import json
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from second_device import DEVICE, second_device
+
+from viewalign.transfer.embedding import embed
+from viewalign.transfer.encoder import Encoder
+from viewalign.transfer.probe import Case, ProbeSettings, probe
+from viewalign.transfer.retrieval import find_places
+from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
+from viewalign.transfer.tasks.finetune import finetune
+from viewalign.transfer.tasks.preparation import Preprocessor
+from viewalign.transfer.tasks.settings import load_training
+from viewalign.transfer.voxel_features import EncoderFeatures
+
+SMALL = ["epochs=1", "batch=4", "draws=100", "size=16", "spacing=none"]
+
+
+@contextmanager
+def elsewhere():
+    """Let every choice of a device be the second one."""
+    places = ("tasks.training", "tasks.finetune", "embedding")
+    with ExitStack() as stack:
+        stack.enter_context(second_device())
+        for place in places:
+            stack.enter_context(mock.patch(f"viewalign.transfer.{place}.choose_device", return_value=DEVICE.type))
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "encoder", "settings"),
+    [
+        ("binary", "untrained:resenc-xs", ["balanced=true", "smoothing=0.1", "accumulate=2"]),
+        ("multiclass", "untrained:primus-xs", ["class_weights=true", "pool=attention"]),
+        ("multilabel", "untrained:resenc-xs", ["mode=head_first", "head_epochs=1", "pool=average"]),
+        ("regression", "untrained:resenc-xs", ["mode=layerwise"]),
+        ("regression", "untrained:primus-xs", ["mode=lora"]),
+    ],
+)
+def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, striped_task):
+    if "mode=lora" in settings:
+        pytest.importorskip("peft")
+    striped_task(tmp_path / "task", kind, 12, ("a", "b", "c") if kind == "multiclass" else ("no", "yes"))
+    table = tmp_path / "task" / "manifest.csv"
+    rows = list(csv.DictReader(table.open()))
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number < 3 else "train"
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    made = load_training(None, [*SMALL, "folds=1", *settings])
+    finetune(tmp_path / "task", encoder, tmp_path / "here", made, lambda _: None)
+    with elsewhere():
+        finetune(tmp_path / "task", encoder, tmp_path / "there", made, lambda _: None)
+    here, there = (json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("here", "there"))
+    assert there["cases"] == 3
+    assert there["values"] == pytest.approx(here["values"], rel=0.05, abs=0.05, nan_ok=True)
+
+
+def test_embedding_stays_on_its_device(tmp_path, striped_task):
+    spec, cases = striped_task(tmp_path / "task", cases=2)
+    backbone, _ = build_encoder(read_pretrained("untrained:primus-xs"), (16, 16, 16), 1)
+    preprocessor = Preprocessor(spec.channels, (16, 16, 16))
+    here = embed(backbone, preprocessor, cases, with_maps=True)
+    with elsewhere():
+        there = embed(backbone, preprocessor, cases, with_maps=True)
+    np.testing.assert_allclose(there.features, here.features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(there.maps, here.maps, rtol=1e-3, atol=1e-4)
+    assert there.facts["encoder_sha256"] == here.facts["encoder_sha256"]
+
+
+def test_voxel_probe_and_places_stay_on_their_device():
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(24, 20, 22)).astype(np.float32) for _ in range(2)]
+    cases = [Case(f"c{k}", image, (image > 0).astype(np.uint8)) for k, image in enumerate(images)]
+    backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), (16, 16, 16), 1)
+    encoder = Encoder(backbone, (16, 16, 16), {})
+    found = []
+    for where in ("cpu", DEVICE.type):
+        with second_device():
+            torch.manual_seed(0)
+            score = probe(EncoderFeatures(encoder, where), cases[:1], cases[1:], ProbeSettings(0, 50, 500))
+            places = find_places(encoder, images, seed=1, cells=3, device=where)
+            found.append([score.dice, *places.distances])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
