@@ -188,7 +188,7 @@ def embed(
         spacing: voxel size in mm, (D, H, W) or one number; as in pretraining, or None for each image's own.
         pool: how feature maps become a vector.
         maps: whether to keep the coarsest map (C, d, h, w) of each case.
-        device: `auto`, `cuda`, `mps` or `cpu`.
+        device: `auto`, `cuda` or `cpu`.
         on_progress: called after each case.
 
     Returns:
@@ -335,7 +335,7 @@ def predict(
             or a folder of `CASE_0000.nii.gz`.
         out: a CSV to write; for a segmentation the folder of masks, which must be given.
         flips: whether to average over mirrored images too.
-        device: `auto`, `cpu`, `cuda` or `mps`; an `.onnx` runs on the CPU.
+        device: `auto`, `cpu` or `cuda`; an `.onnx` runs on the CPU.
         on_progress: called after each case of a classification or regression.
 
     Returns:

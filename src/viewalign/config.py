@@ -208,11 +208,12 @@ class LogSettings(Settings):
 class RuntimeSettings(Settings):
     """The machine: none of these changes what is learnt beyond rounding.
 
+    `accelerator` is a GPU of CUDA where there is one, else the CPU: Apple's GPUs have no float64, which geometry needs.
     Where memory is short: `accumulate` computes a process's share of the batch in so many parts, `recompute` works
     activations out again in the backward pass. `compile` compiles the networks' blocks, which takes minutes once.
     """
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Count = 1
     nodes: Count = 1
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"

@@ -145,6 +145,16 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
         launch(tiny_recipe("runtime.devices=3", "runtime.accelerator=cpu"))
 
 
+def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
+    """Its GPU has no float64, which geometry needs."""
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    _, fabric = launch(tiny_recipe("runtime.accelerator=auto"))
+    assert fabric.device.type == "cpu"
+    with pytest.raises(UserError, match="runtime.accelerator = 'mps': input should be 'auto', 'cpu' or 'cuda'"):
+        tiny_recipe("runtime.accelerator=mps")
+
+
 def test_a_device_that_is_not_there_is_a_sentence(tiny_recipe):
     import torch
 

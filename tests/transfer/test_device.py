@@ -19,6 +19,8 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_device("auto") == "cpu"
     with pytest.raises(UserError, match="There is no cuda device here"):
         choose_device("cuda")
+    with pytest.raises(UserError, match="no float64"):
+        choose_device("mps")
     with pytest.raises(UserError, match="There is no device tpu"):
         choose_device("tpu")
 

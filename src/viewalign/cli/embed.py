@@ -27,7 +27,7 @@ def embed(
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps prepared cases for the next time.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
     """Write one vector a case: nothing random, the same numbers every time.
 

@@ -166,6 +166,9 @@ def _accelerator(options: argparse.Namespace) -> str:
     """Return the device asked for, or the CPU in place of the one GPU that is not there."""
     import torch
 
+    if options.device == "mps":
+        say("Apple's GPUs have no float64, which geometry needs; the run trains on the CPU.")
+        return "cpu"
     if options.device != "cuda" or torch.cuda.is_available():
         return str(options.device)
     if options.num_gpus > 1:

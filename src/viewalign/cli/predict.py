@@ -28,7 +28,7 @@ def predict(
         typer.Option("-o", "--out", help="The CSV, or the folder of masks.", show_default="predictions[.csv]"),
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over mirrored images too.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu; an .onnx runs on the CPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu; an .onnx runs on the CPU.")] = "auto",
 ) -> None:
     """Predict probabilities, values in the target's own unit, or masks on the voxels of each image; folds averaged.
 

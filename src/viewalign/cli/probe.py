@@ -40,7 +40,7 @@ def probe(
             help="Folder that keeps prepared cases for the next encoder, and the next time.", show_default=False
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
     """Judge encoders by a learner fitted to their vectors: no training, minutes on a laptop.
 

@@ -79,7 +79,7 @@ class Segmenting:
         if odd:
             raise UserError(f"settings.{odd[0]} is settled by the study itself (arms, seeds, shots, data.labelled)")
         if self.machine["device"] not in DEVICES:
-            raise UserError(f"settings.device is auto, cuda, mps or cpu, not {self.machine['device']!r}")
+            raise UserError(f"settings.device is {', '.join(DEVICES)}, not {self.machine['device']!r}")
         asked = check_settings(self.settings(Path("encoder"), 0))
         tolerances_of(asked.tolerance, self.labelled.classes or self._tolerated(asked))
         for recipe in recipes:

@@ -64,10 +64,13 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
     if first:
         _end_with(int(first))
     _prepare_torch(runtime.threads, runtime.deterministic)
-    chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(runtime.accelerator, world)
+    accelerator = runtime.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(accelerator, world)
     try:
         fabric = Fabric(
-            accelerator=runtime.accelerator,
+            accelerator=accelerator,
             devices=runtime.devices,
             num_nodes=runtime.nodes,
             strategy=DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False) if world > 1 else "auto",
@@ -119,8 +122,6 @@ def _prepare_torch(threads: int, deterministic: bool) -> None:
 
 
 def _settle_precision(accelerator: str, world: int) -> precision.Precision:
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if accelerator == "cpu" and world > 1:
         # A measurement may come out differently in each process, and all must compute alike.
         return "fp32"

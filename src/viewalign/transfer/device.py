@@ -6,23 +6,26 @@ import torch
 
 from viewalign.errors import UserError
 
-DEVICES = ("auto", "cuda", "mps", "cpu")
+DEVICES = ("auto", "cuda", "cpu")
+"""Not Apple's "mps": it has no float64, in which geometry and figures are worked out."""
 
 
 def choose_device(name: str = "auto") -> str:
     """Settle a device: `auto` takes a GPU where there is one.
 
     Args:
-        name: auto, cuda, mps or cpu.
+        name: auto, cuda or cpu.
 
     Raises:
         UserError: a device that is not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device, found in there.items() if found)
+    if name == "mps":
+        raise UserError("Apple's GPUs (mps) have no float64, which is needed here; take cpu.")
     if name not in there:
-        raise UserError(f"There is no device {name}; there are auto, cuda, mps and cpu.")
+        raise UserError(f"There is no device {name}; there are {', '.join(DEVICES)}.")
     if not there[name]:
         raise UserError(f"There is no {name} device here; take cpu, or leave the device out.")
     return name

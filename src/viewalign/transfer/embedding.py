@@ -118,7 +118,7 @@ def embed(
         cases: their targets are not looked at.
         pool: how a vector is made of maps.
         with_maps: whether to keep the coarsest map of each case.
-        device: where the encoder runs: auto, cuda, mps or cpu.
+        device: where the encoder runs: auto, cuda or cpu.
         progress: takes how many cases are done and how many there are.
         cache: folder of prepared cases, see `tasks.caching`.
     """

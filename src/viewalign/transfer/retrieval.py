@@ -61,7 +61,7 @@ def find_places(
         drawing: None takes independent views that are always turned, scaled and mirrored.
         photometrics: changes of intensity; None takes the default ones of pretraining.
         cells: places per axis, at most.
-        device: where the encoder runs: cpu, cuda or mps.
+        device: where the encoder runs: cpu or cuda.
     """
     drawing = drawing or Drawing(encoder.size, p_rotation=1.0, p_scale=1.0, independent=True)
     encoder, looks = encoder.eval().to(device), photometrics or Photometrics()

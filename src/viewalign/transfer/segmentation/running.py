@@ -41,10 +41,12 @@ class Machine:
     def choose(cls, device: str, gpus: int, processes: int | None) -> Machine:
         """Settle what was left open: a GPU where there is one, and as many processes as cores, at most eight.
 
+        Apple's `mps` is nnU-Net's to judge.
+
         Raises:
             UserError: a device that is not there.
         """
-        device = choose_device(device)
+        device = device if device == "mps" else choose_device(device)
         if gpus > 1 and device != "cuda":
             raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave --gpus out.")
         return cls(device, gpus, processes or min(8, os.cpu_count() or 1))

@@ -84,7 +84,7 @@ class TaskTraining(Settings):
     frames: Literal["same", "resample"] = "same"
     min_share: Fraction = 0.9
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     draws: Annotated[int, Field(ge=100)] = 1000
 
