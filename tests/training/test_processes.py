@@ -151,7 +151,7 @@ def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     _, fabric = launch(tiny_recipe("runtime.accelerator=auto"))
     assert fabric.device.type == "cpu"
-    with pytest.raises(UserError, match="runtime.accelerator = 'mps': input should be 'auto', 'cpu' or 'cuda'"):
+    with pytest.raises(UserError, match=r"runtime\.accelerator = 'mps': input should be 'auto', 'cpu' or 'cuda'"):
         tiny_recipe("runtime.accelerator=mps")
 
 
