@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import to_yaml
@@ -145,6 +146,16 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
         launch(tiny_recipe("runtime.devices=3", "runtime.accelerator=cpu"))
 
 
+def test_deterministic_forbids_no_network(tiny_recipe):
+    """torch has no deterministic gradient of average pooling on GPUs; a ResEnc has it in every stage."""
+    try:
+        launch(tiny_recipe("runtime.accelerator=cpu", "runtime.deterministic=true"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
     """Its GPU has no float64, which geometry needs."""
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
@@ -156,7 +167,6 @@ def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
 
 
 def test_a_device_that_is_not_there_is_a_sentence(tiny_recipe):
-    import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
