@@ -113,8 +113,8 @@ def test_finetune_and_predict(run, task, tmp_path):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: viewalign.prepare("nowhere", "s", spacings=1), "There is no setting 'spacings' .*'spacing'"),
-        (lambda: viewalign.prepare("nowhere", "s", spacing=-1), "spacing: needs three voxel sizes"),
+        (lambda: viewalign.prepare("nowhere", "s", spacings=1), "there is no setting 'spacings' .*'spacing'"),
+        (lambda: viewalign.prepare("nowhere", "s", spacing=-1), r"spacing = .*: needs three voxel sizes"),
         (lambda: viewalign.prepare("nowhere.json", "s"), "nowhere.json"),
         (lambda: viewalign.pretrain("cva-resenc-xs", "s", "r", optim={"learningrate": 1}), "did you mean 'optim.lr'"),
         (lambda: viewalign.pretrain("cva-resenc-xs", "s", "r", batchsize=1), "did you mean 'batch'"),
