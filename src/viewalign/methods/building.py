@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from viewalign.config import Recipe
 from viewalign.methods.reading import named
 from viewalign.networks import heads
@@ -23,8 +25,8 @@ def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
         UserError: an unknown network, or a view size that it cannot take.
     """
     network = recipe.network
-    blocks = {"block": recipe.masking.block} if masked else {}
-    return build_backbone(network.name, recipe.views.size, network.channels, drop_path=network.drop_path, **blocks)
+    build = partial(build_backbone, network.name, recipe.views.size, network.channels, drop_path=network.drop_path)
+    return build(block=recipe.masking.block) if masked else build()
 
 
 def norm_for(recipe: Recipe, vectors: int) -> heads.Norm:

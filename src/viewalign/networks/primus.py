@@ -104,14 +104,17 @@ class PrimusBackbone(Backbone):
         size: (D, H, W) of the views, which fixes the table of learned positions.
         channels: image channels.
         drop_path: rate of stochastic depth at the last encoder block.
+        key: the setting that says the size, for messages.
     """
 
-    def __init__(self, name: str, size: Size, channels: int = 1, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, name: str, size: Size, channels: int = 1, drop_path: float = 0.0, key: str = "views.size"
+    ) -> None:
         super().__init__()
         spec = PRIMUS[name]
         width = spec["embed_dim"]
         self.block = self.stride = spec["patch_embed_size"]
-        self.check_size(size)
+        self.check_size(size, key)
         self._grid = self.grids(size)[0]
         self.net = build_primus(name, channels, channels, size)
         self._paths = drop_path_of_rows(self.net.eva.blocks, drop_path)

@@ -15,7 +15,12 @@ def network_names() -> list[str]:
 
 
 def build_backbone(
-    name: str, size: Size, channels: int = 1, block: Size = (16, 16, 16), drop_path: float = 0.0
+    name: str,
+    size: Size,
+    channels: int = 1,
+    block: Size = (16, 16, 16),
+    drop_path: float = 0.0,
+    key: str = "views.size",
 ) -> Backbone:
     """Build a backbone for views of `size` voxels.
 
@@ -25,6 +30,7 @@ def build_backbone(
         channels: image channels.
         block: masked blocks of a CNN, in voxels; Primus masks its own tokens.
         drop_path: stochastic depth of a transformer.
+        key: the setting that says the size, for messages.
 
     Raises:
         UserError: an unknown name, or a view size that the network cannot take.
@@ -37,13 +43,13 @@ def build_backbone(
         from viewalign.networks.primus import PrimusBackbone  # brings timm along: seconds
 
         try:
-            return PrimusBackbone(name, size, channels, drop_path)
+            return PrimusBackbone(name, size, channels, drop_path, key)
         except ValueError as problem:
             raise UserError(str(problem)) from None
     else:
         raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
     try:
-        backbone.check_size(size)
+        backbone.check_size(size, key)
     except ValueError as problem:
         raise UserError(str(problem)) from None
     return backbone

@@ -130,3 +130,9 @@ def test_the_commands(task_folder, tmp_path):
     assert set(held["features"]) == {"fresh, linear", "intensity statistics, linear"}
     assert held["refused"][0][0] == "c03"
     assert held["judged"] == 11
+
+
+@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+def test_a_field_of_view_that_does_not_fit_is_told_by_its_own_name(network):
+    with pytest.raises(UserError, match=r"^size = \[18, 16, 16\]: side 0 is 18, but this network needs a multiple of"):
+        build_encoder(read_pretrained(f"untrained:{network}"), (18, 16, 16), 1)

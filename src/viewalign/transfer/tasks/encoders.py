@@ -129,7 +129,7 @@ def build_encoder(
         UserError: a size that the network cannot take, or weights that cover too little.
     """
     torch.manual_seed(seed)
-    backbone = build_backbone(start.network, size, channels)
+    backbone = build_backbone(start.network, size, channels, key="size")
     backbone.drop_decoder()
     if start.source is None:
         return backbone, None
