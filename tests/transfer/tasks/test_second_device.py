@@ -3,7 +3,6 @@
 The device is a made-up one (`tests/made/second_device.py`), so that this holds where there is no GPU.
 """
 
-import csv
 import json
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -48,18 +47,11 @@ def elsewhere():
         ("regression", "untrained:primus-xs", ["mode=lora"]),
     ],
 )
-def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, striped_task):
+def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, striped_task, mark_as_test):
     if "mode=lora" in settings:
         pytest.importorskip("peft")
     striped_task(tmp_path / "task", kind, 12, ("a", "b", "c") if kind == "multiclass" else ("no", "yes"))
-    table = tmp_path / "task" / "manifest.csv"
-    rows = list(csv.DictReader(table.open()))
-    for number, row in enumerate(rows):
-        row["split"] = "test" if number < 3 else "train"
-    with table.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    mark_as_test(tmp_path / "task", 3)
     made = load_training(None, [*SMALL, "folds=1", *settings])
     finetune(tmp_path / "task", encoder, tmp_path / "here", made, lambda _: None)
     with elsewhere():

@@ -273,21 +273,14 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
 
 
 @pytest.mark.slow
-def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task):
+def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task, mark_as_test):
     """The route of a benchmark whose test cases are named: one model, its page and figures over the test cases."""
     striped_task(tmp_path / "task", "regression", 12)
-    table = tmp_path / "task" / "manifest.csv"
-    rows = list(csv.DictReader(table.open()))
-    for number, row in enumerate(rows):
-        row["split"] = "test" if number < 4 else "train"
-    with table.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    judged = mark_as_test(tmp_path / "task", 4)
     lines, out = [], tmp_path / "out"
     settings = load_training(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "size=16", "spacing=none"])
     result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings, lines.append)
-    assert sorted(result.cases) == sorted(row["case"] for row in rows[:4])
+    assert sorted(result.cases) == sorted(judged)
     told = json.loads((out / "metrics.json").read_text())
     assert "held_out" not in told
     assert told["test"]["cases"] == 4
