@@ -77,6 +77,7 @@ def test_test_cases_are_in_no_fold_and_given_folds_are_kept():
         tuple(f"c{k}" for k in sorted(range(4 * n, 4 * n + 4), key=str)) for n in range(3)
     ]
     assert folds.test == ("t",)
+    assert all("t" not in fold.train + fold.held_out for fold in folds.folds)
 
 
 def test_one_fold_teaches_with_all_and_needs_test_cases():
@@ -90,7 +91,6 @@ def test_one_fold_teaches_with_all_and_needs_test_cases():
         make_folds(everyone, BINARY, 1)
     with pytest.raises(UserError, match="no case of the class y"):
         make_folds([*cases([0, 0, 0]), test], BINARY, 1)
-    assert all("t" not in fold.train + fold.held_out for fold in folds.folds)
 
 
 def test_sites_are_held_out_whole():
