@@ -5,9 +5,11 @@ import os
 import numpy as np
 import pytest
 
+from viewalign.errors import UserError
 from viewalign.study import labelled
 from viewalign.study.labelled import LabelledCase, read_case
 from viewalign.transfer.probe import read_prepared
+from viewalign.volumes.itk import sitk
 from viewalign.volumes.recipe import PrepareSettings
 
 from .conftest import write_data
@@ -45,3 +47,16 @@ def test_a_case_is_prepared_once_and_is_the_same(tmp_path, counted):
     read_case(case, settings, kept)
     assert len(counted) == 3
     assert not list(kept.glob(".*"))
+
+
+def test_what_could_change_unnoticed_is_not_kept_and_what_is_gone_is_a_sentence(tmp_path, counted):
+    """A detached header stays as it is when its voxels change."""
+    write_data(tmp_path)
+    labels, header = tmp_path / "labels" / "c0.nii.gz", tmp_path / "c0.mhd"
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "images" / "c0.nii.gz")), str(header))
+    for _ in range(2):
+        read_case(LabelledCase("c0", header, labels), PrepareSettings(), tmp_path / "k")
+    assert len(counted) == 2
+    assert not (tmp_path / "k").exists()
+    with pytest.raises(UserError, match=r"gone\.nii\.gz cannot be used"):
+        read_case(LabelledCase("c0", tmp_path / "gone.nii.gz", labels), PrepareSettings(), tmp_path / "k")

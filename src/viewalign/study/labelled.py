@@ -15,7 +15,7 @@ import numpy as np
 from viewalign.errors import RefusedImageError, UserError
 from viewalign.study.digests import digest_of
 from viewalign.study.settings import LabelledSettings
-from viewalign.transfer.kept_arrays import Arrays, kept
+from viewalign.transfer.kept_arrays import Arrays, kept, stamps
 from viewalign.transfer.probe import Case, read_prepared
 from viewalign.transfer.segmentation import dataset as datasets
 from viewalign.transfer.segmentation.splits import few_shot
@@ -181,14 +181,14 @@ def read_case(case: LabelledCase, settings: PrepareSettings, folder: Path) -> Ca
         UserError: it cannot be used.
     """
 
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in (case.image, case.labels)]
-
     def prepare() -> Arrays:
         made = read_prepared(case.name, case.image, case.labels, settings)
         return {"image": made.image, "labels": made.labels}
 
     try:
-        return Case(case.name, **kept(folder / digest_of([files, settings.fingerprint()]), prepare))
+        files = stamps((case.image, case.labels))
+        name = digest_of([files, settings.fingerprint()])
+        return Case(case.name, **(prepare() if files is None else kept(folder / name, prepare)))
     except RefusedImageError as refusal:
         raise UserError(f"{case.image} cannot be used: {refusal}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
+_WHOLE_FILES = (".nii", ".nii.gz", ".mha", ".nrrd", ".b2nd")
+"""Files that hold all of an image. A DICOM slice or a detached header says nothing of its neighbours."""
+
+
+def stamps(paths: Iterable[Path]) -> list[list[str | int]] | None:
+    """Return each file's path, size and time of change; None where a change of its image could not be told by them."""
+    told: list[list[str | int]] = []
+    for path in paths:
+        if not path.name.lower().endswith(_WHOLE_FILES) or not path.is_file():
+            return None
+        facts = path.stat()
+        told.append([str(path.resolve()), facts.st_size, facts.st_mtime_ns])
+    return told
 
 
 def kept(place: Path, make: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:

@@ -11,12 +11,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from viewalign.transfer.kept_arrays import kept
+from viewalign.transfer.kept_arrays import kept, stamps
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 
 Prepare = Callable[[Mapping[str, Path], Path | None], Sample]
-_WHOLE_FILES = (".nii", ".nii.gz", ".mha", ".nrrd", ".b2nd")
-"""Files that hold all of an image. A DICOM slice or a detached header says nothing of its neighbours."""
 
 
 def cached(preprocessor: Preprocessor, folder: Path | None) -> Prepare:
@@ -36,10 +34,9 @@ def cached(preprocessor: Preprocessor, folder: Path | None) -> Prepare:
 def key(preprocessor: Preprocessor, images: Mapping[str, Path], mask: Path | None) -> str | None:
     """Return what a case is kept under; None where a change of its files could not be told."""
     named = [*sorted(images.items()), *([("mask", mask)] if mask is not None else [])]
+    files = stamps(path for _, path in named)
+    if files is None:
+        return None
     told: list[list[str | int]] = [["preprocessing", preprocessor.fingerprint()]]
-    for word, path in named:
-        if not path.name.lower().endswith(_WHOLE_FILES) or not path.is_file():
-            return None
-        facts = path.stat()
-        told.append([word, str(path.resolve()), facts.st_size, facts.st_mtime_ns])
+    told += [[word, *file] for (word, _), file in zip(named, files, strict=True)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
