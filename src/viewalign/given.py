@@ -69,7 +69,6 @@ def misfits(
     values: dict[str, Any] = {}
     for error in problem.errors():
         key = prefix + _key(error["loc"], tags)
-        values.setdefault(key, error["input"])
         if error["type"] == "extra_forbidden":
             reason = f"there is no setting '{key}'{suggest(key)}"
         elif error["type"] == "missing":
@@ -77,9 +76,12 @@ def misfits(
         else:
             message = error["msg"].removeprefix("Value error, ")
             reason = message[:1].lower() + message[1:]
+            values.setdefault(key, error["input"])
         if reason not in reasons.setdefault(key, []):
             reasons[key].append(reason)
-    return "; ".join(_with_value(key, ", or ".join(told), values[key]) for key, told in reasons.items())
+    sentences = {key: ", or ".join(told) for key, told in reasons.items()}
+    unsaid = {key for key in values if not sentences[key].startswith(key)}
+    return "; ".join(_with_value(key, text, values[key]) if key in unsaid else text for key, text in sentences.items())
 
 
 def _key(loc: tuple[int | str, ...], tags: Collection[str]) -> str:
@@ -94,9 +96,6 @@ def _key(loc: tuple[int | str, ...], tags: Collection[str]) -> str:
 
 
 def _with_value(key: str, reason: str, value: object) -> str:
-    told_already = reason.startswith((key, "there is no setting", f"'{key}' must"))
-    if told_already:
-        return reason
     shown = repr(value) if isinstance(value, str) else str(value)
     between = " " if key.startswith("--") else " = "
     return f"{key}{between}{shown if len(shown) <= _LONGEST else shown[:_LONGEST] + '…'}: {reason}"
