@@ -1,34 +1,26 @@
 import numpy as np
 import pytest
+from array_volumes import ArrayVolumes
 
-from viewalign.views.array import ArraySource
 from viewalign.views.build import build_views
 from viewalign.views.drawing import Drawing
 from viewalign.views.samples import SampleReader
 
 
-class Bodies(ArraySource):
+class Bodies(ArrayVolumes):
     """Volumes that differ: smooth blobs at places of their own."""
 
     def __init__(self, count=8, shape=(26, 30, 28)):
-        self._count = count
+        arrays = []
         rng = np.random.default_rng(0)
         axes = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
-        self._arrays = []
         for _ in range(count):
             array = np.zeros(shape)
             for _ in range(6):
                 centre, width = rng.uniform(0, 1, 3) * shape, rng.uniform(2, 6)
                 array += rng.normal() * np.exp(-sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) / width**2)
-            self._arrays.append(((array - array.mean()) / array.std()).astype(np.float32)[None])
-        super().__init__(self._arrays[0])
-
-    def __len__(self):
-        return self._count
-
-    def read(self, k, start, stop):
-        self._array = self._arrays[k]
-        return super().read(k, start, stop)
+            arrays.append(((array - array.mean()) / array.std()).astype(np.float32)[None])
+        super().__init__(arrays)
 
 
 @pytest.fixture(scope="session")

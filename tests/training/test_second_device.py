@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from array_volumes import ArrayVolumes
 from second_device import DEVICE, second_device
 
 from viewalign.methods.registry import METHODS, asks_of, build_method
@@ -18,7 +19,6 @@ from viewalign.training import checkpoints, run
 from viewalign.training.fabric import Fabric
 from viewalign.training.logs import read_log
 from viewalign.training.run import drawing_of, photometrics_of
-from viewalign.views.array import ArraySource
 from viewalign.views.build import build_views
 from viewalign.views.samples import SampleReader
 from viewalign.volumes.store import store_from_arrays
@@ -40,21 +40,6 @@ CASES = [
 ]
 
 
-class Bodies(ArraySource):
-    """Eight volumes in memory."""
-
-    def __init__(self):
-        self._arrays = [array[None] for array in smooth_volumes(8, (26, 30, 28)).values()]
-        super().__init__(self._arrays[0])
-
-    def __len__(self):
-        return len(self._arrays)
-
-    def read(self, k, start, stop):
-        self._array = self._arrays[k]
-        return super().read(k, start, stop)
-
-
 @pytest.mark.parametrize(
     ("recipe", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
@@ -62,7 +47,8 @@ def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     torch.manual_seed(0)
     method, every = build_method(made), np.arange(8)
-    reader = SampleReader(Bodies(), every, every, drawing_of(made.views), 4, seed=1, draw=asks_of(made).draw)
+    volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
+    reader = SampleReader(volumes, every, every, drawing_of(made.views), 4, seed=1, draw=asks_of(made).draw)
     samples, changes = [reader[k] for k in range(4)], photometrics_of(made.views.photometric)
     here = method.step(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), examine=True)
     with second_device():

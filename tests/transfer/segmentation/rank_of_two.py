@@ -23,7 +23,7 @@ engine.DDP = lambda network, device_ids: DistributedDataParallel(network)
 engine.MetaLogger.plot_progress_png = lambda *_: None
 
 
-class OnCpu(ViewalignTrainer):
+class WithDiary(ViewalignTrainer):
     """The trainer with a diary of its weights."""
 
     def note(self):
@@ -44,7 +44,7 @@ def main(plan, dataset, rank, port, out):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": "2"}
     distributed.init_process_group("gloo")
     tree, description = json.loads(Path(plan).read_text()), json.loads(Path(dataset).read_text())
-    trainer = OnCpu(tree | {"continue_training": False}, nnunet.CONFIGURATION, 0, description, torch.device("cpu"))
+    trainer = WithDiary(tree | {"continue_training": False}, nnunet.CONFIGURATION, 0, description, torch.device("cpu"))
     trainer.device, trainer.diary = torch.device("cpu"), []
     trainer.run_training()
     facts = {"diary": trainer.diary, "ddp": isinstance(trainer.network, DistributedDataParallel)}
