@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from viewalign.config import Millimetres, Settings
 from viewalign.errors import UserError
-from viewalign.given import misfits, nearest, put, read_override
+from viewalign.given import misfits, nearest, put, read_override, similar
 
 
 class Small(Settings):
@@ -98,3 +98,8 @@ def test_kinds_that_tell_models_apart_are_no_part_of_a_key():
 
 def test_a_long_value_is_cut():
     assert len(told(name="x", rate=list(range(1000)))) < 200
+
+
+def test_a_name_with_dots_is_likened_whole():
+    assert similar("site.b.scan1", ["other.scan1", "site.a.scan1"]) == " (did you mean 'site.a.scan1'?)"
+    assert nearest("site.b.scan1", ["other.scan1", "site.a.scan1"]) == " (did you mean 'other.scan1'?)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -47,7 +47,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     leaf = word.rsplit(".", 1)[-1]
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
     dotted = any("." in name for name in names)
-    found = same_leaf or difflib.get_close_matches(word if dotted else leaf, names, n=1, cutoff=0.5)
+    return _meant(same_leaf) or similar(word if dotted else leaf, names)
+
+
+def similar(word: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the name that is spelt most like a word, or nothing; dots are letters."""
+    return _meant(difflib.get_close_matches(word, list(names), n=1, cutoff=0.5))
+
+
+def _meant(found: Sequence[str]) -> str:
     return f" (did you mean '{found[0]}'?)" if found else ""
 
 

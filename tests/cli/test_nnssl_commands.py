@@ -220,15 +220,15 @@ def test_rocket_preprocessed_is_told(home, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "line", "sentence"),
     [
-        ("nnssl_extract_fingerprint", "-d 745 --cleen", "did you mean --clean?"),
+        ("nnssl_extract_fingerprint", "-d 745 --cleen", "did you mean '--clean'?"),
         ("nnssl_extract_fingerprint", "", "-d"),
-        ("nnssl_plan_experiment", "-d 745 -p x", "did you mean -pl?"),
+        ("nnssl_plan_experiment", "-d 745 -p x", "did you mean '-pl'?"),
         ("nnssl_plan_experiment", "-d 745 -pl Mine", "ExperimentPlanner"),
-        ("nnssl_preprocess", "-d 745 -total_part 2", "did you mean -total_parts?"),
+        ("nnssl_preprocess", "-d 745 -total_part 2", "did you mean '-total_parts'?"),
         ("nnssl_preprocess", "-d 745 -c onemm", "onemmiso"),
         ("nnssl_preprocess", "-d 745 -part -1", "needs 0 or more"),
-        ("nnssl_plan_and_preprocess", "-d 745 --nopp", "did you mean --no_pp?"),
-        ("nnssl_convert_openmind", "--openmind_root x", "did you mean --openmind_root_dir?"),
+        ("nnssl_plan_and_preprocess", "-d 745 --nopp", "did you mean '--no_pp'?"),
+        ("nnssl_convert_openmind", "--openmind_root x", "did you mean '--openmind_root_dir'?"),
         ("nnssl_train_wandb", "745 onemmiso -fold 0", "all"),
     ],
 )

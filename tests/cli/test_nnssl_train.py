@@ -151,8 +151,8 @@ def test_a_mistake_ends_in_a_sentence(home, capsys, line, sentence):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("745 onemmiso -tr AlignedMAEFTTrainer -pretrained_weight F", "did you mean -pretrained_weights?"),
-        ("745 onemmiso -tr AlignedMAEFTTrainer --cc", "did you mean --c?"),
+        ("745 onemmiso -tr AlignedMAEFTTrainer -pretrained_weight F", "did you mean '-pretrained_weights'?"),
+        ("745 onemmiso -tr AlignedMAEFTTrainer --cc", "did you mean '--c'?"),
         ("745 twomm -tr AlignedMAEFTTrainer", "onemmiso"),
     ],
 )

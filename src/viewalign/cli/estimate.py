@@ -136,13 +136,15 @@ def _preparation(
 def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[str, Any]]:
     import torch
 
+    from viewalign.device import choose_device
     from viewalign.training.cost import step_cost
     from viewalign.training.precision import choose
     from viewalign.training.rates import ANCHOR
 
     cost = step_cost(recipe)
-    precision = choose(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's CPU"
+    device = choose_device()
+    precision = choose(torch.device(device))
+    where = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"
     step, source = _step_here(recipe, cost, precision)
     facts: dict[str, Any] = {
         "steps": recipe.steps,

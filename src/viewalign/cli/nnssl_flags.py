@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 import warnings
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from viewalign.errors import UserError
+from viewalign.given import similar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,7 @@ class Parser(argparse.ArgumentParser):
         for argument in arguments:
             word = argument.partition("=")[0]
             if word.startswith("-") and word not in self.flags and not _is_number(word):
-                close = difflib.get_close_matches(word, self.flags, n=1, cutoff=0.5)
-                self.error(f"there is no flag {word}" + (f" (did you mean {close[0]}?)" if close else ""))
+                self.error(f"there is no flag {word}{similar(word, self.flags)}")
 
 
 def _is_number(word: str) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from viewalign.demo import cohort
 from viewalign.demo.labelled import Holdout, Labelled, load_cases
+from viewalign.device import choose_device
 from viewalign.training.folder import RunFolder
 from viewalign.transfer.encoder import build_untrained, load_encoder
 from viewalign.transfer.probe import Case, ProbeSettings, compare
@@ -37,7 +36,7 @@ def probe_run(
         UserError: the labelled images cannot be used.
     """
     recipe = run.recipe()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     train, test = (_cases(chosen, preparation, say) for chosen in (held.train, held.test))
     result = compare(
         EncoderFeatures(load_encoder(run.root), device),

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from viewalign.config import Recipe
+from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.study.labelled import Labelled, LabelledCase, read_case
 from viewalign.study.segmenting import Segmenting
 from viewalign.study.settings import FeatureJudge, PlaceJudge, SegmentationJudge, Study, TunedJudge, VoxelJudge
 from viewalign.study.taskjudges import TaskJudging
-from viewalign.transfer.device import choose_device
 from viewalign.transfer.encoder import Encoder, build_untrained, load_encoder
 from viewalign.transfer.probe import Case, ProbeSettings, probe
 from viewalign.transfer.retrieval import find_places

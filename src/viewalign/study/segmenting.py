@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.config import Recipe
+from viewalign.device import DEVICES
 from viewalign.errors import UserError
 from viewalign.locks import locked
 from viewalign.study import labelled as labels
 from viewalign.study.digests import digest_of
 from viewalign.study.labelled import Labelled, LabelledCase
 from viewalign.study.settings import SegmentationJudge
-from viewalign.transfer.device import DEVICES
 from viewalign.transfer.evaluation.folders import tolerances_of
 from viewalign.transfer.segmentation import environment, untrained
 from viewalign.transfer.segmentation.settings import FinetuneSettings

@@ -16,6 +16,7 @@ import torch
 
 from viewalign import processes
 from viewalign.config import Recipe
+from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.training import precision
 from viewalign.training.fabric import DDPStrategy, Fabric
@@ -64,9 +65,9 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
     if first:
         _end_with(int(first))
     _prepare_torch(runtime.threads, runtime.deterministic)
-    accelerator = runtime.accelerator
+    accelerator: str = runtime.accelerator
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        accelerator = choose_device()
     chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(accelerator, world)
     try:
         fabric = Fabric(

@@ -22,6 +22,7 @@ from viewalign.training.fabric import Fabric
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import Averages, RunLog, Ticker, duration
 from viewalign.training.tracking import boards
+from viewalign.training.unreadable import Unreadable
 from viewalign.views.batch import ViewBatch
 
 
@@ -82,8 +83,8 @@ class Trainer:
         # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32 on the way in.
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
-        self.position, self.averages, self.unreadable = Position(), Averages(), set[int]()
-        self.refusals: dict[int, str] = {}
+        self.position, self.averages = Position(), Averages()
+        self.unreadable = Unreadable(feed.volumes, recipe.runtime.lost_share)
         self.warned = set[str]()
         self.ticker = Ticker(quiet=not fabric.is_global_zero)
         self.log: RunLog | None = None
@@ -269,7 +270,7 @@ class Trainer:
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         if self.fabric.world_size > 1:
-            self._set_aside({k: why for part in gather_objects(self.refusals) for k, why in part.items()})
+            self._set_aside()
         means = self.averages.take(self._mean_over_processes)
         rate = steps * self.recipe.batch / max(seconds, 1e-9)
         share = waited / max(seconds, 1e-9)
@@ -284,22 +285,16 @@ class Trainer:
 
     def _note_unreadable(self, samples: Samples) -> None:
         """Keep what could not be read; one process alone tells it at once, several with the next row of the log."""
-        self.refusals.update(dict(pair for sample in samples for pair in sample.refused))
+        self.unreadable.meet(samples)
         if self.fabric.world_size == 1:
-            self._set_aside(self.refusals)
+            self._set_aside()
 
-    def _set_aside(self, refusals: dict[int, str]) -> None:
-        """Tell and count volumes that cannot be read; all processes come to the same end."""
-        for volume, reason in sorted(refusals.items()):
-            if volume not in self.unreadable:
-                self.unreadable.add(volume)
-                self._event("unreadable", {"volume": volume, "reason": reason})
-                self.ticker.say(f"Volume {volume} of the store cannot be read and is set aside: {reason}")
-        if len(self.unreadable) > self.recipe.runtime.lost_share * self.feed.volumes:
-            raise UserError(
-                f"{len(self.unreadable)} of {self.feed.volumes} volumes cannot be read, more than "
-                f"runtime.lost_share={self.recipe.runtime.lost_share} allows. Prepare the store again."
-            )
+    def _set_aside(self) -> None:
+        """Tell which volumes are set aside; all processes come to the same end."""
+        for volume, reason in self.unreadable.set_aside():
+            self._event("unreadable", {"volume": volume, "reason": reason})
+            self.ticker.say(f"Volume {volume} of the store cannot be read and is set aside: {reason}")
+        self.unreadable.check()
 
     def _event(self, event: str, values: dict[str, Any]) -> None:
         self._row("event", {"event": event, **values})
@@ -336,7 +331,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "position": asdict(self.position),
             "averages": gather_objects(self.averages.state()),
-            "unreadable": sorted(self.unreadable),
+            "unreadable": sorted(self.unreadable.aside),
             "recipe": public_settings(self.recipe),
             "preparation": self.preparation,
         }
@@ -348,7 +343,7 @@ class Trainer:
         self.position = Position(**state["position"])
         fabric = self.fabric
         self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)
-        self.unreadable = set(state["unreadable"])
+        self.unreadable.aside = set(state["unreadable"])
 
 
 def _named(volumes: list[int], name_of: Callable[[int], str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from viewalign.config import Recipe
+from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.methods.registry import asks_of, build_method
 from viewalign.training.optimizers import build_optimizer
@@ -77,7 +78,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
 
     The volume is made up, so reading is left out; workers do that meanwhile.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device())
     method = build_method(recipe).to(device)
     settings = recipe.optim
     optimizer = build_optimizer(
@@ -118,7 +119,7 @@ class _Many(ArraySource):
 
 def measured_flops(precision: Precision, seconds: float = 4.0) -> float:
     """Return the operations a second of this machine: 3D convolutions forward and backward, the best of a few."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device())
     layer = torch.nn.Conv3d(32, 32, 3, padding=1).to(device)
     image = torch.zeros(1, 32, 48, 48, 48, device=device)
     operations = 3 * 2 * 27 * 32 * 32 * 48**3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.errors import UserError
+from viewalign.given import similar
 from viewalign.volumes.store import Store
 
 Unit = Literal["image", "subject", "dataset"]
@@ -104,11 +104,6 @@ def _factors(store: Store, chosen: NDArray[np.int64], factors: Mapping[str, floa
     known = set(store.datasets) | set(store.subjects) | set(store.ids) if unknown else set()
     for name in unknown:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = (
-                f" (did you mean '{near[0]}'?)"
-                if near
-                else f"; its datasets are {', '.join(sorted(set(store.datasets)))}"
-            )
+            hint = similar(name, sorted(known)) or f"; its datasets are {', '.join(sorted(set(store.datasets)))}"
             raise UserError(f"sampling.weights: the store has no dataset, subject or image '{name}'{hint}.")
     return values

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 import viewalign
+from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.transfer import parquet
-from viewalign.transfer.device import choose_device
 from viewalign.transfer.tasks.caching import cached
 from viewalign.transfer.tasks.manifest import Target, TaskCase
 from viewalign.transfer.tasks.pooling import Pool, Pooling, maps_of

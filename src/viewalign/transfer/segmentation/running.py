@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.formats import nnunet, nnunet_models
-from viewalign.transfer.device import choose_device
 from viewalign.transfer.segmentation import environment
 from viewalign.transfer.segmentation.environment import Folders
 

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from viewalign.device import choose_device
 from viewalign.errors import UserError
-from viewalign.transfer.device import choose_device
 from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.global_probe import ProbeScore, score
 from viewalign.transfer.tasks import lora, metrics

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of, seed_of
 from viewalign.training import checkpoints
-from viewalign.transfer.device import choose_device
 from viewalign.transfer.tasks import lora
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.manifest import TaskCase

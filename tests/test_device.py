@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from viewalign.device import choose_device
 from viewalign.errors import UserError
-from viewalign.transfer.device import choose_device
 from viewalign.transfer.tasks.settings import load_training, recipe_names
 
 

@@ -1,4 +1,4 @@
-"""What a network that is transferred computes on."""
+"""What a network computes on."""
 
 from __future__ import annotations
 
