@@ -115,6 +115,8 @@ def _end_with(parent: int) -> None:
 def _prepare_torch(threads: int, deterministic: bool) -> None:
     if threads:
         torch.set_num_threads(threads)
+    # Every step has the same shapes, so that cuDNN's search for the fastest kernels is paid once, as in nnU-Net.
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # A ResEnc's average pooling has no deterministic gradient on a GPU: an error would forbid the setting there.
