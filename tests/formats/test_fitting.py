@@ -3,6 +3,7 @@
 import pytest
 import torch
 from dynamic_network_architectures.architectures.primus import Primus
+from second_device import DEVICE, second_device
 from torch import nn
 from torch.nn import functional as F
 
@@ -223,3 +224,18 @@ def test_the_report_is_plain_values_without_paths(nnssl_file):
     assert json.loads(written)["counts"]["adapted"] == 1
     assert "100.0% of the encoder is covered" in fitted.text()
     assert isinstance(build_primus("primus-xs", 1, 1, (16, 16, 16)), Primus)
+
+
+@pytest.mark.parametrize(("network", "size"), [("resenc-xs", None), ("primus-xs", (24, 16, 16))])
+def test_weights_read_on_the_cpu_fill_a_network_on_another_device(network, size, nnssl_file):
+    """As nnU-Net's trainer has it: its network is on the GPU before the encoder is loaded."""
+    source = read_weights(nnssl_file(network)[0], order="dhw")
+    here = build_backbone(network, size or (16, 16, 16))
+    with second_device():
+        there = build_backbone(network, size or (16, 16, 16)).to(DEVICE)
+        fitted = load_encoder_weights(there, source, size)
+    assert load_encoder_weights(here, source, size).report == fitted.report
+    for name in fitted.state:
+        held = there.get_parameter(find_encoder(list(dict(there.named_parameters()))).prefix + name)
+        assert held.device == DEVICE
+        assert torch.equal(held.cpu(), fitted.state[name])
