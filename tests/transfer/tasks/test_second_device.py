@@ -16,11 +16,14 @@ from viewalign.transfer.embedding import embed
 from viewalign.transfer.encoder import Encoder
 from viewalign.transfer.probe import Case, ProbeSettings, probe
 from viewalign.transfer.retrieval import find_places
+from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
 from viewalign.transfer.tasks.finetune import finetune
 from viewalign.transfer.tasks.preparation import Preprocessor
 from viewalign.transfer.tasks.settings import load_training
 from viewalign.transfer.voxel_features import EncoderFeatures
+from viewalign.views.drawing import Drawing
+from viewalign.views.photometric import Photometrics
 
 SMALL = ["epochs=1", "batch=4", "draws=100", "size=16", "spacing=none"]
 
@@ -59,6 +62,25 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
     here, there = (json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("here", "there"))
     assert there["cases"] == 3
     assert there["values"] == pytest.approx(here["values"], rel=0.05, abs=0.05, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_case_is_changed_on_the_device_that_trains(seed):
+    """A GPU would wait for a CPU that turns and blurs 160³ voxels."""
+    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 12, 10, 11)).astype(np.float32))
+    valid = torch.ones(1, 12, 10, 11, dtype=torch.bool)
+    geometry = Drawing(size=(12, 10, 11), p_rotation=1.0, p_scale=1.0)
+    present, colours = np.array([True, True]), Photometrics(p_noise=1.0)
+
+    def changed(*case):
+        return augment(*case, present, np.random.default_rng(seed), geometry, colours)
+
+    here = changed(image, valid)
+    with second_device():
+        there = changed(image.to(DEVICE), valid.to(DEVICE))
+    assert {part.device for part in there} == {DEVICE}
+    assert torch.allclose(there[0].cpu(), here[0], atol=1e-5)
+    assert torch.equal(there[1].cpu(), here[1])
 
 
 def test_embedding_stays_on_its_device(tmp_path, striped_task):

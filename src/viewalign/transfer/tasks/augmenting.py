@@ -1,4 +1,7 @@
-"""What changes each time a case is seen in training: geometry and intensities, by the rules of pretraining's views."""
+"""What changes each time a case is seen in training: geometry and intensities, by the rules of pretraining's views.
+
+It is worked out on the device that the case lies on: a GPU would wait for a CPU that does it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ def augment(
     """Draw one change of a case.
 
     Args:
-        image: float32 (C, D, H, W).
-        valid: bool (1, D, H, W).
+        image: float32 (C, D, H, W), on any device.
+        valid: bool (1, D, H, W), on the same.
         present: bool (C,), which channels the case has; at least one of them always stays.
         rng: the sample's own generator.
         geometry: mirror, rotation, scale; its size is the field of view.
@@ -42,7 +45,7 @@ def augment(
     out = torch.zeros_like(moved)
     for channel in kept:
         change = photometric.draw(rng, colours)
-        noise = torch_generator_of("cpu", int(rng.integers(2**31)))
+        noise = torch_generator_of(image.device, int(rng.integers(2**31)))
         if not drops[channel] or channel == spared:
             view = photometric.recolour(moved[channel : channel + 1], inside, change)
             out[channel] = photometric.degrade(view, inside, change, noise)[0]

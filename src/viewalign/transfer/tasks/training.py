@@ -149,9 +149,10 @@ class FoldTraining:
                 p_scale=drawn.p_scale,
                 scale=drawn.scale,
             )
+            whole, seen = sample_tensors(sample, self.settings.device)
             image, valid = augment(
-                torch.from_numpy(np.array(sample.image)),
-                torch.from_numpy(np.array(sample.valid)),
+                whole[0],
+                seen[0],
                 sample.present,
                 rng,
                 geometry,
@@ -160,7 +161,7 @@ class FoldTraining:
             )
             images.append(image)
             masks.append(valid)
-        return torch.stack(images).to(self.settings.device), torch.stack(masks).to(self.settings.device)
+        return torch.stack(images), torch.stack(masks)
 
     def targets(self, cases: Sequence[TaskCase]) -> Tensor:
         """Return targets as the loss wants them: class numbers, labels, or standardised values."""
