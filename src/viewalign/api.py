@@ -178,6 +178,7 @@ def embed(
     maps: bool = False,
     device: str = "auto",
     on_progress: Listener | None = None,
+    workers: int | None = None,
 ) -> Embeddings:
     """Describe each case by one vector; nothing is random.
 
@@ -190,6 +191,7 @@ def embed(
         maps: whether to keep the coarsest map (C, d, h, w) of each case.
         device: `auto`, `cuda` or `cpu`.
         on_progress: called after each case.
+        workers: processes that prepare cases; default one a core, and this one alone for few cases.
 
     Returns:
         `cases` (N names), `features` (N, C) float32, perhaps `maps`, and `refused`: name and reason.
@@ -210,7 +212,7 @@ def embed(
     voxels = None if size is None else _joined(size)
     millimetres = "none" if spacing is None else _joined(spacing)
     backbone, preprocessor = encoder_and_preprocessor(str(encoder), spec, voxels, millimetres, pool)
-    return embed_cases(backbone, preprocessor, given, pool, maps, device, on_progress)
+    return embed_cases(backbone, preprocessor, given, pool, maps, device, on_progress, workers=workers)
 
 
 def _joined(value: str | float | Sequence[float]) -> str:
@@ -253,8 +255,8 @@ def finetune(kind: str, data: str | Path, encoder: str | Path, out: str | Path, 
         encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
         out: the fine-tuning's folder.
         **settings: as `viewalign finetune KIND --help` has them. Segmentation: those of `FinetuneSettings`, and
-            `device`, `gpus`, `processes`. Else: those of `TaskTraining`, `recipe`, `say` (takes lines of progress) and
-            `cache` (a folder that keeps prepared cases).
+            `device`, `gpus`, `processes`. Else: those of `TaskTraining`, `recipe`, `say` (takes lines of progress),
+            `cache` (a folder that keeps prepared cases) and `workers` (processes that prepare them).
 
     Returns:
         For segmentation everything that came out (`judged` has the scores; the page is `report.html`), else a
@@ -311,9 +313,10 @@ def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: 
     rest = dict(settings)
     say, recipe = rest.pop("say", None) or (lambda _: None), rest.pop("recipe", None)
     overrides = rest.pop("overrides", ())
-    cache = rest.pop("cache", None)
+    cache, workers = rest.pop("cache", None), rest.pop("workers", None)
     training = load_training(recipe, overrides, rest)
-    score, refused = run(task, encoder, out, training, say, cache=None if cache is None else Path(cache))
+    kept = None if cache is None else Path(cache)
+    score, refused = run(task, encoder, out, training, say, cache=kept, workers=workers)
     return TaskOutcome(out, score, refused, write_page(out))
 
 
@@ -326,6 +329,7 @@ def predict(
     flips: bool = False,
     device: str = "auto",
     on_progress: Listener | None = None,
+    workers: int | None = None,
 ) -> Predictions:
     """Predict classes, values or masks of new cases, averaged over a fine-tuning's folds.
 
@@ -337,6 +341,7 @@ def predict(
         flips: whether to average over mirrored images too.
         device: `auto`, `cpu` or `cuda`; an `.onnx` runs on the CPU.
         on_progress: called after each case of a classification or regression.
+        workers: processes that prepare its cases; default one a core, and this one alone for few cases.
 
     Returns:
         The numbers or masks by case, and the cases that could not be used.
@@ -356,7 +361,7 @@ def predict(
     machine = Machine.choose(device, 1, 1)
     if is_segmentation(Path(model)):
         return _masks(Path(model), Path(cases), out, machine, flips)
-    return _answers(Path(model), cases, out, machine, flips, on_progress)
+    return _answers(Path(model), cases, out, machine, flips, on_progress, workers)
 
 
 def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, flips: bool) -> Predictions:
@@ -373,24 +378,30 @@ def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, f
 
 
 def _answers(
-    model: Path, cases: str | Path, out: str | Path | None, machine: Machine, flips: bool, listener: Listener | None
+    model: Path,
+    cases: str | Path,
+    out: str | Path | None,
+    machine: Machine,
+    flips: bool,
+    listener: Listener | None,
+    workers: int | None,
 ) -> Predictions:
     from viewalign.transfer.tasks.finetune import write_predictions
     from viewalign.transfer.tasks.manifest import read_manifest
     from viewalign.transfer.tasks.models import Predictor, prediction_columns
     from viewalign.transfer.tasks.onnx_export import OnnxPredictor
+    from viewalign.transfer.tasks.prepared_cases import prepared
 
     predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model, machine.device)
     given = read_manifest(cases, predictor.spec, targets=False)
-    values: dict[str, NDArray[np.float64]] = {}
-    refused = []
-    for number, case in enumerate(given, 1):
-        try:
-            values[case.case] = predictor.predict(case, flips)
-        except UserError as problem:
-            refused.append((case.case, str(problem)))
+    found: dict[str, NDArray[np.float64] | str] = {}
+    for number, (case, sample) in enumerate(prepared(given, predictor.preprocessor, workers=workers), 1):
+        found[case.case] = sample if isinstance(sample, str) else predictor.answer(sample, flips)
         if listener:
             listener(number, len(given))
+    told = [(case.case, found[case.case]) for case in given]
+    values = {name: value for name, value in told if not isinstance(value, str)}
+    refused = [(name, reason) for name, reason in told if isinstance(reason, str)]
     if out is not None:
         write_predictions(Path(out), given, {name: ("", value) for name, value in values.items()}, predictor.spec)
     return Predictions(tuple(prediction_columns(predictor.spec)), values, {}, refused)

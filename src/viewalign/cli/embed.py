@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.task_options import Cache, CaseWorkers
+
 
 def embed(
     encoder: Annotated[
@@ -24,9 +26,8 @@ def embed(
     spacing: Annotated[str, typer.Option(help="pretraining, none, or D,H,W in mm.")] = "pretraining",
     pool: Annotated[str, typer.Option(help="multistage, average, or pretrained.")] = "multistage",
     maps: Annotated[bool, typer.Option("--maps", help="Keep the coarsest map of each case too.")] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps prepared cases for the next time.", show_default=False)
-    ] = None,
+    cache: Cache = None,
+    workers: CaseWorkers = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
     """Write one vector a case: nothing random, the same numbers every time.
@@ -51,7 +52,7 @@ def embed(
     cases = read_manifest(task, spec, targets=False)
     backbone, preprocessor = encoder_and_preprocessor(encoder, spec, size, spacing, pool)
     with progress_bar("Embedding") as report:
-        found = embed_cases(backbone, preprocessor, cases, pool, maps, device, report, cache)  # type: ignore[arg-type]
+        found = embed_cases(backbone, preprocessor, cases, pool, maps, device, report, cache, workers)  # type: ignore[arg-type]
     found.write(out)
     typer.echo(f"{len(found.cases)} cases, {found.features.shape[1]} numbers each: {out}")
     tell_refused(found.refused)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from viewalign.cli.task_options import Cache, CaseWorkers
+
 Task = Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and its manifest.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=50.")]
 Encoder = Annotated[
@@ -15,9 +17,6 @@ Encoder = Annotated[
 Out = Annotated[Path, typer.Option("-o", "--out", help="The fine-tuning's folder; an unfinished one is completed.")]
 RecipeName = Annotated[
     str | None, typer.Option(help="ssl3d-abide, fomo-infarct, fomo-brain-age, or a YAML file.", show_default=False)
-]
-Cache = Annotated[
-    Path | None, typer.Option(help="Folder that keeps prepared cases for the next time.", show_default=False)
 ]
 
 
@@ -28,6 +27,7 @@ def classification(
     settings: Overrides = None,
     recipe: RecipeName = None,
     cache: Cache = None,
+    workers: CaseWorkers = None,
 ) -> None:
     """Fine-tune an encoder to tell classes, in folds, and judge it once over all held-out cases.
 
@@ -35,7 +35,7 @@ def classification(
 
     viewalign finetune classification task mode=head_first epochs=50 --encoder run -o tuned
     """
-    _finetune(task, settings, encoder, out, recipe, cache, regression=False)
+    _finetune(task, settings, encoder, out, recipe, cache, workers, regression=False)
 
 
 def regression(
@@ -45,6 +45,7 @@ def regression(
     settings: Overrides = None,
     recipe: RecipeName = None,
     cache: Cache = None,
+    workers: CaseWorkers = None,
 ) -> None:
     """Fine-tune an encoder to tell a number, in folds, and judge it once over all held-out cases.
 
@@ -52,7 +53,7 @@ def regression(
 
     viewalign finetune regression task --encoder run -o tuned --recipe fomo-brain-age
     """
-    _finetune(task, settings, encoder, out, recipe, cache, regression=True)
+    _finetune(task, settings, encoder, out, recipe, cache, workers, regression=True)
 
 
 def _finetune(
@@ -62,6 +63,7 @@ def _finetune(
     out: Path,
     recipe: str | None,
     cache: Path | None,
+    workers: int | None,
     *,
     regression: bool,
 ) -> None:
@@ -69,6 +71,7 @@ def _finetune(
     from viewalign.cli.telling import tell_refused
 
     kind: Literal["classification", "regression"] = "regression" if regression else "classification"
-    done = api.finetune(kind, task, encoder, out, recipe=recipe, overrides=settings or [], say=typer.echo, cache=cache)
+    rest = {"recipe": recipe, "overrides": settings or [], "say": typer.echo, "cache": cache, "workers": workers}
+    done = api.finetune(kind, task, encoder, out, **rest)
     typer.echo(f"Predictions, figures and models: {out}\nReport: {done.report}")
     tell_refused(done.refused)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.task_options import CaseWorkers
+
 
 def predict(
     model: Annotated[
@@ -29,6 +31,7 @@ def predict(
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over mirrored images too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu; an .onnx runs on the CPU.")] = "auto",
+    workers: CaseWorkers = None,
 ) -> None:
     """Predict probabilities, values in the target's own unit, or masks on the voxels of each image; folds averaged.
 
@@ -50,6 +53,6 @@ def predict(
 
     target = out or Path("predictions" if is_segmentation(model) else "predictions.csv")
     with progress_bar("Predicting") as report:
-        found = api.predict(model, cases, target, flips=flips, device=device, on_progress=report)
+        found = api.predict(model, cases, target, flips=flips, device=device, on_progress=report, workers=workers)
     typer.echo(f"{len(found.values) + len(found.masks)} cases: {target}")
     tell_refused(found.refused)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.task_options import Cache, CaseWorkers
+
 
 def probe(
     encoders: Annotated[
@@ -34,12 +36,8 @@ def probe(
     pool: Annotated[str, typer.Option(help="multistage, average, or pretrained.")] = "multistage",
     draws: Annotated[int, typer.Option(min=100, help="Resamplings of subjects for intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of folds, draws and the untrained network.")] = 0,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps prepared cases for the next encoder, and the next time.", show_default=False
-        ),
-    ] = None,
+    cache: Cache = None,
+    workers: CaseWorkers = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
 ) -> None:
     """Judge encoders by a learner fitted to their vectors: no training, minutes on a laptop.
@@ -61,5 +59,5 @@ def probe(
     numbers = () if shots is None else tuple(int(part) for part in shots.split(",") if part.strip().isdigit())
     if shots is not None and not numbers:
         raise UserError(f"--shots {shots}: give numbers such as 5,10,20.")
-    plan = ProbePlan(chosen, folds, numbers, repeats, size, spacing, pool, draws, seed, device)  # type: ignore[arg-type]
+    plan = ProbePlan(chosen, folds, numbers, repeats, size, spacing, pool, draws, seed, device, workers)  # type: ignore[arg-type]
     tell_refused(run_probe(encoders, task, out, plan, typer.echo, cache))

@@ -18,10 +18,11 @@ from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.transfer import parquet
-from viewalign.transfer.tasks.caching import cached
 from viewalign.transfer.tasks.manifest import Target, TaskCase
 from viewalign.transfer.tasks.pooling import Pool, Pooling, maps_of
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
+from viewalign.transfer.tasks.prepared_cases import prepared
+from viewalign.transfer.tasks.training import sample_tensors
 from viewalign.writing import whole
 
 Rows = NDArray[np.float32]
@@ -79,26 +80,6 @@ class Embeddings:
             raise UserError(f"{path} holds no embeddings of viewalign: {problem}.") from None
 
 
-def prepare_cases(
-    cases: Sequence[TaskCase],
-    preprocessor: Preprocessor,
-    progress: Callable[[int, int], None] | None = None,
-    cache: Path | None = None,
-) -> tuple[dict[str, Sample], list[tuple[str, str]]]:
-    """Prepare cases, in memory or in a cache; returns their samples, and name and reason of each that is refused."""
-    prepare = cached(preprocessor, cache)
-    samples: dict[str, Sample] = {}
-    refused: list[tuple[str, str]] = []
-    for number, case in enumerate(cases, 1):
-        try:
-            samples[case.case] = prepare(case.images, case.mask)
-        except UserError as problem:
-            refused.append((case.case, str(problem)))
-        if progress:
-            progress(number, len(cases))
-    return samples, refused
-
-
 @torch.no_grad()
 def embed(
     backbone: Backbone,
@@ -109,8 +90,9 @@ def embed(
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
+    workers: int | None = None,
 ) -> Embeddings:
-    """Embed cases one by one, in float32, with nothing random.
+    """Embed cases one by one, in float32, with nothing random; others are prepared meanwhile.
 
     Args:
         backbone: from `tasks.encoders.build_encoder`.
@@ -121,24 +103,27 @@ def embed(
         device: where the encoder runs: auto, cuda or cpu.
         progress: takes how many cases are done and how many there are.
         cache: folder of prepared cases, see `tasks.caching`.
+        workers: processes that prepare cases, see `tasks.prepared_cases`.
     """
     device = choose_device(device)
     backbone = backbone.eval().to(device)
     pooling = Pooling(backbone, pool).to(device)
-    prepare = cached(preprocessor, cache)
-    rows, maps, names, refused = [], [], [], []
-    for number, case in enumerate(cases, 1):
-        try:
-            sample = prepare(case.images, case.mask)
-            image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
-            rows.append(pooling(backbone, image, valid)[0].cpu().numpy())
-            maps += [maps_of(backbone, image)[-1][0].float().cpu().numpy()] if with_maps else []
-            names.append(case.case)
-        except UserError as problem:
-            refused.append((case.case, str(problem)))
+    vectors: dict[str, Rows] = {}
+    maps: dict[str, Rows] = {}
+    reasons: dict[str, str] = {}
+    for number, (case, sample) in enumerate(prepared(cases, preprocessor, cache, workers), 1):
+        if isinstance(sample, str):
+            reasons[case.case] = sample
+        else:
+            image, valid = sample_tensors(sample, device)
+            vectors[case.case] = pooling(backbone, image, valid)[0].cpu().numpy()
+            if with_maps:
+                maps[case.case] = maps_of(backbone, image)[-1][0].float().cpu().numpy()
         if progress:
             progress(number, len(cases))
-    if not rows:
+    names = tuple(case.case for case in cases if case.case in vectors)
+    refused = tuple((case.case, reasons[case.case]) for case in cases if case.case in reasons)
+    if not names:
         raise UserError(f"None of the {len(cases)} cases could be used. The first: {refused[0][0]}: {refused[0][1]}.")
     facts = {
         "viewalign_version": viewalign.__version__,
@@ -147,7 +132,8 @@ def embed(
         "preprocessing_fingerprint": preprocessor.fingerprint(),
         "pool": pool,
     }
-    return Embeddings(tuple(names), np.stack(rows), facts, np.stack(maps) if maps else None, tuple(refused))
+    kept = np.stack([maps[name] for name in names]) if with_maps else None
+    return Embeddings(names, np.stack([vectors[name] for name in names]), facts, kept, refused)
 
 
 def digest(backbone: Backbone) -> str:

@@ -16,11 +16,11 @@ import torch
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
-from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.global_probe import probe
 from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
 from viewalign.transfer.tasks.pooling import Pooling
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
+from viewalign.transfer.tasks.prepared_cases import prepare_cases
 from viewalign.transfer.tasks.probing import judged_folds
 from viewalign.transfer.tasks.spec import TaskSpec, read_spec
 from viewalign.volumes.recipe import PrepareSettings

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from viewalign.errors import UserError
-from viewalign.transfer.embedding import Embeddings, embed, prepare_cases
+from viewalign.transfer.embedding import Embeddings, embed
 from viewalign.transfer.tasks.caching import cached, key
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
 from viewalign.transfer.tasks.preparation import Preprocessor
+from viewalign.transfer.tasks.prepared_cases import prepare_cases
 
 SIZE = (16, 16, 16)
 

@@ -9,7 +9,6 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.networks.registry import build_backbone
-from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
 from viewalign.transfer.tasks.finetune import finetune
@@ -18,6 +17,7 @@ from viewalign.transfer.tasks.models import Predictor
 from viewalign.transfer.tasks.network import GlobalNetwork, answers
 from viewalign.transfer.tasks.pooling import Pooling
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
+from viewalign.transfer.tasks.prepared_cases import prepare_cases
 from viewalign.transfer.tasks.settings import load_training
 from viewalign.transfer.tasks.spec import TaskSpec
 from viewalign.transfer.tasks.training import FoldTraining

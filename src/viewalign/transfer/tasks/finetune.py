@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from viewalign.device import choose_device
 from viewalign.errors import UserError
-from viewalign.transfer.embedding import prepare_cases
 from viewalign.transfer.global_probe import ProbeScore, score
 from viewalign.transfer.tasks import lora, metrics
 from viewalign.transfer.tasks.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
@@ -23,6 +22,7 @@ from viewalign.transfer.tasks.manifest import TaskCase, read_manifest, target_te
 from viewalign.transfer.tasks.models import Predictor, in_words, prediction_columns, write_model
 from viewalign.transfer.tasks.network import GlobalNetwork, first_bias
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
+from viewalign.transfer.tasks.prepared_cases import prepare_cases
 from viewalign.transfer.tasks.settings import TaskTraining
 from viewalign.transfer.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.transfer.tasks.training import FoldTraining, predict_sample
@@ -41,11 +41,13 @@ def finetune(
     say: Say = print,
     token_order: Any = None,
     cache: Path | None = None,
+    workers: int | None = None,
 ) -> tuple[ProbeScore, list[tuple[str, str]]]:
     """Fine-tune an encoder for a task in folds, judge it once over all of them, and keep what prediction needs.
 
     The folder gets `fold_*/model.*`, `predictions.csv`, `metrics.json`, `folds.json`, `settings.yaml` and `task.yaml`;
-    called again with the same settings it goes on where it stopped.
+    called again with the same settings it goes on where it stopped. Cases are prepared by `workers` processes
+    (`tasks.prepared_cases`) and kept in `cache`, where one is given.
 
     Returns:
         The figures over all held-out cases (over the test cases where none are held out), and name and reason of each
@@ -60,7 +62,8 @@ def finetune(
     preprocessor = preprocessor_for(start, spec, settings, say)
     _begin(out, spec, settings)
     device = choose_device(settings.device)  # refused before cases are prepared
-    samples, refused = prepare_cases(cases, preprocessor, cache=cache)
+    say(f"{len(cases)} cases are prepared.")
+    samples, refused = prepare_cases(cases, preprocessor, cache=cache, workers=workers)
     usable = [case for case in cases if case.case in samples]
     folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
     with whole(out / "folds.json") as partial:

@@ -18,7 +18,7 @@ from viewalign.errors import UserError
 from viewalign.networks.registry import build_backbone
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.network import GlobalNetwork
-from viewalign.transfer.tasks.preparation import Preprocessor
+from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 from viewalign.transfer.tasks.spec import TaskSpec, check_spec
 from viewalign.transfer.tasks.training import predict_sample
 from viewalign.writing import whole
@@ -123,7 +123,10 @@ class Predictor:
         Raises:
             UserError: the case cannot be prepared.
         """
-        sample = self.preprocessor(case.images, case.mask)
+        return self.answer(self.preprocessor(case.images, case.mask), flips)
+
+    def answer(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
+        """Return the same of a case that is prepared."""
         found = [predict_sample(m.network, sample, self.spec, m.scale, self.device, flips) for m in self.models]
         mean: NDArray[np.float64] = np.mean(found, axis=0)
         return mean

@@ -23,7 +23,7 @@ from viewalign.errors import UserError
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.models import Predictor, TaskModel
 from viewalign.transfer.tasks.network import answer_tensor
-from viewalign.transfer.tasks.preparation import Preprocessor
+from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 from viewalign.transfer.tasks.spec import check_spec
 from viewalign.transfer.tasks.training import flipped_axes
 
@@ -220,7 +220,10 @@ class OnnxPredictor:
         Raises:
             UserError: the case cannot be prepared.
         """
-        sample = self.preprocessor(case.images, case.mask)
+        return self.answer(self.preprocessor(case.images, case.mask), flips)
+
+    def answer(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
+        """Return the same of a case that is prepared."""
         image, valid = sample.image[None], sample.valid[None]
         found = [
             self.session.run(

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from viewalign.errors import UserError
 from viewalign.transfer import global_probe
-from viewalign.transfer.embedding import embed, intensity_statistics, prepare_cases
+from viewalign.transfer.embedding import embed, intensity_statistics
 from viewalign.transfer.global_probe import CurvePoint, Learner, ProbeScore
 from viewalign.transfer.tasks import metrics
 from viewalign.transfer.tasks.encoders import UNTRAINED, read_pretrained
 from viewalign.transfer.tasks.folds import Fold, make_folds
 from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
+from viewalign.transfer.tasks.prepared_cases import prepare_cases
 from viewalign.transfer.tasks.setup import check_installed, encoder_and_preprocessor
 from viewalign.transfer.tasks.spec import TaskSpec, read_spec
 
@@ -38,6 +39,7 @@ class ProbePlan:
     draws: int = 1000
     seed: int = 0
     device: str = "auto"
+    workers: int | None = None
 
 
 def run_probe(
@@ -108,12 +110,13 @@ def _all_features(
     features: dict[str, NDArray[Any]] = {}
     facts: dict[str, Any] = {}
     refused: list[tuple[str, str]] | None = None
+    ready: dict[str, Any] = {"cache": cache, "workers": plan.workers}
     for text in encoders:
         name, path = _named(text)
         if name in features:
             raise UserError(f"Two encoders are called '{name}'; write NAME=PATH.")
         backbone, preprocessor = encoder_and_preprocessor(path, spec, plan.size, plan.spacing, plan.pool)
-        found = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, cache=cache)  # type: ignore[arg-type]
+        found = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **ready)  # type: ignore[arg-type]
         features[name], facts[name] = found.features, found.facts
         if refused is not None and dict(refused).keys() != dict(found.refused).keys():
             raise UserError(f"{name} is prepared otherwise and can use other cases; give --spacing, or probe it alone.")
@@ -124,9 +127,11 @@ def _all_features(
             fresh, same = encoder_and_preprocessor(
                 UNTRAINED + start.network, spec, plan.size, plan.spacing, "multistage", like=start
             )
-            features[twin] = embed(fresh, same, cases, "multistage", device=plan.device, cache=cache).features
+            features[twin] = embed(
+                fresh, same, cases, "multistage", device=plan.device, cache=cache, workers=plan.workers
+            ).features
         if INTENSITIES not in features:
-            samples, _ = prepare_cases(cases, preprocessor, cache=cache)
+            samples, _ = prepare_cases(cases, preprocessor, **ready)
             features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in found.cases])
     return features, refused or [], facts
 
