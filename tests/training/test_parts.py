@@ -126,6 +126,9 @@ def test_workers_by_machine():
     assert data.worker_count("auto", True, 64, 8) == 8
     assert data.worker_count("auto", False, 2) == 0
     assert data.worker_count("auto", False, 16) == 1
+    assert data.worker_count("auto", True, 96, 1, allowed=8) == 8
+    assert data.worker_count("auto", True, 96, 8, allowed=96) == 12
+    assert data.worker_count("auto", False, 96, allowed=2) == 0
 
 
 def test_the_dataset_s_own_choice_of_subjects_holds():

@@ -174,10 +174,19 @@ def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 1) -> int:
-    """Return how many workers read for one process: on a GPU its share of the cores, on a CPU one if a core is free."""
+def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 1, allowed: int | None = None) -> int:
+    """Return how many workers read for one process: on a GPU its share of the cores, on a CPU one if a core is free.
+
+    Args:
+        setting: a number, which then holds, or `auto`.
+        on_gpu: whether the process computes on a GPU.
+        cores: of the machine.
+        processes: of the run on this machine.
+        allowed: cores that this process may use, fewer where SLURM or a container lends a part of the machine.
+    """
     if isinstance(setting, int):
         return setting
+    allowed = cores if allowed is None else allowed
     if on_gpu:
-        return max(1, min(12, cores // processes))
-    return 1 if cores > 2 else 0
+        return max(1, min(12, cores // processes, allowed))
+    return 1 if min(cores, allowed) > 2 else 0

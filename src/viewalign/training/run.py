@@ -35,6 +35,7 @@ from viewalign.views.drawing import Drawing
 from viewalign.views.photometric import Photometrics
 from viewalign.views.released import draw_released, misplacement
 from viewalign.views.samples import SampleReader
+from viewalign.volumes.pool import default_workers
 from viewalign.volumes.store import Store
 
 _MISALIGNED = 0.01
@@ -243,7 +244,7 @@ def _feed(recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.S
     }
     load: dict[str, Any] = {
         "batch": recipe.batch,
-        "workers": data.worker_count(runtime.workers, on_gpu, os.cpu_count() or 1, runtime.devices),
+        "workers": data.worker_count(runtime.workers, on_gpu, os.cpu_count() or 1, runtime.devices, default_workers()),
         "pin": on_gpu,
         "rank": fabric.global_rank,
         "world": fabric.world_size,

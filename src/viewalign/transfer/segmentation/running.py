@@ -17,6 +17,7 @@ from viewalign.errors import UserError
 from viewalign.formats import nnunet, nnunet_models
 from viewalign.transfer.segmentation import environment
 from viewalign.transfer.segmentation.environment import Folders
+from viewalign.volumes.pool import default_workers
 
 TRAINER = "ViewalignTrainer"
 _RESUMABLE = ("checkpoint_latest.pth", "checkpoint_best.pth")
@@ -49,7 +50,7 @@ class Machine:
         device = device if device == "mps" else choose_device(device)
         if gpus > 1 and device != "cuda":
             raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave --gpus out.")
-        return cls(device, gpus, processes or min(8, os.cpu_count() or 1))
+        return cls(device, gpus, processes or min(8, default_workers()))
 
 
 @dataclass(frozen=True)
