@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from viewalign.locks import BusyError, locked
 from viewalign.study.grid import FILE, Cell, Grid
+from viewalign.study.timing import time_left
 from viewalign.training.run import pretrain
 from viewalign.writing import whole
 
@@ -50,7 +52,8 @@ def run_study(
             continue
         if code is not None:
             return code
-        say(f"[{number}/{len(chosen)}] {cell.name}: {cell.record.get('error') or cell.record.get('measures')}")
+        told = cell.record.get("error") or cell.record.get("measures") or "done"
+        say(f"[{number}/{len(chosen)}] {cell.name}: {told}  {time_left(chosen, grid.cells)}".rstrip())
     return _tell_open([cell for cell in chosen if not cell.done], say)
 
 
@@ -65,11 +68,12 @@ def _tell_open(left: Sequence[Cell], say: Callable[[str], None]) -> int:
 
 
 def run_cell(grid: Grid, cell: Cell) -> int | None:
-    """Do a cell; a fault is written down and does not end the study.
+    """Do a cell; a fault is written down and does not end the study. How long it took stands in its record.
 
     Returns:
         An exit code if a signal came before its end.
     """
+    begin = time.perf_counter()
     try:
         if cell.judge is None:
             code = _pretrain(grid, cell)
@@ -81,7 +85,7 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
         _write(cell.folder / FILE, {"status": "failed", "error": str(fault) or type(fault).__name__})
         return None
     (cell.folder / "error.txt").unlink(missing_ok=True)
-    _write(cell.folder / FILE, {"status": "done", **told})
+    _write(cell.folder / FILE, {"status": "done", "seconds": round(time.perf_counter() - begin, 1), **told})
     return None
 
 
