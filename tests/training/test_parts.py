@@ -140,3 +140,12 @@ def test_the_dataset_s_own_choice_of_subjects_holds():
     own = data.split_of(names, None, 0.01, 0)
     expected = data.split_by_subject(data.number_subjects(names), 0.01, 0)
     assert own.validation.tolist() == expected.validation.tolist()
+
+
+def test_a_reader_whose_run_was_killed_says_nothing(capsys):
+    """Its helper thread meets a closed connection; what else goes wrong in a reader is told."""
+    for problem in (ConnectionResetError("reset by peer"), EOFError()):
+        data._tell_in_a_reader(type(problem), problem, None)
+    assert capsys.readouterr().err == ""
+    data._tell_in_a_reader(ValueError, ValueError("odd"), None)
+    assert "ValueError: odd" in capsys.readouterr().err

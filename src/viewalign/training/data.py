@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +120,7 @@ def batches(
             collate_fn=list,
             num_workers=workers,
             pin_memory=pin,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_begin_reading,
         )
         try:
             reading = iter(loader)
@@ -168,10 +169,17 @@ def _deaths_heard_in_reading() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, heard)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:  # noqa: ARG001
+def _begin_reading(worker: int) -> None:  # noqa: ARG001
     """Ctrl-C reaches every process of a terminal; the run decides when its readers stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _tell_in_a_reader
+
+
+def _tell_in_a_reader(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing where the run was killed while it took a batch from this reader, whose helper thread then fails."""
+    if not issubclass(kind, _LOST):
+        sys.__excepthook__(kind, problem, trace)
 
 
 def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 1, allowed: int | None = None) -> int:
