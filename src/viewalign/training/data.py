@@ -170,7 +170,7 @@ def _deaths_heard_in_reading() -> Iterator[None]:
 
 
 def _begin_reading(worker: int) -> None:  # noqa: ARG001
-    """Ctrl-C reaches every process of a terminal; the run decides when its readers stop."""
+    """Leave Ctrl-C, which reaches every process of a terminal, to the run, and be silent when the run is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _tell_in_a_reader
