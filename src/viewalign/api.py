@@ -390,7 +390,7 @@ def _answers(
     from viewalign.transfer.tasks.manifest import read_manifest
     from viewalign.transfer.tasks.models import Predictor, prediction_columns
     from viewalign.transfer.tasks.onnx_export import OnnxPredictor
-    from viewalign.transfer.tasks.prepared_cases import prepared
+    from viewalign.transfer.tasks.prepared_cases import in_order, prepared
 
     predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model, machine.device)
     given = read_manifest(cases, predictor.spec, targets=False)
@@ -399,9 +399,7 @@ def _answers(
         found[case.case] = sample if isinstance(sample, str) else predictor.answer(sample, flips)
         if listener:
             listener(number, len(given))
-    told = [(case.case, found[case.case]) for case in given]
-    values = {name: value for name, value in told if not isinstance(value, str)}
-    refused = [(name, reason) for name, reason in told if isinstance(reason, str)]
+    values, refused = in_order(given, found)
     if out is not None:
         write_predictions(Path(out), given, {name: ("", value) for name, value in values.items()}, predictor.spec)
     return Predictions(tuple(prediction_columns(predictor.spec)), values, {}, refused)

@@ -21,7 +21,7 @@ from viewalign.transfer import parquet
 from viewalign.transfer.tasks.manifest import Target, TaskCase
 from viewalign.transfer.tasks.pooling import Pool, Pooling, maps_of
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
-from viewalign.transfer.tasks.prepared_cases import prepared
+from viewalign.transfer.tasks.prepared_cases import in_order, prepared
 from viewalign.transfer.tasks.training import sample_tensors
 from viewalign.writing import whole
 
@@ -108,22 +108,20 @@ def embed(
     device = choose_device(device)
     backbone = backbone.eval().to(device)
     pooling = Pooling(backbone, pool).to(device)
-    vectors: dict[str, Rows] = {}
+    found: dict[str, Rows | str] = {}
     maps: dict[str, Rows] = {}
-    reasons: dict[str, str] = {}
     for number, (case, sample) in enumerate(prepared(cases, preprocessor, cache, workers), 1):
         if isinstance(sample, str):
-            reasons[case.case] = sample
+            found[case.case] = sample
         else:
             image, valid = sample_tensors(sample, device)
-            vectors[case.case] = pooling(backbone, image, valid)[0].cpu().numpy()
+            found[case.case] = pooling(backbone, image, valid)[0].cpu().numpy()
             if with_maps:
                 maps[case.case] = maps_of(backbone, image)[-1][0].float().cpu().numpy()
         if progress:
             progress(number, len(cases))
-    names = tuple(case.case for case in cases if case.case in vectors)
-    refused = tuple((case.case, reasons[case.case]) for case in cases if case.case in reasons)
-    if not names:
+    vectors, refused = in_order(cases, found)
+    if not vectors:
         raise UserError(f"None of the {len(cases)} cases could be used. The first: {refused[0][0]}: {refused[0][1]}.")
     facts = {
         "viewalign_version": viewalign.__version__,
@@ -132,8 +130,8 @@ def embed(
         "preprocessing_fingerprint": preprocessor.fingerprint(),
         "pool": pool,
     }
-    kept = np.stack([maps[name] for name in names]) if with_maps else None
-    return Embeddings(names, np.stack([vectors[name] for name in names]), facts, kept, refused)
+    kept = np.stack([maps[name] for name in vectors]) if with_maps else None
+    return Embeddings(tuple(vectors), np.stack(list(vectors.values())), facts, kept, tuple(refused))
 
 
 def digest(backbone: Backbone) -> str:

@@ -6,9 +6,10 @@ its own case with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 from viewalign.volumes.child import Lost
 from viewalign.volumes.pool import default_workers, run_jobs
+
+T = TypeVar("T")
 
 _FEW = 16
 """So many cases this process prepares by itself: starting others takes about as long."""
@@ -66,6 +69,13 @@ def _prepare(job: _Job) -> Sample | str | None:
     return None if isinstance(sample.image, np.memmap) else sample
 
 
+def in_order(cases: Sequence[TaskCase], found: Mapping[str, T | str]) -> tuple[dict[str, T], list[tuple[str, str]]]:
+    """Part what came of cases, by name, into results and reasons, both in the order of the cases."""
+    told = [(case.case, found[case.case]) for case in cases]
+    results = {name: value for name, value in told if not isinstance(value, str)}
+    return results, [(name, value) for name, value in told if isinstance(value, str)]
+
+
 def prepare_cases(
     cases: Sequence[TaskCase],
     preprocessor: Preprocessor,
@@ -84,6 +94,4 @@ def prepare_cases(
         found[case.case] = sample
         if progress:
             progress(number, len(cases))
-    told = [(case.case, found[case.case]) for case in cases]
-    samples = {name: sample for name, sample in told if isinstance(sample, Sample)}
-    return samples, [(name, sample) for name, sample in told if isinstance(sample, str)]
+    return in_order(cases, found)
