@@ -361,7 +361,11 @@ def predict(
     machine = Machine.choose(device, 1, 1)
     if is_segmentation(Path(model)):
         return _masks(Path(model), Path(cases), out, machine, flips)
-    return _answers(Path(model), cases, out, machine, flips, on_progress, workers)
+    from viewalign.transfer.tasks import predicting
+
+    table = None if out is None else Path(out)
+    said = predicting.predict(Path(model), cases, table, machine.device, flips, on_progress, workers)
+    return Predictions(said.columns, said.values, {}, said.refused)
 
 
 def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, flips: bool) -> Predictions:
@@ -375,31 +379,3 @@ def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, f
     failed = {name for name, _ in refused}
     masks = {case.case: Path(out) / f"{case.case}{trained.ending}" for case in given if case.case not in failed}
     return Predictions((), {}, masks, refused)
-
-
-def _answers(
-    model: Path,
-    cases: str | Path,
-    out: str | Path | None,
-    machine: Machine,
-    flips: bool,
-    listener: Listener | None,
-    workers: int | None,
-) -> Predictions:
-    from viewalign.transfer.tasks.finetune import write_predictions
-    from viewalign.transfer.tasks.manifest import read_manifest
-    from viewalign.transfer.tasks.models import Predictor, prediction_columns
-    from viewalign.transfer.tasks.onnx_export import OnnxPredictor
-    from viewalign.transfer.tasks.prepared_cases import in_order, prepared
-
-    predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model, machine.device)
-    given = read_manifest(cases, predictor.spec, targets=False)
-    found: dict[str, NDArray[np.float64] | str] = {}
-    for number, (case, sample) in enumerate(prepared(given, predictor.preprocessor, workers=workers), 1):
-        found[case.case] = sample if isinstance(sample, str) else predictor.answer(sample, flips)
-        if listener:
-            listener(number, len(given))
-    values, refused = in_order(given, found)
-    if out is not None:
-        write_predictions(Path(out), given, {name: ("", value) for name, value in values.items()}, predictor.spec)
-    return Predictions(tuple(prediction_columns(predictor.spec)), values, {}, refused)
