@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 import viewalign
 from viewalign.config import Recipe, public_settings
@@ -25,6 +24,7 @@ from viewalign.training import health
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import read_log
 from viewalign.transfer import encoder as encoders
+from viewalign.writing import write_tensors
 
 _STEPS_PER_EPOCH = 250
 
@@ -94,8 +94,8 @@ def _write_native(
     log: list[dict[str, Any]],
 ) -> dict[str, Any]:
     own = dict(backbone.named_parameters())
-    tensors = {name.removeprefix("net."): own[name].detach().contiguous() for name in encoders.encoder_keys(backbone)}
-    save_file(tensors, folder / encoders.WEIGHTS_FILE, metadata={"format": "pt"})
+    tensors = {name.removeprefix("net."): own[name] for name in encoders.encoder_keys(backbone)}
+    write_tensors(tensors, folder / encoders.WEIGHTS_FILE)
     data = next((row for row in log if row["kind"] == "data"), {})
     facts = {
         "format": encoders.FORMAT,

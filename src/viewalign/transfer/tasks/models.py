@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import viewalign
 from viewalign.errors import UserError
@@ -21,7 +21,7 @@ from viewalign.transfer.tasks.network import GlobalNetwork
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 from viewalign.transfer.tasks.spec import TaskSpec, check_spec
 from viewalign.transfer.tasks.training import predict_sample
-from viewalign.writing import whole
+from viewalign.writing import whole, write_tensors
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 FORMAT = "viewalign-task-model"
@@ -50,8 +50,7 @@ def write_model(
     }
     with whole(folder / FACTS) as partial:
         partial.write_text(json.dumps(facts, indent=1))
-    with whole(folder / WEIGHTS) as partial:
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.named_parameters()}, partial)
+    write_tensors(dict(network.named_parameters()), folder / WEIGHTS)
 
 
 @dataclass
