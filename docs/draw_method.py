@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from method_picture import method_picture
 from nilearn.datasets import load_mni152_template
 
-from viewalign.report.method import method_picture
 from viewalign.views.array import draw_views
 
 SIZE = (96, 96, 96)

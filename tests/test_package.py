@@ -37,6 +37,22 @@ def built(tmp_path_factory):
     return out
 
 
+MODULES = {"scikit-learn": "sklearn", "dask": "distributed"}
+BY_OTHERS = {"onnx": "onnxscript"}
+"""What no file of ours imports, and the package in the same extra that does."""
+
+
+@pytest.mark.parametrize("extra", [name for name in PROJECT["optional-dependencies"] if name not in ("dev", "docs")])
+def test_every_package_of_an_extra_is_used(extra):
+    """Nobody installs for nothing, and a package that has gone out of use goes out of the extra."""
+    code = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    names = [Requirement(text).name for text in PROJECT["optional-dependencies"][extra]]
+    for name in set(names) - {"viewalign"}:
+        module = MODULES.get(name, name.replace("-", "_"))
+        used = re.search(rf"\b(import|from) {module}\b|import_module\(.{module}\b", code)
+        assert used or BY_OTHERS.get(name) in names, f"nothing imports {name} of the extra {extra}"
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:

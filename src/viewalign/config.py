@@ -203,6 +203,7 @@ class LogSettings(Settings):
     health_every: Count = 50
     tensorboard: bool = True
     wandb: bool = False
+    mlflow: bool = False
 
 
 class RuntimeSettings(Settings):

@@ -85,11 +85,14 @@ class RunLog:
         self._waiting.clear()
 
     def _on_boards(self, act: Callable[[Board], None]) -> None:
-        """Do something with each board; one that cannot be written is left, for `log.jsonl` holds everything."""
+        """Do something with each board; one that fails is left, for `log.jsonl` holds everything.
+
+        Whatever another package raises must not cost a run: its server may be gone at night.
+        """
         for board in list(self._boards):
             try:
                 act(board)
-            except OSError as problem:
+            except Exception as problem:
                 self._boards.remove(board)
                 self._say(f"{type(board).__name__} cannot be written ({problem}) and is left; the log goes on.")
 

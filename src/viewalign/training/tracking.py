@@ -1,7 +1,8 @@
-"""Where the rows of a run go besides `log.jsonl`: TensorBoard, and Weights & Biases for those who ask for it."""
+"""Where the rows of a run go besides `log.jsonl`: TensorBoard, and Weights & Biases or MLflow for those who ask."""
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from pathlib import Path
@@ -98,6 +99,73 @@ class Wandb:
         self._run.finish()
 
 
+class Mlflow:
+    """A run on MLflow; a resumed run goes on in the same one.
+
+    The package's own variables say where (`MLFLOW_TRACKING_URI`) and under which experiment
+    (`MLFLOW_EXPERIMENT_NAME`). Figures and settings are sent, without paths; no image is. A server that does not answer
+    is asked twice more, not seven times over minutes as MLflow would (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`): training waits.
+
+    Args:
+        folder: the run's, which keeps the id.
+        settings: of the run; they are sent once, when it begins.
+
+    Raises:
+        UserError: the package is not there, or the server cannot be reached at the start.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its makers are told of nothing unasked
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        try:
+            import mlflow
+        except ImportError:
+            raise UserError("log.mlflow=true needs MLflow: pip install 'viewalign[tracking]'.") from None
+        try:
+            self._client: Any = mlflow.MlflowClient()
+            self._id = self._begin(folder / "mlflow_id", settings)
+        except Exception as problem:
+            raise UserError(
+                f"MLflow cannot be used: {problem}. Set MLFLOW_TRACKING_URI to a server or a folder that is there, or "
+                "leave out log.mlflow."
+            ) from None
+
+    def _begin(self, kept: Path, settings: dict[str, Any]) -> str:
+        """Return the id of the run: the one it began with, else a new one's, which is told of the settings."""
+        if kept.is_file():
+            identity = kept.read_text().strip()
+            self._client.update_run(identity, status="RUNNING")
+            return identity
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "viewalign")
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        identity = str(self._client.create_run(experiment).info.run_id)
+        for key, value in flat(settings).items():
+            self._client.log_param(identity, key, value)
+        kept.write_text(identity)
+        return identity
+
+    def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Send the numbers of a row."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        shown = [Metric(name, value, now, step) for name, value in numbers(kind, values).items()]
+        self._client.log_batch(self._id, metrics=shown)
+
+    def close(self) -> None:
+        """Say that the run has ended."""
+        self._client.set_terminated(self._id)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings in groups under their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def numbers(kind: str, values: dict[str, Any]) -> dict[str, float]:
     """Return what of a row can be drawn, by `kind/name`."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
@@ -106,7 +174,9 @@ def numbers(kind: str, values: dict[str, Any]) -> dict[str, float]:
 def boards(recipe: Recipe, folder: Path, step: int) -> list[Board]:
     """Open the boards that a recipe asks for."""
     opened: list[Board] = [Events(folder, step)] if recipe.log.tensorboard else []
-    return [*opened, Wandb(folder, public_settings(recipe))] if recipe.log.wandb else opened
+    for asked, board in ((recipe.log.wandb, Wandb), (recipe.log.mlflow, Mlflow)):
+        opened += [board(folder, public_settings(recipe))] if asked else []
+    return opened
 
 
 def _kept_id(path: Path, given: str | None) -> str:

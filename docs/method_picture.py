@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from viewalign.errors import UserError
 from viewalign.report.pictures import shaded, window
 from viewalign.report.planes import PLANES, Points, Scene, cut, flat, scene, section
 from viewalign.views import affines, alignment, lattice
 from viewalign.views.batch import ViewBatch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ONE, TWO, SHARED, INK, SOFT = "#e07b00", "#1677c8", "#12a150", "#1d2126", "#5b636d"
 HIDDEN = "#d5dbe3"
@@ -36,14 +33,7 @@ def method_picture(volume: ArrayLike, batch: ViewBatch, out_path: Path, dpi: int
         batch: two views of it, as `views.array.draw_views` gives them.
         out_path: a PNG file.
         dpi: dots per inch of a picture 12 inches wide.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UserError("Drawing the method needs matplotlib: pip install 'viewalign[report]'") from None
     board = Board(Figure(figsize=(_WIDTH, _HEIGHT), dpi=dpi, facecolor="white"), np.asarray(volume), batch)
     board.draw()
     out_path.parent.mkdir(parents=True, exist_ok=True)

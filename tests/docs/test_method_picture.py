@@ -1,13 +1,14 @@
-"""The picture of the method is drawn from any volume, and says what is missing."""
+"""The picture of the method is drawn from any volume."""
 
-import sys
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from viewalign.errors import UserError
-from viewalign.report.method import method_picture
 from viewalign.views.array import draw_views
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "method_picture.py"
 
 
 @pytest.fixture
@@ -18,11 +19,6 @@ def volume():
 def test_picture_of_the_method(volume, tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
+    method_picture = runpy.run_path(str(SCRIPT))["method_picture"]
     path = method_picture(volume, draw_views(volume, (32, 32, 32), 3), tmp_path / "deep" / "method.png", dpi=60)
     assert image.open(path).size[0] == 696
-
-
-def test_without_matplotlib(volume, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"pip install 'viewalign\[report\]'"):
-        method_picture(volume, draw_views(volume, (32, 32, 32), 3), tmp_path / "method.png")
