@@ -104,7 +104,8 @@ class Mlflow:
 
     The package's own variables say where (`MLFLOW_TRACKING_URI`) and under which experiment
     (`MLFLOW_EXPERIMENT_NAME`). Figures and settings are sent, without paths; no image is. A server that does not answer
-    is asked twice more (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`), not seven times over minutes as MLflow would: training waits.
+    is asked twice more (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`), not seven times over minutes as MLflow would, for it is
+    training that waits.
 
     Args:
         folder: the run's, which keeps the id.
