@@ -72,11 +72,11 @@ def bids(root: Path, subjects: int = 12) -> Path:
     return root
 
 
-def fomo_task(root: Path, subjects: int = 6) -> Path:
-    """Write FOMO25's layout of task 1."""
+def fomo_task(root: Path, sequences: tuple[str, ...], subjects: int = 6) -> Path:
+    """Write FOMO25's layout of task 1 or 3; the answers 0 and 1 are classes or ages."""
     for k in range(subjects):
         name = f"sub_{k + 1}"
-        for sequence in ("flair", "dwi_b1000", "adc", "swi"):
+        for sequence in sequences:
             save(root / "preprocessed" / name / "ses_1" / f"{sequence}.nii.gz", head(k, 1.0 + k % 2))
         (root / "labels" / name).mkdir(parents=True)
         (root / "labels" / name / "label.txt").write_text(str(k % 2))
@@ -110,7 +110,8 @@ def make_sources(root: Path) -> None:
     bids(root / "openmind")
     for k in range(3):
         save(root / "fomo" / f"sub_{k + 1}" / "ses_1" / "t1.nii.gz", head(40 + k))
-    fomo_task(root / "finetune_task1")
+    fomo_task(root / "finetune_task1", ("flair", "dwi_b1000", "adc", "swi"))
+    fomo_task(root / "finetune_task3", ("t1", "t2"))
     names = ["patient01_study1_T1W", "patient01_study1_FLAIR"]
     rows = [{"path": f"scans/{n}.nii.gz", "subject": "Anna", "modality": n.rsplit("_", 1)[1]} for n in names]
     table(root / "images.csv", rows)

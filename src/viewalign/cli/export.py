@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from viewalign.errors import UserError
+
+if TYPE_CHECKING:
+    from viewalign.transfer.encoder import Weights
 
 
 def export(
@@ -20,6 +25,9 @@ def export(
     ] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="A fine-tuned classification or regression as ONNX; see below.")
+    ] = False,
+    ssl3d: Annotated[
+        bool, typer.Option("--ssl3d", help="In the layout of the SSL3D challenge, and checked; see below.")
     ] = False,
     to_hub: Annotated[
         str | None,
@@ -63,23 +71,28 @@ def export(
     against torch before it counts as written, and `viewalign predict model.onnx` takes it.
 
       viewalign export tuned --onnx -o tuned-onnx
+
+    With --ssl3d, a run of a ResEnc-L or a Primus-M on images of 1 mm is laid out as the SSL3D challenge takes it, and
+    asked what the challenge's loaders for segmentation and classification ask.
+
+      viewalign export run --ssl3d -o ssl3d
     """
     if onnx:
         from viewalign.transfer.tasks.onnx_export import export_onnx
 
         typer.echo(export_onnx(run, out or run / "onnx").text())
         return
+    if ssl3d:
+        _export_ssl3d(run, out, weights)
+        return
     if nnunet:
         from viewalign.cli.export_nnunet import export_nnunet
 
         export_nnunet(run, dataset, out)
         return
-    from viewalign.errors import UserError
     from viewalign.transfer.export import export_run
 
-    if weights not in {"student", "teacher"}:
-        raise UserError(f"--weights takes student or teacher, not '{weights}'.")
-    folder = export_run(run, out, "teacher" if weights == "teacher" else "student", licence, cite)
+    folder = export_run(run, out, _branch(weights), licence, cite)
     for file in sorted(folder.iterdir()):
         typer.echo(f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)")
     typer.echo(f'Load it in Python with  viewalign.load_encoder("{folder}")')
@@ -88,3 +101,18 @@ def export(
 
         page = hub.publish(folder, to_hub, [file.name for file in sorted(folder.iterdir())], public)
         typer.echo(f"Published: {page}. Take it elsewhere as  hf:{to_hub}")
+
+
+def _branch(weights: str) -> Weights:
+    if weights not in {"student", "teacher"}:
+        raise UserError(f"--weights takes student or teacher, not '{weights}'.")
+    return "teacher" if weights == "teacher" else "student"
+
+
+def _export_ssl3d(run: Path, out: Path | None, weights: str) -> None:
+    from viewalign.transfer.ssl3d import write_submission
+
+    written = write_submission(run, out, _branch(weights))
+    for line in written.passed:
+        typer.echo(f"  holds: {line}")
+    typer.echo(f"Give the challenge's commands  {written.checkpoint}")
