@@ -24,6 +24,7 @@ test-fast: install
 
 test-long: lint
 	$(BIN)/python -m pytest -n auto
+	$(MAKE) test-minimum
 
 test-minimum:
 	$(PYTHON) -m venv .venv-minimum
