@@ -259,6 +259,8 @@ def test_the_programs_of_a_page_run(page, world, tmp_path, monkeypatch):
     for one in world.iterdir():
         (tmp_path / one.name).symlink_to(one)
     for code in programs(page):
+        if "monai" in code:
+            pytest.importorskip("monai")
         scope = {"__name__": "docs"}
         if "network" in code and "network =" not in code:
             from viewalign.networks.registry import build_backbone

@@ -96,7 +96,7 @@ def test_workers_do_not_change_the_run(tiny_recipe):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
     """The command itself: stopped by a signal, then continued with the very line that it printed."""
-    recipe = tiny_recipe("runtime.workers=1", steps=40)
+    recipe = tiny_recipe("runtime.workers=1", steps=16)
     file = tmp_path / "mine.yaml"
     file.write_text(to_yaml(recipe))
     process = run_command("pretrain", str(file))
@@ -111,11 +111,11 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
     line = out.strip().splitlines()[-1].split()
     assert line[:2] == ["viewalign", "pretrain"], out
     step = checkpoints.steps(RunFolder(tmp_path / "run").checkpoints)[-1]
-    assert 0 < step < 40
+    assert 0 < step < 16
     process = run_command(*line[1:])
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out
-    assert f"Going on from step {step} of 40" in out
+    assert f"Going on from step {step} of 16" in out
 
 
 def test_a_second_signal_ends_at_once():
