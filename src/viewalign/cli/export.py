@@ -77,6 +77,12 @@ def export(
 
       viewalign export run --ssl3d -o ssl3d
     """
+    _refuse_what_does_not_go_together(
+        {"--nnunet": nnunet, "--onnx": onnx, "--ssl3d": ssl3d},
+        {"--to-hub": bool(to_hub), "--public": public, "--licence": bool(licence), "--cite": bool(cite)},
+    )
+    if dataset and not nnunet:
+        raise UserError("--dataset goes with --nnunet.")
     if onnx:
         from viewalign.transfer.tasks.onnx_export import export_onnx
 
@@ -101,6 +107,17 @@ def export(
 
         page = hub.publish(folder, to_hub, [file.name for file in sorted(folder.iterdir())], public)
         typer.echo(f"Published: {page}. Take it elsewhere as  hf:{to_hub}")
+
+
+def _refuse_what_does_not_go_together(forms: dict[str, bool], plain: dict[str, bool]) -> None:
+    """Refuse two forms at once, and options that the form asked for would pass over."""
+    asked, given = ([name for name, there in group.items() if there] for group in (forms, plain))
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} are exports of their own; ask for one after the other.")
+    if asked and given:
+        raise UserError(f"{', '.join(given)} changes nothing with {asked[0]}; leave it out.")
+    if plain["--public"] and not plain["--to-hub"]:
+        raise UserError("--public goes with --to-hub.")
 
 
 def _branch(weights: str) -> Weights:
