@@ -56,16 +56,20 @@ def _lines(what: str, note: Callable[[], str] | None, console: object) -> Iterat
     from rich.console import Console
 
     assert isinstance(console, Console)
-    began = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
+        # The first comes late, for it waits for what starts up, or it counts what an earlier call has done.
+        first = first or (now, done)
         if now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        left = (now - began) / max(done, 1) * (total - done)
-        words = f"{what}: {done} of {total}, {duration(left)} left{', ' + note() if note and note() else ''}"
+        seconds, since = now - first[0], done - first[1]
+        left = f"{duration(seconds / since * (total - done))} left" if since > 0 else ""
+        words = ", ".join(part for part in (f"{what}: {done} of {total}", left, note() if note else "") if part)
         console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     yield report
