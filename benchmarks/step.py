@@ -24,6 +24,7 @@ import torch
 from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.methods.draws import block_masks
 from viewalign.methods.registry import build_method
+from viewalign.networks.architectures import PRIMUS
 from viewalign.networks.teacher import move_towards
 from viewalign.recipes.loading import load
 from viewalign.training.optimizers import build_optimizer, clip_gradients
@@ -91,17 +92,17 @@ def measure(run: Callable[[], torch.Tensor], finish: Callable[[], None], low: bo
 def compare(network: str, size: int, order: str, low: bool, repeats: int) -> dict[str, object]:
     """Measure one case: the step and its floor, by turns."""
     torch.manual_seed(0)
-    recipe = load(
-        f"cva-{network}", [f"views.size={size}", "batch=2", f"objectives.order={order}", "network.drop_path=0"]
-    )
+    settings = [f"views.size={size}", "batch=2", f"objectives.order={order}"]
+    settings += ["network.drop_path=0"] if network in PRIMUS else []
+    recipe = load(f"cva-{network}", settings)
     method = build_method(recipe)
     assert isinstance(method, ConsistentViewAlignment)
-    settings = recipe.optim
-    optimizer = build_optimizer(method, settings.name, 1e-5, settings.weight_decay, settings.momentum, settings.betas)
+    optim = recipe.optim
+    optimizer = build_optimizer(method, optim.name, 1e-5, optim.weight_decay, optim.momentum, optim.betas)
     batch = make_batch(size)
 
     def finish() -> None:
-        clip_gradients(method, settings.clip)
+        clip_gradients(method, optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         move_towards(*method._pairs, 0.995)

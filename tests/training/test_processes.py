@@ -56,11 +56,29 @@ def test_two_processes_equal_one(recipe, precision, steps, tolerance, further, t
         settings = ["runtime.accelerator=cpu", f"runtime.devices={world}", "runtime.threads=1", "optim.name=sgd"]
         settings += [f"runtime.precision={precision}", "optim.lr=0.0005", "optim.momentum=0.9", "views.size=[24,24,24]"]
         made = tiny_recipe(*settings, *further, recipe=recipe, out=f"w{world}", steps=steps)
-        runs.append(run_cli(tmp_path, made, f"w{world}")[0])
+        run, out = run_cli(tmp_path, made, f"w{world}")
+        assert out.stdout.count("Done:") == 1  # one of them tells it
+        runs.append(run)
     for term in ("loss", "reconstruction", "consistency", "contrastive", "contrast_accuracy"):
         one, two = (losses(run, term) for run in runs)
         assert len(one) == len(two) == steps
         assert two == pytest.approx(one, rel=tolerance), term
+
+
+@pytest.mark.slow
+def test_the_group_is_taken_apart_before_python_ends(tiny_recipe, tmp_path):
+    """Left to the interpreter's end it ended a finished run with SIGABRT, once in a while."""
+    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]
+    (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=2)))
+    (tmp_path / "script.py").write_text(
+        "import sys, torch, viewalign\n"
+        "run = viewalign.pretrain(sys.argv[1])\n"
+        "sys.stdout.write(f'{run.first} {run.finished} {torch.distributed.is_initialized()}\\n')\n"
+    )
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml")]
+    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert sorted(out.stdout.splitlines()) == ["False True False", "True True False"]
 
 
 @pytest.mark.slow

@@ -190,11 +190,11 @@ def _refuse_second_start(fold: Path, resume: bool) -> None:
 
 def _finish(outcome: Outcome, plans: Path) -> int:
     """Write the weights of a finished run, and the plans, where nnssl's users look for them."""
-    from viewalign.processes import rank
-
+    if not outcome.first:
+        return outcome.exit_code
     if not outcome.finished:
         say(f"Stopped and saved at step {outcome.step} of {outcome.steps}. The same command with --c goes on.")
-    elif rank() == 0:
+    else:
         say(f"Done: {outcome.step} steps. The encoder is in {_export(outcome.folder.root, plans)}")
     return outcome.exit_code
 

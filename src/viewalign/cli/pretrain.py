@@ -50,6 +50,8 @@ def pretrain(
         probe = make_probe(asked)
     outcome = run_recipe(asked, resume="auto" if resume == "auto" else False, probe=probe)
     folder = outcome.folder.root
+    if not outcome.first:
+        raise typer.Exit(outcome.exit_code)
     if outcome.finished:
         typer.echo(f"Done: {outcome.step} steps. See it with  viewalign report {folder}  and take the encoder with")
         typer.echo(f"  viewalign export {folder}")

@@ -150,6 +150,16 @@ def told_of_lost_processes(folder: RunFolder) -> Iterator[None]:
         ) from None
 
 
+def leave_together() -> None:
+    """Take the group of processes apart while Python still runs; all of them call it, at the end of a run.
+
+    Left to the end of the interpreter, threads of the group were once in a while caught at work, and a run that had
+    written everything ended with SIGABRT.
+    """
+    if processes.world_size() > 1:
+        torch.distributed.destroy_process_group()
+
+
 def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
     """Open the run's folder on the first process and tell the others; a refusal is raised by all alike."""
     folder, problem = RunFolder.of(recipe), ""

@@ -25,7 +25,7 @@ from viewalign.training.data import Feed, Samples
 from viewalign.training.fabric import Fabric
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
-from viewalign.training.launch import launch, open_together, told_of_lost_processes
+from viewalign.training.launch import launch, leave_together, open_together, told_of_lost_processes
 from viewalign.training.loop import Probe, Trainer
 from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.alignment import align
@@ -50,12 +50,14 @@ class Outcome:
         folder: the run's folder.
         step, steps: how far it came of how far it shall.
         signal: the signal that stopped it, or None where it came to its end.
+        first: whether this is the process that tells people of it; of several one does.
     """
 
     folder: RunFolder
     step: int
     steps: int
     signal: int | None
+    first: bool = True
 
     @property
     def finished(self) -> bool:
@@ -105,7 +107,8 @@ def pretrain(
         write_config(folder, recipe)
     with StopRequest() as stop, told_of_lost_processes(folder):
         trainer.run(lambda: stop.signal is not None)
-    return Outcome(folder, trainer.position.step, recipe.steps, stop.signal)
+    leave_together()
+    return Outcome(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
 
 
 def _open_store(recipe: Recipe) -> Store:
