@@ -1,5 +1,8 @@
 """The grid on tiny real pretrainings: what is done stays, what changed is done again, what fails is named."""
 
+import dataclasses
+import signal
+
 import numpy as np
 import pytest
 
@@ -48,6 +51,18 @@ def test_a_failed_cell_is_named_and_the_others_go_on(make, monkeypatch):
     assert any("not done: pretrain/mae/0: the disk fell over" in line for line in told)
     done = {cell.name for cell in make().cells if cell.done}
     assert done == {"pretrain/untrained/0", "judge/voxels/untrained/0", "judge/places/untrained/0"}
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_step_of_a_run_stops_the_study_after_it(make, monkeypatch):
+    real = running.pretrain
+
+    def signalled(recipe, **more):
+        return dataclasses.replace(real(recipe, **more), signal=signal.SIGTERM)
+
+    monkeypatch.setattr(running, "pretrain", signalled)
+    assert run_study(make(), print) == 128 + signal.SIGTERM
+    assert {cell.name for cell in make().cells if cell.done} == {"pretrain/untrained/0", "pretrain/mae/0"}
 
 
 def test_more_shots_than_cases_are_refused_before_anything_runs(make, tmp_path):

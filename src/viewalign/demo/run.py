@@ -243,7 +243,7 @@ def recipe_settings(settings: DemoSettings) -> list[str]:
 
 
 def _pretrain(settings: DemoSettings, run: RunFolder, teller: Teller) -> int | None:
-    """Train to the end; return an exit code if a signal came before."""
+    """Train to the end; return an exit code if a signal came."""
     from viewalign.training.run import pretrain
 
     if checkpoints.steps(run.checkpoints)[-1:] == [settings.steps]:
@@ -251,7 +251,7 @@ def _pretrain(settings: DemoSettings, run: RunFolder, teller: Teller) -> int | N
         return None
     teller.say(f"4 Pretraining: {RECIPE}, {settings.steps} steps.")
     outcome = pretrain(loading.load(RECIPE, recipe_settings(settings)), resume=run.config.is_file())
-    return None if outcome.finished else outcome.exit_code
+    return outcome.stops_caller
 
 
 def _describe_data(settings: DemoSettings, held: Holdout) -> str:

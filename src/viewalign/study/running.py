@@ -71,14 +71,15 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
     """Do a cell; a fault is written down and does not end the study. How long it took stands in its record.
 
     Returns:
-        An exit code if a signal came before its end.
+        An exit code if a signal came, which may have been in the last step of a run that is done now.
     """
     begin = time.perf_counter()
+    stop = None
     try:
         if cell.judge is None:
-            code = _pretrain(grid, cell)
-            if code is not None:
-                return code
+            finished, stop = _pretrain(grid, cell)
+            if not finished:
+                return stop
         told = {"measures": {}} if cell.judge is None else _judge(grid, cell, cell.judge)
     except Exception as fault:
         (cell.folder / "error.txt").write_text(traceback.format_exc())
@@ -86,12 +87,13 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
         return None
     (cell.folder / "error.txt").unlink(missing_ok=True)
     _write(cell.folder / FILE, {"status": "done", "seconds": round(time.perf_counter() - begin, 1), **told})
-    return None
+    return stop
 
 
-def _pretrain(grid: Grid, cell: Cell) -> int | None:
+def _pretrain(grid: Grid, cell: Cell) -> tuple[bool, int | None]:
+    """Return whether the run is finished, and an exit code if a signal came."""
     if grid.study.arms[cell.arm].untrained:
-        return None
+        return True, None
     run = cell.folder / RUN
     if run.is_dir() and not (run / "config.yaml").is_file():
         shutil.rmtree(run)  # killed before it had begun
@@ -101,7 +103,7 @@ def _pretrain(grid: Grid, cell: Cell) -> int | None:
         start = recipe.init.model_copy(update={"weights": str(cell.needs.folder / RUN)})
         recipe = recipe.model_copy(update={"init": start})
     outcome = pretrain(recipe, resume="auto")
-    return None if outcome.finished else outcome.exit_code
+    return outcome.finished, outcome.stops_caller
 
 
 def _judge(grid: Grid, cell: Cell, judge: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Outcome:
     Attributes:
         folder: the run's folder.
         step, steps: how far it came of how far it shall.
-        signal: the signal that stopped it, or None where it came to its end.
+        signal: the signal that came, or None. One that came in the last step leaves a run finished.
         first: whether this is the process that tells people of it; of several one does.
     """
 
@@ -68,6 +68,11 @@ class Outcome:
     def exit_code(self) -> int:
         """0 for a finished run, and 128 + the signal's number for one that a signal stopped, as shells have it."""
         return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
+
+    @property
+    def stops_caller(self) -> int | None:
+        """The exit code for one that has more to do after the run and was asked to stop, if in the run's last step."""
+        return None if self.finished and self.signal is None else 128 + (self.signal or signal.SIGTERM)
 
 
 def pretrain(
