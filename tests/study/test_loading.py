@@ -58,7 +58,9 @@ def test_sizes_and_rows():
     for network in ("resenc", "primus"):
         for size in ("laptop", "one-gpu", "paper"):
             study = load(f"ablation-{network}-{size}")
-            assert set(study.arms) == rows | {"untrained", "mae-on"}
+            controls = {"untrained", "mae-on"} if size == "laptop" else {"untrained", "mae-on", "mae-pairs"}
+            assert set(study.arms) == rows | controls
+            assert study.against == "mae-on", "the MAE that rows start from has fewer steps than they"
             assert {study.chain(arm)[-1] for arm in study.arms} == {"mae", "untrained"}
             assert all(arm.recipe.split("-")[-2] == network for arm in study.arms.values())
     for size in ("laptop", "one-gpu", "paper"):
