@@ -84,29 +84,17 @@ def export(
     if dataset and not nnunet:
         raise UserError("--dataset goes with --nnunet.")
     if onnx:
-        from viewalign.transfer.tasks.onnx_export import export_onnx
-
-        typer.echo(export_onnx(run, out or run / "onnx").text())
-        return
-    if ssl3d:
+        _export_onnx(run, out)
+    elif ssl3d:
         _export_ssl3d(run, out, weights)
-        return
-    if nnunet:
+    elif nnunet:
         from viewalign.cli.export_nnunet import export_nnunet
 
         export_nnunet(run, dataset, out)
-        return
-    from viewalign.transfer.export import export_run
-
-    folder = export_run(run, out, _branch(weights), licence, cite)
-    for file in sorted(folder.iterdir()):
-        typer.echo(f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)")
-    typer.echo(f'Load it in Python with  viewalign.load_encoder("{folder}")')
-    if to_hub is not None:
-        from viewalign.volumes.fetching import hub
-
-        page = hub.publish(folder, to_hub, [file.name for file in sorted(folder.iterdir())], public)
-        typer.echo(f"Published: {page}. Take it elsewhere as  hf:{to_hub}")
+    else:
+        folder = _export_plain(run, out, weights, licence, cite)
+        if to_hub is not None:
+            _publish(folder, to_hub, public)
 
 
 def _refuse_what_does_not_go_together(forms: dict[str, bool], plain: dict[str, bool]) -> None:
@@ -133,3 +121,26 @@ def _export_ssl3d(run: Path, out: Path | None, weights: str) -> None:
     for line in written.passed:
         typer.echo(f"  holds: {line}")
     typer.echo(f"Give the challenge's commands  {written.checkpoint}")
+
+
+def _export_onnx(run: Path, out: Path | None) -> None:
+    from viewalign.transfer.tasks.onnx_export import export_onnx
+
+    typer.echo(export_onnx(run, out or run / "onnx").text())
+
+
+def _export_plain(run: Path, out: Path | None, weights: str, licence: str | None, cite: str) -> Path:
+    from viewalign.transfer.export import export_run
+
+    folder = export_run(run, out, _branch(weights), licence, cite)
+    for file in sorted(folder.iterdir()):
+        typer.echo(f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)")
+    typer.echo(f'Load it in Python with  viewalign.load_encoder("{folder}")')
+    return folder
+
+
+def _publish(folder: Path, to_hub: str, public: bool) -> None:
+    from viewalign.volumes.fetching import hub
+
+    page = hub.publish(folder, to_hub, [file.name for file in sorted(folder.iterdir())], public)
+    typer.echo(f"Published: {page}. Take it elsewhere as  hf:{to_hub}")

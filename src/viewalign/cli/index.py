@@ -87,33 +87,39 @@ def index(
     """
     from rich.console import Console
 
-    from viewalign.report.index_page import write_index_page
-    from viewalign.volumes.catalogue import write_catalogue
     from viewalign.volumes.given import nothing_found
-    from viewalign.volumes.indexing import write_refused
-    from viewalign.volumes.summary import summarise, write_summary
+    from viewalign.volumes.summary import summarise
 
     found = look(sources, subject_pattern, labels, workers, frames)
     console = Console()
     show_refused(console, [(refusal.file, refusal.reason) for refusal in found.refused])
     if found.images == 0:
         raise UserError(nothing_found(sources, found))
+    summary = summarise(found)
+    written = _write(found, summary, out)
+    show_table(console, summary)
+    show_suspects(console, summary["suspects"])
+    for line in (*written, f"Next: viewalign prepare {out} -o store"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(3 if found.refused else 0)
+
+
+def _write(found: Index, summary: dict[str, Any], out: Path) -> list[str]:
+    """Write the catalogue and what goes with it; return a line for each file."""
+    from viewalign.report.index_page import write_index_page
+    from viewalign.volumes.catalogue import write_catalogue
+    from viewalign.volumes.indexing import write_refused
+    from viewalign.volumes.summary import write_summary
+
     try:
         write_catalogue(found.collection, out)
         refused_list = write_refused(out, found.refused)
-        summary = summarise(found)
         figures = write_summary(summary, out)
         page = write_index_page(summary, out)
     except OSError as error:
         raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
-    show_table(console, summary)
-    show_suspects(console, summary["suspects"])
-    for what, path in (("Catalogue", out), ("Figures", figures), ("Page", page)):
-        console.print(f"{what + ':':<10} {path}", highlight=False, markup=False, soft_wrap=True)
-    if found.refused:
-        console.print(f"Set aside: {refused_list}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Next: viewalign prepare {out} -o store", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(3 if found.refused else 0)
+    lines = [f"{what + ':':<10} {path}" for what, path in (("Catalogue", out), ("Figures", figures), ("Page", page))]
+    return [*lines, f"Set aside: {refused_list}"] if found.refused else lines
 
 
 def look(
