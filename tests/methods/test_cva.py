@@ -141,6 +141,16 @@ def test_the_second_pass_leaves_the_teacher_out(make_batch):
         assert torch.equal(value, both[name]), name
 
 
+def test_the_teacher_is_run_only_for_a_term_that_asks_for_it(make_batch):
+    rebuilding = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
+    alone, batch = method_of("cva-resenc-xs", *rebuilding), make_batch()
+    assert "teacher_pooled" not in alone.latents(batch)
+    assert "teacher_pooled" in alone.latents(batch, examine=True), "the health panel looks at it"
+    assert {*alone.step(batch).logs} == {"loss", "reconstruction"}
+    for weight in rebuilding:
+        assert "teacher_pooled" in method_of("cva-resenc-xs", weight).latents(batch)
+
+
 def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_batch):
     method, batch = method_of("cva-primus-xs", "network.drop_path=0.5", "masking.ratio=0"), make_batch()
     method.train()

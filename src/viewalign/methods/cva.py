@@ -94,7 +94,7 @@ class ConsistentViewAlignment(Method):
         self._weights, self._terms = weights or Weights(), terms or Terms()
 
     def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:
-        """Run both networks: the student on masked views, the teacher on whole ones."""
+        """Run both networks: the student on masked views, the teacher, where a term asks for it, on whole ones."""
         images, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
         mask = draws.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio)
         rebuilds, compares = self._weights.reconstruction > 0, self._weights.consistency > 0 or examine
@@ -103,7 +103,7 @@ class ConsistentViewAlignment(Method):
         made = {"mask": mask, "pooled": networks[0].pooled}
         if rebuilds:
             made["image"] = self.student.backbone.paint(networks[0].decoded)
-        if targets:
+        if targets and (compares or self._weights.contrastive > 0):
             with torch.no_grad():
                 networks.append(self.teacher.features(images, valid))
             made["teacher_pooled"] = networks[1].pooled
