@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from viewalign.config import Millimetres, Settings
 from viewalign.errors import UserError
-from viewalign.given import misfits, nearest, put, read_override, similar
+from viewalign.given import changes, misfits, nearest, put, read_override, similar, walk
 
 
 class Small(Settings):
@@ -103,3 +103,16 @@ def test_a_long_value_is_cut():
 def test_a_name_with_dots_is_likened_whole():
     assert similar("site.b.scan1", ["other.scan1", "site.a.scan1"]) == " (did you mean 'site.a.scan1'?)"
     assert nearest("site.b.scan1", ["other.scan1", "site.a.scan1"]) == " (did you mean 'other.scan1'?)"
+
+
+def test_settings_in_groups_have_dotted_names_and_some_groups_are_values():
+    tree = {"a": 1, "b": {"c": [2], "d": {"e": None}, "none": {}}}
+    assert dict(walk(tree)) == {"a": 1, "b.c": [2], "b.d.e": None}
+    together = dict(walk(tree, lambda key: key in {"b.d", "b.none"}))
+    assert together == {"a": 1, "b.c": [2], "b.d": {"e": None}, "b.none": {}}
+
+
+def test_changes_are_told_with_what_was_and_what_is():
+    before, now = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "e": 5}}
+    assert list(changes(before, now)) == [("b.c", 2, 4), ("b.d", 3, None), ("b.e", None, 5)]
+    assert list(changes(now, now)) == []

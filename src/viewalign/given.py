@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -39,6 +39,26 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
             tree[parent] = {}
         tree = tree[parent]
     tree[last] = value
+
+
+def walk(
+    tree: Mapping[str, Any], is_value: Callable[[str], bool] = lambda _: False, before: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield settings in groups as dotted key and value; `is_value(key)` keeps a group together."""
+    for name, value in tree.items():
+        key = before + name
+        if isinstance(value, Mapping) and not is_value(key):
+            yield from walk(value, is_value, f"{key}.")
+        else:
+            yield key, value
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, value before and value now of each setting that is not what it was; None where it is not."""
+    old, new = dict(walk(before)), dict(walk(now))
+    for key in dict.fromkeys([*old, *new]):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.training.logs import RunLog, read_log
-from viewalign.training.tracking import Events, Mlflow, Wandb, flat, numbers
+from viewalign.training.tracking import Events, Mlflow, Wandb, numbers
 
 
 def test_only_numbers_are_drawn():
@@ -100,10 +100,6 @@ def test_a_board_that_fails_is_left_and_the_log_goes_on(tmp_path):
     log.close()
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
     assert told == ["Gone cannot be written (the server is gone) and is left; the log goes on."]
-
-
-def test_settings_in_groups_have_dotted_names():
-    assert flat({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
 
 
 @pytest.mark.parametrize(("package", "board"), [("wandb", Wandb), ("mlflow", Mlflow)])

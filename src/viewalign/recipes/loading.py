@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.given import misfits, nearest, read_override
+from viewalign.given import misfits, nearest, read_override, walk
 from viewalign.methods import registry
 from viewalign.methods.reading import setting_names
 from viewalign.recipes.unread import idle_sentences, read_alone, refuse_unread, settled
@@ -109,14 +109,10 @@ def _lay(
     return [name for key, value in given for name, _ in _flat({key: value}, known)]
 
 
-def _flat(settings: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]:
     """Walk groups down to settings; what no setting lies below is a value, be it a mapping."""
-    for name, value in settings.items():
-        key = prefix + name
-        if isinstance(value, Mapping) and any(other.startswith(f"{key}.") for other in known):
-            yield from _flat(value, known, f"{key}.")
-        else:
-            yield key, _plain(value)
+    for key, value in walk(settings, lambda group: not any(other.startswith(f"{group}.") for other in known)):
+        yield key, _plain(value)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from viewalign.config import Settings
 from viewalign.errors import UserError
-from viewalign.given import misfits, nearest, put, read_override
+from viewalign.given import misfits, nearest, put, read_override, walk
 from viewalign.recipes.loading import merged, settings_in
 from viewalign.study import settings as models
 from viewalign.study.settings import Study
@@ -66,13 +66,10 @@ def check(tree: Mapping[str, Any], source: str) -> Study:
     return study
 
 
-def flatten(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
+def flatten(tree: Mapping[str, Any]) -> Iterator[str]:
     """Yield nested settings as `key.key=value` overrides."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value and key != "weights":
-            yield from flatten(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}={json.dumps(value)}"
+    for key, value in walk(tree, lambda group: group.rsplit(".", 1)[-1] == "weights"):
+        yield f"{key}={json.dumps(value)}"
 
 
 def _check_names(study: Study, source: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
+from viewalign.given import changes
 from viewalign.recipes import loading
 from viewalign.writing import whole
 
@@ -127,7 +127,7 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
     old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
     for key in old:
         if key not in _MAY_CHANGE and old[key] != new[key]:
-            path, was, wanted = next(_differences(key, old[key], new[key]))
+            path, was, wanted = next(changes({key: old[key]}, {key: new[key]}), (key, old[key], new[key]))
             raise UserError(
                 f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
                 "or start anew with another out=."
@@ -136,15 +136,6 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
     if begun or not new["init"]["weights"]:
         new["init"] = old["init"]  # what it started from is history; before that, the file may have been moved
     return Recipe.model_validate(new)
-
-
-def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old:
-            if old[key] != new[key]:
-                yield from _differences(f"{path}.{key}", old[key], new[key])
-    else:
-        yield path, old, new
 
 
 def write_config(folder: RunFolder, recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
+from viewalign.given import walk
 
 
 class Board(Protocol):
@@ -141,7 +142,7 @@ class Mlflow:
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         identity = str(self._client.create_run(experiment).info.run_id)
-        for key, value in flat(settings).items():
+        for key, value in walk(settings):
             self._client.log_param(identity, key, value)
         kept.write_text(identity)
         return identity
@@ -157,14 +158,6 @@ class Mlflow:
     def close(self) -> None:
         """Say that the run has ended."""
         self._client.set_terminated(self._id)
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings in groups under their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def numbers(kind: str, values: dict[str, Any]) -> dict[str, float]:

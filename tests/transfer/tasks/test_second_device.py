@@ -64,6 +64,23 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
     assert there["values"] == pytest.approx(here["values"], rel=0.05, abs=0.05, nan_ok=True)
 
 
+@pytest.mark.slow
+def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task):
+    striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
+    made = load_training(None, [*SMALL, "epochs=2", "folds=2"])
+
+    def stop(line):
+        if "epoch 1/2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made, stop)
+    told = []
+    with elsewhere():
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made, told.append)
+    assert [line[:16] for line in told if "epoch" in line][:2] == ["fold 0  epoch 2/", "fold 1  epoch 1/"]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_case_is_changed_on_the_device_that_trains(seed):
     """A GPU would wait for a CPU that turns and blurs 160³ voxels."""

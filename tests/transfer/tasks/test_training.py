@@ -161,7 +161,7 @@ def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
     assert resumed.losses == straight.losses
     for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"fold of other settings \(lr=0\.0001, not 0\.5; dropout=0\.3, not 0\.0\)"):
         training_of("binary", tmp_path / "b", epochs=3, lr=0.5).run()
 
 
@@ -266,7 +266,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
         assert again.sum() == pytest.approx(1.0)
     folds = [Predictor(tmp_path / "out" / f"fold_{k}").predict(case) for k in range(3)]
     np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings: lr=.*, not 1\.0\. Go on with the same"):
         finetune(
             tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}), print
         )

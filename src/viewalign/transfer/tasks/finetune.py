@@ -23,7 +23,7 @@ from viewalign.transfer.tasks.models import Predictor, in_words, prediction_colu
 from viewalign.transfer.tasks.network import GlobalNetwork, first_bias
 from viewalign.transfer.tasks.preparation import Preprocessor, Sample
 from viewalign.transfer.tasks.prepared_cases import prepare_cases
-from viewalign.transfer.tasks.settings import TaskTraining
+from viewalign.transfer.tasks.settings import TaskTraining, check_training, unlike
 from viewalign.transfer.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.transfer.tasks.training import FoldTraining, predict_sample
 from viewalign.writing import whole
@@ -149,8 +149,13 @@ def run_fold(
 def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
     told = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     file = out / "settings.yaml"
-    if file.is_file() and file.read_text() != told:
-        raise UserError(f"{out} holds a fine-tuning with other settings; choose another folder.")
+    if file.is_file():
+        before = check_training(yaml.safe_load(file.read_text()), str(file))
+        if unlike_before := unlike(before, settings):
+            raise UserError(
+                f"{out} holds a fine-tuning with other settings: {unlike_before}. Go on with the same, "
+                "or choose another folder."
+            )
     write_spec(spec, out)
     with whole(file) as partial:
         partial.write_text(told)

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from viewalign.config import Count, Fraction, Millimetres, PhotometricSettings, Positive, Range, Settings, Triple
 from viewalign.errors import UserError
-from viewalign.given import misfits, nearest, put, read_override
+from viewalign.given import changes, misfits, nearest, put, read_override
 from viewalign.recipes.loading import settings_in
 from viewalign.transfer.tasks.pooling import Pool
 
@@ -87,6 +87,12 @@ class TaskTraining(Settings):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     draws: Annotated[int, Field(ge=100)] = 1000
+
+
+def unlike(before: TaskTraining, now: TaskTraining) -> str:
+    """Say in words which settings are not as before, but for the device: a fine-tuning may go on on another one."""
+    old, new = (one.model_dump(mode="json", exclude={"device"}) for one in (before, now))
+    return "; ".join(f"{key}={was}, not {wanted}" for key, was, wanted in changes(old, new))
 
 
 def recipe_names() -> list[str]:

@@ -24,7 +24,7 @@ from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.manifest import TaskCase
 from viewalign.transfer.tasks.network import GlobalNetwork, answers, case_losses, class_weights
 from viewalign.transfer.tasks.preparation import Sample
-from viewalign.transfer.tasks.settings import TaskTraining
+from viewalign.transfer.tasks.settings import TaskTraining, check_training, unlike
 from viewalign.transfer.tasks.spec import TaskSpec
 from viewalign.views.drawing import Drawing
 from viewalign.views.photometric import Photometrics
@@ -179,7 +179,7 @@ class FoldTraining:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "losses": self.losses,
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json", exclude={"device"}),
             "cases": [case.case for case in self.cases],
         }
         checkpoints.save(self.folder, epoch, state)
@@ -189,8 +189,10 @@ class FoldTraining:
         state, _ = checkpoints.load_newest(self.folder)
         if state is None:
             return 0
-        if state["settings"] != self.settings.model_dump(mode="json") or state["cases"] != [c.case for c in self.cases]:
-            raise UserError(f"{self.folder.parent} holds a fold of other settings or cases; choose another folder.")
+        unlike_before = unlike(check_training(state["settings"], str(self.folder)), self.settings)
+        if unlike_before or state["cases"] != [case.case for case in self.cases]:
+            what = f"settings ({unlike_before})" if unlike_before else "cases"
+            raise UserError(f"{self.folder.parent} holds a fold of other {what}; choose another folder.")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"])
