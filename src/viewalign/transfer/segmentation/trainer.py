@@ -29,8 +29,9 @@ from viewalign.randomness import seed_of
 from viewalign.transfer.segmentation import encoders
 from viewalign.transfer.segmentation.schedule import Schedule, Stage
 from viewalign.transfer.weights import write_report
+from viewalign.writing import whole
 
-REPORT = "transfer.json"
+REPORT, FINAL = "transfer.json", "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,26 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         super().load_checkpoint(filename_or_checkpoint)
         self._restored = True
         self._enter_stage(self.schedule.stage(self.current_epoch))
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint whole or not at all: a kill or a full disk must not take the last good one with it.
+
+        Raises:
+            UserError: it is the last one.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        path = Path(filename)
+        try:
+            with whole(path) as partial:
+                super().save_checkpoint(str(partial))
+        except (OSError, RuntimeError) as problem:  # torch raises the latter where a disk is full
+            if path.name == FINAL:
+                raise UserError(
+                    f"The last checkpoint of {path.parent} could not be written ({problem}). Free some space; the same "
+                    "command goes on from the one before."
+                ) from None
+            self.print_to_log_file(f"{path.name} could not be written ({problem}); the one before stays.")
 
     def on_train_epoch_start(self) -> None:
         """Enter the epoch's stage; its draws follow from seed, fold and epoch, so a resumed training repeats them."""
