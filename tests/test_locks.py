@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from viewalign.locks import BusyError, locked
+from viewalign.errors import UserError
+from viewalign.locks import LOCK, BusyError, alone_in, locked
 
 HOLD = "import sys, time\nfrom pathlib import Path\nfrom viewalign.locks import locked\n"
 HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
@@ -27,3 +28,35 @@ def test_another_process_is_named_and_a_dead_one_forgotten(tmp_path):
             pass
     with locked(file):
         pass
+
+
+def test_one_that_waits_tells_for_whom_and_gets_its_turn(tmp_path):
+    file, told = tmp_path / "lock", []
+    brief = HOLD.replace("time.sleep(60)", "sys.stdin.read()")
+    other = subprocess.Popen(
+        [sys.executable, "-c", brief, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+
+    def release(holder):
+        told.append(holder)
+        other.stdin.close()
+
+    with locked(file, 60, release):
+        assert other.wait(60) == 0
+    assert told == [f"{socket.gethostname()}, process {other.pid}"]
+    assert file.read_text() == "", "nothing of this machine stays"
+
+
+def test_a_folder_is_held_by_one_and_told_of_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("viewalign.locks._PATIENCE", 0.3)
+    with alone_in(tmp_path / "run"):
+        with (
+            pytest.raises(UserError, match=rf"process {os.getpid()} is at work in .*run; .*name another folder"),
+            alone_in(tmp_path / "run"),
+        ):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK).is_file()

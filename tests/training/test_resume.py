@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from viewalign.errors import UserError
+from viewalign.locks import LOCK, locked
 from viewalign.recipes.loading import to_yaml
 from viewalign.training import checkpoints
 from viewalign.training.folder import RunFolder
@@ -146,9 +148,23 @@ def test_a_checkpoint_tells_nothing_of_subjects_or_paths(tiny_recipe):
 
 def test_the_run_folder_is_what_the_docs_say(tiny_recipe):
     folder = pretrain(tiny_recipe("log.tensorboard=true", steps=2)).folder
-    names = {path.name.split(".")[0] for path in folder.root.iterdir()}
+    names = {path.name.split(".")[0] for path in folder.root.iterdir() if path.name != LOCK}
     assert names == {"config", "log", "events", "checkpoints", "pictures"}
+    assert (folder.root / LOCK).read_text() == "", "it names this machine only while the run is at work"
     assert isinstance(RunFolder(folder.root).recipe().steps, int)
+
+
+def test_two_runs_in_one_folder_are_refused_and_one_killed_at_its_start_leaves_it_free(tiny_recipe, monkeypatch):
+    monkeypatch.setattr("viewalign.locks._PATIENCE", 0.3)
+    recipe = tiny_recipe(steps=2)
+    root = RunFolder.of(recipe).root
+    root.mkdir(parents=True)
+    with locked(root / LOCK):
+        for resume in (False, "auto"):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} is at work in .*; two at once would spoil"):
+                pretrain(recipe, resume=resume)
+    assert [path.name for path in root.iterdir()] == [LOCK]
+    assert pretrain(recipe).finished
 
 
 def run_command(*arguments):

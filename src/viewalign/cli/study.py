@@ -81,6 +81,7 @@ def write_slurm(chosen: Study, out: Path, script: Path, arguments: list[str]) ->
 
 def run_grid(grid: Grid, minutes: float | None, dry_run: bool, job: str | None = None, only: str | None = None) -> None:
     """Do what is to do of a study, or list it; write table and page, and end with the study's exit code."""
+    import math
     import time
 
     from viewalign.locks import locked
@@ -96,7 +97,7 @@ def run_grid(grid: Grid, minutes: float | None, dry_run: bool, job: str | None =
         return
     began = time.monotonic()
     code = run_study(grid, typer.echo, lambda: minutes is None or time.monotonic() - began < 60 * minutes, cells)
-    with locked(grid.out / ".table.lock", wait=True):  # other jobs of the study write the same
+    with locked(grid.out / ".table.lock", math.inf):  # other jobs of the study write the same
         typer.echo(table.write(grid))
         typer.echo(f"Tables: {grid.out}/table.md, .csv, .json\nPage: {write_page(grid.out)}")
     if code:

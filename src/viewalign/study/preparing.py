@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def prepared_store(data: DataSettings, root: Path, out: Path) -> Path:
     place = out / "data" / digest_of([source.prepare, sorted(files)])
     if not (place / "store" / "index.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
-        with locked(place / ".lock", wait=True):
+        with locked(place / ".lock", math.inf):
             if not (place / "store" / "index.json").is_file():
                 _prepare(source, folder, place)
     return place / "store"

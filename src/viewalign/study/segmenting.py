@@ -8,6 +8,7 @@ is laid out and preprocessed once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -129,7 +130,7 @@ class Segmenting:
         own = [self.judge.settings.get(key) for key in ("spacing", "norm", "base_plans")]
         place = self.out / "data" / f"nnunet-{digest_of([files, self.labelled.classes, plan, own])}"
         place.parent.mkdir(parents=True, exist_ok=True)
-        with locked(place.with_name(f".{place.name}.lock"), wait=True):
+        with locked(place.with_name(f".{place.name}.lock"), math.inf):
             if not place.is_dir():
                 self._prepare(place.with_name(f".writing-{place.name}"), recipe).replace(place)
         return place

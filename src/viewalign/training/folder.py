@@ -11,6 +11,7 @@ import yaml
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.given import changes
+from viewalign.locks import LOCK
 from viewalign.recipes import loading
 from viewalign.writing import whole
 
@@ -104,7 +105,7 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
                 f"{folder.root} holds another run. Continue it with --resume auto, or name a new folder with out=."
             )
         recipe = _reconcile(before, recipe, folder.root)
-    elif folder.root.is_dir() and any(folder.root.iterdir()):
+    elif folder.root.is_dir() and any(path.name != LOCK for path in folder.root.iterdir()):
         raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with out=.")
     try:
         folder.root.mkdir(parents=True, exist_ok=True)

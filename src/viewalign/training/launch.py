@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -18,6 +18,7 @@ from viewalign import processes
 from viewalign.config import Recipe
 from viewalign.device import choose_device
 from viewalign.errors import UserError
+from viewalign.locks import alone_in
 from viewalign.training import precision
 from viewalign.training.fabric import DDPStrategy, Fabric
 from viewalign.training.folder import RunFolder, open_folder
@@ -158,6 +159,27 @@ def leave_together() -> None:
     """
     if processes.world_size() > 1:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def alone_together(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
+    """Hold the run's folder on the first process; a refusal is raised by all alike.
+
+    Raises:
+        UserError: another run is at work in it.
+    """
+    with ExitStack() as stack:
+        problem = ""
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(alone_in(folder.root))
+            except UserError as refusal:
+                problem = str(refusal)
+        if fabric.world_size > 1:
+            problem = fabric.broadcast(problem)
+        if problem:
+            raise UserError(problem)
+        yield
 
 
 def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:

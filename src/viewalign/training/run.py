@@ -25,7 +25,7 @@ from viewalign.training.data import Feed, Samples
 from viewalign.training.fabric import Fabric
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
-from viewalign.training.launch import launch, leave_together, open_together, told_of_lost_processes
+from viewalign.training.launch import alone_together, launch, leave_together, open_together, told_of_lost_processes
 from viewalign.training.loop import Probe, Trainer
 from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.alignment import align
@@ -98,22 +98,29 @@ def pretrain(
     asks = asks_of(recipe)
     recipe, fabric = launch(keep_precision(recipe) if resume else recipe, asks.group, asks.idle)
     folder, recipe = open_together(fabric, recipe, bool(resume))
-    trainer = _assemble(recipe, asks, store, folder, fabric)
-    trainer.probe = probe
-    state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
-    for complaint in complaints:
-        trainer.ticker.say(complaint)
-    if state is not None:
-        trainer.restore(state)
-        trainer.ticker.say(f"Going on from step {trainer.position.step} of {recipe.steps}.")
-    else:
-        initial.start_run(trainer.method, recipe, folder, trainer.ticker.say, fabric.is_global_zero)
-    if fabric.is_global_zero:
-        write_config(folder, recipe)
-    with StopRequest() as stop, told_of_lost_processes(folder):
-        trainer.run(lambda: stop.signal is not None)
+    with alone_together(fabric, folder):
+        trainer = _assemble(recipe, asks, store, folder, fabric)
+        trainer.probe = probe
+        _begin(trainer, bool(resume))
+        with StopRequest() as stop, told_of_lost_processes(folder):
+            trainer.run(lambda: stop.signal is not None)
     leave_together()
     return Outcome(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
+
+
+def _begin(trainer: Trainer, resume: bool) -> None:
+    """Go on from the newest checkpoint, or start from what the recipe names; keep the recipe."""
+    folder, recipe, say, first = trainer.folder, trainer.recipe, trainer.ticker.say, trainer.fabric.is_global_zero
+    state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
+    for complaint in complaints:
+        say(complaint)
+    if state is not None:
+        trainer.restore(state)
+        say(f"Going on from step {trainer.position.step} of {recipe.steps}.")
+    else:
+        initial.start_run(trainer.method, recipe, folder, say, first)
+    if first:
+        write_config(folder, recipe)
 
 
 def _open_store(recipe: Recipe) -> Store:

@@ -1,15 +1,19 @@
 """`viewalign finetune segmentation` from its command line to its page, and what it refuses before it begins."""
 
 import json
+import os
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from viewalign.cli.main import run
+from viewalign.locks import locked
 from viewalign.transfer.evaluation.results import read_evaluation
-from viewalign.transfer.segmentation import running
+from viewalign.transfer.segmentation import finetune, running
 
 from .conftest import write_dataset, write_encoder
 
@@ -184,3 +188,29 @@ def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, mo
     assert [case.name for case in whole.cases] == [f"case_{k:02d}" for k in range(6)]  # each case once
     assert (out / "predictions" / "test_00.nii.gz").is_file()
     assert ("Postprocessing would not help" in told) != (out / "predictions_postprocessed").is_dir()
+
+
+def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_path):
+    """A second one took what the first had begun for what an interrupted one had left, and removed it."""
+    work = SimpleNamespace(folders=SimpleNamespace(preprocessed=tmp_path), dataset=SimpleNamespace(name="Dataset004_A"))
+    told, order, holding, waiting = [], [], threading.Event(), threading.Event()
+
+    def first():
+        with locked(tmp_path / ".Dataset004_A.lock"):
+            holding.set()
+            assert waiting.wait(60)
+            order.append("first")
+
+    def say(line):
+        told.append(line)
+        waiting.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert holding.wait(60)
+    with finetune._dataset_alone(work, say):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    assert len(told) == 1
+    assert f"process {os.getpid()}, which prepares Dataset004_A" in told[0]

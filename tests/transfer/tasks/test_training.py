@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.errors import UserError
+from viewalign.locks import LOCK, alone_in
 from viewalign.report.task import write_page
 from viewalign.transfer.tasks.augmenting import augment
 from viewalign.transfer.tasks.encoders import build_encoder, read_pretrained
@@ -163,6 +164,14 @@ def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(UserError, match=r"fold of other settings \(lr=0\.0001, not 0\.5; dropout=0\.3, not 0\.0\)"):
         training_of("binary", tmp_path / "b", epochs=3, lr=0.5).run()
+
+
+def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monkeypatch):
+    monkeypatch.setattr("viewalign.locks._PATIENCE", 0.3)
+    striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
+    with alone_in(tmp_path / "out"), pytest.raises(UserError, match="is at work in"):
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", load_training(None), print)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
 def test_what_is_frozen_stays(tmp_path):

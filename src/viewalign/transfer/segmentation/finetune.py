@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.formats import fitting, nnunet
+from viewalign.locks import alone_in, locked
 from viewalign.transfer.evaluation import folders as judging
 from viewalign.transfer.evaluation.cases import Rules
 from viewalign.transfer.segmentation import dataset as datasets
@@ -49,16 +52,23 @@ def finetune(settings: FinetuneSettings, out: Path, machine: Machine, teller: Te
         UserError: anything a user can mend. All of it that can be known before training is told before training.
     """
     run = _open(settings, out, machine, teller)
+    with alone_in(out):
+        _go(run, teller)
+    return run
+
+
+def _go(run: Finetuning, teller: Teller) -> None:
+    """Do what is not done yet."""
     divided = _splits(run)
     # The plan is made, and the encoder tried on it, before anything is preprocessed or trained.
-    with running.quietly(out / LOG) as say:
-        say(f"Planning {run.dataset.name} with nnU-Net. Its own words go to {out / LOG}")
+    with running.quietly(run.out / LOG) as say, _dataset_alone(run, say):
+        say(f"Planning {run.dataset.name} with nnU-Net. Its own words go to {run.out / LOG}")
         planned = _plan(run)
         model = Model(run.dataset.name, planned.name, run.folders)
         numbers = _number(run, planned, divided)
         with teller.bar("Preprocessing") as bar:
             bar(0, 1)
-            planning.preprocess(run.dataset, planned, machine.processes)
+            planning.preprocess(run.dataset, planned, run.machine.processes)
         say(summary(run, planned, model))
         write_commands(run, planned, numbers)
     for split, number in numbers:
@@ -67,7 +77,14 @@ def finetune(settings: FinetuneSettings, out: Path, machine: Machine, teller: Te
     _predict(run, model, [number for _, number in numbers], teller)
     _cross_validate(run, model, numbers, teller)
     write_results(run, planned)
-    return run
+
+
+@contextmanager
+def _dataset_alone(run: Finetuning, say: Callable[[str], None]) -> Iterator[None]:
+    """Wait for others, such as those of other folds, who plan and preprocess the same dataset; they do it for all."""
+    file = run.folders.preprocessed / f".{run.dataset.name}.lock"
+    with locked(file, math.inf, lambda other: say(f"Waiting for {other}, which prepares {run.dataset.name}.")):
+        yield
 
 
 def prepare(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
@@ -76,7 +93,7 @@ def prepare(settings: FinetuneSettings, out: Path, machine: Machine, teller: Tel
     Args, raises: as `finetune`.
     """
     run = _open(settings, out, machine, teller)
-    with running.quietly(out / LOG):
+    with running.quietly(out / LOG) as say, _dataset_alone(run, say):
         planning.preprocess(run.dataset, _plan(run), machine.processes)
     return run
 
@@ -196,7 +213,8 @@ def _train_and_judge(
     if model.is_validated(number):
         teller.say(f"{name}: trained already.")
     else:
-        _train(run, model, name, number, teller)
+        with alone_in(model.fold(number)):
+            _train(run, model, name, number, teller)
     predictions = model.fold(number) / "validation"
     references = run.folders.preprocessed / run.dataset.name / "gt_segmentations"
     cases = list(split.validation) if split else [case.name for case in run.dataset.cases]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from viewalign.device import choose_device
 from viewalign.errors import UserError
+from viewalign.locks import alone_in
 from viewalign.transfer.global_probe import ProbeScore, score
 from viewalign.transfer.tasks import lora, metrics
 from viewalign.transfer.tasks.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
@@ -60,40 +62,63 @@ def finetune(
     cases = read_manifest(task, spec)
     start = read_pretrained(encoder, token_order)
     preprocessor = preprocessor_for(start, spec, settings, say)
-    _begin(out, spec, settings)
-    device = choose_device(settings.device)  # refused before cases are prepared
-    say(f"{len(cases)} cases are prepared.")
-    samples, refused = prepare_cases(cases, preprocessor, cache=cache, workers=workers)
-    usable = [case for case in cases if case.case in samples]
-    folds = make_folds(usable, spec, settings.folds, settings.seed, settings.by_site)
-    with whole(out / "folds.json") as partial:
-        partial.write_text(json.dumps(folds.as_json(), indent=1))
-    with whole(out / "refused.json") as partial:
-        partial.write_text(json.dumps([list(pair) for pair in refused], indent=1))
-    rows: dict[str, tuple[str, NDArray[np.float64]]] = {}
-    for fold in folds.folds:
-        found = run_fold(fold, usable, samples, start, spec, preprocessor, settings, out / f"fold_{fold.number}", say)
-        rows |= {name: (str(fold.number), value) for name, value in found.items()}
-    judged = {"held_out": _judge(usable, rows, spec, settings)} if rows else {}
-    if folds.test:
-        rows_test = _predict_test(out, [c for c in usable if c.split == "test"], samples, device)
-        judged["test"] = _judge(usable, rows_test, spec, settings)
-        rows |= rows_test
-    write_predictions(out / "predictions.csv", usable, rows, spec)
-    facts = {
-        "task": spec.name,
-        "kind": spec.kind,
-        "primary": spec.figure,
-        "network": start.network,
-        "encoder": encoder,
-        "folds": folds.digest,
-    }
-    with whole(out / "metrics.json") as partial:
-        partial.write_text(json.dumps({**facts, **{name: _told(one) for name, one in judged.items()}}, indent=1))
+    choose_device(settings.device)  # refused before cases are prepared
+    with alone_in(out):
+        _begin(out, spec, settings)
+        say(f"{len(cases)} cases are prepared.")
+        samples, refused = prepare_cases(cases, preprocessor, cache=cache, workers=workers)
+        _keep(out / "refused.json", [list(pair) for pair in refused])
+        usable = [case for case in cases if case.case in samples]
+        judged = _all_folds(_Tuning(spec, settings, usable, samples, start, preprocessor, out, say), encoder)
     for name, one in judged.items():
         say(f"{spec.name}: {len(one.cases)} {name.replace('_', '-')} cases, 95 % intervals over subjects")
         say(metrics.table(one.values, one.intervals))
     return next(iter(judged.values())), refused
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """What all folds share."""
+
+    spec: TaskSpec
+    settings: TaskTraining
+    cases: list[TaskCase]
+    samples: Mapping[str, Sample]
+    start: Pretrained
+    preprocessor: Preprocessor
+    out: Path
+    say: Say
+
+
+def _all_folds(tuning: _Tuning, encoder: str) -> dict[str, ProbeScore]:
+    """Train all folds, judge held-out and test cases, and write what came out; `encoder` is what it is called."""
+    spec, settings, cases, out = tuning.spec, tuning.settings, tuning.cases, tuning.out
+    folds = make_folds(cases, spec, settings.folds, settings.seed, settings.by_site)
+    _keep(out / "folds.json", folds.as_json())
+    rows: dict[str, tuple[str, NDArray[np.float64]]] = {}
+    for fold in folds.folds:
+        rows |= {name: (str(fold.number), value) for name, value in _run_fold(tuning, fold).items()}
+    judged = {"held_out": _judge(cases, rows, spec, settings)} if rows else {}
+    if folds.test:
+        rows_test = _predict_test(tuning)
+        judged["test"] = _judge(cases, rows_test, spec, settings)
+        rows |= rows_test
+    write_predictions(out / "predictions.csv", cases, rows, spec)
+    facts = {
+        "task": spec.name,
+        "kind": spec.kind,
+        "primary": spec.figure,
+        "network": tuning.start.network,
+        "encoder": encoder,
+        "folds": folds.digest,
+    }
+    _keep(out / "metrics.json", {**facts, **{name: _told(one) for name, one in judged.items()}})
+    return judged
+
+
+def _keep(file: Path, tree: Any) -> None:
+    with whole(file) as partial:
+        partial.write_text(json.dumps(tree, indent=1))
 
 
 def preprocessor_for(start: Pretrained, spec: TaskSpec, settings: TaskTraining, say: Say) -> Preprocessor:
@@ -109,41 +134,37 @@ def preprocessor_for(start: Pretrained, spec: TaskSpec, settings: TaskTraining, 
     return Preprocessor(spec.channels, settings.size or default_size(start), prepared, settings.strip, settings.frames)
 
 
-def run_fold(
-    fold: Fold,
-    cases: Sequence[TaskCase],
-    samples: Mapping[str, Sample],
-    start: Pretrained,
-    spec: TaskSpec,
-    preprocessor: Preprocessor,
-    settings: TaskTraining,
-    folder: Path,
-    say: Say,
-) -> dict[str, NDArray[np.float64]]:
+def _run_fold(tuning: _Tuning, fold: Fold) -> dict[str, NDArray[np.float64]]:
     """Train one fold, keep its model, and predict its held-out cases."""
-    taught = [case for case in cases if case.case in set(fold.train)]
+    spec, settings, folder = tuning.spec, tuning.settings, tuning.out / f"fold_{fold.number}"
+    taught = [case for case in tuning.cases if case.case in set(fold.train)]
     check_learnable(taught, spec, f"Fold {fold.number}")
-    backbone, fitted = build_encoder(start, preprocessor.size, len(spec.channels), settings.min_share, settings.seed)
+    network = _network(tuning, taught, first=fold.number == 0)
+    training = FoldTraining(network, taught, tuning.samples, spec, settings, fold.number, folder / "checkpoints")
+    training.run(tuning.say)
+    if settings.mode == "lora":
+        lora.merge(network.backbone)
+    _keep(folder / LOSSES, training.losses)
+    scale = (training.centre, training.spread)
+    write_model(folder, network, tuning.start.network, spec, tuning.preprocessor, scale)
+    device = training.settings.device
+    return {name: predict_sample(network, tuning.samples[name], spec, scale, device) for name in fold.held_out}
+
+
+def _network(tuning: _Tuning, taught: Sequence[TaskCase], first: bool) -> GlobalNetwork:
+    """Build a fold's network from the encoder; the first fold says how its weights fitted."""
+    spec, settings, start, size = tuning.spec, tuning.settings, tuning.start, tuning.preprocessor.size
+    backbone, fitted = build_encoder(start, size, len(spec.channels), settings.min_share, settings.seed)
     if settings.pool == "pretrained":
         fill_own_pooling(backbone, start)
-    if fitted is not None and fold.number == 0:
-        say(fitted.text())
+    if fitted is not None and first:
+        tuning.say(fitted.text())
     targets = [case.target for case in taught if case.target is not None]
     bias = first_bias(targets, spec, settings.balanced or settings.class_weights)
     network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)
     if settings.mode == "lora":
         lora.attach(backbone, settings.lora.rank, settings.lora.alpha, settings.lora.dropout, settings.seed)
-    training = FoldTraining(network, taught, samples, spec, settings, fold.number, folder / "checkpoints")
-    training.run(say)
-    if settings.mode == "lora":
-        lora.merge(backbone)
-    with whole(folder / LOSSES) as partial:
-        partial.write_text(json.dumps(training.losses))
-    scale = (training.centre, training.spread)
-    write_model(folder, network, start.network, spec, preprocessor, scale)
-    return {
-        name: predict_sample(network, samples[name], spec, scale, training.settings.device) for name in fold.held_out
-    }
+    return network
 
 
 def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
@@ -161,14 +182,14 @@ def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
         partial.write_text(told)
 
 
-def _predict_test(
-    out: Path, cases: Sequence[TaskCase], samples: Mapping[str, Sample], device: str
-) -> dict[str, tuple[str, NDArray[np.float64]]]:
+def _predict_test(tuning: _Tuning) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """Predict test cases by all folds together."""
-    predictor = Predictor(out, device)
+    device = choose_device(tuning.settings.device)
+    predictor = Predictor(tuning.out, device)
     rows = {}
-    for case in cases:
-        found = [predict_sample(m.network, samples[case.case], m.spec, m.scale, device) for m in predictor.models]
+    for case in (case for case in tuning.cases if case.split == "test"):
+        sample = tuning.samples[case.case]
+        found = [predict_sample(m.network, sample, m.spec, m.scale, device) for m in predictor.models]
         rows[case.case] = ("test", np.mean(found, axis=0))
     return rows
 
