@@ -232,14 +232,15 @@ def link(dataset: Dataset, raw: Path) -> None:
         UserError: something else lies there under that name, or links cannot be made.
     """
     target = raw / dataset.name
-    if target.exists():
-        if target.resolve() != dataset.root.resolve():
-            raise UserError(f"{target} is another dataset than {dataset.root}; rename one of them.")
-        return
     try:
-        target.symlink_to(dataset.root, target_is_directory=True)
+        if not target.exists():
+            target.symlink_to(dataset.root, target_is_directory=True)
+    except FileExistsError:
+        pass  # another fold that starts now has linked it
     except OSError as problem:
         raise UserError(f"{dataset.root} cannot be linked as {target}: {problem.strerror}.") from None
+    if target.resolve() != dataset.root.resolve():
+        raise UserError(f"{target} is another dataset than {dataset.root}; rename one of them.")
 
 
 def names_matching(cases: Sequence[str], asked: str) -> list[str]:
