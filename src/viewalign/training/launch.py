@@ -175,11 +175,16 @@ def alone_together(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
                 stack.enter_context(alone_in(folder.root))
             except UserError as refusal:
                 problem = str(refusal)
-        if fabric.world_size > 1:
-            problem = fabric.broadcast(problem)
-        if problem:
-            raise UserError(problem)
+        _refuse_together(fabric, problem)
         yield
+
+
+def _refuse_together(fabric: Fabric, problem: str) -> None:
+    """Raise on all processes what the first one refuses, if anything: one that went on would wait for the others."""
+    if fabric.world_size > 1:
+        problem = fabric.broadcast(problem)
+    if problem:
+        raise UserError(problem)
 
 
 def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
@@ -190,9 +195,7 @@ def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFold
             folder, recipe = open_folder(recipe, resume)
         except UserError as refusal:
             problem = str(refusal)
+    _refuse_together(fabric, problem)
     if fabric.world_size > 1:
-        problem, tree = fabric.broadcast((problem, recipe.model_dump(by_alias=True)))
-        recipe = Recipe.model_validate(tree)
-    if problem:
-        raise UserError(problem)
+        recipe = Recipe.model_validate(fabric.broadcast(recipe.model_dump(by_alias=True)))
     return folder, recipe

@@ -12,6 +12,7 @@ from typing import Any
 
 from viewalign.errors import RefusedImageError, UserError
 from viewalign.formats import files
+from viewalign.formats.nnunet_models import CHECKPOINT
 from viewalign.transfer.segmentation import environment, lps, running
 from viewalign.transfer.segmentation.running import Machine
 from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
@@ -22,7 +23,6 @@ from viewalign.writing import whole
 
 KEY = "viewalign"
 """In `dataset.json`: `{"orientation": "LPS", "missing": "zeros", "aliases": {"swi": ["t2s"]}}`."""
-_CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def read_trained(folder: Path) -> Trained:
     if model is None:
         raise UserError(f"{folder} holds no trained segmentation: no results.json, and no plans.json of nnU-Net.")
     description = files.read_json(model / "dataset.json")
-    found = sorted(path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{_CHECKPOINT}"))
+    found = sorted(path.parent.name.removeprefix("fold_") for path in model.glob(f"fold_*/{CHECKPOINT}"))
     own = [str(row["fold"]) for row in files.read_json(folder / "results.json").get("results", [])]
     folds = tuple(int(f) if f.isdigit() else f for f in found if not own or f in own)
     if not description or not folds:
-        raise UserError(f"{model} holds no trained fold (fold_*/{_CHECKPOINT}); has the fine-tuning come to its end?")
+        raise UserError(f"{model} holds no trained fold (fold_*/{CHECKPOINT}); has the fine-tuning come to its end?")
     names = description.get("channel_names") or description["modality"]
     channels = tuple(str(names[key]) for key in sorted(names, key=int))
     facts = description.get(KEY)

@@ -21,7 +21,6 @@ from viewalign.volumes.pool import default_workers
 
 TRAINER = "ViewalignTrainer"
 _RESUMABLE = ("checkpoint_latest.pth", "checkpoint_best.pth")
-_FINAL = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Model:
 
     def is_trained(self, number: int | str) -> bool:
         """Say whether a fold's training has come to its end."""
-        return (self.fold(number) / _FINAL).is_file()
+        return (self.fold(number) / nnunet_models.CHECKPOINT).is_file()
 
     def is_validated(self, number: int | str) -> bool:
         """Say whether a fold's validation cases are predicted."""

@@ -24,14 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from viewalign.errors import UserError
-from viewalign.formats import fitting, nnunet, weight_names
+from viewalign.formats import fitting, nnunet, nnunet_models, weight_names
 from viewalign.randomness import seed_of
 from viewalign.transfer.segmentation import encoders
 from viewalign.transfer.segmentation.schedule import Schedule, Stage
 from viewalign.transfer.weights import write_report
 from viewalign.writing import whole
 
-REPORT, FINAL = "transfer.json", "checkpoint_final.pth"
+REPORT = "transfer.json"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
             with whole(path) as partial:
                 super().save_checkpoint(str(partial))
         except (OSError, RuntimeError) as problem:  # torch raises the latter where a disk is full
-            if path.name == FINAL:
+            if path.name == nnunet_models.CHECKPOINT:
                 raise UserError(
                     f"The last checkpoint of {path.parent} could not be written ({problem}). Free some space; the same "
                     "command goes on from the one before."
