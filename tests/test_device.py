@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
-from viewalign.device import choose_device
+from viewalign.device import choose_device, send
 from viewalign.errors import UserError
 from viewalign.transfer.tasks.settings import load_training, recipe_names
 
@@ -28,3 +30,11 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("recipe", [None, *recipe_names()])
 def test_no_recipe_of_a_task_is_bound_to_the_cpu(recipe: str | None) -> None:
     assert load_training(recipe).device == "auto"
+
+
+def test_a_tensor_is_sent_without_waiting_and_pinned_for_a_gpu() -> None:
+    values, gpu = mock.Mock(), torch.device("cuda", 0)
+    sent = send(values, gpu)
+    values.pin_memory().to.assert_called_once_with(gpu, non_blocking=True)
+    assert sent is values.pin_memory().to.return_value
+    assert torch.equal(send(torch.arange(3), torch.device("cpu")), torch.arange(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from viewalign.errors import UserError
 
@@ -29,3 +30,13 @@ def choose_device(name: str = "auto") -> str:
     if not there[name]:
         raise UserError(f"There is no {name} device here; take cpu, or leave the device out.")
     return name
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor of the CPU to a device without waiting for the work that is queued there.
+
+    Memory that is not pinned would make the copy wait on a GPU, whatever `non_blocking` says.
+    """
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
