@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from viewalign.training.diagnosis import diagnose
+from viewalign.errors import UserError
+from viewalign.training.diagnosis import diagnose, refuse_without_gpu
 from viewalign.training.machine import Facts, Gpu, Place, file_system, look, look_at
 
 SOUND = Facts(
@@ -69,6 +70,14 @@ def test_each_trouble_is_told_with_a_remedy(changes, level, words, remedy):
 def test_unlimited_files_and_a_cpu_build_without_gpu_are_fine():
     assert findings(open_files=-1) == []
     assert [f.what for f in findings(gpus=(), gpu_devices=False, cuda=None, cudnn=None)] == ["GPU"]
+
+
+def test_a_check_of_the_gpu_is_refused_where_torch_sees_none():
+    refuse_without_gpu(SOUND)
+    with pytest.raises(UserError, match="this machine has no NVIDIA GPU"):
+        refuse_without_gpu(replace(SOUND, gpus=(), gpu_devices=False))
+    with pytest.raises(UserError, match="does not see this machine's GPU: torch is a CPU build"):
+        refuse_without_gpu(replace(SOUND, gpus=(), cuda=None))
 
 
 def test_this_machine_can_be_looked_at(tmp_path):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from viewalign.training.diagnosis import Finding
 
 _COLOURS = {"good": "green", "watch": "yellow", "bad": "red"}
 
@@ -15,6 +19,9 @@ def doctor(
         list[Path] | None,
         typer.Argument(metavar="[FOLDER]...", help="Where stores and runs shall lie; else here.", show_default=False),
     ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Also train on the GPU for a minute, and compare with the CPU.")
+    ] = False,
 ) -> None:
     """Look for what spoils runs: bad versions, hidden GPUs, little shared memory, slow disks, too many threads.
 
@@ -26,15 +33,21 @@ def doctor(
 
     viewalign doctor /data/store /scratch/runs
 
+    viewalign doctor --gpu
+
     Exit code: 0 nothing to mend, 3 something to watch, 1 something that must be mended.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from viewalign.training.diagnosis import diagnose
+    from viewalign.training.diagnosis import diagnose, refuse_without_gpu
     from viewalign.training.machine import look
 
-    findings = diagnose(look(tuple(folders or [Path.cwd()])))
+    facts = look(tuple(folders or [Path.cwd()]))
+    findings = diagnose(facts)
+    if gpu:
+        refuse_without_gpu(facts)
+        findings += _check_gpu()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:
         colour = _COLOURS[finding.level]
@@ -44,3 +57,14 @@ def doctor(
     Console().print(table)
     levels = {finding.level for finding in findings}
     raise typer.Exit(1 if "bad" in levels else 3 if "watch" in levels else 0)
+
+
+def _check_gpu() -> list[Finding]:
+    """Check the first GPU in a temporary folder."""
+    import torch
+
+    from viewalign.cli.teller import Teller
+    from viewalign.training.gpu.check import Size, check
+
+    with tempfile.TemporaryDirectory() as folder:
+        return check(torch.device("cuda"), Path(folder), Size(), Teller().say)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from viewalign.errors import UserError
 from viewalign.training.machine import Facts, Place
 
 Level = Literal["good", "watch", "bad"]
@@ -77,6 +78,20 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
             "none: the xs networks train on a CPU, the large ones do not",
             "See `viewalign estimate`.",
         )
+
+
+def refuse_without_gpu(facts: Facts) -> None:
+    """See to it that torch can use a GPU.
+
+    Raises:
+        UserError: it cannot; the sentence says why.
+    """
+    if facts.gpus:
+        return
+    if not facts.gpu_devices:
+        raise UserError("--gpu: this machine has no NVIDIA GPU. Leave --gpu out, or run it on the machine that trains.")
+    why, remedy = _why_unseen(facts)
+    raise UserError(f"--gpu: torch does not see this machine's GPU: {why}. {remedy}")
 
 
 def _why_unseen(facts: Facts) -> tuple[str, str]:

@@ -99,7 +99,7 @@ def pretrain(
     recipe, fabric = launch(keep_precision(recipe) if resume else recipe, asks.group, asks.idle)
     folder, recipe = open_together(fabric, recipe, bool(resume))
     with alone_together(fabric, folder):
-        trainer = _assemble(recipe, asks, store, folder, fabric)
+        trainer = assemble(recipe, asks, store, folder, fabric)
         trainer.probe = probe
         _begin(trainer, bool(resume))
         with StopRequest() as stop, told_of_lost_processes(folder):
@@ -132,7 +132,7 @@ def _open_store(recipe: Recipe) -> Store:
     return store
 
 
-def _assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
+def assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
     """Build method, optimizer and feed, and write down what the run is fed with."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)

@@ -1,0 +1,157 @@
+"""Timed steps of a recipe: the trainer of `viewalign pretrain` on batches from memory or from a store."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from viewalign.methods.registry import asks_of
+from viewalign.recipes.loading import load
+from viewalign.training.cost import step_cost
+from viewalign.training.data import Samples
+from viewalign.training.folder import open_folder
+from viewalign.training.gpu.timing import Moment, Parts, wait
+from viewalign.training.launch import launch
+from viewalign.training.logs import Ticker, read_log
+from viewalign.training.loop import Position
+from viewalign.training.run import assemble
+from viewalign.volumes.store import Store
+
+_HELD = 3
+"""Batches that are kept in memory and used in turn."""
+_LAST = 2
+"""Steps at the end that are not counted: the loop computes health figures in the last one."""
+QUIET = ("validate.every=0", "log.tensorboard=false", "log.health_every=1000000", "checkpoint.every=1000000")
+"""Settings that leave out what a run does besides its steps."""
+
+Source = Callable[[int, int], Iterator[Samples]]
+"""Yields the samples of steps [first, last)."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What timed steps gave.
+
+    Attributes:
+        seconds: of each step.
+        parts: median seconds of parts of a step by name.
+        memory: peak bytes allocated and reserved on the GPU; empty on a CPU.
+        warm_up: seconds before the first counted step.
+    """
+
+    seconds: list[float]
+    parts: dict[str, float]
+    memory: dict[str, int]
+    warm_up: float
+
+    @property
+    def median(self) -> float:
+        """The median seconds of a step."""
+        return median(self.seconds)
+
+
+class Bench:
+    """A recipe's trainer, whose steps can be timed and looked into.
+
+    Args:
+        recipe: a recipe's name.
+        settings: overrides as on the command line.
+        store: the folder of the store that batches come from.
+        out: a new folder for the run.
+        device: cuda or cpu.
+    """
+
+    def __init__(self, recipe: str, settings: list[str], store: Path, out: Path, device: str) -> None:
+        own = [f"data={store}", f"out={out}", f"runtime.accelerator={device}", "optim.lr=1e-4", *QUIET]
+        asked = load(recipe, [*own, *settings], say=lambda _: None)
+        asks = asks_of(asked)
+        made, fabric = launch(asked, asks.group, asks.idle)
+        folder, made = open_folder(made, resume=False)
+        self.trainer = assemble(made, asks, Store.open(store), folder, fabric)
+        self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
+        self.flops = step_cost(made).flops
+        self.trainer.ticker = Ticker(quiet=True)
+        self.trainer.save = lambda: True  # type: ignore[method-assign]
+        self.parts = Parts(self.device)
+        self._held: list[Samples] = []
+        self._moments: list[Moment] = []
+        self._watch_parts()
+
+    def _watch_parts(self) -> None:
+        trainer = self.trainer
+        for owner, name, part in (
+            (trainer.method, "latents", "networks"),
+            (trainer.method, "judge", "losses"),
+            (trainer.fabric, "backward", "backward"),
+            (trainer.optimizer, "step", "optimizer"),
+            (trainer.method, "after_update", "teacher"),
+        ):
+            setattr(owner, name, self.parts.timed(part, getattr(owner, name)))
+        self.feed = replace(self.feed, build=self.parts.timed("views", self.feed.build))
+
+    def measure(self, steps: int, warm: int = 2, around: AbstractContextManager[Any] | None = None) -> StepTimes:
+        """Time steps whose batches are in memory already.
+
+        Args:
+            steps: how many are counted.
+            warm: how many are done before.
+            around: is entered around the first step that is counted.
+        """
+        if not self._held:
+            self._held = list(self._from_store(0)(0, _HELD))
+        begin = Moment(self.device)
+        self._run(warm + steps, warm, self._from_memory, around)
+        memory = {}
+        if self.device.type == "cuda":
+            memory["allocated"] = torch.cuda.max_memory_allocated(self.device)
+            memory["reserved"] = torch.cuda.max_memory_reserved(self.device)
+        moments = self._moments
+        seconds = [a.until(b) for a, b in itertools.pairwise(moments[warm : warm + steps + 1])]
+        parts = self.parts.medians(range(warm, warm + steps))
+        return StepTimes(seconds, parts, memory, begin.until(moments[warm]))
+
+    def _from_memory(self, first: int, last: int) -> Iterator[Samples]:
+        return itertools.islice(itertools.cycle(self._held), last - first)
+
+    def _from_store(self, workers: int) -> Source:
+        read: Any = self.feed.train  # a partial function, whose settings a call may replace
+        return partial(read, workers=workers)
+
+    def data_wait(self, workers: int, steps: int) -> dict[str, float]:
+        """Run from the store; return volumes a second and the share of time in which the loop waited for data."""
+        recipe = self.trainer.recipe
+        self.trainer.recipe = recipe.model_copy(update={"log": recipe.log.model_copy(update={"every": steps})})
+        self._run(2 * steps, 0, self._from_store(workers), None)
+        # The row before contains the start of the workers, the one after it the health figures of the last step.
+        rows = [row for row in read_log(self.trainer.folder.log) if row["kind"] == "train"]
+        row = next(row for row in rows if row["step"] == 2 * steps)
+        return {"volumes_per_second": row["samples_per_second"], "data_wait": row["data_wait"]}
+
+    def _run(self, count: int, warm: int, source: Source, around: AbstractContextManager[Any] | None) -> None:
+        """Let the loop do `count` steps and the last ones, from step 1 on: step 0 computes health figures."""
+        trainer = self.trainer
+        trainer.position = Position(step=1)
+        trainer.recipe = trainer.recipe.model_copy(update={"steps": 1 + count + _LAST})
+        self._moments.clear()
+        self.parts.clear()
+
+        def batches(first: int, last: int) -> Generator[Samples]:
+            for number, samples in enumerate(source(first, last)):
+                if number == warm and self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(self.device)
+                with around if around is not None and number == warm else nullcontext():
+                    self._moments.append(Moment(self.device))
+                    self.parts.step = number
+                    yield samples
+
+        trainer.feed = replace(self.feed, train=batches)
+        trainer.run()
+        wait(self.device)

@@ -1,0 +1,177 @@
+"""The short check of a GPU: a run of a small network beside the CPU's, resumed, and steps of a large network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from viewalign.training.data import worker_count
+from viewalign.training.diagnosis import Finding, Level
+from viewalign.training.gpu import ceilings, limits
+from viewalign.training.gpu.bench import Bench, StepTimes
+from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
+from viewalign.training.gpu.synthetic import HEAD, SMALL, Shape, synthetic_store
+from viewalign.training.precision import choose
+from viewalign.volumes.pool import default_workers
+
+_SMALL_RECIPE = "cva-resenc-xs"
+_WHERE_MEMORY_IS_SHORT: tuple[tuple[str, ...], ...] = (
+    (),
+    ("runtime.recompute=true",),
+    ("runtime.recompute=true", "batch=2"),
+)
+"""Settings under which the large network is tried, in this order."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a check is.
+
+    Attributes:
+        recipe, settings: of the network whose steps are timed.
+        shape: of the volumes that are read meanwhile.
+        steps: that are timed.
+        small: settings of the small runs.
+    """
+
+    recipe: str = "cva-resenc-l"
+    settings: tuple[str, ...] = ()
+    shape: Shape = HEAD
+    steps: int = 5
+    small: tuple[str, ...] = ()
+
+
+TINY = Size(
+    recipe=_SMALL_RECIPE,
+    settings=("views.size=16", "batch=2", "heads.width=16", "runtime.precision=fp32"),
+    shape=SMALL,
+    steps=2,
+    small=("views.size=16", "heads.width=16", "runtime.workers=0"),
+)
+"""A check that a CPU does in seconds and that says nothing about speed."""
+
+
+def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], object]) -> list[Finding]:
+    """Check a device.
+
+    Args:
+        device: a GPU; a CPU too, where each finding is that of the CPU beside itself.
+        folder: for stores and runs, some GB.
+        size: how large; `Size()` takes about a minute on a fast GPU.
+        say: is called with what is done next.
+
+    Returns:
+        Findings in a fixed order.
+    """
+    say("Measuring the device's limits")
+    precision = choose(device)
+    rate = ceilings.product_rate(device, precision)
+    copies = ceilings.copy_rate(device)
+    words = f"{precision} matrix products {rate / 1e12:.3g} TFLOP/s, copies {copies / 1e12:.2g} TB/s"
+    found = [Finding("good", "Limits", words)]
+    say("Running a small network here and on the CPU")
+    found += _small_runs(device, folder, size)
+    say(f"Timing steps of {size.recipe}")
+    found += _large_steps(device, folder, size, rate)
+    return found
+
+
+def _small_runs(device: torch.device, folder: Path, size: Size) -> Iterator[Finding]:
+    store = folder / "small"
+    synthetic_store(store, 8, SMALL)
+    settings = [*settings_for_comparison(_SMALL_RECIPE), *size.small]
+    reference = small_run(_SMALL_RECIPE, store, folder / "reference", "cpu", settings)
+    losses = small_run(_SMALL_RECIPE, store, folder / "here", device.type, settings)
+    yield _compared(
+        "Same as CPU",
+        difference(losses, reference),
+        limits.LOSS_DIFFERENCE,
+        "losses of six steps in fp32",
+        "Report it with this table: the GPU computes something else than the CPU.",
+    )
+    again = resumed(_SMALL_RECIPE, store, folder / "here", device.type, settings)
+    yield _compared(
+        "Resume",
+        difference(again, losses),
+        limits.RESUME_DIFFERENCE,
+        "losses after resuming at step 3 of 6",
+        "Report it with this table: a resumed run should continue as if it had not been stopped.",
+    )
+
+
+def _compared(what: str, value: float, limit: float, words: str, remedy: str) -> Finding:
+    good = value <= limit
+    text = f"{words} differ by {value:.2g} at most (limit {limit:g})"
+    return Finding("good" if good else "bad", what, text, "" if good else remedy)
+
+
+def _large_steps(device: torch.device, folder: Path, size: Size, rate: float) -> Iterator[Finding]:
+    store = folder / "large"
+    synthetic_store(store, 6, size.shape)
+    for number, more in enumerate(_WHERE_MEMORY_IS_SHORT):
+        fitting = _timed(device, store, folder / f"large-{number}", size, more)
+        if fitting is not None:
+            bench, times = fitting
+            yield _step(bench, times.median, rate, more)
+            yield _memory(device, times.memory, more)
+            yield _data_wait(bench, size.steps)
+            return
+    yield Finding(
+        "watch",
+        "Memory",
+        f"{size.recipe} does not fit, not even with {' '.join(_WHERE_MEMORY_IS_SHORT[-1])}",
+        "Lower views.size, or take a smaller network; `viewalign estimate --help`.",
+    )
+
+
+def _timed(
+    device: torch.device, store: Path, out: Path, size: Size, more: Sequence[str]
+) -> tuple[Bench, StepTimes] | None:
+    """Time steps of the large network; None where they do not fit into memory."""
+    try:
+        bench = Bench(size.recipe, [*size.settings, *more], store, out, device.type)
+        return bench, bench.measure(size.steps)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+
+
+def _step(bench: Bench, seconds: float, rate: float, more: Sequence[str]) -> Finding:
+    share = bench.flops / seconds / rate
+    level: Level = "good" if share >= limits.RATE_SHARE.get(bench.name, 0.0) / 2 else "watch"
+    words = (
+        f"{' '.join([bench.name, *more])}: {seconds:.3g} s, batch {bench.recipe.batch}, "
+        f"{bench.recipe.runtime.precision}, {share:.1%} of the matrix products"
+    )
+    remedy = (
+        "Is other work running on the GPU (`nvidia-smi`)? Else report it with this table." if level != "good" else ""
+    )
+    return Finding(level, "Step", words, remedy)
+
+
+def _memory(device: torch.device, memory: dict[str, int], more: Sequence[str]) -> Finding:
+    if not memory:
+        return Finding("good", "Memory", "not measured on a CPU")
+    total = torch.cuda.get_device_properties(device).total_memory
+    peak, reserved = (memory[name] / 1e9 for name in ("allocated", "reserved"))
+    words = f"{peak:.1f} GB at most, {reserved:.1f} GB reserved of {total / 1e9:.0f} GB"
+    if not more:
+        return Finding("good", "Memory", words)
+    return Finding(
+        "watch", "Memory", f"{words}; more is needed without {' '.join(more)}", f"Train with {' '.join(more)}."
+    )
+
+
+def _data_wait(bench: Bench, steps: int) -> Finding:
+    here = bench.recipe.runtime.workers
+    workers = worker_count(here, bench.device.type == "cuda", os.cpu_count() or 1, allowed=default_workers())
+    found = bench.data_wait(workers, max(steps, 4))
+    share = found["data_wait"]
+    level: Level = "good" if share <= limits.DATA_WAIT else "watch"
+    words = f"{share:.1%} of the time with {workers} workers, {found['volumes_per_second']:.3g} volumes/s"
+    remedy = "Raise runtime.workers up to the number of cores." if level != "good" else ""
+    return Finding(level, "Data wait", words, remedy)

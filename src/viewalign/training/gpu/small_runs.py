@@ -1,0 +1,68 @@
+"""Whole runs of small networks on synthetic volumes: what they compute on a device, and whether they resume."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+
+from viewalign.recipes.loading import load
+from viewalign.training import checkpoints
+from viewalign.training.logs import read_log
+from viewalign.training.run import pretrain
+
+STEPS = 6
+REPRODUCIBLE = ("runtime.precision=fp32", "views.photometric.p_noise=0")
+"""Settings under which a run on a GPU computes what a run on a CPU does: noise comes from each device's generator."""
+
+
+def settings_for_comparison(recipe: str) -> list[str]:
+    """Return the settings under which a recipe gives the same on every device; stochastic depth draws on it too."""
+    return [*REPRODUCIBLE, *(["network.drop_path=0"] if "primus" in recipe else [])]
+
+
+def small_run(
+    recipe: str, store: Path, out: Path, device: str, settings: Sequence[str] = (), *, resume: bool = False
+) -> list[float]:
+    """Pretrain a small network for some steps and return the loss of each.
+
+    Args:
+        recipe: a recipe of an xs network.
+        store: a store of volumes of at least 32³.
+        out: the run's folder.
+        device: cuda or cpu.
+        settings: further overrides.
+        resume: whether to resume from the newest checkpoint in `out`.
+    """
+    half = STEPS // 2
+    own = [
+        f"steps={STEPS}", "batch=4", "log.every=1", f"log.health_every={half}", f"checkpoint.every={half}",
+        "validate.every=0", "log.tensorboard=false", "runtime.workers=1", f"runtime.accelerator={device}",
+        f"data={store}", f"out={out}",
+    ]  # fmt: skip
+    made = load(recipe, [*own, *settings], say=lambda _: None)
+    with redirect_stderr(io.StringIO()):  # the progress of a run of seconds is of no interest
+        pretrain(made, resume="auto" if resume else False)
+    return [row["loss"] for row in read_log(out / "log.jsonl") if row["kind"] == "train"]
+
+
+def resumed(recipe: str, store: Path, out: Path, device: str, settings: Sequence[str] = ()) -> list[float]:
+    """Remove the last checkpoint of a finished small run, resume it, and return its losses.
+
+    Args:
+        recipe, store, out, device, settings: as of the run that `small_run` did.
+    """
+    shutil.rmtree(checkpoints.path_of(out / "checkpoints", STEPS))
+    return small_run(recipe, store, out, device, settings, resume=True)
+
+
+def difference(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the largest relative difference of two loss curves of the same length; NaN where a loss is NaN."""
+    a, b = np.array(losses), np.array(reference)
+    if a.shape != b.shape or not a.size:
+        raise ValueError(f"The runs have {len(losses)} and {len(reference)} losses, which cannot be compared.")
+    return float(np.max(np.abs(a - b) / np.abs(b)))

@@ -1,0 +1,80 @@
+"""Time on a device: CUDA events, which do not make the CPU wait, or the clock on a CPU."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import wraps
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Moment:
+    """A point in the work of a device's current stream, or in time on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        self._clock = time.perf_counter()
+
+    def until(self, later: Moment) -> float:
+        """Return the seconds to a later moment; on a GPU both must be over (`wait`)."""
+        if self._event is None:
+            return later._clock - self._clock
+        return float(self._event.elapsed_time(later._event)) / 1e3
+
+
+def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 5, warm: int = 2) -> float:
+    """Return the median seconds of a call on a device, after calls that are not counted."""
+    times = []
+    for _ in range(warm + repeats):
+        begin = Moment(device)
+        run()
+        end = Moment(device)
+        wait(device)
+        times.append(begin.until(end))
+    return median(times[warm:])
+
+
+class Parts:
+    """Times of named parts of steps, summed within a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[int, str, Moment, Moment]] = []
+        self.step = 0
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and is timed as part `name` of the current step."""
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begin = Moment(self._device)
+            result = function(*args, **kwargs)
+            self._marks.append((self.step, name, begin, Moment(self._device)))
+            return result
+
+        return run
+
+    def clear(self) -> None:
+        """Forget all times."""
+        self._marks.clear()
+
+    def medians(self, steps: range) -> dict[str, float]:
+        """Return each part's median seconds over some steps; on a GPU these must be over (`wait`)."""
+        sums: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        for step, name, begin, end in self._marks:
+            if step in steps:
+                sums[name][step] += begin.until(end)
+        return {name: median(by_step.values()) for name, by_step in sums.items()}

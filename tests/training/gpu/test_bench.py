@@ -1,0 +1,53 @@
+"""A bench does the loop's own steps, as many as it says, and its parts lie within them."""
+
+import pytest
+
+from viewalign.training.gpu.bench import Bench
+from viewalign.training.gpu.synthetic import SMALL, synthetic_store
+
+SETTINGS = ["views.size=16", "heads.width=16", "batch=2", "runtime.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    synthetic_store(folder / "store", 4, SMALL)
+    return Bench("cva-resenc-xs", SETTINGS, folder / "store", folder / "run", "cpu")
+
+
+@pytest.mark.slow
+def test_steps_are_those_of_the_loop(bench):
+    times = bench.measure(3, warm=1)
+    assert len(times.seconds) == 3
+    assert bench.trainer.position.updates == 1 + 3 + 2
+    assert set(times.parts) == {"views", "networks", "losses", "backward", "optimizer", "teacher"}
+    assert 0 < max(times.parts.values()) < sum(times.seconds)
+    assert times.memory == {}
+    assert bench.flops > 0
+
+
+@pytest.mark.slow
+def test_data_wait_is_the_loop_s_own(bench):
+    found = bench.data_wait(workers=0, steps=2)
+    assert 0 < found["data_wait"] < 1
+    assert found["volumes_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_one_step_can_be_looked_into(bench):
+    inside = []
+    bench.measure(2, warm=1, around=_Around(inside, bench))
+    assert inside == [("in", 0), ("out", 1)]
+
+
+class _Around:
+    """Notes how many steps were counted when it was entered and left."""
+
+    def __init__(self, notes, bench):
+        self.notes, self.bench = notes, bench
+
+    def __enter__(self):
+        self.notes.append(("in", self.bench.trainer.position.step - 2))
+
+    def __exit__(self, *_):
+        self.notes.append(("out", self.bench.trainer.position.step - 2))

@@ -1,0 +1,50 @@
+"""The short check of a GPU, run on a CPU: it must find nothing wrong there, and find what is made wrong."""
+
+import pytest
+import torch
+
+from viewalign.training.gpu import check as checking
+from viewalign.training.gpu.check import TINY, check
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_a_cpu_equals_itself_and_resumes_exactly(tmp_path):
+    said = []
+    found = {finding.what: finding for finding in check(CPU, tmp_path, TINY, said.append)}
+    assert list(found) == ["Limits", "Same as CPU", "Resume", "Step", "Memory", "Data wait"]
+    assert "differ by 0 at most" in found["Same as CPU"].found
+    assert "differ by 0 at most" in found["Resume"].found
+    assert {found[what].level for what in ("Same as CPU", "Resume", "Step")} == {"good"}
+    assert "cva-resenc-xs" in found["Step"].found
+    assert len(said) == 3
+
+
+def test_other_losses_than_the_cpu_s_are_bad(monkeypatch, tmp_path):
+    curves = iter([[1.0, 0.9], [1.0, 0.95]])
+    monkeypatch.setattr(checking, "synthetic_store", lambda *_: None)
+    monkeypatch.setattr(checking, "small_run", lambda *_: next(curves))
+    monkeypatch.setattr(checking, "resumed", lambda *_: [1.0, float("nan")])
+    same, resume = checking._small_runs(CPU, tmp_path, TINY)
+    assert (same.level, resume.level) == ("bad", "bad")
+    assert "0.056" in same.found
+    assert "nan" in resume.found
+    assert same.remedy
+    assert resume.remedy
+
+
+def test_a_network_that_does_not_fit_is_tried_with_less_memory(monkeypatch, tmp_path):
+    tried = []
+
+    class Full:
+        def __init__(self, recipe, settings, *_):
+            tried.append(settings[len(TINY.settings) :])
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(checking, "synthetic_store", lambda *_: None)
+    monkeypatch.setattr(checking, "Bench", Full)
+    (finding,) = checking._large_steps(CPU, tmp_path, TINY, 1.0)
+    assert tried == [[], ["runtime.recompute=true"], ["runtime.recompute=true", "batch=2"]]
+    assert finding.level == "watch"
+    assert "does not fit" in finding.found
