@@ -5,6 +5,7 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
+from viewalign.networks import masks
 from viewalign.objectives.consistency import cosine_consistency
 from viewalign.recipes.loading import load
 from viewalign.views.alignment import correspond
@@ -108,7 +109,9 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
     method, batch = method_of(recipe, *settings), make_batch()
     logs = method.eval().step(batch).logs
     maps = []
-    for branch, mask in ((method.student, method.latents(batch)["mask"].flatten(0, 1)), (method.teacher, None)):
+    hidden = method.latents(batch)["mask"].flatten(0, 1)
+    seen = masks.BlockMask(hidden, int((~hidden[0]).sum()))
+    for branch, mask in ((method.student, seen), (method.teacher, None)):
         encoded = branch.backbone.encode(batch.views.flatten(0, 1), mask)
         maps.append(branch.backbone.dense(encoded) if dense == "encoder" else branch.backbone.decode(encoded))
     if order == "project_first":

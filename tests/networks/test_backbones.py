@@ -89,8 +89,9 @@ def test_masks_spread_over_voxels_at_any_size():
 def test_a_cnn_sees_nothing_of_a_masked_block():
     torch.manual_seed(0)
     backbone = build_backbone("resenc-xs", (16, 16, 16), block=(8, 8, 8)).eval()
-    mask = torch.zeros(1, 8, dtype=torch.bool)
-    mask[0, 3] = True
+    hidden = torch.zeros(1, 8, dtype=torch.bool)
+    hidden[0, 3] = True
+    mask = masks.BlockMask(hidden, 7)
     a = torch.randn(1, 1, 16, 16, 16)
     b = a.clone()
     b[:, :, 0:8, 8:16, 8:16] = 77.0
@@ -140,14 +141,14 @@ def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
     backbone = make_primus()
     images = torch.randn(2, 1, 16, 24, 32)
     rng = np.random.default_rng(0)
-    mask = torch.from_numpy(np.stack([masks.draw_mask(rng, 4 * 6 * 8, 0.75) for _ in range(2)]))
+    mask = masks.draw_masks([rng, rng], 4 * 6 * 8, 0.75, torch.device("cpu"))
     kept = masks.kept_tokens(mask)
     got = backbone.encode(images, mask)
     tokens = backbone.net.down_projection(images).flatten(2).transpose(1, 2) + backbone.net.eva.pos_embed
     rope = backbone.net.eva.rope.get_embed()
     for row in range(2):
         one = tokens[row : row + 1]
-        allowed = (~mask[row])[None, None, None].expand(1, 1, one.shape[1], -1)
+        allowed = (~mask.hidden[row])[None, None, None].expand(1, 1, one.shape[1], -1)
         for block in backbone.net.eva.blocks:
             one = block(one, rope=rope, attn_mask=allowed)
         expected = backbone.net.eva.norm(one)[0, kept[row]]
@@ -163,7 +164,7 @@ def test_restored_tokens_are_in_raster_order_with_fillers_between():
 
 def test_kept_tokens_are_those_not_masked():
     mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
-    assert masks.kept_tokens(mask).tolist() == [[1, 3], [0, 1]]
+    assert masks.kept_tokens(masks.BlockMask(mask, 2)).tolist() == [[1, 3], [0, 1]]
 
 
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])

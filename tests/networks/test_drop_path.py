@@ -25,17 +25,18 @@ def test_a_skipped_image_gives_0_and_the_others_are_scaled_up():
     path = DropPath(0.25)
     branch = torch.ones(3, 4, 2)
     assert torch.equal(path(branch), branch), "without a draw all pass"
-    path.keep = torch.tensor([True, False, True])
+    path.scale = torch.tensor([4 / 3, 0.0, 4 / 3])
     assert torch.allclose(path(branch)[:, 0, 0], torch.tensor([4 / 3, 0.0, 4 / 3]))
 
 
 def test_a_draw_belongs_to_its_image():
     """An image skips the same branches whatever stands beside it in the batch, and about as often as the rate says."""
     paths = [DropPath(0.3) for _ in range(6)]
-    draw_rows(paths, [generator_of(0, sample, "drop path") for sample in range(500)])
-    together = torch.stack([path.keep for path in paths])
-    draw_rows(paths, [generator_of(0, 7, "drop path")])
-    assert torch.equal(torch.stack([path.keep for path in paths])[:, 0], together[:, 7])
-    assert float(together.double().mean()) == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / together.numel()))
-    draw_rows(paths, None)
-    assert all(path.keep is None for path in paths)
+    draw_rows(paths, [generator_of(0, sample, "drop path") for sample in range(500)], like := torch.ones(1))
+    together = torch.stack([path.scale for path in paths])
+    assert sorted(set(together.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
+    draw_rows(paths, [generator_of(0, 7, "drop path")], like)
+    assert torch.equal(torch.stack([path.scale for path in paths])[:, 0], together[:, 7])
+    assert float((together > 0).double().mean()) == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / together.numel()))
+    draw_rows(paths, None, like)
+    assert all(path.scale is None for path in paths)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.masks import draw_mask, to_voxels
+from viewalign.networks.masks import BlockMask, draw_masks, to_voxels
 from viewalign.networks.registry import build_backbone
 from viewalign.networks.sparse import Seen, make_sparse, masked_norm
 from viewalign.randomness import generator_of
@@ -22,8 +22,7 @@ def sparse_unet():
 
 
 def mask_of(count=2, ratio=0.5):
-    rows = [torch.from_numpy(draw_mask(generator_of(k), 8, ratio)) for k in range(count)]
-    return torch.stack(rows)
+    return draw_masks([generator_of(k) for k in range(count)], 8, ratio, torch.device("cpu"))
 
 
 def test_the_norm_is_that_of_what_is_seen():
@@ -44,7 +43,7 @@ def test_the_norm_is_that_of_what_is_seen():
 def test_hidden_voxels_change_nothing_and_stay_empty():
     backbone, plain = sparse_unet()
     images, mask = torch.randn(2, 1, *SIZE), mask_of()
-    hidden = to_voxels(mask, SIZE, BLOCK)
+    hidden = to_voxels(mask.hidden, SIZE, BLOCK)
     other = torch.where(hidden, torch.full_like(images, 100.0), images)
     one, two = (backbone.encode(x, mask).maps for x in (images, other))
     for stage, (a, b) in enumerate(zip(one, two, strict=True)):
@@ -63,8 +62,8 @@ def test_with_nothing_hidden_it_is_the_plain_encoder():
     backbone.encode(images, mask_of())
     for a, b in zip(backbone.encode(images).maps, plain.encode(images).maps, strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(backbone.encode(images, torch.zeros(2, 8, dtype=torch.bool)).maps, plain.encode(images).maps,
-                    strict=True):  # fmt: skip
+    nothing = BlockMask(torch.zeros(2, 8, dtype=torch.bool), 8)
+    for a, b in zip(backbone.encode(images, nothing).maps, plain.encode(images).maps, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 
 

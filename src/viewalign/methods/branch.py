@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
+from viewalign.networks.masks import BlockMask
 from viewalign.views.alignment import valid_share
 
 Projected = Literal["both", "pooled", "none"]
@@ -76,7 +77,7 @@ class Branch(nn.Module):
         if self.source == "encoder":
             self.backbone.drop_decoder()
 
-    def features(self, images: Tensor, valid: Tensor, mask: Tensor | None = None, decode: bool = False) -> Features:
+    def features(self, images: Tensor, valid: Tensor, mask: BlockMask | None = None, decode: bool = False) -> Features:
         """Encode images (N, C, D, H, W), of which `valid` (N, 1, D, H, W) says what counts; `decode` decodes too."""
         encoded = self.backbone.encode(images, mask)
         maps = self.backbone.dense(encoded)

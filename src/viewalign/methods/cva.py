@@ -100,7 +100,7 @@ class ConsistentViewAlignment(Method):
         rebuilds, compares = self._weights.reconstruction > 0, self._weights.consistency > 0 or examine
         draws.draw_paths(self.student.backbone, batch, self._seed, self.training)
         networks = [self.student.features(images, valid, mask, decode=rebuilds)]
-        made = {"mask": mask, "pooled": networks[0].pooled}
+        made = {"mask": mask.hidden, "pooled": networks[0].pooled}
         if rebuilds:
             made["image"] = self.student.backbone.paint(networks[0].decoded)
         if targets and (compares or self._weights.contrastive > 0):

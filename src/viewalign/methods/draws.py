@@ -19,12 +19,11 @@ def generators(batch: ViewBatch, seed: int, purpose: str) -> list[np.random.Gene
     return [generator_of(seed, sample, view, purpose) for view in range(views) for sample in batch.sample.tolist()]
 
 
-def block_masks(batch: ViewBatch, seed: int, block: masks.Size, ratio: float) -> Tensor:
-    """Draw which blocks of every image are hidden, (N, blocks) bool in raster order."""
+def block_masks(batch: ViewBatch, seed: int, block: masks.Size, ratio: float) -> masks.BlockMask:
+    """Draw which blocks of every image are hidden."""
     grid = masks.block_grid(batch.size, block)
     blocks = grid[0] * grid[1] * grid[2]
-    rows = [masks.draw_mask(rng, blocks, ratio) for rng in generators(batch, seed, "mask")]
-    return torch.from_numpy(np.stack(rows)).to(batch.views.device)
+    return masks.draw_masks(generators(batch, seed, "mask"), blocks, ratio, batch.views.device)
 
 
 def draw_paths(backbone: Backbone, batch: ViewBatch, seed: int, training: bool) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.device import send
 from viewalign.methods import draws
 from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for
@@ -53,7 +54,7 @@ class VolumeFusion(SingleNetwork):
         """Return labels (B/2, D, H, W), what is valid in both (B/2, 1, ...), and the fused images."""
         generators = draws.generators(batch, self._seed, "fusion")[::2]
         rows = [draw_labels(rng, batch.size, self._levels, largest=self._largest) for rng in generators]
-        labels = torch.stack(rows).to(batch.views.device)
+        labels = send(torch.stack(rows), batch.views.device)
         images, valid = batch.views[0], batch.valid[0]
         return labels, valid[::2] & valid[1::2], fuse(images[::2], images[1::2], labels, self._levels)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.device import send
 from viewalign.methods import draws
 from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for
@@ -96,13 +97,14 @@ class GVSL(SingleNetwork):
 
     def bend(self, batch: ViewBatch) -> ViewBatch:
         """Return the batch with views, targets and validity bent elastically, each in its own way or not at all."""
-        images, valid, still = batch.views[0], batch.valid[0], torch.eye(3, 4)[None]
+        images, valid = batch.views[0], batch.valid[0]
+        still = torch.eye(3, 4, dtype=images.dtype, device=images.device)[None]
         columns: list[tuple[Tensor, Tensor, Tensor]] = []
         for k, rng in enumerate(draws.generators(batch, self._seed, "elastic")):
             one = (images[k], batch.targets[0, k], valid[k])
             if rng.random() < self._p_elastic:
-                field = draw_field(rng, batch.size, self._elastic).to(images)
-                where = map_places(still.to(images), batch.size, batch.size, field[None])
+                field = send(draw_field(rng, batch.size, self._elastic), images.device).to(images.dtype)
+                where = map_places(still, batch.size, batch.size, field[None])
                 seen = warp(valid[k : k + 1].to(images), where)[0] > 0.999
                 one = (warp(one[0][None], where)[0] * seen, warp(one[1][None], where)[0] * seen, seen)
             columns.append(one)

@@ -13,12 +13,13 @@ from viewalign.methods.base import Asks
 from viewalign.methods.building import build_for
 from viewalign.methods.masked import LOSS, MaskedRestoration, loss_of
 from viewalign.methods.reading import named
+from viewalign.networks.masks import BlockMask
 
 
 class MaskedAutoencoder(MaskedRestoration):
     """An encoder that sees what is left, and a decoder that restores the rest."""
 
-    def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
         """Encode what is left and decode all."""
         return self.backbone.reconstruct(self.backbone.encode(images, mask))
 

@@ -15,6 +15,7 @@ from viewalign.methods.reading import named
 from viewalign.methods.single import SingleNetwork
 from viewalign.networks import masks
 from viewalign.networks.backbone import Backbone
+from viewalign.networks.masks import BlockMask
 from viewalign.objectives.reconstruction import masked_huber, masked_mse
 from viewalign.views.batch import ViewBatch
 
@@ -55,15 +56,15 @@ class MaskedRestoration(SingleNetwork):
         self._mask_ratio, self._loss = mask_ratio, loss
 
     @abstractmethod
-    def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        """Return images (N, C, D, H, W) restored from those given; `mask` (N, blocks) says what is hidden."""
+    def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
+        """Return images (N, C, D, H, W) restored from those given, of which `mask` hides blocks."""
 
     def run(self, batch: ViewBatch) -> Latents:
         """Restore masked views."""
         mask = draws.block_masks(batch, self._seed, self.backbone.block, self._mask_ratio)
         self.draw_paths(batch)
         image = self.restore(batch.views.flatten(0, 1), mask if self._mask_ratio > 0 else None)
-        return {"mask": mask.unflatten(0, batch.count), "image": image.unflatten(0, batch.count)}
+        return {"mask": mask.hidden.unflatten(0, batch.count), "image": image.unflatten(0, batch.count)}
 
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Compare the image with the view before noise and blur, where it was hidden."""

@@ -9,12 +9,13 @@ from viewalign.config import Recipe
 from viewalign.methods.building import build_for
 from viewalign.methods.masked import LOSS, MaskedRestoration, loss_of
 from viewalign.methods.reading import named
+from viewalign.networks.masks import BlockMask
 
 
 class SimMIM(MaskedRestoration):
     """An encoder that sees every token, most of them the filler, and a head of transposed convolutions."""
 
-    def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
         """Encode all tokens and paint the image from them."""
         encoded = self.backbone.encode(images, mask, drop=False)
         return self.backbone.paint([self.backbone.finest(encoded)])

@@ -16,6 +16,7 @@ from viewalign.methods.dense import grid_of
 from viewalign.methods.masked import LOSS, MaskedLoss, MaskedRestoration, loss_of
 from viewalign.methods.reading import named
 from viewalign.networks.backbone import Encoded
+from viewalign.networks.masks import BlockMask
 from viewalign.networks.resenc import ResEncBackbone
 from viewalign.networks.running import run_stage
 from viewalign.networks.sparse import masked_norm
@@ -55,7 +56,7 @@ class SparK(MaskedRestoration):
         # The finest stage keeps its maps, as published: a convolution there would cost more than the encoder.
         self.convolutions = nn.ModuleList([nn.Conv3d(n, n, 3, padding=1) for n in channels[1:]] if densify else [])
 
-    def restore(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
         """Encode what is seen, fill the holes of every stage, and decode."""
         encoded = self.backbone.encode(images, mask)
         maps = tuple(self._dense(stage, one) for stage, one in enumerate(encoded.maps))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.device import send
 from viewalign.errors import UserError
 from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import build_for
@@ -87,11 +88,11 @@ class SwinTasks(SingleNetwork):
             noise = torch_generator_of(device, self._seed, int(batch.sample[k]), copy, "cut-out")
             filling = torch.randn(view.shape, generator=noise, device=device, dtype=view.dtype)
             for content in (filling, other):
-                where = draw_boxes(rng, batch.size, self._cut, self._largest).to(device)
+                where = send(draw_boxes(rng, batch.size, self._cut, self._largest), device)
                 view = torch.where(where & valid, content, view)
             columns.append((view, aim, valid, torch.tensor(turn)))
         given, aims, valids, turns = (torch.stack([column[k] for column in columns]) for k in range(4))
-        return given, aims, valids, turns.to(device)
+        return given, aims, valids, send(turns, device)
 
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
         """Add the losses of the three tasks up."""

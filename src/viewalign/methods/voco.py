@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from viewalign.config import Count, Fraction, Recipe, Settings, Triple
+from viewalign.device import send
 from viewalign.methods.base import Asks, Latents, StepResult
 from viewalign.methods.building import NORM, build_for, norm_for
 from viewalign.methods.pooling import PooledComparison
@@ -55,7 +56,7 @@ class VoCo(PooledComparison):
         embedded = heads.embed(latents["pooled"], self.projector, counts.float()).transpose(0, 1)
         counts = counts.T
         near, bases = embedded[:, : self._targets], embedded[:, self._targets :]
-        overlap = overlaps(batch.to_volume, batch.size, self._targets).to(embedded.device)
+        overlap = send(overlaps(batch.to_volume, batch.size, self._targets), embedded.device)
         pairs = counts[:, : self._targets, None] & counts[:, None, self._targets :]
         # Targets learn towards the bases, which learn by being kept apart; else all might become alike.
         similarity = overlap_similarity(near, bases.detach())

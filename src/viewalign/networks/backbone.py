@@ -5,15 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from viewalign.networks.masks import BlockMask
 from viewalign.networks.plain_decoder import PlainDecoder
 
 Size = tuple[int, int, int]
+_MOST_GRAPHS = 64
+"""ResEnc-L needs 18 graphs of an encoder stage (six shapes, for student and teacher, in training and without), where
+torch gives up after 8 and computes the other stages uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Backbone(nn.Module, ABC):
     recompute: bool = False
 
     @abstractmethod
-    def encode(self, images: Tensor, mask: Tensor | None = None, drop: bool = True) -> Encoded:
-        """Encode images (N, C, D, H, W); `mask` (N, blocks) is true where a block, in raster order, is hidden.
+    def encode(self, images: Tensor, mask: BlockMask | None = None, drop: bool = True) -> Encoded:
+        """Encode images (N, C, D, H, W), of which `mask` hides blocks.
 
         A transformer leaves hidden blocks out; unless `drop`, the filler stands in their place from the start.
         """
@@ -146,10 +152,15 @@ class Backbone(nn.Module, ABC):
         Does nothing in a network without stochastic depth.
         """
 
-    def compile_blocks(self) -> None:
-        """Compile each block by itself: names of weights stay, and equal blocks share what was compiled."""
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each block by itself: names of weights stay, and equal blocks share what was compiled.
+
+        Args:
+            backend: of `torch.compile`.
+        """
+        limit = _graph_limit()
         for block in self.blocks():
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, backend=backend, **limit)
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run a block, keeping no activations inside it where `recompute` is set."""
@@ -177,3 +188,12 @@ class Backbone(nn.Module, ABC):
                 f"{key} = {list(size)} would shrink to a single voxel in this network; at least one side must be "
                 f"{2 * self.stride[0]} or more."
             )
+
+
+def _graph_limit() -> dict[str, int]:
+    """Return how `torch.compile` is allowed enough graphs of one block; older versions have one limit for all."""
+    if "recompile_limit" in signature(torch.compile).parameters:
+        return {"recompile_limit": _MOST_GRAPHS}
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, _MOST_GRAPHS)
+    return {}

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from viewalign.device import send
+
 
 class DropPath(nn.Module):
     """Multiply a residual branch (N, ...) by 0 for the images that skip it, and by 1/(1 - rate) for the others.
@@ -20,20 +22,20 @@ class DropPath(nn.Module):
         rate: the probability of skipping.
 
     Attributes:
-        keep: (N,) whether each image takes the branch; None lets all pass unscaled.
+        scale: (N,) the factor of each image, on the branch's device; None lets all pass unscaled. A compiled block
+            reads no rate: with the rate in the arithmetic, every block would be compiled by itself.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.keep: Tensor | None = None
+        self.scale: Tensor | None = None
 
     def forward(self, branch: Tensor) -> Tensor:
         """Scale a branch image by image."""
-        if self.keep is None:
+        if self.scale is None:
             return branch
-        scale = self.keep.to(branch.device, branch.dtype) / (1.0 - self.rate)
-        return branch * scale.view(-1, *(1 for _ in branch.shape[1:]))
+        return branch * self.scale.to(branch.dtype).view(-1, *(1 for _ in branch.shape[1:]))
 
 
 def drop_path_of_rows(blocks: Iterable[nn.Module], rate: float) -> list[DropPath]:
@@ -50,12 +52,20 @@ def drop_path_of_rows(blocks: Iterable[nn.Module], rate: float) -> list[DropPath
     return made
 
 
-def draw_rows(paths: Sequence[DropPath], generators: Sequence[np.random.Generator] | None) -> None:
-    """Draw for every image, from its own generator, which branches it takes; None takes all."""
+def draw_rows(paths: Sequence[DropPath], generators: Sequence[np.random.Generator] | None, like: Tensor) -> None:
+    """Draw for every image, from its own generator, which branches it takes; None takes all.
+
+    Args:
+        paths: of a network, in the order of its branches.
+        generators: one an image.
+        like: a weight of the network: the factors of all branches are sent to its device at once, in its precision.
+    """
     if generators is None or not paths:
         for path in paths:
-            path.keep = None
+            path.scale = None
         return
-    draws = np.stack([generator.random(len(paths)) for generator in generators])
-    for k, path in enumerate(paths):
-        path.keep = torch.from_numpy(draws[:, k] >= path.rate)
+    draws = np.stack([generator.random(len(paths)) for generator in generators], axis=1)
+    rates = np.array([path.rate for path in paths])[:, None]
+    scales = torch.from_numpy(draws >= rates).to(like.dtype) / torch.from_numpy(1.0 - rates).to(like.dtype)
+    for path, scale in zip(paths, send(scales, like.device), strict=True):
+        path.scale = scale

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.device import send
+
 Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """Which blocks a network does not see.
+
+    Attributes:
+        hidden: (N, blocks) bool, in raster order, on the network's device.
+        kept: how many blocks of each image are seen; all images have as many. It is counted where masks are drawn: a
+            GPU that was asked for it would have to finish its work first.
+    """
+
+    hidden: Tensor
+    kept: int
+
+
+def draw_masks(generators: Sequence[np.random.Generator], blocks: int, ratio: float, device: torch.device) -> BlockMask:
+    """Draw which of its blocks each image hides, from its own generator."""
+    rows = np.stack([draw_mask(rng, blocks, ratio) for rng in generators])
+    return BlockMask(send(torch.from_numpy(rows), device), blocks - int(rows[0].sum()))
 
 
 def block_grid(size: Size, block: Size) -> Size:
@@ -38,7 +63,6 @@ def hide(images: Tensor, mask: Tensor, block: Size) -> Tensor:
     return images.masked_fill(to_voxels(mask, (d, h, w), block), 0.0)
 
 
-def kept_tokens(mask: Tensor) -> Tensor:
-    """Return the indices (N, kept), ascending, of the tokens that masks (N, tokens) leave; each row keeps as many."""
-    kept = int(mask.shape[1] - int(mask[0].sum()))
-    return torch.argsort(mask.to(torch.uint8), dim=1, stable=True)[:, :kept]
+def kept_tokens(mask: BlockMask) -> Tensor:
+    """Return the indices (N, kept), ascending, of the tokens that are not hidden."""
+    return torch.argsort(mask.hidden.to(torch.uint8), dim=1, stable=True)[:, : mask.kept]

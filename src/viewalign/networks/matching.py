@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from viewalign.device import send
 from viewalign.networks.running import run_stage
 from viewalign.precision import raised
 
@@ -30,7 +31,7 @@ class AffineHead(nn.Module):
         No entry of the linear part differs from the identity's by more than a half, no shift exceeds half a side.
         """
         told = _MOST * torch.tanh(raised(self.layers(pairs)))
-        sides = torch.tensor(size, dtype=told.dtype, device=told.device)
+        sides = send(torch.tensor(size, dtype=told.dtype), told.device)
         middle = (sides - 1) / 2
         linear = torch.eye(3, dtype=told.dtype, device=told.device) + told[:, :9].unflatten(1, (3, 3))
         shift = middle + told[:, 9:] * sides - (linear * middle).sum(-1)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from viewalign.networks.architectures import PRIMUS
 from viewalign.networks.backbone import Backbone, Encoded, Size
 from viewalign.networks.drop_path import draw_rows, drop_path_of_rows
-from viewalign.networks.masks import kept_tokens
+from viewalign.networks.masks import BlockMask, kept_tokens
 from viewalign.networks.plain_decoder import PlainDecoder
 from viewalign.precision import full_precision, raised
 
@@ -63,6 +63,8 @@ def run_eva(
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
         # One table per image, with a head axis to broadcast over: (N, 1, K, 2 x head dimension).
         rope = rope[kept][:, None]
+    # Of one layout in memory, whether some are dropped or not: another one is another graph to a compiled block.
+    tokens = tokens.contiguous()
     for block in eva.blocks:
         tokens = run(block, tokens, rope)
     return cast(Tensor, eva.norm(tokens))
@@ -136,11 +138,11 @@ class PrimusBackbone(Backbone):
             scale_attn_inner=True,
         )
 
-    def encode(self, images: Tensor, mask: Tensor | None = None, drop: bool = True) -> Encoded:
+    def encode(self, images: Tensor, mask: BlockMask | None = None, drop: bool = True) -> Encoded:
         """Encode images; the tokens of masked blocks never enter the blocks, or enter as the filler."""
         tokens = self.net.down_projection(images).flatten(2).transpose(1, 2)
         if mask is not None and not drop:
-            tokens, mask = torch.where(mask[..., None], self.filler.to(tokens.dtype), tokens), None
+            tokens, mask = torch.where(mask.hidden[..., None], self.filler.to(tokens.dtype), tokens), None
         kept = None if mask is None else kept_tokens(mask)
         grid = self.grids((images.shape[2], images.shape[3], images.shape[4]))[0]
         places = positions_of(self.net.eva, self._grid, grid)
@@ -245,4 +247,4 @@ class PrimusBackbone(Backbone):
 
     def draw_paths(self, generators: Sequence[np.random.Generator] | None) -> None:
         """Draw which images skip which of the encoder's branches."""
-        draw_rows(self._paths, generators)
+        draw_rows(self._paths, generators, self.filler)

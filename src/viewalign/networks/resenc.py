@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from viewalign.networks.architectures import unet_arguments
 from viewalign.networks.backbone import Backbone, Encoded, Size
-from viewalign.networks.masks import hide
+from viewalign.networks.masks import BlockMask, hide
 from viewalign.networks.plain_decoder import PlainDecoder
 from viewalign.networks.running import run_stage
 from viewalign.networks.sparse import Seen, make_sparse
@@ -48,12 +48,13 @@ class ResEncBackbone(Backbone):
         self.stride = (depth, depth, depth)
         self.seen: Seen | None = None
 
-    def encode(self, images: Tensor, mask: Tensor | None = None, drop: bool = True) -> Encoded:  # noqa: ARG002
+    def encode(self, images: Tensor, mask: BlockMask | None = None, drop: bool = True) -> Encoded:  # noqa: ARG002
         """Encode images; masked blocks are zeroed first."""
         encoder = self.net.encoder
         if self.seen is not None:
-            self.seen.set(mask, (images.shape[2], images.shape[3], images.shape[4]), self.block)
-        maps = [encoder.stem(images if mask is None else hide(images, mask, self.block))]
+            size = (images.shape[2], images.shape[3], images.shape[4])
+            self.seen.set(None if mask is None else mask.hidden, size, self.block)
+        maps = [encoder.stem(images if mask is None else hide(images, mask.hidden, self.block))]
         for stage in encoder.stages:
             maps.append(self._run(partial(run_stage, stage), maps[-1]))
         return Encoded(maps=tuple(maps[1:]))

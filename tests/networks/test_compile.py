@@ -1,0 +1,77 @@
+"""`runtime.compile` compiles every block, once for each kind of pass, and nothing again after the first step.
+
+Graphs of dynamo are counted and run as they are, so that no C++ compiler is needed.
+"""
+
+import numpy as np
+import pytest
+import torch
+from array_volumes import ArrayVolumes
+
+from viewalign.config import RuntimeSettings
+from viewalign.methods.registry import build_method
+from viewalign.networks import architectures
+from viewalign.networks.backbone import Backbone
+from viewalign.recipes.loading import load
+from viewalign.training.run import drawing_of
+from viewalign.views.build import build_views
+from viewalign.views.samples import SampleReader
+
+SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=2"]
+RECOMPUTE, DROP = "runtime.recompute=true", "network.drop_path=0.2"
+CASES = [
+    pytest.param("cva-resenc-xs", ["views.size=16"], 22, marks=pytest.mark.slow),
+    pytest.param("cva-resenc-xs", ["views.size=16", RECOMPUTE], 22, marks=pytest.mark.long),
+    pytest.param("spark-resenc-xs", ["views.size=16"], 22, marks=pytest.mark.long),
+    pytest.param("cva-resenc-l", ["views.size=[64,32,32]"], 34, marks=pytest.mark.long),
+    pytest.param("cva-primus-xs", ["views.size=16", DROP], 10, marks=pytest.mark.slow),
+    pytest.param("cva-primus-xs", ["views.size=16", DROP, RECOMPUTE], 10, marks=pytest.mark.long),
+]
+
+
+class Graphs:
+    """A backend of `torch.compile` that counts graphs."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, inputs):
+        self.count += 1
+        return graph.forward
+
+
+def passes(method, batch):
+    """Do all that a run does with its networks: a training step, with the health panel or not, and validation."""
+    for examine in (True, False):
+        method.train().step(batch, examine=examine).loss.backward()
+        with torch.no_grad():
+            method.eval().step(batch, examine=examine)
+
+
+@pytest.mark.parametrize(("name", "settings", "most"), CASES)
+def test_every_block_is_compiled_and_none_again_after_the_first_step(name, settings, most, monkeypatch):
+    blocks = architectures.RESENC["resenc-l"]["n_blocks_per_stage"]
+    narrow = {"features_per_stage": [4, 4, 8, 8, 8, 8], "n_blocks_per_stage": blocks}
+    monkeypatch.setitem(architectures.RESENC, "resenc-l", narrow)
+    recipe = load(name, settings, common=SMALL)
+    volumes, every = ArrayVolumes(np.random.default_rng(0).normal(size=(4, 1, 66, 36, 36)).astype(np.float32)), range(4)
+    reader = SampleReader(volumes, np.array(every), np.array(every), drawing_of(recipe.views), 2, seed=1)
+    batch = build_views([reader[0], reader[1]], recipe.views.size, None)
+    torch._dynamo.reset()
+    graphs, method = Graphs(), build_method(recipe)
+    compile_networks(method, recipe.runtime, graphs)
+    # A block that meets the limit would be computed without having been compiled.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        passes(method, batch)
+        first = graphs.count
+        assert 0 < first <= most
+        with torch.compiler.set_stance("fail_on_recompile"):
+            passes(method, batch)
+    assert graphs.count == first
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def compile_networks(method, runtime: RuntimeSettings, backend):
+    for network in (module for module in method.modules() if isinstance(module, Backbone)):
+        network.recompute = runtime.recompute
+        network.compile_blocks(backend)
