@@ -38,6 +38,7 @@ NOT_RUN = [
     (r"^viewalign fetch \S", "needs the internet; tests/volumes/fetching stands a server in for it"),
     (r"--executor dask", "needs a cluster; tests/volumes runs a local one"),
     (r"^viewalign doctor --gpu", "needs a GPU; tests/training/gpu checks a CPU in the same way"),
+    (r"^sh benchmarks/gpu/wheels.sh", "needs an index of packages"),
     (r"^pip install", "needs an index of packages"),
     (r"^viewalign finetune segmentation", "nnU-Net takes minutes; run in the long suite"),
     (r"^viewalign (compare|predict|export) liver", "what a segmentation left; run in the long suite"),

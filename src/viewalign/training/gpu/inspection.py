@@ -33,7 +33,7 @@ def recorded_waits(device: torch.device) -> Iterator[Counter[str]]:
         return
 
     def note(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:  # noqa: ARG001
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             found[_caller() or f"{Path(filename).name}:{lineno}"] += 1
 
     with warnings.catch_warnings():

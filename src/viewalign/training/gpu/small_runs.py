@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from viewalign.config import Recipe
 from viewalign.recipes.loading import load
 from viewalign.training import checkpoints
 from viewalign.training.logs import read_log
@@ -25,18 +26,15 @@ def settings_for_comparison(recipe: str) -> list[str]:
     return [*REPRODUCIBLE, *(["network.drop_path=0"] if "primus" in recipe else [])]
 
 
-def small_run(
-    recipe: str, store: Path, out: Path, device: str, settings: Sequence[str] = (), *, resume: bool = False
-) -> list[float]:
-    """Pretrain a small network for some steps and return the loss of each.
+def small_recipe(recipe: str, store: Path, out: Path, device: str, settings: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a small run.
 
     Args:
-        recipe: a recipe of an xs network.
+        recipe: the name of one of an xs network.
         store: a store of volumes of at least 32³.
         out: the run's folder.
         device: cuda or cpu.
         settings: further overrides.
-        resume: whether to resume from the newest checkpoint in `out`.
     """
     half = STEPS // 2
     own = [
@@ -44,7 +42,19 @@ def small_run(
         "validate.every=0", "log.tensorboard=false", "runtime.workers=1", f"runtime.accelerator={device}",
         f"data={store}", f"out={out}",
     ]  # fmt: skip
-    made = load(recipe, [*own, *settings], say=lambda _: None)
+    return load(recipe, [*own, *settings], say=lambda _: None)
+
+
+def small_run(
+    recipe: str, store: Path, out: Path, device: str, settings: Sequence[str] = (), *, resume: bool = False
+) -> list[float]:
+    """Pretrain a small network for some steps and return the loss of each.
+
+    Args:
+        recipe, store, out, device, settings: as for `small_recipe`.
+        resume: whether to resume from the newest checkpoint in `out`.
+    """
+    made = small_recipe(recipe, store, out, device, settings)
     with redirect_stderr(io.StringIO()):  # the progress of a run of seconds is of no interest
         pretrain(made, resume="auto" if resume else False)
     return [row["loss"] for row in read_log(out / "log.jsonl") if row["kind"] == "train"]
