@@ -29,7 +29,9 @@ MAY_IMPORT = {
         *("networks", "views", "volumes", "formats", "recipes"),
     },
 }
-EVERYBODY = {"device", "errors", "given", "locks", "randomness", "precision", "processes", "writing"}
+EVERYBODY = {
+    *("arithmetic", "device", "errors", "given", "locks", "memory", "precision", "processes", "randomness", "writing"),
+}
 """Small files at the top that any room may use."""
 MAY_READ_SETTINGS = {"recipes", "methods", "training", "transfer", "report", "study", "demo", "cli"}
 """Settings stop at the builders; no component below knows of them."""

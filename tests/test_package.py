@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import viewalign
@@ -163,6 +164,19 @@ def test_minimum_versions_are_the_lower_bounds():
         low = next(Version(one.version) for one in need.specifier if one.operator == ">=")
         assert low == pinned[need.name.lower()], need
     assert len(pinned) == len(PROJECT["dependencies"])
+
+
+def test_the_lock_satisfies_every_dependency():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    for need in map(Requirement, PROJECT["dependencies"]):
+        assert need.specifier.contains(locked[canonicalize_name(need.name)]), need
+
+
+def test_timm_stays_below_the_version_that_breaks_primus():
+    (need,) = [one for one in map(Requirement, PROJECT["dependencies"]) if one.name == "timm"]
+    assert need.specifier.contains("1.0.22")
+    assert not need.specifier.contains("1.0.23")
 
 
 def test_the_citation_file_names_this_version():

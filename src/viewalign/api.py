@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from viewalign.errors import UserError, told_of_full_disk
+from viewalign.memory import reported_out_of_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -321,6 +322,7 @@ def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: 
 
 
 @told_of_full_disk()
+@reported_out_of_memory("cases were predicted", "Take device=cpu, or fewer workers where the CPU's memory ran out.")
 def predict(
     model: str | Path,
     cases: str | Path,

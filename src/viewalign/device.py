@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from viewalign.arithmetic import allow_tf32
 from viewalign.errors import UserError
 
 DEVICES = ("auto", "cuda", "cpu")
@@ -12,7 +13,7 @@ DEVICES = ("auto", "cuda", "cpu")
 
 
 def choose_device(name: str = "auto") -> str:
-    """Settle a device: `auto` takes a GPU where there is one.
+    """Settle a device: `auto` takes a GPU where there is one, on which float32 then is float32, not TF32.
 
     Args:
         name: auto, cuda or cpu.
@@ -22,13 +23,14 @@ def choose_device(name: str = "auto") -> str:
     """
     there = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device, found in there.items() if found)
+        name = next(device for device, found in there.items() if found)
     if name == "mps":
         raise UserError("Apple's GPUs (mps) have no float64, which is needed here; take cpu.")
     if name not in there:
         raise UserError(f"There is no device {name}; there are {', '.join(DEVICES)}.")
     if not there[name]:
         raise UserError(f"There is no {name} device here; take cpu, or leave the device out.")
+    allow_tf32(False)
     return name
 
 

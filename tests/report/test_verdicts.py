@@ -78,6 +78,12 @@ def test_skipped_steps(count, level):
     assert find(record([train(), *events]), "Steps skipped").level == level
 
 
+@pytest.mark.parametrize(("count", "level"), [(16, "good"), (17, "bad")])
+def test_the_search_for_a_loss_scale_is_no_fault(count, level):
+    events = [{"kind": "event", "event": "skipped", "step": k} for k in range(count)]
+    assert find(record([train(), *events], runtime={"precision": "fp16"}), "Steps skipped").level == level
+
+
 @pytest.mark.parametrize(("count", "level"), [(0, "good"), (5, "watch"), (6, "bad")])
 def test_unreadable_volumes(count, level):
     events = [{"kind": "event", "event": "unreadable", "volume": k, "reason": "torn", "step": 5} for k in range(count)]

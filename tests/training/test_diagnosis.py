@@ -21,8 +21,7 @@ SOUND = Facts(
     threads=16,
     memory=128 * 10**9,
     load=1.0,
-    bf16_gain=2.0,
-    cpu_flags=("amx_bf16",),
+    cpu_units=("AMX-BF16",),
     shm=64 * 10**9,
     open_files=65536,
     places=(Place(Path("/data"), "ext4", 10**12, True),),
@@ -35,7 +34,7 @@ def findings(**changes):
 
 def test_a_sound_machine_has_nothing_to_mend():
     assert findings() == []
-    assert [f.what for f in diagnose(SOUND)][:4] == ["torch", "cuDNN", "GPU 0", "bf16"]
+    assert [f.what for f in diagnose(SOUND)][:4] == ["torch", "cuDNN", "GPU 0", "CPU precision"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,6 @@ def test_a_sound_machine_has_nothing_to_mend():
         ({"gpus": (), "cuda": None}, "bad", "CPU build", "pytorch.org"),
         ({"gpus": ()}, "bad", "no driver", "CUDA 13.0"),
         ({"gpus": (), "gpu_devices": False}, "watch", "none", "viewalign estimate"),
-        ({"gpus": (Gpu("V100", 32 * 10**9, (7, 0)),)}, "watch", "has no bf16", "fp32"),
         ({"quota": 4.0}, "watch", "16 threads, but 4 cores", "runtime.threads=4"),
         ({"load": 40.0}, "watch", "40.0 processes want 16 cores", "Other work"),
         ({"memory": 4 * 10**9}, "watch", "4 GB is little", "--workers 2"),
@@ -65,6 +63,21 @@ def test_each_trouble_is_told_with_a_remedy(changes, level, words, remedy):
     assert finding.level == level
     assert words in finding.found
     assert remedy in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [((7, 0), "fp16 with a gradient scaler"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
+)
+def test_the_precision_of_a_gpu_is_stated(capability, words):
+    found = diagnose(replace(SOUND, gpus=(Gpu("Some GPU", 16 * 10**9, capability),)))
+    assert f"computes in {words}" in next(f.found for f in found if f.what == "GPU 0")
+
+
+@pytest.mark.parametrize(("units", "words"), [((), "fp32"), (("AMX-BF16",), "bf16"), (("AVX512-BF16",), "bf16")])
+def test_the_precision_of_the_cpu_is_stated_and_never_measured(units, words):
+    found = next(f.found for f in diagnose(replace(SOUND, cpu_units=units)) if f.what == "CPU precision")
+    assert found.startswith(f"{words} where no GPU is used")
 
 
 def test_unlimited_files_and_a_cpu_build_without_gpu_are_fine():
@@ -84,7 +97,6 @@ def test_this_machine_can_be_looked_at(tmp_path):
     facts = look((tmp_path,))
     assert facts.cores >= 1
     assert facts.memory > 10**8
-    assert facts.bf16_gain > 0
     assert facts.places[0].writable
     assert diagnose(facts)
 

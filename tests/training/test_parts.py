@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from viewalign.training import data, health, logs, optimizers, precision
+from viewalign.training import data, health, logs, optimizers
 
 
 def test_rate_warms_up_and_decays():
@@ -115,10 +115,6 @@ def test_a_log_that_is_no_terminal_gets_a_line_now_and_then():
     for step in range(5):
         ticker.show(f"step {step}", force=step == 4)
     assert stream.getvalue() == "step 0\nstep 4\n"
-
-
-def test_precision_on_a_cpu_is_measured():
-    assert precision.choose(torch.device("cpu")) in {"fp32", "bf16"}
 
 
 def test_workers_by_machine():

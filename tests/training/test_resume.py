@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from viewalign import arithmetic
 from viewalign.errors import UserError
 from viewalign.locks import LOCK, locked
 from viewalign.recipes.loading import to_yaml
-from viewalign.training import checkpoints
+from viewalign.training import checkpoints, loop, run
 from viewalign.training.folder import RunFolder
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.logs import read_log
@@ -67,16 +69,57 @@ def test_a_resumed_run_is_bit_identical(recipe, tiny_recipe, monkeypatch):
     assert_same_run(whole.folder, second.folder)
 
 
-def test_a_resumed_run_keeps_the_arithmetic_it_settled_on(tiny_recipe, monkeypatch):
-    """`auto` is measured once: another measurement could come out otherwise and change the run."""
-    from viewalign.training import precision
-
-    monkeypatch.setattr(precision, "choose", lambda device: "fp32")
+def test_a_resumed_run_keeps_the_precision_of_its_start(tiny_recipe, monkeypatch):
+    """Another machine would choose another one, and change the run; choice and reason are in the run."""
+    monkeypatch.setattr(arithmetic, "cpu_units", lambda: ())
     first = pretrain(tiny_recipe("runtime.precision=auto", steps=2))
     assert first.folder.recipe().runtime.precision == "fp32"
-    monkeypatch.setattr(precision, "choose", lambda device: "bf16")
+    stated = {"precision": "fp32", "reason": "CPU without AMX-BF16 and AVX512-BF16"}
+    assert read_log(first.folder.log)[0]["precision"] == stated
+    monkeypatch.setattr(arithmetic, "cpu_units", lambda: ("AMX-BF16",))
     second = pretrain(tiny_recipe("runtime.precision=auto", steps=2), resume="auto")
     assert second.folder.recipe().runtime.precision == "fp32"
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Let a CPU take runtime.precision=fp16, with float32 arithmetic under the gradient scaler."""
+    choice = arithmetic.Choice("fp16", "for a test")
+    monkeypatch.setattr(arithmetic, "settle", lambda *_: choice)
+    monkeypatch.setattr(run, "settle", lambda *_: choice)
+    monkeypatch.setattr(loop, "autocast", lambda *_: nullcontext())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_scaler_changes_no_bit(parts, tiny_recipe, monkeypatch, request):
+    """It multiplies by powers of two, which is exact: clipping sees gradients without it, and so does the optimizer."""
+    settings = [f"runtime.accumulate={parts}", "optim.clip=0.5"]
+    plain = pretrain(tiny_recipe(*settings, out="plain", steps=3))
+    request.getfixturevalue("scaled")
+    monkeypatch.setattr(loop, "gradient_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=1024.0))
+    scaled_run = pretrain(tiny_recipe(*settings, "runtime.precision=fp16", out="scaled", steps=3))
+    assert scaled_run.folder.recipe().runtime.precision == "fp16"
+    rows = [[row for row in read_log(one.folder.log) if row["kind"] == "train"] for one in (plain, scaled_run)]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    assert [row["gradient_norm"] for row in rows[0]] == [row["gradient_norm"] for row in rows[1]]
+
+
+def test_a_run_in_fp16_resumes_with_its_scale(scaled, tiny_recipe, monkeypatch):
+    """The scale starts so high that the first steps overflow: they are skipped, it is halved, and all is resumed."""
+    monkeypatch.setattr(
+        loop, "gradient_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=2)
+    )
+    settings = ["log.every=2", "runtime.precision=fp16"]
+    whole = pretrain(tiny_recipe(*settings, out="whole", steps=7))
+    with monkeypatch.context() as patched:
+        stop_after(patched, 4)
+        pretrain(tiny_recipe(*settings, out="parts", steps=7))
+    second = pretrain(tiny_recipe(*settings, out="parts", steps=7), resume="auto")
+    assert_same_run(whole.folder, second.folder)
+    states = [checkpoints.load(checkpoints.path_of(one.folder.checkpoints, 7)) for one in (whole, second)]
+    assert states[0]["scaler"] == states[1]["scaler"] != {}
+    assert states[0]["scaler"]["scale"] < 2.0**127
+    assert 0 < states[0]["position"]["skipped"] == 7 - states[0]["position"]["updates"]
 
 
 def test_rows_after_the_last_checkpoint_are_not_told_twice(tiny_recipe):

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from viewalign.cli.preparation_options import (
 )
 
 if TYPE_CHECKING:
+    from viewalign.arithmetic import Precision
     from viewalign.config import Recipe
     from viewalign.training.cost import StepCost
     from viewalign.training.rates import Card
@@ -136,14 +137,14 @@ def _preparation(
 def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[str, Any]]:
     import torch
 
+    from viewalign.arithmetic import settle
     from viewalign.device import choose_device
     from viewalign.training.cost import step_cost
-    from viewalign.training.precision import choose
     from viewalign.training.rates import ANCHOR
 
     cost = step_cost(recipe)
     device = choose_device()
-    precision = choose(torch.device(device))
+    precision = settle(recipe.runtime.precision, device).precision
     where = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"
     step, source = _step_here(recipe, cost, precision)
     facts: dict[str, Any] = {
@@ -172,7 +173,7 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
     return lines, facts
 
 
-def _step_here(recipe: Recipe, cost: StepCost, precision: Literal["fp32", "bf16"]) -> tuple[float, str]:
+def _step_here(recipe: Recipe, cost: StepCost, precision: Precision) -> tuple[float, str]:
     """Return the seconds of a step on this machine and how they are known."""
     from viewalign.training.rates import measured_flops, measured_step
 

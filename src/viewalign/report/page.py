@@ -97,9 +97,15 @@ def _about(run: RunRecord) -> list[tuple[str, str]]:
         ("Views", f"{' × '.join(str(n) for n in size)} voxels" if isinstance(size, list) else None),
         ("Batch", f"{counted(batch, 'volume')}, two views each" if (batch := _batch(run)) else None),
         ("Data", _data(run) if isinstance(volumes, int) else leaf(str(setting(config, "data", "") or ""))),
-        ("Precision", setting(config, "runtime.precision")),
+        ("Precision", _precision(run)),
     ]
     return [(name, str(value)) for name, value in rows if value]
+
+
+def _precision(run: RunRecord) -> str | None:
+    """Return the precision of the run, and why it was chosen where the log has that."""
+    chosen, reason = setting(run.config, "runtime.precision"), run.facts.get("precision", {}).get("reason")
+    return f"{chosen} ({reason})" if chosen and reason else chosen
 
 
 def _batch(run: RunRecord) -> int:

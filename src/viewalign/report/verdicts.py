@@ -22,6 +22,8 @@ WAIT = Measure(
     "Raise runtime.workers, or put the store on a fast local disk.",
 )
 SKIPPED_WATCH = 0.01
+_SCALE_SEARCH, _SCALE_GROWTH = 16, 2000
+"""torch's gradient scaler starts at 2^16, is halved by a step that overflows, and doubled after 2,000 that do not."""
 """Up to this share of steps, skipped ones are worth watching; beyond it they are a fault."""
 RISE = 1.05
 """A held-out loss this many times its lowest value has risen."""
@@ -217,14 +219,17 @@ def _skipped(run: RunRecord) -> Finding | None:
         return None
     count = len(run.events("skipped"))
     share = count / run.step
-    level: Level = "good" if not count else "watch" if share <= SKIPPED_WATCH else "bad"
+    fp16 = setting(run.config, "runtime.precision") == "fp16"
+    expected = _SCALE_SEARCH + run.step // _SCALE_GROWTH if fp16 else 0
+    level: Level = "good" if count <= expected else "watch" if share <= SKIPPED_WATCH else "bad"
     return Finding(
         "Steps skipped",
         number(count),
         level,
         f"{counted(count, 'step')} of {run.step:,} ({percent(share)})." if count else "No step had to be skipped.",
-        "Steps whose loss or gradient was not finite; they change no weight.",
-        "Look at the volumes named below, lower optim.lr, or set runtime.precision=fp32." if count else "",
+        "Steps whose loss or gradient was not finite; they change no weight."
+        + (f" With fp16, up to {expected} are those by which the gradient scaler finds its scale." if fp16 else ""),
+        "Look at the volumes named below, lower optim.lr, or set runtime.precision=fp32." if count > expected else "",
     )
 
 

@@ -29,7 +29,12 @@ def judge_parts(method: Method, batch: ViewBatch, parts: int, autocast: Autocast
 
 
 def step_in_parts(
-    method: Method, batch: ViewBatch, parts: int, autocast: Autocast, examine: bool = False
+    method: Method,
+    batch: ViewBatch,
+    parts: int,
+    autocast: Autocast,
+    examine: bool = False,
+    scale: Callable[[Tensor], Tensor] = torch.clone,
 ) -> StepResult:
     """Work out loss and gradients of a batch whose networks run in `parts`.
 
@@ -41,13 +46,14 @@ def step_in_parts(
         parts: how many; a divisor of the batch's volumes.
         autocast: the arithmetic of forward passes.
         examine: as for `Method.step`.
+        scale: multiplies the loss before the backward pass, for gradients in float16.
     """
     with torch.no_grad(), autocast():
         latents = _latents(method, batch, parts, examine)
     leaves = {name: value.requires_grad_() for name, value in latents.items() if value.is_floating_point()}
     with autocast():
         result = method.judge(batch, {**latents, **leaves}, examine=examine)
-    result.loss.backward()
+    scale(result.loss).backward()
     for k, part in enumerate(_parts(batch, parts)):
         with autocast():
             again = method.latents(part, targets=False)

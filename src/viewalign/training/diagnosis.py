@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from viewalign.arithmetic import BF16_CAPABILITY, choose_for_cpu
 from viewalign.errors import UserError
 from viewalign.training.machine import Facts, Place
 
@@ -64,10 +65,8 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
     if facts.gpus:
         for number, gpu in enumerate(facts.gpus):
             words = f"{gpu.name}, {gpu.memory / _GIGABYTE:.0f} GB"
-            if gpu.capability[0] < 8:
-                yield Finding("watch", f"GPU {number}", f"{words}, has no bf16", "Training runs in fp32, slower.")
-            else:
-                yield Finding("good", f"GPU {number}", words)
+            half = "bf16" if gpu.capability >= BF16_CAPABILITY else "fp16 with a gradient scaler (it has no bf16)"
+            yield Finding("good", f"GPU {number}", f"{words}: pretraining computes in {half}")
     elif facts.gpu_devices:
         why, remedy = _why_unseen(facts)
         yield Finding("bad", "GPU", f"there is one, but torch does not see it: {why}", remedy)
@@ -103,10 +102,9 @@ def _why_unseen(facts: Facts) -> tuple[str, str]:
     return "no driver", f"Update the NVIDIA driver; torch was built for CUDA {facts.cuda}. `nvidia-smi` must list it."
 
 
-def _bf16(facts: Facts) -> Iterator[Finding]:
-    units = ", ".join(facts.cpu_flags) or "no bf16 unit"
-    gain = f"CPU bf16 is {facts.bf16_gain:.1f} times as fast as fp32 ({units}; measured)"
-    yield Finding("good", "bf16", gain + (": it is used" if facts.bf16_gain > 1.25 else ": fp32 is used"))
+def _cpu_precision(facts: Facts) -> Iterator[Finding]:
+    choice = choose_for_cpu(facts.cpu_units)
+    yield Finding("good", "CPU precision", f"{choice.precision} where no GPU is used ({choice.reason})")
 
 
 def _threads(facts: Facts) -> Iterator[Finding]:
@@ -197,5 +195,5 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 _JUDGES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _torch, _cudnn, _gpu, _bf16, _threads, _memory, _shm, _open_files, _places,
+    _torch, _cudnn, _gpu, _cpu_precision, _threads, _memory, _shm, _open_files, _places,
 )  # fmt: skip

@@ -14,12 +14,11 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from viewalign import processes
+from viewalign import arithmetic, processes
 from viewalign.config import Recipe
 from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.locks import alone_in
-from viewalign.training import precision
 from viewalign.training.fabric import DDPStrategy, Fabric
 from viewalign.training.folder import RunFolder, open_folder
 
@@ -69,14 +68,14 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
     accelerator: str = runtime.accelerator
     if accelerator == "auto":
         accelerator = choose_device()
-    chosen = runtime.precision if runtime.precision != "auto" else _settle_precision(accelerator, world)
+    arithmetic.allow_tf32(runtime.tf32)
+    chosen = arithmetic.settle(runtime.precision, accelerator).precision
     try:
         fabric = Fabric(
             accelerator=accelerator,
             devices=runtime.devices,
             num_nodes=runtime.nodes,
             strategy=DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False) if world > 1 else "auto",
-            precision="bf16-mixed" if chosen == "bf16" else "32-true",
         )
     except (RuntimeError, ValueError) as problem:
         raise UserError(
@@ -85,6 +84,7 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
         ) from None
     with _known_as_first():
         fabric.launch()
+    _check_agreement(chosen)
     return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
 
 
@@ -126,11 +126,18 @@ def _prepare_torch(threads: int, deterministic: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _settle_precision(accelerator: str, world: int) -> precision.Precision:
-    if accelerator == "cpu" and world > 1:
-        # A measurement may come out differently in each process, and all must compute alike.
-        return "fp32"
-    return precision.choose(torch.device(accelerator))
+def _check_agreement(chosen: arithmetic.Precision) -> None:
+    """Refuse machines of different kinds, whose processes would compute in different precisions.
+
+    Raises:
+        UserError: they would; raised in every process.
+    """
+    found = sorted(set(processes.gather_objects(chosen)))
+    if len(found) > 1:
+        raise UserError(
+            "The machines of this run differ: with runtime.precision=auto they would compute in "
+            f"{' and '.join(found)}. Set runtime.precision to one that all of them have."
+        )
 
 
 @contextmanager

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from viewalign.arithmetic import autocast, gradient_scaler
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
 from viewalign.methods.base import Method, StepResult
@@ -78,7 +80,9 @@ class Trainer:
         self.probe: Probe | None = None
         self.facts, self.preparation = facts, preparation
         self.fabric, self.method, self.feed, self.recipe, self.folder = fabric, method, feed, recipe, folder
-        self.exact = recipe.runtime.precision == "fp64"
+        precision, kind = recipe.runtime.precision, fabric.device.type
+        self.exact = precision == "fp64"
+        self.autocast, self.scaler = partial(autocast, kind, precision), gradient_scaler(kind, precision)
         method = method.double() if self.exact else method
         # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32 on the way in.
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
@@ -161,27 +165,29 @@ class Trainer:
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
         result = self._loss_and_gradients(batch, examine)
+        self.scaler.unscale_(self.optimizer)
         norm = optimizers.clip_gradients(self.method, settings.clip)
         position.step += 1
         # Gradients are means over all processes, so every process comes to the same verdict.
         if math.isfinite(norm):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             position.updates += 1
             position.skipped_in_a_row = 0
             self.method.after_update(position.updates)
             self.averages.add({**result.logs, "lr": torch.tensor(rate), "gradient_norm": torch.tensor(norm)})
         else:
             self._skip(batch, norm)
+        self.scaler.update()
         if examine:
             self._examine(samples, result)
 
     def _loss_and_gradients(self, batch: ViewBatch, examine: bool) -> StepResult:
         parts = self.recipe.runtime.accumulate
         if parts > 1:
-            return accumulate.step_in_parts(self.method, batch, parts, self.fabric.autocast, examine)
-        with self.fabric.autocast():
+            return accumulate.step_in_parts(self.method, batch, parts, self.autocast, examine, self.scaler.scale)
+        with self.autocast():
             result: StepResult = self.wrapped(batch, examine)
-        self.fabric.backward(result.loss)
+        self.fabric.backward(self.scaler.scale(result.loss))
         return result
 
     @torch.no_grad()
@@ -189,8 +195,8 @@ class Trainer:
         """Return a batch's result without gradient, in the parts in which training sees it."""
         parts = self.recipe.runtime.accumulate
         if parts > 1:
-            return accumulate.judge_parts(self.method, batch, parts, self.fabric.autocast, examine)
-        with self.fabric.autocast():
+            return accumulate.judge_parts(self.method, batch, parts, self.autocast, examine)
+        with self.autocast():
             return cast(StepResult, self.wrapped(batch, examine))
 
     def _skip(self, batch: ViewBatch, norm: float) -> None:
@@ -329,6 +335,7 @@ class Trainer:
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
             "averages": gather_objects(self.averages.state()),
             "unreadable": sorted(self.unreadable.aside),
@@ -340,6 +347,8 @@ class Trainer:
         """Go on from a checkpoint's state."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # empty unless the precision was fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
         fabric = self.fabric
         self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)

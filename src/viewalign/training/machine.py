@@ -1,4 +1,4 @@
-"""What this machine is like, looked up and measured in seconds; `diagnosis.py` says what to make of it."""
+"""What this machine is like, looked up; `diagnosis.py` says what to make of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from viewalign.training.precision import convolution_seconds
+from viewalign.arithmetic import cpu_units
 from viewalign.volumes.limits import memory_bytes
 from viewalign.volumes.pool import default_workers
 
@@ -47,8 +47,7 @@ class Facts:
         threads: of torch in one process.
         memory: bytes this process may use.
         load: mean number of running processes over the last minute.
-        bf16_gain: seconds of a convolution in fp32 ÷ in bf16 on the CPU.
-        cpu_flags: of these, which it has: amx_bf16, avx512_bf16.
+        cpu_units: the CPU's units for bfloat16, see `arithmetic.cpu_units`.
         shm: free bytes in /dev/shm, None where there is none.
         open_files: how many files a process may have open.
         places: folders asked about.
@@ -65,15 +64,14 @@ class Facts:
     threads: int
     memory: int
     load: float
-    bf16_gain: float
-    cpu_flags: tuple[str, ...]
+    cpu_units: tuple[str, ...]
     shm: int | None
     open_files: int | None
     places: tuple[Place, ...]
 
 
 def look(places: tuple[Path, ...] = ()) -> Facts:
-    """Look at the machine; the convolutions take about a second."""
+    """Look at the machine."""
     seen = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     properties = [torch.cuda.get_device_properties(k) for k in seen]
     return Facts(
@@ -88,8 +86,7 @@ def look(places: tuple[Path, ...] = ()) -> Facts:
         threads=torch.get_num_threads(),
         memory=memory_bytes(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        bf16_gain=convolution_seconds(False) / convolution_seconds(True),
-        cpu_flags=_cpu_flags(),
+        cpu_units=cpu_units(),
         shm=_free(Path("/dev/shm")),
         open_files=_open_files(),
         places=tuple(look_at(path) for path in places),
@@ -130,14 +127,6 @@ def _open_files() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def _cpu_flags() -> tuple[str, ...]:
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return ()
-    return tuple(name for name in ("amx_bf16", "avx512_bf16") if name in flags)
 
 
 def _cpu_quota() -> float | None:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from viewalign.arithmetic import Precision, autocast
 from viewalign.config import Recipe
 from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.methods.registry import asks_of, build_method
 from viewalign.training.optimizers import build_optimizer
-from viewalign.training.precision import Precision
 from viewalign.views.array import ArraySource
 from viewalign.views.build import build_views
 from viewalign.views.drawing import Drawing
@@ -94,7 +94,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
     for _ in range(repeats + 1):
         begin = time.perf_counter()
         batch = build_views(samples, size, Photometrics(**recipe.views.photometric.model_dump()), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device.type, precision):
             loss = method.step(batch).loss
         loss.backward()
         optimizer.step()
@@ -126,7 +126,7 @@ def measured_flops(precision: Precision, seconds: float = 4.0) -> float:
     best, end = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < end:
         begin = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device.type, precision):
             out = layer(image.requires_grad_())
         out.float().sum().backward()
         if device.type == "cuda":

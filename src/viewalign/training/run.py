@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import viewalign
+from viewalign.arithmetic import settle
 from viewalign.config import PhotometricSettings, Recipe, RuntimeSettings, ViewSettings
 from viewalign.errors import UserError
 from viewalign.methods.base import Asks
@@ -96,11 +97,13 @@ def pretrain(
         raise UserError("validate.probe needs `viewalign pretrain`, or pretrain(..., probe=make_probe(recipe)).")
     store = _open_store(recipe) if store is None else store
     asks = asks_of(recipe)
-    recipe, fabric = launch(keep_precision(recipe) if resume else recipe, asks.group, asks.idle)
+    requested = keep_precision(recipe) if resume else recipe
+    recipe, fabric = launch(requested, asks.group, asks.idle)
     folder, recipe = open_together(fabric, recipe, bool(resume))
     with alone_together(fabric, folder):
         trainer = assemble(recipe, asks, store, folder, fabric)
         trainer.probe = probe
+        trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
         _begin(trainer, bool(resume))
         with StopRequest() as stop, told_of_lost_processes(folder):
             trainer.run(lambda: stop.signal is not None)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import viewalign
 from viewalign.device import choose_device
 from viewalign.errors import UserError
+from viewalign.memory import reported_out_of_memory
 from viewalign.networks.backbone import Backbone
 from viewalign.transfer import parquet
 from viewalign.transfer.tasks.manifest import Target, TaskCase
@@ -80,6 +81,7 @@ class Embeddings:
             raise UserError(f"{path} holds no embeddings of viewalign: {problem}.") from None
 
 
+@reported_out_of_memory("cases were embedded", "Take a smaller size, or device=cpu.")
 @torch.no_grad()
 def embed(
     backbone: Backbone,

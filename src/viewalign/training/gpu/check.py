@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from viewalign.arithmetic import choose
 from viewalign.training.data import worker_count
 from viewalign.training.diagnosis import Finding, Level
 from viewalign.training.gpu import ceilings, limits
 from viewalign.training.gpu.bench import Bench, StepTimes
 from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
 from viewalign.training.gpu.synthetic import HEAD, SMALL, Shape, synthetic_store
-from viewalign.training.precision import choose
 from viewalign.volumes.pool import default_workers
 
 _SMALL_RECIPE = "cva-resenc-xs"
@@ -68,7 +68,7 @@ def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], o
         Findings in a fixed order.
     """
     say("Measuring the device's limits")
-    precision = choose(device)
+    precision = choose(device).precision
     rate = ceilings.product_rate(device, precision)
     copies = ceilings.copy_rate(device)
     words = f"{precision} matrix products {rate / 1e12:.3g} TFLOP/s, copies {copies / 1e12:.2g} TB/s"

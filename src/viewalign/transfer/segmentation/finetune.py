@@ -11,6 +11,7 @@ from typing import Any
 from viewalign.errors import UserError
 from viewalign.formats import fitting, nnunet
 from viewalign.locks import alone_in, locked
+from viewalign.memory import reported_out_of_memory
 from viewalign.transfer.evaluation import folders as judging
 from viewalign.transfer.evaluation.cases import Rules
 from viewalign.transfer.segmentation import dataset as datasets
@@ -36,6 +37,11 @@ from viewalign.transfer.segmentation.settings import FinetuneSettings
 from viewalign.transfer.weights import read_source
 
 
+@reported_out_of_memory(
+    "nnU-Net was fine-tuned or predicted",
+    "Take a smaller patch or batch in another folder (the plan changes with it), or fewer processes where the CPU's "
+    "memory ran out. Finished epochs stay.",
+)
 def finetune(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
     """Fine-tune an encoder for segmentation, or go on with a fine-tuning that was stopped.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from viewalign import arithmetic
 from viewalign.errors import UserError
 from viewalign.formats import fitting, nnunet, nnunet_models, weight_names
 from viewalign.randomness import seed_of
@@ -264,12 +265,10 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         return {"loss": loss.detach().cpu().numpy()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        precision = self.schedule.precision
-        if precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        if precision == "auto" and self.device.type == "cuda":
-            return torch.autocast("cuda")
-        return nullcontext()
+        precision: str = self.schedule.precision
+        if precision == "auto":  # as nnU-Net, whatever the GPU
+            precision = "fp16" if self.device.type == "cuda" else "fp32"
+        return arithmetic.autocast(self.device.type, precision)
 
     def _clip(self) -> None:
         trained = [parameter for parameter in self.network.parameters() if parameter.grad is not None]

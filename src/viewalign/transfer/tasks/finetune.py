@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.locks import alone_in
+from viewalign.memory import reported_out_of_memory
 from viewalign.transfer.global_probe import ProbeScore, score
 from viewalign.transfer.tasks import lora, metrics
 from viewalign.transfer.tasks.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
@@ -35,6 +36,10 @@ LOSSES = "losses.json"
 """The training loss of each epoch, in a fold's folder."""
 
 
+@reported_out_of_memory(
+    "fine-tuning",
+    "Take accumulate=2 or more, precision=auto, mode=lora or frozen, or a smaller size. Finished epochs stay.",
+)
 def finetune(
     task: str | Path,
     encoder: str,

@@ -83,7 +83,7 @@ class TaskTraining(Settings):
     strip: bool = False
     frames: Literal["same", "resample"] = "same"
     min_share: Fraction = 0.9
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     draws: Annotated[int, Field(ge=100)] = 1000

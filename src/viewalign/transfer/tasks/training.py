@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.arithmetic import autocast, gradient_scaler, settle
 from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.randomness import generator_of, seed_of
@@ -66,6 +67,9 @@ class FoldTraining:
         settings = settings.model_copy(update={"device": choose_device(settings.device)})
         self.network, self.cases, self.samples = network.to(settings.device), list(cases), samples
         self.spec, self.settings, self.number, self.folder = spec, settings, number, folder
+        precision = settle(settings.precision, settings.device, key="precision").precision
+        self.autocast = partial(autocast, settings.device, precision)
+        self.scaler = gradient_scaler(settings.device, precision)
         self.centre, self.spread = target_scale(cases, spec)
         targets = [case.target for case in cases if case.target is not None]
         self.weights = class_weights(targets, spec) if settings.class_weights else None
@@ -91,7 +95,7 @@ class FoldTraining:
     def _vector(self, case: TaskCase) -> Tensor:
         """Return a training case's features before training, nothing of it changed."""
         self.network.eval()
-        with autocast(self.settings):
+        with self.autocast():
             return self.network.vectors(*sample_tensors(self.samples[case.case], self.settings.device))
 
     def _step(self, epoch: int, step: int) -> float:
@@ -109,17 +113,19 @@ class FoldTraining:
         total = 0.0
         for part in np.array_split(np.arange(len(chosen)), min(settings.accumulate, len(chosen))):
             images, valid = self._batch([chosen[k] for k in part], step, int(part[0]))
-            with autocast(settings):
+            with self.autocast():
                 outputs = self.network(images, valid)
             targets = self.targets([chosen[k] for k in part])
             losses = case_losses(outputs, targets, self.spec, settings.smoothing)
             loss = (losses * weights[part].to(losses)).sum() / weights.sum().to(losses)
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += float(loss.detach())
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * rate(step, self.per_epoch * settings.epochs, settings)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return total
 
     def _drawn(self, epoch: int, step: int) -> list[TaskCase]:
@@ -178,6 +184,7 @@ class FoldTraining:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "losses": self.losses,
             "settings": self.settings.model_dump(mode="json", exclude={"device"}),
             "cases": [case.case for case in self.cases],
@@ -195,6 +202,8 @@ class FoldTraining:
             raise UserError(f"{self.folder.parent} holds a fold of other {what}; choose another folder.")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # empty unless the precision was fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.losses = list(state["losses"])
         return int(state["step"])
 
@@ -223,11 +232,6 @@ def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dic
         {"params": parameters, "scale": scale, "weight_decay": settings.weight_decay if decays else 0.0}
         for (scale, decays), parameters in groups.items()
     ]
-
-
-def autocast(settings: TaskTraining) -> torch.autocast | nullcontext[None]:
-    """Return bfloat16 autocast where asked for."""
-    return torch.autocast(settings.device, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 
 def flipped_axes(flips: bool) -> list[tuple[int, ...]]:
