@@ -21,8 +21,9 @@ from viewalign.views.build import build_views
 from viewalign.views.samples import Sample, SampleReader
 from viewalign.volumes.store import Store
 
-LIMITS = {"views": 1e-4, "loss": 1e-3, "gradient": 2e-2, "bf16_loss": 5e-2}
+LIMITS = {"views": 1e-4, "loss": 1e-3, "gradient": 2e-2, "half_loss": 5e-2}
 """Relative differences: ‖a − b‖ ÷ ‖b‖ of views and of all gradients as one vector, |a − b| ÷ |b| of losses."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FURTHER = (
     ("cva-resenc-xs", "objectives.order=project_first"),
     ("cva-resenc-xs", "objectives.consistency=nt_xent"),
@@ -79,17 +80,17 @@ def _compare(session: Session, store: Store, name: str, *settings: str) -> Facts
     method = build_method(recipe)
     samples = _samples(recipe, store)
     here = _built(recipe, samples, "cpu")
-    loss, gradient = _loss_and_gradient(method, here, "cpu", False)
+    loss, gradient = _loss_and_gradient(method, here, "cpu")
     there = _built(recipe, samples, session.device.type)
     method.to(session.device)
-    own_loss, own_gradient = _loss_and_gradient(method, there, session.device.type, False)
-    low_loss, low_gradient = _loss_and_gradient(method, there, session.device.type, True)
+    own_loss, own_gradient = _loss_and_gradient(method, there, session.device.type)
+    low_loss, low_gradient = _loss_and_gradient(method, there, session.device.type, HALF[session.half])
     figures = {
         "views": _relative(there.views, here.views),
         "loss": abs(own_loss - loss) / abs(loss),
         "gradient": _relative(own_gradient, gradient),
-        "bf16_loss": abs(low_loss - loss) / abs(loss),
-        "bf16_gradient": _relative(low_gradient, gradient),
+        "half_loss": abs(low_loss - loss) / abs(loss),
+        "half_gradient": _relative(low_gradient, gradient),
     }
     return {key: rounded(value, 2) for key, value in figures.items()}
 
@@ -107,10 +108,12 @@ def _built(recipe: Recipe, samples: list[Sample], device: str) -> Any:
     return build_views(samples, recipe.views.size, changes, torch.device(device), recipe.seed)
 
 
-def _loss_and_gradient(method: Method, batch: Any, device: str, low: bool) -> tuple[float, Tensor]:
-    """Return the loss of a step and all gradients as one vector, with autocast to bf16 if `low`."""
+def _loss_and_gradient(
+    method: Method, batch: Any, device: str, half: torch.dtype | None = None
+) -> tuple[float, Tensor]:
+    """Return the loss of a step and all gradients as one vector, with autocast to `half`."""
     method.zero_grad(set_to_none=True)
-    with torch.autocast(device, torch.bfloat16, enabled=low):
+    with torch.autocast(device, half, enabled=half is not None):
         loss = method.step(batch).loss
     loss.backward()
     gradients = [p.grad.flatten().float() for p in method.parameters() if p.grad is not None]

@@ -14,7 +14,7 @@ from viewalign.training.gpu.small_runs import difference, resumed, settings_for_
 from viewalign.transfer.encoder import load_encoder
 from viewalign.transfer.export import export_run
 
-EQUAL_IN_BF16 = 0.05
+EQUAL_IN_HALF = 0.05
 """Largest relative difference of a loss curve in 16 bits from that in float32, over six steps."""
 
 
@@ -36,8 +36,8 @@ def small_runs(recipe: str, session: Session) -> Facts:
     ]
     for name, setting in (("in two parts", "runtime.accumulate=2"), ("recomputed", "runtime.recompute=true")):
         checks.append(check(f"loss {name}", difference(run(*quiet, setting), losses), limits.LOSS_DIFFERENCE))
-    low = run(*quiet, "runtime.precision=bf16")
-    checks.append(check("loss in bf16", difference(low, losses), EQUAL_IN_BF16))
+    low = run(*quiet, f"runtime.precision={session.half}")
+    checks.append(check(f"loss in {session.half}", difference(low, losses), EQUAL_IN_HALF))
     checks += _deterministic(recipe, session, full)
     checks.append(check("exported features against the CPU", _exported(session, base), limits.LOSS_DIFFERENCE))
     return {"losses": [rounded(value, 6) for value in losses], "checks": checks}

@@ -86,6 +86,12 @@ class Session:
         return self.folder / "small"
 
     @property
+    def half(self) -> str:
+        """The precision of 16 bits that the device has: bf16, or fp16 on a GPU before Ampere."""
+        old = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] < 8
+        return "fp16" if old else "bf16"
+
+    @property
     def small_settings(self) -> list[str]:
         """Settings of small runs: their own, and smaller ones for a CPU."""
         return ["views.size=16", "heads.width=16", "runtime.workers=0"] if self.tiny else []

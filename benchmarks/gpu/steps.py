@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from statistics import median
@@ -14,7 +14,7 @@ from torch import _dynamo as dynamo
 
 from viewalign.training.data import Samples
 from viewalign.training.gpu import limits
-from viewalign.training.gpu.bench import Bench, StepTimes
+from viewalign.training.gpu.bench import LESS_MEMORY, Bench, StepTimes, first_that_fits
 from viewalign.training.gpu.inspection import profiled, recorded_waits
 from viewalign.views.batch import ViewBatch
 
@@ -25,11 +25,16 @@ def plain(recipe: str) -> Part:
     """Return the part that times a recipe as it is and looks into a step."""
 
     def run(session: Session) -> Facts:
-        bench = session.bench(recipe)
-        out = described(session, bench, timed(session, bench))
+        fitting = first_that_fits(lambda more: timed(session, recipe, *more))
+        if fitting is None:
+            return {"skipped": f"does not fit, not even with {' '.join(LESS_MEMORY[-1])}"}
+        more, (bench, times) = fitting
         waits = _within(bench, recorded_waits(session.device))
-        out["waits"] = {"a_step": sum(waits.values()), "where": dict(waits.most_common(40))}
-        out["profile"] = _within(bench, profiled(session.device))
+        out = {
+            **described(session, bench, times, more),
+            "waits": {"a_step": sum(waits.values()), "where": dict(waits.most_common(40))},
+            "profile": _within(bench, profiled(session.device)),
+        }
         if session.device.type == "cuda":
             out["checks"] = [check("waits a step", out["waits"]["a_step"], limits.WAITS)]
         return out
@@ -42,14 +47,15 @@ def compiled(recipe: str) -> Part:
 
     def run(session: Session) -> Facts:
         dynamo.reset()
-        dynamo.utils.counters.clear()
-        bench = session.bench(recipe, "runtime.compile=true")
-        out = described(session, bench, timed(session, bench))
         counted = dynamo.utils.counters
-        out["graphs"] = {
-            key: dict(counted[key]) for key in ("frames", "stats", "graph_break", "recompiles") if key in counted
-        }
-        if session.device.type == "cuda":
+        counted.clear()
+        fitting = first_that_fits(lambda more: timed(session, recipe, "runtime.compile=true", *more))
+        if fitting is None:
+            return {"skipped": f"does not fit, not even with {' '.join(LESS_MEMORY[-1])}"}
+        more, (bench, times) = fitting
+        out = described(session, bench, times, more)
+        out["graphs"] = {key: dict(counted[key]) for key in ("frames", "stats", "graph_break") if key in counted}
+        if session.device.type == "cuda" and not more:
             out["checks"] = [check("step, s", out["step_s"], target_seconds(session, recipe, bench))]
         return out
 
@@ -58,7 +64,7 @@ def compiled(recipe: str) -> Part:
 
 def target_seconds(session: Session, recipe: str, bench: Bench) -> float:
     """Return the seconds that a step should take on this card."""
-    return rounded(bench.flops / (limits.RATE_SHARE[recipe] * session.product_rate("bf16")))
+    return rounded(bench.flops / (limits.RATE_SHARE[recipe] * session.product_rate(session.half)))
 
 
 def variants(session: Session) -> Facts:
@@ -75,23 +81,30 @@ def variants(session: Session) -> Facts:
         if session.left() < 15:
             rows[name] = {"skipped": f"{session.left():.0f} s left"}
             continue
-        bench = session.bench(recipe, *settings)
-        if change is not None:
-            change(bench)
-        rows[name] = described(session, bench, timed(session, bench))
+        try:
+            bench, times = timed(session, recipe, *settings, change=change)
+            rows[name] = described(session, bench, times)
+        except Exception as problem:
+            rows[name] = {"error": f"{type(problem).__name__}: {problem}"[:300]}
     return {"variants": rows}
 
 
-def timed(session: Session, bench: Bench) -> StepTimes:
-    """Time steps of a bench; fewer in a tiny check."""
-    return bench.measure(1, 1) if session.tiny else bench.measure(STEPS, WARM)
+def timed(
+    session: Session, recipe: str, *settings: str, change: Callable[[Bench], None] | None = None
+) -> tuple[Bench, StepTimes]:
+    """Time steps of a recipe, fewer in a tiny check; `change` alters the bench before."""
+    bench = session.bench(recipe, *settings)
+    if change is not None:
+        change(bench)
+    return bench, bench.measure(1, 1) if session.tiny else bench.measure(STEPS, WARM)
 
 
-def described(session: Session, bench: Bench, times: StepTimes) -> Facts:
+def described(session: Session, bench: Bench, times: StepTimes, more: Sequence[str] = ()) -> Facts:
     """Return times as figures: seconds, operations a second, and their share of the measured matrix products."""
     precision = bench.recipe.runtime.precision
     rate = bench.flops / times.median
     return {
+        "less_memory": list(more),
         "precision": precision,
         "batch": bench.recipe.batch,
         "view": list(bench.recipe.views.size),

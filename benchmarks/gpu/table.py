@@ -46,8 +46,9 @@ def _steps(report: Facts) -> Iterator[str]:
         peak = row["memory_gb"].get("allocated")
         memory = f"{peak:g} GB" if peak else ""
         waits = row.get("waits", {}).get("a_step", "")
+        title = " ".join([name, *row["less_memory"]])
         yield (
-            f"| {name} | {row['view'][0]}³ | {row['batch']} | {row['precision']} | {row['step_s']:g} "
+            f"| {title} | {row['view'][0]}³ | {row['batch']} | {row['precision']} | {row['step_s']:g} "
             f"| {row['tflops']:g} | {row['share_of_products']:.0%} | {memory} | {waits} |"
         )
     yield ""
@@ -89,5 +90,8 @@ def _not_run(report: Facts) -> Iterator[str]:
     for name, part in report["parts"].items():
         if "skipped" in part:
             yield f"- {name} was skipped: {part['skipped']}"
+        for variant, row in part.get("variants", {}).items():
+            if "step_s" not in row:
+                yield f"- {variant}: {row.get('skipped') or row.get('error')}"
         if "error" in part:
             yield f"- {name} failed: {part['error']}"

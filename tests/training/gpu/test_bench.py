@@ -1,8 +1,10 @@
 """A bench does the loop's own steps, as many as it says, and its parts lie within them."""
 
 import pytest
+import torch
 
-from viewalign.training.gpu.bench import Bench
+from viewalign.errors import UserError
+from viewalign.training.gpu.bench import Bench, first_that_fits
 from viewalign.training.gpu.synthetic import SMALL, synthetic_store
 
 SETTINGS = ["views.size=16", "heads.width=16", "batch=2", "runtime.precision=fp32"]
@@ -38,6 +40,24 @@ def test_one_step_can_be_looked_into(bench):
     inside = []
     bench.measure(2, warm=1, around=_Around(inside, bench))
     assert inside == [("in", 0), ("out", 1)]
+
+
+def test_what_does_not_fit_is_run_with_less_memory_and_other_faults_are_raised():
+    def run(settings):
+        if not settings:
+            raise torch.OutOfMemoryError
+        if "batch=2" not in settings:
+            raise UserError("There is not enough memory for this batch.")
+        return "fitted"
+
+    assert first_that_fits(run) == (("runtime.recompute=true", "batch=2"), "fitted")
+    with pytest.raises(UserError, match="no such method"):
+        first_that_fits(lambda _: _fail(UserError("no such method")))
+    assert first_that_fits(lambda _: _fail(torch.OutOfMemoryError())) is None
+
+
+def _fail(problem):
+    raise problem
 
 
 class _Around:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,10 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from viewalign.errors import UserError
 from viewalign.methods.registry import asks_of
 from viewalign.recipes.loading import load
 from viewalign.training.cost import step_cost
@@ -32,6 +34,10 @@ _LAST = 2
 QUIET = ("validate.every=0", "log.tensorboard=false", "log.health_every=1000000", "checkpoint.every=1000000")
 """Settings that leave out what a run does besides its steps."""
 
+LESS_MEMORY: tuple[tuple[str, ...], ...] = ((), ("runtime.recompute=true",), ("runtime.recompute=true", "batch=2"))
+"""Settings under which a large network is tried, in this order, until it fits."""
+
+T = TypeVar("T")
 Source = Callable[[int, int], Iterator[Samples]]
 """Yields the samples of steps [first, last)."""
 
@@ -155,3 +161,24 @@ class Bench:
         trainer.feed = replace(self.feed, train=batches)
         trainer.run()
         wait(self.device)
+
+
+def first_that_fits(run: Callable[[tuple[str, ...]], T]) -> tuple[tuple[str, ...], T] | None:
+    """Run something with settings that need less and less memory.
+
+    Args:
+        run: is called with further settings.
+
+    Returns:
+        The settings under which it fitted, and what it returned; None where it never did.
+    """
+    for settings in LESS_MEMORY:
+        try:
+            return settings, run(settings)
+        except (torch.OutOfMemoryError, UserError) as problem:
+            if isinstance(problem, UserError) and "memory" not in str(problem):
+                raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return None

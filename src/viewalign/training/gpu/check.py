@@ -13,18 +13,12 @@ from viewalign.arithmetic import choose
 from viewalign.training.data import worker_count
 from viewalign.training.diagnosis import Finding, Level
 from viewalign.training.gpu import ceilings, limits
-from viewalign.training.gpu.bench import Bench, StepTimes
+from viewalign.training.gpu.bench import LESS_MEMORY, Bench, StepTimes, first_that_fits
 from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
 from viewalign.training.gpu.synthetic import HEAD, SMALL, Shape, synthetic_store
 from viewalign.volumes.pool import default_workers
 
 _SMALL_RECIPE = "cva-resenc-xs"
-_WHERE_MEMORY_IS_SHORT: tuple[tuple[str, ...], ...] = (
-    (),
-    ("runtime.recompute=true",),
-    ("runtime.recompute=true", "batch=2"),
-)
-"""Settings under which the large network is tried, in this order."""
 
 
 @dataclass(frozen=True)
@@ -112,32 +106,20 @@ def _compared(what: str, value: float, limit: float, words: str, remedy: str) ->
 def _large_steps(device: torch.device, folder: Path, size: Size, rate: float) -> Iterator[Finding]:
     store = folder / "large"
     synthetic_store(store, 6, size.shape)
-    for number, more in enumerate(_WHERE_MEMORY_IS_SHORT):
-        fitting = _timed(device, store, folder / f"large-{number}", size, more)
-        if fitting is not None:
-            bench, times = fitting
-            yield _step(bench, times.median, rate, more)
-            yield _memory(device, times.memory, more)
-            yield _data_wait(bench, size.steps)
-            return
-    yield Finding(
-        "watch",
-        "Memory",
-        f"{size.recipe} does not fit, not even with {' '.join(_WHERE_MEMORY_IS_SHORT[-1])}",
-        "Lower views.size, or take a smaller network; `viewalign estimate --help`.",
-    )
+    fitting = first_that_fits(lambda more: _timed(device, store, folder / f"large-{len(more)}", size, more))
+    if fitting is None:
+        words = f"{size.recipe} does not fit, not even with {' '.join(LESS_MEMORY[-1])}"
+        yield Finding("watch", "Memory", words, "Lower views.size, or take a smaller network: `viewalign estimate`.")
+        return
+    more, (bench, times) = fitting
+    yield _step(bench, times.median, rate, more)
+    yield _memory(device, times.memory, more)
+    yield _data_wait(bench, size.steps)
 
 
-def _timed(
-    device: torch.device, store: Path, out: Path, size: Size, more: Sequence[str]
-) -> tuple[Bench, StepTimes] | None:
-    """Time steps of the large network; None where they do not fit into memory."""
-    try:
-        bench = Bench(size.recipe, [*size.settings, *more], store, out, device.type)
-        return bench, bench.measure(size.steps)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+def _timed(device: torch.device, store: Path, out: Path, size: Size, more: Sequence[str]) -> tuple[Bench, StepTimes]:
+    bench = Bench(size.recipe, [*size.settings, *more], store, out, device.type)
+    return bench, bench.measure(size.steps)
 
 
 def _step(bench: Bench, seconds: float, rate: float, more: Sequence[str]) -> Finding:
