@@ -94,7 +94,7 @@ class Session:
     @property
     def small_settings(self) -> list[str]:
         """Settings of small runs: their own, and smaller ones for a CPU."""
-        return ["views.size=16", "heads.width=16", "runtime.workers=0"] if self.tiny else []
+        return ["views.size=16", "batch=2", "heads.width=16", "runtime.workers=0"] if self.tiny else []
 
     def bench(self, recipe: str, *settings: str) -> Bench:
         """Build the bench of a large recipe; of its xs network in a tiny check."""

@@ -10,6 +10,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_cpu_equals_itself_and_resumes_exactly(tmp_path):
     said = []
     found = {finding.what: finding for finding in check(CPU, tmp_path, TINY, said.append)}
@@ -48,3 +49,16 @@ def test_a_network_that_does_not_fit_is_tried_with_less_memory(monkeypatch, tmp_
     assert tried == [[], ["runtime.recompute=true"], ["runtime.recompute=true", "batch=2"]]
     assert finding.level == "watch"
     assert "does not fit" in finding.found
+
+
+def test_an_error_is_a_finding_and_the_next_part_is_done(monkeypatch, tmp_path):
+    def broken(*_):
+        raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED\nand more")
+
+    monkeypatch.setattr(checking, "synthetic_store", lambda *_: None)
+    monkeypatch.setattr(checking, "small_run", broken)
+    monkeypatch.setattr(checking, "Bench", broken)
+    monkeypatch.setattr(checking.ceilings, "product_rate", lambda *_: 1.0)
+    found = check(CPU, tmp_path, TINY, lambda _: None)
+    assert [finding.level for finding in found] == ["good", "bad", "bad"]
+    assert found[1].found == "failed with RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"

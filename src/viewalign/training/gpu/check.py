@@ -44,7 +44,7 @@ TINY = Size(
     settings=("views.size=16", "batch=2", "heads.width=16", "runtime.precision=fp32"),
     shape=SMALL,
     steps=2,
-    small=("views.size=16", "heads.width=16", "runtime.workers=0"),
+    small=("views.size=16", "batch=2", "heads.width=16", "runtime.workers=0"),
 )
 """A check that a CPU does in seconds and that says nothing about speed."""
 
@@ -68,10 +68,19 @@ def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], o
     words = f"{precision} matrix products {rate / 1e12:.3g} TFLOP/s, copies {copies / 1e12:.2g} TB/s"
     found = [Finding("good", "Limits", words)]
     say("Running a small network here and on the CPU")
-    found += _small_runs(device, folder, size)
+    found += _findings("Same as CPU", _small_runs(device, folder, size))
     say(f"Timing steps of {size.recipe}")
-    found += _large_steps(device, folder, size, rate)
+    found += _findings("Step", _large_steps(device, folder, size, rate))
     return found
+
+
+def _findings(what: str, made: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield findings; an error, which a faulty driver or library may raise anywhere, is the last of them."""
+    try:
+        yield from made
+    except Exception as problem:
+        reason = (str(problem).strip().splitlines() or [""])[0]
+        yield Finding("bad", what, f"failed with {type(problem).__name__}: {reason}", "Report it with this table.")
 
 
 def _small_runs(device: torch.device, folder: Path, size: Size) -> Iterator[Finding]:
@@ -151,7 +160,7 @@ def _memory(device: torch.device, memory: dict[str, int], more: Sequence[str]) -
 def _data_wait(bench: Bench, steps: int) -> Finding:
     here = bench.recipe.runtime.workers
     workers = worker_count(here, bench.device.type == "cuda", os.cpu_count() or 1, allowed=default_workers())
-    found = bench.data_wait(workers, max(steps, 4))
+    found = bench.data_wait(workers, steps)
     share = found["data_wait"]
     level: Level = "good" if share <= limits.DATA_WAIT else "watch"
     words = f"{share:.1%} of the time with {workers} workers, {found['volumes_per_second']:.3g} volumes/s"
