@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from viewalign.arithmetic import choose
 from viewalign.training.gpu import ceilings
 from viewalign.training.gpu.bench import Bench
 from viewalign.training.gpu.synthetic import HEAD, SMALL, synthetic_store
@@ -87,9 +88,8 @@ class Session:
 
     @property
     def half(self) -> str:
-        """The precision of 16 bits that the device has: bf16, or fp16 on a GPU before Ampere."""
-        old = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] < 8
-        return "fp16" if old else "bf16"
+        """The precision of 16 bits that a run chooses on the device; bf16 on any CPU."""
+        return choose(self.device).precision if self.device.type == "cuda" else "bf16"
 
     @property
     def small_settings(self) -> list[str]:
