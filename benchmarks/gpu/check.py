@@ -88,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--budget", type=float, default=340.0, help="seconds for all parts")
     parser.add_argument("--tiny", action="store_true", help="small networks in place of the large ones, for a CPU")
+    parser.add_argument("--commit", default="", help="of the code, where it is a copy without git's folder")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="NAME")
     return parser.parse_args()
 
@@ -97,7 +98,7 @@ def _begin(arguments: argparse.Namespace) -> Facts:
         "name": "gpu",
         "date": datetime.date.today().isoformat(),
         "command": _command(arguments),
-        "commit": _commit(),
+        "commit": arguments.commit or _commit(),
         "viewalign": viewalign.__version__,
         "torch": torch.__version__,
         "device": arguments.device,
