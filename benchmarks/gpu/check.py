@@ -53,7 +53,7 @@ PARTS: dict[str, tuple[Part, float]] = {
     "primus-m-compiled": (compiled("cva-primus-m"), 45),
     "parity": (parity, 45),
     "collectives": (collectives, 25),
-    "out-of-memory": (out_of_memory, 5),
+    "out-of-memory": (out_of_memory, 30),
     "variants": (variants, 45),
     "finetuning": (finetuning, 60),
 }

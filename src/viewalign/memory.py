@@ -16,6 +16,7 @@ _SIGNS = re.compile(
 )
 """What torch reports where memory runs out, on a GPU and on a CPU; a process of nnU-Net's has it in its traceback."""
 
+_GPU = re.compile("CUDA|CUBLAS|CUDNN")
 _TRIED = re.compile(r"ried to allocate ([\d.]+ (?:bytes|[KMGT]i?B))")
 
 
@@ -42,7 +43,7 @@ def stated(problem: BaseException) -> str:
 
 def _device_memory(problem: BaseException) -> str:
     torch = sys.modules.get("torch")
-    if torch is not None and "CU" in str(problem).upper() and torch.cuda.is_available():
+    if torch is not None and _GPU.search(str(problem)) and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()} has {gigabytes(total)}, of which {gigabytes(free)} are free"
     from viewalign.volumes.limits import memory_bytes

@@ -4,14 +4,15 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import load
-from viewalign.training.cost import step_cost
+from viewalign.training import cost, rates
+from viewalign.training.cost import Remedy, remedies, step_flops
 from viewalign.training.rates import CARDS, card, measured_flops, measured_step
 
 
 def test_resenc_l_at_128():
     # Student forward and backward 4614.5; teacher encoder 978.2 and its projector 87.5, without the decoder it had.
     expected = 8 * (4614.5 + 978.2 + 87.5) * 1e9
-    assert step_cost(load("cva-resenc-l", ["batch=4"])).flops == pytest.approx(expected, rel=0.05)
+    assert step_flops(load("cva-resenc-l", ["batch=4"])) == pytest.approx(expected, rel=0.05)
 
 
 def test_primus_m_drops_three_quarters_of_the_student_s_tokens():
@@ -20,23 +21,50 @@ def test_primus_m_drops_three_quarters_of_the_student_s_tokens():
     student = 794.5 + 2 * 729.0 + 162.6 + 33.6
     teacher = 6745.2 - 729.0 - 162.6 + 729.0 + 162.6
     recipe = load("cva-primus-m", ["views.size=160", "batch=4"])
-    assert step_cost(recipe).flops == pytest.approx(8 * (3 * student + teacher) * 1e9, rel=0.15)
+    assert step_flops(recipe) == pytest.approx(8 * (3 * student + teacher) * 1e9, rel=0.15)
 
 
 def test_what_is_not_computed_costs_nothing():
-    whole = step_cost(load("cva-resenc-l", ["views.size=64"]))
+    whole = step_flops(load("cva-resenc-l", ["views.size=64"]))
     off = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
-    plain = step_cost(load("cva-resenc-l", ["views.size=64", *off]))
-    aligned = step_cost(load("cva-resenc-l", ["views.size=64", "objectives.order=align_first"]))
-    assert plain.flops < aligned.flops < whole.flops
+    plain = step_flops(load("cva-resenc-l", ["views.size=64", *off]))
+    aligned = step_flops(load("cva-resenc-l", ["views.size=64", "objectives.order=align_first"]))
+    assert plain < aligned < whole
 
 
-def test_memory_follows_the_batch_and_its_parts():
-    once = step_cost(load("cva-resenc-l", []))
-    parts = step_cost(load("cva-resenc-l", ["runtime.accumulate=2"]))
-    assert parts.activation_bytes == once.activation_bytes / 2
-    assert once.memory("bf16") < once.memory("fp32")
-    assert step_cost(load("cva-resenc-xs", [])).memory("bf16") is None
+def test_remedies_are_settings_that_a_command_line_takes(monkeypatch):
+    """Each changes one setting, fits the batch, and is simulated as it would run."""
+    recipe = load("cva-resenc-l", ["batch=4", "views.size=[128,96,128]"])
+    seen = []
+    monkeypatch.setattr(cost, "simulated_peak", lambda *given: seen.append(given) or 10**9 * len(seen))
+    found = remedies(recipe, "bf16")
+    settings = ["runtime.recompute=true", "runtime.accumulate=2", "batch=2", "views.size=[96,64,96]"]
+    assert found == [Remedy(setting, 10**9 * k) for k, setting in enumerate(settings, 1)]
+    for setting, (changed, precision, processes) in zip(settings, seen, strict=True):
+        assert changed == load("cva-resenc-l", ["batch=4", "views.size=[128,96,128]", setting])
+        assert (precision, processes) == ("bf16", 1)
+
+
+def test_what_is_set_already_or_cannot_be_divided_is_no_remedy(monkeypatch):
+    monkeypatch.setattr(cost, "simulated_peak", lambda *_: 1)
+    given = ["batch=4", "runtime.recompute=true", "views.size=32"]
+    assert [one.setting for one in remedies(load("cva-resenc-l", given), "bf16", 4)] == []
+    assert [one.setting for one in remedies(load("cva-resenc-l", given), "bf16", 2)] == [
+        "runtime.accumulate=2",
+        "batch=2",
+    ]
+
+
+def test_cards_before_ampere_compute_in_fp16():
+    assert {key for key, card in CARDS.items() if card.half == "fp16"} == {"v100", "t4"}
+
+
+def test_a_measured_rate_replaces_the_anchor(monkeypatch):
+    gpu = CARDS["h100"]
+    assert rates.rate_of(gpu, "resenc-l") == (gpu.flops, rates.ANCHOR)
+    monkeypatch.setitem(rates.MEASURED, (gpu.name, "resenc-l"), (2e14, "docs/benchmarks.md"))
+    assert rates.rate_of(gpu, "resenc-l") == (2e14, "docs/benchmarks.md")
+    assert rates.rate_of(gpu, "primus-m") == (gpu.flops, rates.ANCHOR)
 
 
 def test_an_a100_takes_the_published_time():
@@ -55,7 +83,7 @@ def test_this_machine_is_measured():
 
 def test_a_method_of_one_view_costs_one_view():
     recipe = load("mae-resenc-l", ["views.size=128", "batch=8"])
-    views = step_cost(recipe).flops / (8 * 3 * (978.2 + 456.5) * 1e9)
+    views = step_flops(recipe) / (8 * 3 * (978.2 + 456.5) * 1e9)
     assert views == pytest.approx(1, rel=0.05)
     assert 0 < measured_step(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
 
@@ -63,7 +91,7 @@ def test_a_method_of_one_view_costs_one_view():
 def test_other_methods_pay_for_what_they_do():
     """Without a teacher a masked autoencoder costs three decoded forward passes of each view, and SimCLR no decoder."""
     flops = {
-        name: step_cost(load(name, ["views.size=160", "batch=8"])).flops
+        name: step_flops(load(name, ["views.size=160", "batch=8"]))
         for name in ("cva-resenc-l", "mae-resenc-l", "simclr-resenc-l", "fusion-resenc-l", "swinunetr-resenc-l")
     }
     assert flops["mae-resenc-l"] == pytest.approx(8 * 3 * 2.802e12, rel=0.02)

@@ -26,12 +26,14 @@ from viewalign.cli.preparation_options import (
 if TYPE_CHECKING:
     from viewalign.arithmetic import Precision
     from viewalign.config import Recipe
-    from viewalign.training.cost import StepCost
     from viewalign.training.rates import Card
     from viewalign.volumes.given import Catalogue
     from viewalign.volumes.recipe import PrepareSettings
 
 _EFFICIENCY = 0.75  # of bare convolutions; 155 of 200 GFLOP/s in the released code's steps
+_SIMULATED = (
+    "tensors of one step counted on a simulated GPU (what CUDA and cuDNN need beside, taken as 1.5 GB, is not measured)"
+)
 _TRIED_SECONDS = 8.0  # a step that takes less is tried instead of computed
 
 
@@ -66,7 +68,8 @@ def estimate(
     """Say what preparation and pretraining will cost, before anything is written.
 
     Headers tell the sizes; a few images are prepared in memory, and arithmetic
-    is timed for some seconds: less than a minute in all.
+    is timed for some seconds, and a step's memory is counted on a simulated GPU:
+    about a minute in all.
 
     [b]Examples[/b]
 
@@ -139,57 +142,81 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
 
     from viewalign.arithmetic import settle
     from viewalign.device import choose_device
-    from viewalign.training.cost import step_cost
-    from viewalign.training.rates import ANCHOR
+    from viewalign.training.cost import step_flops
+    from viewalign.training.simulation import simulated_peak
 
-    cost = step_cost(recipe)
-    device = choose_device()
+    flops, device = step_flops(recipe), choose_device()
     precision = settle(recipe.runtime.precision, device).precision
     where = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"
-    step, source = _step_here(recipe, cost, precision)
+    step, source = _step_here(recipe, flops, precision)
+    peaks: dict[str, int] = {precision: simulated_peak(recipe, precision)}
     facts: dict[str, Any] = {
         "steps": recipe.steps,
-        "flops_per_step": cost.flops,
-        "state_bytes": cost.state_bytes,
-        "here": {"name": where, "precision": precision, "seconds": recipe.steps * step, "source": source},
+        "flops_per_step": flops,
+        "memory_source": _SIMULATED,
+        "here": {
+            "name": where,
+            "precision": precision,
+            "seconds": recipe.steps * step,
+            "source": source,
+            "memory_bytes": peaks[precision],
+        },
         "gpus": {},
     }
     counted = "counted on the recipe's networks" + (
         "" if recipe.method == "cva" else ", the method's own heads left out"
     )
     lines = [
-        Line("Step", f"{cost.flops / 1e12:.2f} TFLOP, {recipe.steps:,} of them", counted),
-        Line(f"On {where}", _time(facts["here"]["seconds"], cost.memory(precision)), source),
+        Line("Step", f"{flops / 1e12:.2f} TFLOP, {recipe.steps:,} of them", counted),
+        Line(f"On {where}", _time(facts["here"]["seconds"]), source),
+        Line("", f"{_bytes(peaks[precision])} of memory ({precision})", _SIMULATED),
     ]
-    needed = cost.memory("bf16")
-    if needed is None:
-        lines.append(Line("On a GPU", "no rate is published for a network this small", ""))
-        return lines, facts
-    for one in cards:
-        seconds, tight = recipe.steps * cost.flops / one.flops, needed > one.memory * 1e9
-        words = _time(seconds, needed) + ("; too much, see runtime.accumulate and runtime.recompute" if tight else "")
-        lines.append(Line(f"On one {one.name}", words, ANCHOR))
-        facts["gpus"][one.name] = {"seconds": seconds, "memory_bytes": needed, "fits": not tight, "source": ANCHOR}
+    for gpu in cards:
+        more, facts["gpus"][gpu.name] = _on_gpu(recipe, gpu, flops, peaks)
+        lines += more
     return lines, facts
 
 
-def _step_here(recipe: Recipe, cost: StepCost, precision: Precision) -> tuple[float, str]:
+def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> tuple[list[Line], dict[str, Any]]:
+    """Return the lines and facts of one GPU; `peaks` holds the memory of each precision that was simulated."""
+    from viewalign.training.rates import rate_of
+    from viewalign.training.simulation import RESERVED, simulated_peak
+
+    precision = gpu.half if recipe.runtime.precision == "auto" else recipe.runtime.precision
+    if precision not in peaks:
+        peaks[precision] = simulated_peak(recipe, precision)
+    rate, source = rate_of(gpu, recipe.network.name)
+    seconds, fits = recipe.steps * flops / rate, peaks[precision] + RESERVED <= gpu.memory * 1e9
+    words = f"{_bytes(peaks[precision])} of memory ({precision})"
+    if not fits:
+        words += "; too much, see runtime.recompute and runtime.accumulate"
+    facts = {
+        "seconds": seconds,
+        "precision": precision,
+        "memory_bytes": peaks[precision],
+        "fits": fits,
+        "source": source,
+    }
+    return [Line(f"On one {gpu.name}", _time(seconds), source), Line("", words, _SIMULATED)], facts
+
+
+def _step_here(recipe: Recipe, flops: float, precision: Precision) -> tuple[float, str]:
     """Return the seconds of a step on this machine and how they are known."""
     from viewalign.training.rates import measured_flops, measured_step
 
     bare = measured_flops(precision)
-    computed = cost.flops / (_EFFICIENCY * bare)
+    computed = flops / (_EFFICIENCY * bare)
     if computed < _TRIED_SECONDS:
         return measured_step(recipe, precision), f"steps of this recipe timed, {precision}"
     words = f"{bare / 1e12:.2f} TFLOP/s {precision} of bare convolutions timed, of which {_EFFICIENCY:.0%} are expected"
     return computed, words
 
 
-def _time(seconds: float, memory: float | None) -> str:
+def _time(seconds: float) -> str:
     from viewalign.cli.progress import duration
 
     days = f" ({seconds / 86400:.1f} days)" if seconds > 2 * 86400 else ""
-    return f"{duration(seconds)}{days}" + ("" if memory is None else f", about {_bytes(memory)} of memory")
+    return f"{duration(seconds)}{days}"
 
 
 def _print(preparation: list[Line], pretraining: list[Line], settings: str, recipe: str) -> None:

@@ -1,8 +1,11 @@
-"""What a recipe's step costs: arithmetic and memory of its networks, counted without running them."""
+"""What a recipe's step costs in arithmetic, counted without running it, and which settings need less memory."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,42 +13,31 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from viewalign.config import Recipe
+from viewalign.errors import UserError
 from viewalign.methods.registry import asks_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
+from viewalign.recipes.loading import change
+from viewalign.training.simulation import simulated_peak
 from viewalign.views.grids import common_grid
 
-# Peak of the code released with the paper, fp32, 4 crops of 64³, less what its weights and its import take: 5.6 GB
-# (ResEnc-L) and 4.7 GB (Primus-M), hence so many bytes a voxel; half of it in 16 bits agrees with nnU-Net's published
-# 22.7 GB for ResEnc-L.
-_ACTIVATION_BYTES = {"resenc-l": 5300.0, "primus-m": 4500.0}
 _BACKWARD = 2.0  # a backward pass costs two forward passes
-_RECOMPUTED = 0.25  # of the activations stay where they are worked out again
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """One optimizer step over the whole batch.
+class Remedy:
+    """A setting that needs less memory, as `key=value`, and the bytes of a step with it."""
 
-    Attributes:
-        flops: floating-point operations, a multiplication and an addition being two.
-        state_bytes: weights, gradients, optimizer and teacher, in float32.
-        activation_bytes: of the largest part of a batch, in float32; None for a network nobody has measured.
+    setting: str
+    bytes: int
+
+
+def step_flops(recipe: Recipe) -> float:
+    """Count the floating-point operations of one optimizer step over the whole batch.
+
+    A multiplication and an addition are two. Student forward and backward, teacher forward where there is one, and
+    CVA's heads.
     """
-
-    flops: float
-    state_bytes: float
-    activation_bytes: float | None
-
-    def memory(self, precision: str) -> float | None:
-        """Return the bytes that a step needs."""
-        if self.activation_bytes is None:
-            return None
-        return self.state_bytes + self.activation_bytes * (0.5 if precision == "bf16" else 1.0)
-
-
-def step_cost(recipe: Recipe) -> StepCost:
-    """Count a step of a recipe: student forward and backward, teacher forward where there is one, CVA's heads."""
     asks = asks_of(recipe)
     with torch.device("meta"):
         backbone = build_backbone(recipe.network.name, recipe.views.size, recipe.network.channels, recipe.masking.block)
@@ -62,16 +54,42 @@ def step_cost(recipe: Recipe) -> StepCost:
     student = (forward + heads) * (1.0 + _BACKWARD + again)
     teacher = counts["encode"] + counts["dense"] + heads if compared else 0.0
     crops = asks.images * recipe.batch
-    weights = sum(p.numel() for p in backbone.parameters())
-    moments = 2 if recipe.optim.name == "adamw" else 1
-    voxels = float(np.prod(recipe.views.size)) * crops / recipe.runtime.accumulate
-    per_voxel = _ACTIVATION_BYTES.get(recipe.network.name)
-    kept = _RECOMPUTED if recipe.runtime.recompute else 1.0
-    return StepCost(
-        flops=crops * (student + teacher),
-        state_bytes=4.0 * weights * (3 + moments),
-        activation_bytes=None if per_voxel is None else per_voxel * voxels * kept,
-    )
+    return crops * (student + teacher)
+
+
+def remedies(recipe: Recipe, precision: str, processes: int = 1) -> list[Remedy]:
+    """Return settings that need less memory, each by itself, with the bytes of a step simulated with it."""
+    found = []
+    for settings in _smaller(recipe, processes):
+        try:
+            changed = change(recipe, settings)
+        except UserError:  # the method or its network does not allow it
+            continue
+        found.append(Remedy(_in_words(settings), simulated_peak(changed, precision, processes)))
+    return found
+
+
+def _smaller(recipe: Recipe, processes: int) -> Iterator[dict[str, Any]]:
+    """Yield the settings to try; the first two leave the loss as it is."""
+    group, share, parts = asks_of(recipe).group, recipe.batch // processes, recipe.runtime.accumulate
+    if not recipe.runtime.recompute:
+        yield {"runtime": {"recompute": True}}
+    more = [k for k in range(parts + 1, share + 1) if share % k == 0 and share // k % group == 0]
+    if more:
+        yield {"runtime": {"accumulate": more[0]}}
+    if share % (2 * group * parts) == 0:
+        yield {"batch": recipe.batch // 2}
+    sides = [side * 3 // 4 // 32 * 32 for side in recipe.views.size]
+    if min(sides) > 0:
+        yield {"views": {"size": sides}}
+
+
+def _in_words(settings: dict[str, Any], group: str = "") -> str:
+    """Write a setting as the command line takes it."""
+    ((name, value),) = settings.items()
+    if isinstance(value, dict):
+        return _in_words(value, f"{name}.")
+    return f"{group}{name}={json.dumps(value, separators=(',', ':'))}"
 
 
 def _count(backbone: Backbone, recipe: Recipe) -> dict[str, float]:

@@ -20,6 +20,7 @@ from viewalign.device import choose_device
 from viewalign.errors import UserError
 from viewalign.locks import alone_in
 from viewalign.training.fabric import DDPStrategy, Fabric
+from viewalign.training.failures import Failures
 from viewalign.training.folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
@@ -141,7 +142,7 @@ def _check_agreement(chosen: arithmetic.Precision) -> None:
 
 
 @contextmanager
-def told_of_lost_processes(folder: RunFolder) -> Iterator[None]:
+def told_of_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[None]:
     """Turn the failure of a collective, when another process is gone, into a sentence.
 
     Raises:
@@ -153,7 +154,8 @@ def told_of_lost_processes(folder: RunFolder) -> Iterator[None]:
         if processes.world_size() == 1 or not _LOST.search(str(problem)):
             raise
         raise UserError(
-            f"Another process of this run ended unexpectedly (its message, if it left one, stands above). The last "
+            failures.sentence
+            or "Another process of this run ended unexpectedly (its message, if it left one, stands above). The last "
             f"checkpoint in {folder.checkpoints} holds; --resume auto goes on from it."
         ) from None
 

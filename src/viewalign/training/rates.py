@@ -19,12 +19,12 @@ from viewalign.views.array import ArraySource
 from viewalign.views.build import build_views
 from viewalign.views.drawing import Drawing
 from viewalign.views.photometric import Photometrics
-from viewalign.views.samples import SampleReader
+from viewalign.views.samples import Sample, SampleReader
 
 ANCHOR = (
     "nnU-Net's ResEnc-L on an A100 (35 h for 250,000 iterations of 2 crops, documentation/resenc_presets.md) taken as "
     "160³ crops; other cards by the smaller ratio of bf16 arithmetic and memory bandwidth in NVIDIA's data sheets. "
-    "Expect a factor of two either way"
+    "No GPU has been measured: expect a factor of two either way"
 )
 _ANCHOR_FLOPS = 33e12
 """2 crops × 3 × 2,802 GFLOP (encoder and decoder at 160³) in 0.504 s."""
@@ -32,12 +32,21 @@ _ANCHOR_FLOPS = 33e12
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, by its data sheet: dense bf16 (or fp16) TFLOP/s, memory bandwidth in GB/s, memory in GB."""
+    """A GPU, by its data sheet.
+
+    Attributes:
+        name: what it is called.
+        arithmetic: dense TFLOP/s in 16 bits.
+        bandwidth: of its memory, GB/s.
+        memory: GB.
+        half: its precision of 16 bits: bf16, or fp16 before Ampere.
+    """
 
     name: str
     arithmetic: float
     bandwidth: float
     memory: float
+    half: Precision = "bf16"
 
     @property
     def flops(self) -> float:
@@ -47,8 +56,8 @@ class Card:
 
 
 CARDS = {
-    "v100": Card("V100 32 GB", 125, 900, 32),
-    "t4": Card("T4 16 GB", 65, 320, 16),
+    "v100": Card("V100 32 GB", 125, 900, 32, "fp16"),
+    "t4": Card("T4 16 GB", 65, 320, 16, "fp16"),
     "a100": Card("A100 40 GB", 312, 1555, 40),
     "a100-80": Card("A100 80 GB", 312, 2039, 80),
     "a40": Card("A40 48 GB", 150, 696, 48),
@@ -59,6 +68,18 @@ CARDS = {
     "h100": Card("H100 SXM 80 GB", 989, 3350, 80),
     "h200": Card("H200 141 GB", 989, 4800, 141),
 }
+
+
+MEASURED: dict[tuple[str, str], tuple[float, str]] = {}
+"""Operations a second that whole steps reached, and where that is written: by name of card and network.
+
+Empty: no GPU has been measured yet. `benchmarks/gpu` gives the figures; one that stands here replaces the anchor.
+"""
+
+
+def rate_of(gpu: Card, network: str) -> tuple[float, str]:
+    """Return the operations a second expected of a GPU with a network, and how they are known."""
+    return MEASURED.get((gpu.name, network), (gpu.flops, ANCHOR))
 
 
 def card(name: str) -> Card:
@@ -84,12 +105,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
     optimizer = build_optimizer(
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
     )
-    size, every = recipe.views.size, np.arange(recipe.batch)
-    noise = np.random.default_rng(0).normal(size=(recipe.network.channels, *(round(1.4 * n) for n in size)))
-    reader = SampleReader(
-        _Many(noise, recipe.batch), every, every, Drawing(size), recipe.batch, 0, draw=asks_of(recipe).draw
-    )
-    samples = [reader[k] for k in range(recipe.batch)]
+    size, samples = recipe.views.size, artificial_samples(recipe, recipe.batch)
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
@@ -104,6 +120,15 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return min(times[1:])
+
+
+def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
+    """Return what workers read for a recipe, of volumes of noise 1.4 times as large as a view."""
+    size, every = recipe.views.size, np.arange(volumes)
+    shape = (recipe.network.channels, *(round(1.4 * n) for n in size))
+    noise = np.random.default_rng(0).normal(size=shape)
+    reader = SampleReader(_Many(noise, volumes), every, every, Drawing(size), volumes, 0, draw=asks_of(recipe).draw)
+    return [reader[k] for k in range(volumes)]
 
 
 class _Many(ArraySource):

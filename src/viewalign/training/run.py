@@ -24,6 +24,7 @@ from viewalign.randomness import generator_of
 from viewalign.training import checkpoints, data, initial, optimizers
 from viewalign.training.data import Feed, Samples
 from viewalign.training.fabric import Fabric
+from viewalign.training.failures import Failures, shortage_reported
 from viewalign.training.folder import RunFolder, keep_precision, write_config
 from viewalign.training.interrupts import StopRequest
 from viewalign.training.launch import alone_together, launch, leave_together, open_together, told_of_lost_processes
@@ -100,12 +101,12 @@ def pretrain(
     requested = keep_precision(recipe) if resume else recipe
     recipe, fabric = launch(requested, asks.group, asks.idle)
     folder, recipe = open_together(fabric, recipe, bool(resume))
-    with alone_together(fabric, folder):
+    with alone_together(fabric, folder), Failures() as failures, shortage_reported(recipe, failures):
         trainer = assemble(recipe, asks, store, folder, fabric)
         trainer.probe = probe
         trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
         _begin(trainer, bool(resume))
-        with StopRequest() as stop, told_of_lost_processes(folder):
+        with StopRequest() as stop, told_of_lost_processes(folder, failures):
             trainer.run(lambda: stop.signal is not None)
     leave_together()
     return Outcome(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)

@@ -17,7 +17,7 @@ import torch
 from viewalign.errors import UserError
 from viewalign.methods.registry import asks_of
 from viewalign.recipes.loading import load
-from viewalign.training.cost import step_cost
+from viewalign.training.cost import step_flops
 from viewalign.training.data import Samples
 from viewalign.training.folder import open_folder
 from viewalign.training.gpu.timing import Moment, Parts, wait
@@ -83,7 +83,7 @@ class Bench:
         folder, made = open_folder(made, resume=False)
         self.trainer = assemble(made, asks, Store.open(store), folder, fabric)
         self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
-        self.flops = step_cost(made).flops
+        self.flops = step_flops(made)
         self.trainer.ticker = Ticker(quiet=True)
         self.trainer.save = lambda: True  # type: ignore[method-assign]
         self.parts = Parts(self.device)

@@ -1,0 +1,116 @@
+"""One process's failure ends all processes of a run, each with the sentence that says why."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed.distributed_c10d import _get_default_store
+
+from viewalign import processes
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.memory import gigabytes, is_out_of_memory, stated
+from viewalign.methods.registry import asks_of
+
+_KEY = "viewalign/failure"
+_POLL = 0.5
+_LINGER = 2.0
+"""Seconds that a failed process stays after its announcement, so that the others read it before connections close."""
+
+_PATIENCE = 20.0
+"""Seconds after which a process that still waits for a failed one is ended: NCCL's waits do not see that it is gone."""
+
+
+class Failures:
+    """Announces a failure to the other processes, through the store by which their group was formed.
+
+    Attributes:
+        sentence: what another process announced; "" as long as none has.
+    """
+
+    def __init__(self) -> None:
+        self.sentence = ""
+        self._done = threading.Event()
+        self._store = _get_default_store() if processes.world_size() > 1 else None
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="failures")
+
+    def __enter__(self) -> Failures:
+        if self._store is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._store is not None:
+            self._thread.join()
+
+    def announce(self, sentence: str) -> None:
+        """Make a failure of this process known to the others."""
+        if self._store is not None:
+            self._done.set()
+            self._store.set(_KEY, f"process {processes.rank()} of {processes.world_size()}: {sentence}")
+            time.sleep(_LINGER)
+
+    def _listen(self) -> None:
+        while not self.sentence:
+            if self._done.wait(_POLL):
+                return
+            self.sentence = self._announced()
+        if not self._done.wait(_PATIENCE):
+            print(f"viewalign: {self.sentence}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _announced(self) -> str:
+        assert self._store is not None
+        try:
+            text: bytes = self._store.get(_KEY) if self._store.check([_KEY]) else b""
+        except RuntimeError:
+            self._done.set()  # the process that holds the store has ended
+            return ""
+        return text.decode()
+
+
+@contextmanager
+def shortage_reported(recipe: Recipe, failures: Failures) -> Iterator[None]:
+    """Turn memory that ran out in a run into a sentence, in every process.
+
+    Args:
+        recipe: settled, so that its precision is known.
+        failures: takes the sentence to the other processes.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the step
+        sentence = f"Out of memory: {stated(problem)}. {needs(recipe, processes.world_size())}"
+        failures.announce(sentence)
+        raise UserError(sentence) from None
+
+
+def needs(recipe: Recipe, world: int) -> str:
+    """Return in words what a step of a recipe needs in one of `world` processes, and which settings need less."""
+    from viewalign.training.cost import remedies  # a run that does not fail need not load these
+    from viewalign.training.simulation import simulated_peak
+
+    views, size = round(asks_of(recipe).images), "×".join(map(str, recipe.views.size))
+    images = f"{recipe.batch // world} volumes" + (f" × {views} views" if views > 1 else "")
+    step = f"{images} of {size} through {recipe.network.name} in {recipe.runtime.precision}"
+    try:
+        peak = simulated_peak(recipe, recipe.runtime.precision, world)
+        found = remedies(recipe, recipe.runtime.precision, world)
+    except Exception:  # whatever it is, the shortage must be reported; only the figures are lost
+        return f"Requested: {step}. Settings that need less: runtime.recompute, runtime.accumulate, batch, views.size."
+    less = ", ".join(f"{one.setting} {gigabytes(one.bytes)}" for one in found if one.bytes < peak)
+    advice = f" With {less}. runtime.* leave the loss as it is and may be changed with --resume auto." if less else ""
+    return f"Requested: {step}, which needs {gigabytes(peak)} (simulated; libraries need some more).{advice}"

@@ -1,0 +1,193 @@
+"""A training step on a GPU that need not be there: its tensors are counted, nothing is computed.
+
+torch's fake tensors have shape, type and device but no numbers, and follow CUDA's autocast rules. What this counts is
+the most that tensors of one step occupy at a time. It leaves out what is not a tensor: CUDA's context, cuDNN's
+workspaces, and fragmentation.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from viewalign.arithmetic import autocast
+from viewalign.config import Recipe
+from viewalign.methods.base import Method
+from viewalign.methods.registry import asks_of, build_method
+from viewalign.networks.backbone import Backbone
+from viewalign.training import accumulate
+from viewalign.training.python_backward import Engine
+from viewalign.training.rates import artificial_samples
+from viewalign.views.batch import ViewBatch
+from viewalign.views.build import build_views
+
+_GRANULE = 512
+"""Bytes: what CUDA's allocator rounds sizes up to."""
+
+_aten = torch.ops.aten
+_ATTENTION = torch.nn.functional.scaled_dot_product_attention
+
+RESERVED = 1_500_000_000
+"""Bytes that are not counted, an assumption until a GPU is measured: CUDA's context and cuDNN's workspaces."""
+
+
+def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
+    """Return the bytes that one step of a recipe occupies at most: state, batch and activations.
+
+    It takes ten to twenty seconds of a CPU for the large networks, whatever the batch.
+
+    Args:
+        recipe: its `runtime.accumulate` and `runtime.recompute` count.
+        precision: fp32, bf16, fp16 or fp64.
+        processes: among which the batch is divided.
+    """
+    if precision == "fp64":
+        return 2 * simulated_peak(recipe, "fp32", processes)
+    group, forward = asks_of(recipe).group, partial(autocast, "cuda", precision)
+    small = build_views(artificial_samples(recipe, group), recipe.views.size, None, torch.device("cpu"))
+    with _without_driver(), _Counted() as counted:
+        with torch.device("cuda"):
+            method = build_method(recipe)
+        for network in (one for one in method.modules() if isinstance(one, Backbone)):
+            network.recompute = recipe.runtime.recompute
+        kept = _moments(method, recipe)
+        _step(method, _enlarged(small, recipe.batch // processes), recipe.runtime.accumulate, forward)
+        del kept
+    return counted.peak
+
+
+def _step(method: Method, batch: ViewBatch, parts: int, forward: accumulate.Autocast) -> None:
+    """Run a step as the training loop does."""
+    if parts > 1:
+        accumulate.step_in_parts(method, batch, parts, forward)
+        return
+    with forward():
+        loss = method.step(batch).loss
+    loss.backward()
+
+
+def _moments(method: Method, recipe: Recipe) -> list[Tensor]:
+    """Return what the optimizer keeps of the parameters that learn."""
+    count = 2 if recipe.optim.name == "adamw" else 1
+    return [torch.empty_like(p) for p in method.parameters() if p.requires_grad for _ in range(count)]
+
+
+def _enlarged(batch: ViewBatch, volumes: int) -> ViewBatch:
+    """Return a batch of so many volumes: images on the GPU, affines and numbers on the CPU as in training."""
+    times, changed = volumes // batch.count[1], dict[str, Any]()
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, ViewBatch):
+            changed[field.name] = _enlarged(value, volumes)
+        elif field.name in ("views", "targets", "valid"):
+            shape = (value.shape[0], volumes, *value.shape[2:])
+            changed[field.name] = torch.empty(shape, dtype=value.dtype, device="cuda")
+        elif field.name in ("to_volume", "claimed_boxes") and value is not None:
+            changed[field.name] = torch.cat([value] * times, 1)
+        elif value is not None:
+            changed[field.name] = torch.arange(volumes)
+    return replace(batch, **changed)
+
+
+class _Counted(FakeTensorMode):
+    """Counts the bytes of tensors on the GPU; operations on the CPU alone are done as usual."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.now = self.peak = 0
+        self._seen = set[int]()
+        self._inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _aten._pin_memory.default:
+            return args[0]
+        device = kwargs.get("device")
+        there = device is not None and torch.device(device).type == "cuda"
+        if not there and not any(isinstance(one, FakeTensor) for one in tree_iter((args, kwargs))):
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(
+            _own_storage, (args, {**kwargs, "generator": None} if "generator" in kwargs else kwargs)
+        )
+        if func is _aten._local_scalar_dense.default:
+            return _number(args[0])
+        outer, self._inside = not self._inside, True
+        try:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._inside = not outer
+        if outer:
+            for one in tree_iter(out):
+                self._note(one)
+        if isinstance(out, Tensor) and out.device.type == "cpu":
+            return torch.zeros(out.shape, dtype=out.dtype)  # read back from the GPU: any number will do
+        return out
+
+    def _note(self, tensor: Any) -> None:
+        """Count a tensor's storage, unless it has been, until it is freed."""
+        if not isinstance(tensor, Tensor) or tensor.device.type != "cuda":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._seen:
+            size = -(-storage.nbytes() // _GRANULE) * _GRANULE
+            self._seen.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _own_storage(value: Any) -> Any:
+    """Return a copy of a tensor of the CPU that is a view, which torch does not turn into a fake one in this mode."""
+    views = isinstance(value, Tensor) and not isinstance(value, FakeTensor) and value._is_view()
+    return value.detach().clone() if views else value
+
+
+def _number(tensor: Tensor) -> float | int | bool:
+    """Return what stands for a number that is read from the GPU."""
+    if tensor.dtype == torch.bool:
+        return True
+    return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *given: Any, **settings: Any) -> Tensor:
+    """Take the attention that a GPU takes: fused, without the matrix of all pairs. torch would ask the GPU."""
+    if given or settings.get("attn_mask") is not None:
+        return _ATTENTION(query, key, value, *given, **settings)
+    if torch.is_autocast_enabled("cuda"):
+        query, key, value = (one.to(torch.get_autocast_dtype("cuda")) for one in (query, key, value))
+    if query.dtype == torch.float32:
+        out = _aten._scaled_dot_product_efficient_attention(query, key, value, None, torch.is_grad_enabled())
+    else:
+        out = _aten._scaled_dot_product_flash_attention(query, key, value)
+    fused: Tensor = out[0]
+    return fused
+
+
+@contextmanager
+def _without_driver() -> Iterator[None]:
+    """Let autocast for CUDA be on, and backward passes run, where there is no GPU."""
+    with (
+        warnings.catch_warnings(action="ignore"),  # of fake tensors, when a teacher is copied
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
+        mock.patch("torch.Generator", return_value=torch.Generator()),
+        Engine().instead(),
+    ):
+        yield

@@ -1,0 +1,130 @@
+"""Memory that runs out in a run: one sentence with figures, and no process is left waiting for the one that failed."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from viewalign.errors import UserError
+from viewalign.recipes.loading import load, to_yaml
+from viewalign.training import cost, failures, simulation
+from viewalign.training.cost import Remedy
+from viewalign.training.failures import Failures, needs, shortage_reported
+from viewalign.training.loop import Trainer
+from viewalign.training.run import pretrain
+
+OUT = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 39.49 GiB"
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Stand-ins for simulations, which take long."""
+    found = [Remedy("runtime.recompute=true", 16_200_000_000), Remedy("runtime.accumulate=2", 14_100_000_000)]
+    monkeypatch.setattr(simulation, "simulated_peak", lambda *_: 25_400_000_000)
+    monkeypatch.setattr(cost, "remedies", lambda *_: [*found, Remedy("batch=2", 26_000_000_000)])
+
+
+def test_the_sentence_says_what_was_requested_and_what_needs_less(figures):
+    recipe = load("cva-resenc-l", ["batch=8", "views.size=128", "runtime.precision=bf16"])
+    assert needs(recipe, 2) == (
+        "Requested: 4 volumes × 2 views of 128×128×128 through resenc-l in bf16, which needs 25.4 GB (simulated; "
+        "libraries need some more). With runtime.recompute=true 16.2 GB, runtime.accumulate=2 14.1 GB. runtime.* leave "
+        "the loss as it is and may be changed with --resume auto."
+    )
+
+
+def test_a_simulation_that_fails_costs_the_figures_alone(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(simulation, "simulated_peak", fail)
+    sentence = needs(load("mae-resenc-l", ["batch=2", "views.size=128"]), 1)
+    assert sentence.startswith("Requested: 2 volumes of 128×128×128 through resenc-l in auto. Settings that need less:")
+
+
+def test_a_run_that_runs_out_of_memory_ends_in_a_sentence(figures, tiny_recipe, monkeypatch):
+    def step(self, samples):
+        raise torch.cuda.OutOfMemoryError(OUT)
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    with pytest.raises(UserError, match=r"^Out of memory: 2\.50 GiB could not be .* Requested: 4 volumes × 2"):
+        pretrain(tiny_recipe())
+
+
+def test_other_errors_of_a_run_pass(tiny_recipe):
+    with pytest.raises(ValueError, match="odd"), shortage_reported(tiny_recipe(), Failures()):
+        raise ValueError("odd")
+
+
+SCRIPT = f"""
+import sys, torch, viewalign
+from viewalign.errors import UserError
+from viewalign.processes import rank
+from viewalign.training import cost, simulation
+from viewalign.training.loop import Trainer
+
+simulation.simulated_peak = lambda *_: 25_400_000_000
+cost.remedies = lambda *_: [cost.Remedy("runtime.recompute=true", 16_200_000_000)]
+plain = Trainer._train_step
+
+def step(self, samples):
+    if rank() == int(sys.argv[2]) and self.position.step == 1:
+        raise torch.cuda.OutOfMemoryError("{OUT}")
+    plain(self, samples)
+
+Trainer._train_step = step
+try:
+    viewalign.pretrain(sys.argv[1])
+except UserError as problem:
+    print(f"RANK {{rank()}} {{problem}}", file=sys.stderr, flush=True)
+    sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_all_processes_end_when_one_runs_out_of_memory(victim, tiny_recipe, tmp_path):
+    """The other one waits in a sum over processes for a gradient that will never come."""
+    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]
+    (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=4)))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml"), str(victim)]
+    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert out.returncode == 1, out.stderr[-3000:]
+    assert "Traceback" not in out.stderr, out.stderr[-3000:]
+    assert f"RANK {victim} Out of memory: 2.50 GiB could not be allocated" in out.stderr
+    assert "With runtime.recompute=true 16.2 GB" in out.stderr
+    if victim == 1:  # the first process ends after it, and says whose failure ended it; others end with the first
+        assert "RANK 0 process 1 of 2: Out of memory: 2.50 GiB" in out.stderr
+
+
+class Announced:
+    """A store in which a failure has been announced."""
+
+    def check(self, _):
+        return True
+
+    def get(self, _):
+        return b"process 1 of 2: Out of memory"
+
+
+def test_a_process_that_waits_for_ever_is_ended(monkeypatch, capsys):
+    """NCCL's waits do not see that another process has ended."""
+    ended = threading.Event()
+    monkeypatch.setattr(failures.processes, "world_size", lambda: 2)
+    monkeypatch.setattr(failures, "_get_default_store", Announced)
+    monkeypatch.setattr(failures, "_POLL", 0.01)
+    monkeypatch.setattr(failures, "_PATIENCE", 0.01)
+    monkeypatch.setattr(failures.os, "_exit", lambda code: ended.set() if code == 1 else None)
+    with Failures() as others:
+        assert ended.wait(60)
+    assert others.sentence == "process 1 of 2: Out of memory"
+    assert "viewalign: process 1 of 2: Out of memory" in capsys.readouterr().err
+
+
+def test_one_process_alone_has_nobody_to_tell():
+    with Failures() as others:
+        others.announce("nobody hears this")
+    assert others.sentence == ""

@@ -1,0 +1,92 @@
+"""Memory of a step on a simulated GPU, against figures worked out independently and against a real backward pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from viewalign.methods.registry import METHODS
+from viewalign.recipes.loading import load, names
+from viewalign.training import simulation
+from viewalign.training.python_backward import Engine
+from viewalign.training.simulation import simulated_peak
+
+SMALL = ["views.size=32", "batch=4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "settings", "gigabytes"),
+    [
+        ("cva-resenc-l", ["views.size=128"], 25.4),
+        ("cva-resenc-l", ["views.size=128", "runtime.recompute=true"], 16.2),
+        ("cva-primus-m", ["views.size=160"], 45.5),
+        ("cva-primus-m", ["views.size=160", "runtime.recompute=true"], 17.1),
+    ],
+)
+def test_the_published_recipes_at_batch_4(recipe, settings, gigabytes):
+    """Figures of another simulation, with an optimizer step, of 2026-11-28."""
+    assert simulated_peak(load(recipe, ["batch=4", *settings]), "bf16") / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
+def test_what_needs_less_memory_does(recipe):
+    def peak(*settings, precision="bf16", processes=1):
+        return simulated_peak(load(recipe, [*SMALL, *settings]), precision, processes)
+
+    plain = peak()
+    assert peak("runtime.recompute=true") < plain
+    assert peak("runtime.accumulate=2") < plain
+    assert peak("batch=2") < plain
+    assert peak(processes=2) == pytest.approx(peak("batch=2"), rel=0.05)  # the heads' norm follows the whole batch
+    assert peak(precision="fp16") == pytest.approx(plain, rel=0.01)
+    assert 1.2 * plain < peak(precision="fp32") < 2.1 * plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_can_be_simulated(method):
+    recipe = next(name for name in names() if name.startswith(f"{method}-") and name.endswith("-xs"))
+    size = load(recipe).views.size
+    small = load(recipe, ["batch=4", f"views.size={list(size)}"])
+    state = 4 * sum(p.numel() for p in simulation.build_method(small).parameters())
+    assert 2 * state < simulated_peak(small, "bf16") < 4e9
+
+
+def test_the_gpu_need_not_be_there_and_nothing_of_the_simulation_stays():
+    simulated_peak(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "bf16")
+    assert not torch.is_autocast_enabled("cuda")
+    leaf = torch.ones(2, requires_grad=True)
+    (leaf * 3).sum().backward()
+    assert torch.equal(leaf.grad, torch.full((2,), 3.0))
+
+
+def test_the_backward_pass_in_python_is_torch_s():
+    """Shared inputs, broadcasting, several outputs and views: the same gradients as torch's own engine."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4, affine=True), nn.LeakyReLU(inplace=True))
+    scale = nn.Parameter(torch.randn(4, 1, 1, 1))
+
+    def loss():
+        out = net(torch.ones(2, 1, 4, 4, 4) * torch.arange(4.0)) * scale
+        first, second = out.chunk(2)
+        return (first * second + first).square().mean() + scale.sum()
+
+    parameters = [*net.parameters(), scale]
+    expected = torch.autograd.grad(loss(), parameters)
+    with Engine().instead():
+        loss().backward()
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_bytes_are_counted_while_tensors_live():
+    with simulation._Counted() as counted:
+        one = torch.empty(1024, device="cuda")
+        view = one.view(32, 32)
+        assert counted.now == 4096
+        other = view + 1
+        assert (counted.now, counted.peak) == (8192, 8192)
+        del one, view, other
+        assert (counted.now, counted.peak) == (0, 8192)
+        assert torch.ones(3).sum().item() == 3  # the CPU computes as ever
