@@ -175,19 +175,6 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
         launch(tiny_recipe("runtime.devices=3", "runtime.accelerator=cpu"))
 
 
-def test_deterministic_forbids_no_network(tiny_recipe):
-    """torch has no deterministic gradient of average pooling on GPUs; a ResEnc has it in every stage."""
-    try:
-        launch(tiny_recipe("runtime.accelerator=cpu", "runtime.deterministic=true"))
-        assert not torch.backends.cudnn.benchmark
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
-        launch(tiny_recipe("runtime.accelerator=cpu"))
-    assert torch.backends.cudnn.benchmark
-
-
 def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
     """Its GPU has no float64, which geometry needs."""
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)

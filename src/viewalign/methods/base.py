@@ -27,6 +27,7 @@ class Asks:
         strangers: what to do, in a sentence, where all volumes are of one subject; empty where that does no harm.
         aligned: whether features of two views are compared place by place, so that a run tells how exactly.
         idle: whether some parameters that learn get no gradient, for which processes would wait.
+        repeats: whether all that it computes can be the same at every run on a GPU; see `runtime.deterministic`.
         images: how many images networks see of each volume, for estimates of cost.
         decodes, drops: whether they are decoded, and whether a transformer leaves masked tokens out; for the same.
     """
@@ -36,6 +37,7 @@ class Asks:
     strangers: str = ""
     aligned: bool = False
     idle: bool = False
+    repeats: bool = True
     images: float = 1.0
     decodes: bool = True
     drops: bool = False

@@ -225,6 +225,7 @@ def asks(recipe: Recipe) -> Asks:
         images=2.0,
         decodes=terms.reconstruction_weight > 0,
         drops=True,
+        repeats=recipe.geometry == "exact",
         idle=min(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight) == 0,
     )
 

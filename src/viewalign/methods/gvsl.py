@@ -150,8 +150,8 @@ def swapped(values: Tensor) -> Tensor:
 
 
 def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
-    """Ask for volumes in twos."""
-    return Asks(group=2)
+    """Ask for volumes in twos; torch has no gradient of `warp` that repeats on a GPU."""
+    return Asks(group=2, repeats=False)
 
 
 def build(recipe: Recipe) -> GVSL:

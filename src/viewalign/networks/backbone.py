@@ -18,8 +18,8 @@ from viewalign.networks.plain_decoder import PlainDecoder
 
 Size = tuple[int, int, int]
 _MOST_GRAPHS = 64
-"""ResEnc-L needs 18 graphs of an encoder stage (six shapes, for student and teacher, in training and without), where
-torch gives up after 8 and computes the other stages uncompiled."""
+"""ResEnc-L needs 18 graphs of an encoder stage: six shapes, each for student and teacher in training and for the
+student in validation. torch gives up after 8, and computes the other stages uncompiled."""
 
 
 @dataclass(frozen=True)

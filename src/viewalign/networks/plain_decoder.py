@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from viewalign.networks.layers import InstanceNorm3d
 from viewalign.networks.running import run_stage
 
 Run = Callable[..., Tensor]
@@ -25,7 +26,7 @@ class PlainDecoder(nn.Module):
         self.channels = tuple(channels[:0:-1])
         self.ups = nn.ModuleList(nn.ConvTranspose3d(a, b, 2, 2) for a, b in pairwise(channels))
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv3d(n, n, 3, padding=1), nn.InstanceNorm3d(n, affine=True), nn.LeakyReLU())
+            nn.Sequential(nn.Conv3d(n, n, 3, padding=1), InstanceNorm3d(n, affine=True), nn.LeakyReLU(inplace=True))
             for n in channels[1:]
         )
 

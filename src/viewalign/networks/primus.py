@@ -84,10 +84,19 @@ def positions_of(eva: Eva, own: Size, grid: Size) -> Positions:
         return eva.pos_embed, rope
     if any(n > most for n, most in zip(grid, own, strict=True)):
         raise ValueError(f"views of {list(grid)} tokens are larger than the network's {list(own)}")
-    table = eva.pos_embed.transpose(1, 2).unflatten(2, own)
-    learned = F.interpolate(table, grid, mode="trilinear", align_corners=False).flatten(2).transpose(1, 2)
+    table = _resize(eva.pos_embed.transpose(1, 2).unflatten(2, own), grid)
     d, h, w = grid
-    return learned, rope.unflatten(0, own)[:d, :h, :w].flatten(0, 2)
+    return table.flatten(2).transpose(1, 2), rope.unflatten(0, own)[:d, :h, :w].flatten(0, 2)
+
+
+@full_precision
+def _resize(table: Tensor, grid: Size) -> Tensor:
+    """Resize (1, C, d, h, w) linearly, axis by axis: torch's own has no gradient that repeats on a GPU."""
+    for axis, cells in enumerate(grid):
+        eye = torch.eye(table.shape[2 + axis], dtype=table.dtype, device=table.device)
+        matrix = F.interpolate(eye[None], cells, mode="linear", align_corners=False)[0]
+        table = torch.tensordot(table, matrix, dims=([2 + axis], [0])).movedim(-1, 2 + axis)
+    return table
 
 
 def restore(tokens: Tensor, kept: Tensor | None, filler: Tensor, count: int) -> Tensor:

@@ -10,19 +10,22 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import Tensor, nn
 
 from viewalign.networks.architectures import unet_arguments
+from viewalign.networks.averages import mean_vectors
 from viewalign.networks.backbone import Backbone, Encoded, Size
+from viewalign.networks.layers import InstanceNorm3d, replace_pools
 from viewalign.networks.masks import BlockMask, hide
 from viewalign.networks.plain_decoder import PlainDecoder
 from viewalign.networks.running import run_stage
 from viewalign.networks.sparse import Seen, make_sparse
-from viewalign.precision import full_precision, raised
 
 
 def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
-    """Build the plain U-Net of dynamic-network-architectures that a name stands for."""
+    """Build the U-Net of dynamic-network-architectures that a name stands for, with our own norms and pooling."""
     arguments = unet_arguments(name)
-    arguments.update(conv_op=nn.Conv3d, norm_op=nn.InstanceNorm3d, nonlin=nn.LeakyReLU)
-    return ResidualEncoderUNet(input_channels=channels, num_classes=outputs, deep_supervision=False, **arguments)
+    arguments.update(conv_op=nn.Conv3d, norm_op=InstanceNorm3d, nonlin=nn.LeakyReLU)
+    unet = ResidualEncoderUNet(input_channels=channels, num_classes=outputs, deep_supervision=False, **arguments)
+    replace_pools(unet)
+    return unet
 
 
 class ResEncBackbone(Backbone):
@@ -93,14 +96,9 @@ class ResEncBackbone(Backbone):
         """Build one with the channels of the U-Net's own decoder."""
         return PlainDecoder(self.stage_channels[::-1])
 
-    @full_precision
     def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
         """Average each stage over its valid cells and concatenate; float32."""
-        columns = []
-        for stage, share in zip(maps, shares, strict=True):
-            weight = share / share.sum((2, 3, 4), keepdim=True).clamp(min=1e-6)
-            columns.append((raised(stage) * weight).sum((2, 3, 4)))
-        return torch.cat(columns, dim=1)
+        return mean_vectors(maps, shares)
 
     def decode(self, encoded: Encoded) -> list[Tensor]:
         """Return the U-Net decoder's stages, finest first."""

@@ -37,13 +37,16 @@ def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> 
 
 
 def _sums(values: Tensor, window: int) -> Tensor:
-    """Add up each window, axis by axis, up to a constant factor."""
-    for axis in range(3):
-        kernel, padding = [1, 1, 1], [0] * 6
-        kernel[axis] = window
-        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = window // 2
-        values = F.avg_pool3d(F.pad(values, padding), kernel, 1)
-    return values
+    """Add up each window, axis by axis, up to a constant factor.
+
+    By pooling of planes: torch's pooling of volumes has no gradient that repeats on a GPU.
+    """
+    n, c, d, h, w = values.shape
+    tall, wide = (window, 1), (1, window)
+    for plane, kernel in (((-1, 1, d, h * w), tall), ((-1, 1, h, w), tall), ((-1, 1, h, w), wide)):
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        values = F.avg_pool2d(values.reshape(plane), kernel, 1, padding)
+    return values.view(n, c, d, h, w)
 
 
 @full_precision

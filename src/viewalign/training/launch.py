@@ -30,13 +30,14 @@ _FIRST_PROCESS = "VIEWALIGN_FIRST_PROCESS"
 """Tells the processes that a run starts who started them, from their first line on."""
 
 
-def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, Fabric]:
+def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = True) -> tuple[Recipe, Fabric]:
     """Start the processes that a recipe asks for and settle what it leaves to the machine.
 
     Args:
         recipe: all settings.
         group: how many volumes the method sees together.
         idle: whether some parameters get no gradient, so that processes must find out which.
+        repeats: whether torch has deterministic algorithms for all that the method computes.
 
     Under torchrun or SLURM the processes are there already; else this one starts the others by its own command line.
 
@@ -65,7 +66,7 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False) -> tuple[Recipe, 
     first = os.environ.pop(_FIRST_PROCESS, None)
     if first:
         _end_with(int(first))
-    _prepare_torch(runtime.threads, runtime.deterministic)
+    _prepare_torch(runtime.threads, runtime.deterministic, repeats)
     accelerator: str = runtime.accelerator
     if accelerator == "auto":
         accelerator = choose_device()
@@ -114,15 +115,15 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
-def _prepare_torch(threads: int, deterministic: bool) -> None:
+def _prepare_torch(threads: int, deterministic: bool, repeats: bool) -> None:
     if threads:
         torch.set_num_threads(threads)
     # Every step has the same shapes, so that cuDNN's search for the fastest kernels is paid once, as in nnU-Net.
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # A ResEnc's average pooling has no deterministic gradient on a GPU: an error would forbid the setting there.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Where it only warns, attention takes the faster gradient, which does not repeat, though torch has another.
+        torch.use_deterministic_algorithms(True, warn_only=not repeats)
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

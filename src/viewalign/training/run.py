@@ -99,7 +99,7 @@ def pretrain(
     store = _open_store(recipe) if store is None else store
     asks = asks_of(recipe)
     requested = keep_precision(recipe) if resume else recipe
-    recipe, fabric = launch(requested, asks.group, asks.idle)
+    recipe, fabric = launch(requested, asks.group, asks.idle, asks.repeats)
     folder, recipe = open_together(fabric, recipe, bool(resume))
     with alone_together(fabric, folder), Failures() as failures, shortage_reported(recipe, failures):
         trainer = assemble(recipe, asks, store, folder, fabric)

@@ -79,7 +79,7 @@ class Bench:
         own = [f"data={store}", f"out={out}", f"runtime.accelerator={device}", "optim.lr=1e-4", *QUIET]
         asked = load(recipe, [*own, *settings], say=lambda _: None)
         asks = asks_of(asked)
-        made, fabric = launch(asked, asks.group, asks.idle)
+        made, fabric = launch(asked, asks.group, asks.idle, asks.repeats)
         folder, made = open_folder(made, resume=False)
         self.trainer = assemble(made, asks, Store.open(store), folder, fabric)
         self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
