@@ -33,7 +33,7 @@ def test_no_recipe_of_a_task_is_bound_to_the_cpu(recipe: str | None) -> None:
 
 
 def test_a_tensor_is_sent_without_waiting_and_pinned_for_a_gpu() -> None:
-    values, gpu = mock.Mock(), torch.device("cuda", 0)
+    values, gpu = mock.Mock(device=torch.device("cpu")), torch.device("cuda", 0)
     sent = send(values, gpu)
     values.pin_memory().to.assert_called_once_with(gpu, non_blocking=True)
     assert sent is values.pin_memory().to.return_value

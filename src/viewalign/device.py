@@ -1,6 +1,8 @@
-"""What a network computes on."""
+"""What a network computes on, and how tensors come there."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,8 +39,26 @@ def choose_device(name: str = "auto") -> str:
 def send(values: Tensor, device: torch.device) -> Tensor:
     """Copy a small tensor of the CPU to a device without waiting for the work that is queued there.
 
-    Memory that is not pinned would make the copy wait on a GPU, whatever `non_blocking` says.
+    Memory that is not pinned would make the copy wait on a GPU, whatever `non_blocking` says. A tensor that lies on the
+    device already is returned as it is.
     """
-    if device.type == "cuda":
+    if values.device.type == "cpu" and device.type != "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+def read_later(value: Tensor) -> Callable[[], float]:
+    """Start to copy a number to the CPU; the function that is returned waits for this copy alone, and returns it."""
+    if value.device.type == "cpu":
+        return value.item
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    copied = torch.cuda.Event() if value.device.type == "cuda" else None
+    if copied is not None:
+        copied.record(torch.cuda.current_stream(value.device))
+
+    def read() -> float:
+        if copied is not None:
+            copied.synchronize()
+        return copy.item()
+
+    return read

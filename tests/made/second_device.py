@@ -6,8 +6,13 @@ that a GPU would give. Numbers (tensors without axes) of the CPU may join, and C
 
 The device is called "meta", the one name beside "cpu" that torch needs no driver for. What this cannot show: autocast,
 kernels, streams, speed and memory of a GPU.
+
+`count_waits` counts what would make the program wait for a GPU: reads of values or of sizes that depend on values, and
+copies between the devices, except `non_blocking` ones whose CPU side is page-locked. A tensor without axes that
+`torch.where` takes from the CPU counts too: torch copies it to the GPU, and waits.
 """
 
+import traceback
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
@@ -20,6 +25,19 @@ DEVICE = torch.device("meta")
 _aten = torch.ops.aten
 _GENERATORS = set()
 _ACROSS = {_aten.copy_.default, _aten._to_copy.default, _aten.copy.default}
+_READS = {
+    _aten._local_scalar_dense.default,
+    _aten.is_nonzero.default,
+    _aten.equal.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten._unique2.default,
+    _aten.bincount.default,
+    _aten.repeat_interleave.Tensor,
+}
+_PINNED = {}
+"""Page-locked memory by address; it holds the tensors, so that no address is used twice."""
+_LISTENERS = []
 _BY_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 
 
@@ -40,6 +58,7 @@ class Elsewhere(torch.Tensor):
         return out
 
     def tolist(self):
+        _report("tolist")
         return self.held.tolist()
 
     def numpy(self, **_):
@@ -65,6 +84,55 @@ class _Catch(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
+@contextmanager
+def count_waits():
+    """Collect what would wait for a GPU, as (operation, the lines of viewalign that led to it)."""
+    found = []
+    _LISTENERS.append(found)
+    try:
+        yield found
+    finally:
+        _LISTENERS.remove(found)
+
+
+def _report(operation):
+    for found in _LISTENERS:
+        frames = [one for one in traceback.extract_stack() if "/viewalign/" in one.filename]
+        found.append((operation, [f"{one.filename.rpartition('/')[2]}:{one.lineno}" for one in frames[-3:]]))
+
+
+def _is_pinned(tensor):
+    return tensor.untyped_storage().data_ptr() in _PINNED
+
+
+def _pin(tensor):
+    if not _is_pinned(tensor):
+        tensor = tensor.clone()
+        _PINNED[tensor.untyped_storage().data_ptr()] = tensor
+    return tensor
+
+
+def _waits(func, args, kwargs, there, here):
+    """Say whether a GPU's driver or torch would wait in this operation."""
+    if func in _ACROSS:
+        copies = func is not _aten._to_copy.default
+        source = args[1] if copies else args[0]
+        target = (
+            isinstance(args[0], Elsewhere) if copies else torch.device(kwargs.get("device") or source.device) == DEVICE
+        )
+        if isinstance(source, Elsewhere) == target:
+            return False
+        asynchronous = kwargs.get("non_blocking") or (copies and len(args) > 2 and args[2])
+        # What a copy to the CPU goes to is page-locked only where the caller made it so.
+        locked = _is_pinned(source) if target else copies and _is_pinned(args[0])
+        return not (asynchronous and locked)
+    if not there:
+        return False
+    if func in _BY_INDEX:
+        return bool(here) or any(one is not None and one.dtype == torch.bool for one in args[1])
+    return func in _READS or (func is _aten.where.self and len(there) < 3)
+
+
 def run(func, args, kwargs):
     """Do an operation on the CPU, and say that it was done where its tensors lie."""
     given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
@@ -75,6 +143,8 @@ def run(func, args, kwargs):
         raise RuntimeError(f"Expected all tensors to be on the same device: {func} got tensors of the CPU, {shapes}")
     if func in {_aten.cat.default, _aten.stack.default} and 0 < len(there) < len(given):
         raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
+    if _LISTENERS and _waits(func, args, kwargs, there, here):
+        _report(str(func))
     asked = kwargs.get("device")
     goes_there = torch.device(asked).type == "meta" if asked is not None else bool(there)
     if func is _aten.copy_.default:
@@ -86,13 +156,14 @@ def run(func, args, kwargs):
         raise RuntimeError(f"Expected a generator of the tensors' device: {func}")
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    kwargs = {**kwargs, **({"pin_memory": False} if kwargs.get("pin_memory") else {})}
+    locks = kwargs.get("pin_memory")
+    kwargs = {**kwargs, **({"pin_memory": False} if locks else {})}
     plain_args, plain_kwargs = tree_map(lambda one: one.held if isinstance(one, Elsewhere) else one, (args, kwargs))
     out = func(*plain_args, **plain_kwargs)
     if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor) and func._schema.returns:
         return args[0]
     if not goes_there:
-        return out
+        return _pin(out) if locks else out
     return tree_map(
         lambda one: Elsewhere(one) if isinstance(one, torch.Tensor) and not isinstance(one, Elsewhere) else one, out
     )
@@ -132,6 +203,17 @@ def second_device():
         "tensor": made_of("tensor"),
         "as_tensor": made_of("as_tensor"),
     }
+    memory = {"pin_memory": lambda tensor, *_: _pin(tensor), "is_pinned": lambda tensor, *_: _is_pinned(tensor)}
     several = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
-    with _Catch(), mock.patch.multiple(torch, **changed), mock.patch(several, return_value=["cpu", DEVICE.type]):
-        yield DEVICE
+    fused = "torch.optim.optimizer._get_fused_kernels_supported_devices"
+    with (
+        _Catch(),
+        mock.patch.multiple(torch, **changed),
+        mock.patch.multiple(torch.Tensor, **memory),
+        mock.patch(several, return_value=["cpu", DEVICE.type]),
+        mock.patch(fused, return_value=["cpu", DEVICE.type]),
+    ):
+        try:
+            yield DEVICE
+        finally:
+            _PINNED.clear()

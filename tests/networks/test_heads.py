@@ -73,3 +73,19 @@ def test_the_teacher_is_the_moving_average():
 def test_a_teacher_with_more_than_the_student_is_a_fault():
     with pytest.raises(ValueError, match="lacks"):
         teacher.pair_parameters(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_pooled_vectors_pass_heads_in_float32_under_autocast(norm):
+    """BatchNorm over eight vectors magnifies what bfloat16 rounds off."""
+    torch.manual_seed(0)
+    projector, predictor = heads.projector(16, 32, norm), heads.predictor(32, 8, norm)
+    pooled, results = torch.randn(2, 4, 16), []
+    for lowered in (False, True):
+        rows = pooled.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            out = heads.embed(rows, lambda rows, share: predictor(projector(rows, share), share))
+        out.square().sum().backward()
+        results.append([rows.grad, *(one.grad.clone() for one in projector.parameters())])
+        projector.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -127,12 +127,12 @@ def full_during(monkeypatch, first, last):
     original = Trainer._train_step
     room = ExitStack()
 
-    def stepping(self, samples):
+    def stepping(self, *work):
         if self.position.step == first:
             room.enter_context(no_room())
         if self.position.step == last:
             room.close()
-        original(self, samples)
+        original(self, *work)
 
     monkeypatch.setattr(Trainer, "_train_step", stepping)
     return room
@@ -382,13 +382,13 @@ def test_a_reader_that_dies_in_the_middle_of_a_step_is_replaced(tiny_recipe, mon
     """Schedulers end whole groups of processes, and out-of-memory killers choose any: a step must not break off."""
     original, killed = Trainer._train_step, []
 
-    def stepping(self, samples):
+    def stepping(self, *work):
         children = multiprocessing.active_children()
         if self.position.step == 1 and children:
             killed.append(children[0].pid)
             os.kill(children[0].pid, signal.SIGKILL)
             time.sleep(0.5)
-        original(self, samples)
+        original(self, *work)
 
     calm = pretrain(tiny_recipe(out="calm", steps=8))
     monkeypatch.setattr(Trainer, "_train_step", stepping)

@@ -4,20 +4,24 @@ The device is a made-up one (`tests/made/second_device.py`), so that this holds 
 """
 
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from array_volumes import ArrayVolumes
-from second_device import DEVICE, second_device
+from second_device import DEVICE, count_waits, second_device
 
+from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.methods.registry import METHODS, asks_of, build_method
+from viewalign.networks import teacher
 from viewalign.recipes.loading import load
 from viewalign.training import checkpoints, run
 from viewalign.training.fabric import Fabric
 from viewalign.training.logs import read_log
+from viewalign.training.loop import Trainer
 from viewalign.training.run import drawing_of, photometrics_of
 from viewalign.views.build import build_views
 from viewalign.views.samples import SampleReader
@@ -31,6 +35,8 @@ CHANGES = [
     f"views.photometric.p_{name}=1" for name in ("brightness", "contrast", "gamma", "low_resolution", "blur", "noise")
 ]
 CASES = [
+    ("cva-resenc-xs", ("objectives.order=project_first",)),
+    ("cva-primus-xs", ("objectives.order=project_first", "network.drop_path=0.3")),
     *((f"{method}-{family}-xs", ()) for method, entry in METHODS.items() for family in entry.networks),
     ("cva-resenc-xs", ("objectives.order=align_first",)),
     ("cva-resenc-xs", ("objectives.consistency=nt_xent",)),
@@ -40,25 +46,80 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
+every_case = pytest.mark.parametrize(
     ("recipe", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
-def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
-    made = load(recipe, settings, common=SMALL)
+
+
+def method_and_samples(made):
     torch.manual_seed(0)
     method, every = build_method(made), np.arange(8)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
     reader = SampleReader(volumes, every, every, drawing_of(made.views), 4, seed=1, draw=asks_of(made).draw)
-    samples, changes = [reader[k] for k in range(4)], photometrics_of(made.views.photometric)
+    return method, [reader[k] for k in range(4)], photometrics_of(made.views.photometric)
+
+
+def move(method):
+    """Move a method; on a GPU parameters stay the same objects, here not, so whatever holds them gets the new ones."""
+    method.to(DEVICE)
+    if isinstance(method, ConsistentViewAlignment):
+        method._pairs = teacher.pair_parameters(method.student, method.teacher)
+
+
+@every_case
+def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
+    made = load(recipe, settings, common=SMALL)
+    method, samples, changes = method_and_samples(made)
     here = method.step(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), examine=True)
     with second_device():
-        method = method.to(DEVICE)
+        move(method)
         there = method.step(build_views(samples, made.views.size, changes, DEVICE, 0), examine=True)
         there.loss.backward()
         method.after_update(1)
         assert there.loss.device == DEVICE
         assert there.loss.item() == pytest.approx(here.loss.item(), rel=1e-4)
         assert all(p.grad.device == DEVICE for p in method.parameters() if p.grad is not None)
+
+
+@every_case
+def test_no_view_and_no_step_waits_for_the_device(recipe, settings):
+    """All that a step needs of the CPU is sent from pinned memory, and no value is read back."""
+    turned = ["views.p_rotation=0.5", "views.p_scale=0.7"]
+    made = load(recipe, settings, common=[*SMALL, *turned])
+    method, samples, changes = method_and_samples(made)
+    with second_device():
+        move(method)
+        with count_waits() as waits:
+            method.step(build_views(samples, made.views.size, changes, DEVICE, 0)).loss.backward()
+            method.after_update(1)
+    assert not waits
+
+
+def test_waits_are_counted():
+    """Each of these stops the program until a GPU has done all that is queued."""
+    here = torch.arange(4.0)
+    with second_device(), count_waits() as waits:
+        there = here.pin_memory().to(DEVICE, non_blocking=True)
+        there[torch.arange(2).pin_memory().to(DEVICE, non_blocking=True)].sum()
+        assert not waits
+        for wait in (
+            lambda: here.to(DEVICE, non_blocking=True),
+            lambda: here.pin_memory().to(DEVICE),
+            lambda: there.cpu(),
+            lambda: there.to("cpu", non_blocking=True),
+            lambda: there.sum().item(),
+            lambda: float(there[0]),
+            lambda: there.tolist(),
+            lambda: there[there > 1],
+            lambda: there[torch.tensor([0, 1])],
+            lambda: there.nonzero(),
+            lambda: bool((there > 1).all()),
+            lambda: torch.tensor([1.0], device=DEVICE),
+            lambda: torch.where(there > 1, there, torch.tensor(1.0)),
+        ):
+            before = len(waits)
+            wait()
+            assert len(waits) == before + 1
 
 
 class There(Fabric):
@@ -79,9 +140,8 @@ def elsewhere():
         return recipe, There(accelerator="cpu", devices=1)
 
     def prepared(method, runtime):
-        # On a GPU parameters stay the same objects when they move, here not: they move before the optimizer is built.
         prepare(method, runtime)
-        method.to(DEVICE)
+        move(method)
 
     with (
         second_device(),
@@ -123,3 +183,44 @@ def test_a_whole_run_logs_looks_saves_and_resumes_there(setting, tmp_path):
     assert not complaints
     assert all(value.device.type == "cpu" for value in state["method"].values())
     assert plain.finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_loop_waits_for_nothing_between_rows_of_its_log_and_skips_a_bad_step(name, tmp_path, monkeypatch):
+    """The step whose loss is not finite is found out one step later, or before the row that follows it."""
+    waits, plain_step, plain_loss = [], Trainer._train_step, ConsistentViewAlignment.step
+
+    def counted(self, *work):
+        with count_waits() as found:
+            plain_step(self, *work)
+        waits.append(len(found))
+
+    def broken(self, batch, *, examine=False):
+        result = plain_loss(self, batch, examine=examine)
+        bad = int(batch.sample[0]) // 4 in {2, 4}
+        return replace(result, loss=result.loss * float("nan")) if bad else result
+
+    monkeypatch.setattr(Trainer, "_train_step", counted)
+    monkeypatch.setattr(ConsistentViewAlignment, "step", broken)
+    store_from_arrays(tmp_path / "store", smooth_volumes(8))
+    settings = [f"optim.name={name}", "steps=7", "log.every=3", "log.health_every=100", "checkpoint.every=6"]
+    settings.append(f"data={tmp_path / 'store'}")
+    ran = []
+    for place, where in (("here", nullcontext), ("there", elsewhere)):
+        waits.clear()
+        with where():
+            ran.append(run.pretrain(load("cva-resenc-xs", [*settings, f"out={tmp_path / place}"], common=TINY)))
+    # The first step has no state yet, the sixth finds the fifth skipped; the first and the last one are examined.
+    assert waits[1:5] == [0, 0, 0, 0]
+    here, there = (read_log(one.folder.log) for one in ran)
+    rows = [[(row["kind"], row["step"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in there if row.get("event") == "skipped"] == [3, 5]
+    states = [checkpoints.load(checkpoints.path_of(one.folder.checkpoints, 6)) for one in ran]
+    assert states[0]["position"] == states[1]["position"]
+    assert states[1]["position"]["updates"] == 4
+    for row, other in zip(here, there, strict=True):
+        if row["kind"] == "train":
+            assert other["lr"] == row["lr"]
+            assert other["loss"] == pytest.approx(row["loss"], rel=1e-2)

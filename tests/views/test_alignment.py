@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from viewalign.views import affines, alignment, grids
 
@@ -132,3 +133,35 @@ def test_resizing_keeps_a_ramp_and_agrees_with_torch_inside():
     assert torch.allclose(grids.resize(y, (2, 5, 3)), F.adaptive_avg_pool3d(y, (2, 5, 3)), atol=1e-5)
     with pytest.raises(ValueError, match="cannot be brought"):
         grids.resize_matrix(24, 16)
+
+
+def test_resizing_a_map_of_low_precision_keeps_no_copy_of_it_in_float32():
+    """Neither forward nor backward: at the resolution of the image it would be the largest tensor of a step."""
+
+    class Largest(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+                self.made = max(self.made, out.numel())
+            return out
+
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 16, 32, 8, dtype=torch.bfloat16, requires_grad=True)
+    same = maps.detach().double().requires_grad_()
+    with Largest() as seen:
+        small = grids.resize(maps, (8, 8, 8))
+        small.square().sum().backward()
+    assert small.dtype == torch.float32
+    assert seen.made <= maps.numel() // 2
+    exact = grids.resize(same, (8, 8, 8))
+    exact.square().sum().backward()
+    assert torch.allclose(small.double(), exact, atol=1e-6)
+    assert torch.equal(maps.grad, same.grad.float().bfloat16())
+
+
+def test_gradients_of_resizing_are_right():
+    torch.manual_seed(0)
+    maps = torch.randn(1, 2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: grids.resize(m, (2, 5, 4)), (maps,))

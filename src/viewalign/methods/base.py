@@ -82,8 +82,15 @@ class Method(nn.Module, ABC):
     def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
         """Return the loss of a batch's latents; with `examine`, features for the health panel and pictures too."""
 
-    def after_update(self, step: int) -> None:
-        """Do what follows the `step`-th real optimizer step (from 1), such as moving a teacher."""
+    def after_update(self, step: int, made: Tensor | None = None) -> None:
+        """Do what follows the `step`-th optimizer step (from 1), such as moving a teacher.
+
+        Args:
+            step: number of the step, skipped ones not counted.
+            made: a scalar on the device of the parameters, 1 where the optimizer's step was made and 0 where it was
+                skipped, after which nothing may change; to read it would make the program wait for a GPU. None where
+                the step was made.
+        """
 
     @abstractmethod
     def encoder(self) -> Backbone:

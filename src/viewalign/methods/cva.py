@@ -23,6 +23,7 @@ from viewalign.methods.dense import SharedPlaces, grid_of
 from viewalign.methods.reading import PAIRS, named
 from viewalign.networks import masks, teacher
 from viewalign.networks.backbone import Backbone
+from viewalign.networks.heads import embed
 from viewalign.objectives.consistency import cosine_consistency, gram_consistency
 from viewalign.objectives.contrastive import Contrast, dense_nt_xent, global_nt_xent
 from viewalign.objectives.reconstruction import masked_huber, masked_mse
@@ -137,9 +138,9 @@ class ConsistentViewAlignment(Method):
         logs = {**{name: term.detach() for name, term in terms.items()}, **logs}
         return StepResult(loss, {"loss": loss.detach(), **logs}, features, pictures)
 
-    def after_update(self, step: int) -> None:
+    def after_update(self, step: int, made: Tensor | None = None) -> None:
         """Move the teacher towards the student."""
-        teacher.move_towards(*self._pairs, self._momentum(step))
+        teacher.move_towards(*self._pairs, self._momentum(step), made)
 
     def encoder(self) -> Backbone:
         """Return the student's backbone."""
@@ -198,11 +199,7 @@ class ConsistentViewAlignment(Method):
 
 def _embedded(pooled: Tensor, head: Head | None) -> Tensor:
     """Pass pooled features (2, B, C) through a head."""
-    if head is None:
-        return raised(pooled)
-    rows = pooled.flatten(0, 1)
-    out: Tensor = head(rows, rows.new_ones(rows.shape[0])).unflatten(0, pooled.shape[:2])
-    return out
+    return raised(pooled) if head is None else embed(pooled, head)
 
 
 def _most_telling(maps: list[Tensor]) -> Tensor:

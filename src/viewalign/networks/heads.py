@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -81,9 +82,19 @@ class MLP(nn.Module):
         return out
 
 
-def embed(pooled: Tensor, head: MLP, share: Tensor | None = None) -> Tensor:
-    """Pass pooled features (V, B, C) through a head; `share` (V, B) is the weight of each in the statistics."""
-    rows = pooled.flatten(0, 1)
+@full_precision
+def embed(pooled: Tensor, head: Callable[[Tensor, Tensor], Tensor], share: Tensor | None = None) -> Tensor:
+    """Pass pooled features (V, B, C) through a head, outside autocast, in float32 or better.
+
+    There are few such vectors, so this costs next to nothing, and their differences are small: bfloat16 rounds off much
+    of what statistics over a few of them then divide by (docs/decisions.md).
+
+    Args:
+        pooled: of V views of B images.
+        head: maps rows (N, C) with weights (N,), such as an `MLP`.
+        share: (V, B), the weight of each vector in the statistics; None weighs all alike.
+    """
+    rows = raised(pooled.flatten(0, 1))
     weight = rows.new_ones(rows.shape[0]) if share is None else share.flatten()
     out: Tensor = head(rows, weight).unflatten(0, pooled.shape[:2])
     return out

@@ -46,9 +46,20 @@ def pair_parameters(student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor
 
 
 @torch.no_grad()
-def move_towards(student: list[Tensor], teacher: list[Tensor], momentum: float) -> None:
-    """Set teacher = momentum x teacher + (1 - momentum) x student, in one call for all tensors."""
-    torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+def move_towards(student: list[Tensor], teacher: list[Tensor], momentum: float, made: Tensor | None = None) -> None:
+    """Set teacher = momentum x teacher + (1 - momentum) x student, in a few calls for all tensors.
+
+    Args:
+        student, teacher: pairs of parameters.
+        momentum: in [0, 1].
+        made: a scalar on their device, 1 for the update and 0 for none; None makes it.
+    """
+    if made is None:
+        torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+        return
+    moves = torch._foreach_sub(student, teacher)
+    torch._foreach_mul_(moves, made * (1.0 - momentum))
+    torch._foreach_add_(teacher, moves)
 
 
 def freeze(module: nn.Module) -> None:

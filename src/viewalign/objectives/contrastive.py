@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.device import send
 from viewalign.objectives.means import mean_per_view
 from viewalign.precision import full_precision
 from viewalign.processes import gather_over_processes, rank
@@ -40,7 +41,7 @@ def global_nt_xent(student: Tensor, teacher: Tensor, subject: Tensor, temperatur
     """
     mine = F.normalize(torch.stack([student, teacher]), dim=-1)
     everyone = gather_over_processes(mine, dim=2)
-    owners = gather_over_processes(subject.to(mine.device))
+    owners = gather_over_processes(send(subject, mine.device))
     _, views, images, _ = mine.shape
     total = owners.shape[0]
     network, view, image = torch.meshgrid(
@@ -64,7 +65,7 @@ def view_nt_xent(embedded: Tensor, subject: Tensor, temperature: float = 0.5) ->
     """
     mine = F.normalize(embedded, dim=-1)
     everyone = gather_over_processes(mine, dim=1)
-    owners = gather_over_processes(subject.to(mine.device))
+    owners = gather_over_processes(send(subject, mine.device))
     views, images, _ = mine.shape
     view, image = torch.meshgrid(*(torch.arange(n, device=mine.device) for n in (views, images)), indexing="ij")
     image = (image + rank() * images).flatten()

@@ -28,7 +28,8 @@ def soft_dice(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         counts: (N, 1, D, H, W) bool.
     """
     share = torch.softmax(raised(logits), dim=1) * counts
-    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(share.dtype) * counts
+    classes = torch.arange(logits.shape[1], device=labels.device).view(-1, 1, 1, 1)
+    truth = (labels[:, None] == classes) & counts
     both = (share * truth).sum((2, 3, 4))
     total = share.sum((2, 3, 4)) + truth.sum((2, 3, 4))
     return 1 - ((2 * both + 1e-5) / (total + 1e-5)).mean()

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from viewalign.device import send
 from viewalign.errors import is_full
 from viewalign.training.tracking import Board
 from viewalign.writing import whole
@@ -132,7 +133,7 @@ class Averages:
         # Rates and norms are known to the CPU, losses to the GPU; a stack takes no tensors of both.
         devices = [value.device for value in self._sums.values()]
         device = next((one for one in devices if one.type != "cpu"), devices[0])
-        stacked = torch.stack([value.to(device) for value in self._sums.values()]) / self._count
+        stacked = torch.stack([send(value, device) for value in self._sums.values()]) / self._count
         stacked = stacked if reduce is None else reduce(stacked)
         means = dict(zip(self._sums, stacked.tolist(), strict=True))
         self._sums, self._count = {}, 0

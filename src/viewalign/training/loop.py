@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -14,39 +14,22 @@ from torch import Tensor
 
 from viewalign.arithmetic import autocast, gradient_scaler
 from viewalign.config import Recipe, public_settings
+from viewalign.device import read_later, send
 from viewalign.errors import UserError
 from viewalign.methods.base import Method, StepResult
 from viewalign.networks.backbone import Backbone
-from viewalign.processes import gather_objects
+from viewalign.processes import gather_objects, sum_over_processes
 from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
+from viewalign.training.ahead import Ahead
 from viewalign.training.data import Feed, Samples
 from viewalign.training.fabric import Fabric
 from viewalign.training.folder import RunFolder
 from viewalign.training.logs import Averages, RunLog, Ticker, duration
+from viewalign.training.position import Position
 from viewalign.training.tracking import boards
 from viewalign.training.unreadable import Unreadable
+from viewalign.training.updates import Update, update_if_finite, volumes_of
 from viewalign.views.batch import ViewBatch
-
-
-@dataclass
-class Position:
-    """Where a run is; all of it is in every checkpoint.
-
-    Attributes:
-        step: steps done, skipped ones included; the next sample numbers follow from it.
-        updates: optimizer steps done; schedule and teacher follow these.
-        skipped: steps skipped because their loss or gradient was not finite.
-        skipped_in_a_row: of these, the latest unbroken run.
-        best_loss, best_step: the lowest validation loss and where it was.
-    """
-
-    step: int = 0
-    updates: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    best_loss: float = math.inf
-    best_step: int = -1
-
 
 Probe = Callable[[Backbone], dict[str, float]]
 """Judges the encoder of the moment; leaves it and every generator as they were."""
@@ -88,6 +71,8 @@ class Trainer:
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
         self.position, self.averages = Position(), Averages()
+        self._pending: Update | None = None
+        self._stop_requested: Callable[[], float] = lambda: 0.0
         self.unreadable = Unreadable(feed.volumes, recipe.runtime.lost_share)
         self.warned = set[str]()
         self.ticker = Ticker(quiet=not fabric.is_global_zero)
@@ -101,19 +86,16 @@ class Trainer:
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()
-        begin, waited, since = time.perf_counter(), 0.0, self.position.step
-        batches = self.feed.train(self.position.step, self.recipe.steps)
+        begin, since = time.perf_counter(), self.position.step
+        source = self.feed.train(self.position.step, self.recipe.steps)
+        batches = Ahead(source, self._build, self.fabric.device)
         try:
             while self.position.step < self.recipe.steps and not self._any(stop()):
-                tick = time.perf_counter()
-                samples = next(batches)
-                waited += time.perf_counter() - tick
-                self._note_unreadable(samples)
-                self._train_step(samples)
+                self._train_step(*batches.take())
+                batches.prepare()
                 if self._due(self.recipe.log.every):
-                    steps, seconds = self.position.step - since, time.perf_counter() - begin
-                    self._log_row(steps, seconds, waited)
-                    begin, waited, since = time.perf_counter(), 0.0, self.position.step
+                    self._log_row(self.position.step - since, time.perf_counter() - begin, batches.waited)
+                    begin, batches.waited, since = time.perf_counter(), 0.0, self.position.step
                 if self.feed.validation and self.recipe.validate_.every and self._due(self.recipe.validate_.every):
                     self._validate(self.feed.validation())
                 if self.recipe.validate_.probe is not None and self._due(self.recipe.validate_.probe.every):
@@ -122,7 +104,7 @@ class Trainer:
                     self.save()
             self._finish()
         finally:
-            batches.close()
+            source.close()
             if self.log is not None:
                 self.log.close()
         return self.position.step >= self.recipe.steps
@@ -139,11 +121,15 @@ class Trainer:
         return batch.double() if self.exact else batch
 
     def _any(self, stop: bool) -> bool:
-        """Say whether any process was asked to stop: all end after the same step."""
+        """Say whether any process was asked to stop: all end after the same step.
+
+        With several processes the answer is that of the step before: to read the present one would wait for a GPU.
+        """
         if self.fabric.world_size == 1:
             return stop
-        asked = self.fabric.all_reduce(torch.tensor(float(stop), device=self.fabric.device), reduce_op="sum")
-        return bool(asked)
+        before = self._stop_requested()
+        self._stop_requested = read_later(sum_over_processes(send(torch.tensor(float(stop)), self.fabric.device)))
+        return bool(before)
 
     def _mean_over_processes(self, values: Tensor) -> Tensor:
         if self.fabric.world_size == 1:
@@ -153,33 +139,45 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.position.step % every == 0 or self.position.step == self.recipe.steps
 
-    def _train_step(self, samples: Samples) -> None:
+    def _train_step(self, samples: Samples, batch: ViewBatch) -> None:
         """Do one step; a loss or gradient that is not finite changes nothing but the count of skipped steps."""
+        self._note_unreadable(samples)
         position, settings = self.position, self.recipe.optim
-        batch = self._build(samples)
         examine = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
+        self.method.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        result = self._loss_and_gradients(batch, examine)
+        # After this step is queued: a GPU stays busy while the CPU reads whether the update before was made.
+        self._settle()
         rate = optimizers.learning_rate(
             position.updates, self.recipe.steps, settings.lr, settings.warmup, settings.power
         )
         optimizers.set_learning_rate(self.optimizer, rate)
-        self.method.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        result = self._loss_and_gradients(batch, examine)
         self.scaler.unscale_(self.optimizer)
-        norm = optimizers.clip_gradients(self.method, settings.clip)
-        position.step += 1
         # Gradients are means over all processes, so every process comes to the same verdict.
-        if math.isfinite(norm):
-            self.scaler.step(self.optimizer)
-            position.updates += 1
-            position.skipped_in_a_row = 0
-            self.method.after_update(position.updates)
-            self.averages.add({**result.logs, "lr": torch.tensor(rate), "gradient_norm": torch.tensor(norm)})
-        else:
-            self._skip(batch, norm)
+        norm = optimizers.clip_gradients(self.method, settings.clip)
+        read = update_if_finite(self.method, self.optimizer, norm, position.updates + 1)
         self.scaler.update()
+        self._pending = Update(read, rate, result.logs, batch)
+        position.step += 1
+        if examine or norm.device.type == "cpu":
+            self._settle()
         if examine:
             self._examine(samples, result)
+
+    def _settle(self) -> None:
+        """Count the latest update, or its step as skipped; whatever is written or saved comes after this."""
+        if self._pending is None:
+            return
+        update, self._pending, position = self._pending, None, self.position
+        norm = update.norm()
+        if math.isfinite(norm):
+            position.updates += 1
+            position.skipped_in_a_row = 0
+            figures = {"lr": torch.tensor(update.rate), "gradient_norm": torch.tensor(norm)}
+            self.averages.add({**update.logs, **figures})
+        else:
+            self._skip(update.batch, norm)
 
     def _loss_and_gradients(self, batch: ViewBatch, examine: bool) -> StepResult:
         parts = self.recipe.runtime.accumulate
@@ -203,7 +201,7 @@ class Trainer:
         position = self.position
         position.skipped += 1
         position.skipped_in_a_row += 1
-        volumes, suspects = self._volumes_of_step(batch)
+        volumes, suspects = volumes_of(batch)
         self._event("skipped", {"gradient_norm": str(norm), "volumes": volumes, "not_finite": suspects})
         if position.skipped_in_a_row >= self.recipe.runtime.bad_steps:
             raise UserError(
@@ -211,15 +209,6 @@ class Trainer:
                 f"{_named(suspects or volumes, self.feed.name_of)}. Look at these volumes, lower optim.lr, or set "
                 "runtime.precision=fp32."
             )
-
-    def _volumes_of_step(self, batch: ViewBatch) -> tuple[list[int], list[int]]:
-        """Return the step's volumes, those of all processes, and which of them hold a voxel that is not finite."""
-        finite = torch.isfinite(batch.views).flatten(2).all(2).all(0)
-        rows = torch.stack([batch.volume_id.to(finite.device), finite.long()])
-        if self.fabric.world_size > 1:
-            rows = cast(Tensor, self.fabric.all_gather(rows)).transpose(0, 1).flatten(1)
-        volumes, whole = rows.tolist()
-        return volumes, [volume for volume, good in zip(volumes, whole, strict=True) if not good]
 
     def _examine(self, samples: Samples, result: StepResult) -> None:
         """Write the health panel's figures and refresh the report's pictures.
@@ -256,6 +245,7 @@ class Trainer:
 
     def _validate(self, batches: Iterator[Samples]) -> None:
         """Measure the loss on held-out subjects, always on the same views and masks."""
+        self._settle()
         self.method.eval()
         averages = Averages()
         for samples in batches:
@@ -268,6 +258,7 @@ class Trainer:
 
     def _probe(self) -> None:
         """Let the main process judge the encoder on labelled cases; the others wait at the next step."""
+        self._settle()
         if self.probe is not None and self.fabric.is_global_zero:
             figures = self.probe(self.method.encoder())
             self._row("probe", figures)
@@ -275,6 +266,7 @@ class Trainer:
             self.ticker.say(f"Step {self.position.step}: probe of frozen features  {told}")
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
+        self._settle()
         if self.fabric.world_size > 1:
             self._set_aside()
         means = self.averages.take(self._mean_over_processes)
@@ -298,6 +290,7 @@ class Trainer:
     def _set_aside(self) -> None:
         """Tell which volumes are set aside; all processes come to the same end."""
         for volume, reason in self.unreadable.set_aside():
+            self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
             self.ticker.say(f"Volume {volume} of the store cannot be read and is set aside: {reason}")
         self.unreadable.check()
@@ -332,6 +325,7 @@ class Trainer:
 
         All processes call it together: each has averages of its own since the last row of the log.
         """
+        self._settle()
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -346,7 +340,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state."""
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizers.load_state(self.optimizer, state["optimizer"])
         if state.get("scaler"):  # empty unless the precision was fp16
             self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])

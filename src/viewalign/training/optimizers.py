@@ -18,16 +18,27 @@ def build_optimizer(
     weight_decay: float,
     momentum: float,
     betas: tuple[float, float],
+    on_gpu: bool = False,
 ) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum or AdamW over the parameters that learn.
 
     Norms, biases, layer scales and positions (any parameter of one axis, and the position tables) are not decayed.
+    For a GPU both are fused: only then can a step be skipped without the CPU knowing of it (`update_if_finite`).
     """
     groups = _groups(module, weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, foreach=True)
-    fused = {"fused": True} if next(module.parameters()).device.type in {"cuda", "cpu"} else {}
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, **fused)
+    if name != "sgd":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, foreach=not on_gpu, fused=on_gpu)
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that was saved on any device; how steps are computed stays as it is on this one."""
+    ways = ("foreach", "fused")
+    groups = [
+        {**saved, **{way: now[way] for way in ways}}
+        for saved, now in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -55,8 +66,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(module: nn.Module, limit: float | None) -> float:
-    """Scale gradients to a norm of at most `limit`; return the norm they had (the step's one wait for a GPU)."""
+def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
+    """Scale gradients to a norm of at most `limit`; return the norm they had, a scalar on their device."""
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
-    return float(norm)
+    return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)

@@ -143,7 +143,13 @@ def assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabric
     _prepare_networks(method, recipe.runtime)
     settings = recipe.optim
     optimizer = optimizers.build_optimizer(
-        method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
+        method,
+        settings.name,
+        settings.lr,
+        settings.weight_decay,
+        settings.momentum,
+        settings.betas,
+        on_gpu=fabric.device.type != "cpu",
     )
     subjects = data.number_subjects(store.subjects)
     inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)

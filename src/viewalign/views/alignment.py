@@ -6,14 +6,14 @@ for S/G voxels and its centre lies at theirs. Together with the views' affines t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.device import send
 from viewalign.precision import full_precision, raised
 from viewalign.views import affines, lattice
 
@@ -93,17 +93,18 @@ def correspond(
     shared = lattice.between(to_volume_a, to_volume_b, size, cell_counts, samples)
     maps = torch.stack([to_volume_a, to_volume_b])
     both = lattice.inside(shared.points, to_volume_a, size) & lattice.inside(shared.points, to_volume_b, size)
-    device = to_volume_a.device if valid is None else valid.device
-    counts, coordinates = both.to(device), []
+    counts, found = both, []
     for grid in grids:
         where = to_grid(shared.points, maps, size, grid)
         exists = _has_neighbours(where, grid).all(0) & both
         enough = exists.sum(1, keepdim=True) * 2 >= both.sum(1, keepdim=True)
-        counts = counts & torch.where(enough, exists, both).to(device)
-        where = _within_reach(where, grid).to(device)
-        if valid is not None:
+        counts = counts & torch.where(enough, exists, both)
+        found.append(_within_reach(where, grid))
+    device = to_volume_a.device if valid is None else valid.device
+    counts, coordinates = send(counts, device), send(torch.stack(found), device).unbind()
+    if valid is not None:
+        for where, grid in zip(coordinates, grids, strict=True):
             counts = counts & (_support(valid, where, grid) >= 0.5 - 1e-6).all(0)
-        coordinates.append(where)
     point_weight = counts.double()
     weight = _cells_of(point_weight, cell_counts, samples).mean(-1).float()
     bags = [
@@ -147,16 +148,21 @@ def points_bag(where: Tensor, grid: Size) -> Bag:
     Coordinates are in (d, h, w) order with cell centres at integers. An axis of a single cell, which a thin view has at
     the bottom of a deep network, knows no place along itself: its value holds everywhere.
     """
-    several = torch.tensor(grid, device=where.device) > 1
-    ends = (torch.tensor(grid, device=where.device) - 2).clamp(min=0)
-    base = torch.minimum(where.floor().long().clamp(min=0), ends)
-    part = (where.double() - base) * several
-    strides = torch.tensor([grid[1] * grid[2], grid[2], 1], device=where.device)
-    corners = torch.tensor(list(product((0, 1), repeat=3)), device=where.device)
+    # Numbers of the grid stay Python's: a tensor of them would be copied to a GPU each time.
     images = torch.arange(where.shape[0], device=where.device) * (grid[0] * grid[1] * grid[2])
-    index = ((base[:, :, None] + corners * several) * strides).sum(-1) + images[:, None, None]
-    share = torch.where(corners.bool(), part[:, :, None], 1 - part[:, :, None]).prod(-1)
+    index, share = images[:, None, None], where.new_ones(1, dtype=torch.float64)
+    for axis, stride in enumerate((grid[1] * grid[2], grid[2], 1)):
+        several = grid[axis] > 1
+        base = where[..., axis].floor().long().clamp(0, max(grid[axis] - 2, 0))
+        part = (where[..., axis].double() - base) * several
+        index = _with_each(index, torch.add, torch.stack([base, base + several], dim=-1) * stride)
+        share = _with_each(share, torch.mul, torch.stack([1 - part, part], dim=-1))
     return Bag(index.flatten(0, 1), share.flatten(0, 1))
+
+
+def _with_each(columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor], pair: Tensor) -> Tensor:
+    """Combine every column (..., K) with both of a pair (..., 2), the pair running fastest: (..., 2K)."""
+    return combine(columns[..., None], pair[..., None, :]).flatten(-2)
 
 
 def pool(points: Bag, point_weight: Tensor, cells: Size, samples: int) -> Bag:
@@ -221,22 +227,20 @@ def valid_share(valid: Tensor, grid: Size) -> Tensor:
 
 
 def _has_neighbours(where: Tensor, grid: Size) -> Tensor:
-    top = torch.tensor(grid, dtype=where.dtype, device=where.device) - 1
-    return ((where >= -1e-6) & (where <= top + 1e-6) | (top == 0)).all(-1)
+    axes = zip(where.unbind(-1), grid, strict=True)
+    return torch.stack([(place >= -1e-6) & (place <= n - 1 + 1e-6) | (n == 1) for place, n in axes]).all(0)
 
 
 def _within_reach(where: Tensor, grid: Size) -> Tensor:
     """Hold coordinates within the grid's outer edges: what lies beyond counts for nothing and must not overflow."""
-    top = torch.tensor(grid, dtype=where.dtype, device=where.device) - 0.5
-    return torch.minimum(where.clamp(min=-0.5), top)
+    return torch.stack([where[..., k].clamp(-0.5, n - 0.5) for k, n in enumerate(grid)], dim=-1)
 
 
 def _support(valid: Tensor, where: Tensor, grid: Size) -> Tensor:
     """Return the mean valid share of each point's eight neighbours, (2, B, P)."""
     share = valid_share(valid.flatten(0, 1), grid)
     middles = where.floor() + 0.5
-    top = torch.tensor(grid, dtype=where.dtype, device=where.device) - 1.5
-    middles = torch.minimum(middles.clamp(min=0.5), top)
+    middles = torch.stack([middles[..., k].clamp(min=0.5).clamp(max=n - 1.5) for k, n in enumerate(grid)], dim=-1)
     support: Tensor = sample(share, middles.flatten(0, 1))[..., 0].unflatten(0, where.shape[:2])
     return support
 

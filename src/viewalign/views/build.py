@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from viewalign.device import send
 from viewalign.randomness import generator_of, torch_generator_of
 from viewalign.views import photometric, resample
 from viewalign.views.batch import ViewBatch
@@ -69,8 +70,8 @@ def _views_of(
     sample: Sample, size: Size, photometrics: Photometrics | None, device: torch.device, seed: int, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return views, targets and validity of one volume, each (V, ·, D, H, W)."""
-    crop = sample.crop.to(device, non_blocking=True)
-    hidden = None if sample.hidden is None else sample.hidden.to(device, non_blocking=True)
+    crop = send(sample.crop, device)
+    hidden = None if sample.hidden is None else send(sample.hidden, device)
     made = [_one_view(sample, k, crop, hidden, size) for k in range(sample.to_volume.shape[0])]
     views, targets, valid = [], [], []
     for number, (view, seen) in enumerate(made, first):

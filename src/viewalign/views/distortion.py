@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.device import send
+
 Size = tuple[int, int, int]
 
 
@@ -53,7 +55,7 @@ def distort(
     if chance[1] < changes.p_bend:
         view = bend(view, low, high, rng)
     if chance[2] < changes.p_paint:
-        where = boxes(rng, _size(view), outer=bool(chance[3] < changes.p_outer)).to(view.device)
+        where = send(boxes(rng, _size(view), outer=bool(chance[3] < changes.p_outer)), view.device)
         filling = torch.rand(view.shape, generator=noise, device=view.device, dtype=view.dtype)
         view = torch.where(where, low + (high - low) * filling, view)
     return view * valid
@@ -99,7 +101,7 @@ def bend(view: Tensor, low: Tensor, high: Tensor, rng: np.random.Generator) -> T
     xs, ys = bezier(rng)
     extent = (high - low).clamp(min=1e-7)
     share = ((view - low) / extent).clamp(0, 1)
-    curve = torch.from_numpy(np.interp(np.linspace(0, 1, 1024), xs, ys)).to(view)
+    curve = send(torch.from_numpy(np.interp(np.linspace(0, 1, 1024), xs, ys)).to(view.dtype), view.device)
     at = share * (len(curve) - 1)
     below = at.floor().long().clamp(max=len(curve) - 2)
     part = at - below

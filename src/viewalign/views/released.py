@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.device import send
 from viewalign.precision import raised
 from viewalign.views import affines
 from viewalign.views.alignment import sample
@@ -124,7 +125,7 @@ def read_boxes(features: Tensor, boxes: Tensor, cells: Size = (7, 7, 7), samples
     """
     grid = torch.tensor(features.shape[2:], dtype=torch.float64)
     counts = (cells[0] * samples, cells[1] * samples, cells[2] * samples)
-    where = _spread(boxes.flip(-1).double() * (grid - 1), counts).to(features.device)
+    where = send(_spread(boxes.flip(-1).double() * (grid - 1), counts), features.device)
     values = sample(features, where).transpose(1, 2).unflatten(2, counts)
     return F.adaptive_avg_pool3d(values, cells[::-1])
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.device import send
 from viewalign.precision import full_precision, raised
 from viewalign.views import affines
 
@@ -85,14 +86,13 @@ def _interpolate_axes(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
         length = volume.shape[1 + axis]
         where = to_volume[axis, axis] * torch.arange(n, dtype=torch.float64) + to_volume[axis, 3]
         low = where.floor()
-        total: Tensor | None = None
-        for index, share in ((low, 1 - (where - low)), (low + 1, where - low)):
-            known = (index >= 0) & (index < length)
-            weight = (share * known).to(out).view(-1, *(1,) * (2 - axis))
-            part = out.index_select(1 + axis, index.clamp(0, length - 1).long().to(out.device)) * weight
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        out = total
+        index = torch.stack([low, low + 1])
+        share = torch.stack([1 - (where - low), where - low]) * ((index >= 0) & (index < length))
+        # One transfer for all four rows: cells are exact in float64.
+        index, share = send(torch.stack([index.clamp(0, length - 1), share]), out.device)
+        cells, weights = index.long(), share.to(out.dtype).view(2, -1, *(1,) * (2 - axis))
+        first, second = (out.index_select(1 + axis, cells[k]) * weights[k] for k in range(2))
+        out = first.add_(second)
     return out
 
 
@@ -102,7 +102,8 @@ def _interpolate(volume: Tensor, to_volume: Tensor, size: Size) -> Tensor:
     scale = (2 / shape)[:, None]
     linear, shift = to_volume[:, :3] * scale, (to_volume[:, 3] * 2 + 1) / shape - 1
     steps = [torch.arange(n, dtype=torch.float64)[:, None] * linear[:, k] for k, n in enumerate(size)]
-    first, second, third = (step.flip(1).to(volume) for step in (steps[0] + shift, *steps[1:]))
+    rows = torch.cat([steps[0] + shift, *steps[1:]]).flip(1).to(volume.dtype)
+    first, second, third = send(rows, volume.device).split(size)
     grid = (first[:, None, None] + second[:, None]) + third
     return F.grid_sample(volume[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
@@ -119,6 +120,6 @@ def warp(images: Tensor, where: Tensor) -> Tensor:
         (N, C, d, h, w), float32 or better.
     """
     images = raised(images)
-    shape = torch.tensor(images.shape[2:], dtype=where.dtype, device=where.device)
-    grid = ((2 * where + 1) / shape - 1).flip(-1).to(images)
+    places = [(2 * one + 1) / n - 1 for one, n in zip(where.unbind(-1), images.shape[2:], strict=True)]
+    grid = torch.stack(places[::-1], dim=-1).to(images.dtype)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

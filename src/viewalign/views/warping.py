@@ -41,8 +41,8 @@ def map_places(affine: Tensor, grid: Size, size: Size, field: Tensor | None = No
 
 def to_cells(places: Tensor, grid: Size, size: Size) -> Tensor:
     """Return voxel indices (..., 3) of a view of `size` voxels as indices of a grid's cells."""
-    ratio = torch.tensor([n / voxels for n, voxels in zip(grid, size, strict=True)], dtype=places.dtype)
-    return (places + 0.5) * ratio.to(places.device) - 0.5
+    axes = zip(places.unbind(-1), grid, size, strict=True)
+    return torch.stack([(place + 0.5) * (n / voxels) - 0.5 for place, n, voxels in axes], dim=-1)
 
 
 def draw_field(rng: np.random.Generator, size: Size, amplitude: float, knots: int = 4) -> Tensor:

@@ -23,7 +23,7 @@ from viewalign.training.folder import open_folder
 from viewalign.training.gpu.timing import Moment, Parts, wait
 from viewalign.training.launch import launch
 from viewalign.training.logs import Ticker, read_log
-from viewalign.training.loop import Position
+from viewalign.training.position import Position
 from viewalign.training.run import assemble
 from viewalign.volumes.store import Store
 

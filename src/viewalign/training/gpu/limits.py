@@ -16,4 +16,4 @@ Worked out from operations and bytes, not measured.
 """
 
 WAITS = 1
-"""Times a step in which the CPU waits for the GPU: for the norm of the gradients, which must be finite."""
+"""Most times a step in which the CPU waits for the GPU: none is known, and the first step reads its norm at once."""

@@ -1,0 +1,96 @@
+"""A step whose loss or gradients are not finite changes nothing, whether the CPU decides it or a device."""
+
+import copy
+
+import pytest
+import torch
+from second_device import DEVICE, count_waits, second_device
+
+from viewalign.device import read_later, send
+from viewalign.networks import teacher
+from viewalign.training import optimizers
+from viewalign.training.updates import update_if_finite
+
+SCALES = [float("nan"), 1.0, 2.0, float("inf"), 3.0]
+
+
+class Follower:
+    """Stands for a method: a teacher follows the module, and the numbers of the updates are kept."""
+
+    def __init__(self, module):
+        self.pairs = ([*module.parameters()], [one.detach().clone() for one in module.parameters()])
+        self.numbers = []
+
+    def after_update(self, step, made=None):
+        self.numbers.append(step)
+        teacher.move_towards(*self.pairs, 0.9, made)
+
+
+def steps(module, optimizer, device):
+    """Do a step for each scale of the loss; return the follower, the norms, and how often each update waited."""
+    follower, norms, waits, number = Follower(module), [], [], 1
+    for scale in SCALES:
+        optimizer.zero_grad(set_to_none=True)
+        (module(send(torch.ones(1, 3), device)).sum() * scale).backward()
+        norm = optimizers.clip_gradients(module, 1.0)
+        with count_waits() as found:
+            read = update_if_finite(follower, optimizer, norm, number)
+        norms.append(read())
+        number += int(norms[-1] < float("inf"))
+        waits.append(len(found))
+    return follower, norms, waits
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_device_decides_as_the_cpu_does_and_nothing_waits(name):
+    torch.manual_seed(0)
+    here = torch.nn.Linear(3, 2)
+    settings = {"name": name, "lr": 0.1, "weight_decay": 0.01, "momentum": 0.9, "betas": (0.9, 0.98)}
+    with second_device():
+        there = copy.deepcopy(here).to(DEVICE)
+        results = []
+        for module, device, on_gpu in ((here, torch.device("cpu"), False), (there, DEVICE, True)):
+            optimizer = optimizers.build_optimizer(module, **settings, on_gpu=on_gpu)
+            results.append((optimizer, *steps(module, optimizer, device)))
+        (ours, follower, norms, _), (theirs, other, other_norms, waits) = results
+        assert other_norms == pytest.approx(norms, nan_ok=True)
+        # On the CPU a skipped update is not called; on the device it is, and changes nothing.
+        assert (follower.numbers, other.numbers) == ([1, 2, 3], [1, 2, 3, 3])
+        # Until an update was made there is no state that a skipped one could leave untouched: these wait.
+        assert waits == [1, 1, 0, 0, 0]
+        for a, b in zip(
+            [*here.parameters(), *follower.pairs[1], *state_of(ours)],
+            [*there.parameters(), *other.pairs[1], *state_of(theirs)],
+            strict=True,
+        ):
+            assert torch.allclose(a, b.cpu(), atol=1e-6)
+
+
+def state_of(optimizer):
+    return [value for state in optimizer.state.values() for value in state.values()]
+
+
+def test_a_state_saved_on_another_device_does_not_change_how_steps_are_computed():
+    """Else a run that goes on from a CPU's checkpoint would not skip bad steps on a GPU."""
+    settings = {"name": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "betas": (0.9, 0.98)}
+    layer = torch.nn.Linear(3, 2)
+    saved = optimizers.build_optimizer(layer, **settings)
+    layer(torch.ones(1, 3)).sum().backward()
+    saved.step()
+    optimizers.set_learning_rate(saved, 0.05)
+    loaded = optimizers.build_optimizer(copy.deepcopy(layer), **settings, on_gpu=True)
+    optimizers.load_state(loaded, saved.state_dict())
+    assert [(group["fused"], group["foreach"], group["lr"]) for group in loaded.param_groups] == [
+        (True, False, 0.05)
+    ] * len(loaded.param_groups)
+    assert len(loaded.state) == 2
+
+
+def test_a_number_is_read_later_without_waiting_for_what_follows_it():
+    assert read_later(torch.tensor(2.5))() == 2.5
+    with second_device():
+        value = send(torch.tensor(2.5), DEVICE)
+        with count_waits() as waits:
+            read = read_later(value)
+            assert read() == 2.5
+        assert not waits
