@@ -45,7 +45,7 @@ def test_a_simulation_that_fails_costs_the_figures_alone(monkeypatch):
 
 
 def test_a_run_that_runs_out_of_memory_ends_in_a_sentence(figures, tiny_recipe, monkeypatch):
-    def step(self, samples):
+    def step(*_):
         raise torch.cuda.OutOfMemoryError(OUT)
 
     monkeypatch.setattr(Trainer, "_train_step", step)
@@ -69,10 +69,10 @@ simulation.simulated_peak = lambda *_: 25_400_000_000
 cost.remedies = lambda *_: [cost.Remedy("runtime.recompute=true", 16_200_000_000)]
 plain = Trainer._train_step
 
-def step(self, samples):
+def step(self, *given):
     if rank() == int(sys.argv[2]) and self.position.step == 1:
         raise torch.cuda.OutOfMemoryError("{OUT}")
-    plain(self, samples)
+    plain(self, *given)
 
 Trainer._train_step = step
 try:

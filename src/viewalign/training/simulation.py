@@ -61,8 +61,12 @@ def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
             method = build_method(recipe)
         for network in (one for one in method.modules() if isinstance(one, Backbone)):
             network.recompute = recipe.runtime.recompute
-        kept = _moments(method, recipe)
-        _step(method, _enlarged(small, recipe.batch // processes), recipe.runtime.accumulate, forward)
+        batch = _enlarged(small, recipe.batch // processes)
+        kept = (
+            _moments(method, recipe),
+            _enlarged(small, recipe.batch // processes),
+        )  # the next batch is built meanwhile
+        _step(method, batch, recipe.runtime.accumulate, forward)
         del kept
     return counted.peak
 
