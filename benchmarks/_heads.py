@@ -9,9 +9,8 @@ import nibabel
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from viewalign.demo.deforming import displacement, mild_affine
-from viewalign.demo.template import load_template
-from viewalign.randomness import generator_of
+from viewalign.demo.cohort import displacement, load_template, mild_affine
+from viewalign.utils.rng import make_rng
 
 SHARED = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
@@ -34,7 +33,7 @@ def heads(folder: Path, count: int) -> tuple[list[Path], int]:
 def make_head(path: Path, number: int) -> Path:
     """Write a deformed MNI152 with noise, as thick slices: 0.5 to 0.9 mm by 3 to 4 mm, int16."""
     template = load_template()
-    rng = generator_of(7, number, "head")
+    rng = make_rng(7, number, "head")
     x, z = float(rng.uniform(0.5, 0.9)), float(rng.uniform(3.0, 4.0))
     extent = np.array(template.t1.shape) - 8.0
     shape = tuple(int(n) for n in np.round(extent / (x, x, z)))

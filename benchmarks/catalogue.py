@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from viewalign.volumes.columns import Row, write_index
-from viewalign.volumes.layout import STORE_FORMAT, STORE_VERSION, write_json
+from viewalign.data.columns import Row, write_index
+from viewalign.data.layout import STORE_FORMAT, STORE_VERSION, write_json
 
 SECONDS, BYTES = 2.0, 200e6
 
@@ -56,7 +56,7 @@ def proportional_bytes() -> int:
 
 def look(store: object, gate: object, out: object) -> None:
     """Be a worker: read every column of every image, wait for the others, and tell the memory held."""
-    from viewalign.volumes.store import Store
+    from viewalign.data.store import Store
 
     if isinstance(store, Store):
         for k in range(len(store)):
@@ -70,8 +70,8 @@ def look(store: object, gate: object, out: object) -> None:
 
 def inside(folder: str, workers: int) -> None:
     """Run in a fresh process: open (or not, without a folder), fork, and print seconds and bytes."""
+    from viewalign.data.store import Store
     from viewalign.training.data import number_subjects
-    from viewalign.volumes.store import Store
 
     begin = time.perf_counter()
     store = Store.open(folder) if folder else None

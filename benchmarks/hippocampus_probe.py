@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from viewalign.data.catalogue import write_catalogue
+from viewalign.data.indexing import index_sources
+from viewalign.data.prepare import prepare_catalogue
+from viewalign.data.preprocessing import prepare_volume
+from viewalign.data.readers.files import read_volume
+from viewalign.data.settings import PrepareSettings
+from viewalign.evaluation.voxel_features import EncoderFeatures
+from viewalign.evaluation.voxel_probe import Case, compare
 from viewalign.recipes.loading import load
-from viewalign.training.folder import RunFolder
 from viewalign.training.run import pretrain
-from viewalign.transfer.encoder import build_untrained, load_encoder
-from viewalign.transfer.probe import Case, compare
-from viewalign.transfer.voxel_features import EncoderFeatures
-from viewalign.volumes.catalogue import write_catalogue
-from viewalign.volumes.indexing import index_sources
-from viewalign.volumes.prepare import prepare_catalogue
-from viewalign.volumes.preparing import prepare_volume
-from viewalign.volumes.reading import read_volume
-from viewalign.volumes.recipe import PrepareSettings
+from viewalign.weights.encoder import build_untrained, load_encoder
+from viewalign.weights.run_folder import RunFolder
 
 LEARN, TEST = 10, 60
 

@@ -22,14 +22,14 @@ import numpy as np
 from _heads import heads
 from skimage.transform import resize
 
-from viewalign.volumes.catalogue import Record
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.layout import compress
-from viewalign.volumes.preparing import content_box, prepare_volume
-from viewalign.volumes.reading import read_volume
-from viewalign.volumes.recipe import PrepareSettings
-from viewalign.volumes.resampling import resample, resampled_shape
-from viewalign.volumes.work import Job, work
+from viewalign.data.catalogue import Record
+from viewalign.data.geometry import resample, resampled_shape
+from viewalign.data.layout import compress
+from viewalign.data.preprocessing import content_box, prepare_volume
+from viewalign.data.readers.files import read_volume
+from viewalign.data.readers.itk import sitk
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.worker import Job, work
 
 TARGETS = {"linear": 2.0, "cubic": 3.0}
 

@@ -20,13 +20,13 @@ import blosc2
 import numpy as np
 from _heads import heads
 
-from viewalign.views.drawing import Drawing, draw_pair
+from viewalign.data.catalogue import Record
+from viewalign.data.layout import chunk_and_block, compress
+from viewalign.data.prepare import prepare_records
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.store import Store
 from viewalign.views.samples import enclosing_box
-from viewalign.volumes.catalogue import Record
-from viewalign.volumes.layout import chunk_and_block, compress
-from viewalign.volumes.prepare import prepare_records
-from viewalign.volumes.recipe import PrepareSettings
-from viewalign.volumes.store import Store
+from viewalign.views.sampling import ViewSamplingConfig, sample_pair
 
 TARGET = 1.5
 
@@ -37,7 +37,7 @@ def measure(store: Store, view: int, count: int) -> dict[str, float]:
     sizes = chunk_and_block(size)
     read = floor = voxels = 0.0
     for number in range(count):
-        pair = draw_pair(np.random.default_rng(number), shape, Drawing(size))
+        pair = sample_pair(np.random.default_rng(number), shape, ViewSamplingConfig(size))
         start, stop = enclosing_box(pair.to_volume, size, shape)
         begin = time.process_time()
         box = store.read(0, start, stop)

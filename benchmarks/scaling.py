@@ -21,13 +21,13 @@ from statistics import mean, median
 
 import numpy as np
 
+from viewalign.data.store import store_from_arrays
 from viewalign.methods.registry import build_method
 from viewalign.recipes.loading import load, to_yaml
-from viewalign.training.logs import read_log
-from viewalign.training.run import drawing_of
-from viewalign.views.drawing import draw_pair
+from viewalign.training.run import view_sampling_config
 from viewalign.views.samples import enclosing_box
-from viewalign.volumes.store import store_from_arrays
+from viewalign.views.sampling import sample_pair
+from viewalign.weights.run_folder import read_log
 
 TARGET = 1.25
 CASES = ((2, 32, 1), (4, 32, 1), (8, 32, 1), (8, 32, 2), (4, 48, 1), (4, 16, 1))
@@ -78,10 +78,10 @@ def traffic(name: str, processes: int, per_process: int, draws: int = 200) -> di
     recipe = load(name, [f"batch={processes * per_process}"])
     method = build_method(recipe)
     learnt = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    drawing = drawing_of(recipe.views)
+    drawing = view_sampling_config(recipe.views)
     crops = []
     for k in range(draws):
-        pair = draw_pair(np.random.default_rng(k), BODY, drawing)
+        pair = sample_pair(np.random.default_rng(k), BODY, drawing)
         start, stop = enclosing_box(pair.to_volume, drawing.size, BODY)
         crops.append(4.0 * np.prod(np.subtract(stop, start)))
     return {

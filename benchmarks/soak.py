@@ -31,9 +31,9 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from viewalign.training import checkpoints
-from viewalign.training.logs import read_log
-from viewalign.volumes.store import store_from_arrays
+from viewalign.data.store import store_from_arrays
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import read_log
 
 TIMES = {"samples_per_second", "data_wait"}
 SMALL = [
@@ -196,7 +196,7 @@ def disturbed(root: Path, track: str, last: int, seconds: float, seed: int) -> t
     return struck, ended
 
 
-def examine(root: Path, track: str, minutes: float, seed: int) -> tuple[float, dict[str, object]]:
+def return_diagnostics(root: Path, track: str, minutes: float, seed: int) -> tuple[float, dict[str, object]]:
     """Make a track's two runs; return its ratio and what there is to tell."""
     process = start(root, f"{track}-calm", track)
     memory, files = watch(process, root / f"{track}-calm", minutes * 60 * 0.35)
@@ -234,7 +234,9 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
         make_store(root / "store")
-        found = {track: examine(root, track, given.minutes * share, given.seed) for track, share in SHARES.items()}
+        found = {
+            track: return_diagnostics(root, track, given.minutes * share, given.seed) for track, share in SHARES.items()
+        }
     finally:
         shutil.rmtree(root, ignore_errors=True)
     facts = {track: told for track, (_, told) in found.items()}

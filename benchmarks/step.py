@@ -22,18 +22,16 @@ import numpy as np
 import torch
 
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.methods.draws import block_masks
 from viewalign.methods.registry import build_method
-from viewalign.networks.architectures import PRIMUS
+from viewalign.methods.rng import block_masks
+from viewalign.networks.registry import PRIMUS
 from viewalign.networks.teacher import move_towards
 from viewalign.recipes.loading import load
 from viewalign.training.optimizers import build_optimizer, clip_gradients
-from viewalign.views.array import ArraySource
-from viewalign.views.batch import ViewBatch
-from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
-from viewalign.views.grids import common_grid
+from viewalign.views.batch import ArraySource, ViewBatch, build_views
+from viewalign.views.feature_grids import common_grid
 from viewalign.views.samples import SampleReader
+from viewalign.views.sampling import ViewSamplingConfig
 
 TARGET = 1.15
 LATTICE = 343
@@ -50,7 +48,7 @@ def make_batch(size: int, volumes: int = 2) -> ViewBatch:
     """Draw views of random volumes of the size that published runs read."""
     source = Pair(np.random.default_rng(0).normal(size=(round(1.6 * size),) * 3))
     every = np.arange(volumes)
-    reader = SampleReader(source, every, every, Drawing((size, size, size)), volumes, 0)
+    reader = SampleReader(source, every, every, ViewSamplingConfig((size, size, size)), volumes, 0)
     return build_views([reader[k] for k in range(volumes)], (size, size, size), None)
 
 

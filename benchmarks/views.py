@@ -37,11 +37,11 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
 from numpy.typing import NDArray
 
-from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
-from viewalign.views.photometric import Photometrics
+from viewalign.data.store import store_from_arrays
+from viewalign.views.batch import build_views
+from viewalign.views.intensity import IntensityConfig
 from viewalign.views.samples import SampleReader
-from viewalign.volumes.store import store_from_arrays
+from viewalign.views.sampling import ViewSamplingConfig
 
 TARGET = 0.167
 BASE = {64: 102, 128: 205}
@@ -56,7 +56,7 @@ def make_volume(size: int) -> NDArray[np.float32]:
     return np.where(body, texture + sum(np.sin(7 * axis) for axis in axes), 0).astype(np.float32)
 
 
-def published(base: int, p: Photometrics) -> Compose:
+def published(base: int, p: IntensityConfig) -> Compose:
     """Build the peer: order-3 resampling of the whole volume and the changes of intensity of `p`."""
     radians = np.pi / 6
     return Compose(
@@ -103,7 +103,7 @@ def timed(runs: list[Callable[[int], object]], draws: int) -> list[list[float]]:
 
 def compare(size: int, draws: int) -> dict[str, float]:
     """Measure both pipelines for one size of views."""
-    base, ranges = BASE[size], Photometrics()
+    base, ranges = BASE[size], IntensityConfig()
     volume = make_volume(base)
     peer = published(base, ranges)
     rng = np.random.default_rng(1)
@@ -116,7 +116,7 @@ def compare(size: int, draws: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = store_from_arrays(Path(folder) / "store", {"volume": volume})
         alone = np.zeros(1, dtype=np.int64)
-        reader = SampleReader(store, alone, alone, Drawing((size, size, size)), 1, 0)
+        reader = SampleReader(store, alone, alone, ViewSamplingConfig((size, size, size)), 1, 0)
 
         def ours(k: int) -> object:
             return build_views([reader[k]], (size, size, size), ranges)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from viewalign.training.folder import RunFolder
-from viewalign.training.logs import read_log
+from viewalign.weights.run_folder import RunFolder, read_log
 
 PANELS = (
     ("loss", "Total loss", ("train", "validation")),

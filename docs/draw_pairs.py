@@ -14,20 +14,22 @@ from matplotlib.axes import Axes
 from nilearn.datasets import load_mni152_template
 from numpy.typing import NDArray
 
-from viewalign.randomness import generator_of
+from viewalign.utils.rng import make_rng
 from viewalign.views import affines, lattice
-from viewalign.views.array import draw_views
-from viewalign.views.batch import ViewBatch
-from viewalign.views.drawing import Drawing
-from viewalign.views.released import draw_released, misplacement
+from viewalign.views.batch import ViewBatch, sample_views
+from viewalign.views.latentcampus import misplacement, sample_latentcampus
+from viewalign.views.sampling import ViewSamplingConfig
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = (96, 96, 96)
 COLOURS = ("#e07b00", "#1777cc")
 CASES = {
-    "one frame, as published": (Drawing(SIZE, p_rotation=0, p_scale=0), 7),
-    "one frame, turned and scaled": (Drawing(SIZE, p_rotation=1, p_scale=1), 4),
-    "a frame for each view\n(views.independent)": (Drawing(SIZE, p_rotation=1, p_scale=1, independent=True), 11),
+    "one frame, as published": (ViewSamplingConfig(SIZE, p_rotation=0, p_scale=0), 7),
+    "one frame, turned and scaled": (ViewSamplingConfig(SIZE, p_rotation=1, p_scale=1), 4),
+    "a frame for each view\n(views.independent)": (
+        ViewSamplingConfig(SIZE, p_rotation=1, p_scale=1, independent=True),
+        11,
+    ),
 }
 
 
@@ -66,7 +68,7 @@ def draw_cases(volume: NDArray[np.float32]) -> Path:
     """Draw one pair of each kind of geometry."""
     figure, axes = plt.subplots(2, len(CASES), figsize=(9.6, 6.9), layout="constrained")
     for column, (title, (drawing, seed)) in enumerate(CASES.items()):
-        draw_pair_of((axes[0, column], axes[1, column]), draw_views(volume, SIZE, seed, drawing))
+        draw_pair_of((axes[0, column], axes[1, column]), sample_views(volume, SIZE, seed, drawing))
         axes[0, column].set_title(title, fontsize=11)
     axes[0, 0].set_ylabel("view 1", color=COLOURS[0], fontsize=12)
     axes[1, 0].set_ylabel("view 2", color=COLOURS[1], fontsize=12)
@@ -77,8 +79,8 @@ def draw_cases(volume: NDArray[np.float32]) -> Path:
 
 def draw_errors(draws: int = 600) -> Path:
     """Draw how far apart the places are that either geometry compares, for 64³ views in 112³."""
-    size, drawing = (64, 64, 64), Drawing((64, 64, 64), p_rotation=0, p_scale=0)
-    pairs = [draw_released(generator_of(k, "picture"), (112, 112, 112), drawing) for k in range(draws)]
+    size, drawing = (64, 64, 64), ViewSamplingConfig((64, 64, 64), p_rotation=0, p_scale=0)
+    pairs = [sample_latentcampus(make_rng(k, "picture"), (112, 112, 112), drawing) for k in range(draws)]
     error = misplacement(pairs, size).mean(1).numpy()
     figure, axis = plt.subplots(figsize=(7.4, 3.0), layout="constrained")
     axis.hist(error, bins=np.arange(0, 52, 2), color="#b0b7c0", edgecolor="white", label="released code's geometry")

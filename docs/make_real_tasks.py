@@ -10,8 +10,8 @@ import random
 import sys
 from pathlib import Path
 
-from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
-from viewalign.transfer.tasks.spec import ChannelSpec, TaskSpec, write_spec
+from viewalign.tasks.manifest import TaskCase, write_manifest
+from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 
 
 def main(data: Path, out: Path) -> None:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from viewalign.report.pictures import shaded, window
-from viewalign.report.planes import PLANES, Points, Scene, cut, flat, scene, section
+from viewalign.reports.pictures import shaded, window
+from viewalign.reports.planes import PLANES, Points, Scene, cut, flat, scene, section
 from viewalign.views import affines, alignment, lattice
 from viewalign.views.batch import ViewBatch
 
@@ -30,7 +30,7 @@ def method_picture(volume: ArrayLike, batch: ViewBatch, out_path: Path, dpi: int
 
     Args:
         volume: (D, H, W) in an LPS frame, from which the views were drawn.
-        batch: two views of it, as `views.array.draw_views` gives them.
+        batch: two views of it, as `views.array.sample_views` gives them.
         out_path: a PNG file.
         dpi: dots per inch of a picture 12 inches wide.
     """

@@ -15,7 +15,7 @@ import viewalign
 def main(encoder: str, images: list[str], shown: int = 3) -> None:
     """Print the nearest neighbours of each image, by the cosine of standardised vectors."""
     found = viewalign.embed(encoder, images)
-    for name, reason in found.refused:
+    for name, reason in found.excluded:
         print(f"left out: {name}: {reason}")
     rows = found.features - found.features.mean(0)
     rows = rows / (found.features.std(0) + 1e-6)

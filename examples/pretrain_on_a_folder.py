@@ -9,13 +9,13 @@ import argparse
 from pathlib import Path
 
 import viewalign
-from viewalign.report.page import write_report
+from viewalign.reports.run import write_report
 
 
 def main(folder: Path, out: Path, steps: int, side: int) -> None:
     """Prepare, pretrain, report, export."""
     report = viewalign.prepare(folder, out / "store")
-    print(f"{report.prepared} images prepared, {len(report.refused)} set aside")
+    print(f"{report.prepared} images prepared, {len(report.excluded)} set aside")
     run = viewalign.pretrain(
         "cva-resenc-xs", data=out / "store", out=out / "run", resume=True, steps=steps, views={"size": (side,) * 3}
     )

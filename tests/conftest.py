@@ -22,3 +22,7 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("the real volumes (shared/data beside the checkout) are not there")
     return SHARED
+
+
+pytest_plugins = ["run_fixtures", "task_fixtures", "nnssl_fixtures"]
+"""Fixtures that several packages share; they stand in tests/made."""

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import viewalign
 from viewalign.cli.main import app
+from viewalign.data.readers.itk import sitk
+from viewalign.data.store import Store
 from viewalign.errors import UserError
-from viewalign.transfer.embedding import Embeddings
-from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
-from viewalign.transfer.tasks.spec import TaskSpec, write_spec
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import Store
+from viewalign.evaluation.embedding import Embeddings
+from viewalign.tasks.manifest import TaskCase, write_manifest
+from viewalign.tasks.spec import TaskSpec, write_spec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {
@@ -49,7 +49,7 @@ def scans(tmp_path_factory):
 def run(scans, tmp_path_factory):
     root = tmp_path_factory.mktemp("api")
     report = viewalign.prepare(scans, root / "store", workers=0)
-    assert (report.prepared, len(report.refused)) == (6, 1)
+    assert (report.prepared, len(report.excluded)) == (6, 1)
     outcome = viewalign.pretrain("cva-resenc-xs", root / "store", root / "run", **SMALL)
     assert outcome.finished
     return outcome.folder.root
@@ -94,7 +94,7 @@ def test_embed_is_the_command_s(run, task, scans, tmp_path):
     assert np.array_equal(found.features, Embeddings.read(tmp_path / "e.npz").features)
     plain = viewalign.embed(run, [scans / "p0.nii.gz", scans / "broken.nii.gz"], size=(16, 16, 16))
     assert np.array_equal(plain.features[0], found.features[0])
-    assert plain.refused[0][0].endswith("broken.nii.gz")
+    assert plain.excluded[0][0].endswith("broken.nii.gz")
     assert viewalign.load_encoder(run).size == (16, 16, 16)
 
 

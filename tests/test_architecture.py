@@ -1,4 +1,4 @@
-"""The house of the design: rooms import forward only, and nothing heavy is loaded before it is needed."""
+"""Imports go one way through the packages, and nothing heavy is loaded before it is needed."""
 
 import ast
 import subprocess
@@ -11,34 +11,37 @@ import viewalign
 
 ROOT = Path(viewalign.__file__).parent
 
-MAY_IMPORT = {
-    "volumes": set(),
-    "views": {"volumes"},
-    "networks": set(),
-    "objectives": set(),
-    "recipes": {"methods"},
-    "methods": {"networks", "objectives", "views"},
-    "formats": {"networks", "volumes"},
-    "training": {"methods", "networks", "objectives", "views", "volumes", "formats", "recipes"},
-    "transfer": {"training", "methods", "networks", "views", "volumes", "formats", "recipes"},
-    "report": {"transfer", "training", "views", "volumes", "networks", "recipes"},
-    "study": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
-    "demo": {"report", "transfer", "training", "views", "volumes", "networks", "recipes"},
-    "cli": {
-        *("api", "demo", "study", "report", "transfer", "training", "methods"),
-        *("networks", "views", "volumes", "formats", "recipes"),
-    },
+LAYERS = (
+    {"errors", "config"},
+    {"utils"},
+    {"data"},
+    {"views", "networks", "losses"},
+    {"methods"},
+    {"recipes"},
+    {"weights"},
+    {"training"},
+    {"tasks"},
+    {"evaluation"},
+    {"finetuning"},
+    {"reports"},
+    {"studies"},
+    {"demo"},
+    {"api"},
+    {"compat"},
+    {"cli"},
+)
+"""From the bottom up: a package imports from the layers below its own, never from above or beside."""
+FORBIDDEN = {
+    "views": {"config"},
+    "networks": {"config", "data"},
+    "losses": {"config", "data"},
+    "data": {"config"},
 }
-EVERYBODY = {
-    *("arithmetic", "device", "errors", "given", "locks", "memory", "precision", "processes", "randomness", "writing"),
-}
-"""Small files at the top that any room may use."""
-MAY_READ_SETTINGS = {"recipes", "methods", "training", "transfer", "report", "study", "demo", "cli"}
-"""Settings stop at the builders; no component below knows of them."""
+"""Settings stop at the builders, networks and losses know no data."""
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the rooms and top files of viewalign that a file imports, at any depth."""
+    """Return the packages and top-level modules of viewalign that a file imports, at any depth."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -53,20 +56,20 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()}
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
-def test_rooms_import_forward_only(room):
-    allowed = MAY_IMPORT[room] | EVERYBODY | {room}
-    if room in MAY_READ_SETTINGS:
-        allowed |= {"config"}
-    files = sorted((ROOT / room).rglob("*.py"))
-    assert files
-    for path in files:
-        assert imports_of(path) <= allowed, f"{path.relative_to(ROOT)} imports {imports_of(path) - allowed}"
+@pytest.mark.parametrize("level", range(len(LAYERS)))
+def test_packages_import_from_lower_layers_only(level):
+    below = set().union(*LAYERS[:level])
+    for name in LAYERS[level]:
+        files = sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"]
+        assert files
+        for path in files:
+            wrong = imports_of(path) - (below - FORBIDDEN.get(name, set())) - {name}
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
-def test_every_room_is_ruled():
-    rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert rooms == set(MAY_IMPORT)
+def test_every_package_has_a_layer():
+    names = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names - {"__pycache__", "__init__", "__main__"} == set().union(*LAYERS)
 
 
 @pytest.mark.parametrize("command", [["-c", "import viewalign"], ["-m", "viewalign", "--help"]])
@@ -90,7 +93,7 @@ def test_import_and_help_load_nothing_heavy(command):
 
 def test_only_one_file_calls_grid_sample():
     callers = [path for path in ROOT.rglob("*.py") if "F.grid_sample(" in path.read_text()]
-    assert [path.name for path in callers] == ["resample.py"]
+    assert [path.name for path in callers] == ["resampling.py"]
 
 
 def test_nothing_is_unpickled():
@@ -107,5 +110,5 @@ def test_one_file_writes_pickles_and_none_reads_them():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle":
                 uses.setdefault(path.relative_to(ROOT).as_posix(), set()).add(node.attr)
     writers = [path for path, names in uses.items() if names & {"dump", "dumps"}]
-    assert writers == ["formats/nnssl/entries.py"]
+    assert writers == ["compat/nnssl/preprocess.py"]
     assert not set().union(*uses.values()) & {"load", "loads", "Unpickler"}

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import viewalign
-from viewalign.volumes.itk import sitk
+from viewalign.data.readers.itk import sitk
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     source = ROOT / "src"
     wanted = [path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert held == {path.relative_to(source).as_posix() for path in wanted}
-    assert {"viewalign/py.typed", "viewalign/recipes/cva-resenc-l.yaml", "viewalign/report/template.html"} <= held
+    assert {"viewalign/py.typed", "viewalign/recipes/cva-resenc-l.yaml", "viewalign/reports/template.html"} <= held
 
 
 @pytest.mark.slow

@@ -18,26 +18,28 @@ from typer.testing import CliRunner
 
 import viewalign
 from viewalign.cli.main import app
+from viewalign.compat.fomo_submission import write_submission
+from viewalign.data.fetch import hub
+from viewalign.data.readers.itk import sitk
+from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
-from viewalign.formats import hub_names, nnunet, nnunet_models, resolving
-from viewalign.formats.files import load_checkpoint
-from viewalign.report.page import write_report
-from viewalign.report.segmentation import write_page as write_segmentation_page
-from viewalign.report.task import write_page as write_task_page
-from viewalign.training import checkpoints, pictures
-from viewalign.transfer.embedding import Embeddings
-from viewalign.transfer.evaluation.cases import Rules
-from viewalign.transfer.evaluation.folders import evaluate_folder
-from viewalign.transfer.segmentation import packaging
-from viewalign.transfer.tasks.finetune import write_predictions
-from viewalign.transfer.tasks.fomo_submission import write_submission
-from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
-from viewalign.transfer.tasks.models import read_model
-from viewalign.transfer.tasks.spec import TaskSpec, write_spec
-from viewalign.transfer.weights import read_source
-from viewalign.volumes.fetching import hub
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import Store, store_from_arrays
+from viewalign.evaluation.embedding import Embeddings
+from viewalign.evaluation.folders import evaluate_folder
+from viewalign.evaluation.segmentation_metrics import Rules
+from viewalign.finetuning.classification.finetune import write_predictions
+from viewalign.finetuning.classification.models import read_model
+from viewalign.finetuning.segmentation import package as packaging
+from viewalign.finetuning.segmentation import plans as nnunet
+from viewalign.reports.run import write_report
+from viewalign.reports.segmentation import write_page as write_segmentation_page
+from viewalign.reports.task import write_page as write_task_page
+from viewalign.tasks.manifest import TaskCase, write_manifest
+from viewalign.tasks.spec import TaskSpec, write_spec
+from viewalign.training import pictures
+from viewalign.weights import checkpoints, remote
+from viewalign.weights import files as nnunet_models
+from viewalign.weights.files import load_checkpoint
+from viewalign.weights.initial import read_weight_source
 
 MARKUP = "<img src=x onerror=alert(1)>\"'><script>alert(2)<_script>"
 """What a name may hold on a disk; a slash it cannot, and a parser takes the second tag for a script all the same."""
@@ -128,12 +130,12 @@ def _model_folder(file, folder):
 
 DOORS = {
     "load_checkpoint": (load_checkpoint, _as("checkpoint_final.pth")),
-    "read_source, a file": (read_source, _as("checkpoint_final.pth")),
-    "read_source, a folder": (lambda file: read_source(file.parent), _as("checkpoint_final.pth")),
-    "read_source, safetensors": (read_source, _as("model.safetensors")),
+    "read_source, a file": (read_weight_source, _as("checkpoint_final.pth")),
+    "read_source, a folder": (lambda file: read_weight_source(file.parent), _as("checkpoint_final.pth")),
+    "read_source, safetensors": (read_weight_source, _as("model.safetensors")),
     "a run's checkpoint": (lambda file: checkpoints.load(file.parent), _as("step_00000001/state.pt")),
     "an export": (viewalign.load_encoder, _encoder_folder),
-    "init of an export": (read_source, _encoder_folder),
+    "init of an export": (read_weight_source, _encoder_folder),
     "a task's model": (read_model, _model_folder),
     "embeddings": (Embeddings.read, _as("vectors.npz")),
     "a catalogue": (lambda file: viewalign.prepare(file, file.parent / "store", workers=0), _as("catalogue.json")),
@@ -161,7 +163,7 @@ def test_doors_that_shrug_run_nothing_either(tmp_path):
     for file in planted_files(tmp_path / "planted", tmp_path / "trap"):
         with pytest.raises(Exception):  # noqa: B017 (the page that asks tells any of them in its own words)
             pictures.read(file)["case"]
-        assert resolving._family_in(file) is None
+        assert remote._family_in(file) is None
     assert not (tmp_path / "trap").exists()
 
 
@@ -439,13 +441,13 @@ def test_a_hostile_repository_on_the_hub_runs_nothing_and_writes_nothing_outside
         for number, name in enumerate(("new.pth", "old.pth")):
             files = {"checkpoint_final.pth": planted[name], "evil.pkl": planted["bare.pkl"], "run.py": b"import os"}
             served.hub[f"owner/bad{number}"] = files
-            folder = hub.cached(f"owner/bad{number}", None, hub_names.WANTED, served.url)
+            folder = hub.cached(f"owner/bad{number}", None, remote.WANTED, served.url)
             assert [path.name for path in folder.iterdir()] == ["checkpoint_final.pth"]
             with pytest.raises(UserError, match=r"refused|cannot be read"):
-                read_source(folder)
+                read_weight_source(folder)
         assert not [path for path in tmp_path.rglob("*") if path.name in {"evil.pkl", "run.py"}]
         served.hub["owner/climber"] = {"../../../../escaped.json": b"{}", "encoder.json": b"{}"}
         with pytest.raises(UserError):
-            hub.cached("owner/climber", None, hub_names.WANTED, served.url)
+            hub.cached("owner/climber", None, remote.WANTED, served.url)
     assert not (tmp_path / "trap").exists()
     assert not list(tmp_path.rglob("escaped.json"))

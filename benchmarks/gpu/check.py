@@ -30,7 +30,6 @@ if importlib.util.find_spec("SimpleITK") is None:
 import torch  # noqa: E402
 from collectives import collectives  # noqa: E402
 from facts import facts  # noqa: E402
-from finetuning import finetuning  # noqa: E402
 from memory import out_of_memory  # noqa: E402
 from parity import parity  # noqa: E402
 from reading import reading  # noqa: E402
@@ -40,7 +39,8 @@ from steps import compiled, plain, variants  # noqa: E402
 from table import markdown  # noqa: E402
 
 import viewalign  # noqa: E402
-from viewalign.writing import whole  # noqa: E402
+from finetuning import finetuning  # noqa: E402
+from viewalign.utils.io import atomic_write  # noqa: E402
 
 PARTS: dict[str, tuple[Part, float]] = {
     "facts": (facts, 10),
@@ -149,9 +149,9 @@ def _write(report: Facts, out: Path) -> None:
     report["checks"] = [
         {"part": name, **row} for name, part in report["parts"].items() for row in part.get("checks", [])
     ]
-    with whole(out / "gpu.json") as partial_file:
+    with atomic_write(out / "gpu.json") as partial_file:
         partial_file.write_text(json.dumps(report, indent=1, default=str) + "\n")
-    with whole(out / "gpu.md") as partial_file:
+    with atomic_write(out / "gpu.md") as partial_file:
         partial_file.write_text(markdown(report))
 
 

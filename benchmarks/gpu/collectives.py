@@ -17,10 +17,10 @@ from session import Facts, Session, check
 
 from viewalign.recipes.loading import load, to_yaml
 from viewalign.training import launch
-from viewalign.training.fabric import DDPStrategy
 from viewalign.training.gpu.small_runs import difference, small_recipe, small_run
-from viewalign.training.logs import read_log
+from viewalign.training.launch import DDPStrategy
 from viewalign.training.run import pretrain
+from viewalign.weights.run_folder import read_log
 
 RECIPE = "cva-resenc-xs"
 EQUAL = 1e-6

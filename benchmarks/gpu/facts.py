@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from session import Facts, Session, rounded
 
-from viewalign.training.diagnosis import diagnose
-from viewalign.training.gpu import ceilings
-from viewalign.training.machine import look
+from viewalign.training.doctor import diagnose, inspect_machine
+from viewalign.training.gpu import timing
 
 PACKAGES = (
     *("torch", "triton", "numpy", "timm", "dynamic-network-architectures", "lightning-fabric", "blosc2", "pydantic"),
@@ -30,8 +29,8 @@ def facts(session: Session) -> Facts:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "doctor": [f"{f.level}: {f.what}: {f.found}" for f in diagnose(look((session.folder,)))],
-        "copy_gb_per_s": rounded(ceilings.copy_rate(device) / 1e9),
+        "doctor": [f"{f.level}: {f.what}: {f.found}" for f in diagnose(inspect_machine((session.folder,)))],
+        "copy_gb_per_s": rounded(timing.copy_rate(device) / 1e9),
         "product_tflops": {},
     }
     for precision in ("bf16", "fp16", "fp32") if device.type == "cuda" else ("fp32",):
@@ -45,7 +44,7 @@ def facts(session: Session) -> Facts:
             "multiprocessors": card.multi_processor_count,
             "driver": _driver(),
         }
-        out["upload_gb_per_s"] = rounded(ceilings.upload_rate(device) / 1e9)
+        out["upload_gb_per_s"] = rounded(timing.upload_rate(device) / 1e9)
     return out
 
 

@@ -12,14 +12,14 @@ from session import Facts, Session, check, rounded
 from torch import Tensor
 
 from viewalign.config import Recipe
+from viewalign.data.store import Store
 from viewalign.methods.base import Method
-from viewalign.methods.registry import METHODS, asks_of, build_method
+from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.recipes.loading import load
 from viewalign.training.gpu.small_runs import settings_for_comparison
-from viewalign.training.run import drawing_of, photometrics_of
-from viewalign.views.build import build_views
+from viewalign.training.run import intensity_config, view_sampling_config
+from viewalign.views.batch import build_views
 from viewalign.views.samples import Sample, SampleReader
-from viewalign.volumes.store import Store
 
 LIMITS = {"views": 1e-4, "loss": 1e-3, "gradient": 2e-2, "half_loss": 5e-2}
 """Relative differences: ‖a − b‖ ÷ ‖b‖ of views and of all gradients as one vector, |a − b| ÷ |b| of losses."""
@@ -98,13 +98,19 @@ def _compare(session: Session, store: Store, name: str, *settings: str) -> Facts
 def _samples(recipe: Recipe, store: Store) -> list[Sample]:
     every = np.arange(len(store))
     reader = SampleReader(
-        store, every, every, drawing_of(recipe.views), recipe.batch, recipe.seed, draw=asks_of(recipe).draw
+        store,
+        every,
+        every,
+        view_sampling_config(recipe.views),
+        recipe.batch,
+        recipe.seed,
+        draw=requirements_of(recipe).draw,
     )
     return [reader[k] for k in range(recipe.batch)]
 
 
 def _built(recipe: Recipe, samples: list[Sample], device: str) -> Any:
-    changes = photometrics_of(recipe.views.photometric)
+    changes = intensity_config(recipe.views.photometric)
     return build_views(samples, recipe.views.size, changes, torch.device(device), recipe.seed)
 
 

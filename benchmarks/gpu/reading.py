@@ -6,7 +6,7 @@ import os
 
 from session import Facts, Session, check
 
-from viewalign.training.gpu import limits
+from viewalign.training.gpu import check as limits
 
 WORKERS = (1, 2, 4, 8)
 TARGET_WORKERS = 4

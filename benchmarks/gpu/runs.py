@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from session import Facts, Session, check, rounded
 
-from viewalign.training import checkpoints
-from viewalign.training.gpu import limits
+from viewalign.training.gpu import check as limits
 from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
-from viewalign.transfer.encoder import load_encoder
-from viewalign.transfer.export import export_run
+from viewalign.weights import checkpoints
+from viewalign.weights.encoder import load_encoder
+from viewalign.weights.export import export_run
 
 EQUAL_IN_HALF = 0.05
 """Largest relative difference of a loss curve in 16 bits from that in float32, over six steps."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from viewalign.arithmetic import choose
-from viewalign.training.gpu import ceilings
+from viewalign.training.gpu import timing
 from viewalign.training.gpu.bench import Bench
 from viewalign.training.gpu.synthetic import HEAD, SMALL, synthetic_store
+from viewalign.utils.precision import choose
 
 Facts = dict[str, Any]
 
@@ -107,7 +107,7 @@ class Session:
     def product_rate(self, precision: str) -> float:
         """Return the measured operations a second of matrix products, which are measured once for each precision."""
         if precision not in self._rates:
-            self._rates[precision] = ceilings.product_rate(self.device, precision)
+            self._rates[precision] = timing.product_rate(self.device, precision)
         return self._rates[precision]
 
 

@@ -12,30 +12,29 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from viewalign.api import embed, finetune, predict, prepare, pretrain
-    from viewalign.transfer.encoder import load_encoder
-    from viewalign.transfer.export import export_run
-    from viewalign.transfer.weights import transfer_encoder
     from viewalign.views.alignment import align, roi_align_3d
-    from viewalign.views.array import draw_views
+    from viewalign.views.batch import sample_views
+    from viewalign.weights.encoder import load_encoder
+    from viewalign.weights.export import export_run
+    from viewalign.weights.initial import transfer_encoder
 
 _HOMES = {
     "align": "viewalign.views.alignment",
-    "draw_views": "viewalign.views.array",
+    "sample_views": "viewalign.views.batch",
     "embed": "viewalign.api",
-    "export_run": "viewalign.transfer.export",
+    "export_run": "viewalign.weights.export",
     "finetune": "viewalign.api",
-    "load_encoder": "viewalign.transfer.encoder",
+    "load_encoder": "viewalign.weights.encoder",
     "predict": "viewalign.api",
     "prepare": "viewalign.api",
     "pretrain": "viewalign.api",
     "roi_align_3d": "viewalign.views.alignment",
-    "transfer_encoder": "viewalign.transfer.weights",
+    "transfer_encoder": "viewalign.weights.initial",
 }
 
 __all__ = [
     "__version__",
     "align",
-    "draw_views",
     "embed",
     "export_run",
     "finetune",
@@ -44,6 +43,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "roi_align_3d",
+    "sample_views",
     "transfer_encoder",
 ]
 

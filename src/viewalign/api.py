@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from viewalign.errors import UserError, told_of_full_disk
-from viewalign.memory import reported_out_of_memory
+from viewalign.errors import UserError, report_disk_full
+from viewalign.utils.memory import reported_out_of_memory
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from viewalign.config import Recipe
-    from viewalign.training.run import Outcome
-    from viewalign.transfer.embedding import Embeddings
-    from viewalign.transfer.global_probe import ProbeScore
-    from viewalign.transfer.segmentation.record import Finetuning, Teller
-    from viewalign.transfer.segmentation.running import Machine
-    from viewalign.transfer.tasks.manifest import TaskCase
-    from viewalign.transfer.tasks.spec import TaskSpec
-    from viewalign.volumes.prepare import PrepareReport
-    from viewalign.volumes.store import Store
+    from viewalign.data.prepare import PrepareReport
+    from viewalign.data.store import Store
+    from viewalign.evaluation.embedding import Embeddings
+    from viewalign.evaluation.linear_probe import LinearProbeScore
+    from viewalign.finetuning.segmentation.nnunet import Machine
+    from viewalign.finetuning.segmentation.record import Finetuning, Teller
+    from viewalign.tasks.manifest import TaskCase
+    from viewalign.tasks.spec import TaskSpec
+    from viewalign.training.run import RunResult
 
 Listener = Callable[[int, int], None]
 """Takes how many are done and how many there are."""
@@ -42,8 +42,8 @@ class TaskOutcome:
     """
 
     folder: Path
-    score: ProbeScore
-    refused: list[tuple[str, str]]
+    score: LinearProbeScore
+    excluded: list[tuple[str, str]]
     report: Path
 
 
@@ -61,10 +61,10 @@ class Predictions:
     columns: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
     masks: dict[str, Path]
-    refused: list[tuple[str, str]]
+    excluded: list[tuple[str, str]]
 
 
-@told_of_full_disk()
+@report_disk_full()
 def prepare(
     source: str | Path,
     out: str | Path,
@@ -82,7 +82,7 @@ def prepare(
         spacing: voxel size in mm, one number or (D, H, W); `"median"` of the images, or None to keep each one's own.
         workers: processes; default one a core, 0 works in this process.
         on_progress: called after each image.
-        **settings: of `viewalign.volumes.recipe.PrepareSettings`: normalise, window, dtype, view, frames …
+        **settings: of `viewalign.data.settings.PrepareSettings`: normalise, window, dtype, view, frames …
 
     Returns:
         Counts, and `refused`: file and reason of each image that was set aside.
@@ -97,10 +97,9 @@ def prepare(
             print(file.file, file.reason)
         ```
     """
-    from viewalign.volumes.given import catalogue_of, settings_from
-    from viewalign.volumes.limits import Limits, voxels_that_fit
-    from viewalign.volumes.prepare import prepare_records
-    from viewalign.volumes.spacings import median_spacing
+    from viewalign.data.inputs import catalogue_of, median_spacing, settings_from
+    from viewalign.data.prepare import prepare_records
+    from viewalign.data.settings import Limits, voxels_that_fit
 
     size = [spacing] * 3 if isinstance(spacing, int | float) else spacing
     asked = settings_from({**settings, "spacing": None if size == "median" else size})
@@ -112,18 +111,18 @@ def prepare(
         Path(out),
         asked,
         workers,
-        found.refused,
+        found.excluded,
         on_progress=None if on_progress is None else lambda step: on_progress(step.done, step.total),
         quality=found.quality,
         limits=Limits(max_voxels=voxels_that_fit()),
     )
     if report.prepared == 0:
         reasons = Path(out) / "report.json"
-        raise UserError(f"None of the {len(report.refused)} images could be used. The reasons are in {reasons}.")
+        raise UserError(f"None of the {len(report.excluded)} images could be used. The reasons are in {reasons}.")
     return report
 
 
-@told_of_full_disk()
+@report_disk_full()
 def pretrain(
     recipe: str | Path | Recipe,
     data: str | Path | None = None,
@@ -132,7 +131,7 @@ def pretrain(
     resume: Literal["auto"] | bool = False,
     store: Store | None = None,
     **settings: Any,
-) -> Outcome:
+) -> RunResult:
     """Pretrain an encoder without labels, to the end or to the next Ctrl-C or SIGTERM.
 
     Args:
@@ -168,7 +167,7 @@ def pretrain(
     return run.pretrain(recipe, resume, store)
 
 
-@told_of_full_disk()
+@report_disk_full()
 def embed(
     encoder: str | Path,
     cases: str | Path | Sequence[str | Path],
@@ -206,8 +205,8 @@ def embed(
         print(found.cases, found.features.shape)
         ```
     """
-    from viewalign.transfer.embedding import embed as embed_cases
-    from viewalign.transfer.tasks.setup import encoder_and_preprocessor
+    from viewalign.evaluation.embedding import embed as embed_cases
+    from viewalign.evaluation.encoders import encoder_and_preprocessor
 
     spec, given = _cases_of(cases)
     voxels = None if size is None else _joined(size)
@@ -222,8 +221,8 @@ def _joined(value: str | float | Sequence[float]) -> str:
 
 
 def _cases_of(cases: str | Path | Sequence[str | Path]) -> tuple[TaskSpec, list[TaskCase]]:
-    from viewalign.transfer.tasks.manifest import TaskCase, read_manifest
-    from viewalign.transfer.tasks.spec import TaskSpec, read_spec
+    from viewalign.tasks.manifest import TaskCase, read_manifest
+    from viewalign.tasks.spec import TaskSpec, read_spec
 
     if isinstance(cases, str | Path):
         spec = read_spec(cases)
@@ -246,7 +245,7 @@ def finetune(
     out: str | Path,
     **settings: Any,
 ) -> TaskOutcome: ...
-@told_of_full_disk()
+@report_disk_full()
 def finetune(kind: str, data: str | Path, encoder: str | Path, out: str | Path, **settings: Any) -> Any:
     """Carry an encoder to a task with labels; the same call goes on where it was stopped.
 
@@ -281,14 +280,14 @@ def finetune(kind: str, data: str | Path, encoder: str | Path, out: str | Path, 
 
 
 def _segmentation(dataset: str, encoder: str, out: Path, settings: Mapping[str, Any]) -> Finetuning:
-    from viewalign.transfer.segmentation import environment
+    from viewalign.finetuning.segmentation import environment
 
     environment.check_installed()
-    from viewalign.report.segmentation import write_page
-    from viewalign.transfer.segmentation.finetune import finetune as run
-    from viewalign.transfer.segmentation.record import SilentTeller
-    from viewalign.transfer.segmentation.running import Machine
-    from viewalign.transfer.segmentation.settings import check
+    from viewalign.finetuning.segmentation.finetune import finetune as run
+    from viewalign.finetuning.segmentation.nnunet import Machine
+    from viewalign.finetuning.segmentation.record import SilentTeller
+    from viewalign.finetuning.segmentation.settings import check
+    from viewalign.reports.segmentation import write_page
 
     rest = dict(settings)
     machine = Machine.choose(rest.pop("device", "auto"), rest.pop("gpus", 1), rest.pop("processes", None))
@@ -299,13 +298,13 @@ def _segmentation(dataset: str, encoder: str, out: Path, settings: Mapping[str, 
 
 
 def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: Mapping[str, Any]) -> TaskOutcome:
-    from viewalign.transfer.tasks.setup import check_installed
+    from viewalign.evaluation.encoders import check_installed
 
     check_installed()
-    from viewalign.report.task import write_page
-    from viewalign.transfer.tasks.finetune import finetune as run
-    from viewalign.transfer.tasks.settings import load_training
-    from viewalign.transfer.tasks.spec import read_spec
+    from viewalign.finetuning.classification.finetune import finetune as run
+    from viewalign.finetuning.classification.settings import load_training
+    from viewalign.reports.task import write_page
+    from viewalign.tasks.spec import read_spec
 
     found = read_spec(task).kind
     if (found == "regression") != (kind == "regression"):
@@ -317,11 +316,11 @@ def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, settings: 
     cache, workers = rest.pop("cache", None), rest.pop("workers", None)
     training = load_training(recipe, overrides, rest)
     kept = None if cache is None else Path(cache)
-    score, refused = run(task, encoder, out, training, say, cache=kept, workers=workers)
-    return TaskOutcome(out, score, refused, write_page(out))
+    score, excluded = run(task, encoder, out, training, say, cache=kept, workers=workers)
+    return TaskOutcome(out, score, excluded, write_page(out))
 
 
-@told_of_full_disk()
+@report_disk_full()
 @reported_out_of_memory("cases were predicted", "Take device=cpu, or fewer workers where the CPU's memory ran out.")
 def predict(
     model: str | Path,
@@ -357,27 +356,27 @@ def predict(
         print(said.columns, said.values)
         ```
     """
-    from viewalign.transfer.segmentation.predicting import is_segmentation
-    from viewalign.transfer.segmentation.running import Machine
+    from viewalign.finetuning.segmentation.nnunet import Machine
+    from viewalign.finetuning.segmentation.predict import is_segmentation
 
     machine = Machine.choose(device, 1, 1)
     if is_segmentation(Path(model)):
         return _masks(Path(model), Path(cases), out, machine, flips)
-    from viewalign.transfer.tasks import predicting
+    from viewalign.finetuning.classification import predict as predicting
 
     table = None if out is None else Path(out)
     said = predicting.predict(Path(model), cases, table, machine.device, flips, on_progress, workers)
-    return Predictions(said.columns, said.values, {}, said.refused)
+    return Predictions(said.columns, said.values, {}, said.excluded)
 
 
 def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, flips: bool) -> Predictions:
-    from viewalign.transfer.segmentation import predicting
+    from viewalign.finetuning.segmentation import predict as predicting
 
     if out is None:
         raise UserError(f"{model} is a segmentation: say with `out` which folder its masks go to.")
     trained = predicting.read_trained(model)
     given = predicting.cases_in(cases, trained)
-    refused = predicting.predict(trained, given, Path(out), machine, flips)
-    failed = {name for name, _ in refused}
+    excluded = predicting.predict(trained, given, Path(out), machine, flips)
+    failed = {name for name, _ in excluded}
     masks = {case.case: Path(out) / f"{case.case}{trained.ending}" for case in given if case.case not in failed}
-    return Predictions((), {}, masks, refused)
+    return Predictions((), {}, masks, excluded)

@@ -210,8 +210,8 @@ class RuntimeSettings(Settings):
     """The machine: none of these changes what is learnt beyond rounding.
 
     `accelerator` is a GPU of CUDA where there is one, else the CPU: Apple's GPUs have no float64, which geometry needs.
-    `precision: auto` follows from the hardware (`viewalign.arithmetic`). `tf32` lets GPUs round the factors of float32
-    products to 10 bits of mantissa; off, float32 is float32 on every GPU.
+    `precision: auto` follows from the hardware (`viewalign.utils.precision`). `tf32` lets GPUs round the factors of
+    float32 products to 10 bits of mantissa; off, float32 is float32 on every GPU.
     Where memory is short: `accumulate` computes a process's share of the batch in so many parts, `recompute` works
     activations out again in the backward pass. `compile` compiles the networks' blocks, which takes minutes once.
     """

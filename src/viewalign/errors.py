@@ -14,7 +14,7 @@ class UserError(Exception):
     """A mistake a user can mend. Its text names what was wrong, where, and what to do; no traceback is shown for it."""
 
 
-class RefusedImageError(UserError):
+class ExcludedImageError(UserError):
     """One image cannot be used. The text is the reason alone; whoever catches it knows the file."""
 
 
@@ -24,7 +24,7 @@ def is_full(problem: BaseException) -> bool:
 
 
 @contextmanager
-def told_of_full_disk() -> Iterator[None]:
+def report_disk_full() -> Iterator[None]:
     """Turn a write that failed for lack of room into a sentence; also as a decorator.
 
     Raises:

@@ -11,7 +11,7 @@ from local_server import Served, local_server
 from typer.testing import CliRunner, Result
 
 from viewalign.cli.main import app
-from viewalign.volumes.fetching import datasets
+from viewalign.data.fetch import datasets
 
 
 @pytest.fixture

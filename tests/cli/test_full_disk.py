@@ -7,9 +7,9 @@ import pytest
 
 import viewalign
 from viewalign.cli.main import run
-from viewalign.transfer.tasks.manifest import TaskCase, write_manifest
-from viewalign.transfer.tasks.spec import TaskSpec, write_spec
-from viewalign.volumes.itk import sitk
+from viewalign.data.readers.itk import sitk
+from viewalign.tasks.manifest import TaskCase, write_manifest
+from viewalign.tasks.spec import TaskSpec, write_spec
 
 SMALL = ["steps=2", "batch=2", "views.size=[16,16,16]", "heads.width=16", "runtime.workers=0", "validate.every=0"]
 pytestmark = pytest.mark.slow

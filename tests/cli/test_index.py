@@ -9,9 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from viewalign.cli.index import index
+from viewalign.data.catalogue import read_catalogue
+from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
-from viewalign.volumes.catalogue import read_catalogue
-from viewalign.volumes.itk import sitk
 
 
 def run(*arguments: object):
@@ -33,7 +33,7 @@ def test_a_table_and_a_catalogue(tmp_path: Path) -> None:
     for words in ("Subjects", "2", "Sessions", "3", "T1w 2, T2w 1", "8×9×10", "1×1×1 mm", "viewalign prepare"):
         assert words in result.stdout
     assert len(list(read_catalogue(tmp_path / "cat.json").records())) == 3
-    assert json.loads((tmp_path / "cat.refused.json").read_text()) == []
+    assert json.loads((tmp_path / "cat.excluded.json").read_text()) == []
 
 
 def test_refused_files_are_listed(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_refused_files_are_listed(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "flat.nii.gz", (9, 10))
     result = run(tmp_path / "scans", "-o", tmp_path / "cat.json")
     assert result.exit_code == 3
-    (entry,) = json.loads((tmp_path / "cat.refused.json").read_text())
+    (entry,) = json.loads((tmp_path / "cat.excluded.json").read_text())
     assert entry["file"].endswith("flat.nii.gz")
     assert "2D" in entry["reason"]
     assert "flat.nii.gz: it is no volume but 2D" in result.stdout

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from viewalign.cli.index import index
 from viewalign.cli.prepare import prepare
+from viewalign.data.readers.itk import sitk
+from viewalign.data.store import Store
 from viewalign.errors import UserError
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import Store
 
 
 def run(*arguments: object):
@@ -54,7 +54,7 @@ def test_refusals_of_the_index_are_counted(tmp_path: Path, scans: Path) -> None:
     assert result.exit_code == 3
     report = json.loads((tmp_path / "store/report.json").read_text())
     assert report["prepared"] == 2
-    assert [Path(entry["file"]).name for entry in report["refused"]] == ["flat.nii.gz", "steady.nii.gz"]
+    assert [Path(entry["file"]).name for entry in report["excluded"]] == ["flat.nii.gz", "steady.nii.gz"]
     assert "steady.nii.gz: the image is constant" in result.stdout
 
 
@@ -100,14 +100,14 @@ def test_refused_by_their_headers_alone_is_reported_too(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "flat.nii.gz", (9, 10))
     result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "--workers", 0)
     assert result.exit_code == 1
-    assert "2D" in json.loads((tmp_path / "store/report.json").read_text())["refused"][0]["reason"]
+    assert "2D" in json.loads((tmp_path / "store/report.json").read_text())["excluded"][0]["reason"]
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("viewalign.volumes.prepare.prepare_records", interrupted)
+    monkeypatch.setattr("viewalign.data.prepare.prepare_records", interrupted)
     result = run("prepare", scans, "-o", tmp_path / "store")
     assert result.exit_code == 130
     assert "run the same command again" in result.output

@@ -30,7 +30,7 @@ def test_index_prepare_and_pretrain_on_four_real_datasets(shared_data: Path, tmp
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == code, result.output
     report = json.loads((tmp_path / "store" / "report.json").read_text())
-    assert [Path(entry["file"]).name for entry in report["refused"]] == ["flat.nii"]
+    assert [Path(entry["file"]).name for entry in report["excluded"]] == ["flat.nii"]
     assert report["prepared"] >= 8
     datasets = {entry["dataset"] for entry in json.loads((tmp_path / "cat.index.json").read_text())["entries"]}
     assert len(datasets) == 4

@@ -6,9 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from viewalign.demo import deforming
-from viewalign.demo.cohort import CohortSettings, contrast_of, make_cohort, make_subject
-from viewalign.demo.template import load_template
+from viewalign.demo import cohort as deforming
+from viewalign.demo.cohort import CohortSettings, contrast_of, load_template, make_cohort, make_subject
 from viewalign.errors import UserError
 
 pytest.importorskip("nilearn")
@@ -94,7 +93,7 @@ def test_files_are_disjoint_complete_and_kept(tmp_path):
 
 
 def test_missing_extras_are_named(monkeypatch):
-    import viewalign.demo.template as module
+    import viewalign.demo.cohort as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "nilearn" else Path)
     with pytest.raises(UserError, match=r"nilearn: pip install 'viewalign\[demo\]'"):

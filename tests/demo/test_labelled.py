@@ -4,9 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from viewalign.demo.labelled import find_labels, hold_out, load_cases, without
-from viewalign.volumes.indexing import index_sources
-from viewalign.volumes.recipe import PrepareSettings
+from viewalign.data.indexing import index_sources
+from viewalign.data.settings import PrepareSettings
+from viewalign.demo.probe import find_labels, hold_out, load_cases, without
 
 
 def write(path, array, spacing=2.0):

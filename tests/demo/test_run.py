@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from viewalign.demo import figures
+from viewalign.demo import run as figures
 from viewalign.demo.cohort import CohortSettings
 from viewalign.demo.run import DemoSettings, run_demo
 from viewalign.errors import UserError
-from viewalign.training.folder import RunFolder
+from viewalign.weights.run_folder import RunFolder
 
 pytest.importorskip("nilearn")
 pytest.importorskip("sklearn")
@@ -47,7 +47,7 @@ class Listener:
 def test_the_whole_way(tmp_path, monkeypatch):
     # One process: at this size, starting workers costs more than they do.
     monkeypatch.setattr("viewalign.demo.cohort.default_workers", lambda: 0)
-    monkeypatch.setattr("viewalign.volumes.prepare.default_workers", lambda: 0)
+    monkeypatch.setattr("viewalign.data.prepare.default_workers", lambda: 0)
     settings = DemoSettings(
         tmp_path / "demo",
         steps=3,
@@ -85,7 +85,7 @@ def test_the_whole_way(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_own_images_without_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr("viewalign.volumes.prepare.default_workers", lambda: 0)
+    monkeypatch.setattr("viewalign.data.prepare.default_workers", lambda: 0)
     rng = np.random.default_rng(0)
     data = tmp_path / "my scans: 1"
     data.mkdir()

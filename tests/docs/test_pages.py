@@ -5,9 +5,9 @@ import pytest
 from doc_commands import programs
 
 import viewalign
+from viewalign.data.readers.itk import sitk
+from viewalign.data.store import Store
 from viewalign.errors import UserError
-from viewalign.volumes.itk import sitk
-from viewalign.volumes.store import Store
 
 
 def test_monai_s_transforms_give_the_store_s_voxels(tmp_path):
@@ -37,8 +37,8 @@ def test_monai_s_own_networks_are_left_alone(tmp_path):
     nets = pytest.importorskip("monai.networks.nets")
     from doc_world import TINY, head
 
+    from viewalign.data.store import store_from_arrays
     from viewalign.recipes.loading import load
-    from viewalign.volumes.store import store_from_arrays
 
     store_from_arrays(tmp_path / "store", {f"case{k}": head(k) for k in range(3)})
     viewalign.pretrain(

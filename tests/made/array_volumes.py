@@ -1,6 +1,6 @@
 """Several volumes in memory, in place of a store."""
 
-from viewalign.views.array import ArraySource
+from viewalign.views.batch import ArraySource
 
 
 class ArrayVolumes(ArraySource):

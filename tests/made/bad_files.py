@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from dicom_files import write_enhanced, write_series, write_slice
 
-from viewalign.volumes.itk import sitk
+from viewalign.data.readers.itk import sitk
 
 DIM, DATATYPE, BITPIX, PIXDIM, OFFSET, SLOPE, FORM_CODES, ROWS, MAGIC = 40, 70, 72, 80, 108, 112, 252, 280, 344
 """Byte offsets in a NIfTI-1 header; `DIM` is the number of dimensions, sizes follow at `DIM + 2`."""

@@ -34,12 +34,12 @@ def damage(content: bytes, seed: int) -> bytes:
 
 def attempt(path: Path) -> tuple[str, int]:
     """Read a file; return its shape or the reason why not, and the peak memory of this process in bytes so far."""
-    from viewalign.errors import RefusedImageError
-    from viewalign.volumes.reading import read_volume
+    from viewalign.data.readers.files import read_volume
+    from viewalign.errors import ExcludedImageError
 
     try:
         said = f"shape {read_volume(path).array.shape}"
-    except RefusedImageError as refusal:
-        said = f"refused: {refusal}"
+    except ExcludedImageError as exclusion:
+        said = f"refused: {exclusion}"
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return said, 1024 * int(peak.split()[1])

@@ -2,7 +2,7 @@
 
 import os
 
-from viewalign.transfer.tasks.preparation import Preprocessor
+from viewalign.tasks.preprocessing import Preprocessor
 
 
 class Deadly(Preprocessor):

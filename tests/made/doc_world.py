@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from dicom_files import write_series
 
-from viewalign.volumes.itk import sitk
+from viewalign.data.readers.itk import sitk
 
 SIDE = 20
 TINY = [

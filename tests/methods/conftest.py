@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from array_volumes import ArrayVolumes
 
-from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
+from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
+from viewalign.views.sampling import ViewSamplingConfig
 
 
 class Bodies(ArrayVolumes):
@@ -32,7 +32,7 @@ def bodies():
 def make_batch(bodies):
     def make(size=(16, 16, 16), batch=4, index=0, **drawing):
         every = np.arange(len(bodies))
-        reader = SampleReader(bodies, every, every, Drawing(size, **drawing), batch, seed=1)
+        reader = SampleReader(bodies, every, every, ViewSamplingConfig(size, **drawing), batch, seed=1)
         return build_views([reader[index + k] for k in range(batch)], size, None)
 
     return make

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from viewalign.data.store import store_from_arrays
 from viewalign.methods import registry
 from viewalign.recipes.loading import load
-from viewalign.training.logs import read_log
 from viewalign.training.run import pretrain
-from viewalign.volumes.store import store_from_arrays
+from viewalign.weights.run_folder import read_log
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 

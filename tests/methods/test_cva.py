@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from viewalign.errors import UserError
+from viewalign.losses.consistency import cosine_consistency
 from viewalign.methods.registry import build_method
-from viewalign.networks import masks
-from viewalign.objectives.consistency import cosine_consistency
+from viewalign.networks import masking as masks
 from viewalign.recipes.loading import load
-from viewalign.views.alignment import correspond
+from viewalign.views.alignment import find_correspondences
 from viewalign.views.batch import ViewBatch
-from viewalign.views.grids import common_grid, resize
+from viewalign.views.feature_grids import common_grid, resize
 
 SMALL = ["views.size=[16,16,16]", "heads.width=32", "heads.predictor_width=16", "batch=4"]
 
@@ -24,7 +24,7 @@ def method_of(recipe="cva-resenc-xs", *settings):
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 def test_a_step_gives_every_term_and_gradients_to_the_whole_student(recipe, order, make_batch):
     method = method_of(recipe, f"objectives.order={order}")
-    result = method.step(make_batch(), examine=True)
+    result = method.step(make_batch(), return_diagnostics=True)
     assert set(result.logs) == {"loss", "reconstruction", "consistency", "contrastive", "cosine", "contrast_accuracy"}
     logs = {name: float(value) for name, value in result.logs.items()}
     assert logs["loss"] == pytest.approx(
@@ -58,7 +58,7 @@ def test_padding_counts_in_no_loss(make_batch):
 def test_the_loss_is_that_of_its_parts_by_hand(make_batch):
     """Reconstruction recomputed from the pictures: Huber over masked valid voxels, per view, then over views."""
     method, batch = method_of(), make_batch(size=(16, 16, 16))
-    result = method.step(batch, examine=True)
+    result = method.step(batch, return_diagnostics=True)
     image, hidden = result.pictures["reconstruction"], result.pictures["mask"]
     losses = []
     for view in range(8):
@@ -109,7 +109,7 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
     method, batch = method_of(recipe, *settings), make_batch()
     logs = method.eval().step(batch).logs
     maps = []
-    hidden = method.latents(batch)["mask"].flatten(0, 1)
+    hidden = method.forward_features(batch)["mask"].flatten(0, 1)
     seen = masks.BlockMask(hidden, int((~hidden[0]).sum()))
     for branch, mask in ((method.student, seen), (method.teacher, None)):
         encoded = branch.backbone.encode(batch.views.flatten(0, 1), mask)
@@ -118,7 +118,7 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
         grid = common_grid([tuple(one.shape[2:]) for one in maps[0]])
         maps = [[torch.cat([resize(one, grid) for one in network], 1)] for network in maps]
     grids = [tuple(one.shape[2:]) for one in maps[0]]
-    places = correspond(batch.to_volume[0], batch.to_volume[1], batch.size, grids, batch.valid)
+    places = find_correspondences(batch.to_volume[0], batch.to_volume[1], batch.size, grids, batch.valid)
     mine, theirs = (places.read(network) for network in maps)
     losses = [cosine_consistency(mine[view], theirs[1 - view], places.weight) for view in (0, 1)]
     assert float(logs["consistency"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
@@ -138,7 +138,7 @@ def test_decoder_features_have_heads_of_their_own(recipe, make_batch):
 
 def test_the_second_pass_leaves_the_teacher_out(make_batch):
     method, batch = method_of(), make_batch()
-    both, mine = method.latents(batch), method.latents(batch, targets=False)
+    both, mine = method.forward_features(batch), method.forward_features(batch, targets=False)
     assert {*both} - {*mine} == {"teacher_pooled", "teacher_dense"}
     for name, value in mine.items():
         assert torch.equal(value, both[name]), name
@@ -147,20 +147,20 @@ def test_the_second_pass_leaves_the_teacher_out(make_batch):
 def test_the_teacher_is_run_only_for_a_term_that_asks_for_it(make_batch):
     rebuilding = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
     alone, batch = method_of("cva-resenc-xs", *rebuilding), make_batch()
-    assert "teacher_pooled" not in alone.latents(batch)
-    assert "teacher_pooled" in alone.latents(batch, examine=True), "the health panel looks at it"
+    assert "teacher_pooled" not in alone.forward_features(batch)
+    assert "teacher_pooled" in alone.forward_features(batch, return_diagnostics=True), "the health panel looks at it"
     assert {*alone.step(batch).logs} == {"loss", "reconstruction"}
     for weight in rebuilding:
-        assert "teacher_pooled" in method_of("cva-resenc-xs", weight).latents(batch)
+        assert "teacher_pooled" in method_of("cva-resenc-xs", weight).forward_features(batch)
 
 
 def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_batch):
     method, batch = method_of("cva-primus-xs", "network.drop_path=0.5", "masking.ratio=0"), make_batch()
     method.train()
-    together, alone = method.latents(batch), method.latents(batch.part(2, 3))
+    together, alone = method.forward_features(batch), method.forward_features(batch.part(2, 3))
     assert torch.allclose(together["pooled"][:, 2:3], alone["pooled"], atol=1e-5)
     method.eval()
-    still = method.latents(batch)
+    still = method.forward_features(batch)
     assert torch.allclose(still["teacher_pooled"], together["teacher_pooled"], atol=1e-6)
     assert not torch.allclose(still["pooled"], together["pooled"], atol=1e-3)
     assert torch.allclose(still["pooled"], still["teacher_pooled"], atol=1e-5), "no mask, equal weights"
@@ -170,7 +170,7 @@ def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_bat
 def test_flat_cells_on_thin_views(order, make_batch):
     settings = [*SMALL, "views.size=[24,24,8]", "objectives.cells=[7,7,2]", f"objectives.order={order}"]
     method = build_method(load("cva-resenc-xs", settings))
-    result = method.step(make_batch(size=(24, 24, 8)), examine=True)
+    result = method.step(make_batch(size=(24, 24, 8)), return_diagnostics=True)
     result.loss.backward()
     assert torch.isfinite(result.loss.detach())
     assert 0 < result.features["projected"].shape[0] <= 4 * 7 * 7 * 2

@@ -4,7 +4,7 @@ import torch
 from dynamic_network_architectures.architectures.primus import Primus
 
 from viewalign.errors import UserError
-from viewalign.networks import masks, primus
+from viewalign.networks import masking, primus
 from viewalign.networks.registry import build_backbone, network_names
 
 
@@ -71,18 +71,18 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest():
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6, 0.75, 0.99])
 @pytest.mark.parametrize("blocks", [8, 27, 100, 4096])
 def test_masks_hide_exactly_their_share(ratio, blocks):
-    mask = masks.draw_mask(np.random.default_rng(0), blocks, ratio)
+    mask = masking.sample_mask(np.random.default_rng(0), blocks, ratio)
     assert mask.sum() == min(round(ratio * blocks), blocks - 1)
 
 
 def test_masks_spread_over_voxels_at_any_size():
     mask = torch.zeros(1, 2 * 3 * 2, dtype=torch.bool)
     mask[0, 5] = True  # block (0, 2, 1)
-    voxels = masks.to_voxels(mask, (8, 10, 7), (4, 4, 4))
+    voxels = masking.to_voxels(mask, (8, 10, 7), (4, 4, 4))
     expected = torch.zeros(1, 1, 8, 10, 7, dtype=torch.bool)
     expected[..., 0:4, 8:10, 4:7] = True
     assert torch.equal(voxels, expected)
-    hidden = masks.hide(torch.ones(1, 2, 8, 10, 7), mask, (4, 4, 4))
+    hidden = masking.mask_images(torch.ones(1, 2, 8, 10, 7), mask, (4, 4, 4))
     assert torch.equal(hidden == 0, expected.expand(1, 2, -1, -1, -1))
 
 
@@ -91,7 +91,7 @@ def test_a_cnn_sees_nothing_of_a_masked_block():
     backbone = build_backbone("resenc-xs", (16, 16, 16), block=(8, 8, 8)).eval()
     hidden = torch.zeros(1, 8, dtype=torch.bool)
     hidden[0, 3] = True
-    mask = masks.BlockMask(hidden, 7)
+    mask = masking.BlockMask(hidden, 7)
     a = torch.randn(1, 1, 16, 16, 16)
     b = a.clone()
     b[:, :, 0:8, 8:16, 8:16] = 77.0
@@ -141,8 +141,8 @@ def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
     backbone = make_primus()
     images = torch.randn(2, 1, 16, 24, 32)
     rng = np.random.default_rng(0)
-    mask = masks.draw_masks([rng, rng], 4 * 6 * 8, 0.75, torch.device("cpu"))
-    kept = masks.kept_tokens(mask)
+    mask = masking.draw_masks([rng, rng], 4 * 6 * 8, 0.75, torch.device("cpu"))
+    kept = masking.kept_tokens(mask)
     got = backbone.encode(images, mask)
     tokens = backbone.net.down_projection(images).flatten(2).transpose(1, 2) + backbone.net.eva.pos_embed
     rope = backbone.net.eva.rope.get_embed()
@@ -164,7 +164,7 @@ def test_restored_tokens_are_in_raster_order_with_fillers_between():
 
 def test_kept_tokens_are_those_not_masked():
     mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
-    assert masks.kept_tokens(masks.BlockMask(mask, 2)).tolist() == [[1, 3], [0, 1]]
+    assert masking.kept_tokens(masking.BlockMask(mask, 2)).tolist() == [[1, 3], [0, 1]]
 
 
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
@@ -181,7 +181,7 @@ def test_a_plain_decoder_knows_the_coarsest_map_alone(name):
     backbone = build_backbone(name, (16, 24, 16)).eval()
     decoder = backbone.plain_decoder().eval()
     encoded = backbone.encode(torch.randn(2, 1, 16, 24, 16))
-    maps = backbone.climb(decoder, encoded)
+    maps = backbone.decode_with(decoder, encoded)
     assert [tuple(one.shape[2:]) for one in maps] == [(16 >> k, 24 >> k, 16 >> k) for k in range(len(maps))]
     assert tuple(one.shape[1] for one in maps) == decoder.channels
     coarsest = backbone.maps(encoded)[-1]

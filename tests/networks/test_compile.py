@@ -10,11 +10,11 @@ from array_volumes import ArrayVolumes
 
 from viewalign.config import RuntimeSettings
 from viewalign.methods.registry import build_method
-from viewalign.networks import architectures
+from viewalign.networks import registry
 from viewalign.networks.backbone import Backbone
 from viewalign.recipes.loading import load
-from viewalign.training.run import drawing_of
-from viewalign.views.build import build_views
+from viewalign.training.run import view_sampling_config
+from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 
 SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=2"]
@@ -42,20 +42,20 @@ class Graphs:
 
 def passes(method, batch):
     """Do all that a run does with its networks: a training step, with the health panel or not, and validation."""
-    for examine in (True, False):
-        method.train().step(batch, examine=examine).loss.backward()
+    for return_diagnostics in (True, False):
+        method.train().step(batch, return_diagnostics=return_diagnostics).loss.backward()
         with torch.no_grad():
-            method.eval().step(batch, examine=examine)
+            method.eval().step(batch, return_diagnostics=return_diagnostics)
 
 
 @pytest.mark.parametrize(("name", "settings", "most"), CASES)
 def test_every_block_is_compiled_and_none_again_after_the_first_step(name, settings, most, monkeypatch):
-    blocks = architectures.RESENC["resenc-l"]["n_blocks_per_stage"]
+    blocks = registry.RESENC["resenc-l"]["n_blocks_per_stage"]
     narrow = {"features_per_stage": [4, 4, 8, 8, 8, 8], "n_blocks_per_stage": blocks}
-    monkeypatch.setitem(architectures.RESENC, "resenc-l", narrow)
+    monkeypatch.setitem(registry.RESENC, "resenc-l", narrow)
     recipe = load(name, settings, common=SMALL)
     volumes, every = ArrayVolumes(np.random.default_rng(0).normal(size=(4, 1, 66, 36, 36)).astype(np.float32)), range(4)
-    reader = SampleReader(volumes, np.array(every), np.array(every), drawing_of(recipe.views), 2, seed=1)
+    reader = SampleReader(volumes, np.array(every), np.array(every), view_sampling_config(recipe.views), 2, seed=1)
     batch = build_views([reader[0], reader[1]], recipe.views.size, None)
     torch._dynamo.reset()
     graphs, method = Graphs(), build_method(recipe)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.drop_path import DropPath, draw_rows, drop_path_of_rows
-from viewalign.randomness import generator_of
+from viewalign.networks.drop_path import DropPath, add_drop_path, sample_drop_path
+from viewalign.utils.rng import make_rng
 
 
 class Block(nn.Module):
@@ -15,7 +15,7 @@ class Block(nn.Module):
 
 def test_rates_rise_linearly_and_blocks_of_rate_0_are_left_alone():
     blocks = [Block() for _ in range(5)]
-    made = drop_path_of_rows(blocks, 0.2)
+    made = add_drop_path(blocks, 0.2)
     assert [module.rate for module in made] == pytest.approx([0.05, 0.05, 0.1, 0.1, 0.15, 0.15, 0.2, 0.2])
     assert isinstance(blocks[0].drop_path1, nn.Identity)
     assert blocks[1].drop_path1 is made[0]
@@ -32,11 +32,11 @@ def test_a_skipped_image_gives_0_and_the_others_are_scaled_up():
 def test_a_draw_belongs_to_its_image():
     """An image skips the same branches whatever stands beside it in the batch, and about as often as the rate says."""
     paths = [DropPath(0.3) for _ in range(6)]
-    draw_rows(paths, [generator_of(0, sample, "drop path") for sample in range(500)], like := torch.ones(1))
+    sample_drop_path(paths, [make_rng(0, sample, "drop path") for sample in range(500)], like := torch.ones(1))
     together = torch.stack([path.scale for path in paths])
     assert sorted(set(together.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
-    draw_rows(paths, [generator_of(0, 7, "drop path")], like)
+    sample_drop_path(paths, [make_rng(0, 7, "drop path")], like)
     assert torch.equal(torch.stack([path.scale for path in paths])[:, 0], together[:, 7])
     assert float((together > 0).double().mean()) == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / together.numel()))
-    draw_rows(paths, None, like)
+    sample_drop_path(paths, None, like)
     assert all(path.scale is None for path in paths)

@@ -6,8 +6,7 @@ from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from viewalign.networks.averages import mean_vectors
-from viewalign.networks.layers import BlockMean, InstanceNorm3d, replace_pools
+from viewalign.networks.layers import BlockMean, InstanceNorm3d, mean_vectors, replace_pools
 from viewalign.networks.registry import build_backbone
 
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.masks import BlockMask, draw_masks, to_voxels
+from viewalign.networks.masking import BlockMask, SparseMask, draw_masks, make_sparse, masked_norm, to_voxels
 from viewalign.networks.registry import build_backbone
-from viewalign.networks.sparse import Seen, make_sparse, masked_norm
-from viewalign.randomness import generator_of
+from viewalign.utils.rng import make_rng
 
 SIZE, BLOCK = (16, 16, 16), (8, 8, 8)
 
@@ -22,7 +21,7 @@ def sparse_unet():
 
 
 def mask_of(count=2, ratio=0.5):
-    return draw_masks([generator_of(k) for k in range(count)], 8, ratio, torch.device("cpu"))
+    return draw_masks([make_rng(k) for k in range(count)], 8, ratio, torch.device("cpu"))
 
 
 def test_the_norm_is_that_of_what_is_seen():
@@ -84,7 +83,7 @@ def test_a_stage_is_that_of_the_seen_block_alone(offset):
 
 
 def test_maps_coarser_than_blocks_are_all_seen():
-    seen = Seen()
+    seen = SparseMask()
     seen.set(torch.zeros(1, 64, dtype=torch.bool), SIZE, (4, 4, 4))
     assert seen.at((4, 4, 4)).shape == (1, 1, 4, 4, 4)
     assert seen.at((2, 2, 2)) is None

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from viewalign.compat.nnssl.trainers import NETWORKS
 from viewalign.recipes import loading
-from viewalign.recipes.trainers import NETWORKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 RECIPES = sorted(path.stem for path in Path(loading.__file__).parent.glob("*.yaml"))

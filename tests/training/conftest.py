@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from viewalign.data.store import store_from_arrays
 from viewalign.recipes.loading import load
-from viewalign.volumes.store import store_from_arrays
 
 TINY = [
     "views.size=[16,16,16]",

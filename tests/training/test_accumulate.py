@@ -10,12 +10,11 @@ from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
 from viewalign.networks.backbone import Backbone
 from viewalign.recipes.loading import load
-from viewalign.training.accumulate import judge_parts, step_in_parts
+from viewalign.training.accumulate import evaluate_in_parts, step_in_parts
 from viewalign.training.launch import launch
-from viewalign.views.array import ArraySource
-from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
+from viewalign.views.batch import ArraySource, build_views
 from viewalign.views.samples import SampleReader
+from viewalign.views.sampling import ViewSamplingConfig
 
 SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=4", "heads.norm=batch", "network.drop_path=0.3"]
 
@@ -33,7 +32,7 @@ def batch():
             return super().read(k, start, stop)
 
     every = np.arange(4)
-    reader = SampleReader(Noise(np.zeros((20, 22, 18))), every, every, Drawing((16, 16, 16)), 4, seed=1)
+    reader = SampleReader(Noise(np.zeros((20, 22, 18))), every, every, ViewSamplingConfig((16, 16, 16)), 4, seed=1)
     return build_views([reader[k] for k in range(4)], (16, 16, 16), None).double()
 
 
@@ -66,12 +65,12 @@ def test_parts_are_one_batch(recipe, order, batch):
     method = method_of(recipe, f"objectives.order={order}")
     once, wanted = whole(method, batch)
     method.zero_grad(set_to_none=True)
-    in_parts = step_in_parts(method, batch, 2, nullcontext, examine=True)
+    in_parts = step_in_parts(method, batch, 2, nullcontext, return_diagnostics=True)
     for name, value in once.logs.items():
         assert float(in_parts.logs[name]) == pytest.approx(float(value), rel=1e-10, abs=1e-12), name
     same(gradients(method), wanted)
     assert in_parts.pictures["reconstruction"].shape == (8, 1, 16, 16, 16)
-    judged = judge_parts(method, batch, 4, nullcontext)
+    judged = evaluate_in_parts(method, batch, 4, nullcontext)
     assert float(judged.loss) == pytest.approx(float(once.loss.detach()), rel=1e-10)
 
 

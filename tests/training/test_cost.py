@@ -4,9 +4,9 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import load
-from viewalign.training import cost, rates
+from viewalign.training import cost, throughput
 from viewalign.training.cost import Remedy, remedies, step_flops
-from viewalign.training.rates import CARDS, card, measured_flops, measured_step
+from viewalign.training.throughput import CARDS, card, measured_flops, measured_step
 
 
 def test_resenc_l_at_128():
@@ -61,10 +61,10 @@ def test_cards_before_ampere_compute_in_fp16():
 
 def test_a_measured_rate_replaces_the_anchor(monkeypatch):
     gpu = CARDS["h100"]
-    assert rates.rate_of(gpu, "resenc-l") == (gpu.flops, rates.ANCHOR)
-    monkeypatch.setitem(rates.MEASURED, (gpu.name, "resenc-l"), (2e14, "docs/benchmarks.md"))
-    assert rates.rate_of(gpu, "resenc-l") == (2e14, "docs/benchmarks.md")
-    assert rates.rate_of(gpu, "primus-m") == (gpu.flops, rates.ANCHOR)
+    assert throughput.rate_of(gpu, "resenc-l") == (gpu.flops, throughput.ANCHOR)
+    monkeypatch.setitem(throughput.MEASURED, (gpu.name, "resenc-l"), (2e14, "docs/benchmarks.md"))
+    assert throughput.rate_of(gpu, "resenc-l") == (2e14, "docs/benchmarks.md")
+    assert throughput.rate_of(gpu, "primus-m") == (gpu.flops, throughput.ANCHOR)
 
 
 def test_an_a100_takes_the_published_time():

@@ -6,11 +6,11 @@ import torch
 from array_volumes import ArrayVolumes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from viewalign.methods.registry import METHODS, asks_of, build_method
+from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.recipes.loading import load
 from viewalign.training.launch import launch
-from viewalign.training.run import drawing_of, photometrics_of
-from viewalign.views.build import build_views
+from viewalign.training.run import intensity_config, view_sampling_config
+from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 
 from .conftest import smooth_volumes
@@ -50,14 +50,14 @@ class Calls(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.names, self.refused = set(), set()
+        self.names, self.excluded = set(), set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         self.names.add(name)
         adds_up = name == "nll_loss2d_forward" and args[3] != 0
         if name in REFUSED or adds_up or (name == "_embedding_bag" and args[4] == 2):
-            self.refused.add(name)
+            self.excluded.add(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -66,17 +66,17 @@ class Calls(TorchDispatchMode):
 )
 def test_a_step_calls_nothing_that_does_not_repeat_on_a_gpu(recipe, settings):
     made = load(recipe, settings, common=SMALL)
-    method, every, asks = build_method(made), np.arange(8), asks_of(made)
+    method, every, requirements = build_method(made), np.arange(8), requirements_of(made)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
-    reader = SampleReader(volumes, every, every, drawing_of(made.views), 4, seed=1, draw=asks.draw)
-    samples, changes = [reader[k] for k in range(4)], photometrics_of(made.views.photometric)
+    reader = SampleReader(volumes, every, every, view_sampling_config(made.views), 4, seed=1, draw=requirements.draw)
+    samples, changes = [reader[k] for k in range(4)], intensity_config(made.views.photometric)
     with Calls() as calls:
         batch = build_views(samples, made.views.size, changes, torch.device("cpu"), 0)
-        method.step(batch, examine=True).loss.backward()
+        method.step(batch, return_diagnostics=True).loss.backward()
         method.after_update(1)
     assert {"convolution_backward", "native_batch_norm_backward"} <= calls.names or "primus" in recipe
     gradients = {"gvsl": "grid_sampler_3d_backward", "cva": "_adaptive_avg_pool3d_backward"}
-    assert calls.refused == (set() if asks.repeats else {gradients[made.method]})
+    assert calls.excluded == (set() if requirements.repeats else {gradients[made.method]})
 
 
 def test_what_does_not_repeat_is_refused_but_where_a_method_cannot_do_without(tiny_recipe):

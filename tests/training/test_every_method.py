@@ -10,19 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 import viewalign
+from viewalign.data.store import Store
 from viewalign.errors import UserError
-from viewalign.methods.registry import METHODS, asks_of, build_method
+from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.recipes import loading
 from viewalign.recipes.loading import to_yaml
-from viewalign.report.page import write_report
+from viewalign.reports.run import write_report
 from viewalign.training.accumulate import step_in_parts
-from viewalign.training.folder import RunFolder
-from viewalign.training.logs import read_log
-from viewalign.training.run import drawing_of, photometrics_of, pretrain
-from viewalign.transfer.export import export_run
-from viewalign.views.build import build_views
+from viewalign.training.run import intensity_config, pretrain, view_sampling_config
+from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
-from viewalign.volumes.store import Store
+from viewalign.weights.export import export_run
+from viewalign.weights.run_folder import RunFolder, read_log
 
 from .test_resume import assert_same_run, stop_after
 
@@ -84,10 +83,16 @@ def batch_of(recipe, store):
     store = Store.open(store)
     subjects = np.arange(len(store))
     reader = SampleReader(
-        store, subjects, subjects, drawing_of(recipe.views), recipe.batch, 0, draw=asks_of(recipe).draw
+        store,
+        subjects,
+        subjects,
+        view_sampling_config(recipe.views),
+        recipe.batch,
+        0,
+        draw=requirements_of(recipe).draw,
     )
     samples = [reader[k] for k in range(recipe.batch)]
-    return build_views(samples, recipe.views.size, photometrics_of(recipe.views.photometric))
+    return build_views(samples, recipe.views.size, intensity_config(recipe.views.photometric))
 
 
 @pytest.mark.slow
@@ -100,10 +105,10 @@ def test_a_batch_in_parts_is_the_batch(recipe, tiny_recipe, tiny_store):
         torch.manual_seed(0)
         method = build_method(settings).double()
         if parts == 1:
-            result = method.step(batch, examine=True)
+            result = method.step(batch, return_diagnostics=True)
             result.loss.backward()
         else:
-            result = step_in_parts(method, batch, 2, _plain, examine=True)
+            result = step_in_parts(method, batch, 2, _plain, return_diagnostics=True)
         gradients.append({name: p.grad for name, p in method.named_parameters() if p.requires_grad})
         losses = float(result.loss.detach())
     one, two = gradients

@@ -61,7 +61,7 @@ def test_other_errors_of_a_run_pass(tiny_recipe):
 SCRIPT = f"""
 import sys, torch, viewalign
 from viewalign.errors import UserError
-from viewalign.processes import rank
+from viewalign.utils.distributed import rank
 from viewalign.training import cost, simulation
 from viewalign.training.loop import Trainer
 

@@ -19,17 +19,19 @@ import torch
 from torch.utils.data import DataLoader
 
 import viewalign
+from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
+from viewalign.methods import health
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.training import checkpoints, data, health, run
-from viewalign.training.folder import RunFolder
-from viewalign.training.logs import RunLog, Ticker, read_log
+from viewalign.training import data, run
+from viewalign.training.logs import ConsoleProgress, RunLog
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
-from viewalign.views.array import ArraySource
-from viewalign.views.drawing import Drawing
+from viewalign.views.batch import ArraySource
 from viewalign.views.samples import SampleReader
-from viewalign.volumes.store import Store, store_from_arrays
+from viewalign.views.sampling import ViewSamplingConfig
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import RunFolder, read_log
 
 
 def events(folder, name):
@@ -201,16 +203,16 @@ class FullStream(io.StringIO):
 
 def test_a_full_disk_under_what_a_run_says_does_not_end_it():
     """What a job prints is a file too, often on the same disk."""
-    Ticker(FullStream(errno.ENOSPC)).say("step 1")
+    ConsoleProgress(FullStream(errno.ENOSPC)).say("step 1")
     with pytest.raises(BrokenPipeError):
-        Ticker(FullStream(errno.EPIPE)).say("step 1")
+        ConsoleProgress(FullStream(errno.EPIPE)).say("step 1")
 
 
 def break_loss(monkeypatch, broken):
     original = ConsistentViewAlignment.step
 
-    def step(self, batch, *, examine=False):
-        result = original(self, batch, examine=examine)
+    def step(self, batch, *, return_diagnostics=False):
+        result = original(self, batch, return_diagnostics=return_diagnostics)
         if int(batch.sample[0]) // 4 in broken:
             object.__setattr__(result, "loss", result.loss * float("nan"))
         return result
@@ -298,7 +300,7 @@ class Deadly(ArraySource):
 
 def test_a_worker_that_dies_is_replaced_and_no_sample_is_lost(tmp_path):
     every = np.arange(8)
-    reader = SampleReader(Deadly(tmp_path / "mark"), every, every, Drawing((16, 16, 16)), 4, 0)
+    reader = SampleReader(Deadly(tmp_path / "mark"), every, every, ViewSamplingConfig((16, 16, 16)), 4, 0)
     steps = list(data.batches(reader, 2, 9, 4, workers=1, pin=False))
     assert (tmp_path / "mark").exists()
     assert [[sample.index for sample in step] for step in steps] == [[s * 4 + k for k in range(4)] for s in range(2, 9)]
@@ -320,7 +322,9 @@ def test_connections_lost_now_and_then_are_mended_and_those_lost_in_a_row_told(p
     monkeypatch.setattr(data, "DataLoader", Lost)
     monkeypatch.setattr(data, "_REVIVALS", 2)
     every = np.arange(8)
-    reader = SampleReader(ArraySource(np.zeros((20, 20, 20))), every[:1], every[:1], Drawing((16, 16, 16)), 1, 0)
+    reader = SampleReader(
+        ArraySource(np.zeros((20, 20, 20))), every[:1], every[:1], ViewSamplingConfig((16, 16, 16)), 1, 0
+    )
     assert [step[0].index for step in data.batches(reader, 0, 6, 1, workers=1, pin=False)] == list(range(6))
     monkeypatch.setattr(Lost, "good", 0)
     with pytest.raises(UserError, match=r"broke off 3 times in a row before step 1 .*lower runtime.workers"):
@@ -336,7 +340,7 @@ def test_a_program_around_a_run_goes_on_hearing_of_its_own_children(tmp_path):
     try:
         every = np.arange(8)
         source = ArraySource(np.zeros((20, 20, 20)))
-        reader = SampleReader(source, every[:1], every[:1], Drawing((16, 16, 16)), 1, 0)
+        reader = SampleReader(source, every[:1], every[:1], ViewSamplingConfig((16, 16, 16)), 1, 0)
         DataLoader([0], num_workers=1).__iter__()._shutdown_workers()  # torch puts its own before it, once a process
         outside = signal.getsignal(signal.SIGCHLD)
         reading = data.batches(reader, 0, 4, 1, workers=1, pin=False)

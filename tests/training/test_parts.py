@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from viewalign.training import data, health, logs, optimizers
+from viewalign.methods import health
+from viewalign.training import data, logs, optimizers
 
 
 def test_rate_warms_up_and_decays():
@@ -77,10 +78,10 @@ def test_split_is_by_subject_and_of_the_promised_size():
 
 
 def test_averages_are_means_and_travel():
-    averages = logs.Averages()
+    averages = logs.MetricAccumulator()
     for value in (1.0, 2.0, 6.0):
         averages.add({"loss": torch.tensor(value)})
-    other = logs.Averages()
+    other = logs.MetricAccumulator()
     other.restore([averages.state()], 0, 1, torch.device("cpu"))
     assert other.take() == averages.take() == {"loss": 3.0}
     assert averages.take() == {}
@@ -91,13 +92,13 @@ def test_averages_of_two_processes_go_on_in_any_number(processes):
     """The mean over processes is that of the two, whoever holds it."""
     states = []
     for values in ((1.0, 3.0), (4.0, 8.0)):
-        averages = logs.Averages()
+        averages = logs.MetricAccumulator()
         for value in values:
             averages.add({"loss": torch.tensor(value)})
         states.append(averages.state())
     found = []
     for rank in range(processes):
-        after = logs.Averages()
+        after = logs.MetricAccumulator()
         after.restore(states, rank, processes, torch.device("cpu"))
         after.add({"loss": torch.tensor(5.0)})
         found.append(after.take()["loss"])
@@ -111,7 +112,7 @@ def test_durations_read_well(seconds, text):
 
 def test_a_log_that_is_no_terminal_gets_a_line_now_and_then():
     stream = io.StringIO()
-    ticker = logs.Ticker(stream, seconds=1000)
+    ticker = logs.ConsoleProgress(stream, seconds=1000)
     for step in range(5):
         ticker.show(f"step {step}", force=step == 4)
     assert stream.getvalue() == "step 0\nstep 4\n"

@@ -14,10 +14,9 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import to_yaml
-from viewalign.training import checkpoints
-from viewalign.training.folder import RunFolder
 from viewalign.training.launch import launch
-from viewalign.training.logs import read_log
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import RunFolder, read_log
 
 
 def losses(folder, name="loss"):

@@ -11,16 +11,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from viewalign import arithmetic
 from viewalign.errors import UserError
-from viewalign.locks import LOCK, locked
 from viewalign.recipes.loading import to_yaml
-from viewalign.training import checkpoints, loop, run
-from viewalign.training.folder import RunFolder
-from viewalign.training.interrupts import StopRequest
-from viewalign.training.logs import read_log
+from viewalign.training import loop, run
 from viewalign.training.loop import Trainer
-from viewalign.training.run import pretrain
+from viewalign.training.run import StopRequest, pretrain
+from viewalign.utils import precision as arithmetic
+from viewalign.utils.locks import LOCK, locked
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import RunFolder, read_log
 
 TIMES = {"samples_per_second", "data_wait"}
 
@@ -198,7 +197,7 @@ def test_the_run_folder_is_what_the_docs_say(tiny_recipe):
 
 
 def test_two_runs_in_one_folder_are_refused_and_one_killed_at_its_start_leaves_it_free(tiny_recipe, monkeypatch):
-    monkeypatch.setattr("viewalign.locks._PATIENCE", 0.3)
+    monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     recipe = tiny_recipe(steps=2)
     root = RunFolder.of(recipe).root
     root.mkdir(parents=True)

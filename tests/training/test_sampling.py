@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
+from viewalign.data.columns import Row, write_index
+from viewalign.data.layout import STORE_FORMAT, STORE_VERSION, write_json
+from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.training.run import pretrain
 from viewalign.training.sampling import admitted, check_channels, weights_of
-from viewalign.views.array import ArraySource
-from viewalign.views.drawing import Drawing
+from viewalign.views.batch import ArraySource
 from viewalign.views.samples import SampleReader
-from viewalign.volumes.columns import Row, write_index
-from viewalign.volumes.layout import STORE_FORMAT, STORE_VERSION, write_json
-from viewalign.volumes.store import Store
+from viewalign.views.sampling import ViewSamplingConfig
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def store(tmp_path) -> Store:
 def frequencies(store, weights, batch=1, draws=6000):
     source = ArraySource(np.zeros((9, 9, 9)))
     subjects = np.unique([store.subjects[k] for k in range(len(store))], return_inverse=True)[1]
-    reader = SampleReader(source, subjects, np.arange(len(store)), Drawing((8, 8, 8)), batch, 0, weights=weights)
+    reader = SampleReader(
+        source, subjects, np.arange(len(store)), ViewSamplingConfig((8, 8, 8)), batch, 0, weights=weights
+    )
     return np.bincount([reader.volume_of(i) for i in range(draws)], minlength=len(store)) / draws
 
 
@@ -74,7 +76,9 @@ def test_weights_hold_for_very_many_volumes():
     count = 50_000
     weights = np.where(np.arange(count) < 500, 99.0, 1.0)  # one per cent of the volumes, half of the draws
     source = ArraySource(np.zeros((9, 9, 9)))
-    reader = SampleReader(source, np.arange(count), np.arange(count), Drawing((8, 8, 8)), 1, 0, weights=weights)
+    reader = SampleReader(
+        source, np.arange(count), np.arange(count), ViewSamplingConfig((8, 8, 8)), 1, 0, weights=weights
+    )
     drawn = np.array([reader.volume_of(i) for i in range(2000)])
     assert (drawn < 500).mean() == pytest.approx(0.5, abs=0.05)
     assert [reader.volume_of(i) for i in range(20)] == drawn[:20].tolist()
@@ -83,15 +87,15 @@ def test_weights_hold_for_very_many_volumes():
 def test_a_substitute_is_drawn_by_weight_too(store):
     class Broken(ArraySource):
         def read(self, k, start, stop):
-            from viewalign.errors import RefusedImageError
+            from viewalign.errors import ExcludedImageError
 
             if k == 0:
-                raise RefusedImageError("broken")
+                raise ExcludedImageError("broken")
             return super().read(k, start, stop)
 
     weights = np.array([1.0, 0.0, 1.0, 0.0])
     reader = SampleReader(
-        Broken(np.ones((9, 9, 9))), np.arange(4), np.arange(4), Drawing((8, 8, 8)), 1, 0, weights=weights
+        Broken(np.ones((9, 9, 9))), np.arange(4), np.arange(4), ViewSamplingConfig((8, 8, 8)), 1, 0, weights=weights
     )
     assert {reader[i].volume_id for i in range(12)} == {2}
 

@@ -14,18 +14,19 @@ import torch
 from array_volumes import ArrayVolumes
 from second_device import DEVICE, count_waits, second_device
 
+from viewalign.data.store import store_from_arrays
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.methods.registry import METHODS, asks_of, build_method
+from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.networks import teacher
 from viewalign.recipes.loading import load
-from viewalign.training import checkpoints, run
-from viewalign.training.fabric import Fabric
-from viewalign.training.logs import read_log
+from viewalign.training import run
+from viewalign.training.launch import Fabric
 from viewalign.training.loop import Trainer
-from viewalign.training.run import drawing_of, photometrics_of
-from viewalign.views.build import build_views
+from viewalign.training.run import intensity_config, view_sampling_config
+from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
-from viewalign.volumes.store import store_from_arrays
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import read_log
 
 from .conftest import TINY, smooth_volumes
 
@@ -55,8 +56,10 @@ def method_and_samples(made):
     torch.manual_seed(0)
     method, every = build_method(made), np.arange(8)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
-    reader = SampleReader(volumes, every, every, drawing_of(made.views), 4, seed=1, draw=asks_of(made).draw)
-    return method, [reader[k] for k in range(4)], photometrics_of(made.views.photometric)
+    reader = SampleReader(
+        volumes, every, every, view_sampling_config(made.views), 4, seed=1, draw=requirements_of(made).draw
+    )
+    return method, [reader[k] for k in range(4)], intensity_config(made.views.photometric)
 
 
 def move(method):
@@ -70,10 +73,10 @@ def move(method):
 def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     method, samples, changes = method_and_samples(made)
-    here = method.step(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), examine=True)
+    here = method.step(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), return_diagnostics=True)
     with second_device():
         move(method)
-        there = method.step(build_views(samples, made.views.size, changes, DEVICE, 0), examine=True)
+        there = method.step(build_views(samples, made.views.size, changes, DEVICE, 0), return_diagnostics=True)
         there.loss.backward()
         method.after_update(1)
         assert there.loss.device == DEVICE
@@ -196,8 +199,8 @@ def test_a_loop_waits_for_nothing_between_rows_of_its_log_and_skips_a_bad_step(n
             plain_step(self, *work)
         waits.append(len(found))
 
-    def broken(self, batch, *, examine=False):
-        result = plain_loss(self, batch, examine=examine)
+    def broken(self, batch, *, return_diagnostics=False):
+        result = plain_loss(self, batch, return_diagnostics=return_diagnostics)
         bad = int(batch.sample[0]) // 4 in {2, 4}
         return replace(result, loss=result.loss * float("nan")) if bad else result
 

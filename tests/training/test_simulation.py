@@ -7,8 +7,7 @@ from torch import nn
 from viewalign.methods.registry import METHODS
 from viewalign.recipes.loading import load, names
 from viewalign.training import simulation
-from viewalign.training.python_backward import Engine
-from viewalign.training.simulation import simulated_peak
+from viewalign.training.simulation import Engine, simulated_peak
 
 SMALL = ["views.size=32", "batch=4"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from second_device import DEVICE, count_waits, second_device
 
-from viewalign.device import read_later, send
 from viewalign.networks import teacher
 from viewalign.training import optimizers
-from viewalign.training.updates import update_if_finite
+from viewalign.training.optimizers import update_if_finite
+from viewalign.utils.precision import read_later, send
 
 SCALES = [float("nan"), 1.0, 2.0, float("inf"), 3.0]
 

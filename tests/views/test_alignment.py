@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from viewalign.views import affines, alignment, grids
+from viewalign.views import affines, alignment, feature_grids
 
 
 def test_sampling_agrees_with_grid_sample_inside():
@@ -74,7 +74,7 @@ def test_points_on_padding_count_for_nothing():
     eye = affines.identity(1)
     valid = torch.ones(2, 1, 1, 16, 16, 16, dtype=torch.bool)
     valid[0, :, :, 8:] = False
-    places = alignment.correspond(eye, eye, (16, 16, 16), [(16, 16, 16)], valid, cells=4)
+    places = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16)], valid, cells=4)
     weight = places.weight.view(4, 4, 4)
     assert (weight[:2] == 1).all()
     assert (weight[3] == 0).all()
@@ -88,18 +88,18 @@ def test_half_of_the_neighbours_must_be_valid():
     for share, counts in ((4, True), (3, False)):
         valid = torch.zeros(2, 1, 1, 2, 2, 2, dtype=torch.bool)
         valid.view(2, 8)[:, :share] = True
-        places = alignment.correspond(eye, eye, (2, 2, 2), [(2, 2, 2)], valid, cells=1, samples=1)
+        places = alignment.find_correspondences(eye, eye, (2, 2, 2), [(2, 2, 2)], valid, cells=1, samples=1)
         assert bool(places.weight[0, 0] > 0) is counts
 
 
 def test_a_point_without_eight_neighbours_does_not_count_unless_too_few_would_be_left():
     eye = affines.identity(1)
-    fine = alignment.correspond(eye, eye, (16, 16, 16), [(16, 16, 16)], cells=7)
+    fine = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16)], cells=7)
     assert float(fine.point_weight.mean()) == pytest.approx(1.0)
-    coarse = alignment.correspond(eye, eye, (16, 16, 16), [(16, 16, 16), (8, 8, 8)], cells=7)
+    coarse = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16), (8, 8, 8)], cells=7)
     inner = [i for i in range(14) if 0.5 <= (i + 0.5) / 14 * 16 - 0.5 <= 14.5]
     assert int(coarse.point_weight.sum()) == len(inner) ** 3
-    coarsest = alignment.correspond(eye, eye, (16, 16, 16), [(16, 16, 16), (2, 2, 2)], cells=7)
+    coarsest = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16), (2, 2, 2)], cells=7)
     assert float(coarsest.point_weight.mean()) == 1.0
 
 
@@ -108,31 +108,31 @@ def test_an_axis_of_one_cell_holds_its_value_everywhere():
     thin = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 1)
     where = torch.tensor([[[1.5, 0.0, -0.4], [2.25, 1.0, 0.0], [3.5, 2.0, 0.3]]]).double()
     assert torch.allclose(alignment.sample(thin, where)[0, :, 0], torch.tensor([1.5, 2.25, 3.5]))
-    assert grids.resize(thin, (4, 4, 6)).shape == (1, 1, 4, 4, 6)
+    assert feature_grids.resize(thin, (4, 4, 6)).shape == (1, 1, 4, 4, 6)
     eye = affines.identity(1)
-    places = alignment.correspond(eye, eye, (64, 64, 16), [(16, 16, 16), (4, 4, 1)], cells=7)
+    places = alignment.find_correspondences(eye, eye, (64, 64, 16), [(16, 16, 16), (4, 4, 1)], cells=7)
     assert places.cells == (7, 7, 7)
     assert float(places.weight.mean()) > 0.3
 
 
 def test_cells_are_no_more_than_the_grid_has():
     eye = affines.identity(1)
-    places = alignment.correspond(eye, eye, (16, 16, 16), [(2, 4, 8)], cells=7)
+    places = alignment.find_correspondences(eye, eye, (16, 16, 16), [(2, 4, 8)], cells=7)
     assert places.cells == (2, 4, 7)
 
 
 def test_resizing_keeps_a_ramp_and_agrees_with_torch_inside():
     x = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 4)
-    up = grids.resize(x, (16, 4, 4))[0, 0, :, 0, 0]
+    up = feature_grids.resize(x, (16, 4, 4))[0, 0, :, 0, 0]
     assert torch.allclose(up, (torch.arange(16.0) + 0.5) / 4 - 0.5)
     torch.manual_seed(0)
     y = torch.randn(2, 3, 4, 5, 6)
-    ours = grids.resize(y, (8, 10, 12))
+    ours = feature_grids.resize(y, (8, 10, 12))
     theirs = F.interpolate(y, (8, 10, 12), mode="trilinear", align_corners=False)
     assert torch.allclose(ours[..., 1:-1, 1:-1, 1:-1], theirs[..., 1:-1, 1:-1, 1:-1], atol=1e-5)
-    assert torch.allclose(grids.resize(y, (2, 5, 3)), F.adaptive_avg_pool3d(y, (2, 5, 3)), atol=1e-5)
+    assert torch.allclose(feature_grids.resize(y, (2, 5, 3)), F.adaptive_avg_pool3d(y, (2, 5, 3)), atol=1e-5)
     with pytest.raises(ValueError, match="cannot be brought"):
-        grids.resize_matrix(24, 16)
+        feature_grids.resize_matrix(24, 16)
 
 
 def test_resizing_a_map_of_low_precision_keeps_no_copy_of_it_in_float32():
@@ -151,11 +151,11 @@ def test_resizing_a_map_of_low_precision_keeps_no_copy_of_it_in_float32():
     maps = torch.randn(2, 3, 16, 32, 8, dtype=torch.bfloat16, requires_grad=True)
     same = maps.detach().double().requires_grad_()
     with Largest() as seen:
-        small = grids.resize(maps, (8, 8, 8))
+        small = feature_grids.resize(maps, (8, 8, 8))
         small.square().sum().backward()
     assert small.dtype == torch.float32
     assert seen.made <= maps.numel() // 2
-    exact = grids.resize(same, (8, 8, 8))
+    exact = feature_grids.resize(same, (8, 8, 8))
     exact.square().sum().backward()
     assert torch.allclose(small.double(), exact, atol=1e-6)
     assert torch.equal(maps.grad, same.grad.float().bfloat16())
@@ -164,4 +164,4 @@ def test_resizing_a_map_of_low_precision_keeps_no_copy_of_it_in_float32():
 def test_gradients_of_resizing_are_right():
     torch.manual_seed(0)
     maps = torch.randn(1, 2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda m: grids.resize(m, (2, 5, 4)), (maps,))
+    assert torch.autograd.gradcheck(lambda m: feature_grids.resize(m, (2, 5, 4)), (maps,))

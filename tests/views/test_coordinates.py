@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from viewalign.views import alignment, grids, resample
-from viewalign.views.array import ArraySource, draw_views
-from viewalign.views.drawing import Drawing
+from viewalign.views import alignment, feature_grids, resampling
+from viewalign.views.batch import ArraySource, sample_views
+from viewalign.views.sampling import ViewSamplingConfig
 
 LIMIT = 1e-3
 DRAWS = 6
@@ -32,7 +32,9 @@ def error_of(pair, pool=1):
     size = pair.size
     maps = F.avg_pool3d(pair.views.flatten(0, 1), pool) if pool > 1 else pair.views.flatten(0, 1)
     whole = fully_valid(pair, tuple(maps.shape[2:]))
-    places = alignment.correspond(pair.to_volume[0], pair.to_volume[1], size, [tuple(maps.shape[2:])], pair.valid)
+    places = alignment.find_correspondences(
+        pair.to_volume[0], pair.to_volume[1], size, [tuple(maps.shape[2:])], pair.valid
+    )
     values = places.read([torch.cat([maps, whole], dim=1)])
     counts = (places.weight > 0) & (values[..., 3] > 1 - 1e-6).all(0)
     error = (values[0, ..., :3] - values[1, ..., :3]).abs().amax(-1)
@@ -41,22 +43,22 @@ def error_of(pair, pool=1):
 
 def unpadded_pair(shape, drawing):
     """Draw until no voxel of either view is padded, so that whole stages can be compared."""
-    pairs = (draw_views(ramp(*shape), drawing.size, seed, drawing) for seed in range(50))
+    pairs = (sample_views(ramp(*shape), drawing.size, seed, drawing) for seed in range(50))
     return next(pair for pair in pairs if pair.valid.all() and pair.to_volume[0, 0, 0, 1] != 0)
 
 
 CASES = {
-    "axis-aligned": ((112, 112, 112), Drawing((64, 64, 64), mirror=False, p_rotation=0, p_scale=0)),
-    "mirrored": ((112, 112, 112), Drawing((64, 64, 64), p_rotation=0, p_scale=0)),
-    "rotated": ((112, 112, 112), Drawing((64, 64, 64), p_rotation=1, p_scale=0)),
-    "scaled": ((112, 112, 112), Drawing((64, 64, 64), p_rotation=0, p_scale=1)),
-    "all of it": ((102, 102, 102), Drawing((64, 64, 64), p_rotation=1, p_scale=1)),
-    "anisotropic": ((154, 116, 89), Drawing((96, 96, 32), p_rotation=1, p_scale=1)),
-    "odd": ((75, 71, 93), Drawing((45, 37, 51), p_rotation=1, p_scale=1)),
-    "little room": ((76, 76, 76), Drawing((64, 64, 64), p_rotation=0, p_scale=0)),
-    "padded": ((40, 70, 35), Drawing((48, 48, 48), p_rotation=1, p_scale=1)),
-    "independent": ((112, 112, 112), Drawing((64, 64, 64), p_rotation=1, p_scale=1, independent=True)),
-    "independent flips": ((112, 100, 90), Drawing((64, 64, 64), p_rotation=0, p_scale=0, independent=True)),
+    "axis-aligned": ((112, 112, 112), ViewSamplingConfig((64, 64, 64), mirror=False, p_rotation=0, p_scale=0)),
+    "mirrored": ((112, 112, 112), ViewSamplingConfig((64, 64, 64), p_rotation=0, p_scale=0)),
+    "rotated": ((112, 112, 112), ViewSamplingConfig((64, 64, 64), p_rotation=1, p_scale=0)),
+    "scaled": ((112, 112, 112), ViewSamplingConfig((64, 64, 64), p_rotation=0, p_scale=1)),
+    "all of it": ((102, 102, 102), ViewSamplingConfig((64, 64, 64), p_rotation=1, p_scale=1)),
+    "anisotropic": ((154, 116, 89), ViewSamplingConfig((96, 96, 32), p_rotation=1, p_scale=1)),
+    "odd": ((75, 71, 93), ViewSamplingConfig((45, 37, 51), p_rotation=1, p_scale=1)),
+    "little room": ((76, 76, 76), ViewSamplingConfig((64, 64, 64), p_rotation=0, p_scale=0)),
+    "padded": ((40, 70, 35), ViewSamplingConfig((48, 48, 48), p_rotation=1, p_scale=1)),
+    "independent": ((112, 112, 112), ViewSamplingConfig((64, 64, 64), p_rotation=1, p_scale=1, independent=True)),
+    "independent flips": ((112, 100, 90), ViewSamplingConfig((64, 64, 64), p_rotation=0, p_scale=0, independent=True)),
 }
 
 
@@ -65,7 +67,7 @@ def test_the_same_place_has_the_same_coordinates(case):
     shape, drawing = CASES[case]
     field, compared = ramp(*shape), 0
     for seed in range(DRAWS):
-        pair = draw_views(
+        pair = sample_views(
             field, drawing.size, seed, drawing, spacing=(1.0, 1.0, 3.0) if case == "anisotropic" else (1, 1, 1)
         )
         error, cells = error_of(pair)
@@ -82,7 +84,7 @@ def test_pooled_features_stay_in_place(case, pool):
     shape, drawing = CASES[case]
     field, compared = ramp(*shape), 0
     for seed in range(DRAWS):
-        error, cells = error_of(draw_views(field, drawing.size, seed, drawing), pool)
+        error, cells = error_of(sample_views(field, drawing.size, seed, drawing), pool)
         compared += cells
         assert error <= LIMIT, f"{case}, seed {seed}: {error:.4f} voxels"
     assert compared > 0
@@ -93,10 +95,10 @@ def test_stages_of_a_network_stay_in_place_on_the_common_grid(limit):
     """`project_first`: stages from 64³ down to 4³ come to one grid, finer ones averaged, coarser interpolated."""
     pair = unpadded_pair((140, 140, 140), CASES["all of it"][1])
     stages = [F.avg_pool3d(pair.views.flatten(0, 1), 2**k) for k in range(5)]
-    grid = grids.common_grid([tuple(stage.shape[2:]) for stage in stages], limit)
+    grid = feature_grids.common_grid([tuple(stage.shape[2:]) for stage in stages], limit)
     assert grid == (limit,) * 3
-    maps = torch.cat([grids.resize(stage, grid) for stage in stages], dim=1)
-    places = alignment.correspond(pair.to_volume[0], pair.to_volume[1], pair.size, [grid], pair.valid)
+    maps = torch.cat([feature_grids.resize(stage, grid) for stage in stages], dim=1)
+    places = alignment.find_correspondences(pair.to_volume[0], pair.to_volume[1], pair.size, [grid], pair.valid)
     a, b = places.read([maps])
     counts = places.weight > 0
     assert counts.sum() > 100
@@ -106,11 +108,11 @@ def test_stages_of_a_network_stay_in_place_on_the_common_grid(limit):
 def test_every_stage_stays_in_place_when_read_on_its_own_grid():
     """`align_first`: each stage is read at the lattice points; the coarsest continue linearly past their border."""
     for seed in range(DRAWS):
-        pair = draw_views(ramp(112, 112, 112), (64, 64, 64), seed, CASES["mirrored"][1])
+        pair = sample_views(ramp(112, 112, 112), (64, 64, 64), seed, CASES["mirrored"][1])
         stages = [F.avg_pool3d(pair.views.flatten(0, 1), 2**k) for k in range(6)]
         sizes = [tuple(stage.shape[2:]) for stage in stages]
         assert sizes[-1] == (2, 2, 2)
-        places = alignment.correspond(pair.to_volume[0], pair.to_volume[1], pair.size, sizes, pair.valid)
+        places = alignment.find_correspondences(pair.to_volume[0], pair.to_volume[1], pair.size, sizes, pair.valid)
         a, b = places.read(stages)
         counts = places.weight > 0
         assert counts.float().mean() >= 0.5
@@ -134,7 +136,9 @@ def test_what_is_aligned_is_where_the_affines_say():
 def test_the_views_show_what_their_affines_say():
     """Every valid voxel of a view holds the volume coordinate that the affine sends it to."""
     for seed in range(DRAWS):
-        pair = draw_views(ramp(60, 55, 70), (40, 36, 45), seed, Drawing((40, 36, 45), p_rotation=0.5, p_scale=0.5))
+        pair = sample_views(
+            ramp(60, 55, 70), (40, 36, 45), seed, ViewSamplingConfig((40, 36, 45), p_rotation=0.5, p_scale=0.5)
+        )
         for view, valid, to_volume in zip(pair.views[:, 0], pair.valid[:, 0], pair.to_volume[:, 0], strict=True):
             index = torch.stack(torch.meshgrid(*(torch.arange(n) for n in pair.size), indexing="ij"), -1).double()
             where = index @ to_volume[:, :3].T + to_volume[:, 3]
@@ -145,21 +149,21 @@ def test_the_views_show_what_their_affines_say():
 def test_an_integral_affine_gives_a_pure_slice():
     volume = torch.randn(2, 20, 21, 22)
     to_volume = torch.tensor([[1.0, 0, 0, 3], [0, -1, 0, 15], [0, 0, 1, 4]], dtype=torch.float64)
-    view = resample.cut(volume, to_volume, (8, 9, 10))
+    view = resampling.cut(volume, to_volume, (8, 9, 10))
     assert torch.equal(view, volume[:, 3:11, 7:16, 4:14].flip(2))
     almost = to_volume.clone()
     almost[0, 3] += 1e-9
-    assert torch.allclose(resample.cut(volume, almost, (8, 9, 10)), view, atol=1e-4)
+    assert torch.allclose(resampling.cut(volume, almost, (8, 9, 10)), view, atol=1e-4)
 
 
 def test_a_super_crop_gives_the_same_views_as_the_whole_volume():
     rng = np.random.default_rng(0)
     volume = rng.normal(size=(1, 60, 58, 62)).astype(np.float32)
-    drawing = Drawing((24, 24, 24), p_rotation=1, p_scale=1)
-    pair = draw_views(volume, drawing.size, 1, drawing)
+    drawing = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1)
+    pair = sample_views(volume, drawing.size, 1, drawing)
     for view, to_volume in zip(pair.views[:, 0], pair.to_volume[:, 0], strict=True):
-        whole = resample.cut(torch.from_numpy(volume), to_volume, drawing.size)
-        assert torch.allclose(view, whole * resample.inside((60, 58, 62), to_volume, drawing.size), atol=1e-4)
+        whole = resampling.cut(torch.from_numpy(volume), to_volume, drawing.size)
+        assert torch.allclose(view, whole * resampling.inside((60, 58, 62), to_volume, drawing.size), atol=1e-4)
 
 
 def test_a_source_is_asked_for_no_more_than_the_views_need():
@@ -167,7 +171,7 @@ def test_a_source_is_asked_for_no_more_than_the_views_need():
     from viewalign.views.samples import SampleReader
 
     reader = SampleReader(
-        source, np.zeros(1, int), np.zeros(1, int), Drawing((32, 32, 32), p_rotation=0, p_scale=0), 1, 0
+        source, np.zeros(1, int), np.zeros(1, int), ViewSamplingConfig((32, 32, 32), p_rotation=0, p_scale=0), 1, 0
     )
     for index in range(20):
         sample = reader[index]

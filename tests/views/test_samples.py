@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from viewalign.errors import RefusedImageError
-from viewalign.views.array import ArraySource
-from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
-from viewalign.views.photometric import Photometrics
+from viewalign.errors import ExcludedImageError
+from viewalign.views.batch import ArraySource, build_views
+from viewalign.views.intensity import IntensityConfig
 from viewalign.views.samples import SampleReader, StepSampler
+from viewalign.views.sampling import ViewSamplingConfig
 
-DRAWING = Drawing((16, 16, 16))
+DRAWING = ViewSamplingConfig((16, 16, 16))
 
 
 class Cohort(ArraySource):
@@ -30,7 +29,7 @@ class Cohort(ArraySource):
 
     def read(self, k, start, stop):
         if k in self._broken:
-            raise RefusedImageError(f"volume {k} is broken")
+            raise ExcludedImageError(f"volume {k} is broken")
         return super().read(k, start, stop)
 
     def read_mask(self, k, kind, start, stop):
@@ -50,7 +49,7 @@ def test_sample_i_is_the_same_whoever_reads_it():
     a, b = reader(Cohort())[17], reader(Cohort())[17]
     assert torch.equal(a.crop, b.crop)
     assert torch.equal(a.to_volume, b.to_volume)
-    views = [build_views([s], (16, 16, 16), Photometrics(p_noise=1, p_blur=1), seed=3).views for s in (a, b)]
+    views = [build_views([s], (16, 16, 16), IntensityConfig(p_noise=1, p_blur=1), seed=3).views for s in (a, b)]
     assert torch.equal(*views)
 
 
@@ -90,7 +89,7 @@ def test_an_unreadable_volume_is_replaced_and_reported():
     source = Cohort(broken={2, 5})
     one = reader(source)
     seen = [one[i] for i in range(40)]
-    told = {volume for sample in seen for volume, _ in sample.refused}
+    told = {volume for sample in seen for volume, _ in sample.excluded}
     assert told == {2, 5}
     assert all(sample.volume_id not in {2, 5} for sample in seen)
     again = reader(source)
@@ -98,7 +97,7 @@ def test_an_unreadable_volume_is_replaced_and_reported():
 
 
 def test_nothing_readable_is_an_error_not_a_loop():
-    with pytest.raises(RefusedImageError, match="in a row cannot be read"):
+    with pytest.raises(ExcludedImageError, match="in a row cannot be read"):
         reader(Cohort(broken=range(12)))[0]
 
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from viewalign.randomness import generator_of
-from viewalign.views.grids import resize
-from viewalign.views.resample import warp
-from viewalign.views.warping import centres, draw_field, map_places, to_cells
+from viewalign.utils.rng import make_rng
+from viewalign.views.feature_grids import resize
+from viewalign.views.resampling import map_places, sample_displacement_field, to_cells, voxel_centres, warp
 
 SIZE = (8, 9, 7)
 
@@ -43,7 +42,7 @@ def test_the_field_comes_before_the_affine():
 
 def test_cells_of_a_grid_lie_where_their_voxels_do():
     grid, size = (2, 4, 4), (8, 8, 4)
-    places = centres(grid, size, torch.zeros(1, dtype=torch.float64))
+    places = voxel_centres(grid, size, torch.zeros(1, dtype=torch.float64))
     assert places[0, 0, 0].tolist() == [1.5, 0.5, 0.0]
     cells = torch.stack(torch.meshgrid(*(torch.arange(n).double() for n in grid), indexing="ij"), -1)
     assert torch.allclose(to_cells(places, grid, size), cells)
@@ -74,7 +73,7 @@ def test_places_are_exact_under_autocast():
 
 
 def test_a_drawn_field_is_smooth_and_as_large_as_said():
-    fields = torch.stack([draw_field(generator_of(k, "field"), (12, 24, 24), 0.1) for k in range(40)])
+    fields = torch.stack([sample_displacement_field(make_rng(k, "field"), (12, 24, 24), 0.1) for k in range(40)])
     ends = fields[:, :, [0, 0, -1, -1], [0, -1, 0, -1], [0, -1, -1, 0]]
     assert ends.std((0, 2)).tolist() == pytest.approx([1.2, 2.4, 2.4], rel=0.25)
     # Knots lie 11/3 and 23/3 voxels apart; between them a step is at most their difference by their distance.

@@ -33,8 +33,8 @@ def compare(
     """
     import json
 
-    from viewalign.report.comparison import draw
-    from viewalign.transfer.comparing import compare_any
+    from viewalign.finetuning.classification.comparison import compare_any
+    from viewalign.reports.comparison import draw
 
     result = compare_any(a, b)
     typer.echo(f"A = {a}\nB = {b}\n{len(result.cases)} cases of both" + _left_out(result.left_out))

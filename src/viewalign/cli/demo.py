@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.teller import Teller
+from viewalign.utils.console import Teller
 
 
 def demo(

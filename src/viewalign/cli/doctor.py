@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from viewalign.training.diagnosis import Finding
+    from viewalign.training.doctor import Finding
 
 _COLOURS = {"good": "green", "watch": "yellow", "bad": "red"}
 
@@ -40,10 +40,9 @@ def doctor(
     from rich.console import Console
     from rich.table import Table
 
-    from viewalign.training.diagnosis import diagnose, refuse_without_gpu
-    from viewalign.training.machine import look
+    from viewalign.training.doctor import diagnose, inspect_machine, refuse_without_gpu
 
-    facts = look(tuple(folders or [Path.cwd()]))
+    facts = inspect_machine(tuple(folders or [Path.cwd()]))
     findings = diagnose(facts)
     if gpu:
         refuse_without_gpu(facts)
@@ -63,8 +62,8 @@ def _check_gpu() -> list[Finding]:
     """Check the first GPU in a temporary folder."""
     import torch
 
-    from viewalign.cli.teller import Teller
     from viewalign.training.gpu.check import Size, check
+    from viewalign.utils.console import Teller
 
     with tempfile.TemporaryDirectory() as folder:
         return check(torch.device("cuda"), Path(folder), Size(), Teller().say)

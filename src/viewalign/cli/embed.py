@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.task_options import Cache, CaseWorkers
+from viewalign.cli.finetune import Cache, CaseWorkers
 
 
 def embed(
@@ -41,12 +41,11 @@ def embed(
 
     viewalign embed run task -o run.npz --size 96,96,96
     """
-    from viewalign.cli.progress import progress_bar
-    from viewalign.cli.telling import tell_refused
-    from viewalign.transfer.embedding import embed as embed_cases
-    from viewalign.transfer.tasks.manifest import read_manifest
-    from viewalign.transfer.tasks.setup import encoder_and_preprocessor
-    from viewalign.transfer.tasks.spec import read_spec
+    from viewalign.evaluation.embedding import embed as embed_cases
+    from viewalign.evaluation.encoders import encoder_and_preprocessor
+    from viewalign.tasks.manifest import read_manifest
+    from viewalign.tasks.spec import read_spec
+    from viewalign.utils.console import progress_bar, tell_refused
 
     spec = read_spec(task)
     cases = read_manifest(task, spec, targets=False)
@@ -55,4 +54,4 @@ def embed(
         found = embed_cases(backbone, preprocessor, cases, pool, maps, device, report, cache, workers)  # type: ignore[arg-type]
     found.write(out)
     typer.echo(f"{len(found.cases)} cases, {found.features.shape[1]} numbers each: {out}")
-    tell_refused(found.refused)
+    tell_refused(found.excluded)

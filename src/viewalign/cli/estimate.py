@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viewalign.cli.preparation import catalogue_of, choices_of, settings_of
-from viewalign.cli.preparation_options import (
+from viewalign.cli.prepare import (
     CataloguePath,
     InterpolationName,
     Normalise,
@@ -21,14 +20,17 @@ from viewalign.cli.preparation_options import (
     View,
     Window,
     Workers,
+    catalogue_of,
+    choices_of,
+    settings_of,
 )
 
 if TYPE_CHECKING:
-    from viewalign.arithmetic import Precision
     from viewalign.config import Recipe
-    from viewalign.training.rates import Card
-    from viewalign.volumes.given import Catalogue
-    from viewalign.volumes.recipe import PrepareSettings
+    from viewalign.data.inputs import Catalogue
+    from viewalign.data.settings import PrepareSettings
+    from viewalign.training.throughput import Card
+    from viewalign.utils.precision import Precision
 
 _EFFICIENCY = 0.75  # of bare convolutions; 155 of 200 GFLOP/s in the released code's steps
 _SIMULATED = (
@@ -80,7 +82,7 @@ def estimate(
     viewalign estimate ~/scans cva-resenc-xs --spacing 1.5 --dtype int16
     """
     from viewalign.recipes.loading import load
-    from viewalign.training.rates import card
+    from viewalign.training.throughput import card
 
     chosen = load(recipe, overrides or [], say=partial(typer.echo, err=True))
     cards = [card(name) for name in gpu or ["rtx4090", "a100", "h100"]]
@@ -99,10 +101,11 @@ def estimate(
 def _preparation(
     found: Catalogue, settings: PrepareSettings, workers: int | None, view: tuple[int, int, int]
 ) -> tuple[list[Line], dict[str, Any]]:
-    from viewalign.cli.progress import duration, progress_bar
-    from viewalign.volumes import estimating
-    from viewalign.volumes.limits import memory_bytes, worker_bytes
-    from viewalign.volumes.pool import default_workers
+    from viewalign.data import estimate as estimating
+    from viewalign.data.settings import worker_bytes
+    from viewalign.data.worker_pool import default_workers
+    from viewalign.utils.console import duration, progress_bar
+    from viewalign.utils.memory import memory_bytes
 
     with progress_bar("Reading headers") as report:
         survey = estimating.survey(found.records, settings, report)
@@ -117,8 +120,8 @@ def _preparation(
         "worker_memory_bytes": worker_bytes(survey.largest),
         "workers": count,
         "seconds": estimating.core_seconds(survey, trial) / count,
-        "refused": round(estimating.refused_in_all(survey, trial, found.refused)),
-        "reasons": [reason for reason, _ in survey.refused.most_common(5)] + sorted(set(trial.refused))[:3],
+        "excluded": round(estimating.refused_in_all(survey, trial, found.excluded)),
+        "reasons": [reason for reason, _ in survey.excluded.most_common(5)] + sorted(set(trial.excluded))[:3],
         "smaller_than_view": round(survey.smaller_than(view)),
     }
     headers = "all headers" if survey.factor == 1 else f"{survey.looked_at:,} headers at random"
@@ -131,7 +134,7 @@ def _preparation(
         Line("Store", _bytes(facts["disk_bytes"]), tried),
         Line("Preparation", f"{duration(facts['seconds'])} with {count} workers", tried),
         Line("Memory, at most", memory, "600 MB + 6 × the largest image as float32"),
-        Line("Refused, about", f"{facts['refused']:,}", f"{headers}, {tried}"),
+        Line("Refused, about", f"{facts['excluded']:,}", f"{headers}, {tried}"),
         *reasons,
         Line(f"Smaller than {sides}", f"{facts['smaller_than_view']:,} or more; padded", f"{headers}, before cropping"),
     ], facts
@@ -140,10 +143,9 @@ def _preparation(
 def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[str, Any]]:
     import torch
 
-    from viewalign.arithmetic import settle
-    from viewalign.device import choose_device
     from viewalign.training.cost import step_flops
     from viewalign.training.simulation import simulated_peak
+    from viewalign.utils.precision import choose_device, settle
 
     flops, device = step_flops(recipe), choose_device()
     precision = settle(recipe.runtime.precision, device).precision
@@ -179,8 +181,8 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
 
 def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> tuple[list[Line], dict[str, Any]]:
     """Return the lines and facts of one GPU; `peaks` holds the memory of each precision that was simulated."""
-    from viewalign.training.rates import rate_of
     from viewalign.training.simulation import RESERVED, simulated_peak
+    from viewalign.training.throughput import rate_of
 
     precision = gpu.half if recipe.runtime.precision == "auto" else recipe.runtime.precision
     if precision not in peaks:
@@ -202,7 +204,7 @@ def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> t
 
 def _step_here(recipe: Recipe, flops: float, precision: Precision) -> tuple[float, str]:
     """Return the seconds of a step on this machine and how they are known."""
-    from viewalign.training.rates import measured_flops, measured_step
+    from viewalign.training.throughput import measured_flops, measured_step
 
     bare = measured_flops(precision)
     computed = flops / (_EFFICIENCY * bare)
@@ -213,7 +215,7 @@ def _step_here(recipe: Recipe, flops: float, precision: Precision) -> tuple[floa
 
 
 def _time(seconds: float) -> str:
-    from viewalign.cli.progress import duration
+    from viewalign.utils.console import duration
 
     days = f" ({seconds / 86400:.1f} days)" if seconds > 2 * 86400 else ""
     return f"{duration(seconds)}{days}"

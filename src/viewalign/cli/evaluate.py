@@ -46,11 +46,11 @@ def evaluate(
 
     viewalign evaluate out labelsTs --tolerance tumour=2,oedema=1 --ignore 9 -o scores
     """
-    from viewalign.cli.progress import progress_bar
     from viewalign.errors import UserError
-    from viewalign.transfer.evaluation import folders
-    from viewalign.transfer.evaluation.cases import Rules
-    from viewalign.transfer.segmentation.dataset import names_matching
+    from viewalign.evaluation import folders
+    from viewalign.evaluation.segmentation_metrics import Rules
+    from viewalign.finetuning.segmentation.dataset import names_matching
+    from viewalign.utils.console import progress_bar
 
     if empty not in {"skip", "one"}:
         raise UserError(f"--empty takes skip or one, not '{empty}'.")
@@ -70,7 +70,7 @@ def evaluate(
             typer.echo(f"  {case.name}: {case.note}")
     if result.extra:
         typer.echo(f"{len(result.extra)} predictions have no reference: {_some(result.extra)}")
-    for name, reason in (result.refused or {}).items():
+    for name, reason in (result.excluded or {}).items():
         typer.echo(f"Not judged: {name}: {reason}.")
     if result.missing:
         typer.echo(f"Without a prediction, and in no mean: {_some(result.missing)}")

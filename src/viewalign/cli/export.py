@@ -1,4 +1,4 @@
-"""`viewalign export`: a run's encoder for others."""
+"""`viewalign export --nnunet`: what nnU-Net's own commands take, without viewalign."""
 
 from __future__ import annotations
 
@@ -9,8 +9,29 @@ import typer
 
 from viewalign.errors import UserError
 
+
+def export_nnunet(run: Path, dataset: str | None, out: Path | None) -> None:
+    """Write a model of a fine-tuning's folder, or a plan and a complete checkpoint of an encoder."""
+    from viewalign.errors import UserError
+    from viewalign.finetuning.segmentation import package
+    from viewalign.finetuning.segmentation.settings import FILE
+
+    if (run / FILE).is_file():
+        target = out or run / "model"
+        folders = package.export_model(run, target)
+        for folder in folders:
+            typer.echo(f"Model: {folder}")
+            typer.echo(f"  nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m {folder}")
+        return
+    if dataset is None:
+        raise UserError(f"{run} is no fine-tuning, so --nnunet needs a --dataset to write a plan for.")
+    written = package.export_start(str(run), dataset, out or Path("nnunet-export"))
+    typer.echo(f"Plan:       {written.plan}\nCheckpoint: {written.checkpoint}\n")
+    typer.echo("\n".join(written.commands))
+
+
 if TYPE_CHECKING:
-    from viewalign.transfer.encoder import Weights
+    from viewalign.weights.encoder import Weights
 
 
 def export(
@@ -88,8 +109,6 @@ def export(
     elif ssl3d:
         _export_ssl3d(run, out, weights)
     elif nnunet:
-        from viewalign.cli.export_nnunet import export_nnunet
-
         export_nnunet(run, dataset, out)
     else:
         folder = _export_plain(run, out, weights, licence, cite)
@@ -115,7 +134,7 @@ def _branch(weights: str) -> Weights:
 
 
 def _export_ssl3d(run: Path, out: Path | None, weights: str) -> None:
-    from viewalign.transfer.ssl3d import write_submission
+    from viewalign.compat.ssl3d import write_submission
 
     written = write_submission(run, out, _branch(weights))
     for line in written.passed:
@@ -124,13 +143,13 @@ def _export_ssl3d(run: Path, out: Path | None, weights: str) -> None:
 
 
 def _export_onnx(run: Path, out: Path | None) -> None:
-    from viewalign.transfer.tasks.onnx_export import export_onnx
+    from viewalign.finetuning.classification.onnx import export_onnx
 
     typer.echo(export_onnx(run, out or run / "onnx").text())
 
 
 def _export_plain(run: Path, out: Path | None, weights: str, licence: str | None, cite: str) -> Path:
-    from viewalign.transfer.export import export_run
+    from viewalign.weights.export import export_run
 
     folder = export_run(run, out, _branch(weights), licence, cite)
     for file in sorted(folder.iterdir()):
@@ -140,7 +159,7 @@ def _export_plain(run: Path, out: Path | None, weights: str, licence: str | None
 
 
 def _publish(folder: Path, to_hub: str, public: bool) -> None:
-    from viewalign.volumes.fetching import hub
+    from viewalign.data.fetch import hub
 
     page = hub.publish(folder, to_hub, [file.name for file in sorted(folder.iterdir())], public)
     typer.echo(f"Published: {page}. Take it elsewhere as  hf:{to_hub}")

@@ -71,8 +71,8 @@ def fetch(
 
 
 def _list(console: Console) -> None:
-    from viewalign.formats.fetching import WEIGHTS
-    from viewalign.volumes.fetching.datasets import DATASETS
+    from viewalign.data.fetch.datasets import DATASETS
+    from viewalign.weights.remote import WEIGHTS
 
     for name, dataset in DATASETS.items():
         console.print(f"[b]{name}[/b]  {dataset.about}. {dataset.licence}", highlight=False)
@@ -81,8 +81,8 @@ def _list(console: Console) -> None:
 
 
 def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[str], yes: bool) -> None:
-    from viewalign.cli.progress import progress_bar
-    from viewalign.volumes.fetching import datasets, hub
+    from viewalign.data.fetch import datasets, hub
+    from viewalign.utils.console import progress_bar
 
     folder = out or Path(name.removeprefix("hf:").rpartition("/")[2])
     if name.startswith("hf:"):
@@ -112,8 +112,8 @@ def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[st
 
 
 def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tuple[str, ...], yes: bool) -> None:
-    from viewalign.cli.progress import progress_bar
-    from viewalign.formats.fetching import ZenodoRecord, fetch_weights, find_weights
+    from viewalign.utils.console import progress_bar
+    from viewalign.weights.remote import ZenodoRecord, fetch_weights, find_weights
 
     found = find_weights(name, patterns)
     folder = out or Path("weights") / name.replace(":", "-").replace("/", "-")
@@ -130,7 +130,7 @@ def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tupl
 
 def _consent(console: Console, about: str, licence: str, cite: str, size: int, yes: bool) -> None:
     """Show what it is, its licence and its size, and ask."""
-    from viewalign.volumes.summary import size_text
+    from viewalign.data.summary import size_text
 
     for what, text in (("What", about), ("Licence", licence), ("Cite", cite), ("Size", size_text(size))):
         if text:

@@ -22,14 +22,14 @@ def prepare(
     Task 2 is a segmentation: it becomes a dataset of nnU-Net, with every image in LPS, for
     `viewalign finetune segmentation --dataset FOLDER`.
     """
+    from viewalign.compat.task_conversion import Wanted
+    from viewalign.compat.task_layouts import convert
     from viewalign.errors import UserError
-    from viewalign.transfer.tasks.converters import convert
-    from viewalign.transfer.tasks.converters.found import Wanted
 
     if number not in (1, 2, 3):
         raise UserError(f"--task takes 1, 2 or 3, not {number}.")
     if number == 2:
-        from viewalign.transfer.segmentation.fomo import prepare as prepare_segmentation
+        from viewalign.compat.fomo import prepare as prepare_segmentation
 
         cases: Sized
         cases, left_out = prepare_segmentation(source, out)
@@ -47,7 +47,7 @@ def submission(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.", show_default=False)],
 ) -> None:
     """Write predict.py, the models, and definitions for Apptainer and Docker. Nothing in them needs a network."""
-    from viewalign.transfer.tasks.fomo_submission import write_submission
+    from viewalign.compat.fomo_submission import write_submission
 
     for file in sorted(write_submission(model, out).iterdir()):
         typer.echo(f"  {file}")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viewalign.errors import UserError
+from viewalign.utils.console import REFUSED_SHOWN, show_refused
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from viewalign.volumes.indexing import Index
+    from viewalign.data.indexing import Index
 
-REFUSED_SHOWN = 10
 DATASETS_SHOWN = 10
 
 
@@ -63,7 +63,7 @@ def index(
 
     Reads NIfTI, NRRD, MetaImage (.nii .nii.gz .nrrd .nhdr .mha .mhd) and DICOM.
     What cannot be a volume (2D, 4-D, colour, missing slices, broken links …) is
-    set aside, with the reason, in CATALOGUE.refused.json. CATALOGUE.index.json
+    set aside, with the reason, in CATALOGUE.excluded.json. CATALOGUE.index.json
     and CATALOGUE.html hold the figures, and what looks strange: duplicates,
     extreme voxel sizes, odd orientations, few slices.
 
@@ -87,12 +87,12 @@ def index(
     """
     from rich.console import Console
 
-    from viewalign.volumes.given import nothing_found
-    from viewalign.volumes.summary import summarise
+    from viewalign.data.inputs import nothing_found
+    from viewalign.data.summary import summarise
 
     found = look(sources, subject_pattern, labels, workers, frames)
     console = Console()
-    show_refused(console, [(refusal.file, refusal.reason) for refusal in found.refused])
+    show_refused(console, [(exclusion.file, exclusion.reason) for exclusion in found.excluded])
     if found.images == 0:
         raise UserError(nothing_found(sources, found))
     summary = summarise(found)
@@ -101,25 +101,25 @@ def index(
     show_suspects(console, summary["suspects"])
     for line in (*written, f"Next: viewalign prepare {out} -o store"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(3 if found.refused else 0)
+    raise typer.Exit(3 if found.excluded else 0)
 
 
 def _write(found: Index, summary: dict[str, Any], out: Path) -> list[str]:
     """Write the catalogue and what goes with it; return a line for each file."""
-    from viewalign.report.index_page import write_index_page
-    from viewalign.volumes.catalogue import write_catalogue
-    from viewalign.volumes.indexing import write_refused
-    from viewalign.volumes.summary import write_summary
+    from viewalign.data.catalogue import write_catalogue
+    from viewalign.data.indexing import write_refused
+    from viewalign.data.summary import write_summary
+    from viewalign.reports.catalogue import write_index_page
 
     try:
         write_catalogue(found.collection, out)
-        refused_list = write_refused(out, found.refused)
+        refused_list = write_refused(out, found.excluded)
         figures = write_summary(summary, out)
         page = write_index_page(summary, out)
     except OSError as error:
         raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
     lines = [f"{what + ':':<10} {path}" for what, path in (("Catalogue", out), ("Figures", figures), ("Page", page))]
-    return [*lines, f"Set aside: {refused_list}"] if found.refused else lines
+    return [*lines, f"Set aside: {refused_list}"] if found.excluded else lines
 
 
 def look(
@@ -134,21 +134,13 @@ def look(
     Raises:
         UserError: a source does not exist, or the pattern is no regular expression with a known group.
     """
-    from viewalign.cli.progress import progress_bar
-    from viewalign.volumes.indexing import index_sources
-    from viewalign.volumes.sources import FindOptions
+    from viewalign.data.indexing import index_sources
+    from viewalign.data.sources import FindOptions
+    from viewalign.utils.console import progress_bar
 
     with progress_bar("Reading headers") as report:
         options = FindOptions(_compiled(subject_pattern), labels, report, frames)
         return index_sources(sources, options, on_file=report, workers=workers)
-
-
-def show_refused(console: Console, refused: list[tuple[str, str]]) -> None:
-    """Print the first few files that were set aside."""
-    for file, reason in refused[:REFUSED_SHOWN]:
-        console.print(f"  set aside: {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if len(refused) > REFUSED_SHOWN:
-        console.print(f"  … and {len(refused) - REFUSED_SHOWN} more", style="yellow", highlight=False)
 
 
 def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:
@@ -165,7 +157,7 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from viewalign.volumes.summary import size_text
+    from viewalign.data.summary import size_text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -182,7 +174,7 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     table.add_row("Spacing (D, H, W)", _spread(summary["spacing"]) + " mm")
     table.add_row("Size", size_text(summary["bytes"]))
     table.add_row("Suspect", str(len(summary["suspects"])))
-    table.add_row("Set aside", str(len(summary["refused"])))
+    table.add_row("Set aside", str(len(summary["excluded"])))
     passed = summary["passed_over"]
     if passed["label_maps"]:
         table.add_row("Passed over", f"{passed['label_maps']} label maps, told by their names (--labels takes them in)")

@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from viewalign import __version__
 from viewalign.cli.compare import compare
-from viewalign.cli.compare_methods import compare_methods
 from viewalign.cli.demo import demo
 from viewalign.cli.doctor import doctor
 from viewalign.cli.embed import embed
@@ -24,17 +23,16 @@ from viewalign.cli.fetch import fetch
 from viewalign.cli.finetune import finetune
 from viewalign.cli.fomo import fomo
 from viewalign.cli.index import index
-from viewalign.cli.methods import methods
 from viewalign.cli.nnunet import nnunet
 from viewalign.cli.predict import predict
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
 from viewalign.cli.probe import probe
-from viewalign.cli.recipes import recipes
+from viewalign.cli.recipes import methods, recipes
 from viewalign.cli.report import report
-from viewalign.cli.study import study
+from viewalign.cli.study import compare_methods, study
 from viewalign.cli.task import task
-from viewalign.errors import UserError, told_of_full_disk
+from viewalign.errors import UserError, report_disk_full
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 for command in (
@@ -100,7 +98,7 @@ def run(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        with told_of_full_disk():
+        with report_disk_full():
             app(args=arguments, prog_name="viewalign")
     except UserError as problem:
         errors.print(f"[bold red]viewalign:[/bold red] {escape(str(problem))}")

@@ -23,7 +23,7 @@ def env() -> None:
     and nnUNetv2_train, nnUNetv2_predict and the like take `-tr ViewalignTrainer -p PLAN` with any plan that
     `viewalign finetune segmentation` made.
     """
-    from viewalign.transfer.segmentation.environment import as_shell, check_installed, variables
+    from viewalign.finetuning.segmentation.environment import as_shell, check_installed, variables
 
     check_installed()
     typer.echo(as_shell(variables(None)))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.task_options import CaseWorkers
+from viewalign.cli.finetune import CaseWorkers
 
 
 def predict(
@@ -47,12 +47,11 @@ def predict(
     viewalign predict liver imagesTs -o masks --flips
     """
     from viewalign import api
-    from viewalign.cli.progress import progress_bar
-    from viewalign.cli.telling import tell_refused
-    from viewalign.transfer.segmentation.predicting import is_segmentation
+    from viewalign.finetuning.segmentation.predict import is_segmentation
+    from viewalign.utils.console import progress_bar, tell_refused
 
     target = out or Path("predictions" if is_segmentation(model) else "predictions.csv")
     with progress_bar("Predicting") as report:
         found = api.predict(model, cases, target, flips=flips, device=device, on_progress=report, workers=workers)
     typer.echo(f"{len(found.values) + len(found.masks)} cases: {target}")
-    tell_refused(found.refused)
+    tell_refused(found.excluded)

@@ -45,7 +45,7 @@ def pretrain(
     asked = load(recipe, settings or [], say=partial(typer.echo, err=True))
     probe = None
     if asked.validate_.probe is not None:
-        from viewalign.transfer.running_probe import make_probe
+        from viewalign.evaluation.online_probe import make_probe
 
         probe = make_probe(asked)
     outcome = run_recipe(asked, resume="auto" if resume == "auto" else False, probe=probe)

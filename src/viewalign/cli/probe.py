@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.task_options import Cache, CaseWorkers
+from viewalign.cli.finetune import Cache, CaseWorkers
 
 
 def probe(
@@ -49,9 +49,9 @@ def probe(
 
     viewalign probe cva=run mae=other-run --task task --shots 5,10,20 -o probe.json
     """
-    from viewalign.cli.telling import tell_refused
     from viewalign.errors import UserError
-    from viewalign.transfer.tasks.probing import ProbePlan, run_probe
+    from viewalign.evaluation.probe import ProbePlan, run_probe
+    from viewalign.utils.console import tell_refused
 
     chosen = tuple(part.strip() for part in learners.split(",") if part.strip())
     if not chosen or set(chosen) - {"linear", "knn"}:

@@ -32,8 +32,8 @@ def report(
 
     The file stands alone: it loads nothing from the network, and can be mailed, printed and archived.
     """
-    from viewalign.report import task
-    from viewalign.report.page import write_report
-    from viewalign.transfer.tasks.outcomes import is_task_run
+    from viewalign.finetuning.classification.outcomes import is_task_run
+    from viewalign.reports import task
+    from viewalign.reports.run import write_report
 
     typer.echo(task.write_page(run, output) if is_task_run(run) else write_report(run, output))

@@ -28,9 +28,9 @@ def convert(
     number: Annotated[int | None, typer.Option("--task", help="FOMO: 1 (infarct) or 3 (age).")] = None,
 ) -> None:
     """Write task.yaml and manifest.csv for a folder in another tool's layout; no image is copied."""
+    from viewalign.compat.task_conversion import Wanted
+    from viewalign.compat.task_layouts import convert as convert_layout
     from viewalign.errors import UserError
-    from viewalign.transfer.tasks.converters import convert as convert_layout
-    from viewalign.transfer.tasks.converters.found import Wanted
 
     if kind not in (None, "binary", "multiclass", "multilabel", "regression"):
         raise UserError(f"--kind takes binary, multiclass, multilabel or regression, not '{kind}'.")

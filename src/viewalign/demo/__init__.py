@@ -1,1 +1,1 @@
-"""The whole way in a few minutes: a made cohort, pretraining, a probe and a report."""
+"""The whole workflow on synthetic data."""

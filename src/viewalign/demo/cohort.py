@@ -1,25 +1,131 @@
-"""A synthetic cohort: one template brain, bent and recoloured at random into many subjects.
-
-It is no sample of people. Every subject is the MNI152 average brain under a smooth random deformation, with a random
-T1-, T2- or PD-like contrast, a bias field and noise. Every number follows from (seed, subject).
-"""
+"""Smooth random fields, and where a deformed subject's voxels come from in the template."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.demo.deforming import displacement, mild_affine, smooth_field
-from viewalign.demo.template import Template, load_template
-from viewalign.randomness import generator_of
-from viewalign.volumes.child import Lost
-from viewalign.volumes.pool import default_workers, run_jobs
-from viewalign.writing import whole
+from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
+from viewalign.errors import UserError
+from viewalign.utils.io import atomic_write
+from viewalign.utils.rng import make_rng
+
+_BENDS = ((20.0, 2.5), (10.0, 0.8))
+"""(width, size) in mm of the displacements: broad ones of some mm and narrower, smaller ones. Steeper would fold."""
+
+Field = NDArray[np.float32]
+
+
+def smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], spacing: float, width: float) -> Field:
+    """Draw a smooth random field of zero mean and unit deviation.
+
+    Args:
+        rng: where the noise comes from.
+        shape: of the field, in voxels.
+        spacing: of the voxels, in mm.
+        width: deviation of the Gaussian that smooths white noise, in mm.
+
+    Returns:
+        float32 of `shape`.
+    """
+    # White noise on coarse nodes, spread by Gaussians: smoothing and interpolation in one product per axis.
+    node = width / 2
+    matrices = []
+    for n in shape:
+        nodes = np.arange(-4 * width, n * spacing + 4 * width, node)
+        bumps = np.exp(-0.5 * ((spacing * np.arange(n)[:, None] - nodes) / width) ** 2)
+        matrices.append((bumps / np.linalg.norm(bumps, axis=1, keepdims=True)).astype(np.float32))
+    field = rng.standard_normal([matrix.shape[1] for matrix in matrices], dtype=np.float32)
+    for matrix in matrices:
+        # The axis worked on moves to the end each time, so that after three all are in order again.
+        field = np.tensordot(field, matrix, axes=([0], [1]))
+    return field
+
+
+def displacement(rng: np.random.Generator, shape: tuple[int, int, int], spacing: float) -> Field:
+    """Draw displacements in mm, float32 (3, *shape): a few mm, smooth enough that nothing folds."""
+    total = np.zeros((3, *shape), dtype=np.float32)
+    for axis in range(3):
+        for width, size in _BENDS:
+            total[axis] += np.float32(size) * smooth_field(rng, shape, spacing, width)
+    return total
+
+
+def mild_affine(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw a 3×3 matrix: turns of up to 8° about each axis, scales of 0.92 to 1.08, shears of up to 0.03."""
+    turn = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(rng.uniform(-8, 8, size=3))):
+        one, other = [k for k in range(3) if k != axis]
+        step = np.eye(3)
+        step[one, one] = step[other, other] = np.cos(angle)
+        step[one, other], step[other, one] = -np.sin(angle), np.sin(angle)
+        turn = turn @ step
+    shear = np.eye(3) + np.triu(rng.uniform(-0.03, 0.03, size=(3, 3)), k=1)
+    return np.asarray(turn @ shear @ np.diag(rng.uniform(0.92, 1.08, size=3)))
+
+
+_NEEDED = {"nilearn": "nilearn", "sklearn": "scikit-learn", "scipy": "scipy"}
+
+
+@dataclass(frozen=True)
+class Template:
+    """MNI152 on a 1 mm grid with an empty frame; array axes are x, y, z towards right, front and top.
+
+    Attributes:
+        t1: intensity in [0, 1], 0 outside the brain.
+        tissues: (3, X, Y, Z) probabilities of fluid and all other, grey matter, white matter; they sum to `brain`.
+        brain: 1 inside the brain mask, else 0.
+        origin: centre of voxel (0, 0, 0) in mm.
+    """
+
+    t1: NDArray[np.float32]
+    tissues: NDArray[np.float32]
+    brain: NDArray[np.float32]
+    origin: NDArray[np.float64]
+
+
+def require_extras() -> None:
+    """Make sure that what the demo needs beyond pretraining is installed.
+
+    Raises:
+        UserError: something is missing; the sentence says how to install it.
+    """
+    missing = [name for module, name in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise UserError(f"The demo needs {', '.join(missing)}: pip install 'viewalign[demo]'.")
+
+
+@cache
+def load_template() -> Template:
+    """Load the template; no network is used.
+
+    Raises:
+        UserError: nilearn is not installed.
+    """
+    require_extras()
+    from nilearn import datasets
+
+    image = datasets.load_mni152_template(resolution=1)
+    brain = _framed(datasets.load_mni152_brain_mask(resolution=1))
+    grey = _framed(datasets.load_mni152_gm_template(resolution=1)) * brain
+    white = _framed(datasets.load_mni152_wm_template(resolution=1)) * brain
+    solid = np.maximum(grey + white, 1.0)
+    grey, white = grey / solid, white / solid
+    tissues = np.stack([brain - grey - white, grey, white])
+    return Template(_framed(image) * brain, tissues, brain, np.asarray(image.affine[:3, 3] - 1.0))
+
+
+def _framed(image: Any) -> NDArray[np.float32]:
+    """Return the voxels with an empty frame of one: the brain stem ends at the template's border."""
+    return np.pad(np.asarray(image.dataobj, dtype=np.float32), 1)
+
 
 NOTE = (
     "This cohort is synthetic: one template brain, deformed. Every image was made from the MNI152 T1 average (as "
@@ -99,7 +205,7 @@ def make_cohort(
     (folder / "labels").mkdir(exist_ok=True)
     count = min(default_workers() if workers is None else workers, len(jobs))
     for number, result in run_jobs(partial(_write_subject, folder, settings), jobs, count):
-        if isinstance(result, Lost):
+        if isinstance(result, WorkerLost):
             raise RuntimeError(f"subject {number} could not be made: {result.reason}")
         done += 1
         if on_subject:
@@ -108,14 +214,14 @@ def make_cohort(
 
 def make_subject(template: Template, number: int, settings: CohortSettings) -> Subject:
     """Make subject `number`: deform the template and its tissue maps with one field, then draw how it looks."""
-    rng = generator_of(settings.seed, number, "shape")
+    rng = make_rng(settings.seed, number, "shape")
     lowest, shape = _grid(template, settings.spacing)
     points = _template_points(rng, template, lowest, shape, settings.spacing)
     brain = _nearest(template.brain, points) > 0
     tissues = np.stack([_read(one, points, brain) for one in template.tissues])
     labels = np.where(brain, tissues.argmax(axis=0) + 1, 0).astype(np.uint8)
     contrast = contrast_of(number)
-    rng = generator_of(settings.seed, number, "look")
+    rng = make_rng(settings.seed, number, "look")
     image = _recolour(rng, _read(template.t1, points, brain), tissues, contrast)
     image = _degrade(rng, image, settings.spacing) * brain
     affine = np.diag([settings.spacing] * 3 + [1.0])
@@ -149,7 +255,7 @@ def _write_subject(folder: Path, settings: CohortSettings, number: int) -> None:
 
     subject = make_subject(load_template(), number, settings)
     for path, array in zip(_files(folder, number, settings), (subject.image, subject.labels), strict=False):
-        with whole(path) as partial_path:
+        with atomic_write(path) as partial_path:
             nibabel.save(nibabel.Nifti1Image(array, subject.affine), partial_path)
 
 

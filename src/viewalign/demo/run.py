@@ -1,7 +1,4 @@
-"""The demo from end to end: images → catalogue → store → pretraining → probe → export → report.
-
-Every step leaves files, and a step whose files are there is not done again: an interrupted demo goes on where it was.
-"""
+"""The three figures that the demo ends with, read from the run's own files."""
 
 from __future__ import annotations
 
@@ -12,17 +9,59 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from viewalign.demo import figures
-from viewalign.demo.cohort import NOTE, CohortSettings, make_cohort
-from viewalign.demo.labelled import Holdout, hold_out, without
-from viewalign.demo.template import require_extras
+from viewalign.data.catalogue import read_catalogue, write_catalogue
+from viewalign.data.settings import PrepareSettings
+from viewalign.demo.cohort import NOTE, CohortSettings, make_cohort, require_extras
+from viewalign.demo.probe import Holdout, hold_out, without
 from viewalign.errors import UserError
+from viewalign.methods.health import MEASURES
 from viewalign.recipes import loading
-from viewalign.training import checkpoints
-from viewalign.training.folder import RunFolder
-from viewalign.volumes.catalogue import read_catalogue, write_catalogue
-from viewalign.volumes.recipe import PrepareSettings
-from viewalign.writing import whole
+from viewalign.utils.io import atomic_write
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import RunFolder, read_log
+
+
+def summarise(run: RunFolder) -> list[str]:
+    """Return three lines: loss, effective rank with its verdict, and probe."""
+    rows = read_log(run.log)
+    return [_loss(rows), _rank(rows), _probe_figure(run)]
+
+
+def _loss(rows: list[dict[str, Any]]) -> str:
+    kind = "validation" if any(row["kind"] == "validation" for row in rows) else "train"
+    seen = [row for row in rows if row["kind"] == kind and "loss" in row]
+    if not seen:
+        return "Loss: not logged."
+    first, last = seen[0], seen[-1]
+    whose = "on held-out subjects" if kind == "validation" else "in training"
+    return f"Loss {whose}: {first['loss']:.2f} at step {first['step']} → {last['loss']:.2f} at step {last['step']}"
+
+
+def _rank(rows: list[dict[str, Any]]) -> str:
+    seen = [row["effective_rank"] for row in rows if row["kind"] == "health" and "effective_rank" in row]
+    if not seen:
+        return "Effective rank of the features: not measured."
+    level = next(measure for measure in MEASURES if measure.name == "effective_rank").level(seen[-1])
+    return f"Effective rank of the features: {seen[-1]:.1f} ({level})"
+
+
+def _probe_figure(run: RunFolder) -> str:
+    path = run.root / "probe.json"
+    if not path.is_file():
+        return "Probe: none, for there are no labels."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        f"Probe (mean Dice): pretrained {_with_interval(result, 'pretrained')}, "
+        f"untrained {_with_interval(result, 'untrained')}, "
+        f"intensities alone {result['baselines']['intensity']:.3f}"
+    )
+
+
+def _with_interval(result: dict[str, Any], name: str) -> str:
+    interval = result["interval"].get(name)
+    text = f"{result[name]:.3f}"
+    return text if interval is None else f"{text} ({interval[0]:.3f} to {interval[1]:.3f})"
+
 
 RECIPE = "cva-resenc-xs"
 _STATE = "demo.json"
@@ -116,7 +155,7 @@ def run_demo(settings: DemoSettings, teller: Teller) -> DemoResult:
     if held:
         _probe(settings, held, run, teller)
     report = _export_and_report(run, teller)
-    result = DemoResult(report, figures.summarise(run))
+    result = DemoResult(report, summarise(run))
     _write_state(settings, result)
     return result
 
@@ -154,7 +193,7 @@ def _write_state(settings: DemoSettings, result: DemoResult | None) -> None:
         "finished": result is not None,
         "figures": [] if result is None else result.figures,
     }
-    with whole(settings.out / _STATE) as partial:
+    with atomic_write(settings.out / _STATE) as partial:
         partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -170,7 +209,7 @@ def _make_cohort(settings: DemoSettings, teller: Teller) -> None:
 
 def _index(settings: DemoSettings, teller: Teller) -> Holdout:
     """Write the catalogue of what pretraining may see, and return what is kept for the probe."""
-    from viewalign.volumes.indexing import index_sources, write_refused
+    from viewalign.data.indexing import index_sources, write_refused
 
     path = settings.out / "catalogue.json"
     images = settings.out / "images" if settings.data is None else settings.data
@@ -180,19 +219,19 @@ def _index(settings: DemoSettings, teller: Teller) -> Holdout:
         found = index_sources([str(images.absolute())], on_file=bar)
     if found.images == 0:
         first = (
-            f" The first that was set aside: {found.refused[0].file}: {found.refused[0].reason}."
-            if found.refused
+            f" The first that was set aside: {found.excluded[0].file}: {found.excluded[0].reason}."
+            if found.excluded
             else ""
         )
         raise UserError(f"No volumes were found in {images}.{first}")
     held = hold_out(found.collection.records(settings.out.absolute()), settings.cohort.seed)
     kept = without(found.collection, held.subjects)
     write_catalogue(kept, path)
-    write_refused(path, found.refused)
+    write_refused(path, found.excluded)
     subjects = found.subjects()
     teller.say(
         f"2 Catalogue: {found.images} images of {subjects} subjects, {len(held.subjects)} of which are labelled and "
-        f"kept for the probe; {len(found.refused)} set aside."
+        f"kept for the probe; {len(found.excluded)} set aside."
     )
     if not held:
         teller.say(f"  {NO_PROBE}")
@@ -206,8 +245,8 @@ NO_PROBE = (
 
 
 def _prepare(settings: DemoSettings, teller: Teller) -> None:
-    from viewalign.volumes.indexing import read_refused
-    from viewalign.volumes.prepare import prepare_records
+    from viewalign.data.indexing import read_refused
+    from viewalign.data.prepare import prepare_records
 
     catalogue, store = settings.out / "catalogue.json", settings.out / "store"
     records = list(read_catalogue(catalogue).records(catalogue.absolute().parent))
@@ -219,8 +258,8 @@ def _prepare(settings: DemoSettings, teller: Teller) -> None:
         )
     if report.prepared == 0:
         raise UserError(f"None of the images could be used. The reasons are in {store / 'report.json'}.")
-    if report.refused:
-        teller.say(f"  {len(report.refused)} images were set aside; the reasons are in {store / 'report.json'}.")
+    if report.excluded:
+        teller.say(f"  {len(report.excluded)} images were set aside; the reasons are in {store / 'report.json'}.")
 
 
 def recipe_settings(settings: DemoSettings) -> list[str]:
@@ -261,7 +300,7 @@ def _describe_data(settings: DemoSettings, held: Holdout) -> str:
 
 
 def _probe(settings: DemoSettings, held: Holdout, run: RunFolder, teller: Teller) -> None:
-    from viewalign.demo.probing import probe_run
+    from viewalign.demo.probe import probe_run
 
     if (run.root / "probe.json").is_file():
         teller.say("5 Probe: done before.")
@@ -274,8 +313,8 @@ def _probe(settings: DemoSettings, held: Holdout, run: RunFolder, teller: Teller
 
 
 def _export_and_report(run: RunFolder, teller: Teller) -> Path:
-    from viewalign.report.page import write_report
-    from viewalign.transfer.export import export_run
+    from viewalign.reports.run import write_report
+    from viewalign.weights.export import export_run
 
     teller.say("6 Export and report.")
     export_run(run.root)

@@ -1,1 +1,1 @@
-"""Pretraining methods: one file each, one line in the registry, one recipe."""
+"""Pretraining methods: one file each, and what they share."""

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from viewalign.networks.backbone import Backbone
 from viewalign.views.batch import ViewBatch
-from viewalign.views.drawing import DrawViews, draw_one
+from viewalign.views.sampling import ViewSampler, sample_one
 
 Latents = dict[str, Tensor]
 """What the networks made of a batch, by name: tensors (V, B, ...), so that parts of a batch can be joined along B."""
 
 
 @dataclass(frozen=True)
-class Asks:
+class MethodRequirements:
     """What a method asks of views, volumes and processes; its module says it in `asks(recipe)`, before it is built.
 
     Attributes:
@@ -32,15 +32,15 @@ class Asks:
         decodes, drops: whether they are decoded, and whether a transformer leaves masked tokens out; for the same.
     """
 
-    draw: DrawViews = draw_one
+    draw: ViewSampler = sample_one
     group: int = 1
-    strangers: str = ""
+    needs_multiple_subjects: str = ""
     aligned: bool = False
-    idle: bool = False
+    has_unused_parameters: bool = False
     repeats: bool = True
     images: float = 1.0
-    decodes: bool = True
-    drops: bool = False
+    uses_decoder: bool = True
+    drops_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Method(nn.Module, ABC):
     """
 
     @abstractmethod
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:
+    def forward_features(self, batch: ViewBatch, *, return_diagnostics: bool = False, targets: bool = True) -> Latents:
         """Run the networks.
 
         What an image gives may depend on that image alone (or on its group, see `Asks`), and on no generator that lives
@@ -79,7 +79,7 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:
         """Return the loss of a batch's latents; with `examine`, features for the health panel and pictures too."""
 
     def after_update(self, step: int, made: Tensor | None = None) -> None:
@@ -96,13 +96,17 @@ class Method(nn.Module, ABC):
     def encoder(self) -> Backbone:
         """Return the backbone whose weights are exported."""
 
-    def step(self, batch: ViewBatch, *, examine: bool = False) -> StepResult:
+    def step(self, batch: ViewBatch, *, return_diagnostics: bool = False) -> StepResult:
         """Return the loss of a batch; see `judge`."""
-        return self.judge(batch, self.latents(batch, examine=examine), examine=examine)
+        return self.compute_loss(
+            batch,
+            self.forward_features(batch, return_diagnostics=return_diagnostics),
+            return_diagnostics=return_diagnostics,
+        )
 
-    def forward(self, batch: ViewBatch, examine: bool = False) -> StepResult:
+    def forward(self, batch: ViewBatch, return_diagnostics: bool = False) -> StepResult:
         """Run `step`: the name under which wrappers for many processes call it."""
-        return self.step(batch, examine=examine)
+        return self.step(batch, return_diagnostics=return_diagnostics)
 
 
 def join(parts: Sequence[Latents]) -> Latents:

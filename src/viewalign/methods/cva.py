@@ -15,27 +15,27 @@ from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.methods import draws
-from viewalign.methods.base import Asks, Latents, Method, StepResult
-from viewalign.methods.branch import Branch, Head
-from viewalign.methods.building import build_for, norm_for
-from viewalign.methods.dense import SharedPlaces, grid_of
-from viewalign.methods.reading import PAIRS, named
-from viewalign.networks import masks, teacher
+from viewalign.losses.consistency import cosine_consistency, gram_consistency
+from viewalign.losses.contrastive import Contrast, dense_nt_xent, global_nt_xent
+from viewalign.losses.reconstruction import masked_huber, masked_mse
+from viewalign.methods import rng
+from viewalign.methods.base import Latents, Method, MethodRequirements, StepResult
+from viewalign.methods.dense_features import DenseAlignment, grid_of
+from viewalign.methods.projection_branch import Head, ProjectionBranch
+from viewalign.methods.requirements import PAIRS, build_for, norm_for, used_settings
+from viewalign.networks import masking as masks
+from viewalign.networks import teacher
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.heads import embed
-from viewalign.objectives.consistency import cosine_consistency, gram_consistency
-from viewalign.objectives.contrastive import Contrast, dense_nt_xent, global_nt_xent
-from viewalign.objectives.reconstruction import masked_huber, masked_mse
-from viewalign.precision import raised
+from viewalign.utils.precision import at_least_float32
 from viewalign.views.batch import ViewBatch
-from viewalign.views.drawing import draw_pair
-from viewalign.views.grids import common_grid
-from viewalign.views.released import draw_released
+from viewalign.views.feature_grids import common_grid
+from viewalign.views.latentcampus import sample_latentcampus
+from viewalign.views.sampling import sample_pair
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Weights of the three terms; a term of weight 0 is not computed."""
 
     reconstruction: float = 5.0
@@ -44,7 +44,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossConfig:
     """Which form the terms take.
 
     Attributes:
@@ -76,14 +76,14 @@ class ConsistentViewAlignment(Method):
 
     def __init__(
         self,
-        student: Branch,
-        places: SharedPlaces,
+        student: ProjectionBranch,
+        places: DenseAlignment,
         momentum: teacher.Momentum,
         *,
         seed: int = 0,
         mask_ratio: float = 0.75,
-        weights: Weights | None = None,
-        terms: Terms | None = None,
+        weights: LossWeights | None = None,
+        terms: LossConfig | None = None,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, copy.deepcopy(student)
@@ -92,23 +92,23 @@ class ConsistentViewAlignment(Method):
         self._pairs = teacher.pair_parameters(self.student, self.teacher)
         self._places, self._momentum = places, momentum
         self._seed, self._mask_ratio = seed, mask_ratio
-        self._weights, self._terms = weights or Weights(), terms or Terms()
+        self._weights, self._terms = weights or LossWeights(), terms or LossConfig()
 
-    def latents(self, batch: ViewBatch, *, examine: bool = False, targets: bool = True) -> Latents:
+    def forward_features(self, batch: ViewBatch, *, return_diagnostics: bool = False, targets: bool = True) -> Latents:
         """Run both networks: the student on masked views, the teacher, where a term asks for it, on whole ones."""
         images, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
-        mask = draws.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio)
-        rebuilds, compares = self._weights.reconstruction > 0, self._weights.consistency > 0 or examine
-        draws.draw_paths(self.student.backbone, batch, self._seed, self.training)
+        mask = rng.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio)
+        rebuilds, compares = self._weights.reconstruction > 0, self._weights.consistency > 0 or return_diagnostics
+        rng.sample_drop_path(self.student.backbone, batch, self._seed, self.training)
         networks = [self.student.features(images, valid, mask, decode=rebuilds)]
         made = {"mask": mask.hidden, "pooled": networks[0].pooled}
         if rebuilds:
-            made["image"] = self.student.backbone.paint(networks[0].decoded)
+            made["image"] = self.student.backbone.to_image(networks[0].decoded)
         if targets and (compares or self._weights.contrastive > 0):
             with torch.no_grad():
                 networks.append(self.teacher.features(images, valid))
             made["teacher_pooled"] = networks[1].pooled
-        if examine:
+        if return_diagnostics:
             made["shown"] = _most_telling(networks[-1].dense).detach()
         latents = {name: value.unflatten(0, batch.count) for name, value in made.items()}
         if compares:
@@ -116,7 +116,7 @@ class ConsistentViewAlignment(Method):
             latents |= dict(zip(("dense", "teacher_dense"), dense, strict=False))
         return latents
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:
         """Return the weighted sum of reconstruction, consistency and contrast."""
         terms: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
@@ -125,15 +125,19 @@ class ConsistentViewAlignment(Method):
         if "image" in latents:
             hidden = masks.to_voxels(latents["mask"].flatten(0, 1), batch.size, self.student.backbone.block)
             terms["reconstruction"] = self._reconstruction(batch, latents["image"].flatten(0, 1), hidden)
-            pictures = {"reconstruction": latents["image"].detach().flatten(0, 1), "mask": hidden} if examine else {}
+            pictures = (
+                {"reconstruction": latents["image"].detach().flatten(0, 1), "mask": hidden}
+                if return_diagnostics
+                else {}
+            )
         if "dense" in latents:
-            terms["consistency"], logs["cosine"], features = self._consistency(batch, latents, examine)
+            terms["consistency"], logs["cosine"], features = self._consistency(batch, latents, return_diagnostics)
         if self._weights.contrastive > 0:
             contrast = self._contrast(batch, latents)
             terms["contrastive"], logs["contrast_accuracy"] = contrast.loss, contrast.accuracy
         weighted = [getattr(self._weights, name) * term for name, term in terms.items() if getattr(self._weights, name)]
         loss = torch.stack(weighted).sum()
-        if examine:
+        if return_diagnostics:
             pictures["features"] = latents["shown"].flatten(0, 1)
         logs = {**{name: term.detach() for name, term in terms.items()}, **logs}
         return StepResult(loss, {"loss": loss.detach(), **logs}, features, pictures)
@@ -155,7 +159,7 @@ class ConsistentViewAlignment(Method):
         return masked_huber(image, target, counts, self._terms.huber_delta)
 
     def _consistency(
-        self, batch: ViewBatch, latents: Latents, examine: bool
+        self, batch: ViewBatch, latents: Latents, return_diagnostics: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Compare student and teacher at the same places, each view's student with the other view's teacher."""
         kept, share = [latents["dense"], latents["teacher_dense"]], latents["share"]
@@ -163,7 +167,7 @@ class ConsistentViewAlignment(Method):
         (prediction,), weight = self._places.read(batch, kept[:1], share, [student])
         with torch.no_grad():
             # The teacher's features once more without a head: the health panel looks at the encoder itself.
-            heads_of = [target, None] if examine else [target]
+            heads_of = [target, None] if return_diagnostics else [target]
             seen, _ = self._places.read(batch, kept[1:] * len(heads_of), share, heads_of)
         aim, both = seen[0].flip(0), weight.repeat(2, 1)
         loss = self._compare(prediction.flatten(0, 1), aim.flatten(0, 1), both)
@@ -172,7 +176,7 @@ class ConsistentViewAlignment(Method):
             with torch.no_grad():
                 distance = cosine_consistency(prediction.flatten(0, 1), aim.flatten(0, 1), both)
         features = {}
-        if examine:
+        if return_diagnostics:
             rows = weight.flatten() > 0
             features = {
                 "encoder": seen[1][0].detach().flatten(0, 1)[rows],
@@ -199,7 +203,7 @@ class ConsistentViewAlignment(Method):
 
 def _embedded(pooled: Tensor, head: Head | None) -> Tensor:
     """Pass pooled features (2, B, C) through a head."""
-    return raised(pooled) if head is None else embed(pooled, head)
+    return at_least_float32(pooled) if head is None else embed(pooled, head)
 
 
 def _most_telling(maps: list[Tensor]) -> Tensor:
@@ -208,22 +212,22 @@ def _most_telling(maps: list[Tensor]) -> Tensor:
     return next((one for one in maps if grid_of(one) == grid), maps[-1])
 
 
-READS = PAIRS | named("geometry", "masking", "heads", "objectives", "teacher")
+USED_SETTINGS = PAIRS | used_settings("geometry", "masking", "heads", "objectives", "teacher")
 
 
-def asks(recipe: Recipe) -> Asks:
+def requirements(recipe: Recipe) -> MethodRequirements:
     """Ask for pairs of views, of several subjects where images are contrasted."""
     terms = recipe.objectives
     contrasts = terms.contrastive_weight > 0
-    return Asks(
-        draw=draw_released if recipe.geometry == "latentcampus" else draw_pair,
-        strangers="add some, or set objectives.contrastive_weight=0." if contrasts else "",
+    return MethodRequirements(
+        draw=sample_latentcampus if recipe.geometry == "latentcampus" else sample_pair,
+        needs_multiple_subjects="add some, or set objectives.contrastive_weight=0." if contrasts else "",
         aligned=True,
         images=2.0,
-        decodes=terms.reconstruction_weight > 0,
-        drops=True,
+        uses_decoder=terms.reconstruction_weight > 0,
+        drops_tokens=True,
         repeats=recipe.geometry == "exact",
-        idle=min(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight) == 0,
+        has_unused_parameters=min(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight) == 0,
     )
 
 
@@ -235,7 +239,7 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
     """
     _check(recipe)
     terms, norm = recipe.objectives, norm_for(recipe, 2 * recipe.batch)
-    student = Branch(
+    student = ProjectionBranch(
         build_for(recipe, masked=True),
         terms.dense,
         recipe.heads.projector,
@@ -245,12 +249,12 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
     )
     return ConsistentViewAlignment(
         student,
-        SharedPlaces(terms.order, terms.cells, terms.samples, recipe.geometry),
+        DenseAlignment(terms.order, terms.cells, terms.samples, recipe.geometry),
         teacher.Momentum(recipe.teacher.momentum, recipe.teacher.final_momentum, recipe.steps),
         seed=recipe.seed,
         mask_ratio=recipe.masking.ratio,
-        weights=Weights(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight),
-        terms=Terms(
+        weights=LossWeights(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight),
+        terms=LossConfig(
             terms.reconstruction,
             terms.consistency,
             terms.negatives == "batch",

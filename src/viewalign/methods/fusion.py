@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from viewalign.config import Count, Fraction, Recipe, Settings
-from viewalign.device import send
-from viewalign.methods import draws
-from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import build_for
-from viewalign.methods.single import SingleNetwork
+from viewalign.losses.segmentation import cross_entropy, soft_dice
+from viewalign.methods import rng as draws
+from viewalign.methods.base import Latents, MethodRequirements, StepResult
+from viewalign.methods.requirements import build_for
+from viewalign.methods.single_network import SingleNetwork
 from viewalign.networks.backbone import Backbone
-from viewalign.objectives.segmentation import cross_entropy, soft_dice
+from viewalign.utils.precision import send
 from viewalign.views.batch import ViewBatch
-from viewalign.views.fusion import draw_labels, fuse
+from viewalign.views.corruption import fuse, sample_fusion_labels
 
 
-class Pretext(Settings):
+class MethodSettings(Settings):
     """How volumes are fused: `levels` shares of the foreground besides 0, in boxes of at most `largest` of a side."""
 
     levels: Count = 4
@@ -45,7 +45,7 @@ class VolumeFusion(SingleNetwork):
     def run(self, batch: ViewBatch) -> Latents:
         """Fuse and label; half as many images come out as volumes go in."""
         labels, valid, fused = self.fused(batch)
-        self.backbone.draw_paths(draws.generators(batch, self._seed, "drop path")[::2] if self.training else None)
+        self.backbone.sample_drop_path(draws.generators(batch, self._seed, "drop path")[::2] if self.training else None)
         logits = self.head(self.backbone.finest(self.backbone.encode(fused)))
         made = {"logits": logits, "labels": labels, "valid": valid, "input": fused}
         return {name: value[None] for name, value in made.items()}
@@ -53,24 +53,24 @@ class VolumeFusion(SingleNetwork):
     def fused(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return labels (B/2, D, H, W), what is valid in both (B/2, 1, ...), and the fused images."""
         generators = draws.generators(batch, self._seed, "fusion")[::2]
-        rows = [draw_labels(rng, batch.size, self._levels, largest=self._largest) for rng in generators]
+        rows = [sample_fusion_labels(rng, batch.size, self._levels, largest=self._largest) for rng in generators]
         labels = send(torch.stack(rows), batch.views.device)
         images, valid = batch.views[0], batch.valid[0]
         return labels, valid[::2] & valid[1::2], fuse(images[::2], images[1::2], labels, self._levels)
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Return soft Dice plus cross-entropy."""
         logits, labels, valid = (latents[name][0] for name in ("logits", "labels", "valid"))
         dice, entropy = soft_dice(logits, labels, valid), cross_entropy(logits, labels, valid)
         right = ((logits.argmax(1) == labels)[:, None] & valid).sum() / valid.sum().clamp(min=1)
         told = {"dice_loss": dice, "cross_entropy": entropy, "fusion_accuracy": right}
-        pictures = {"input": latents["input"][0].repeat_interleave(2, 0)} if examine else {}
+        pictures = {"input": latents["input"][0].repeat_interleave(2, 0)} if return_diagnostics else {}
         return self.result(dice + entropy, latents, told, pictures)
 
 
-def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Ask for volumes in twos."""
-    return Asks(group=2, images=0.5)
+    return MethodRequirements(group=2, images=0.5)
 
 
 def build(recipe: Recipe) -> VolumeFusion:
@@ -79,5 +79,5 @@ def build(recipe: Recipe) -> VolumeFusion:
     Raises:
         UserError: a view size that the network cannot take.
     """
-    pretext = Pretext.model_validate(recipe.pretext)
+    pretext = MethodSettings.model_validate(recipe.pretext)
     return VolumeFusion(build_for(recipe), pretext.levels, pretext.largest, seed=recipe.seed)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from viewalign.config import Fraction, Recipe, Settings
-from viewalign.methods import draws
+from viewalign.losses.reconstruction import masked_mse
+from viewalign.methods import rng
 from viewalign.methods.base import Latents, StepResult
-from viewalign.methods.building import build_for
-from viewalign.methods.single import SingleNetwork
+from viewalign.methods.requirements import build_for
+from viewalign.methods.single_network import SingleNetwork
 from viewalign.networks.backbone import Backbone
-from viewalign.objectives.reconstruction import masked_mse
 from viewalign.views.batch import ViewBatch
-from viewalign.views.distortion import Distortions
+from viewalign.views.corruption import CorruptionConfig
 
 
-class Pretext(Settings):
+class MethodSettings(Settings):
     """Probabilities of spoiling; see `views.distortion.Distortions`."""
 
     p_shuffle: Fraction = 0.5
@@ -34,23 +34,23 @@ class ModelsGenesis(SingleNetwork):
         seed: what happens to a view derives from (seed, sample, view).
     """
 
-    def __init__(self, backbone: Backbone, changes: Distortions, *, seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, changes: CorruptionConfig, *, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
         self._changes = changes
-        backbone.freeze_unused(finest=True, paint=True)
+        backbone.freeze_unused(finest=True, to_image=True)
 
     def run(self, batch: ViewBatch) -> Latents:
         """Restore spoilt views."""
         spoilt = self.spoil(batch)
-        self.draw_paths(batch)
-        image = self.backbone.paint([self.backbone.finest(self.backbone.encode(spoilt))])
+        self.sample_drop_path(batch)
+        image = self.backbone.to_image([self.backbone.finest(self.backbone.encode(spoilt))])
         return {"image": image.unflatten(0, batch.count), "input": spoilt.unflatten(0, batch.count)}
 
     def spoil(self, batch: ViewBatch) -> Tensor:
         """Return every view (N, C, D, H, W) spoilt in its own way."""
-        return draws.spoil(batch, self._changes, self._seed)
+        return rng.corrupt_views(batch, self._changes, self._seed)
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Compare the image with the clean view."""
         image = latents["image"].flatten(0, 1)
         loss = masked_mse(image, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1))
@@ -64,5 +64,5 @@ def build(recipe: Recipe) -> ModelsGenesis:
     Raises:
         UserError: a view size that the network cannot take.
     """
-    pretext = Pretext.model_validate(recipe.pretext)
-    return ModelsGenesis(build_for(recipe), Distortions(**pretext.model_dump()), seed=recipe.seed)
+    pretext = MethodSettings.model_validate(recipe.pretext)
+    return ModelsGenesis(build_for(recipe), CorruptionConfig(**pretext.model_dump()), seed=recipe.seed)

@@ -1,36 +1,90 @@
-"""GVSL (He et al., arXiv:2303.00874): bodies are alike, so features shall match one person's onto another's.
-
-From the features of two volumes an affine and a field of displacements are told that move one image onto the other; the
-same features restore each image from a spoilt one.
-"""
+"""Heads that tell how one image is moved onto another, from the features of both; they begin by moving nothing."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from viewalign.config import Count, Fraction, Recipe, Settings
-from viewalign.device import send
-from viewalign.methods import draws
-from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import build_for
-from viewalign.methods.dense import grid_of
-from viewalign.methods.pooling import pooled
-from viewalign.methods.single import SingleNetwork, total
+from viewalign.losses.reconstruction import masked_mse
+from viewalign.losses.registration import local_ncc, roughness
+from viewalign.methods import rng as draws
+from viewalign.methods.base import Latents, MethodRequirements, StepResult
+from viewalign.methods.dense_features import grid_of
+from viewalign.methods.pooled_features import pooled
+from viewalign.methods.requirements import build_for
+from viewalign.methods.single_network import SingleNetwork, total
 from viewalign.networks.backbone import Backbone
-from viewalign.networks.matching import AffineHead, FieldHead
-from viewalign.objectives.reconstruction import masked_mse
-from viewalign.objectives.registration import local_ncc, roughness
+from viewalign.networks.layers import run_stage
+from viewalign.utils.precision import at_least_float32, send
 from viewalign.views.batch import ViewBatch
-from viewalign.views.distortion import Distortions
-from viewalign.views.grids import resize
-from viewalign.views.resample import warp
-from viewalign.views.warping import draw_field, map_places, to_cells
+from viewalign.views.corruption import CorruptionConfig
+from viewalign.views.feature_grids import resize
+from viewalign.views.resampling import map_places, sample_displacement_field, to_cells, warp
+
+_MOST = 0.5
 
 
-class Pretext(Settings):
+class AffineHead(nn.Module):
+    """From pooled features of a pair to an affine.
+
+    Args:
+        inputs: channels of both vectors together.
+        width: of the hidden layer.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, 12))
+        _begin_at_zero(self.layers[2])
+
+    def forward(self, pairs: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """Return affines (N, 3, 4) between voxel indices of views of `size`, about their middle.
+
+        No entry of the linear part differs from the identity's by more than a half, no shift exceeds half a side.
+        """
+        told = _MOST * torch.tanh(at_least_float32(self.layers(pairs)))
+        sides = send(torch.tensor(size, dtype=told.dtype), told.device)
+        middle = (sides - 1) / 2
+        linear = torch.eye(3, dtype=told.dtype, device=told.device) + told[:, :9].unflatten(1, (3, 3))
+        shift = middle + told[:, 9:] * sides - (linear * middle).sum(-1)
+        return torch.cat([linear, shift[..., None]], dim=-1)
+
+
+class FieldHead(nn.Module):
+    """From maps of a pair, laid over each other, to displacements.
+
+    Args:
+        inputs: channels of both maps together.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(inputs, width, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv3d(width, width, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv3d(width, 3, 3, padding=1),
+        )
+        _begin_at_zero(self.layers[4])
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Return displacements (N, 3, d, h, w) in voxels of the view."""
+        return at_least_float32(run_stage(self.layers, pairs))
+
+
+def _begin_at_zero(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Linear | nn.Conv3d)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+class MethodSettings(Settings):
     """How views are bent and spoilt, how wide the heads are, and the window of the correlation in voxels.
 
     `p_elastic` is the probability of bending, `elastic` its deviation as a share of a side; for the others see
@@ -61,7 +115,7 @@ class GVSL(SingleNetwork):
     def __init__(
         self,
         backbone: Backbone,
-        changes: Distortions,
+        changes: CorruptionConfig,
         p_elastic: float = 0.5,
         elastic: float = 0.03,
         width: int = 32,
@@ -75,19 +129,19 @@ class GVSL(SingleNetwork):
         self.affine_head = AffineHead(2 * backbone.map_channels, 4 * width)
         self.field_head = FieldHead(2 * features, width)
         self._p_elastic, self._elastic, self._window = p_elastic, elastic, window
-        backbone.freeze_unused(finest=True, paint=True)
+        backbone.freeze_unused(finest=True, to_image=True)
 
     def run(self, batch: ViewBatch) -> Latents:
         """Bend, spoil, restore, and move each volume of a pair onto the other one."""
         bent = self.bend(batch)
-        given, aim, valid = draws.spoil(bent, self._changes, self._seed), bent.targets[0], bent.valid[0]
-        self.draw_paths(batch)
+        given, aim, valid = draws.corrupt_views(bent, self._changes, self._seed), bent.targets[0], bent.valid[0]
+        self.sample_drop_path(batch)
         encoded = self.backbone.encode(given)
         finest = self.backbone.finest(encoded)
         affine, field = self.match(pooled(self.backbone.maps(encoded), valid), finest, batch.size)
         places = map_places(affine, batch.size, batch.size, resize(field, batch.size))
         moved = warp(swapped(aim * valid), places)
-        made = {"image": self.backbone.paint([finest]), "moved": moved, "field": field}
+        made = {"image": self.backbone.to_image([finest]), "moved": moved, "field": field}
         made |= {"input": given, "aim": aim, "valid": valid}
         return {name: value[None] for name, value in made.items()}
 
@@ -103,7 +157,7 @@ class GVSL(SingleNetwork):
         for k, rng in enumerate(draws.generators(batch, self._seed, "elastic")):
             one = (images[k], batch.targets[0, k], valid[k])
             if rng.random() < self._p_elastic:
-                field = send(draw_field(rng, batch.size, self._elastic), images.device).to(images.dtype)
+                field = send(sample_displacement_field(rng, batch.size, self._elastic), images.device).to(images.dtype)
                 where = map_places(still, batch.size, batch.size, field[None])
                 seen = warp(valid[k : k + 1].to(images), where)[0] > 0.999
                 one = (warp(one[0][None], where)[0] * seen, warp(one[1][None], where)[0] * seen, seen)
@@ -131,7 +185,7 @@ class GVSL(SingleNetwork):
         where = to_cells(map_places(affine, grid, size), grid, size)
         return affine, self.field_head(torch.cat([warp(swapped(features), where), features], dim=1))
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Add up how unlike the moved and the fixed image are, how rough the field is, and the error of restoring."""
         image, moved, field, aim, valid = (latents[name][0] for name in ("image", "moved", "field", "aim", "valid"))
         terms = {
@@ -149,9 +203,9 @@ def swapped(values: Tensor) -> Tensor:
     return exchanged
 
 
-def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Ask for volumes in twos; torch has no gradient of `warp` that repeats on a GPU."""
-    return Asks(group=2, repeats=False)
+    return MethodRequirements(group=2, repeats=False)
 
 
 def build(recipe: Recipe) -> GVSL:
@@ -160,11 +214,11 @@ def build(recipe: Recipe) -> GVSL:
     Raises:
         UserError: a view size that the network cannot take.
     """
-    pretext, backbone = Pretext.model_validate(recipe.pretext), build_for(recipe)
+    pretext, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe)
     changes = {"p_shuffle", "p_bend", "p_paint", "p_outer", "largest"}
     return GVSL(
         backbone,
-        Distortions(**pretext.model_dump(include=changes)),
+        CorruptionConfig(**pretext.model_dump(include=changes)),
         **pretext.model_dump(exclude=changes),
         features=backbone.finest_channels,
         seed=recipe.seed,

@@ -9,11 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from viewalign.config import Recipe
-from viewalign.methods.base import Asks
-from viewalign.methods.building import build_for
-from viewalign.methods.masked import LOSS, MaskedRestoration, loss_of
-from viewalign.methods.reading import named
-from viewalign.networks.masks import BlockMask
+from viewalign.methods.base import MethodRequirements
+from viewalign.methods.masked_modelling import LOSS, MaskedRestoration, loss_of
+from viewalign.methods.requirements import build_for, used_settings
+from viewalign.networks.masking import BlockMask
 
 
 class MaskedAutoencoder(MaskedRestoration):
@@ -24,12 +23,12 @@ class MaskedAutoencoder(MaskedRestoration):
         return self.backbone.reconstruct(self.backbone.encode(images, mask))
 
 
-READS = named("masking") | LOSS
+USED_SETTINGS = used_settings("masking") | LOSS
 
 
-def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Ask for one view of each volume."""
-    return Asks(drops=True)
+    return MethodRequirements(drops_tokens=True)
 
 
 def build(recipe: Recipe) -> MaskedAutoencoder:
@@ -39,5 +38,5 @@ def build(recipe: Recipe) -> MaskedAutoencoder:
         UserError: a view size that the network cannot take.
     """
     backbone, ratio = build_for(recipe, masked=True), recipe.masking.ratio
-    backbone.freeze_unused(decode=True, paint=True, fill=ratio > 0)
+    backbone.freeze_unused(decode=True, to_image=True, fill=ratio > 0)
     return MaskedAutoencoder(backbone, seed=recipe.seed, mask_ratio=ratio, loss=loss_of(recipe))

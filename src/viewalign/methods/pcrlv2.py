@@ -13,26 +13,25 @@ from torch import Tensor, nn
 
 from viewalign.config import Count, Fraction, Positive, Range, Recipe, Settings, Triple
 from viewalign.errors import UserError
-from viewalign.methods import draws
-from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import NORM, build_for, norm_for
-from viewalign.methods.dense import grid_of
-from viewalign.methods.pooling import pooled
-from viewalign.methods.reading import named
-from viewalign.methods.single import SingleNetwork, total
+from viewalign.losses.consistency import siamese_cosine
+from viewalign.losses.reconstruction import masked_mse
+from viewalign.losses.reduction import mean_per_view
+from viewalign.methods import rng
+from viewalign.methods.base import Latents, MethodRequirements, StepResult
+from viewalign.methods.dense_features import grid_of
+from viewalign.methods.pooled_features import pooled
+from viewalign.methods.requirements import NORM, build_for, norm_for, used_settings
+from viewalign.methods.single_network import SingleNetwork, total
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
-from viewalign.objectives.consistency import siamese_cosine
-from viewalign.objectives.means import mean_per_view
-from viewalign.objectives.reconstruction import masked_mse
-from viewalign.precision import raised
+from viewalign.utils.precision import at_least_float32
 from viewalign.views.alignment import valid_share
 from viewalign.views.batch import ViewBatch
-from viewalign.views.grids import resize
-from viewalign.views.nested_views import Nesting, draw_nested
+from viewalign.views.feature_grids import resize
+from viewalign.views.layouts import NestedViewConfig, sample_nested
 
 
-class Pretext(Settings):
+class MethodSettings(Settings):
     """The layout of views; see `views.nested_views.Nesting`."""
 
     region: Positive = 1.41
@@ -84,10 +83,10 @@ class PCRLv2(SingleNetwork):
         return made
 
     def _decoded(self, views: ViewBatch, purpose: str) -> list[Tensor]:
-        self.backbone.draw_paths(draws.generators(views, self._seed, purpose) if self.training else None)
-        return self.backbone.climb(self.plain_decoder, self.backbone.encode(views.views.flatten(0, 1)))
+        self.backbone.sample_drop_path(rng.generators(views, self._seed, purpose) if self.training else None)
+        return self.backbone.decode_with(self.plain_decoder, self.backbone.encode(views.views.flatten(0, 1)))
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Add up: the image, the coarser images, and what large views, and small and large ones, lack in likeness."""
         scales = range(len(self.images))
         images = [latents[f"image{scale}"].flatten(0, 1) for scale in scales]
@@ -124,18 +123,18 @@ def coarse_mse(image: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """
     share = valid_share(valid, grid_of(image)).to(torch.promote_types(image.dtype, torch.float32))
     mean = resize(target * valid, grid_of(image)) / share.clamp(min=1e-6)
-    return mean_per_view((raised(image) - mean).square(), share)
+    return mean_per_view((at_least_float32(image) - mean).square(), share)
 
 
-READS = NORM | named("heads.width", "heads.predictor_width")
+USED_SETTINGS = NORM | used_settings("heads.width", "heads.predictor_width")
 
 
-def asks(recipe: Recipe) -> Asks:
+def requirements(recipe: Recipe) -> MethodRequirements:
     """Ask for two large views and small ones inside them."""
-    pretext = Pretext.model_validate(recipe.pretext)
+    pretext = MethodSettings.model_validate(recipe.pretext)
     share = float(torch.tensor(pretext.local_size).prod() / torch.tensor(recipe.views.size).prod())
-    nesting = Nesting(**pretext.model_dump())
-    return Asks(draw=partial(draw_nested, nesting=nesting), images=2.0 + pretext.locals * share)
+    nesting = NestedViewConfig(**pretext.model_dump())
+    return MethodRequirements(draw=partial(sample_nested, nesting=nesting), images=2.0 + pretext.locals * share)
 
 
 def build(recipe: Recipe) -> PCRLv2:
@@ -144,7 +143,7 @@ def build(recipe: Recipe) -> PCRLv2:
     Raises:
         UserError: a size of large or small views that the network cannot take, or a layout that cannot be.
     """
-    pretext, backbone = Pretext.model_validate(recipe.pretext), build_for(recipe)
+    pretext, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe)
     _check(pretext, backbone, recipe.views.size)
     norm = norm_for(recipe, 2 * recipe.batch)
     return PCRLv2(
@@ -157,7 +156,7 @@ def build(recipe: Recipe) -> PCRLv2:
     )
 
 
-def _check(pretext: Pretext, backbone: Backbone, size: tuple[int, int, int]) -> None:
+def _check(pretext: MethodSettings, backbone: Backbone, size: tuple[int, int, int]) -> None:
     local = pretext.local_size
     try:
         backbone.check_size(local, "pretext.local_size")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.config import Recipe, Settings
 from viewalign.errors import UserError
-from viewalign.methods.reading import OPTIONAL
+from viewalign.methods.requirements import OPTIONAL
 
 if TYPE_CHECKING:
-    from viewalign.methods.base import Asks, Method
+    from viewalign.methods.base import Method, MethodRequirements
 
 
 @dataclass(frozen=True)
@@ -77,44 +77,46 @@ def build_method(recipe: Recipe) -> Method:
     return method
 
 
-def asks_of(recipe: Recipe) -> Asks:
+def requirements_of(recipe: Recipe) -> MethodRequirements:
     """Return what the recipe's method asks of views; one view of each volume where it says nothing.
 
     Raises:
         UserError: there is no such method.
     """
-    from viewalign.methods.base import Asks
+    from viewalign.methods.base import MethodRequirements
 
     module = import_module(entry_of(recipe.method).module)
-    asks: Asks = module.asks(recipe) if hasattr(module, "asks") else Asks()
-    return asks
+    requirements: MethodRequirements = (
+        module.requirements(recipe) if hasattr(module, "requirements") else MethodRequirements()
+    )
+    return requirements
 
 
-def reads_of(method: str) -> frozenset[str]:
+def used_settings_of(method: str) -> frozenset[str]:
     """Return which settings of `reading.OPTIONAL` a method reads; all where there is no such method."""
     if method not in METHODS:
         return OPTIONAL
-    reads: frozenset[str] = getattr(import_module(METHODS[method].module), "READS", frozenset())
+    reads: frozenset[str] = getattr(import_module(METHODS[method].module), "USED_SETTINGS", frozenset())
     return reads
 
 
-def readers_of(setting: str) -> list[str]:
+def methods_using(setting: str) -> list[str]:
     """Return the methods that read a setting."""
-    return [method for method in METHODS if setting not in OPTIONAL or setting in reads_of(method)]
+    return [method for method in METHODS if setting not in OPTIONAL or setting in used_settings_of(method)]
 
 
-def pretext_model(method: str) -> type[Settings]:
+def method_settings_model(method: str) -> type[Settings]:
     """Return the model of a method's own settings; an empty one for a method without any, or one that is not there."""
     if method not in METHODS:
         return Settings
-    model: type[Settings] = getattr(import_module(METHODS[method].module), "Pretext", Settings)
+    model: type[Settings] = getattr(import_module(METHODS[method].module), "MethodSettings", Settings)
     return model
 
 
-def resolve_pretext(method: str, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_method_settings(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """Check a method's own settings and fill in their defaults, as plain data.
 
     Raises:
         pydantic.ValidationError: an unknown key, or a value that does not fit.
     """
-    return pretext_model(method).model_validate(given).model_dump(mode="json")
+    return method_settings_model(method).model_validate(given).model_dump(mode="json")

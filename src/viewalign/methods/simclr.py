@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import NORM, build_for, norm_for
-from viewalign.methods.pooling import PooledComparison
-from viewalign.methods.reading import PAIRS, named
+from viewalign.losses.contrastive import view_nt_xent
+from viewalign.methods.base import Latents, MethodRequirements, StepResult
+from viewalign.methods.pooled_features import PooledComparison
+from viewalign.methods.requirements import NORM, PAIRS, build_for, norm_for, used_settings
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
-from viewalign.objectives.contrastive import view_nt_xent
 from viewalign.views.batch import ViewBatch
-from viewalign.views.drawing import draw_pair
+from viewalign.views.sampling import sample_pair
 
 
 class SimCLR(PooledComparison):
@@ -35,7 +34,7 @@ class SimCLR(PooledComparison):
         super().__init__(backbone, width, norm, seed=seed)
         self._temperature = temperature
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Contrast the projected views."""
         embedded = heads.embed(latents["pooled"], self.projector)
         contrast = view_nt_xent(embedded, batch.subject_id, self._temperature)
@@ -43,12 +42,14 @@ class SimCLR(PooledComparison):
         return self.result(contrast.loss, latents, told, features={"projected": embedded.flatten(0, 1)})
 
 
-READS = PAIRS | NORM | named("heads.width", "objectives.temperature")
+USED_SETTINGS = PAIRS | NORM | used_settings("heads.width", "objectives.temperature")
 
 
-def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Ask for pairs of views of several subjects."""
-    return Asks(draw=draw_pair, strangers="add some, or take another method.", images=2.0, decodes=False)
+    return MethodRequirements(
+        draw=sample_pair, needs_multiple_subjects="add some, or take another method.", images=2.0, uses_decoder=False
+    )
 
 
 def build(recipe: Recipe) -> SimCLR:

@@ -6,10 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from viewalign.config import Recipe
-from viewalign.methods.building import build_for
-from viewalign.methods.masked import LOSS, MaskedRestoration, loss_of
-from viewalign.methods.reading import named
-from viewalign.networks.masks import BlockMask
+from viewalign.methods.masked_modelling import LOSS, MaskedRestoration, loss_of
+from viewalign.methods.requirements import build_for, used_settings
+from viewalign.networks.masking import BlockMask
 
 
 class SimMIM(MaskedRestoration):
@@ -18,10 +17,10 @@ class SimMIM(MaskedRestoration):
     def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
         """Encode all tokens and paint the image from them."""
         encoded = self.backbone.encode(images, mask, drop=False)
-        return self.backbone.paint([self.backbone.finest(encoded)])
+        return self.backbone.to_image([self.backbone.finest(encoded)])
 
 
-READS = named("masking.ratio") | LOSS
+USED_SETTINGS = used_settings("masking.ratio") | LOSS
 
 
 def build(recipe: Recipe) -> SimMIM:
@@ -31,5 +30,5 @@ def build(recipe: Recipe) -> SimMIM:
         UserError: a view size that the network cannot take.
     """
     backbone, ratio = build_for(recipe), recipe.masking.ratio
-    backbone.freeze_unused(finest=True, paint=True, fill=ratio > 0)
+    backbone.freeze_unused(finest=True, to_image=True, fill=ratio > 0)
     return SimMIM(backbone, seed=recipe.seed, mask_ratio=ratio, loss=loss_of(recipe))

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 
 from viewalign.config import Recipe, Settings
 from viewalign.errors import UserError
-from viewalign.methods.building import build_for
-from viewalign.methods.dense import grid_of
-from viewalign.methods.masked import LOSS, MaskedLoss, MaskedRestoration, loss_of
-from viewalign.methods.reading import named
+from viewalign.methods.dense_features import grid_of
+from viewalign.methods.masked_modelling import LOSS, MaskedLoss, MaskedRestoration, loss_of
+from viewalign.methods.requirements import build_for, used_settings
 from viewalign.networks.backbone import Encoded
-from viewalign.networks.masks import BlockMask
+from viewalign.networks.layers import run_stage
+from viewalign.networks.masking import BlockMask, masked_norm
 from viewalign.networks.resenc import ResEncBackbone
-from viewalign.networks.running import run_stage
-from viewalign.networks.sparse import masked_norm
 
 
-class Pretext(Settings):
+class MethodSettings(Settings):
     """`densify`: whether a norm and a convolution follow the filled holes (SparK), or nothing does (EfficientSpark)."""
 
     densify: bool = True
@@ -77,7 +75,7 @@ class SparK(MaskedRestoration):
         return maps if not len(self.convolutions) or stage == 0 else run_stage(self.convolutions[stage - 1], maps)
 
 
-READS = named("masking") | LOSS
+USED_SETTINGS = used_settings("masking") | LOSS
 
 
 def build(recipe: Recipe) -> SparK:
@@ -92,7 +90,7 @@ def build(recipe: Recipe) -> SparK:
             f"SparK hides blocks whose sides are powers of two; masking.ratio={recipe.masking.ratio} with "
             f"masking.block={list(block)} cannot be. Take masking.ratio=0.75 masking.block=16."
         )
-    pretext, backbone = Pretext.model_validate(recipe.pretext), build_for(recipe, masked=True)
+    pretext, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe, masked=True)
     assert isinstance(backbone, ResEncBackbone), "the registry lets no other network through"
-    backbone.freeze_unused(decode=True, paint=True)
+    backbone.freeze_unused(decode=True, to_image=True)
     return SparK(backbone, pretext.densify, seed=recipe.seed, mask_ratio=recipe.masking.ratio, loss=loss_of(recipe))

@@ -13,25 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from viewalign.config import Count, Fraction, Recipe, Settings
-from viewalign.device import send
 from viewalign.errors import UserError
-from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import build_for
-from viewalign.methods.pooling import pooled
-from viewalign.methods.reading import named
-from viewalign.methods.single import SingleNetwork, total
+from viewalign.losses.contrastive import view_nt_xent
+from viewalign.losses.reconstruction import masked_l1
+from viewalign.methods.base import Latents, MethodRequirements, StepResult
+from viewalign.methods.pooled_features import pooled
+from viewalign.methods.requirements import build_for, used_settings
+from viewalign.methods.single_network import SingleNetwork, total
 from viewalign.networks.backbone import Backbone
-from viewalign.objectives.contrastive import view_nt_xent
-from viewalign.objectives.reconstruction import masked_l1
-from viewalign.precision import raised
-from viewalign.randomness import generator_of, torch_generator_of
+from viewalign.utils.precision import at_least_float32, send
+from viewalign.utils.rng import make_rng, make_torch_generator
 from viewalign.views.batch import ViewBatch
-from viewalign.views.cutout import draw_boxes
+from viewalign.views.corruption import sample_cutout_boxes
 
 _COPIES = 2
 
 
-class Pretext(Settings):
+class MethodSettings(Settings):
     """How much of a copy is cut out: at most `cut` of it to noise and as much to another subject, in boxes of at most
     `largest` of a side; and the width of the contrasted vectors."""
 
@@ -64,15 +62,15 @@ class SwinTasks(SingleNetwork):
         self.rotation_head = nn.Linear(backbone.map_channels, 4)
         self.contrast_head = nn.Linear(backbone.map_channels, width)
         self._cut, self._largest, self._temperature = cut, largest, temperature
-        backbone.freeze_unused(finest=True, paint=True)
+        backbone.freeze_unused(finest=True, to_image=True)
 
     def run(self, batch: ViewBatch) -> Latents:
         """Spoil, encode, pool and restore both copies of every view."""
         given, aim, valid, turns = self.copies(batch)
-        self.backbone.draw_paths(self._generators(batch, "drop path") if self.training else None)
+        self.backbone.sample_drop_path(self._generators(batch, "drop path") if self.training else None)
         encoded = self.backbone.encode(given)
         vectors = pooled(self.backbone.maps(encoded), valid)
-        image = self.backbone.paint([self.backbone.finest(encoded)])
+        image = self.backbone.to_image([self.backbone.finest(encoded)])
         made = {"pooled": vectors, "image": image, "input": given, "aim": aim, "valid": valid, "turns": turns}
         return {name: value.unflatten(0, (_COPIES, batch.count[1])) for name, value in made.items()}
 
@@ -85,19 +83,19 @@ class SwinTasks(SingleNetwork):
             turn = int(rng.integers(4))
             view, aim, valid = (torch.rot90(x[0, k], turn, (2, 3)) for x in (batch.views, batch.targets, batch.valid))
             other = torch.rot90(batch.views[0, k ^ 1], turn, (2, 3))
-            noise = torch_generator_of(device, self._seed, int(batch.sample[k]), copy, "cut-out")
+            noise = make_torch_generator(device, self._seed, int(batch.sample[k]), copy, "cut-out")
             filling = torch.randn(view.shape, generator=noise, device=device, dtype=view.dtype)
             for content in (filling, other):
-                where = send(draw_boxes(rng, batch.size, self._cut, self._largest), device)
+                where = send(sample_cutout_boxes(rng, batch.size, self._cut, self._largest), device)
                 view = torch.where(where & valid, content, view)
             columns.append((view, aim, valid, torch.tensor(turn)))
         given, aims, valids, turns = (torch.stack([column[k] for column in columns]) for k in range(4))
         return given, aims, valids, send(turns, device)
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Add the losses of the three tasks up."""
         image, aim, valid, turns = (latents[name].flatten(0, 1) for name in ("image", "aim", "valid", "turns"))
-        told = raised(self.rotation_head(latents["pooled"].flatten(0, 1)))
+        told = at_least_float32(self.rotation_head(latents["pooled"].flatten(0, 1)))
         contrast = view_nt_xent(self.contrast_head(latents["pooled"]), batch.subject_id, self._temperature)
         terms = {
             "reconstruction": masked_l1(image, aim, valid),
@@ -111,15 +109,17 @@ class SwinTasks(SingleNetwork):
 
     def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
         samples = batch.sample.tolist()
-        return [generator_of(self._seed, sample, copy, purpose) for copy in range(_COPIES) for sample in samples]
+        return [make_rng(self._seed, sample, copy, purpose) for copy in range(_COPIES) for sample in samples]
 
 
-READS = named("objectives.temperature")
+USED_SETTINGS = used_settings("objectives.temperature")
 
 
-def asks(recipe: Recipe) -> Asks:  # noqa: ARG001
+def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Ask for volumes in twos, of several subjects."""
-    return Asks(group=2, strangers="add some, or take another method.", images=float(_COPIES))
+    return MethodRequirements(
+        group=2, needs_multiple_subjects="add some, or take another method.", images=float(_COPIES)
+    )
 
 
 def build(recipe: Recipe) -> SwinTasks:
@@ -131,5 +131,5 @@ def build(recipe: Recipe) -> SwinTasks:
     size = recipe.views.size
     if size[1] != size[2]:
         raise UserError(f"views.size = {list(size)} cannot be turned by 90°: its last two sides must be equal.")
-    pretext, temperature = Pretext.model_validate(recipe.pretext), recipe.objectives.temperature
+    pretext, temperature = MethodSettings.model_validate(recipe.pretext), recipe.objectives.temperature
     return SwinTasks(build_for(recipe), **pretext.model_dump(), temperature=temperature, seed=recipe.seed)

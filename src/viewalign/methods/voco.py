@@ -5,19 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from viewalign.config import Count, Fraction, Recipe, Settings, Triple
-from viewalign.device import send
-from viewalign.methods.base import Asks, Latents, StepResult
-from viewalign.methods.building import NORM, build_for, norm_for
-from viewalign.methods.pooling import PooledComparison
-from viewalign.methods.reading import named
+from viewalign.losses.overlap import orthogonality, overlap_loss, overlap_similarity
+from viewalign.methods.base import Latents, MethodRequirements, StepResult
+from viewalign.methods.pooled_features import PooledComparison
+from viewalign.methods.requirements import NORM, build_for, norm_for, used_settings
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
-from viewalign.objectives.position import orthogonality, overlap_loss, overlap_similarity
+from viewalign.utils.precision import send
 from viewalign.views.batch import ViewBatch
-from viewalign.views.grid_views import draw_grid, overlaps
+from viewalign.views.layouts import overlaps, sample_grid
 
 
-class Pretext(Settings):
+class MethodSettings(Settings):
     """The layout of views: `grid` of them along (D, H, W), `targets` anywhere over it.
 
     Views of which less than `min_valid` shows the volume are in no loss.
@@ -50,7 +49,7 @@ class VoCo(PooledComparison):
         super().__init__(backbone, width, norm, seed=seed)
         self._targets, self._min_valid = targets, min_valid
 
-    def judge(self, batch: ViewBatch, latents: Latents, *, examine: bool = False) -> StepResult:  # noqa: ARG002
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
         """Compare similarities with overlaps, and keep the grid's features apart."""
         counts = batch.valid.float().mean((2, 3, 4, 5)) >= self._min_valid
         embedded = heads.embed(latents["pooled"], self.projector, counts.float()).transpose(0, 1)
@@ -67,18 +66,18 @@ class VoCo(PooledComparison):
         return self.result(position + apart, latents, told, features={"projected": embedded.flatten(0, 1)})
 
 
-def _views(pretext: Pretext) -> int:
+def _views(pretext: MethodSettings) -> int:
     return pretext.targets + pretext.grid[0] * pretext.grid[1] * pretext.grid[2]
 
 
-READS = NORM | named("heads.width")
+USED_SETTINGS = NORM | used_settings("heads.width")
 
 
-def asks(recipe: Recipe) -> Asks:
+def requirements(recipe: Recipe) -> MethodRequirements:
     """Ask for a grid of views and targets over it."""
-    pretext = Pretext.model_validate(recipe.pretext)
-    draw = partial(draw_grid, grid=pretext.grid, targets=pretext.targets)
-    return Asks(draw=draw, images=float(_views(pretext)), decodes=False)
+    pretext = MethodSettings.model_validate(recipe.pretext)
+    draw = partial(sample_grid, grid=pretext.grid, targets=pretext.targets)
+    return MethodRequirements(draw=draw, images=float(_views(pretext)), uses_decoder=False)
 
 
 def build(recipe: Recipe) -> VoCo:
@@ -87,7 +86,7 @@ def build(recipe: Recipe) -> VoCo:
     Raises:
         UserError: a view size that the network cannot take.
     """
-    pretext = Pretext.model_validate(recipe.pretext)
+    pretext = MethodSettings.model_validate(recipe.pretext)
     return VoCo(
         build_for(recipe),
         pretext.targets,

@@ -1,1 +1,1 @@
-"""Backbones, heads and the teacher. Knows no data."""
+"""Backbones, heads, the EMA teacher and masks. They know no data."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from viewalign.networks.masks import BlockMask
-from viewalign.networks.plain_decoder import PlainDecoder
+from viewalign.networks.layers import PlainDecoder
+from viewalign.networks.masking import BlockMask
 
 Size = tuple[int, int, int]
 _MOST_GRAPHS = 64
@@ -109,7 +109,7 @@ class Backbone(nn.Module, ABC):
         """Return the decoder's feature maps (N, C, d, h, w), finest first."""
 
     @abstractmethod
-    def paint(self, decoded: Sequence[Tensor]) -> Tensor:
+    def to_image(self, decoded: Sequence[Tensor]) -> Tensor:
         """Return the image (N, C, D, H, W) that the decoder's maps stand for."""
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def freeze_unused(
-        self, *, decode: bool = False, finest: bool = False, paint: bool = False, fill: bool = False
+        self, *, decode: bool = False, finest: bool = False, to_image: bool = False, fill: bool = False
     ) -> None:
         """Take out of any gradient what a method that does not use `dense` and `pool` leaves idle.
 
@@ -139,14 +139,14 @@ class Backbone(nn.Module, ABC):
 
     def reconstruct(self, encoded: Encoded) -> Tensor:
         """Return the image (N, C, D, H, W) that the decoder makes."""
-        return self.paint(self.decode(encoded))
+        return self.to_image(self.decode(encoded))
 
-    def climb(self, decoder: PlainDecoder, encoded: Encoded) -> list[Tensor]:
+    def decode_with(self, decoder: PlainDecoder, encoded: Encoded) -> list[Tensor]:
         """Return the maps, finest first, that a decoder of `plain_decoder` makes. Needs all tokens."""
         out: list[Tensor] = decoder(self.maps(encoded)[-1], self._run)
         return out
 
-    def draw_paths(self, generators: Sequence[np.random.Generator] | None) -> None:
+    def sample_drop_path(self, generators: Sequence[np.random.Generator] | None) -> None:
         """Draw stochastic depth for the images that come next, one generator an image; None keeps every path.
 
         Does nothing in a network without stochastic depth.

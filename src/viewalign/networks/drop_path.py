@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from viewalign.device import send
+from viewalign.utils.precision import send
 
 
 class DropPath(nn.Module):
@@ -38,7 +38,7 @@ class DropPath(nn.Module):
         return branch * self.scale.to(branch.dtype).view(-1, *(1 for _ in branch.shape[1:]))
 
 
-def drop_path_of_rows(blocks: Iterable[nn.Module], rate: float) -> list[DropPath]:
+def add_drop_path(blocks: Iterable[nn.Module], rate: float) -> list[DropPath]:
     """Give Eva blocks stochastic depth, of a rate that rises linearly from 0 to `rate`; returns the modules.
 
     A block has two branches, attention and MLP, which are skipped independently. Blocks of rate 0 are left alone.
@@ -52,7 +52,7 @@ def drop_path_of_rows(blocks: Iterable[nn.Module], rate: float) -> list[DropPath
     return made
 
 
-def draw_rows(paths: Sequence[DropPath], generators: Sequence[np.random.Generator] | None, like: Tensor) -> None:
+def sample_drop_path(paths: Sequence[DropPath], generators: Sequence[np.random.Generator] | None, like: Tensor) -> None:
     """Draw for every image, from its own generator, which branches it takes; None takes all.
 
     Args:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viewalign.precision import full_precision, raised
-from viewalign.processes import sum_over_processes
+from viewalign.utils.distributed import sum_over_processes
+from viewalign.utils.precision import at_least_float32, full_precision
 
 Norm = Literal["batch", "layer"]
 
@@ -36,7 +36,7 @@ class RowNorm(nn.Module):
     @full_precision
     def forward(self, rows: Tensor, share: Tensor) -> Tensor:
         """Normalise rows (N, C) whose weights are `share` (N,)."""
-        rows = raised(rows)
+        rows = at_least_float32(rows)
         share = share.to(rows.dtype)[:, None]
         total = sum_over_processes(torch.cat([(rows * share).sum(0), share.sum(0)]))
         count = total[-1].clamp(min=1e-6)
@@ -74,10 +74,10 @@ class MLP(nn.Module):
                 rows = self._normalise(self.norms[number], rows, share)
             if number < len(self.layers) - 1:
                 rows = F.silu(rows)
-        return raised(rows)
+        return at_least_float32(rows)
 
     def _normalise(self, norm: nn.Module, rows: Tensor, share: Tensor) -> Tensor:
-        rows = raised(rows)
+        rows = at_least_float32(rows)
         out: Tensor = norm(rows, share) if self.norm == "batch" else norm(rows)
         return out
 
@@ -94,7 +94,7 @@ def embed(pooled: Tensor, head: Callable[[Tensor, Tensor], Tensor], share: Tenso
         head: maps rows (N, C) with weights (N,), such as an `MLP`.
         share: (V, B), the weight of each vector in the statistics; None weighs all alike.
     """
-    rows = raised(pooled.flatten(0, 1))
+    rows = at_least_float32(pooled.flatten(0, 1))
     weight = rows.new_ones(rows.shape[0]) if share is None else share.flatten()
     out: Tensor = head(rows, weight).unflatten(0, pooled.shape[:2])
     return out

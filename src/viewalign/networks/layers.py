@@ -5,11 +5,16 @@ They stand in networks of dynamic-network-architectures in place of torch's laye
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from viewalign.utils.precision import at_least_float32, full_precision
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
@@ -65,3 +70,75 @@ def replace_pools(network: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.AvgPool3d:
                 setattr(parent, name, BlockMean(child.kernel_size))
+
+
+@full_precision
+def mean_vectors(maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+    """Average each map over its cells, and concatenate.
+
+    Products with the shares stay in a map's own precision and are added up in float32: at the resolution of the image,
+    maps in float32 would take as much memory as the network's own.
+
+    Args:
+        maps: (N, C, d, h, w) each.
+        shares: (N, 1, d, h, w) each, how much a cell counts; an image of which none does gives zeros.
+
+    Returns:
+        (N, ΣC), float32 or better.
+    """
+    columns = []
+    for one, share in zip(maps, shares, strict=True):
+        precise = torch.promote_types(one.dtype, torch.float32)
+        # Shares are rounded before they are added up, so that weights stay in proportion to each other.
+        weight = share.to(one.dtype)
+        total = weight.sum((2, 3, 4), dtype=precise).clamp(min=1e-6)
+        columns.append((one * weight).sum((2, 3, 4), dtype=precise) / total)
+    return torch.cat(columns, dim=1)
+
+
+def run_stage(stage: nn.Module, maps: Tensor) -> Tensor:
+    """Run a stage of blocks or a convolution, in float32 where a CPU's bfloat16 cannot be trusted.
+
+    torch 2.14.1's bfloat16 Conv3d on CPUs returns uninitialised memory as the weight gradient of maps that are two
+    cells deep (found on AVX512-BF16, see docs/decisions.md). Maps so small cost next to nothing in float32.
+    """
+    if maps.device.type == "cpu" and maps.shape[2] <= 4:
+        with torch.autocast("cpu", enabled=False):
+            small: Tensor = stage(at_least_float32(maps))
+            return small
+    out: Tensor = stage(maps)
+    return out
+
+
+Run = Callable[..., Tensor]
+
+
+class PlainDecoder(nn.Module):
+    """Doubles the resolution of a map step by step, as the "nsUNet" of PCRLv2 (Zhou et al., arXiv:2301.00772).
+
+    Args:
+        channels: of the map that is given, then of each map that is made, coarsest first.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = tuple(channels[:0:-1])
+        self.ups = nn.ModuleList(nn.ConvTranspose3d(a, b, 2, 2) for a, b in pairwise(channels))
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(n, n, 3, padding=1), InstanceNorm3d(n, affine=True), nn.LeakyReLU(inplace=True))
+            for n in channels[1:]
+        )
+
+    def forward(self, coarsest: Tensor, run: Run = lambda block, *given: block(*given)) -> list[Tensor]:
+        """Return the maps (N, `channels[k]`, d, h, w), finest first; `run` calls each step.
+
+        The finest has the resolution of the image.
+        """
+        maps = [coarsest]
+        for up, stage in zip(self.ups, self.stages, strict=True):
+            maps.append(run(partial(_step, up, stage), maps[-1]))
+        return maps[:0:-1]
+
+
+def _step(up: nn.Module, stage: nn.Module, maps: Tensor) -> Tensor:
+    return run_stage(stage, up(maps))

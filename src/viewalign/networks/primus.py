@@ -17,12 +17,12 @@ from dynamic_network_architectures.building_blocks.patch_encode_decode import Pa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viewalign.networks.architectures import PRIMUS
 from viewalign.networks.backbone import Backbone, Encoded, Size
-from viewalign.networks.drop_path import draw_rows, drop_path_of_rows
-from viewalign.networks.masks import BlockMask, kept_tokens
-from viewalign.networks.plain_decoder import PlainDecoder
-from viewalign.precision import full_precision, raised
+from viewalign.networks.drop_path import add_drop_path, sample_drop_path
+from viewalign.networks.layers import PlainDecoder
+from viewalign.networks.masking import BlockMask, kept_tokens
+from viewalign.networks.registry import PRIMUS
+from viewalign.utils.precision import at_least_float32, full_precision
 
 _DECODER_DEPTH = 2
 Run = Callable[..., Tensor]
@@ -128,7 +128,7 @@ class PrimusBackbone(Backbone):
         self.check_size(size, key)
         self._grid = self.grids(size)[0]
         self.net = build_primus(name, channels, channels, size)
-        self._paths = drop_path_of_rows(self.net.eva.blocks, drop_path)
+        self._paths = add_drop_path(self.net.eva.blocks, drop_path)
         # Called "context" and "filler": exports may hold no other name that begins with "eva" or "down_projection".
         self.feature_decoder = self._eva(width, spec["feature_heads"])
         self.decoder = self._eva(width, spec["decoder_heads"])
@@ -209,7 +209,7 @@ class PrimusBackbone(Backbone):
     @full_precision
     def pool(self, maps: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
         """Average tokens by a learned attention, scaled by how valid each is; float32."""
-        tokens = raised(maps[0]).flatten(2).transpose(1, 2)
+        tokens = at_least_float32(maps[0]).flatten(2).transpose(1, 2)
         share = shares[0].flatten(1)
         score = self.attention_pool(tokens)[..., 0]
         # Weights in proportion to share x exp(score), with what is not valid out of the softmax altogether.
@@ -221,7 +221,7 @@ class PrimusBackbone(Backbone):
         """Return one map: all tokens after the reconstruction's decoder."""
         return [self._further(self.decoder, encoded)]
 
-    def paint(self, decoded: Sequence[Tensor]) -> Tensor:
+    def to_image(self, decoded: Sequence[Tensor]) -> Tensor:
         """Turn the decoder's tokens into an image."""
         return cast(Tensor, self.net.up_projection(decoded[0]))
 
@@ -235,14 +235,14 @@ class PrimusBackbone(Backbone):
         *,
         decode: bool = False,
         finest: bool = False,  # noqa: ARG002
-        paint: bool = False,
+        to_image: bool = False,
         fill: bool = False,
     ) -> None:
         """Freeze feature decoder and pooling, and decoder, head or filler where they are idle."""
         self.feature_decoder.requires_grad_(False)
         self.attention_pool.requires_grad_(False)
         self.decoder.requires_grad_(decode)
-        self.net.up_projection.requires_grad_(paint)
+        self.net.up_projection.requires_grad_(to_image)
         self.filler.requires_grad_(fill)
 
     def grids(self, size: Size) -> list[Size]:
@@ -254,6 +254,6 @@ class PrimusBackbone(Backbone):
         parts = (self.net.eva, self.feature_decoder, getattr(self, "decoder", None))
         return [block for part in parts if part is not None for block in part.blocks]
 
-    def draw_paths(self, generators: Sequence[np.random.Generator] | None) -> None:
+    def sample_drop_path(self, generators: Sequence[np.random.Generator] | None) -> None:
         """Draw which images skip which of the encoder's branches."""
-        draw_rows(self._paths, generators, self.filler)
+        sample_drop_path(self._paths, generators, self.filler)

@@ -9,14 +9,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import Tensor, nn
 
-from viewalign.networks.architectures import unet_arguments
-from viewalign.networks.averages import mean_vectors
 from viewalign.networks.backbone import Backbone, Encoded, Size
-from viewalign.networks.layers import InstanceNorm3d, replace_pools
-from viewalign.networks.masks import BlockMask, hide
-from viewalign.networks.plain_decoder import PlainDecoder
-from viewalign.networks.running import run_stage
-from viewalign.networks.sparse import Seen, make_sparse
+from viewalign.networks.layers import InstanceNorm3d, PlainDecoder, mean_vectors, replace_pools, run_stage
+from viewalign.networks.masking import BlockMask, SparseMask, make_sparse, mask_images
+from viewalign.networks.registry import unet_arguments
 
 
 def build_unet(name: str, channels: int, outputs: int) -> ResidualEncoderUNet:
@@ -49,7 +45,7 @@ class ResEncBackbone(Backbone):
         self.block = block
         depth = 2 ** (len(self.stage_channels) - 1)
         self.stride = (depth, depth, depth)
-        self.seen: Seen | None = None
+        self.seen: SparseMask | None = None
 
     def encode(self, images: Tensor, mask: BlockMask | None = None, drop: bool = True) -> Encoded:  # noqa: ARG002
         """Encode images; masked blocks are zeroed first."""
@@ -57,7 +53,7 @@ class ResEncBackbone(Backbone):
         if self.seen is not None:
             size = (images.shape[2], images.shape[3], images.shape[4])
             self.seen.set(None if mask is None else mask.hidden, size, self.block)
-        maps = [encoder.stem(images if mask is None else hide(images, mask.hidden, self.block))]
+        maps = [encoder.stem(images if mask is None else mask_images(images, mask.hidden, self.block))]
         for stage in encoder.stages:
             maps.append(self._run(partial(run_stage, stage), maps[-1]))
         return Encoded(maps=tuple(maps[1:]))
@@ -107,7 +103,7 @@ class ResEncBackbone(Backbone):
             maps.append(self._run(stage, torch.cat((up(maps[-1]), skip), 1)))
         return maps[:0:-1]
 
-    def paint(self, decoded: Sequence[Tensor]) -> Tensor:
+    def to_image(self, decoded: Sequence[Tensor]) -> Tensor:
         """Turn the finest map into an image."""
         image: Tensor = self.net.decoder.seg_layers[-1](decoded[0])
         return image
@@ -121,13 +117,13 @@ class ResEncBackbone(Backbone):
         *,
         decode: bool = False,
         finest: bool = False,
-        paint: bool = False,
+        to_image: bool = False,
         fill: bool = False,  # noqa: ARG002
     ) -> None:
         """Freeze the decoder, or its last convolution."""
         self.net.decoder.stages.requires_grad_(decode or finest)
         self.net.decoder.transpconvs.requires_grad_(decode or finest)
-        self.net.decoder.seg_layers[-1].requires_grad_(paint)
+        self.net.decoder.seg_layers[-1].requires_grad_(to_image)
 
     def grids(self, size: Size) -> list[Size]:
         """Return each stage's grid: the view halved from stage to stage."""

@@ -1,1 +1,1 @@
-"""Recipes: YAML files of settings, and the way from a name and overrides to a checked `Recipe`."""
+"""Recipes: YAML files, and loading one with overrides."""

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.given import misfits, nearest, read_override, walk
 from viewalign.methods import registry
-from viewalign.methods.reading import setting_names
-from viewalign.recipes.unread import idle_sentences, read_alone, refuse_unread, settled
+from viewalign.methods.requirements import setting_names
+from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
+from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that take a bare name although they are a group."""
@@ -111,7 +111,7 @@ def _lay(
 
 def _flat(settings: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]:
     """Walk groups down to settings; what no setting lies below is a value, be it a mapping."""
-    for key, value in walk(settings, lambda group: not any(other.startswith(f"{group}.") for other in known)):
+    for key, value in iter_nested(settings, lambda group: not any(other.startswith(f"{group}.") for other in known)):
         yield key, _plain(value)
 
 
@@ -128,11 +128,11 @@ def _checked(tree: dict[str, Any], source: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + misfits(problem, suggest)) from None
+        raise UserError(f"{source}: " + format_validation_error(problem, suggest)) from None
     try:
-        pretext = registry.resolve_pretext(recipe.method, recipe.pretext)
+        pretext = registry.resolve_method_settings(recipe.method, recipe.pretext)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + misfits(problem, suggest, "pretext.")) from None
+        raise UserError(f"{source}: " + format_validation_error(problem, suggest, "pretext.")) from None
     return recipe.model_copy(update={"pretext": pretext})
 
 
@@ -152,7 +152,7 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text()
     else:
         raise UserError(
-            f"There is no recipe '{name_or_path}'{nearest(name_or_path, names())}. "
+            f"There is no recipe '{name_or_path}'{closest(name_or_path, names())}. "
             f"Recipes are {', '.join(names())}, or the path of a YAML file."
         )
     tree = settings_in(text, name_or_path)
@@ -189,7 +189,7 @@ def _known(method: str) -> set[str]:
     """Return every setting that a recipe of a method may have, by its dotted name."""
     return {
         *setting_names(Recipe, groups=True),
-        *setting_names(registry.pretext_model(method), "pretext.", groups=True),
+        *setting_names(registry.method_settings_model(method), "pretext.", groups=True),
     }
 
 
@@ -208,7 +208,7 @@ def _put(tree: dict[str, Any], key: str, value: Any, known: set[str]) -> None:
 def _suggest(word: str, known: Collection[str]) -> str:
     """Name the setting that a word means: by the habits of other programs, else the one that looks most like it."""
     habit = _OTHER_NAMES.get(word.rsplit(".", 1)[-1].lower().replace("_", "").replace("-", ""))
-    return f" (did you mean '{habit}'?)" if habit in known else nearest(word, sorted(known))
+    return f" (did you mean '{habit}'?)" if habit in known else closest(word, sorted(known))
 
 
 def headline(name: str) -> str:

@@ -1,1 +1,1 @@
-"""The loop, schedules, checkpoints, monitors and processes."""
+"""The training loop, data loading, schedules, logs and processes."""

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from viewalign.methods.base import Latents, Method, StepResult, join
-from viewalign.processes import average_gradients
+from viewalign.utils.distributed import average_gradients
 from viewalign.views.batch import ViewBatch
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
-def judge_parts(method: Method, batch: ViewBatch, parts: int, autocast: Autocast, examine: bool = False) -> StepResult:
+def evaluate_in_parts(
+    method: Method, batch: ViewBatch, parts: int, autocast: Autocast, return_diagnostics: bool = False
+) -> StepResult:
     """Return the whole batch's result; without gradient, which `step_in_parts` adds."""
     with torch.no_grad(), autocast():
-        latents = _latents(method, batch, parts, examine)
-        return method.judge(batch, latents, examine=examine)
+        latents = _latents(method, batch, parts, return_diagnostics)
+        return method.compute_loss(batch, latents, return_diagnostics=return_diagnostics)
 
 
 def step_in_parts(
@@ -33,7 +35,7 @@ def step_in_parts(
     batch: ViewBatch,
     parts: int,
     autocast: Autocast,
-    examine: bool = False,
+    return_diagnostics: bool = False,
     scale: Callable[[Tensor], Tensor] = torch.clone,
 ) -> StepResult:
     """Work out loss and gradients of a batch whose networks run in `parts`.
@@ -49,22 +51,22 @@ def step_in_parts(
         scale: multiplies the loss before the backward pass, for gradients in float16.
     """
     with torch.no_grad(), autocast():
-        latents = _latents(method, batch, parts, examine)
+        latents = _latents(method, batch, parts, return_diagnostics)
     leaves = {name: value.requires_grad_() for name, value in latents.items() if value.is_floating_point()}
     with autocast():
-        result = method.judge(batch, {**latents, **leaves}, examine=examine)
+        result = method.compute_loss(batch, {**latents, **leaves}, return_diagnostics=return_diagnostics)
     scale(result.loss).backward()
     for k, part in enumerate(_parts(batch, parts)):
         with autocast():
-            again = method.latents(part, targets=False)
+            again = method.forward_features(part, targets=False)
         _carry_back(again, leaves, k)
     average_gradients(list(method.parameters()))
     return result
 
 
-def _latents(method: Method, batch: ViewBatch, parts: int, examine: bool) -> Latents:
+def _latents(method: Method, batch: ViewBatch, parts: int, return_diagnostics: bool) -> Latents:
     """Return the latents of the whole batch, whose parts pass the networks one after the other."""
-    return join([method.latents(part, examine=examine) for part in _parts(batch, parts)])
+    return join([method.forward_features(part, return_diagnostics=return_diagnostics) for part in _parts(batch, parts)])
 
 
 def _parts(batch: ViewBatch, parts: int) -> Iterator[ViewBatch]:

@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.methods.registry import asks_of
+from viewalign.methods.registry import requirements_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.recipes.loading import change
 from viewalign.training.simulation import simulated_peak
-from viewalign.views.grids import common_grid
+from viewalign.views.feature_grids import common_grid
 
 _BACKWARD = 2.0  # a backward pass costs two forward passes
 
@@ -38,22 +38,22 @@ def step_flops(recipe: Recipe) -> float:
     A multiplication and an addition are two. Student forward and backward, teacher forward where there is one, and
     CVA's heads.
     """
-    asks = asks_of(recipe)
+    requirements = requirements_of(recipe)
     with torch.device("meta"):
         backbone = build_backbone(recipe.network.name, recipe.views.size, recipe.network.channels, recipe.masking.block)
     counts = _count(backbone, recipe)
-    drops = asks.drops and backbone.stride == backbone.block and recipe.network.name.startswith("primus")
+    drops = requirements.drops_tokens and backbone.stride == backbone.block and recipe.network.name.startswith("primus")
     share = 1.0 - recipe.masking.ratio if drops else 1.0
     terms = recipe.objectives
     compared = recipe.method == "cva" and (terms.consistency_weight > 0 or terms.contrastive_weight > 0)
     forward = counts["encode"] * share
     forward += counts["dense"] if compared else 0.0
-    forward += counts["decode"] if asks.decodes else 0.0
+    forward += counts["decode"] if requirements.uses_decoder else 0.0
     heads = _head_flops(recipe, backbone) if compared else 0.0
     again = 1.0 if recipe.runtime.recompute else 0.0
     student = (forward + heads) * (1.0 + _BACKWARD + again)
     teacher = counts["encode"] + counts["dense"] + heads if compared else 0.0
-    crops = asks.images * recipe.batch
+    crops = requirements.images * recipe.batch
     return crops * (student + teacher)
 
 
@@ -71,7 +71,7 @@ def remedies(recipe: Recipe, precision: str, processes: int = 1) -> list[Remedy]
 
 def _smaller(recipe: Recipe, processes: int) -> Iterator[dict[str, Any]]:
     """Yield the settings to try; the first two leave the loss as it is."""
-    group, share, parts = asks_of(recipe).group, recipe.batch // processes, recipe.runtime.accumulate
+    group, share, parts = requirements_of(recipe).group, recipe.batch // processes, recipe.runtime.accumulate
     if not recipe.runtime.recompute:
         yield {"runtime": {"recompute": True}}
     more = [k for k in range(parts + 1, share + 1) if share % k == 0 and share // k % group == 0]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from viewalign.errors import RefusedImageError, UserError
-from viewalign.randomness import generator_of
+from viewalign.errors import ExcludedImageError, UserError
+from viewalign.utils.distributed import gather_objects
+from viewalign.utils.rng import make_rng
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSource
 
@@ -38,7 +39,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataModule:
     """Where batches come from.
 
     Attributes:
@@ -71,7 +72,7 @@ def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Sp
     if share == 0 or len(everyone) < _NONE_BELOW:
         return Split(every, every[:0])
     count = int(np.clip(round(share * len(everyone)), _FEWEST, _MOST))
-    held_out = generator_of(seed, "split").permutation(everyone)[:count]
+    held_out = make_rng(seed, "split").permutation(everyone)[:count]
     outside = np.isin(subjects, held_out)
     return Split(every[~outside], every[outside])
 
@@ -124,12 +125,12 @@ def batches(
         )
         try:
             reading = iter(loader)
-            with _deaths_heard_in_reading():
+            with _worker_deaths_only_while_reading():
                 for samples in reading:
                     yield samples
                     step, deaths = step + 1, 0
-        except RefusedImageError as problem:
-            reason = str(problem).strip().splitlines()[-1].removeprefix("viewalign.errors.RefusedImageError: ")
+        except ExcludedImageError as problem:
+            reason = str(problem).strip().splitlines()[-1].removeprefix("viewalign.errors.ExcludedImageError: ")
             raise UserError(f"Training cannot go on: {reason}") from None
         except (RuntimeError, *_LOST) as problem:
             deaths += 1
@@ -147,7 +148,7 @@ def _first_line(problem: Exception) -> str:
 
 
 @contextmanager
-def _deaths_heard_in_reading() -> Iterator[None]:
+def _worker_deaths_only_while_reading() -> Iterator[None]:
     """Keep torch's handler of SIGCHLD from raising wherever the run happens to be, in the middle of a step too.
 
     The loader also looks after its workers whenever it waits for one, and there a death is mended. Whatever else hears
@@ -198,3 +199,40 @@ def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 
     if on_gpu:
         return max(1, min(12, cores // processes, allowed))
     return 1 if min(cores, allowed) > 2 else 0
+
+
+class UnreadableVolumes:
+    """What this process could not read, and what all processes have set aside.
+
+    Args:
+        volumes: how many volumes the run has.
+        allowed: the share of them that may be lost, `runtime.lost_share`.
+    """
+
+    def __init__(self, volumes: int, allowed: float) -> None:
+        self._volumes, self._allowed = volumes, allowed
+        self._met: dict[int, str] = {}
+        self.aside = set[int]()
+
+    def meet(self, samples: Samples) -> None:
+        """Keep the numbers of volumes that could not be read for these samples, and why."""
+        self._met.update(dict(pair for sample in samples for pair in sample.excluded))
+
+    def exclude(self) -> list[tuple[int, str]]:
+        """Set aside what any process has met; all call it together. Returns those that are new, with the reason."""
+        met = {volume: why for part in gather_objects(self._met) for volume, why in part.items()}
+        fresh = sorted((volume, why) for volume, why in met.items() if volume not in self.aside)
+        self.aside.update(volume for volume, _ in fresh)
+        return fresh
+
+    def check(self) -> None:
+        """End the run where too many are lost.
+
+        Raises:
+            UserError: more than the share that is allowed.
+        """
+        if len(self.aside) > self._allowed * self._volumes:
+            raise UserError(
+                f"{len(self.aside)} of {self._volumes} volumes cannot be read, more than "
+                f"runtime.lost_share={self._allowed} allows. Prepare the store again."
+            )

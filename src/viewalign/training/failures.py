@@ -12,11 +12,11 @@ from contextlib import contextmanager
 
 from torch.distributed.distributed_c10d import _get_default_store
 
-from viewalign import processes
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.memory import gigabytes, is_out_of_memory, stated
-from viewalign.methods.registry import asks_of
+from viewalign.methods.registry import requirements_of
+from viewalign.utils import distributed
+from viewalign.utils.memory import gigabytes, is_out_of_memory, stated
 
 _KEY = "viewalign/failure"
 _POLL = 0.5
@@ -37,7 +37,7 @@ class Failures:
     def __init__(self) -> None:
         self.sentence = ""
         self._done = threading.Event()
-        self._store = _get_default_store() if processes.world_size() > 1 else None
+        self._store = _get_default_store() if distributed.world_size() > 1 else None
         self._thread = threading.Thread(target=self._listen, daemon=True, name="failures")
 
     def __enter__(self) -> Failures:
@@ -54,7 +54,7 @@ class Failures:
         """Make a failure of this process known to the others."""
         if self._store is not None:
             self._done.set()
-            self._store.set(_KEY, f"process {processes.rank()} of {processes.world_size()}: {sentence}")
+            self._store.set(_KEY, f"process {distributed.rank()} of {distributed.world_size()}: {sentence}")
             time.sleep(_LINGER)
 
     def _listen(self) -> None:
@@ -93,7 +93,7 @@ def shortage_reported(recipe: Recipe, failures: Failures) -> Iterator[None]:
         if not is_out_of_memory(problem):
             raise
         traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the step
-        sentence = f"Out of memory: {stated(problem)}. {needs(recipe, processes.world_size())}"
+        sentence = f"Out of memory: {stated(problem)}. {needs(recipe, distributed.world_size())}"
         failures.announce(sentence)
         raise UserError(sentence) from None
 
@@ -103,7 +103,7 @@ def needs(recipe: Recipe, world: int) -> str:
     from viewalign.training.cost import remedies  # a run that does not fail need not load these
     from viewalign.training.simulation import simulated_peak
 
-    views, size = round(asks_of(recipe).images), "×".join(map(str, recipe.views.size))
+    views, size = round(requirements_of(recipe).images), "×".join(map(str, recipe.views.size))
     images = f"{recipe.batch // world} volumes" + (f" × {views} views" if views > 1 else "")
     step = f"{images} of {size} through {recipe.network.name} in {recipe.runtime.precision}"
     try:

@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from viewalign import arithmetic, processes
 from viewalign.config import Recipe
-from viewalign.device import choose_device
 from viewalign.errors import UserError
-from viewalign.locks import alone_in
-from viewalign.training.fabric import DDPStrategy, Fabric
 from viewalign.training.failures import Failures
-from viewalign.training.folder import RunFolder, open_folder
+from viewalign.utils import distributed
+from viewalign.utils import precision as arithmetic
+from viewalign.utils.locks import lock_folder
+from viewalign.utils.precision import choose_device
+from viewalign.weights.run_folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
 """What a collective says when another process is gone."""
@@ -84,14 +84,14 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
             f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices} cannot be had here: "
             f"{str(problem).splitlines()[0]}"
         ) from None
-    with _known_as_first():
+    with _announce_first_process():
         fabric.launch()
     _check_agreement(chosen)
     return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
 
 
 @contextmanager
-def _known_as_first() -> Iterator[None]:
+def _announce_first_process() -> Iterator[None]:
     """Tell the processes that are started meanwhile who starts them.
 
     They cannot ask later: a parent that died while they came up is not their parent any more.
@@ -134,7 +134,7 @@ def _check_agreement(chosen: arithmetic.Precision) -> None:
     Raises:
         UserError: they would; raised in every process.
     """
-    found = sorted(set(processes.gather_objects(chosen)))
+    found = sorted(set(distributed.gather_objects(chosen)))
     if len(found) > 1:
         raise UserError(
             "The machines of this run differ: with runtime.precision=auto they would compute in "
@@ -143,7 +143,7 @@ def _check_agreement(chosen: arithmetic.Precision) -> None:
 
 
 @contextmanager
-def told_of_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[None]:
+def report_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[None]:
     """Turn the failure of a collective, when another process is gone, into a sentence.
 
     Raises:
@@ -152,7 +152,7 @@ def told_of_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[No
     try:
         yield
     except RuntimeError as problem:
-        if processes.world_size() == 1 or not _LOST.search(str(problem)):
+        if distributed.world_size() == 1 or not _LOST.search(str(problem)):
             raise
         raise UserError(
             failures.sentence
@@ -161,18 +161,18 @@ def told_of_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[No
         ) from None
 
 
-def leave_together() -> None:
+def destroy_process_group() -> None:
     """Take the group of processes apart while Python still runs; all of them call it, at the end of a run.
 
     Left to the end of the interpreter, threads of the group were once in a while caught at work, and a run that had
     written everything ended with SIGABRT.
     """
-    if processes.world_size() > 1:
+    if distributed.world_size() > 1:
         torch.distributed.destroy_process_group()
 
 
 @contextmanager
-def alone_together(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
+def lock_run_folder(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
     """Hold the run's folder on the first process; a refusal is raised by all alike.
 
     Raises:
@@ -182,14 +182,14 @@ def alone_together(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
         problem = ""
         if fabric.is_global_zero:
             try:
-                stack.enter_context(alone_in(folder.root))
-            except UserError as refusal:
-                problem = str(refusal)
-        _refuse_together(fabric, problem)
+                stack.enter_context(lock_folder(folder.root))
+            except UserError as exclusion:
+                problem = str(exclusion)
+        _raise_on_all(fabric, problem)
         yield
 
 
-def _refuse_together(fabric: Fabric, problem: str) -> None:
+def _raise_on_all(fabric: Fabric, problem: str) -> None:
     """Raise on all processes what the first one refuses, if anything: one that went on would wait for the others."""
     if fabric.world_size > 1:
         problem = fabric.broadcast(problem)
@@ -197,15 +197,35 @@ def _refuse_together(fabric: Fabric, problem: str) -> None:
         raise UserError(problem)
 
 
-def open_together(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
+def open_run_folder(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
     """Open the run's folder on the first process and tell the others; a refusal is raised by all alike."""
     folder, problem = RunFolder.of(recipe), ""
     if fabric.is_global_zero:
         try:
             folder, recipe = open_folder(recipe, resume)
-        except UserError as refusal:
-            problem = str(refusal)
-    _refuse_together(fabric, problem)
+        except UserError as exclusion:
+            problem = str(exclusion)
+    _raise_on_all(fabric, problem)
     if fabric.world_size > 1:
         recipe = Recipe.model_validate(fabric.broadcast(recipe.model_dump(by_alias=True)))
     return folder, recipe
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let an import of a module fail for a while, unless it has been imported."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+with _without("torchmetrics"):
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+__all__ = ["DDPStrategy", "Fabric"]

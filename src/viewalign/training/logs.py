@@ -18,10 +18,11 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from viewalign.device import send
 from viewalign.errors import is_full
-from viewalign.training.tracking import Board
-from viewalign.writing import whole
+from viewalign.training.trackers import Tracker
+from viewalign.utils.io import atomic_write
+from viewalign.utils.precision import send
+from viewalign.weights.run_folder import read_log
 
 
 class RunLog:
@@ -35,7 +36,7 @@ class RunLog:
     """
 
     def __init__(
-        self, path: Path, step: int = 0, boards: Sequence[Board] = (), say: Callable[[str], object] = print
+        self, path: Path, step: int = 0, boards: Sequence[Tracker] = (), say: Callable[[str], object] = print
     ) -> None:
         _cut_back(path, step)
         self._file = path.open("ab", buffering=0)
@@ -85,7 +86,7 @@ class RunLog:
         self._end += done
         self._waiting.clear()
 
-    def _on_boards(self, act: Callable[[Board], None]) -> None:
+    def _on_boards(self, act: Callable[[Tracker], None]) -> None:
         """Do something with each board; one that fails is left, for `log.jsonl` holds everything.
 
         Whatever another package raises must not cost a run: its server may be gone at night.
@@ -101,18 +102,11 @@ class RunLog:
 def _cut_back(path: Path, step: int) -> None:
     if path.is_file():
         rows = [row for row in read_log(path) if step > 0 and row["step"] <= step]
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read all whole rows of a log."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-class Averages:
+class MetricAccumulator:
     """Sums scalars on their device and gives their means; its state travels in checkpoints."""
 
     def __init__(self) -> None:
@@ -158,7 +152,7 @@ class Averages:
         self._count = state["count"]
 
 
-class Ticker:
+class ConsoleProgress:
     """The line for the person who watches: redrawn in place on a terminal, now and then a new line elsewhere.
 
     Its stream is often a file on the disk that is full; what cannot be told then is no reason to stop.

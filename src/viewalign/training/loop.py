@@ -12,24 +12,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from viewalign.arithmetic import autocast, gradient_scaler
 from viewalign.config import Recipe, public_settings
-from viewalign.device import read_later, send
 from viewalign.errors import UserError
+from viewalign.methods import health
 from viewalign.methods.base import Method, StepResult
 from viewalign.networks.backbone import Backbone
-from viewalign.processes import gather_objects, sum_over_processes
-from viewalign.training import accumulate, checkpoints, health, optimizers, pictures
-from viewalign.training.ahead import Ahead
-from viewalign.training.data import Feed, Samples
-from viewalign.training.fabric import Fabric
-from viewalign.training.folder import RunFolder
-from viewalign.training.logs import Averages, RunLog, Ticker, duration
-from viewalign.training.position import Position
-from viewalign.training.tracking import boards
-from viewalign.training.unreadable import Unreadable
-from viewalign.training.updates import Update, update_if_finite, volumes_of
+from viewalign.training import accumulate, optimizers, pictures
+from viewalign.training.data import DataModule, Samples, UnreadableVolumes
+from viewalign.training.launch import Fabric
+from viewalign.training.logs import ConsoleProgress, MetricAccumulator, RunLog, duration
+from viewalign.training.optimizers import Update, update_if_finite, volumes_of
+from viewalign.training.prefetch import Prefetcher
+from viewalign.training.state import TrainingState
+from viewalign.training.trackers import open_trackers
+from viewalign.utils.distributed import gather_objects, sum_over_processes
+from viewalign.utils.precision import autocast, gradient_scaler, read_later, send
 from viewalign.views.batch import ViewBatch
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import RunFolder
 
 Probe = Callable[[Backbone], dict[str, float]]
 """Judges the encoder of the moment; leaves it and every generator as they were."""
@@ -54,7 +54,7 @@ class Trainer:
         fabric: Fabric,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        feed: Feed,
+        feed: DataModule,
         recipe: Recipe,
         folder: RunFolder,
         facts: dict[str, Any],
@@ -70,25 +70,25 @@ class Trainer:
         # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32 on the way in.
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
-        self.position, self.averages = Position(), Averages()
+        self.position, self.averages = TrainingState(), MetricAccumulator()
         self._pending: Update | None = None
         self._stop_requested: Callable[[], float] = lambda: 0.0
-        self.unreadable = Unreadable(feed.volumes, recipe.runtime.lost_share)
+        self.unreadable = UnreadableVolumes(feed.volumes, recipe.runtime.lost_share)
         self.warned = set[str]()
-        self.ticker = Ticker(quiet=not fabric.is_global_zero)
+        self.ticker = ConsoleProgress(quiet=not fabric.is_global_zero)
         self.log: RunLog | None = None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step; returns False where `stop` ended the run early. All is saved either way."""
         if self.fabric.is_global_zero:
-            opened = boards(self.recipe, self.folder.root, self.position.step)
+            opened = open_trackers(self.recipe, self.folder.root, self.position.step)
             self.log = RunLog(self.folder.log, self.position.step, opened, self.ticker.say)
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()
         begin, since = time.perf_counter(), self.position.step
         source = self.feed.train(self.position.step, self.recipe.steps)
-        batches = Ahead(source, self._build, self.fabric.device)
+        batches = Prefetcher(source, self._build, self.fabric.device)
         try:
             while self.position.step < self.recipe.steps and not self._any(stop()):
                 self._train_step(*batches.take())
@@ -143,10 +143,10 @@ class Trainer:
         """Do one step; a loss or gradient that is not finite changes nothing but the count of skipped steps."""
         self._note_unreadable(samples)
         position, settings = self.position, self.recipe.optim
-        examine = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
+        return_diagnostics = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
-        result = self._loss_and_gradients(batch, examine)
+        result = self._loss_and_gradients(batch, return_diagnostics)
         # After this step is queued: a GPU stays busy while the CPU reads whether the update before was made.
         self._settle()
         rate = optimizers.learning_rate(
@@ -160,9 +160,9 @@ class Trainer:
         self.scaler.update()
         self._pending = Update(read, rate, result.logs, batch)
         position.step += 1
-        if examine or norm.device.type == "cpu":
+        if return_diagnostics or norm.device.type == "cpu":
             self._settle()
-        if examine:
+        if return_diagnostics:
             self._examine(samples, result)
 
     def _settle(self) -> None:
@@ -179,23 +179,25 @@ class Trainer:
         else:
             self._skip(update.batch, norm)
 
-    def _loss_and_gradients(self, batch: ViewBatch, examine: bool) -> StepResult:
+    def _loss_and_gradients(self, batch: ViewBatch, return_diagnostics: bool) -> StepResult:
         parts = self.recipe.runtime.accumulate
         if parts > 1:
-            return accumulate.step_in_parts(self.method, batch, parts, self.autocast, examine, self.scaler.scale)
+            return accumulate.step_in_parts(
+                self.method, batch, parts, self.autocast, return_diagnostics, self.scaler.scale
+            )
         with self.autocast():
-            result: StepResult = self.wrapped(batch, examine)
+            result: StepResult = self.wrapped(batch, return_diagnostics)
         self.fabric.backward(self.scaler.scale(result.loss))
         return result
 
     @torch.no_grad()
-    def _judged(self, batch: ViewBatch, examine: bool) -> StepResult:
+    def _judged(self, batch: ViewBatch, return_diagnostics: bool) -> StepResult:
         """Return a batch's result without gradient, in the parts in which training sees it."""
         parts = self.recipe.runtime.accumulate
         if parts > 1:
-            return accumulate.judge_parts(self.method, batch, parts, self.autocast, examine)
+            return accumulate.evaluate_in_parts(self.method, batch, parts, self.autocast, return_diagnostics)
         with self.autocast():
-            return cast(StepResult, self.wrapped(batch, examine))
+            return cast(StepResult, self.wrapped(batch, return_diagnostics))
 
     def _skip(self, batch: ViewBatch, norm: float) -> None:
         position = self.position
@@ -222,7 +224,7 @@ class Trainer:
             self._warn(figures)
         self.method.eval()
         batch = self._build(samples, plain=True)
-        shown = self._judged(batch, examine=True)
+        shown = self._judged(batch, return_diagnostics=True)
         if not self.fabric.is_global_zero:
             return
         terms = self.recipe.objectives
@@ -247,9 +249,9 @@ class Trainer:
         """Measure the loss on held-out subjects, always on the same views and masks."""
         self._settle()
         self.method.eval()
-        averages = Averages()
+        averages = MetricAccumulator()
         for samples in batches:
-            averages.add(self._judged(self._build(samples), examine=False).logs)
+            averages.add(self._judged(self._build(samples), return_diagnostics=False).logs)
         means = averages.take(self._mean_over_processes)
         self._row("validation", means)
         if means.get("loss", math.inf) < self.position.best_loss:
@@ -289,7 +291,7 @@ class Trainer:
 
     def _set_aside(self) -> None:
         """Tell which volumes are set aside; all processes come to the same end."""
-        for volume, reason in self.unreadable.set_aside():
+        for volume, reason in self.unreadable.exclude():
             self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
             self.ticker.say(f"Volume {volume} of the store cannot be read and is set aside: {reason}")
@@ -343,7 +345,7 @@ class Trainer:
         optimizers.load_state(self.optimizer, state["optimizer"])
         if state.get("scaler"):  # empty unless the precision was fp16
             self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
+        self.position = TrainingState(**state["position"])
         fabric = self.fabric
         self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)
         self.unreadable.aside = set(state["unreadable"])

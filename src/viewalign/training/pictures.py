@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from viewalign.methods.base import StepResult
+from viewalign.utils.io import atomic_write
 from viewalign.views import affines, lattice
 from viewalign.views.alignment import valid_share
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample
-from viewalign.writing import whole
 
 Array = NDArray[np.generic]
 Size = tuple[int, int, int]
@@ -94,7 +94,7 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
 
 def write(path: Path, arrays: dict[str, Array]) -> None:
     """Write the arrays, whole or not at all."""
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

@@ -5,47 +5,54 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import threading
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 import viewalign
-from viewalign.arithmetic import settle
 from viewalign.config import PhotometricSettings, Recipe, RuntimeSettings, ViewSettings
+from viewalign.data.store import Store
+from viewalign.data.worker_pool import default_workers
 from viewalign.errors import UserError
-from viewalign.methods.base import Asks
-from viewalign.methods.registry import asks_of, build_method
+from viewalign.methods.base import MethodRequirements
+from viewalign.methods.registry import build_method, requirements_of
 from viewalign.networks.backbone import Backbone
-from viewalign.randomness import generator_of
-from viewalign.training import checkpoints, data, initial, optimizers
-from viewalign.training.data import Feed, Samples
-from viewalign.training.fabric import Fabric
+from viewalign.training import data, optimizers
+from viewalign.training.data import DataModule, Samples
 from viewalign.training.failures import Failures, shortage_reported
-from viewalign.training.folder import RunFolder, keep_precision, write_config
-from viewalign.training.interrupts import StopRequest
-from viewalign.training.launch import alone_together, launch, leave_together, open_together, told_of_lost_processes
+from viewalign.training.launch import (
+    Fabric,
+    destroy_process_group,
+    launch,
+    lock_run_folder,
+    open_run_folder,
+    report_lost_processes,
+)
 from viewalign.training.loop import Probe, Trainer
 from viewalign.training.sampling import admitted, check_channels, weights_of
+from viewalign.utils.precision import settle
+from viewalign.utils.rng import make_rng
 from viewalign.views.alignment import align
-from viewalign.views.array import draw_views
-from viewalign.views.build import build_views
-from viewalign.views.drawing import Drawing
-from viewalign.views.photometric import Photometrics
-from viewalign.views.released import draw_released, misplacement
+from viewalign.views.batch import build_views, sample_views
+from viewalign.views.intensity import IntensityConfig
+from viewalign.views.latentcampus import misplacement, sample_latentcampus
 from viewalign.views.samples import SampleReader
-from viewalign.volumes.pool import default_workers
-from viewalign.volumes.store import Store
+from viewalign.views.sampling import ViewSamplingConfig
+from viewalign.weights import checkpoints, initial
+from viewalign.weights.run_folder import RunFolder, keep_precision, write_config
 
 _MISALIGNED = 0.01
 """Voxels; ten times what any geometry was ever seen to give."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """How a run ended.
 
     Attributes:
@@ -82,7 +89,7 @@ def pretrain(
     resume: Literal["auto"] | bool = False,
     store: Store | None = None,
     probe: Probe | None = None,
-) -> Outcome:
+) -> RunResult:
     """Run a recipe to its end, or to the next Ctrl-C or SIGTERM.
 
     Args:
@@ -97,19 +104,19 @@ def pretrain(
     if recipe.validate_.probe is not None and probe is None:
         raise UserError("validate.probe needs `viewalign pretrain`, or pretrain(..., probe=make_probe(recipe)).")
     store = _open_store(recipe) if store is None else store
-    asks = asks_of(recipe)
+    requirements = requirements_of(recipe)
     requested = keep_precision(recipe) if resume else recipe
-    recipe, fabric = launch(requested, asks.group, asks.idle, asks.repeats)
-    folder, recipe = open_together(fabric, recipe, bool(resume))
-    with alone_together(fabric, folder), Failures() as failures, shortage_reported(recipe, failures):
-        trainer = assemble(recipe, asks, store, folder, fabric)
+    recipe, fabric = launch(requested, requirements.group, requirements.has_unused_parameters, requirements.repeats)
+    folder, recipe = open_run_folder(fabric, recipe, bool(resume))
+    with lock_run_folder(fabric, folder), Failures() as failures, shortage_reported(recipe, failures):
+        trainer = assemble(recipe, requirements, store, folder, fabric)
         trainer.probe = probe
         trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
         _begin(trainer, bool(resume))
-        with StopRequest() as stop, told_of_lost_processes(folder, failures):
+        with StopRequest() as stop, report_lost_processes(folder, failures):
             trainer.run(lambda: stop.signal is not None)
-    leave_together()
-    return Outcome(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
+    destroy_process_group()
+    return RunResult(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
 
 
 def _begin(trainer: Trainer, resume: bool) -> None:
@@ -136,7 +143,9 @@ def _open_store(recipe: Recipe) -> Store:
     return store
 
 
-def assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabric: Fabric) -> Trainer:
+def assemble(
+    recipe: Recipe, requirements: MethodRequirements, store: Store, folder: RunFolder, fabric: Fabric
+) -> Trainer:
     """Build method, optimizer and feed, and write down what the run is fed with."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
@@ -157,13 +166,14 @@ def assemble(recipe: Recipe, asks: Asks, store: Store, folder: RunFolder, fabric
     split = data.only(data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
         raise UserError("The filters of `sampling` leave only held-out subjects; nothing is left to train on.")
-    strangers = len(np.unique(subjects[split.train]))
-    if asks.strangers and strangers < 2:
+    count = len(np.unique(subjects[split.train]))
+    if requirements.needs_multiple_subjects and count < 2:
         raise UserError(
-            f"This method needs volumes of at least two subjects, and the store has {strangers}; {asks.strangers}"
+            f"This method needs volumes of at least two subjects, and the store has {count}; "
+            f"{requirements.needs_multiple_subjects}"
         )
-    feed = _feed(recipe, asks, store, subjects, split, fabric)
-    facts = _facts(recipe, asks, store, subjects, split, method)
+    feed = _feed(recipe, requirements, store, subjects, split, fabric)
+    facts = _facts(recipe, requirements, store, subjects, split, method)
     return Trainer(fabric, method, optimizer, feed, recipe, folder, facts, store.recipe)
 
 
@@ -176,7 +186,12 @@ def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None
 
 
 def _facts(
-    recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.Split, method: torch.nn.Module
+    recipe: Recipe,
+    requirements: MethodRequirements,
+    store: Store,
+    subjects: Any,
+    split: data.Split,
+    method: torch.nn.Module,
 ) -> dict[str, Any]:
     """Return what the report says of the run's data and of its own geometry."""
     return {
@@ -186,7 +201,7 @@ def _facts(
         "validation_volumes": len(split.validation),
         "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.size),
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        **({"alignment_error": alignment_error(recipe)} if asks.aligned else {}),
+        **({"alignment_error": alignment_error(recipe)} if requirements.aligned else {}),
         "versions": {
             "viewalign": viewalign.__version__,
             "torch": torch.__version__,
@@ -195,9 +210,9 @@ def _facts(
     }
 
 
-def drawing_of(views: ViewSettings) -> Drawing:
+def view_sampling_config(views: ViewSettings) -> ViewSamplingConfig:
     """Unpack the geometry's settings."""
-    return Drawing(
+    return ViewSamplingConfig(
         size=views.size,
         overlap=views.overlap,
         mirror=views.mirror,
@@ -209,9 +224,9 @@ def drawing_of(views: ViewSettings) -> Drawing:
     )
 
 
-def photometrics_of(settings: PhotometricSettings) -> Photometrics:
+def intensity_config(settings: PhotometricSettings) -> IntensityConfig:
     """Unpack the photometric settings."""
-    return Photometrics(**settings.model_dump())
+    return IntensityConfig(**settings.model_dump())
 
 
 def alignment_error(recipe: Recipe) -> float:
@@ -237,7 +252,7 @@ def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
     ramp = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"))
     worst = 0.0
     for seed in range(seeds):
-        pair = draw_views(ramp, views.size, seed, drawing_of(views))
+        pair = sample_views(ramp, views.size, seed, view_sampling_config(views))
         a, b, weight = align(pair.views[0], pair.views[1], pair.to_volume[0], pair.to_volume[1], pair.size, pair.valid)
         whole = align(
             pair.valid[0].float(), pair.valid[1].float(), pair.to_volume[0], pair.to_volume[1], pair.size, pair.valid
@@ -250,22 +265,26 @@ def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
 def released_error(views: ViewSettings, seeds: int = 4) -> float:
     """Do the same with the released code's geometry, where the error is what it is known for."""
     d, h, w = (min(2 * n, n + 48) for n in views.size)
-    pairs = [draw_released(generator_of(seed, "ramp"), (d, h, w), drawing_of(views)) for seed in range(seeds)]
+    pairs = [
+        sample_latentcampus(make_rng(seed, "ramp"), (d, h, w), view_sampling_config(views)) for seed in range(seeds)
+    ]
     return float(misplacement(pairs, views.size).max())
 
 
-def _feed(recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.Split, fabric: Fabric) -> Feed:
+def _feed(
+    recipe: Recipe, requirements: MethodRequirements, store: Store, subjects: Any, split: data.Split, fabric: Fabric
+) -> DataModule:
     views, runtime = recipe.views, recipe.runtime
     on_gpu = fabric.device.type == "cuda"
     read: dict[str, Any] = {
         "source": store,
         "subjects": subjects,
-        "drawing": drawing_of(views),
+        "drawing": view_sampling_config(views),
         "batch": recipe.batch,
         "seed": recipe.seed,
         "min_foreground": views.min_foreground,
         "redraws": views.redraws,
-        "draw": asks.draw,
+        "draw": requirements.draw,
     }
     load: dict[str, Any] = {
         "batch": recipe.batch,
@@ -279,14 +298,45 @@ def _feed(recipe: Recipe, asks: Asks, store: Store, subjects: Any, split: data.S
     held_out = SampleReader(chosen=split.validation, purpose="validation", **read) if len(split.validation) else None
 
     def build(samples: Samples, plain: bool) -> Any:
-        changes = None if plain else photometrics_of(views.photometric)
+        changes = None if plain else intensity_config(views.photometric)
         return build_views(samples, views.size, changes, fabric.device, recipe.seed)
 
-    return Feed(
+    return DataModule(
         train=partial(data.batches, train, **load),
         validation=partial(data.batches, held_out, 0, recipe.validate_.batches, **load) if held_out else None,
         build=build,
         volumes=len(split.train),
         name_of=lambda k: str(store.ids[k]),
-        aligned=asks.aligned,
+        aligned=requirements.aligned,
     )
+
+
+class StopRequest:
+    """While entered, remembers the first stop signal instead of dying of it.
+
+    Attributes:
+        signal: the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        """Take over the signals, where this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number

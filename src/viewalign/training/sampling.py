@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.store import Store
 from viewalign.errors import UserError
-from viewalign.given import similar
-from viewalign.volumes.store import Store
+from viewalign.utils.overrides import similar
 
 Unit = Literal["image", "subject", "dataset"]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -21,16 +22,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from viewalign.arithmetic import autocast
 from viewalign.config import Recipe
 from viewalign.methods.base import Method
-from viewalign.methods.registry import asks_of, build_method
+from viewalign.methods.registry import build_method, requirements_of
 from viewalign.networks.backbone import Backbone
 from viewalign.training import accumulate
-from viewalign.training.python_backward import Engine
-from viewalign.training.rates import artificial_samples
-from viewalign.views.batch import ViewBatch
-from viewalign.views.build import build_views
+from viewalign.training.throughput import artificial_samples
+from viewalign.utils.precision import autocast
+from viewalign.views.batch import ViewBatch, build_views
 
 _GRANULE = 512
 """Bytes: what CUDA's allocator rounds sizes up to."""
@@ -54,7 +53,7 @@ def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
     """
     if precision == "fp64":
         return 2 * simulated_peak(recipe, "fp32", processes)
-    group, forward = asks_of(recipe).group, partial(autocast, "cuda", precision)
+    group, forward = requirements_of(recipe).group, partial(autocast, "cuda", precision)
     small = build_views(artificial_samples(recipe, group), recipe.views.size, None, torch.device("cpu"))
     with _without_driver(), _Counted() as counted:
         with torch.device("cuda"):
@@ -195,3 +194,88 @@ def _without_driver() -> Iterator[None]:
         Engine().instead(),
     ):
         yield
+
+
+Slots = dict[Any, list[Tensor | None]]
+"""For each node the gradients of its outputs, as far as they are known."""
+
+
+class Engine:
+    """Runs the nodes of a graph one after the other, and lets go of what a node saved once it has run."""
+
+    def __init__(self) -> None:
+        self._read: list[list[Tensor]] = []
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """Let every backward pass in this context run here; graphs must be built in it too."""
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda saved: [saved], self._unpack),
+            mock.patch("torch.autograd.backward", self.backward),
+            # What `checkpoint` recomputes is kept for the backward pass of this number.
+            mock.patch("torch._C._current_graph_task_id", return_value=0),
+        ):
+            yield
+
+    @torch.no_grad()
+    def backward(self, tensors: Tensor | Sequence[Tensor], grad_tensors: Any = None, *_: Any, **__: Any) -> None:
+        """Add gradients to leaves; called as `torch.autograd.backward` is."""
+        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        given = [None] * len(roots) if grad_tensors is None else grad_tensors
+        uses, slots = _uses([root.grad_fn for root in roots]), Slots()
+        for root, gradient in zip(roots, [given] if isinstance(given, Tensor) else given, strict=True):
+            _add(slots, root.grad_fn, root.output_nr, torch.ones_like(root) if gradient is None else gradient)
+        ready = [node for node in slots if not uses[node]]
+        while ready:
+            node = ready.pop()
+            for follower, number, gradient in self._run(node, slots.pop(node, [])):
+                if gradient is not None:
+                    _add(slots, follower, number, gradient)
+                uses[follower] -= 1
+                if not uses[follower]:
+                    ready.append(follower)
+
+    def _run(self, node: Any, gradients: list[Tensor | None]) -> list[tuple[Any, int, Tensor | None]]:
+        """Run a node; returns the nodes that follow, each with the number of the output and its gradient."""
+        if hasattr(node, "variable"):
+            leaf = node.variable
+            if gradients:
+                leaf.grad = gradients[0] if leaf.grad is None else leaf.grad + gradients[0]
+            return []
+        gradients += [None] * (len(node._input_metadata) - len(gradients))
+        made = node.apply(*gradients) if hasattr(node, "_forward_cls") else node(*gradients)
+        for saved in self._read:
+            saved.clear()
+        self._read.clear()
+        made = made if isinstance(made, tuple) else (made,)
+        edges = zip(node.next_functions, made, strict=False)
+        return [(follower, number, one) for (follower, number), one in edges if follower is not None]
+
+    def _unpack(self, saved: list[Tensor]) -> Tensor:
+        self._read.append(saved)
+        return saved[0]
+
+
+def _uses(roots: Sequence[Any]) -> Counter[Any]:
+    """Count for each node how many nodes before it hand it a gradient."""
+    found, todo, seen = Counter[Any](), list(roots), set(roots)
+    while todo:
+        for follower, _ in todo.pop().next_functions:
+            if follower is not None:
+                found[follower] += 1
+                if follower not in seen:
+                    seen.add(follower)
+                    todo.append(follower)
+    return found
+
+
+def _add(slots: Slots, node: Any, number: int, gradient: Tensor) -> None:
+    """Add a gradient to what a node has been handed, in the shape and type of the node's output."""
+    wanted = node.variable if hasattr(node, "variable") else node._input_metadata[number]
+    if gradient.shape != wanted.shape:
+        gradient = gradient.sum_to_size(wanted.shape)
+    gradient = gradient.to(wanted.dtype)
+    mine = slots.setdefault(node, [])
+    mine += [None] * (number + 1 - len(mine))
+    before = mine[number]
+    mine[number] = gradient if before is None else before + gradient

@@ -1,1 +1,1 @@
-"""From a store to batches of views whose geometry is exact. Knows no loss and no network."""
+"""Views with exact affines: sampling, resampling, intensity, alignment. They know no loss."""

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from viewalign.device import send
-from viewalign.precision import full_precision, raised
+from viewalign.utils.precision import at_least_float32, full_precision, send
 from viewalign.views import affines, lattice
 
 Size = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Bag:
+class SparseInterpolation:
     """A linear read of a feature grid: each output row is a weighted sum of few cells.
 
     Attributes:
@@ -44,7 +43,7 @@ class Correspondence:
         cells: lattice cells per axis.
     """
 
-    bags: tuple[Bag, ...]
+    bags: tuple[SparseInterpolation, ...]
     weight: Tensor
     point_weight: Tensor
     cells: Size
@@ -58,12 +57,12 @@ class Correspondence:
         Returns:
             (2, B, cells, ΣC) in float32 or better: the mean over each cell's points that count, zero where none does.
         """
-        columns = [read_bag(maps, bag) for maps, bag in zip(features, self.bags, strict=True)]
+        columns = [interpolate(maps, bag) for maps, bag in zip(features, self.bags, strict=True)]
         out: Tensor = torch.cat(columns, dim=-1).unflatten(0, (2, *self.weight.shape))
         return out
 
 
-def correspond(
+def find_correspondences(
     to_volume_a: Tensor,
     to_volume_b: Tensor,
     size: Size,
@@ -108,7 +107,7 @@ def correspond(
     point_weight = counts.double()
     weight = _cells_of(point_weight, cell_counts, samples).mean(-1).float()
     bags = [
-        pool(points_bag(where.flatten(0, 1), grid), point_weight.repeat(2, 1), cell_counts, samples)
+        average_points(interpolation_at(where.flatten(0, 1), grid), point_weight.repeat(2, 1), cell_counts, samples)
         for where, grid in zip(coordinates, grids, strict=True)
     ]
     return Correspondence(tuple(bags), weight, point_weight, cell_counts)
@@ -130,7 +129,7 @@ def align(
         Two tensors (B, cells, C), row for row the same place, and the weight (B, cells) of each row.
     """
     grid = (features_a.shape[2], features_a.shape[3], features_a.shape[4])
-    places = correspond(to_volume_a, to_volume_b, size, [grid], valid, cells, samples)
+    places = find_correspondences(to_volume_a, to_volume_b, size, [grid], valid, cells, samples)
     a, b = places.read([torch.cat([features_a, features_b])])
     return a, b, places.weight
 
@@ -142,7 +141,7 @@ def to_grid(points: Tensor, to_volume: Tensor, size: Size, grid: Size) -> Tensor
     return (index + 0.5) * ratio - 0.5
 
 
-def points_bag(where: Tensor, grid: Size) -> Bag:
+def interpolation_at(where: Tensor, grid: Size) -> SparseInterpolation:
     """Say which cells make up points (N, P, 3) of N grids, linearly; past the border the last two cells are continued.
 
     Coordinates are in (d, h, w) order with cell centres at integers. An axis of a single cell, which a thin view has at
@@ -157,7 +156,7 @@ def points_bag(where: Tensor, grid: Size) -> Bag:
         part = (where[..., axis].double() - base) * several
         index = _with_each(index, torch.add, torch.stack([base, base + several], dim=-1) * stride)
         share = _with_each(share, torch.mul, torch.stack([1 - part, part], dim=-1))
-    return Bag(index.flatten(0, 1), share.flatten(0, 1))
+    return SparseInterpolation(index.flatten(0, 1), share.flatten(0, 1))
 
 
 def _with_each(columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor], pair: Tensor) -> Tensor:
@@ -165,30 +164,32 @@ def _with_each(columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor], pai
     return combine(columns[..., None], pair[..., None, :]).flatten(-2)
 
 
-def pool(points: Bag, point_weight: Tensor, cells: Size, samples: int) -> Bag:
+def average_points(points: SparseInterpolation, point_weight: Tensor, cells: Size, samples: int) -> SparseInterpolation:
     """Average a bag of points over each cell's points that count; `point_weight` is (N, P)."""
     share = _cells_of(point_weight, cells, samples)
     share = share / share.sum(-1, keepdim=True).clamp(min=1)
     order = _cells_of(torch.arange(point_weight.numel(), device=share.device).view_as(point_weight), cells, samples)
     rows = order.flatten(0, 1)
-    return Bag(points.index[rows].flatten(1), (points.share[rows] * share.flatten(0, 1)[..., None]).flatten(1))
+    return SparseInterpolation(
+        points.index[rows].flatten(1), (points.share[rows] * share.flatten(0, 1)[..., None]).flatten(1)
+    )
 
 
 @full_precision
-def read_bag(features: Tensor, bag: Bag) -> Tensor:
+def interpolate(features: Tensor, bag: SparseInterpolation) -> Tensor:
     """Read features (N, C, d, h, w); returns (rows, C), in float32 unless the features are float64.
 
     Differentiable in the features. An embedding bag does it without a copy of every corner: five times faster than
     gathering eight corners of every point, forward and backward (docs/benchmarks.md).
     """
-    rows = raised(features.flatten(2).transpose(1, 2).reshape(-1, features.shape[1]))
+    rows = at_least_float32(features.flatten(2).transpose(1, 2).reshape(-1, features.shape[1]))
     return F.embedding_bag(bag.index, rows, mode="sum", per_sample_weights=bag.share.to(rows.dtype))
 
 
 def sample(features: Tensor, where: Tensor) -> Tensor:
     """Read features (N, C, d, h, w) linearly at grid coordinates (N, P, 3); returns (N, P, C). See `points_bag`."""
     grid = (features.shape[2], features.shape[3], features.shape[4])
-    out: Tensor = read_bag(features, points_bag(where, grid)).unflatten(0, where.shape[:2])
+    out: Tensor = interpolate(features, interpolation_at(where, grid)).unflatten(0, where.shape[:2])
     return out
 
 
@@ -216,7 +217,7 @@ def roi_align_3d(features: Tensor, boxes: Tensor, size: Size, cells: Size = (7, 
     grid = (features.shape[2], features.shape[3], features.shape[4])
     where = to_grid(torch.stack(grids), eye[None], size, grid)[0]
     ones = torch.ones(where.shape[:2], dtype=torch.float64, device=where.device)
-    values = read_bag(features, pool(points_bag(where, grid), ones, cells, samples))
+    values = interpolate(features, average_points(interpolation_at(where, grid), ones, cells, samples))
     pooled: Tensor = values.unflatten(0, (features.shape[0], *cells)).movedim(-1, 1)
     return pooled
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from viewalign.errors import RefusedImageError
-from viewalign.randomness import generator_of
+from viewalign.errors import ExcludedImageError
+from viewalign.utils.rng import make_rng
 from viewalign.views import affines, lattice
-from viewalign.views.drawing import Drawing, Drawn, DrawViews, Local, draw_pair
-from viewalign.views.released import ReleasedPair
+from viewalign.views.latentcampus import LatentCampusPair
+from viewalign.views.sampling import LocalView, SampledViews, ViewSampler, ViewSamplingConfig, sample_pair
 
 Size = tuple[int, int, int]
 _SUBSTITUTES = 20
@@ -74,9 +74,9 @@ class Sample:
     volume_id: int
     subject_id: int
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    refused: tuple[tuple[int, str], ...] = ()
+    excluded: tuple[tuple[int, str], ...] = ()
     claimed: Tensor | None = None
-    local: Local | None = None
+    local: LocalView | None = None
 
     def pin_memory(self) -> Sample:
         """Return the sample with its voxels in page-locked memory, from which copies to a GPU need no wait."""
@@ -105,13 +105,13 @@ class SampleReader(Dataset[Sample]):
         source: VolumeSource,
         subjects: NDArray[np.int64],
         chosen: NDArray[np.int64],
-        drawing: Drawing,
+        drawing: ViewSamplingConfig,
         batch: int,
         seed: int,
         purpose: str = "train",
         min_foreground: float = 0.1,
         redraws: int = 8,
-        draw: DrawViews = draw_pair,
+        draw: ViewSampler = sample_pair,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         if weights is not None:
@@ -124,16 +124,16 @@ class SampleReader(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Read sample `index`; a volume that cannot be read is replaced by another and reported in the sample."""
-        refused: list[tuple[int, str]] = []
+        excluded: list[tuple[int, str]] = []
         volume = self.volume_of(index)
         for attempt in range(_SUBSTITUTES):
             try:
-                return self._read(index, volume, attempt, tuple(refused))
-            except RefusedImageError as problem:
-                refused.append((volume, str(problem)))
-                rng = generator_of(self._seed, index, attempt, self._purpose, "substitute")
+                return self._read(index, volume, attempt, tuple(excluded))
+            except ExcludedImageError as problem:
+                excluded.append((volume, str(problem)))
+                rng = make_rng(self._seed, index, attempt, self._purpose, "substitute")
                 volume = int(rng.choice(self._chosen) if self._ends is None else self._chosen[self._places(rng, 1)[0]])
-        raise RefusedImageError(f"{_SUBSTITUTES} volumes in a row cannot be read; the last: {refused[-1][1]}")
+        raise ExcludedImageError(f"{_SUBSTITUTES} volumes in a row cannot be read; the last: {excluded[-1][1]}")
 
     def volume_of(self, index: int) -> int:
         """Return the volume that sample `index` shows, before any substitution."""
@@ -142,7 +142,7 @@ class SampleReader(Dataset[Sample]):
 
     def _draw_volumes(self, step: int) -> NDArray[np.int64]:
         """Draw a global batch of volumes: of different subjects as far as there are any, else different volumes."""
-        rng = generator_of(self._seed, step, self._purpose, "volumes")
+        rng = make_rng(self._seed, step, self._purpose, "volumes")
         order = self._candidates(rng)
         _, first = np.unique(self._subjects[order], return_index=True)
         strangers = np.zeros(len(order), dtype=bool)
@@ -170,11 +170,11 @@ class SampleReader(Dataset[Sample]):
         places = np.searchsorted(self._ends, rng.random(count) * self._ends[-1], side="right")
         return np.asarray(np.minimum(places, len(self._chosen) - 1), dtype=np.int64)
 
-    def _read(self, index: int, volume: int, attempt: int, refused: tuple[tuple[int, str], ...]) -> Sample:
+    def _read(self, index: int, volume: int, attempt: int, excluded: tuple[tuple[int, str], ...]) -> Sample:
         shape, spacing = self._source.shape(volume), self._source.spacing(volume)
         best: tuple[float, Sample] | None = None
         for redraw in range(self._redraws + 1):
-            rng = generator_of(self._seed, index, attempt, redraw, self._purpose, "views")
+            rng = make_rng(self._seed, index, attempt, redraw, self._purpose, "views")
             drawn = self._draw(rng, shape, self._drawing, spacing)
             start, stop = self._box(drawn, shape)
             crop = torch.from_numpy(self._source.read(volume, start, stop))
@@ -189,8 +189,8 @@ class SampleReader(Dataset[Sample]):
                 volume_id=volume,
                 subject_id=int(self._subjects[volume]),
                 spacing=spacing,
-                refused=refused,
-                claimed=drawn.claimed if isinstance(drawn, ReleasedPair) else None,
+                excluded=excluded,
+                claimed=drawn.claimed if isinstance(drawn, LatentCampusPair) else None,
                 local=drawn.local,
             )
             score = self._score(sample)
@@ -201,7 +201,7 @@ class SampleReader(Dataset[Sample]):
         assert best is not None
         return self._with_mask(best[1])
 
-    def _box(self, drawn: Drawn, shape: Size) -> tuple[Size, Size]:
+    def _box(self, drawn: SampledViews, shape: Size) -> tuple[Size, Size]:
         """Return the box that all views need, those of another size included."""
         start, stop = enclosing_box(drawn.to_volume, self._drawing.size, shape)
         if drawn.local is None:

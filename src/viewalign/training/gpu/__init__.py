@@ -1,1 +1,1 @@
-"""Checks and measurements of training on a GPU, for `viewalign doctor --gpu` and `benchmarks/gpu`."""
+"""Checking a GPU: parity with the CPU, step time, memory, data wait."""

@@ -14,18 +14,18 @@ from typing import Any, TypeVar
 
 import torch
 
+from viewalign.data.store import Store
 from viewalign.errors import UserError
-from viewalign.methods.registry import asks_of
+from viewalign.methods.registry import requirements_of
 from viewalign.recipes.loading import load
 from viewalign.training.cost import step_flops
 from viewalign.training.data import Samples
-from viewalign.training.folder import open_folder
 from viewalign.training.gpu.timing import Moment, Parts, wait
 from viewalign.training.launch import launch
-from viewalign.training.logs import Ticker, read_log
-from viewalign.training.position import Position
+from viewalign.training.logs import ConsoleProgress
 from viewalign.training.run import assemble
-from viewalign.volumes.store import Store
+from viewalign.training.state import TrainingState
+from viewalign.weights.run_folder import open_folder, read_log
 
 _HELD = 3
 """Batches that are kept in memory and used in turn."""
@@ -78,13 +78,13 @@ class Bench:
     def __init__(self, recipe: str, settings: list[str], store: Path, out: Path, device: str) -> None:
         own = [f"data={store}", f"out={out}", f"runtime.accelerator={device}", "optim.lr=1e-4", *QUIET]
         asked = load(recipe, [*own, *settings], say=lambda _: None)
-        asks = asks_of(asked)
-        made, fabric = launch(asked, asks.group, asks.idle, asks.repeats)
+        requirements = requirements_of(asked)
+        made, fabric = launch(asked, requirements.group, requirements.has_unused_parameters, requirements.repeats)
         folder, made = open_folder(made, resume=False)
-        self.trainer = assemble(made, asks, Store.open(store), folder, fabric)
+        self.trainer = assemble(made, requirements, Store.open(store), folder, fabric)
         self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
         self.flops = step_flops(made)
-        self.trainer.ticker = Ticker(quiet=True)
+        self.trainer.ticker = ConsoleProgress(quiet=True)
         self.trainer.save = lambda: True  # type: ignore[method-assign]
         self.parts = Parts(self.device)
         self._held: list[Samples] = []
@@ -144,7 +144,7 @@ class Bench:
     def _run(self, count: int, warm: int, source: Source, around: AbstractContextManager[Any] | None) -> None:
         """Let the loop do `count` steps and the last ones, from step 1 on: step 0 computes health figures."""
         trainer = self.trainer
-        trainer.position = Position(step=1)
+        trainer.position = TrainingState(step=1)
         trainer.recipe = trainer.recipe.model_copy(update={"steps": 1 + count + _LAST})
         self._moments.clear()
         self.parts.clear()

@@ -1,4 +1,4 @@
-"""The short check of a GPU: a run of a small network beside the CPU's, resumed, and steps of a large network."""
+"""What a check of a GPU should find."""
 
 from __future__ import annotations
 
@@ -9,14 +9,33 @@ from pathlib import Path
 
 import torch
 
-from viewalign.arithmetic import choose
+from viewalign.data.worker_pool import default_workers
 from viewalign.training.data import worker_count
-from viewalign.training.diagnosis import Finding, Level
-from viewalign.training.gpu import ceilings, limits
+from viewalign.training.doctor import Finding, Level
+from viewalign.training.gpu import timing
 from viewalign.training.gpu.bench import LESS_MEMORY, Bench, StepTimes, first_that_fits
 from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
 from viewalign.training.gpu.synthetic import HEAD, SMALL, Shape, synthetic_store
-from viewalign.volumes.pool import default_workers
+from viewalign.utils.precision import choose
+
+LOSS_DIFFERENCE = 1e-2
+"""Largest relative difference between the losses of a run of six steps on a GPU and on a CPU, in float32."""
+
+RESUME_DIFFERENCE = 1e-4
+"""The same between a run and its resumption; 0 on a CPU, and on a GPU where its kernels are deterministic."""
+
+DATA_WAIT = 0.01
+"""Share of the time in which the GPU waits for data, with four workers."""
+
+RATE_SHARE = {"cva-resenc-l": 0.23, "cva-primus-m": 0.40}
+"""Share of the measured bf16 matrix products that a step should reach, compiled: 0.25 s and 0.40 s on an H100.
+
+Worked out from operations and bytes, not measured.
+"""
+
+WAITS = 1
+"""Most times a step in which the CPU waits for the GPU: none is known, and the first step reads its norm at once."""
+
 
 _SMALL_RECIPE = "cva-resenc-xs"
 
@@ -63,8 +82,8 @@ def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], o
     """
     say("Measuring the device's limits")
     precision = choose(device).precision
-    rate = ceilings.product_rate(device, precision)
-    copies = ceilings.copy_rate(device)
+    rate = timing.product_rate(device, precision)
+    copies = timing.copy_rate(device)
     words = f"{precision} matrix products {rate / 1e12:.3g} TFLOP/s, copies {copies / 1e12:.2g} TB/s"
     found = [Finding("good", "Limits", words)]
     say("Running a small network here and on the CPU")
@@ -92,7 +111,7 @@ def _small_runs(device: torch.device, folder: Path, size: Size) -> Iterator[Find
     yield _compared(
         "Same as CPU",
         difference(losses, reference),
-        limits.LOSS_DIFFERENCE,
+        LOSS_DIFFERENCE,
         "losses of six steps in fp32",
         "Report it with this table: the GPU computes something else than the CPU.",
     )
@@ -100,7 +119,7 @@ def _small_runs(device: torch.device, folder: Path, size: Size) -> Iterator[Find
     yield _compared(
         "Resume",
         difference(again, losses),
-        limits.RESUME_DIFFERENCE,
+        RESUME_DIFFERENCE,
         "losses after resuming at step 3 of 6",
         "Report it with this table: a resumed run should continue as if it had not been stopped.",
     )
@@ -133,7 +152,7 @@ def _timed(device: torch.device, store: Path, out: Path, size: Size, more: Seque
 
 def _step(bench: Bench, seconds: float, rate: float, more: Sequence[str]) -> Finding:
     share = bench.flops / seconds / rate
-    level: Level = "good" if share >= limits.RATE_SHARE.get(bench.name, 0.0) / 2 else "watch"
+    level: Level = "good" if share >= RATE_SHARE.get(bench.name, 0.0) / 2 else "watch"
     words = (
         f"{' '.join([bench.name, *more])}: {seconds:.3g} s, batch {bench.recipe.batch}, "
         f"{bench.recipe.runtime.precision}, {share:.1%} of the matrix products"
@@ -162,7 +181,7 @@ def _data_wait(bench: Bench, steps: int) -> Finding:
     workers = worker_count(here, bench.device.type == "cuda", os.cpu_count() or 1, allowed=default_workers())
     found = bench.data_wait(workers, steps)
     share = found["data_wait"]
-    level: Level = "good" if share <= limits.DATA_WAIT else "watch"
+    level: Level = "good" if share <= DATA_WAIT else "watch"
     words = f"{share:.1%} of the time with {workers} workers, {found['volumes_per_second']:.3g} volumes/s"
     remedy = "Raise runtime.workers up to the number of cores." if level != "good" else ""
     return Finding(level, "Data wait", words, remedy)

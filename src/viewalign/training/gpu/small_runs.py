@@ -12,9 +12,9 @@ import numpy as np
 
 from viewalign.config import Recipe
 from viewalign.recipes.loading import load
-from viewalign.training import checkpoints
-from viewalign.training.logs import read_log
 from viewalign.training.run import pretrain
+from viewalign.weights import checkpoints
+from viewalign.weights.run_folder import read_log
 
 STEPS = 6
 REPRODUCIBLE = ("runtime.precision=fp32", "views.photometric.p_noise=0")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from viewalign.randomness import generator_of
-from viewalign.volumes.store import Store, store_from_arrays
+from viewalign.data.store import Store, store_from_arrays
+from viewalign.utils.rng import make_rng
 
 Shape = tuple[int, int, int]
 HEAD: Shape = (180, 216, 180)
@@ -25,7 +25,7 @@ def synthetic_volume(number: int, shape: Shape) -> NDArray[np.float32]:
         number: another number gives another volume.
         shape: (D, H, W) in voxels.
     """
-    rng = generator_of(number, "synthetic volume")
+    rng = make_rng(number, "synthetic volume")
     coarse = torch.from_numpy(rng.normal(size=(1, 1, 7, 7, 7)).astype(np.float32))
     image = torch.nn.functional.interpolate(coarse, shape, mode="trilinear", align_corners=True)[0, 0]
     noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))

@@ -1,0 +1,1 @@
+"""Other projects' commands, folders and layouts."""

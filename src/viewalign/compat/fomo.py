@@ -1,0 +1,120 @@
+"""FOMO25's task 2, meningioma: its folders as a dataset of nnU-Net in the frame of pretraining.
+
+`preprocessed/sub_N/ses_1/<sequence>.nii.gz` with `labels/sub_N/[ses_1/]seg.nii.gz`. Sequences that a subject lacks are
+images of zeros, as they are in prediction; `t2s` stands in where there is no `swi`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.compat.task_layouts import SEQUENCES, sequences_in, sessions
+from viewalign.data.readers.files import Volume, read_mask
+from viewalign.data.readers.headers import read_header
+from viewalign.errors import ExcludedImageError, UserError
+from viewalign.finetuning.segmentation import predict
+from viewalign.finetuning.segmentation.predict import KEY
+from viewalign.tasks.preprocessing import frame_difference, onto, read_image
+
+_CHANNELS = SEQUENCES[2]
+_ENDING = ".nii.gz"
+
+
+def prepare(source: Path, out: Path) -> tuple[list[str], list[str]]:
+    """Write a dataset in nnU-Net's layout; the source is only read.
+
+    Args:
+        source: the challenge's folder.
+        out: the dataset's folder, for `viewalign finetune segmentation --dataset`.
+
+    Returns:
+        Names of the cases, and a sentence for each session that was left out.
+
+    Raises:
+        UserError: no session can be used, or `out` holds another dataset.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another folder.")
+    for name in ("imagesTr", "labelsTr"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    names, left_out = [], []
+    for subject, session in sessions(source):
+        name = f"{subject}_{session.name}"
+        try:
+            _write_case(source, subject, session, name, out)
+            names.append(name)
+        except UserError as problem:
+            left_out.append(f"{name}: {problem}.")
+    if not names:
+        raise UserError(
+            f"No session of {source} can be used. {left_out[0] if left_out else 'There is no sub_*/ses_*.'}"
+        )
+    (out / "dataset.json").write_text(json.dumps(_description(len(names)), indent=1) + "\n")
+    return names, left_out
+
+
+def _description(count: int) -> dict[str, object]:
+    return {
+        "channel_names": {str(k): channel.name for k, channel in enumerate(_CHANNELS)},
+        "labels": {"background": 0, "meningioma": 1},
+        "numTraining": count,
+        "file_ending": _ENDING,
+        KEY: {
+            "orientation": "LPS",
+            "missing": "zeros",
+            "aliases": {channel.name: list(channel.aliases) for channel in _CHANNELS if channel.aliases},
+        },
+    }
+
+
+def _write_case(source: Path, subject: str, session: Path, name: str, out: Path) -> None:
+    found = sequences_in(session, _CHANNELS)
+    volumes: dict[str, Volume] = {}
+    for word, path in found.items():
+        try:
+            volumes[word] = read_image(path)
+        except UserError as problem:
+            raise ExcludedImageError(f"{path.name}: {problem}") from None
+    if not volumes:
+        raise ExcludedImageError("has no sequence of this task")
+    first, labels = _labels(_label_file(source, subject, session.name), volumes)
+    # Every image is read and moved before the first is written: no half of a case stays behind.
+    images = []
+    for channel in _CHANNELS:
+        there = [volumes[word] for word in (channel.name, *channel.aliases) if word in volumes]
+        one = there[0] if there else replace(first, array=np.zeros_like(first.array))
+        images.append(onto(one, first) if frame_difference(one, first) else one)
+    for number, one in enumerate(images):
+        predict.write_image(predict.to_lps(one), out / "imagesTr" / f"{name}_{number:04d}{_ENDING}")
+    turned = predict.to_lps(replace(first, array=labels.astype(np.float32)))
+    predict.write_labels(turned.array.astype(np.uint8), turned, out / "labelsTr" / f"{name}{_ENDING}", lps=False)
+
+
+def _label_file(source: Path, subject: str, session: str) -> Path:
+    base = source / "labels" / subject
+    for path in (base / session / "seg.nii.gz", base / "seg.nii.gz"):
+        if path.is_file():
+            return path
+    raise ExcludedImageError("has no seg.nii.gz")
+
+
+def _labels(file: Path, volumes: dict[str, Volume]) -> tuple[Volume, NDArray[np.uint8]]:
+    """Return the image on whose voxels the mask lies, and the mask.
+
+    Raises:
+        RefusedImageError: it lies on no sequence's voxels.
+    """
+    header = read_header(file)
+    empty = np.broadcast_to(np.float32(0), header.shape)
+    mask = Volume(empty, header.spacing, header.origin, header.direction)
+    odd = {word: frame_difference(mask, volume) for word, volume in volumes.items()}
+    first = next((volumes[word] for word, difference in odd.items() if not difference), None)
+    if first is None:
+        word, difference = next(iter(odd.items()))
+        raise ExcludedImageError(f"the mask {file.name} lies on the voxels of no sequence ({word}: {difference})")
+    return first, (read_mask(file, first) > 0).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""nnssl's commands, folders, plans and stores."""

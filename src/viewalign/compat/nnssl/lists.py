@@ -1,0 +1,132 @@
+"""The lists nnssl keeps beside a prepared dataset: which images came through, and who trains and who validates."""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Some
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from viewalign.compat.nnssl.folders import MASK_FILES, SPLITS, VALID
+from viewalign.data.catalogue import AssociatedMasks, Collection, Dataset, Image, Session, Subject, write_catalogue
+from viewalign.data.layout import read_json, write_json
+from viewalign.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Subjects for training and for validation, as `collection__dataset__subject`."""
+
+    train: frozenset[str]
+    validation: frozenset[str]
+
+
+def write_prepared(
+    folder: Path, images: str, configuration: str, catalogue: Collection, done: Mapping[str, str]
+) -> None:
+    """Write `pretrain_data__<configuration>.json` and `valid_imgs.json` with what was prepared and nothing else.
+
+    Args:
+        folder: `$nnssl_preprocessed/DatasetXXX_Name`.
+        images: name of the folder of prepared images in it.
+        configuration: which was prepared.
+        catalogue: of the raw dataset.
+        done: the place (`folders.image_place`) of each image that is wholly there, by its id.
+    """
+    kept = Collection(catalogue.collection_index, catalogue.collection_name)
+    for (key, dataset), (subject_id, subject), (session_id, session), image in _walk(catalogue):
+        place = done.get("__".join((catalogue.collection_name, key, subject_id, session_id, image.name)))
+        if place is None:
+            continue
+        into = kept.datasets.setdefault(key, replace(dataset, subjects={}))
+        whose = into.subjects.setdefault(subject_id, replace(subject, sessions={}))
+        visit = whose.sessions.setdefault(session_id, replace(session, images=[]))
+        visit.images.append(_moved(image, f"$nnssl_preprocessed/{folder.name}/{images}/{place}"))
+    write_catalogue(kept, folder / f"pretrain_data__{configuration}.json")
+    write_json(folder / VALID, [_flat(kept, *item) for item in _walk(kept)])
+
+
+def write_part(folder: Path, part: int, parts: int, places: Some[str]) -> bool:
+    """Write what one of several parts has prepared; return whether all parts have written theirs.
+
+    What stays of another number of parts is removed once all are there.
+    """
+    write_json(part_file(folder, part, parts), sorted(places))
+    ours = {part_file(folder, number, parts) for number in range(parts)}
+    if not all(path.is_file() for path in ours):
+        return False
+    for path in folder.glob("valid_imgs__*_of_*.json"):
+        if path not in ours:
+            path.unlink(missing_ok=True)
+    return True
+
+
+def part_file(folder: Path, part: int, parts: int) -> Path:
+    """Return the file in which a part says that it is done."""
+    return folder / f"valid_imgs__{part}_of_{parts}.json"
+
+
+def read_split(folder: Path) -> Split | None:
+    """Read `splits_final.json`; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / SPLITS
+    try:
+        split = read_json(path)
+        return Split(frozenset(map(str, split["train"])), frozenset(map(str, split["val"])))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise UserError(
+            f"{path} cannot be used ({type(problem).__name__}: {problem}). Remove it; a new one is made."
+        ) from None
+
+
+def write_split(folder: Path, split: Split) -> None:
+    """Write `splits_final.json`, which nnssl and later runs reuse."""
+    write_json(folder / SPLITS, {"train": sorted(split.train), "val": sorted(split.validation)})
+
+
+_Item = tuple[tuple[str, Dataset], tuple[str, Subject], tuple[str, Session], Image]
+
+
+def _walk(catalogue: Collection) -> Iterator[_Item]:
+    for dataset in catalogue.datasets.items():
+        for subject in dataset[1].subjects.items():
+            for session in subject[1].sessions.items():
+                for image in session[1].images:
+                    yield dataset, subject, session, image
+
+
+def _moved(image: Image, path: str) -> Image:
+    """Return an image whose paths are those of the prepared arrays, without extension as nnssl has them."""
+    masks = image.associated_masks
+    if masks is not None:
+        anonymisation, anatomy = (f"{path}{MASK_FILES[kind].removesuffix('.b2nd')}" for kind in MASK_FILES)
+        masks = AssociatedMasks(
+            anonymisation if masks.anonymization_mask else None, anatomy if masks.anatomy_mask else None
+        )
+    return replace(image, image_path=path, associated_masks=masks)
+
+
+def _flat(
+    catalogue: Collection,
+    dataset: tuple[str, Dataset],
+    subject: tuple[str, Subject],
+    session: tuple[str, Session],
+    image: Image,
+) -> dict[str, Any]:
+    return {
+        "collection_index": catalogue.collection_index,
+        "collection_name": catalogue.collection_name,
+        "dataset_index": dataset[0],
+        "dataset_name": dataset[1].name,
+        "subject_id": subject[0],
+        "subject_info": subject[1].subject_info,
+        "session_id": session[0],
+        "session_info": session[1].session_info,
+        **asdict(image),
+    }

@@ -1,0 +1,241 @@
+"""A dataset's fingerprint: the voxel size of every image, from the headers alone (nnssl decodes every voxel for it)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from viewalign.compat.nnssl.folders import FINGERPRINT, how_to_make
+from viewalign.data.catalogue import Record
+from viewalign.data.layout import Progress, ProgressListener, read_json, write_json
+from viewalign.data.readers.headers import read_header
+from viewalign.data.sources import Exclusion
+from viewalign.data.worker_pool import run_jobs
+from viewalign.errors import ExcludedImageError, UserError
+
+Spacing = tuple[float, float, float]
+CRASHED = "the reader crashed on this file"
+_WORTH_A_PROCESS = 64
+"""Headers that are read in the time another process takes to start, roughly."""
+
+
+class _Looked(NamedTuple):
+    spacing: Spacing | None
+    reason: str | None = None
+
+
+def measure(
+    records: Sequence[Record], processes: int, on_progress: ProgressListener | None = None
+) -> tuple[list[Spacing], list[Exclusion]]:
+    """Read the voxel sizes (z, y, x) in mm, sorted by file, and name the files whose headers are no volume's."""
+    workers = min(processes, len(records) // _WORTH_A_PROCESS)
+    found: dict[str, Spacing] = {}
+    excluded: list[Exclusion] = []
+    for done, (record, result) in enumerate(run_jobs(_look, records, workers), 1):
+        looked = result if isinstance(result, _Looked) else _Looked(None, getattr(result, "reason", CRASHED))
+        if looked.spacing is not None:
+            found[str(record.path)] = looked.spacing
+        else:
+            excluded.append(Exclusion(str(record.path), looked.reason or "no voxel size"))
+        if on_progress is not None:
+            on_progress(Progress(done, len(records), 0, len(excluded), str(record.path), looked.reason))
+    return [found[path] for path in sorted(found)], sorted(excluded)
+
+
+def _look(record: Record) -> _Looked:
+    try:
+        return _Looked(read_header(record.path).spacing)
+    except ExcludedImageError as exclusion:
+        return _Looked(None, str(exclusion))
+    except Exception as error:  # one file must never stop the run
+        return _Looked(None, f"unexpected {type(error).__name__}: {error}")
+
+
+def write_fingerprint(folder: Path, spacings: Sequence[Spacing]) -> Path:
+    """Write `dataset_fingerprint.json` into a dataset's folder and return the file."""
+    path = folder / FINGERPRINT
+    write_json(path, {"spacings": [list(spacing) for spacing in spacings]})
+    return path
+
+
+def read_fingerprint(folder: Path) -> list[Spacing]:
+    """Read the voxel sizes.
+
+    Raises:
+        UserError: there is no fingerprint, or it is damaged.
+    """
+    path = folder / FINGERPRINT
+    try:
+        return [(float(z), float(y), float(x)) for z, y, x in read_json(path)["spacings"]]
+    except FileNotFoundError:
+        number = folder.name.removeprefix("Dataset").split("_")[0]
+        raise UserError(f"There is no {path}. `nnssl_extract_fingerprint -d {number}` makes it.") from None
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise UserError(
+            f"{path} cannot be used ({type(problem).__name__}: {problem}). "
+            "`nnssl_extract_fingerprint --clean` makes it anew."
+        ) from None
+
+
+PLANNER = "ExperimentPlanner"
+PLANS_NAME = "nnsslPlans"
+_VERSION = 1
+"""Raised whenever the same plans would give other voxels."""
+_RESAMPLE = "resample_data_or_seg_to_shape"
+Axis = Annotated[int, Field(ge=0, le=2)]
+Size = Annotated[float, Field(ge=0.01, le=100.0)]
+
+
+class _Read(BaseModel):
+    """Keys that nnssl adds are kept and written back, for its plans are its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Interpolation(_Read):
+    """How voxels are resampled: spline order in the plane, nearest neighbour across it where slices are thick."""
+
+    is_seg: bool = False
+    order: Annotated[int, Field(ge=0, le=5)] = 3
+    order_z: Literal[0] = 0
+    force_separate_z: bool | None = None
+
+
+class Configuration(_Read):
+    """One way to prepare a dataset.
+
+    Attributes:
+        data_identifier: name of the folder of its images.
+        spacing: voxel size in mm along the transposed axes; None keeps each image's own.
+    """
+
+    data_identifier: str = ""
+    preprocessor_name: Literal["DefaultPreprocessor"] = "DefaultPreprocessor"
+    spacing_style: str = ""
+    normalization_schemes: tuple[Literal["ZScoreNormalization", "NoNormalization"], ...] = ("ZScoreNormalization",)
+    use_mask_for_norm: tuple[bool, ...] = (False,)
+    resampling_fn_data: str = _RESAMPLE
+    resampling_fn_data_kwargs: Interpolation = Interpolation()
+    resampling_fn_mask: str = _RESAMPLE
+    resampling_fn_mask_kwargs: Interpolation = Interpolation(is_seg=True, order=1)
+    spacing: tuple[Size, Size, Size] | None = None
+    patch_size: tuple[int, ...] | None = None
+
+    @property
+    def normalised(self) -> bool:
+        """Whether images are z-scored."""
+        return self.normalization_schemes == ("ZScoreNormalization",)
+
+
+class Plans(_Read):
+    """The plans of a dataset.
+
+    Attributes:
+        transpose_forward: the file's array axes (z, y, x) in the order of the stored ones.
+    """
+
+    dataset_name: str = ""
+    plans_name: str = PLANS_NAME
+    original_median_spacing_after_transp: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    image_reader_writer: str = "SimpleITKIO"
+    transpose_forward: tuple[Axis, Axis, Axis] = (0, 1, 2)
+    transpose_backward: tuple[Axis, Axis, Axis] = (0, 1, 2)
+    configurations: dict[str, Configuration]
+    experiment_planner_used: str = PLANNER
+
+    @model_validator(mode="after")
+    def _each_axis_once(self) -> Plans:
+        if sorted(self.transpose_forward) != [0, 1, 2]:
+            raise ValueError(f"transpose_forward is {list(self.transpose_forward)}, which is no order of three axes")
+        return self
+
+    def images_folder(self, name: str) -> str:
+        """Return the name of the folder that holds a configuration's images."""
+        return self.configurations[name].data_identifier or f"{self.plans_name}_{name}"
+
+    def fingerprint(self, name: str) -> str:
+        """Return 16 hex digits that change whenever the stored voxels of some image would."""
+        how = self.configurations[name].model_dump(mode="json", exclude={"data_identifier", "patch_size"})
+        essence = {"version": _VERSION, "forward": list(self.transpose_forward), "how": how}
+        return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()[:16]
+
+    def single(self, name: str, patch_size: Sequence[int]) -> dict[str, Any]:
+        """Return the plans as an adaptation plan carries them: one configuration, with the size of the views."""
+        chosen = self.configurations[name].model_copy(update={"patch_size": tuple(patch_size)})
+        return self.model_copy(update={"configurations": {name: chosen}}).model_dump(mode="json")
+
+
+def plan(dataset: str, spacings: Sequence[Sequence[float]]) -> Plans:
+    """Plan nnssl's three configurations.
+
+    The axis of the largest median voxel size comes first, and `median` takes the median of each axis over all images.
+
+    Args:
+        dataset: name such as "Dataset745_OpenMind".
+        spacings: (z, y, x) in mm of every image, as the files have them.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not len(spacings):
+        raise UserError(f"{dataset} has no image whose voxel size is known, so that nothing can be planned.")
+    median = np.percentile(np.asarray(spacings, dtype=np.float64), 50, axis=0)
+    first = int(np.argmax(median))
+    forward = [first, *(axis for axis in range(3) if axis != first)]
+    turned = tuple(float(median[axis]) for axis in forward)
+    sizes = {"onemmiso": (1.0, 1.0, 1.0), "median": turned, "noresample": None}
+    return Plans.model_validate(
+        {
+            "dataset_name": dataset,
+            "original_median_spacing_after_transp": turned,
+            "transpose_forward": forward,
+            "transpose_backward": [forward.index(axis) for axis in range(3)],
+            "configurations": {
+                name: {"data_identifier": f"{PLANS_NAME}_{name}", "spacing_style": name, "spacing": size}
+                for name, size in sizes.items()
+            },
+        }
+    )
+
+
+def write_plans(folder: Path, plans: Plans) -> Path:
+    """Write the plans into a dataset's folder and return the file."""
+    path = folder / f"{plans.plans_name}.json"
+    write_json(path, plans.model_dump(mode="json"))
+    return path
+
+
+def read_plans(folder: Path, name: str, configuration: str) -> Plans:
+    """Read a dataset's plans, which must have a configuration.
+
+    Args:
+        folder: `$nnssl_preprocessed/DatasetXXX_Name`.
+        name: of the plans, such as "nnsslPlans".
+        configuration: "onemmiso", "median" or "noresample".
+
+    Raises:
+        UserError: no plans, damaged ones, some that ask for what is not built here, or no such configuration.
+    """
+    path = folder / f"{name}.json"
+    try:
+        plans = Plans.model_validate({"plans_name": name, **read_json(path)})
+    except FileNotFoundError:
+        raise UserError(
+            f"There are no plans {path} ($nnssl_preprocessed and the plans' name say where). "
+            f"{how_to_make(folder.name, configuration)}"
+        ) from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"The plans {path} cannot be used: {where}: {first['msg']}, not {first['input']}.") from None
+    except (OSError, ValueError, TypeError) as problem:
+        raise UserError(f"The plans {path} cannot be used: {problem}.") from None
+    if configuration not in plans.configurations:
+        raise UserError(f"{path} has no configuration {configuration}, only {', '.join(plans.configurations)}.")
+    return plans

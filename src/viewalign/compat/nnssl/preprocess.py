@@ -1,0 +1,294 @@
+"""The files of one prepared image: written so that a broken run leaves nothing that looks whole.
+
+The only place where a pickle is made, for nnssl wants its properties in one: a dictionary of numbers. None is opened.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from viewalign.compat.nnssl.folders import MASK_FILES, image_place
+from viewalign.compat.nnssl.lists import part_file, write_part, write_prepared
+from viewalign.compat.nnssl.plans import CRASHED, Configuration, Plans
+from viewalign.compat.nnssl.preprocessing import PreparedImage, prepare_image
+from viewalign.data.catalogue import Collection, Record
+from viewalign.data.columns import sweep_temporary
+from viewalign.data.layout import (
+    Progress,
+    ProgressListener,
+    beside,
+    compress,
+    done_properties,
+    write_atomic,
+    write_json,
+)
+from viewalign.data.readers.files import read_mask, read_volume
+from viewalign.data.readers.headers import MAX_VOXELS
+from viewalign.data.readers.itk import sitk
+from viewalign.data.settings import Limits
+from viewalign.data.sources import Exclusion
+from viewalign.data.worker import ImageOutcome, UnwritableError, catch_image_errors, record_bytes, unwritable
+from viewalign.data.worker_pool import run_jobs
+from viewalign.errors import UserError
+
+_ARRAYS = (".b2nd", *MASK_FILES.values())
+
+
+def write_image(root: Path, place: str, image: PreparedImage, whose: dict[str, Any]) -> None:
+    """Write voxels, masks and properties, and last the JSON that marks the image as done.
+
+    Masks are float32 as nnssl's are, each under its own name.
+
+    Args:
+        root: `<plans>_<configuration>`.
+        place: from `folders.image_place`.
+        image: what to write.
+        whose: ids and the like, for the JSON.
+    """
+    forget_image(root, place)
+    contents = {".b2nd": compress(image.array[None]), ".pkl": pickle.dumps(image.pickled, protocol=4)}
+    for kind, mask in image.masks.items():
+        contents[MASK_FILES[kind]] = compress(mask[None].astype(np.float32))
+    for suffix, content in contents.items():
+        write_atomic(beside(root, place, suffix), content)
+    files = {suffix: len(content) for suffix, content in sorted(contents.items())}
+    write_json(beside(root, place, ".json"), {**whose, **image.facts, "files": files})
+
+
+def forget_image(root: Path, place: str) -> None:
+    """Remove an image, its mark first."""
+    for suffix in (".json", ".pkl", *_ARRAYS):
+        beside(root, place, suffix).unlink(missing_ok=True)
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to prepare, and where to."""
+
+    root: Path
+    place: str
+    record: Record
+    how: Configuration
+    forward: tuple[int, int, int]
+    fingerprint: str
+    max_voxels: int = MAX_VOXELS
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        prepared: images of the dataset that are wholly there.
+        made: of these, made by this run.
+        skipped: of this run's part, there already.
+        refused: files that were set aside, sorted.
+        complete: whether all parts are done, so that the lists were written.
+    """
+
+    prepared: int = 0
+    made: int = 0
+    skipped: int = 0
+    excluded: list[Exclusion] = field(default_factory=list)
+    complete: bool = True
+
+
+def preprocess(
+    catalogue: Collection,
+    raw: Path,
+    folder: Path,
+    plans: Plans,
+    configuration: str,
+    processes: int,
+    part: int = 0,
+    parts: int = 1,
+    on_progress: ProgressListener | None = None,
+    limits: Limits | None = None,
+) -> Report:
+    """Prepare every image of a dataset for one configuration; what is there already is left alone.
+
+    Args:
+        catalogue: of the raw dataset.
+        raw: its folder, from which relative paths are taken.
+        folder: `$nnssl_preprocessed/DatasetXXX_Name`.
+        plans: of the dataset.
+        configuration: which to prepare.
+        processes: how many at once; 0 works in this one.
+        part: number of this part.
+        parts: of how many; they may run on different machines.
+        on_progress: called after each image.
+        limits: time and size that one file may ask for; no time limit with 0 processes.
+
+    Raises:
+        UserError: the plans ask for what is not built here, the disk is full, or the folder cannot be written.
+    """
+    if any(plans.configurations[configuration].use_mask_for_norm):
+        raise UserError(
+            f"{folder / plans.plans_name}.json: configurations.{configuration}.use_mask_for_norm is true, which is not "
+            "built here (nnssl's planner writes false). Set it to [false], or preprocess this dataset with nnssl; what "
+            "nnssl has prepared so can be trained on."
+        )
+    root = folder / plans.images_folder(configuration)
+    limits = limits or Limits()
+    run = _Run(root, plans, configuration, on_progress, limits.max_voxels)
+    records = list(catalogue.records(raw))
+    places = run.places(records)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        part_file(folder, part, parts).unlink(missing_ok=True)
+        if parts == 1:
+            sweep_temporary(root)  # with several parts, some of these are being written
+        mine = list(places.items())[part::parts]
+        run.total = len(mine) + len(run.report.excluded)
+        for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1)), limits.seconds):
+            run.take(job, result)
+        _write_lists(folder, catalogue, run, places, part, parts)
+    except OSError as error:
+        raise UserError(unwritable(folder, error)) from None
+    return run.report
+
+
+@dataclass
+class _Run:
+    """The tally of one run."""
+
+    root: Path
+    plans: Plans
+    configuration: str
+    listener: ProgressListener | None
+    max_voxels: int = MAX_VOXELS
+    report: Report = field(default_factory=Report)
+    total: int = 0
+    done: int = 0
+
+    def places(self, records: Sequence[Record]) -> dict[str, Record]:
+        """Return each image by its place, in the order of the catalogue; refuse what cannot have a place of its own."""
+        found: dict[str, Record] = {}
+        seen: set[str] = set()
+        for record in records:
+            names = (record.collection, record.dataset, record.subject, record.session, record.name)
+            try:
+                if record.image_id in seen:
+                    raise ValueError(f"another image of the catalogue has the same id {record.image_id}")
+                found[image_place(*names, taken=found)] = record
+                seen.add(record.image_id)
+            except ValueError as reason:
+                self.refuse(record, str(reason))
+        for place in [p for p in found for end in MASK_FILES.values() if _masked(p, end) in found]:
+            self.refuse(found.pop(place), "its name is that of another image's mask in nnssl's layout")
+        return found
+
+    def missing(self, places: Sequence[tuple[str, Record]]) -> Iterator[Job]:
+        """Yield the jobs that are not done yet; tick off the others."""
+        how, fingerprint = self.plans.configurations[self.configuration], self.plans.fingerprint(self.configuration)
+        for place, record in places:
+            job = Job(self.root, place, record, how, self.plans.transpose_forward, fingerprint, self.max_voxels)
+            if is_done(job):
+                self.report.skipped += 1
+                self.tell(record)
+            else:
+                yield job
+
+    def take(self, job: Job, result: object) -> None:
+        """Count one result; what is none stands for a process that was lost with its file."""
+        if not isinstance(result, ImageOutcome):
+            forget_image(job.root, job.place)
+            self.refuse(job.record, getattr(result, "reason", CRASHED))
+        elif result.fatal is not None:
+            raise UserError(result.fatal)
+        elif result.reason is not None:
+            self.refuse(job.record, result.reason)
+        else:
+            self.report.made += 1
+            self.tell(job.record)
+
+    def refuse(self, record: Record, reason: str) -> None:
+        """Set an image aside."""
+        self.report.excluded.append(Exclusion(str(record.path), reason))
+        self.tell(record, reason)
+
+    def tell(self, record: Record, reason: str | None = None) -> None:
+        """Tell the listener."""
+        self.done += 1
+        if self.listener is not None:
+            report = self.report
+            self.listener(
+                Progress(self.done, self.total, report.skipped, len(report.excluded), str(record.path), reason)
+            )
+
+
+def _masked(place: str, ending: str) -> str:
+    return place.removesuffix(ending.removesuffix(".b2nd")) if place.endswith(ending.removesuffix(".b2nd")) else ""
+
+
+def is_done(job: Job) -> bool:
+    """Say whether an image is wholly there, made from the same file by the same plans."""
+    facts = done_properties(job.root, job.place)
+    if facts is None:
+        return False
+    try:
+        size = record_bytes(job.record)
+    except OSError:
+        return False
+    wanted = (job.record.image_id, job.record.modality, job.fingerprint, size)
+    return tuple(facts.get(key) for key in ("id", "modality", "recipe_hash", "source_bytes")) == wanted
+
+
+def _work(job: Job) -> ImageOutcome:
+    """Prepare one image; runs in a worker."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the cores are shared out among processes
+    return catch_image_errors(lambda: _prepare_one(job), lambda: forget_image(job.root, job.place))
+
+
+def _prepare_one(job: Job) -> int:
+    record = job.record
+    volume = read_volume(record.path, max_voxels=job.max_voxels)
+    masks: dict[str, NDArray[Any]] = {}
+    if record.anonymisation_mask is not None:
+        masks["anonymisation"] = read_mask(record.anonymisation_mask, volume)
+    if record.anatomy_mask is not None:
+        masks["anatomy"] = read_mask(record.anatomy_mask, volume)
+    try:
+        image = prepare_image(volume, masks, job.how, job.forward, job.max_voxels)
+    except UserError as problem:  # the plans ask for what is not built here, for every image alike
+        raise UnwritableError(str(problem)) from None
+    whose = {
+        "id": record.image_id,
+        "subject": record.subject_id,
+        "dataset": record.dataset,
+        "modality": record.modality,
+        "source_bytes": record_bytes(record),
+        "recipe_hash": job.fingerprint,
+    }
+    try:
+        write_image(job.root, job.place, image, whose)
+    except OSError as error:
+        raise UnwritableError(unwritable(job.root, error)) from None
+    return 1
+
+
+def _write_lists(
+    folder: Path, catalogue: Collection, run: _Run, places: dict[str, Record], part: int, parts: int
+) -> None:
+    """Write this part's list, and the dataset's lists once all parts have theirs."""
+    report, name = run.report, run.configuration
+    report.excluded.sort()
+    excluded = [exclusion.as_json() for exclusion in report.excluded]
+    done = [place for place in places if done_properties(run.root, place) is not None]
+    report.prepared = len(done)
+    suffix = f"__{part}_of_{parts}" if parts > 1 else ""
+    write_json(folder / f"report__{name}{suffix}.json", {"prepared": report.prepared, "excluded": excluded})
+    report.complete = parts == 1 or write_part(folder, part, parts, done)
+    if report.complete:
+        by_id = {places[place].image_id: place for place in done}
+        write_prepared(folder, run.root.name, name, catalogue, by_id)

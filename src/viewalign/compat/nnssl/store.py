@@ -1,0 +1,249 @@
+"""Datasets in nnssl's layout, read where they lie, whether nnssl prepared them or we did.
+
+- Pickled properties are never opened: unpickling runs code. What we prepare has the same in a JSON beside it, whose
+  file sizes tell whether the image is still ours.
+- A voxel is inside a mask where that is above 0. nnssl's crop writes −1 where mask and image are empty: outside.
+- Where an image has both masks, nnssl writes each under the other's name; they are read accordingly. Ours are not.
+- Images are z-scored, so foreground is what lies above the mean, 0, where we have no better threshold.
+- `valid_imgs.json` names the images that came through nnssl; others may be half-written and are left out.
+- `splits_final.json` says who trains and who validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.compat.nnssl.folders import MASK_FILES, SPLITS, VALID, how_to_make
+from viewalign.compat.nnssl.lists import Split, read_split
+from viewalign.compat.nnssl.plans import Configuration, read_plans
+from viewalign.data.columns import INDEX_COLUMNS, Row
+from viewalign.data.file_types import suffix_of
+from viewalign.data.layout import beside, done_properties, read_json
+from viewalign.data.store import Corner, Store
+from viewalign.errors import UserError
+
+_OTHER = {"anonymisation": "anatomy", "anatomy": "anonymisation"}
+_RECORD_KEYS = ("dataset_index", "subject_id", "session_id")
+
+
+class PreprocessedStore(Store):
+    """A dataset in nnssl's layout, offered as a store.
+
+    Attributes:
+        notes: sentences on what was assumed or left out.
+        ours: bool (N,), whether an image was prepared here and its masks have their own names.
+    """
+
+    notes: tuple[str, ...] = ()
+    ours: NDArray[np.bool_] = np.zeros(0, dtype=bool)
+
+    def read_mask(
+        self, k: int, kind: str, start: Corner | None = None, stop: Corner | None = None
+    ) -> NDArray[np.bool_] | None:
+        """Read a box of a mask of image k; see `Store.read_mask`. Inside is what is above 0."""
+        if not self.has_mask(k, kind):
+            return None
+        swapped = not self.ours[k] and self.has_mask(k, _OTHER[kind])
+        return np.asarray(self._read(k, MASK_FILES[_OTHER[kind] if swapped else kind], start, stop)[0] > 0)
+
+    def properties(self, k: int) -> dict[str, Any]:
+        """Return what is known of image k without its pickle: id, subject, shape and spacing; more where it is ours."""
+        if self.ours[k]:
+            return super().properties(k)
+        names = {"id": self.ids[k], "subject": self.subjects[k], "dataset": self.datasets[k]}
+        return {**names, "shape": list(self.shape(k)), "spacing": list(self.spacing(k))}
+
+
+@dataclass(frozen=True)
+class _Found:
+    row: Row
+    ours: bool
+
+
+def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> PreprocessedStore:
+    """Open a dataset in nnssl's layout.
+
+    Args:
+        folder: `$nnssl_preprocessed/DatasetXXX_Name`.
+        plans_name: name of the plans, such as "nnsslPlans".
+        configuration: "onemmiso", "median" or "noresample".
+
+    Raises:
+        UserError: no plans, no such configuration, or no image that can be read.
+    """
+    plans = read_plans(folder, plans_name, configuration)
+    settings = plans.configurations[configuration]
+    root = folder / plans.images_folder(configuration)
+    notes: list[str] = []
+    arrays = sorted(root.glob("*/*/*/*/*.b2nd"))
+    found = list(_look(folder, arrays, settings, plans.fingerprint(configuration), notes))
+    if not found:
+        why = "holds none that can be read" if root.is_dir() else "is not there"
+        raise UserError(
+            f"There are no preprocessed images in $nnssl_preprocessed for {configuration}: {root} {why}. "
+            f"{how_to_make(folder.name, configuration)}"
+        )
+    split = read_split(folder)
+    found = _named(found, split, notes)
+    columns = {name: [getattr(one.row, name) for one in found] for name in INDEX_COLUMNS}
+    recipe = {
+        "spacing": list(settings.spacing) if settings.spacing else None,
+        "normalise": _normalisation(settings),
+        "dtype": "float32",
+        "nnssl_plans": plans.single(configuration, ()),
+    }
+    store = PreprocessedStore(folder, {"recipe": recipe}, columns)
+    store.ours = np.array([one.ours for one in found], dtype=bool)
+    store.held_out = None if split is None else split.validation
+    _note_assumptions(store, settings, configuration, notes)
+    store.notes = tuple(notes)
+    return store
+
+
+def _note_assumptions(store: PreprocessedStore, settings: Configuration, configuration: str, notes: list[str]) -> None:
+    strangers = [k for k in range(len(store)) if not store.ours[k]]
+    if settings.spacing is None and strangers:
+        notes.append(
+            f"{configuration} keeps each image's own voxel size, which for {len(strangers)} images only pickles tell; "
+            "1 mm is assumed."
+        )
+    both = sum(all(store.has_mask(k, kind) for kind in MASK_FILES) for k in strangers)
+    if both:
+        notes.append(f"{both} images have both masks, which nnssl writes under each other's names; they are read so.")
+
+
+def _normalisation(settings: Configuration) -> str:
+    if not settings.normalised:
+        return "none"
+    return "foreground" if settings.use_mask_for_norm == (True,) else "zscore"
+
+
+def _look(
+    folder: Path, arrays: Sequence[Path], settings: Configuration, fingerprint: str, notes: list[str]
+) -> Iterator[_Found]:
+    """Yield what is whole; ours is told from nnssl's by the mark that we leave."""
+    there = {str(path) for path in arrays}
+    masks = {path[: -len(".b2nd")] + suffix for path in there for suffix in MASK_FILES.values()}
+    foreign, outdated = [], 0
+    for path in arrays:
+        if str(path) in masks:
+            continue
+        relative = path.relative_to(folder).as_posix().removesuffix(".b2nd")
+        facts = done_properties(folder, relative)
+        if facts is not None:
+            outdated += facts["recipe_hash"] != fingerprint
+            yield _Found(_our_row(relative, facts), True)
+        else:
+            foreign.append(path)
+    if outdated:
+        notes.append(f"{outdated} images were prepared by other plans than those there now; nnssl_preprocess mends it.")
+    spacing = settings.spacing or (1.0, 1.0, 1.0)
+    yield from _foreign(folder, _chosen(folder, foreign, notes), spacing, notes)
+
+
+def _our_row(relative: str, facts: Mapping[str, Any]) -> Row:
+    masks = {kind: suffix in facts["files"] for kind, suffix in MASK_FILES.items()}
+    return Row(
+        id=facts["id"],
+        path=relative,
+        subject=facts["subject"],
+        dataset=facts["dataset"],
+        modality=facts["modality"],
+        shape=tuple(facts["shape"]),
+        spacing=tuple(facts["spacing"]),
+        foreground_threshold=facts["foreground_threshold"],
+        anonymisation=masks["anonymisation"],
+        anatomy=masks["anatomy"],
+    )
+
+
+def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
+    """Return nnssl's images without those that `valid_imgs.json` does not name."""
+    valid = _valid_images(folder / VALID, notes) if images else None
+    if valid is None:
+        return images
+    kept = [path for path in images if (*path.parts[-4:-1], path.stem) in valid]
+    if images and not kept:
+        notes.append("valid_imgs.json names none of the images that are there, and is not used.")
+        return images
+    if len(kept) < len(images):
+        notes.append(f"{len(images) - len(kept)} images that valid_imgs.json does not name are left out.")
+    return kept
+
+
+def _valid_images(path: Path, notes: list[str]) -> set[tuple[str, ...]] | None:
+    """Return (dataset, subject, session, image) of each record; None where there is no list or it is not understood."""
+    if not path.is_file():
+        return None
+    try:
+        records = read_json(path)
+        records = list(records.values()) if isinstance(records, dict) else records
+        return {(*(str(one[key]) for key in _RECORD_KEYS), name) for one in records for name in _names(one)}
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        notes.append(f"valid_imgs.json is not understood ({type(problem).__name__}: {problem}), and is not used.")
+        return None
+
+
+def _names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return an image's name with and without the extension of its file, for either names the array."""
+    name = str(record["name"] if "name" in record else record["image_name"])
+    suffix = suffix_of(name)
+    return (name, name[: -len(suffix)]) if suffix else (name,)
+
+
+def _foreign(folder: Path, files: Sequence[Path], spacing: tuple[float, ...], notes: list[str]) -> Iterator[_Found]:
+    excluded = []
+    for path in files:
+        shape = _shape(path)
+        if shape is None:
+            excluded.append(path)
+            continue
+        relative = path.relative_to(folder).as_posix().removesuffix(".b2nd")
+        names = (*path.parts[-5:-1], path.stem)
+        row = Row(
+            id="__".join(names),
+            path=relative,
+            subject="__".join(names[:3]),
+            dataset=names[1],
+            modality="unknown",
+            shape=shape,
+            spacing=spacing,
+            foreground_threshold=0.0,
+            anonymisation=beside(folder, relative, MASK_FILES["anonymisation"]).is_file(),
+            anatomy=beside(folder, relative, MASK_FILES["anatomy"]).is_file(),
+        )
+        yield _Found(row, False)
+    if excluded:
+        notes.append(f"{len(excluded)} images are damaged or no volumes and are left out, such as {excluded[0]}.")
+
+
+def _shape(path: Path) -> tuple[int, ...] | None:
+    """Return (Z, Y, X) from an array's header alone; None where it is no volume."""
+    try:
+        shape = tuple(int(n) for n in blosc2.open(str(path), mode="r").shape)
+    except (OSError, RuntimeError, ValueError, AttributeError):
+        return None
+    return shape[1:] if len(shape) == 4 and min(shape) > 0 else None
+
+
+def _named(found: list[_Found], split: Split | None, notes: list[str]) -> list[_Found]:
+    """Leave out the images of subjects whom the dataset's split names neither for training nor for validation."""
+    if split is None:
+        return found
+    everyone = split.train | split.validation
+    kept = [one for one in found if one.row.subject in everyone]
+    if not any(one.row.subject in split.train for one in kept):
+        raise UserError(
+            f"{SPLITS} of the dataset names no subject for training of whom there are images. "
+            "Remove it; a new one is made."
+        )
+    if len(kept) < len(found):
+        notes.append(f"{len(found) - len(kept)} images of subjects whom {SPLITS} does not name are left out.")
+    return kept

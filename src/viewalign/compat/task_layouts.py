@@ -1,0 +1,292 @@
+"""BIDS: the target is a column of `participants.tsv`, the images are `sub-*/[ses-*/]*/…_<suffix>.nii.gz`.
+
+Every session is a case of its own, with the subject's target; a column `site` is taken along.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from viewalign.compat.task_conversion import FoundTask, Wanted, channel_specs, folds_of, make_spec, read_json, target_of
+from viewalign.errors import UserError
+from viewalign.tasks.manifest import TaskCase, check_images, parse_target, write_manifest
+from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
+
+_MISSING = ("", "n/a")
+
+
+def find_bids(source: Path, wanted: Wanted) -> FoundTask:
+    """List each session that has an image of every channel and whose subject has a target.
+
+    Raises:
+        UserError: no table, or no such column.
+    """
+    rows = _participants(source, wanted.target)
+    channels = channel_specs(wanted.channels or ("T1w",))
+    known = {who: row for who, row in rows.items() if row[wanted.target] not in _MISSING}
+    spec = make_spec(source.name, channels, [row[wanted.target] for row in known.values()], wanted.kind)
+    cases = []
+    left_out = [f"{who} has no {wanted.target}." for who in rows if who not in known]
+    for who, row in sorted(known.items()):
+        for session in _sessions(source / who):
+            name = who if session == source / who else f"{who}_{session.name}"
+            images = _bids_images(session, spec)
+            if all(any(w in images for w in (c.name, *c.aliases)) for c in spec.channels):
+                cases.append(
+                    TaskCase(name, who, images, target=target_of(row[wanted.target], spec), site=row.get("site") or "")
+                )
+            else:
+                left_out.append(f"{name} lacks an image of {', '.join(c.name for c in spec.channels)}.")
+    return FoundTask(spec, cases, left_out)
+
+
+def _participants(source: Path, column: str) -> dict[str, dict[str, str]]:
+    file = source / "participants.tsv"
+    if not file.is_file():
+        raise UserError(f"{source} holds no participants.tsv.")
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    columns = list(rows[0]) if rows else []
+    if column not in columns or "participant_id" not in columns:
+        raise UserError(f"{file} has no column '{column}'; --target takes one of {', '.join(columns)}.")
+    return {
+        row["participant_id"] if row["participant_id"].startswith("sub-") else f"sub-{row['participant_id']}": row
+        for row in rows
+    }
+
+
+def _sessions(subject: Path) -> list[Path]:
+    found = sorted(path for path in subject.glob("ses-*") if path.is_dir())
+    return found or ([subject] if subject.is_dir() else [])
+
+
+def _bids_images(session: Path, spec: TaskSpec) -> dict[str, Path]:
+    """Return the first image of each suffix, by name."""
+    images: dict[str, Path] = {}
+    for channel in spec.channels:
+        for word in (channel.name, *channel.aliases):
+            first = next(iter(sorted([*session.glob(f"*/*_{word}.nii.gz"), *session.glob(f"*/*_{word}.nii")])), None)
+            if first is not None:
+                images[word] = first
+    return images
+
+
+_IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.(?:nii\.gz|nii|nrrd|mha)$")
+
+
+def find_nnunet(source: Path, wanted: Wanted) -> FoundTask:
+    """List the labelled cases of `imagesTr`.
+
+    Raises:
+        UserError: no images or no labels.
+    """
+    images = _nnunet_images(source / "imagesTr")
+    labels = _nnunet_labels(source)
+    count = 1 + max(channel for channels in images.values() for channel in channels)
+    names = _channel_names(source, count)
+    spec = make_spec(
+        source.name, channel_specs(wanted.channels or names), [row["target"] for row in labels.values()], wanted.kind
+    )
+    cases, left_out = [], [f"{name} has a label and no image." for name in sorted(set(labels) - set(images))]
+    for name, channels in sorted(images.items()):
+        if name not in labels:
+            left_out.append(f"{name} has no label.")
+            continue
+        row = labels[name]
+        files = {spec.channels[k].name: path for k, path in sorted(channels.items())}
+        mask = next(
+            (m for m in (source / "masks" / f"{name}{end}" for end in ("_0000_bet.nii.gz", ".nii.gz")) if m.is_file()),
+            None,
+        )
+        cases.append(
+            TaskCase(
+                name, row.get("subject") or name, files, mask, target_of(row["target"], spec), row.get("site") or ""
+            )
+        )
+    return FoundTask(spec, cases, left_out)
+
+
+def _nnunet_images(folder: Path) -> dict[str, dict[int, Path]]:
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
+        match = _IMAGE.match(path.name)
+        if match:
+            found.setdefault(match["case"], {})[int(match["channel"])] = path
+    if not found:
+        raise UserError(f"{folder} holds no image named as <case>_0000.nii.gz.")
+    return found
+
+
+def _nnunet_labels(source: Path) -> dict[str, dict[str, Any]]:
+    if (source / "labels.csv").is_file():
+        with (source / "labels.csv").open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        if rows and not {"case", "target"} <= set(rows[0]):
+            raise UserError(f"{source / 'labels.csv'} needs the columns case and target, not {', '.join(rows[0])}.")
+        return {row["case"]: row for row in rows if row["target"] not in ("", None)}
+    if (source / "labels.json").is_file():
+        table = read_json(source / "labels.json")
+        return {str(name): {"target": label} for name, label in table.items() if label is not None}
+    raise UserError(f"{source} holds no labels.csv or labels.json, which say each case's target.")
+
+
+def _channel_names(source: Path, count: int) -> list[str]:
+    file = source / "dataset.json"
+    told = read_json(file).get("channel_names", {}) if file.is_file() else {}
+    names = [str(told.get(str(k), f"channel{k}")).replace(" ", "_") for k in range(count)]
+    return names if len(set(names)) == count else [f"{name}{k}" for k, name in enumerate(names)]
+
+
+SEQUENCES: dict[int, tuple[ChannelSpec, ...]] = {
+    1: (
+        ChannelSpec(name="dwi_b1000", optional=True),
+        ChannelSpec(name="flair", optional=True),
+        ChannelSpec(name="adc", optional=True),
+        ChannelSpec(name="swi", aliases=("t2s",), optional=True),
+    ),
+    2: (
+        ChannelSpec(name="dwi_b1000", optional=True),
+        ChannelSpec(name="flair", optional=True),
+        ChannelSpec(name="swi", aliases=("t2s",), optional=True),
+    ),
+    3: (ChannelSpec(name="t1", optional=True), ChannelSpec(name="t2", optional=True)),
+}
+"""Channels of the three tasks. All are optional: the evaluation passes whatever a subject has."""
+
+SPECS: dict[int, TaskSpec] = {
+    1: TaskSpec(name="FOMO25 infarct", kind="binary", channels=SEQUENCES[1], classes=("negative", "positive")),
+    3: TaskSpec(name="FOMO25 brain age", kind="regression", channels=SEQUENCES[3], unit="years", range=(0.0, 120.0)),
+}
+
+
+def find_fomo(source: Path, wanted: Wanted) -> FoundTask:
+    """List every session of task 1 or 3 with its label, sequences told by the whole file name.
+
+    Raises:
+        UserError: no task number.
+    """
+    if wanted.fomo_task not in SPECS:
+        raise UserError("The layout 'fomo' needs --task 1 (infarct) or --task 3 (age).")
+    spec = SPECS[wanted.fomo_task]
+    cases, left_out = [], []
+    for subject, session in sessions(source):
+        name = f"{subject}_{session.name}"
+        try:
+            images = sequences_in(session, spec.channels)
+            check_images(images, spec)
+            cases.append(
+                TaskCase(name, subject, images, target=parse_target(_label(source, subject, session.name), spec))
+            )
+        except UserError as problem:
+            left_out.append(f"{name} {problem}.")
+    return FoundTask(spec, cases, left_out)
+
+
+def sessions(source: Path) -> list[tuple[str, Path]]:
+    """Return each subject's sessions, in order of number."""
+    base = source / "preprocessed" if (source / "preprocessed").is_dir() else source
+    found = [path for path in base.glob("sub_*/ses_*") if path.is_dir()]
+    return [
+        (path.parent.name, path) for path in sorted(found, key=lambda p: (len(p.parent.name), p.parent.name, p.name))
+    ]
+
+
+def sequences_in(session: Path, channels: tuple[ChannelSpec, ...]) -> dict[str, Path]:
+    """Return the files of a session whose whole name is that of a sequence (`swi.nii.gz`, never `swi_old.nii.gz`)."""
+    words = [word for channel in channels for word in (channel.name, *channel.aliases)]
+    files = {path.name.split(".")[0].lower(): path for path in sorted(session.glob("*.nii*"))}
+    return {word: files[word] for word in words if word in files}
+
+
+def _label(source: Path, subject: str, session: str) -> str:
+    base = source / "labels" / subject
+    file = next((path for path in (base / session / "label.txt", base / "label.txt") if path.is_file()), None)
+    if file is None:
+        raise UserError("has no label.txt")
+    text = file.read_text(encoding="utf-8").strip()
+    if not text:
+        raise UserError("has an empty label.txt")
+    return text
+
+
+_SSL3D_IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.b2nd$")
+
+
+def find_ssl3d(source: Path, wanted: Wanted) -> FoundTask:
+    """List the labelled cases, with the folds of `splits.json` where each case is judged in exactly one.
+
+    Raises:
+        UserError: no arrays or no labels.
+    """
+    images: dict[str, dict[int, Path]] = {}
+    for path in sorted(source.glob("*.b2nd")):
+        match = _SSL3D_IMAGE.match(path.name)
+        if match:
+            images.setdefault(match["case"], {})[int(match["channel"])] = path
+    if not images:
+        raise UserError(f"{source} holds no array named as <case>_0000.b2nd.")
+    labels = _ssl3d_labels(source)
+    count = 1 + max(channel for channels in images.values() for channel in channels)
+    channels = channel_specs(wanted.channels or [f"channel{k}" for k in range(count)])
+    spec = make_spec(source.name, channels, labels.values(), wanted.kind)
+    named = sorted(set(images) & set(labels))
+    folds = folds_of(_splits(source), named)
+    cases = [
+        TaskCase(
+            name,
+            name,
+            {spec.channels[k].name: path for k, path in sorted(images[name].items())},
+            target=target_of(labels[name], spec),
+            fold=folds.get(name),
+        )
+        for name in named
+    ]
+    left_out = [f"{name} has no label." for name in sorted(set(images) - set(labels))]
+    left_out += [f"{name} has a label and no array." for name in sorted(set(labels) - set(images))]
+    return FoundTask(spec, cases, left_out)
+
+
+def _ssl3d_labels(source: Path) -> dict[str, Any]:
+    new, old = source / "labels.json", source / "labelsTr.json"
+    if new.is_file():
+        return {str(name): label for name, label in read_json(new).items() if label is not None}
+    if old.is_file():
+        return {str(name): label[1] if isinstance(label, list) else label for name, label in read_json(old).items()}
+    raise UserError(f"{source} holds no labels.json or labelsTr.json.")
+
+
+def _splits(source: Path) -> list[dict[str, list[str]]]:
+    file = next((source / name for name in ("splits.json", "splits_final.json") if (source / name).is_file()), None)
+    return [] if file is None else list(read_json(file))
+
+
+LAYOUTS: dict[str, Callable[[Path, Wanted], FoundTask]] = {
+    "nnunet": find_nnunet,
+    "ssl3d": find_ssl3d,
+    "fomo": find_fomo,
+    "bids": find_bids,
+}
+
+
+def convert(layout: str, source: Path, out: Path, wanted: Wanted | None = None) -> FoundTask:
+    """Write `task.yaml` and `manifest.csv` for a folder in one of `LAYOUTS`; the folder itself is only read.
+
+    Raises:
+        UserError: an unknown layout, or one that this folder does not have.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no layout '{layout}'; there are {', '.join(LAYOUTS)}.")
+    if not source.is_dir():
+        raise UserError(f"There is no folder {source}.")
+    found = LAYOUTS[layout](source, wanted or Wanted())
+    if not found.cases:
+        raise UserError(
+            f"{source} holds no labelled case in the layout '{layout}'. {' '.join(found.left_out[:3])}".strip()
+        )
+    write_spec(found.spec, out)
+    write_manifest(found.cases, found.spec, out)
+    return found

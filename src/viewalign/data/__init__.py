@@ -1,0 +1,1 @@
+"""From files to a prepared store: sources, readers, catalogue, preprocessing."""

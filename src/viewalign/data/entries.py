@@ -1,0 +1,88 @@
+"""What an index says of one image, and what about it is suspicious."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.data.geometry import orientation_code
+from viewalign.data.readers.headers import Header, Triple, source_bytes
+from viewalign.data.sources import ImageRecord
+from viewalign.data.sources.walk import printable
+
+FEW_SLICES = 16
+FINEST, COARSEST, MOST_UNEQUAL = 0.2, 10.0, 12.0  # mm, mm, longest over shortest edge of a voxel
+MOST_TILTED = 30.0  # degrees
+
+
+@dataclass
+class Entry:
+    """One image of an index.
+
+    Attributes:
+        shape: voxels along (D, H, W) as in the file.
+        spacing: mm along (D, H, W).
+        orientation: where x, y and z index grow, e.g. `LPS`.
+        bytes: size on disk.
+        suspects: sentences; empty for an image that looks right.
+    """
+
+    dataset: str
+    subject: str
+    session: str
+    name: str
+    file: str
+    modality: str
+    shape: tuple[int, int, int]
+    spacing: Triple
+    orientation: str
+    bytes: int
+    suspects: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields as plain values."""
+        return {**vars(self), "shape": list(self.shape), "spacing": list(self.spacing)}
+
+
+def entry_of(found: ImageRecord, name: str, header: Header) -> Entry:
+    """Describe an image by its header."""
+    return Entry(
+        found.dataset,
+        found.subject,
+        found.session,
+        name,
+        printable(found.path),
+        found.modality,
+        header.shape,
+        _rounded(header.spacing),
+        orientation_code(header.direction),
+        source_bytes(found.path),
+        suspicions(header),
+    )
+
+
+def suspicions(header: Header) -> list[str]:
+    """Return what is strange about a header that was let in."""
+    found = [header.note] if header.note else []
+    if min(header.shape) < FEW_SLICES:
+        found.append(f"few slices: {min(header.shape)} along an axis")
+    low, high = min(header.spacing), max(header.spacing)
+    if low < FINEST or high > COARSEST or high / low > MOST_UNEQUAL:
+        found.append("extreme voxel size: " + "×".join(f"{size:.3g}" for size in header.spacing) + " mm")
+    if (angle := tilt(header.direction)) > MOST_TILTED:
+        found.append(f"odd orientation: {angle:.0f}° from the nearest axis of the patient")
+    return found
+
+
+def tilt(direction: NDArray[np.float64]) -> float:
+    """Return the largest angle in degrees between an index axis and the world axis nearest to it."""
+    cosines = np.abs(direction).max(axis=0) / np.linalg.norm(direction, axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), -1.0, 1.0))))
+
+
+def _rounded(spacing: Triple) -> Triple:
+    z, y, x = (round(size, 6) for size in spacing)
+    return z, y, x

@@ -1,0 +1,165 @@
+"""What preparing a catalogue will cost: headers tell the sizes, a few images the rates. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from viewalign.data.catalogue import Record
+from viewalign.data.geometry import Shape, reorientation_to_lps, resampled_shape
+from viewalign.data.layout import chunk_and_block, compress
+from viewalign.data.preprocessing import prepare_volume
+from viewalign.data.readers.files import read_volume
+from viewalign.data.readers.headers import read_header
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.worker import record_bytes
+from viewalign.errors import ExcludedImageError
+from viewalign.utils.rng import make_rng
+
+MOST_HEADERS = 3000
+_MOST_TRIED, _LARGEST_TRIED = 24, 60_000_000
+
+
+@dataclass(frozen=True)
+class Size:
+    """One image, as its header has it.
+
+    Attributes:
+        record: whose it is.
+        read, stored: voxels as read, and after resampling; cropping is not known yet.
+        shape: (D, H, W) after resampling.
+        bytes: of the file.
+    """
+
+    record: Record
+    read: int
+    stored: int
+    shape: Shape
+    bytes: int
+
+
+@dataclass
+class Survey:
+    """What the headers of a catalogue say.
+
+    Attributes:
+        images: in the catalogue.
+        looked_at: of these, whose header was read (a random part of a very large catalogue).
+        sizes: of those that are let in.
+        refused: how many of those looked at would be refused, by reason.
+    """
+
+    images: int
+    looked_at: int = 0
+    sizes: list[Size] = field(default_factory=list)
+    excluded: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def factor(self) -> float:
+        """Images of the catalogue for each one looked at."""
+        return self.images / max(self.looked_at, 1)
+
+    def smaller_than(self, view: Shape) -> float:
+        """Return how many images are smaller than a view along some axis; cropping can only add to them."""
+        few = sum(any(n < v for n, v in zip(size.shape, view, strict=True)) for size in self.sizes)
+        return few * self.factor
+
+    @property
+    def largest(self) -> int:
+        """Voxels of the largest image, before or after resampling."""
+        return max((max(size.read, size.stored) for size in self.sizes), default=0)
+
+
+@dataclass
+class Trial:
+    """What preparing a few images in memory took.
+
+    Attributes:
+        images: prepared.
+        seconds: per voxel read or stored, whichever are more.
+        bytes: stored per voxel of the uncropped image.
+        kept: share of voxels that cropping leaves.
+        refused: reasons that only the voxels could tell, by image tried.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    bytes: float = 0.0
+    kept: float = 1.0
+    excluded: list[str] = field(default_factory=list)
+
+
+def survey(
+    records: Sequence[Record], settings: PrepareSettings, on_image: Callable[[int, int], None] | None = None
+) -> Survey:
+    """Read headers: all of them, or a random `MOST_HEADERS` of a larger catalogue."""
+    order = make_rng(0, "estimate").permutation(len(records))[:MOST_HEADERS]
+    found = Survey(len(records))
+    for number, k in enumerate(np.sort(order)):
+        record = records[int(k)]
+        found.looked_at += 1
+        try:
+            found.sizes.append(_size(record, settings))
+        except ExcludedImageError as exclusion:
+            found.excluded[str(exclusion)] += 1
+        if on_image:
+            on_image(number + 1, len(order))
+    return found
+
+
+def _size(record: Record, settings: PrepareSettings) -> Size:
+    header = read_header(record.path)
+    axes = reorientation_to_lps(header.direction).axes
+    d, h, w = (header.shape[axis] for axis in axes)
+    x, y, z = (header.spacing[axis] for axis in axes)
+    shape = resampled_shape((d, h, w), (x, y, z), settings.spacing) if settings.spacing else (d, h, w)
+    return Size(record, d * h * w, int(np.prod(shape)), shape, record_bytes(record))
+
+
+def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 20.0) -> Trial:
+    """Prepare images at random, in this process and in memory, until the time or a few dozen are used up."""
+    order = make_rng(1, "estimate").permutation(len(sizes))
+    begin, spent, work, stored, uncropped, kept = time.perf_counter(), 0.0, 0, 0, 0, 0
+    trial = Trial()
+    for k in order[:_MOST_TRIED]:
+        size = sizes[int(k)]
+        if max(size.read, size.stored) > _LARGEST_TRIED:
+            continue
+        tick = time.perf_counter()
+        try:
+            prepared = prepare_volume(read_volume(size.record.path, settings.fill_nonfinite), settings)
+        except ExcludedImageError as exclusion:
+            trial.excluded.append(str(exclusion))
+            continue
+        stored += len(compress(prepared.array[None], chunk_and_block(settings.view)))
+        spent += time.perf_counter() - tick
+        work += max(size.read, size.stored)
+        uncropped += size.stored
+        kept += prepared.array.size
+        trial.images += 1
+        if time.perf_counter() - begin > seconds:
+            break
+    if trial.images:
+        trial.seconds, trial.bytes, trial.kept = spent / work, stored / uncropped, kept / uncropped
+    return trial
+
+
+def disk_bytes(found: Survey, trial: Trial) -> float:
+    """Return the size of the store."""
+    return found.factor * trial.bytes * sum(size.stored for size in found.sizes)
+
+
+def core_seconds(found: Survey, trial: Trial) -> float:
+    """Return the seconds that one core needs for all images."""
+    return found.factor * trial.seconds * sum(max(size.read, size.stored) for size in found.sizes)
+
+
+def refused_in_all(found: Survey, trial: Trial, before: Iterable[object]) -> float:
+    """Return how many images will be refused: those known before, by header, and by voxels as often as in the trial."""
+    tried = trial.images + len(trial.excluded)
+    by_voxels = len(trial.excluded) / tried * len(found.sizes) if tried else 0.0
+    return len(list(before)) + found.factor * (sum(found.excluded.values()) + by_voxels)

@@ -1,0 +1,1 @@
+"""Downloads: datasets by name, files by URL, the Hugging Face Hub."""

@@ -1,0 +1,249 @@
+"""The Hugging Face Hub: files chosen by pattern into a folder, a model into the Hub's own cache, an export out to it.
+
+huggingface_hub resumes what was broken off. This is the one file that asks it for anything.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from viewalign.data.fetch.download import Listener, need
+from viewalign.errors import UserError
+
+Kind = Literal["dataset", "model"]
+_WILD = "*?["
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository, with the checksum that the Hub keeps of it: SHA-256, or git's of small files."""
+
+    path: str
+    size: int
+    sha256: str | None
+    blob: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be fetched, at one commit, so that a later change of the repository mixes nothing."""
+
+    repository: str
+    kind: Kind
+    commit: str
+    licence: str
+    files: tuple[HubFile, ...]
+    endpoint: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in all."""
+        return sum(file.size for file in self.files)
+
+
+def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoint: str | None = None) -> Selection:
+    """List the files of a repository that match; only the folders that patterns name outright are looked through.
+
+    Args:
+        repository: `owner/name`.
+        kind: what it holds.
+        patterns: shell patterns of whole paths; `*` also matches `/`.
+        endpoint: another server than the Hub.
+
+    Raises:
+        UserError: no such repository, not allowed, not reachable, or nothing matches.
+    """
+    need("huggingface_hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(endpoint=endpoint)
+    try:
+        info: Any = api.repo_info(repository, repo_type=kind)
+        found: dict[str, HubFile] = {}
+        globs = [pattern for pattern in patterns if any(sign in pattern for sign in _WILD)]
+        named = [pattern for pattern in patterns if pattern not in globs]
+        entries = list(api.get_paths_info(repository, named, revision=info.sha, repo_type=kind)) if named else []
+        for folder in sorted({_fixed_folder(pattern) for pattern in globs}):
+            tree = api.list_repo_tree(repository, folder or None, recursive=True, revision=info.sha, repo_type=kind)
+            entries.extend(entry for entry in tree if any(fnmatch.fnmatchcase(entry.path, text) for text in globs))
+        for entry in entries:
+            if isinstance(entry, RepoFile):
+                digest = entry.lfs.sha256 if entry.lfs else None
+                found[entry.path] = HubFile(entry.path, entry.size, digest, entry.blob_id)
+    except Exception as error:  # the Hub's errors have no common ground but this
+        raise _said(error, repository, kind) from None
+    if not found:
+        raise UserError(f"Nothing in {repository} matches {', '.join(patterns)}.")
+    licence = str((info.card_data or {}).get("license") or "not stated")
+    return Selection(repository, kind, info.sha, licence, tuple(found[path] for path in sorted(found)), endpoint)
+
+
+def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) -> int:
+    """Fetch what is not there yet, check each file, and return how many were fetched.
+
+    Raises:
+        UserError: not reachable, a checksum is wrong, or a path of the repository leads out of the folder.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    done, fetched = 0, 0
+    for file in selection.files:
+        target = _inside(folder, file.path)
+        if not (target.is_file() and target.stat().st_size == file.size and _checksum_holds(target, file)):
+            try:
+                hf_hub_download(
+                    selection.repository,
+                    file.path,
+                    repo_type=selection.kind,
+                    revision=selection.commit,
+                    local_dir=folder,
+                    endpoint=selection.endpoint,
+                    force_download=target.exists(),  # else it takes what it once fetched as it is now
+                )
+            except Exception as error:
+                raise _said(error, selection.repository, selection.kind) from None
+            if not _checksum_holds(target, file):
+                target.unlink(missing_ok=True)
+                raise UserError(
+                    f"{file.path} of {selection.repository} came with a wrong checksum; it was thrown away."
+                )
+            fetched += 1
+        done += file.size
+        if on_bytes:
+            on_bytes(done, selection.bytes)
+    return fetched
+
+
+def cached(
+    repository: str, revision: str | None = None, patterns: Sequence[str] = ("*",), endpoint: str | None = None
+) -> Path:
+    """Return a model's folder in the Hub's cache, fetched first where it is not there or has changed.
+
+    Args:
+        repository: `owner/name`.
+        revision: a branch, tag or commit; None is the newest.
+        patterns: shell patterns of the files that are wanted.
+        endpoint: another server than the Hub.
+
+    Raises:
+        UserError: no such repository, not allowed, or not reachable and nothing is cached.
+    """
+    need("huggingface_hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), endpoint=endpoint))
+    except Exception as error:
+        raise _said(error, repository, "model") from None
+
+
+def publish(folder: Path, repository: str, names: Sequence[str], public: bool, endpoint: str | None = None) -> str:
+    """Put files of a folder into a repository for models, made where it is not there; returns the page's address.
+
+    Args:
+        folder: where the files are.
+        repository: `owner/name`.
+        names: of the files; nothing else of the folder goes out.
+        public: whether a repository that is made is for everyone; else for its owner alone. One that is there stays
+            as it is.
+        endpoint: another server than the Hub.
+
+    Raises:
+        UserError: not logged in, not allowed, or not reachable.
+    """
+    need("huggingface_hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    api = HfApi(endpoint=endpoint)
+    try:
+        place = api.create_repo(repository, repo_type="model", private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(names), commit_message="Weights by viewalign"
+        )
+    except Exception as error:
+        raise _not_published(error, repository) from None
+    return str(place)
+
+
+def _not_published(error: Exception, repository: str) -> UserError:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if isinstance(error, HFValidationError):
+        return UserError(f"'{repository}' is no name of a repository; write OWNER/NAME.")
+    if status in (401, 403):
+        return UserError(
+            f"The Hub does not let you write to {repository}: log in with a token that may write (`hf auth login`, or "
+            "$HF_TOKEN), and name an owner that is yours."
+        )
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"{repository} could not be published: {reason[0]}. The export is whole; try again.")
+
+
+def _inside(folder: Path, path: str) -> Path:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path:
+        raise UserError(f"The repository has a file {path}, which would be written outside {folder}.")
+    return folder / parts
+
+
+def _fixed_folder(pattern: str) -> str:
+    """Return the folders of a pattern up to the first with a wildcard."""
+    fixed = []
+    for part in PurePosixPath(pattern).parts[:-1]:
+        if any(sign in part for sign in _WILD):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def _checksum_holds(path: Path, file: HubFile) -> bool:
+    if not path.is_file():
+        return False
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(usedforsecurity=False)
+    if not file.sha256:
+        digest.update(f"blob {path.stat().st_size}\0".encode())  # as git names it
+    with path.open("rb") as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest() == (file.sha256 or file.blob)
+
+
+def _said(error: Exception, repository: str, kind: Kind) -> UserError:
+    """Turn what huggingface_hub raises into what a user can do."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return UserError(f"{repository} asks for consent: accept its terms at {place}, then run `hf auth login`.")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"There is no {kind} {repository} on the Hub, or it is private (`hf auth login`).")
+    if isinstance(error, LocalEntryNotFoundError):
+        return UserError(
+            f"{repository} cannot be fetched: the Hugging Face Hub cannot be reached, and nothing of it is cached. "
+            "Fetch it on a machine with internet and give the folder."
+        )
+    if isinstance(error, EntryNotFoundError):
+        return UserError(
+            f"A folder named in a pattern is not in {repository}. Its files are listed at {place}/tree/main."
+        )
+    return UserError(f"{place} cannot be fetched: {error}. What is there stays; run the same command to go on.")

@@ -1,0 +1,282 @@
+"""Files with the same content, found without reading them all.
+
+A gzip stream ends with the checksum and length of what it unpacks to, so eight bytes tell two `.nii.gz` apart whatever
+their names, dates and compression. Other files are compared by size and their first and last 64 KB, DICOM stacks by the
+instances they consist of. Only files that agree in this are read whole, for SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from viewalign.data.catalogue import Collection, Dataset, Image, Session, Subject, resolve
+from viewalign.data.entries import Entry, entry_of
+from viewalign.data.file_types import suffix_of
+from viewalign.data.layout import read_json, write_json
+from viewalign.data.readers.dicom_folders import stack_of
+from viewalign.data.readers.headers import Header, dicom_header, read_header
+from viewalign.data.readers.nifti import open_stream
+from viewalign.data.sources import Exclusion, FindOptions, ImageRecord, SourceContents, find
+from viewalign.data.sources.walk import printable
+from viewalign.data.worker_pool import default_workers, run_jobs
+from viewalign.errors import ExcludedImageError, UserError
+
+_EDGE = 1 << 16
+_PIECE = 1 << 20
+
+
+def find_duplicates(paths: Sequence[Path]) -> list[list[Path]]:
+    """Return groups of two or more files whose content is the same, byte for byte after unpacking."""
+    groups: list[list[Path]] = []
+    for alike in _grouped(paths, _quick_key):
+        groups.extend(_grouped(alike, _whole_key))
+    return groups
+
+
+def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+    found: dict[Hashable, list[Path]] = defaultdict(list)
+    for path in paths:
+        try:
+            found[key(path)].append(path)
+        except (OSError, EOFError, zlib.error, ExcludedImageError):
+            continue  # unreadable files are told elsewhere
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _quick_key(path: Path) -> Hashable:
+    suffix = suffix_of(path.name)
+    if suffix in (".nhdr", ".mhd"):
+        return path  # the voxels lie in another file, so a copy of this one may stand for other voxels
+    if suffix is None:
+        return frozenset((frame.instance, frame.number) for frame in stack_of(path).frames)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_EDGE)
+        file.seek(max(0, size - _EDGE))
+        tail = file.read(_EDGE)
+    if head[:2] == b"\x1f\x8b":
+        return "gzip", tail[-8:]
+    return "plain", size, hashlib.sha256(head + tail).digest()
+
+
+def _whole_key(path: Path) -> Hashable:
+    if suffix_of(path.name) is None:
+        return "dicom"
+    digest = hashlib.sha256()
+    with open_stream(path) as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.digest()
+
+
+_MANY = 500  # files from which on it pays to start processes
+
+
+@dataclass
+class Index:
+    """A catalogue with what was set aside and what the headers say, in the order of the images.
+
+    Attributes:
+        entries: one per image taken in.
+        other_files: files of types that are not read, and DICOM without images.
+        label_files: label maps that were passed over.
+        duplicates: groups of files with the same content.
+        notes: sentences of the sources on what was left out on purpose.
+    """
+
+    collection: Collection
+    excluded: list[Exclusion] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    other_files: int = 0
+    label_files: int = 0
+    duplicates: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Number of images taken in."""
+        return len(self.entries)
+
+    @property
+    def modalities(self) -> Counter[str]:
+        """Number of images by modality."""
+        return Counter(entry.modality for entry in self.entries)
+
+    def sessions(self) -> int:
+        """Number of sessions over all subjects."""
+        return len({(entry.dataset, entry.subject, entry.session) for entry in self.entries})
+
+    def subjects(self) -> int:
+        """Number of subjects over all datasets."""
+        return len({(entry.dataset, entry.subject) for entry in self.entries})
+
+
+def index_sources(
+    sources: Sequence[str],
+    options: FindOptions | None = None,
+    collection_name: str = "viewalign",
+    on_file: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> Index:
+    """Look for images in `sources` and read their headers.
+
+    Args:
+        sources: folders, files, patterns, tables or catalogues.
+        options: how subjects are told; what counts as a label map.
+        collection_name: first part of every image id; a catalogue given alone keeps its own.
+        on_file: called with (files judged, files in all).
+        workers: processes that read headers, which a header that crashes its reader cannot end; default one per core
+            for many files, none for few, 0 reads them in this process.
+
+    Raises:
+        UserError: a source does not exist.
+    """
+    findings = [find(source, options or FindOptions()) for source in sources]
+    number, name = (findings[0].collection if len(findings) == 1 else None) or (0, collection_name)
+    index = Index(Collection(number, name))
+    for each in findings:
+        index.excluded.extend(each.excluded)
+        index.notes.extend(each.notes)
+        index.other_files += each.other_files
+        index.label_files += each.label_files
+    everything = _once(_distinct_datasets(findings))
+    judged = _judge_all(everything, bool(options and options.frames), workers, on_file)
+    paths = [found.path for found, header in zip(everything, judged, strict=True) if _take_in(index, found, header)]
+    index.excluded.sort()
+    _note_duplicates(index, paths)
+    return index
+
+
+def refused_path(catalogue: Path) -> Path:
+    """Return where the files set aside while indexing are listed: `cat.json` → `cat.excluded.json`."""
+    return catalogue.with_name(catalogue.name.removesuffix(".json") + ".excluded.json")
+
+
+def write_refused(catalogue: Path, excluded: Sequence[Exclusion]) -> Path:
+    """Write the list of files set aside beside a catalogue and return its path."""
+    path = refused_path(catalogue)
+    write_json(path, [exclusion.as_json() for exclusion in excluded])
+    return path
+
+
+def read_refused(catalogue: Path) -> list[Exclusion]:
+    """Read the list beside a catalogue; empty where there is none.
+
+    Raises:
+        UserError: the file is there but is no such list.
+    """
+    path = refused_path(catalogue)
+    if not path.exists():
+        return []
+    try:
+        return [Exclusion(str(entry["file"]), str(entry["reason"])) for entry in read_json(path)]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no list of refused files. Run `viewalign index` again or remove it.") from None
+
+
+def _distinct_datasets(findings: Sequence[SourceContents]) -> list[ImageRecord]:
+    """Two sources with a dataset of one name keep two datasets: the second is called `name_2`."""
+    everything: list[ImageRecord] = []
+    taken: Counter[str] = Counter()
+    for each in findings:
+        names = {name: taken[name] for name in dict.fromkeys(found.dataset for found in each.found)}
+        taken.update(names.keys())
+        everything.extend(
+            replace(found, dataset=f"{found.dataset}_{names[found.dataset] + 1}") if names[found.dataset] else found
+            for found in each.found
+        )
+    return everything
+
+
+def _once(everything: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Drop what an earlier source already had."""
+    return list({os.fspath(found.path): found for found in reversed(everything)}.values())[::-1]
+
+
+def _judge_all(
+    everything: Sequence[ImageRecord], frames: bool, workers: int | None, on_file: Callable[[int, int], None] | None
+) -> list[Header | str]:
+    """Return the header of each file, or the reason why it is refused."""
+    if workers is None:
+        workers = default_workers() if len(everything) >= _MANY else 0
+    judged: list[Header | str] = [""] * len(everything)
+    for count, ((number, _), result) in enumerate(run_jobs(partial(_judge, frames), enumerate(everything), workers)):
+        judged[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
+        if on_file:
+            on_file(count + 1, len(everything))
+    return judged
+
+
+def _judge(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
+    """Read one header; runs in a worker."""
+    found = numbered[1]
+    try:
+        header = dicom_header(found.stack) if found.stack else read_header(found.path, frames=frames)
+        _check_masks(found)
+    except ExcludedImageError as exclusion:
+        return str(exclusion)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return header
+
+
+def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
+    """Add a file to the catalogue, or to what was set aside."""
+    if isinstance(header, str):
+        index.excluded.append(Exclusion(printable(found.path), header))
+        return False
+    try:
+        dataset = index.collection.datasets.setdefault(
+            found.dataset, Dataset(found.dataset, found.dataset, found.infos.dataset)
+        )
+        subject = dataset.subjects.setdefault(found.subject, Subject(found.subject, found.infos.subject))
+        session = subject.sessions.setdefault(found.session, Session(found.session, found.infos.session))
+        name = _free_name(found, {image.name for image in session.images})
+        entry = entry_of(found, name, header)
+    except OSError as error:  # gone since its header was read
+        index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {error.strerror}"))
+        return False
+    info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}
+    if header.frames > 1:
+        info["frames"] = header.frames
+    if header.note:
+        info["note"] = header.note
+    written = found.written or os.fspath(found.path)
+    session.images.append(Image(name, written, found.modality, info, found.masks))
+    index.entries.append(entry)
+    return True
+
+
+def _check_masks(found: ImageRecord) -> None:
+    masks = found.masks
+    for kind, written in (
+        ("anonymisation", masks and masks.anonymization_mask),
+        ("anatomy", masks and masks.anatomy_mask),
+    ):
+        if written and not resolve(written, Path()).is_file():
+            raise ExcludedImageError(f"its {kind} mask {written} does not exist")
+
+
+def _note_duplicates(index: Index, paths: Sequence[Path]) -> None:
+    by_file = {entry.file: entry for entry in index.entries}
+    for group in find_duplicates(paths):
+        files = [printable(path) for path in group]
+        index.duplicates.append(files)
+        for file in files:
+            other = next(each for each in files if each != file)
+            more = f" and {len(files) - 2} more" if len(files) > 2 else ""
+            by_file[file].suspects.append(f"same content as {other}{more}")
+
+
+def _free_name(found: ImageRecord, taken: set[str]) -> str:
+    """Name an image within its session: by its file, then with its folder, with its suffix, at last with a number."""
+    candidates = [found.name, f"{found.path.parent.name}_{found.name}", found.path.name]
+    free = next((name for name in candidates if name not in taken), None)
+    return free or next(name for n in range(2, len(taken) + 3) if (name := f"{found.name}_{n}") not in taken)

@@ -1,0 +1,149 @@
+"""From what a person gave, a catalogue or a folder and plain values, to records and settings of a preparation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from viewalign.data.catalogue import Collection, Dataset, Image, Record, read_catalogue
+from viewalign.data.geometry import reorientation_to_lps
+from viewalign.data.indexing import Index, index_sources, read_refused
+from viewalign.data.readers.headers import Triple, read_header
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.sources import Exclusion, FindOptions
+from viewalign.errors import ExcludedImageError, UserError
+from viewalign.utils.overrides import closest, format_validation_error
+
+Listener = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The images of a catalogue or a folder, what was refused while it was made, and quality scores by image id."""
+
+    records: Sequence[Record]
+    excluded: Sequence[Exclusion]
+    quality: Mapping[str, float]
+
+
+def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = None) -> Catalogue:
+    """Read a catalogue, or index a folder, with 4-D files if `frames`.
+
+    Raises:
+        UserError: it holds no images.
+    """
+    if path.is_dir():
+        options = FindOptions(None, False, on_file, frames)
+        found = index_sources([str(path)], options, on_file=on_file)
+        if found.images == 0 and not found.excluded:
+            raise UserError(nothing_found([str(path)], found))
+        collection, excluded = found.collection, found.excluded
+    else:
+        collection, excluded = read_catalogue(path), read_refused(path)
+    records = list(collection.records(path.absolute().parent))
+    if not records and not excluded:
+        raise UserError(f"The catalogue {path} holds no images.")
+    return Catalogue(records, excluded, quality_scores(collection))
+
+
+def settings_from(values: Mapping[str, Any], sign: str = "") -> PrepareSettings:
+    """Check plain values; `sign` stands before a setting's name in a message, as `--` on a command line.
+
+    Raises:
+        UserError: an unknown setting (the nearest right one is named), or a value that does not fit.
+    """
+    try:
+        return PrepareSettings.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(
+            f"{format_validation_error(error, partial(closest, known=PrepareSettings.model_fields), sign)}."
+        ) from None
+
+
+def nothing_found(sources: Sequence[str], found: Index) -> str:
+    """Say why there is nothing to work with, and what would help."""
+    text = f"No volumes were found in {', '.join(sources)}."
+    if found.excluded:
+        first = found.excluded[0]
+        text += f" {len(found.excluded)} files were set aside; the first: {first.file}: {first.reason}."
+    if found.label_files:
+        text += f" {found.label_files} files look like label maps by their names (--labels takes them in)."
+    if not (found.excluded or found.label_files):
+        text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read, and DICOM."
+    return text
+
+
+_KEY = "image_quality_score"
+
+
+def quality_scores(collection: Collection) -> dict[str, float]:
+    """Return the score of each image that has one, by image id."""
+    found: dict[str, float] = {}
+    for dataset_key, dataset in collection.datasets.items():
+        for subject_key, subject in dataset.subjects.items():
+            for session_key, session in subject.sessions.items():
+                for image in session.images:
+                    score = _score(image, dataset)
+                    if score is not None:
+                        names = (collection.collection_name, dataset_key, subject_key, session_key, image.name)
+                        found["__".join(names)] = score
+    return found
+
+
+def _score(image: Image, dataset: Dataset) -> float | None:
+    own = _number((image.image_info or {}).get(_KEY))
+    return own if own is not None else _of_kind(image, (dataset.dataset_info or {}).get(_KEY))
+
+
+def _of_kind(image: Image, scores: Any) -> float | None:
+    """Return the score of the image's modality and source; one that names no source counts for all of the modality."""
+    entries = [entry for entry in scores if isinstance(entry, Mapping)] if isinstance(scores, list) else []
+    same = [entry for entry in entries if entry.get("modality") == image.modality]
+    source = (image.image_info or {}).get("derived_from")
+    exact = [entry for entry in same if entry.get("derived_from") == source]
+    chosen = exact or [entry for entry in same if entry.get("derived_from") in (None, "")]
+    return _number(chosen[0].get(_KEY)) if chosen else None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def stored_spacing(record: Record) -> Triple | None:
+    """Return an image's voxel size in mm along the stored axes (D, H, W), or None where its header is refused."""
+    try:
+        header = read_header(record.path)
+    except ExcludedImageError:
+        return None
+    d, h, w = (header.spacing[axis] for axis in reorientation_to_lps(header.direction).axes)
+    return d, h, w
+
+
+def median_spacing(records: Iterable[Record], on_image: Callable[[int], None] | None = None) -> Triple:
+    """Return the median of each stored axis, rounded to a micrometre so that it can be typed.
+
+    Raises:
+        UserError: no header can be read.
+    """
+    found = []
+    for number, record in enumerate(records):
+        size = stored_spacing(record)
+        if size is not None:
+            found.append(size)
+        if on_image:
+            on_image(number + 1)
+    if not found:
+        raise UserError("There is no median voxel size: no header of the catalogue can be read.")
+    d, h, w = (round(float(size), 3) for size in np.median(np.array(found), axis=0))
+    return d, h, w

@@ -1,0 +1,179 @@
+"""Where things lie in a store, and how they are written so that a broken run leaves nothing half-made.
+
+```
+STORE/store.json                                        recipe, versions, counts
+STORE/index.json                                        one column per property, sorted by id
+STORE/report.json                                       {"prepared": n, "refused": [{"file", "reason"}]}
+STORE/volumes/<dataset>/<subject>/<session>/<image>.b2nd            voxels (C, D, H, W)
+                                            <image>.json            properties; written last, marks the image as done
+                                            <image>.<kind>.b2nd     a mask, uint8 (1, D, H, W)
+```
+
+No time, host or user name is written anywhere: the same images and recipe give the same bytes.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+STORE_FORMAT = "viewalign-store"
+STORE_VERSION = 2
+MASK_KINDS = ("anonymisation", "anatomy")
+
+# Super-crops of pairs of views ÷ unpacking just their voxels (benchmarks/reads.py): blocks of 16 take 1.5 / 1.3 / 1.1
+# / 1.0 times for views of 48 / 64 / 96 / 128, blocks of 32 take 2.2 / 1.8 / 1.4 / 1.2 times, but unpack faster: at 128
+# they take 19 ms against 24. Chunks of 32 to 128 are alike. Level 8 reads no faster than 5, is no smaller and takes
+# five times as long to write.
+_BLOCK, _LARGE_BLOCK, _LARGE_VIEW = 16, 32, 112
+_CHUNK = 64
+_LEVEL = 5
+
+Size = tuple[int, int, int]
+
+
+def chunk_and_block(view: Size | None = None) -> tuple[Size, Size]:
+    """Return chunk and block sizes (D, H, W) of stored arrays for views of a size; None suits 64 to 96."""
+    d, h, w = (_LARGE_BLOCK if n >= _LARGE_VIEW else _BLOCK for n in view or (0, 0, 0))
+    return (_CHUNK, _CHUNK, _CHUNK), (d, h, w)
+
+
+def entry_path(dataset: str, subject: str, session: str, image: str) -> str:
+    """Return an image's place relative to the store, without suffix; safe for any name."""
+    return "/".join(("volumes", safe_name(dataset), safe_name(subject), safe_name(session), safe_name(image)))
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as a file name: letters, digits, `.`, `_`, `-`; what is changed gets a hash to stay unique."""
+    clean = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip(".") or "_"
+    if clean == name and not name.endswith(tuple(f".{kind}" for kind in MASK_KINDS)):  # those would be mask files
+        return name
+    return f"{clean}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file under another name in the same folder, flush it to disk, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_atomic(path, (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def compress(array: NDArray[np.generic], sizes: tuple[Size, Size] | None = None) -> bytes:
+    """Return the bytes of a `.b2nd` file for an array (C, D, H, W), in chunks and blocks of these sizes.
+
+    One thread, because with more the order of blocks in the file depends on timing.
+    """
+    chunk, block = sizes or chunk_and_block()
+    spatial = array.shape[1:]
+    chunks = (1, *(min(n, size) for n, size in zip(spatial, chunk, strict=True)))
+    blocks = (1, *(min(n, size) for n, size in zip(spatial, block, strict=True)))
+    cparams = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=_LEVEL, nthreads=1, typesize=array.dtype.itemsize)
+    os.environ.pop("BLOSC_NTHREADS", None)  # it would overrule the number asked for, and is written into the file
+    packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=cparams)
+    return bytes(packed.to_cframe())
+
+
+def write_entry(
+    store: Path,
+    relative: str,
+    array: NDArray[np.generic],
+    properties: dict[str, Any],
+    masks: dict[str, NDArray[np.uint8]] | None = None,
+    sizes: tuple[Size, Size] | None = None,
+) -> None:
+    """Write one image: voxels (C, D, H, W), masks (D, H, W), and last the properties, which mark it as done.
+
+    `properties` gets a key `files` with the size in bytes of each array written, by suffix. `sizes` are those of chunks
+    and blocks.
+    """
+    forget_entry(store, relative)
+    contents = {f".{kind}.b2nd": compress(mask[None], sizes) for kind, mask in (masks or {}).items()}
+    contents[".b2nd"] = compress(array, sizes)
+    for suffix, content in contents.items():
+        write_atomic(beside(store, relative, suffix), content)
+    files = {suffix: len(content) for suffix, content in sorted(contents.items())}
+    write_json(beside(store, relative, ".json"), {**properties, "files": files})
+
+
+def forget_entry(store: Path, relative: str) -> None:
+    """Remove an image, its mark first, and what a killed run left of it."""
+    for suffix in (".json", ".b2nd", *(f".{kind}.b2nd" for kind in MASK_KINDS)):
+        path = beside(store, relative, suffix)
+        path.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+
+def beside(store: Path, relative: str, suffix: str) -> Path:
+    """Return the file of an entry with this suffix."""
+    return store / (relative + suffix)
+
+
+def done_properties(store: Path, relative: str) -> dict[str, Any] | None:
+    """Return the properties of an image that is wholly there, or None."""
+    try:
+        properties = read_json(beside(store, relative, ".json"))
+        files = properties["files"]
+        if all(beside(store, relative, suffix).stat().st_size == size for suffix, size in files.items()):
+            return dict(properties)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far preparation is.
+
+    Attributes:
+        done: images dealt with, in whatever way.
+        total: images in all.
+        skipped: of those done, already in the store.
+        refused: of those done, set aside.
+        reason: why the latest image was set aside, or None if it was not.
+        file: the latest image.
+    """
+
+    done: int
+    total: int
+    skipped: int
+    excluded: int
+    file: str
+    reason: str | None = None
+
+
+ProgressListener = Callable[[Progress], None]

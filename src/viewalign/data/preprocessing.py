@@ -1,0 +1,276 @@
+"""One image's way into the store: orient → crop → resample → normalise. No files are written here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.data.geometry import (
+    Shape,
+    orientation_code,
+    reorientation_to_lps,
+    resample,
+    resample_labels,
+    resampled_geometry,
+    resampled_shape,
+)
+from viewalign.data.quantization import Quantization, quantize
+from viewalign.data.readers.files import Volume, voxel_to_world
+from viewalign.data.readers.headers import MAX_VOXELS, Triple
+from viewalign.data.settings import Normalisation, PrepareSettings
+from viewalign.errors import ExcludedImageError
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass
+class Prepared:
+    """What goes into the store for one image.
+
+    Attributes:
+        array: (D, H, W) in LPS, or (C, D, H, W) of several frames, in the number type of the settings.
+        properties: geometry, history and statistics, ready for JSON.
+        masks: uint8 (D, H, W) on the same voxels, by kind (`anonymisation`, `anatomy`).
+    """
+
+    array: NDArray[Any]
+    properties: dict[str, Any]
+    masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+def prepare_volume(
+    volume: Volume,
+    settings: PrepareSettings,
+    masks: dict[str, NDArray[np.uint8]] | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Prepared:
+    """Orient, crop, resample and normalise one volume; its masks follow the same way with nearest neighbour.
+
+    Args:
+        volume: as read.
+        settings: spacing, interpolation, normalisation, number type.
+        masks: uint8 arrays on the voxels of `volume`, by kind.
+        max_voxels: refuse an image that would have more after resampling.
+
+    Raises:
+        RefusedImageError: less than two slices of content, a size beyond the limit after resampling, or no contrast.
+    """
+    prepared = prepare_channels([volume], settings, masks, max_voxels)
+    prepared.array = prepared.array[0]
+    return prepared
+
+
+def prepare_channels(
+    volumes: Sequence[Volume],
+    settings: PrepareSettings,
+    masks: dict[str, NDArray[np.uint8]] | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Prepared:
+    """Prepare frames that share their voxels as the channels of one image, each normalised by itself.
+
+    They are cropped to what is not zero in any of them. Arguments and errors are those of `prepare_volume`.
+    """
+    first = volumes[0]
+    turn = reorientation_to_lps(first.direction)
+    spacing, origin, direction = _turned_geometry(first, turn.axes, turn.flips)
+    turned = [turn.apply(volume.array) for volume in volumes]
+    box = content_box(*turned)
+    cropped = [array[_slices(box)] for array in turned]
+    start = np.array([*(low for low, _ in box), 1.0])
+    x, y, z = (float(value) for value in (voxel_to_world(spacing, origin, direction) @ start)[:3])
+    old = _shape(cropped[0])
+    new = resampled_shape(old, spacing, settings.spacing) if settings.spacing else old
+    _check_new_shape(new, len(volumes), max_voxels)
+    spacing, origin = resampled_geometry(old, spacing, (x, y, z), direction, new)
+    channels = [_prepare_voxels(array, new, settings) for array in cropped]
+    array = channels[0].array[None] if len(channels) == 1 else np.stack([channel.array for channel in channels])
+    properties = {
+        "shape": list(new),
+        "channels": len(channels),
+        "spacing": list(spacing),
+        "origin": list(origin),
+        "direction": direction.tolist(),
+        "original_shape": list(first.array.shape),
+        "original_spacing": list(first.spacing),
+        "original_origin": list(first.origin),
+        "original_direction": np.asarray(first.direction).tolist(),
+        "original_orientation": orientation_code(first.direction),
+        "axes": list(turn.axes),
+        "flips": list(turn.flips),
+        "crop_box": [list(pair) for pair in box],
+        **_statistics(channels),
+        "filled_voxels": sum(volume.filled for volume in volumes),
+        "checksum": hashlib.sha256(array.data).hexdigest(),
+    }
+    kept = {kind: _prepared_mask(turn.apply(mask)[_slices(box)], new) for kind, mask in (masks or {}).items()}
+    return Prepared(array, properties, kept)
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """One channel, ready to be stored: its voxels in the store's number type, and how they came to be."""
+
+    array: NDArray[Any]
+    mean: float
+    std: float
+    threshold: float
+    packing: Quantization
+
+
+def _prepare_voxels(cropped: NDArray[np.float32], new: Shape, settings: PrepareSettings) -> _Channel:
+    array = resample(cropped, new, settings.interpolation)
+    mean, std = normalise(array, settings.normalise, settings.percentiles, settings.window)
+    packed, packing = quantize(array, settings.dtype)
+    return _Channel(packed, mean, std, otsu_threshold(array), packing)
+
+
+def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
+    """Return what a reader of the store needs; of several channels the first stands for the image."""
+    first = channels[0]
+    told: dict[str, Any] = {"mean": first.mean, "std": first.std, "foreground_threshold": first.threshold}
+    if len(channels) > 1:
+        told["means"], told["stds"] = [c.mean for c in channels], [c.std for c in channels]
+    told["scale"] = [channel.packing.scale for channel in channels]
+    told["offset"] = [channel.packing.offset for channel in channels]
+    worst = max(channels, key=lambda channel: channel.packing.largest_error).packing
+    told["storage_error"] = {
+        "largest": worst.largest_error,
+        "rms": float(np.sqrt(np.mean([channel.packing.rms_error**2 for channel in channels]))),
+    }
+    return told
+
+
+def content_box(*arrays: NDArray[np.generic]) -> Box:
+    """Return the smallest box (start, stop) per axis that holds every non-zero voxel of arrays of one shape.
+
+    Raises:
+        RefusedImageError: all voxels are zero, or all content lies in one slice.
+    """
+    # any(axis) over the whole array is slow on the strided axes; one pass over planes is not
+    planes = np.zeros(arrays[0].shape[0], dtype=bool)
+    area = np.zeros(arrays[0].shape[1:], dtype=bool)
+    for array in arrays:
+        for k, plane in enumerate(array):
+            content = plane != 0
+            planes[k] |= content.any()
+            area |= content
+    if not planes.any():
+        raise ExcludedImageError("all voxels are zero")
+    ends = [np.flatnonzero(line)[[0, -1]] for line in (planes, area.any(axis=1), area.any(axis=0))]
+    box = [(int(first), int(last) + 1) for first, last in ends]
+    if any(stop - start < 2 for start, stop in box):
+        raise ExcludedImageError("all its non-zero voxels lie in one slice")
+    return box[0], box[1], box[2]
+
+
+def normalise(
+    array: NDArray[np.float32],
+    how: Normalisation,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    window: tuple[float, float] | None = None,
+) -> tuple[float, float]:
+    """Normalise in place and return what was taken out: first a shift (mean), then a factor (deviation).
+
+    Mean and deviation are the population's, in float64. For `window` they are its middle and half its width, so that
+    it becomes [−1, 1]. Percentiles are estimated on a regular lattice of at least two million voxels.
+
+    Raises:
+        RefusedImageError: no contrast to normalise.
+    """
+    if how == "none":
+        return 0.0, 1.0
+    if how == "window":
+        assert window is not None
+        np.clip(array, *window, out=array)
+        if array.min() == array.max():
+            raise ExcludedImageError(f"all its values lie on one side of the window {window[0]:g} to {window[1]:g}")
+        mean, std = (window[0] + window[1]) / 2, (window[1] - window[0]) / 2
+    else:
+        if how == "percentile":
+            low, high = np.percentile(_sampled(array), percentiles)
+            np.clip(array, np.float32(low), np.float32(high), out=array)
+        mean, std = _moments(array, nonzero=how == "foreground")
+    if not np.isfinite([mean, std]).all():
+        raise ExcludedImageError("its values are too large to be normalised")
+    if std <= 1e-6 * max(abs(mean), 1e-30):
+        raise ExcludedImageError(f"it has no contrast: its content is constant at {mean:g}")
+    array -= np.float32(mean)
+    array /= np.float32(std)
+    return mean, std
+
+
+def _sampled(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    return array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]  # 2 million voxels are plenty
+
+
+def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
+    """Return Otsu's threshold between background and foreground, in the units of `array`.
+
+    The upper edge of the bin that makes the variance between the two classes largest (Otsu, IEEE Transactions on
+    Systems, Man, and Cybernetics 1979); on a regular lattice of voxels, at most 256 an axis.
+    """
+    values = _sampled(array).ravel()
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return low
+    width = (high - low) / bins
+    place = np.minimum(((values - np.float32(low)) * np.float32(1 / width)).astype(np.intp), bins - 1)
+    share = np.bincount(place, minlength=bins) / values.size
+    below = np.cumsum(share)
+    weighted = np.cumsum(share * (np.arange(bins) + 0.5))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (weighted[-1] * below - weighted) ** 2 / (below * (1 - below))
+    best = int(np.argmax(np.nan_to_num(between[:-1], posinf=0.0)))
+    return low + (best + 1) * width
+
+
+def _moments(array: NDArray[np.float32], nonzero: bool) -> tuple[float, float]:
+    """Return mean and population deviation in two passes over planes, so that no float64 copy of all is made."""
+
+    def values(plane: NDArray[np.float32]) -> NDArray[np.float64]:
+        return (plane[plane != 0] if nonzero else plane.ravel()).astype(np.float64)
+
+    count = int(np.count_nonzero(array)) if nonzero else array.size
+    if count == 0:
+        return 0.0, 0.0
+    mean = sum(float(values(plane).sum()) for plane in array) / count
+    squares = sum(float(np.square(values(plane) - mean).sum()) for plane in array)
+    return mean, float(np.sqrt(squares / count))
+
+
+def _turned_geometry(
+    volume: Volume, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> tuple[Triple, Triple, NDArray[np.float64]]:
+    spacing = tuple(float(volume.spacing[axis]) for axis in axes)
+    columns = [(-1.0 if flip else 1.0) * volume.direction[:, 2 - axis] for axis, flip in zip(axes, flips, strict=True)]
+    direction = np.stack(columns[::-1], axis=1)
+    corner = np.array([0.0, 0.0, 0.0, 1.0])
+    for axis, flip in zip(axes, flips, strict=True):
+        corner[axis] = volume.array.shape[axis] - 1 if flip else 0
+    x, y, z = (voxel_to_world(volume.spacing, volume.origin, volume.direction) @ corner)[:3]
+    return (spacing[0], spacing[1], spacing[2]), (float(x), float(y), float(z)), direction
+
+
+def _check_new_shape(shape: Shape, channels: int, max_voxels: int) -> None:
+    named = "×".join(map(str, shape))
+    if min(shape) < 2:
+        raise ExcludedImageError(f"nothing but one slice would be left after resampling ({named})")
+    if int(np.prod(shape, dtype=object)) * channels > max_voxels:
+        raise ExcludedImageError(f"it would have {named} voxels after resampling; the limit is {max_voxels:,}")
+
+
+def _prepared_mask(cropped: NDArray[np.generic], new: Shape) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(resample_labels(cropped.astype(np.uint8), new))
+
+
+def _slices(box: Box) -> tuple[slice, slice, slice]:
+    return slice(*box[0]), slice(*box[1]), slice(*box[2])
+
+
+def _shape(array: NDArray[np.generic]) -> Shape:
+    return array.shape[0], array.shape[1], array.shape[2]

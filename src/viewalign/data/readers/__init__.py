@@ -1,0 +1,1 @@
+"""Readers: NIfTI, what SimpleITK reads, DICOM."""

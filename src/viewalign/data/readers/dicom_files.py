@@ -1,0 +1,245 @@
+"""What a DICOM file says about its slices, without their pixels.
+
+Headers are read with pydicom, not through SimpleITK: that shows no sequences, and an enhanced multi-frame file keeps
+the position of every frame in one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from viewalign.data.file_types import suffix_of
+from viewalign.errors import ExcludedImageError
+
+_BY_NAME = (".dcm", ".dicom", ".ima")
+_TRAITS = (
+    "TemporalPositionIdentifier",
+    "EchoTime",
+    "EchoNumbers",
+    "DiffusionBValue",
+    "ImageType",
+    "InversionTime",
+    "TriggerTime",
+    "AcquisitionNumber",
+)
+_TAGS = """
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID Modality
+    Rows Columns SamplesPerPixel BitsAllocated NumberOfFrames PixelSpacing ImagePositionPatient
+    ImageOrientationPatient RescaleSlope RescaleIntercept PhotometricInterpretation
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+"""
+_NO_IMAGES = ("SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "SEG", "DOC", "ECG", "AU", "PLAN")
+
+
+@dataclass(frozen=True)
+class Series:
+    """What all slices of a series share, and names it."""
+
+    uid: str
+    study: str
+    patient: str
+    number: int | None
+    description: str
+    modality: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice.
+
+    Attributes:
+        path: its file.
+        number: which frame of the file, from 0.
+        count: frames in the file.
+        instance: SOPInstanceUID of the file.
+        position: centre of its first pixel: (x, y, z) in mm, LPS.
+        orientation: unit vectors along a row (index x) and down a column (index y), six numbers.
+        pixel_size: mm between rows (H) and between columns (W).
+        size: (rows, columns).
+        traits: what may tell volumes of one series apart (echo time, b-value …), by DICOM keyword.
+        scale: slope and intercept that turn its stored numbers into values.
+    """
+
+    series: Series
+    path: Path
+    number: int
+    count: int
+    instance: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    pixel_size: tuple[float, float]
+    size: tuple[int, int]
+    traits: tuple[tuple[str, str], ...]
+    scale: tuple[float, float] = (1.0, 0.0)
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence: its file, and which frame of that."""
+        return self.path.name if self.count == 1 else f"frame {self.number + 1} of {self.path.name}"
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Say whether to look into a file: by its name, or, where the name says nothing, by its bytes 128–131."""
+    suffix = path.suffix.lower()
+    if suffix in _BY_NAME:
+        return True
+    if suffix_of(path.name) or not (suffix == "" or suffix[1:].isdigit()):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_frames(path: Path) -> list[Frame]:
+    """Read the slices that a file describes; none if it is DICOM but holds no image (reports, contours, DICOMDIR).
+
+    Raises:
+        RefusedImageError: damaged, colour, truncated, or without positions.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom warns of every value that is not quite to the standard
+            return _read(path)
+    except ExcludedImageError:
+        raise
+    except (InvalidDicomError, EOFError):
+        raise ExcludedImageError("it is no DICOM file, though its name says so") from None
+    except OSError as error:
+        raise ExcludedImageError(f"the file cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # pydicom raises many kinds for a damaged header
+        raise ExcludedImageError(f"its DICOM header is damaged: {type(error).__name__}: {error}") from None
+
+
+def _read(path: Path) -> list[Frame]:
+    data = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS.split(), *_TRAITS])
+    if "SOPClassUID" not in data and "MediaStorageSOPClassUID" not in data.file_meta:
+        raise ExcludedImageError("it is no DICOM file, though its name says so")
+    if "Rows" not in data or str(data.get("Modality", "")) in _NO_IMAGES:
+        return []
+    _check(path, data)
+    return list(_frames(path, data))
+
+
+def _check(path: Path, data: Any) -> None:
+    if int(data.get("SamplesPerPixel", 1)) != 1:
+        raise ExcludedImageError(f"its pixels have {data.SamplesPerPixel} components (colour)")
+    if "PALETTE" in str(data.get("PhotometricInterpretation", "")):
+        raise ExcludedImageError("its pixels are numbers of a palette (colour)")
+    if min(int(data.Rows), int(data.Columns)) < 1:
+        raise ExcludedImageError(f"its header claims {data.Rows} rows and {data.Columns} columns")
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_compressed:
+        needed = int(data.Rows) * int(data.Columns) * _count(data) * int(data.get("BitsAllocated", 16)) // 8
+        if (present := path.stat().st_size) < needed:
+            raise ExcludedImageError(f"the file is truncated: its pixels need {needed:,} bytes, it holds {present:,}")
+
+
+def _frames(path: Path, data: Any) -> Iterator[Frame]:
+    series = _series(data)
+    count = _count(data)
+    each = list(data.get("PerFrameFunctionalGroupsSequence") or [])
+    if each and len(each) != count:
+        raise ExcludedImageError(f"it claims {count} frames but describes {len(each)}")
+    if not each and count > 1:
+        raise ExcludedImageError(f"its {count} frames have no positions (a film or a scan of a screen, no volume)")
+    shared = (list(data.get("SharedFunctionalGroupsSequence") or []) or [None])[0]
+    for number, own in enumerate(each or [None]):
+        groups = [group for group in (own, shared) if group is not None]
+        position = _numbers(_value(groups, "PlanePositionSequence", "ImagePositionPatient", data), 3)
+        orientation = _numbers(_value(groups, "PlaneOrientationSequence", "ImageOrientationPatient", data), 6)
+        pixel = _numbers(_value(groups, "PixelMeasuresSequence", "PixelSpacing", data), 2)
+        if position is None or orientation is None:
+            raise ExcludedImageError("it does not say where its slice lies (no position or orientation)")
+        if pixel is None:
+            raise ExcludedImageError("it does not say how large its pixels are (no PixelSpacing)")
+        yield Frame(
+            series,
+            path,
+            number,
+            count,
+            str(data.get("SOPInstanceUID", path.name)),
+            position,
+            _unit(orientation),
+            (pixel[0], pixel[1]),
+            (int(data.Rows), int(data.Columns)),
+            _traits(data, own),
+            _scale(groups, data),
+        )
+
+
+def _series(data: Any) -> Series:
+    number = data.get("SeriesNumber")
+    study = str(data.get("StudyInstanceUID", ""))
+    return Series(
+        uid=str(data.get("SeriesInstanceUID", "")),
+        study=study,
+        patient=str(data.get("PatientID") or "") or study,
+        number=int(number) if number is not None else None,
+        description=str(data.get("SeriesDescription") or ""),
+        modality=str(data.get("Modality") or ""),
+    )
+
+
+def _traits(data: Any, own: Any) -> tuple[tuple[str, str], ...]:
+    found = {key: str(data[key].value) for key in _TRAITS if key in data}
+    if own is not None:
+        inner = (
+            ("FrameContentSequence", "TemporalPositionIndex"),
+            ("MREchoSequence", "EffectiveEchoTime"),
+            ("MRDiffusionSequence", "DiffusionBValue"),
+            ("MRImageFrameTypeSequence", "FrameType"),
+            ("FrameContentSequence", "StackID"),
+        )
+        for sequence, key in inner:
+            if (value := _value([own], sequence, key, None)) is not None:
+                found[key] = str(value)
+    return tuple(found.items())
+
+
+def _scale(groups: list[Any], data: Any) -> tuple[float, float]:
+    slope = _value(groups, "PixelValueTransformationSequence", "RescaleSlope", data)
+    intercept = _value(groups, "PixelValueTransformationSequence", "RescaleIntercept", data)
+    scale = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+    if not np.isfinite(scale).all() or scale[0] == 0:
+        raise ExcludedImageError(f"its rescale slope {scale[0]:g} and intercept {scale[1]:g} make no values")
+    return scale
+
+
+def _value(groups: list[Any], sequence: str, key: str, data: Any) -> Any:
+    """Return a value from the first functional group that has it, else from the file itself."""
+    for group in groups:
+        for item in group.get(sequence) or []:
+            if item.get(key) is not None:
+                return item.get(key)
+    return data.get(key) if data is not None else None
+
+
+def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
+    if values is None or len(values) != count:
+        return None
+    numbers = tuple(float(value) for value in values)
+    if not np.isfinite(numbers).all():
+        raise ExcludedImageError("its position, direction or pixel size is not a number")
+    return numbers
+
+
+def _unit(orientation: tuple[float, ...]) -> tuple[float, ...]:
+    vectors = np.array(orientation).reshape(2, 3)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if lengths.min() < 1e-6 or np.linalg.norm(np.cross(*(vectors / lengths))) < 1e-3:
+        raise ExcludedImageError("its direction matrix is singular")
+    return tuple(float(value) for value in (vectors / lengths).ravel())
+
+
+def _count(data: Any) -> int:
+    return max(1, int(data.get("NumberOfFrames") or 1))

@@ -1,0 +1,268 @@
+"""Slices → stacks: which slices make a volume, and which cannot, with the reason.
+
+Slices of one series are first parted by plane and size. Where several lie at one place, a trait that differs (echo
+time, b-value, …) parts them into volumes; copies are dropped; what is left double is refused. Gaps are then measured
+along the normal: small unevenness is accepted with a note, missing and unevenly spaced slices are named and refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from viewalign.data.readers.dicom_files import Frame, Series
+from viewalign.errors import ExcludedImageError
+
+_SAME_PLACE = 0.01  # mm
+_UNEVEN = 0.10  # largest accepted difference of a gap from the middle one, as a share
+_WORTH_A_NOTE = 0.002
+_NAMED = 3  # places named in a reason
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices that make one volume, in the order of their places along the normal.
+
+    Attributes:
+        frames: one per slice, first is D = 0.
+        spacing: mm along (D, H, W).
+        direction: 3×3; columns are the LPS directions of the x, y and z index.
+        label: what tells it from other volumes of its series, or empty.
+        note: what was not perfect but accepted, as a sentence, or empty.
+    """
+
+    frames: tuple[Frame, ...]
+    spacing: tuple[float, float, float]
+    direction: NDArray[np.float64]
+    label: str = ""
+    note: str = ""
+
+    @property
+    def series(self) -> Series:
+        """The series that the slices belong to."""
+        return self.frames[0].series
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (D, H, W)."""
+        return len(self.frames), *self.frames[0].size
+
+    @property
+    def path(self) -> Path:
+        """The file that names the stack: the first by name."""
+        return min(frame.path for frame in self.frames)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Slices that make no volume, and why."""
+
+    frames: tuple[Frame, ...]
+    reason: str
+
+    @property
+    def path(self) -> Path:
+        """The first of their files by name."""
+        return min(frame.path for frame in self.frames)
+
+
+def sort_into_stacks(frames: Iterable[Frame]) -> list[Stack | Rejected]:
+    """Sort slices, of any number of series, into stacks and what is no stack."""
+    results: list[Stack | Rejected] = []
+    for series in _grouped(frames, lambda frame: frame.series.uid):
+        planes = _by_plane(series)
+        lone = [frame for plane in planes if len(plane) == 1 for frame in plane]
+        for plane in planes:
+            if len(plane) > 1:
+                results.extend(_stacks_of_plane(plane))
+        if lone:
+            results.append(Rejected(tuple(lone), _why_lone(lone, len(series))))
+    return results
+
+
+def _why_lone(lone: Sequence[Frame], series: int) -> str:
+    """Say why slices that share plane and size with no other are no volume; a series may have many, for a localizer."""
+    kind = "localizers" if all(map(_is_localizer, lone)) else "no volume but one slice each"
+    if len(lone) == 1:
+        kind = "a localizer" if _is_localizer(lone[0]) else "no volume but one slice"
+    if series == 1:
+        return f"it is {kind}"
+    return f"{_slices(len(lone))} of {series} in planes or sizes of their own: {kind}"
+
+
+def _is_localizer(frame: Frame) -> bool:
+    return any("LOCALIZER" in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
+
+
+def _stacks_of_plane(frames: Sequence[Frame]) -> list[Stack | Rejected]:
+    kept, copies = _without_copies(frames)
+    volumes = _part(kept)
+    if len({frame.path for frame in kept}) < sum(len({frame.path for frame in volume}) for volume in volumes.values()):
+        return [Rejected(tuple(kept), f"one file holds {len(volumes)} volumes; convert it first (dcm2niix)")]
+    results: list[Stack | Rejected] = []
+    for label, volume in volumes.items():
+        try:
+            results.append(_stack(volume, label, copies))
+        except ExcludedImageError as exclusion:
+            results.append(Rejected(tuple(volume), str(exclusion)))
+    return results
+
+
+def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Part slices whose planes differ by more than half a degree, or whose sizes differ."""
+    planes: list[list[Frame]] = []
+    for frame in frames:
+        for plane in planes:
+            first = plane[0]
+            turned = np.abs(np.subtract(first.orientation, frame.orientation)).max()
+            if first.size == frame.size and turned < 0.01 and np.allclose(first.pixel_size, frame.pixel_size, 1e-3):
+                plane.append(frame)
+                break
+        else:
+            planes.append([frame])
+    return planes
+
+
+def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
+    """Drop files that are the same instance, or lie at one place with the same pixels."""
+    unique = list({(frame.instance, frame.number): frame for frame in reversed(frames)}.values())[::-1]
+    kept: list[Frame] = []
+    for place in _grouped(unique, lambda frame: tuple(round(x, 2) for x in frame.position)):
+        if len(place) == 1 or place[0].count > 1:
+            kept.extend(place)
+            continue
+        kept.extend({_pixels(frame): frame for frame in reversed(place)}.values())
+    return kept, len(frames) - len(kept)
+
+
+def _pixels(frame: Frame) -> bytes:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = bytes(pydicom.dcmread(frame.path, force=True).PixelData)
+        return pixels + repr(frame.traits).encode()
+    except Exception:  # whatever is wrong with it shows when it is read
+        return str(frame.path).encode()
+
+
+def _part(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
+    """Part slices that lie at one place into volumes, by the first trait that does it cleanly."""
+    if not _doubled(frames):
+        return {"": list(frames)}
+    for key in dict.fromkeys(key for frame in frames for key, _ in frame.traits):
+        groups = defaultdict(list)
+        for frame in frames:
+            groups[dict(frame.traits).get(key, "")].append(frame)
+        if len(groups) < 2 or min(map(len, groups.values())) < 2:
+            continue
+        inner = {value: _part(group) for value, group in groups.items()}
+        if not any(_doubled(volume) for volumes in inner.values() for volume in volumes.values()):
+            return {
+                f"{key}-{value}" + (f"_{more}" if more else ""): volume
+                for value, volumes in inner.items()
+                for more, volume in volumes.items()
+            }
+    return {"": list(frames)}
+
+
+def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
+    first = frames[0]
+    if _is_localizer(first):
+        raise ExcludedImageError("it is a localizer, no volume")
+    if len(frames) < 2:
+        raise ExcludedImageError("it is no volume but one slice")
+    normal = np.cross(first.orientation[:3], first.orientation[3:])
+    heights = np.array([np.dot(normal, frame.position) for frame in frames])
+    order = np.argsort(heights, kind="stable")
+    ordered, heights = tuple(frames[k] for k in order), heights[order]
+    notes = [_check_gaps(ordered, heights)]
+    if copies:
+        notes.insert(0, f"copies of {_slices(copies)} were left out")
+    travel = np.subtract(ordered[-1].position, ordered[0].position)
+    step = float(np.linalg.norm(travel)) / (len(frames) - 1)
+    _check_line(ordered, travel)
+    leaning = float(np.linalg.norm(travel - np.dot(travel, normal) * normal)) > min(first.pixel_size) / 2
+    depth = travel / np.linalg.norm(travel) if leaning else normal  # rounding of positions is no lean
+    direction = np.stack([first.orientation[:3], first.orientation[3:], depth], axis=1)
+    return Stack(ordered, (step, *first.pixel_size), direction, label, "; ".join(filter(None, notes)))
+
+
+def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
+    """Refuse doubled, missing and uneven slices; return a note on small unevenness."""
+    gaps = np.diff(heights)
+    _check_doubled(frames, gaps)
+    usual = float(np.median(gaps))
+    wrong = [int(k) for k in np.flatnonzero(np.abs(gaps / usual - 1) > _UNEVEN)]
+    _check_missing(frames, gaps / usual, wrong)
+    off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max()
+    if wrong or off > usual / 2:
+        raise ExcludedImageError(
+            f"its slices are unequally spaced: {gaps.min():.3g} to {gaps.max():.3g} mm (the first odd gap is after "
+            f"{frames[wrong[0] if wrong else 0].name})"
+        )
+    if np.abs(gaps / usual - 1).max() > _WORTH_A_NOTE:
+        return (
+            f"slices are slightly unequally spaced ({gaps.min():.4g} to {gaps.max():.4g} mm); "
+            f"the mean is used, no slice is off by more than {off:.2g} mm"
+        )
+    return ""
+
+
+def _check_doubled(frames: Sequence[Frame], gaps: NDArray[np.float64]) -> None:
+    doubled = [int(k) for k in np.flatnonzero(gaps < _SAME_PLACE)]
+    if doubled:
+        pairs = (sorted((frames[k].name, frames[k + 1].name)) for k in doubled[:_NAMED])
+        named = ", ".join(" and ".join(pair) for pair in pairs)
+        raise ExcludedImageError(
+            f"{_slices(len(doubled))} with other pixels at the place of another, and nothing in their headers tells "
+            f"them apart ({named}{_more(len(doubled))})"
+        )
+
+
+def _check_missing(frames: Sequence[Frame], steps: NDArray[np.float64], wrong: list[int]) -> None:
+    """Refuse a stack whose only odd gaps are whole multiples of the usual one."""
+    lost = {k: round(steps[k]) - 1 for k in wrong if steps[k] > 1.5 and abs(steps[k] - round(steps[k])) < 0.2}
+    if lost and len(lost) == len(wrong):
+        named = ", ".join(
+            f"{count} between {frames[k].name} and {frames[k + 1].name}" for k, count in list(lost.items())[:_NAMED]
+        )
+        raise ExcludedImageError(f"{_slices(sum(lost.values()))} missing ({named}{_more(len(lost))})")
+
+
+def _check_line(frames: Sequence[Frame], travel: NDArray[np.float64]) -> None:
+    """Refuse slices shifted sideways: their first pixels must lie on one line."""
+    share = np.linspace(0, 1, len(frames))[:, None]
+    start = np.array([frame.position for frame in frames]) - frames[0].position
+    along = travel / np.linalg.norm(travel)
+    aside = start - share * travel
+    aside -= (aside @ along)[:, None] * along
+    if (worst := float(np.linalg.norm(aside, axis=1).max())) > max(frames[0].pixel_size):
+        raise ExcludedImageError(f"its slices are shifted sideways against each other, by up to {worst:.3g} mm")
+
+
+def _doubled(frames: Sequence[Frame]) -> bool:
+    normal = np.cross(frames[0].orientation[:3], frames[0].orientation[3:])
+    heights = np.sort([np.dot(normal, frame.position) for frame in frames])
+    return bool((np.diff(heights) < _SAME_PLACE).any())
+
+
+def _grouped(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[list[Frame]]:
+    groups: dict[Hashable, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        groups[key(frame)].append(frame)
+    return list(groups.values())
+
+
+def _slices(count: int) -> str:
+    return "1 slice" if count == 1 else f"{count} slices"
+
+
+def _more(count: int) -> str:
+    return ", …" if count > _NAMED else ""

@@ -1,0 +1,144 @@
+"""Read one file into a volume, or say in a sentence why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.data.file_types import suffix_of
+from viewalign.data.readers import itk, nifti
+from viewalign.data.readers.dicom_voxels import read_voxels as read_dicom_voxels
+from viewalign.data.readers.headers import MAX_VOXELS, Header, Triple, read_header
+from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
+from viewalign.errors import ExcludedImageError
+
+_DAMAGE = ("uncompress failed", "not read completely")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3D image with its place in the world.
+
+    Attributes:
+        array: float32 (D, H, W), as SimpleITK gives it: the last axis is x.
+        spacing: voxel size in mm along (D, H, W).
+        origin: centre of voxel (0, 0, 0): (x, y, z) in mm, LPS.
+        direction: 3×3; columns are the LPS directions of the x, y and z index.
+        filled: number of non-finite voxels that were replaced by 0.
+    """
+
+    array: NDArray[np.float32]
+    spacing: Triple
+    origin: Triple
+    direction: NDArray[np.float64]
+    filled: int = 0
+
+
+def voxel_to_world(spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the 4×4 matrix from an array index (d, h, w, 1) to (x, y, z, 1) in mm, LPS."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = (np.asarray(direction, dtype=np.float64) * np.asarray(spacing[::-1]))[:, ::-1]
+    matrix[:3, 3] = origin
+    return matrix
+
+
+def read_volume(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Read a NIfTI, NRRD or MetaImage file, or the DICOM stack that a file belongs to.
+
+    Args:
+        path: the file; its type is told by its name.
+        fill_nonfinite: replace NaN and infinity by 0 instead of refusing.
+        max_voxels: refuse a header that claims more.
+
+    Raises:
+        RefusedImageError: the text is the reason alone, without the file's name.
+    """
+    header = read_header(path, max_voxels)
+    array = _voxels(path, header)
+    filled = _check_finite(array, fill_nonfinite)
+    _check_content(array)
+    return Volume(array, header.spacing, header.origin, header.direction, filled)
+
+
+def read_frames(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> list[Volume]:
+    """Read the frames of a 4-D NIfTI file, or the one volume that any other file holds; see `read_volume`.
+
+    Args:
+        path: the file.
+        fill_nonfinite: replace NaN and infinity by 0 instead of refusing.
+        max_voxels: refuse a header that claims more, all frames together.
+    """
+    header = read_header(path, max_voxels, frames=True)
+    if header.frames == 1 or header.nifti is None:
+        return [read_volume(path, fill_nonfinite, max_voxels)]
+    # In the file, frames follow each other like further slices.
+    x, y, z = header.nifti.dims[:3]
+    slices = nifti.read_voxels(path, replace(header.nifti, dims=(x, y, z * header.frames)))
+    volumes = []
+    for number, array in enumerate(slices.reshape(header.frames, *header.shape)):
+        try:
+            filled = _check_finite(array, fill_nonfinite)
+            _check_content(array)
+        except ExcludedImageError as exclusion:
+            raise ExcludedImageError(f"frame {number}: {exclusion}") from None
+        volumes.append(Volume(array, header.spacing, header.origin, header.direction, filled))
+    return volumes
+
+
+def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
+    """Read a mask that lies on the voxels of `like`, as uint8 (D, H, W).
+
+    Raises:
+        RefusedImageError: unreadable, or of another size or direction than the image.
+    """
+    header = read_header(path)
+    if header.shape != like.array.shape:
+        sizes = " and ".join("×".join(map(str, shape)) for shape in (header.shape, like.array.shape))
+        raise ExcludedImageError(f"the mask {path.name} and the image have different sizes ({sizes})")
+    if not np.allclose(header.direction, like.direction, atol=0.02):
+        raise ExcludedImageError(f"the mask {path.name} and the image have different directions")
+    labels = np.nan_to_num(_voxels(path, header), posinf=255, neginf=0)
+    return np.clip(np.rint(labels), 0, 255).astype(np.uint8)
+
+
+def _voxels(path: Path, header: Header) -> NDArray[np.float32]:
+    if header.nifti is not None:
+        return nifti.read_voxels(path, header.nifti)
+    if header.dicom is not None:
+        return read_dicom_voxels(header.dicom)
+    if suffix_of(path.name) in (".nrrd", ".nhdr"):
+        itk.check_stream(path)
+    try:
+        with itk_messages() as messages:
+            image = sitk.ReadImage(str(path))
+    except (RuntimeError, MemoryError) as error:
+        reason = itk_reason(error) if isinstance(error, RuntimeError) else "not enough memory"
+        damaged = next((text for text in messages if any(sign in text.lower() for sign in _DAMAGE)), None)
+        raise ExcludedImageError(f"the file is damaged or truncated: {damaged or reason}") from None
+    if any(sign in text.lower() for text in messages for sign in _DAMAGE):
+        raise ExcludedImageError("the file is damaged: its compressed voxels cannot be unpacked")
+    with np.errstate(over="ignore"):
+        return np.array(sitk.GetArrayViewFromImage(image), dtype=np.float32).reshape(header.shape)
+
+
+def _check_finite(array: NDArray[np.float32], fill: bool) -> int:
+    """Refuse or replace NaN and infinity slice by slice, so that no mask of the whole volume is made."""
+    bad = sum(int(plane.size - np.count_nonzero(np.isfinite(plane))) for plane in array)
+    if bad and not fill:
+        nans = sum(int(np.count_nonzero(np.isnan(plane))) for plane in array)
+        what = "NaN" if nans == bad else "infinite" if nans == 0 else "NaN or infinite"
+        raise ExcludedImageError(f"{bad:,} of {array.size:,} voxels are {what} (--fill-nonfinite writes 0 there)")
+    if bad:
+        np.nan_to_num(array, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return bad
+
+
+def _check_content(array: NDArray[np.float32]) -> None:
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        raise ExcludedImageError(
+            "all voxels are zero" if low == 0 else f"the image is constant: all voxels are {low:g}"
+        )

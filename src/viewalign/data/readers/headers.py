@@ -1,0 +1,303 @@
+"""Read what a file says about its voxels, without reading the voxels; refuse what cannot be a volume.
+
+ITK mends some headers in silence: a zero, negative or NaN voxel size of a NIfTI becomes 1 or its absolute value, and a
+negative one of a MetaImage loses its sign. So sizes are judged here as they stand in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.data.file_types import suffix_of
+from viewalign.data.readers import itk, nifti
+from viewalign.data.readers.dicom_folders import folder_bytes, stack_of
+from viewalign.data.readers.dicom_stacks import Stack
+from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
+from viewalign.errors import ExcludedImageError
+
+Triple = tuple[float, float, float]
+
+MAX_VOXELS = 2 * 1024**3
+"""Images that claim more voxels are refused before anything is allocated."""
+_MAX_DEFLATE = 1032  # no deflate stream unpacks to more than this many times its size
+_FINEST, _COARSEST = 1e-3, 100.0  # mm; beyond, the header is wrong, not the scanner rare
+_MAX_SHEAR = 0.05  # largest cosine between two axes, about 3°
+_DETACHED = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The geometry of a file. Arrays are (D, H, W); `origin` and `direction` are (x, y, z) in LPS, as SimpleITK's.
+
+    Attributes:
+        shape: voxels along (D, H, W).
+        spacing: voxel size in mm along (D, H, W).
+        origin: centre of voxel (0, 0, 0) in mm.
+        direction: 3×3; columns are the world directions of the x, y and z index.
+        bytes_per_voxel: of the file's own number type.
+        note: what was not perfect but accepted, as a sentence, or empty.
+        frames: volumes in the file; more than one only where they were asked for.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: Triple
+    origin: Triple
+    direction: NDArray[np.float64]
+    bytes_per_voxel: int
+    nifti: nifti.NiftiHeader | None = field(default=None, repr=False)
+    dicom: Stack | None = field(default=None, repr=False)
+    note: str = ""
+    frames: int = 1
+
+
+def read_header(path: Path, max_voxels: int = MAX_VOXELS, frames: bool = False) -> Header:
+    """Read and judge one header; a name that is of no other type is taken as a slice of a DICOM stack.
+
+    Args:
+        path: the file.
+        max_voxels: refuse what claims more, all frames together.
+        frames: let in NIfTI files of several frames (4-D).
+
+    Raises:
+        RefusedImageError: whatever makes the file no 3D scalar image; the text is the reason alone.
+    """
+    _check_file(path)
+    suffix = suffix_of(path.name)
+    if suffix is None:
+        return dicom_header(stack_of(path), max_voxels)
+    nifti_file = suffix in (".nii", ".nii.gz")
+    header = _nifti_header(path, max_voxels, frames) if nifti_file else _itk_header(path, max_voxels)
+    _check_geometry(header)
+    return header
+
+
+def source_bytes(path: Path) -> int:
+    """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folder."""
+    if suffix_of(path.name) is None:
+        return folder_bytes(path.parent)
+    detached = _detached_data(path)
+    return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ExcludedImageError("the link is broken: it points to a file that does not exist") from None
+        raise ExcludedImageError("the file does not exist") from None
+    except OSError as error:
+        raise ExcludedImageError(f"the file cannot be reached: {error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ExcludedImageError("it is a folder with the name of an image")
+    if not stat.S_ISREG(status.st_mode):
+        raise ExcludedImageError("it is not a regular file")
+    if status.st_size == 0:
+        raise ExcludedImageError("the file is empty (0 bytes)")
+    if not os.access(path, os.R_OK):
+        raise ExcludedImageError("there is no permission to read the file")
+
+
+def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
+    """Judge a DICOM stack.
+
+    Raises:
+        RefusedImageError: it is too large, or its geometry is impossible.
+    """
+    _check_shape(stack.shape, max_voxels)
+    _check_spacing(stack.spacing)
+    x, y, z = stack.frames[0].position
+    header = Header(stack.shape, stack.spacing, (x, y, z), stack.direction, 2, dicom=stack, note=stack.note)
+    _check_geometry(header)
+    return header
+
+
+def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
+    raw = nifti.read_header(path)
+    count = raw.dims[3] if frames and len(raw.dims) > 3 and raw.dims[3] > 0 else 1
+    beyond = raw.dims[4:] if count > 1 else raw.dims[3:]
+    _check_shape((*beyond[::-1], *raw.dims[2::-1]), max_voxels // count)
+    _check_spacing(raw.pixdim[2::-1])
+    _check_kind(raw.dtype)
+    _check_plausible(path, raw.data_bytes + raw.offset, compressed=path.name.lower().endswith(".gz"))
+    try:
+        size, spacing, origin, direction = _itk_geometry(path)
+    except ExcludedImageError as itk_error:
+        spacing, origin, direction = _nibabel_geometry(path, str(itk_error))
+    else:
+        if size != raw.dims[: len(size)] or len(size) < 3:
+            raise ExcludedImageError("its header is contradictory: two readers see different dimensions")
+    note = _form_note(raw, spacing, origin, direction)
+    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw, note=note, frames=count)
+
+
+def _form_note(raw: nifti.NiftiHeader, spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> str:
+    """Say which of two contradicting affines of a NIfTI header counts."""
+    if raw.qform is None or raw.sform is None:
+        return ""
+    far = np.array([*raw.dims[:3], 1.0])  # both are compared where they differ most: at the last voxel
+    apart = max(np.abs((raw.qform - raw.sform) @ end).max() for end in (far, np.array([0.0, 0.0, 0.0, 1.0])))
+    if apart < min(spacing) / 2:
+        return ""
+    used = np.diag([-1.0, -1.0, 1.0]) @ np.column_stack([direction * spacing[::-1], origin])
+    counts = min(("qform", raw.qform), ("sform", raw.sform), key=lambda form: float(np.abs(form[1][:3] - used).sum()))
+    return f"sform and qform disagree by {apart:.3g} mm; the {counts[0]} is used"
+
+
+def _itk_header(path: Path, max_voxels: int) -> Header:
+    if suffix_of(path.name) in (".mha", ".mhd"):
+        itk.check_header(path)
+    if (detached := _detached_data(path)) is not None and not detached.is_file():
+        raise ExcludedImageError(f"the file {detached.name} with its voxels does not exist")
+    reader = _itk_reader(path)
+    size = tuple(int(n) for n in reader.GetSize())
+    _check_shape(size[::-1], max_voxels)
+    pixel = reader.GetPixelIDValue()
+    if pixel in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise ExcludedImageError("its voxels are complex numbers")
+    if reader.GetNumberOfComponents() != 1:
+        raise ExcludedImageError(f"its voxels have {reader.GetNumberOfComponents()} components (colour or vectors)")
+    _check_spacing(tuple(reader.GetSpacing()[2::-1]))
+    item = _itemsize(pixel)
+    compressed = _says_compressed(path)
+    _check_plausible(path, int(np.prod(size)) * item, compressed)
+    size, spacing, origin, direction = _geometry_of(reader)
+    return Header((size[2], size[1], size[0]), spacing, origin, direction, item)
+
+
+def _itk_reader(path: Path) -> Any:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with itk_messages():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        reason = itk_reason(error)
+        if "Unable to determine ImageIO reader" in reason:
+            reason = "it is not the format that its name says"
+        raise ExcludedImageError(f"its header cannot be read: {reason}") from None
+    return reader
+
+
+def _itk_geometry(path: Path) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
+    return _geometry_of(_itk_reader(path))
+
+
+def _geometry_of(reader: Any) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
+    dimension = reader.GetDimension()
+    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(dimension, dimension)[:3, :3]
+    x, y, z = (abs(float(value)) for value in reader.GetSpacing()[:3])
+    origin = tuple(float(value) for value in reader.GetOrigin()[:3])
+    return tuple(int(n) for n in reader.GetSize()), (z, y, x), (origin[0], origin[1], origin[2]), direction
+
+
+def _nibabel_geometry(path: Path, why: str) -> tuple[Triple, Triple, NDArray[np.float64]]:
+    """Take the affine that ITK refused, from RAS to LPS."""
+    try:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nifti.affine(path)
+    except Exception:
+        raise ExcludedImageError(why) from None
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    _check_spacing(tuple(sizes[::-1]))
+    x, y, z = (float(size) for size in sizes)
+    origin = (float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3]))
+    return (z, y, x), origin, affine[:3, :3] / sizes
+
+
+def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
+    extra, shape = shape[:-3], shape[-3:]
+    if any(n < 1 for n in (*extra, *shape)):
+        raise ExcludedImageError(f"its header claims a size of {_times(shape[::-1])}")
+    if any(n > 1 for n in extra):
+        raise ExcludedImageError(
+            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); --frames takes in NIfTI of several"
+        )
+    voxels = int(np.prod(shape, dtype=object))
+    if voxels > max_voxels:
+        raise ExcludedImageError(f"its header claims {_times(shape)} = {voxels:,} voxels; the limit is {max_voxels:,}")
+    if len(shape) < 3 or sum(n > 1 for n in shape) < 3:
+        single = "one voxel" if voxels == 1 else "one slice" if len(shape) == 3 else "2D"
+        raise ExcludedImageError(f"it is no volume but {single} ({_times(shape)})")
+
+
+def _check_spacing(spacing: tuple[float, ...]) -> None:
+    named = _times(spacing)
+    if not np.isfinite(spacing).all():
+        raise ExcludedImageError(f"its voxel size is not a number ({named} mm)")
+    if any(size == 0 for size in spacing):
+        raise ExcludedImageError(f"its voxel size is zero along an axis ({named} mm)")
+    if any(size < 0 for size in spacing):
+        raise ExcludedImageError(f"its voxel size is negative along an axis ({named} mm)")
+    if min(spacing) < _FINEST or max(spacing) > _COARSEST:
+        raise ExcludedImageError(f"its voxel size is impossible ({named} mm)")
+
+
+def _check_kind(dtype: np.dtype[np.generic]) -> None:
+    if dtype.kind == "c":
+        raise ExcludedImageError("its voxels are complex numbers")
+    if dtype.kind == "V":
+        raise ExcludedImageError(f"its voxels have {len(dtype.names or ())} components (colour or vectors)")
+    if dtype.kind not in "iuf":
+        raise ExcludedImageError(f"its number type {dtype} is not read")
+
+
+def _check_plausible(path: Path, needed: int, compressed: bool | None) -> None:
+    if compressed is None:
+        return
+    present = source_bytes(path)
+    if present * (_MAX_DEFLATE if compressed else 1) < needed:
+        raise ExcludedImageError(f"the file is too short: its header claims {needed:,} bytes, it holds {present:,}")
+
+
+def _check_geometry(header: Header) -> None:
+    if not np.isfinite(header.direction).all() or not np.isfinite(header.origin).all():
+        raise ExcludedImageError("its position or direction is not a number")
+    if abs(np.linalg.det(header.direction)) < 1e-3:
+        raise ExcludedImageError("its direction matrix is singular")
+    cosines = header.direction.T @ header.direction - np.eye(3)
+    if np.abs(cosines).max() > _MAX_SHEAR:
+        raise ExcludedImageError("its axes are not perpendicular (sheared direction matrix)")
+
+
+def _itemsize(pixel: int) -> int:
+    return int(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel)).itemsize)
+
+
+def _text_header(path: Path) -> bytes:
+    """Return the text at the head of a NRRD or MetaImage file; a NRRD's ends at the first blank line."""
+    with path.open("rb") as file:
+        head = file.read(65536)
+    return re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0] if head.startswith(b"NRRD") else head
+
+
+def _says_compressed(path: Path) -> bool | None:
+    """Say whether NRRD or MetaImage data are deflated; None where the size tells nothing (bzip2, text, many files)."""
+    head = _text_header(path)
+    data = _DETACHED.search(head)
+    if data and (b"%" in data.group(1) or data.group(1).startswith(b"LIST")):
+        return None
+    if re.search(rb"^encoding:\s*(gzip|gz)\s*$", head, re.M) or re.search(rb"^CompressedData\s*=\s*True", head, re.M):
+        return True
+    plain = re.search(rb"^encoding:\s*raw\s*$", head, re.M) or head.startswith(b"ObjectType")
+    return False if plain else None
+
+
+def _detached_data(path: Path) -> Path | None:
+    if suffix_of(path.name) not in (".nrrd", ".nhdr", ".mha", ".mhd"):
+        return None
+    match = _DETACHED.search(_text_header(path))
+    if match is None or b"%" in match.group(1) or match.group(1).split()[0] in (b"LIST", b"LOCAL"):
+        return None  # many files, or none but this
+    return path.parent / os.fsdecode(match.group(1))
+
+
+def _times(numbers: tuple[float, ...]) -> str:
+    return "×".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,154 @@
+"""SimpleITK without its noise: typed as `Any`, warnings off, and what its C code prints caught."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import SimpleITK
+
+from viewalign.errors import ExcludedImageError
+
+sitk: Any = SimpleITK  # its functions carry no type hints
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+@contextmanager
+def itk_messages() -> Iterator[list[str]]:
+    """Catch what ITK's C code prints on stderr; the list is filled when the block ends.
+
+    MetaImage reports damaged data in no other way than by printing `Uncompress failed`.
+    """
+    messages: list[str] = []
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield messages
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            messages.extend(sink.read().decode(errors="replace").splitlines())
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """Return the last line of an ITK error, which holds the cause."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return re.sub(r"^(sitk::ERROR:|ITK ERROR:|Reason:)\s*", "", lines[-1]) if lines else "no reason given"
+
+
+_LINE = re.compile(rb"[^\x00-\x1f\x7f=]+=[^\x00-\x08\x0e-\x1f\x7f]*")  # ITK writes keys such as `dim[0]`
+_LONGEST_LINE = 32768
+_MOST_LINES = 5000
+_LONGEST_NAME = 255
+_MOST_AXES = 10
+_PER_AXIS = ("DimSize", "ElementSpacing", "Offset", "Position", "Origin", "ElementSize")
+_PER_AXIS_SQUARED = ("TransformMatrix", "Rotation", "Orientation")
+
+
+def check_header(path: Path) -> None:
+    """Check that every line of the header is `Key = value`, and that lists have as many numbers as there are axes.
+
+    Raises:
+        RefusedImageError: the reason names the line.
+    """
+    fields = _fields(path)
+    if "ElementDataFile" not in fields:
+        raise ExcludedImageError("its header is damaged: it does not say where its voxels are (ElementDataFile)")
+    if len(fields["ElementDataFile"].encode()) > _LONGEST_NAME:
+        raise ExcludedImageError("its header is damaged: the name in ElementDataFile is too long")
+    axes = _axes(fields.get("NDims", ""))
+    counts = {**dict.fromkeys(_PER_AXIS, axes), **dict.fromkeys(_PER_AXIS_SQUARED, axes * axes)}
+    for key, count in counts.items():
+        if key in fields and len(fields[key].split()) != count:
+            raise ExcludedImageError(f"its header is damaged: {key} has not {count} numbers for {axes} axes")
+
+
+def _axes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_AXES:
+        raise ExcludedImageError("its header is damaged: NDims is no number of axes")
+    return int(text)
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """Return keys and values up to `ElementDataFile`, after which the voxels begin."""
+    fields: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            for number in range(1, _MOST_LINES):
+                line = file.readline(_LONGEST_LINE)
+                if not line.strip():
+                    return fields
+                if not _LINE.fullmatch(line.rstrip(b"\r\n")) or not line.endswith(b"\n"):
+                    raise ExcludedImageError(f"its header is damaged: line {number} is not of the form `Key = value`")
+                key, _, value = line.decode("utf-8", "replace").partition("=")
+                fields[key.strip()] = value.strip()
+                if key.strip() == "ElementDataFile":
+                    return fields
+    except OSError as error:
+        raise ExcludedImageError(f"its header cannot be read: {error.strerror}") from None
+    raise ExcludedImageError("its header is damaged: it has no end")
+
+
+_HEADER = 1 << 20
+_PIECE = 1 << 20
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+
+
+def check_stream(path: Path) -> None:
+    """Unpack the gzip stream of a `.nrrd` or `.nhdr` file once, for its checksum; other encodings are left alone.
+
+    Raises:
+        RefusedImageError: the stream is damaged or ends too early, or holds nothing but one value, which would
+            otherwise be found only after memory was taken for all of it.
+    """
+    where = _stream_of(path)
+    if where is None:
+        return
+    data, offset = where
+    unpacker = zlib.decompressobj(wbits=31)
+    values: set[int] = set()  # of all bytes, as long as there is but one
+    try:
+        with data.open("rb") as file:
+            file.seek(offset)
+            while not unpacker.eof and (piece := file.read(_PIECE)):
+                while piece and not unpacker.eof:
+                    unpacked = unpacker.decompress(piece, _PIECE * 16)
+                    if len(values) < 2:
+                        values.update(unpacked[:1], unpacked[-1:])
+                        values.update(unpacked.strip(unpacked[:1])[:1])  # whatever is not like the first
+                    piece = unpacker.unconsumed_tail
+    except zlib.error as error:
+        raise ExcludedImageError(f"the file is damaged: its compressed voxels cannot be unpacked ({error})") from None
+    except OSError as error:
+        raise ExcludedImageError(f"its voxels cannot be read: {error.strerror}") from None
+    if not unpacker.eof:
+        raise ExcludedImageError("the file is truncated: the compressed stream ends too early")
+    if len(values) == 1:
+        raise ExcludedImageError(
+            "all voxels are zero" if values == {0} else "the image is constant: all bytes are alike"
+        )
+
+
+def _stream_of(path: Path) -> tuple[Path, int] | None:
+    """Return the file and the byte at which the gzip stream begins, or None where there is none to check."""
+    with path.open("rb") as file:
+        head = file.read(_HEADER)
+    end = _BLANK_LINE.search(head)
+    fields = head[: end.start()] if end else head
+    if not re.search(rb"^encoding:\s*(gzip|gz)\s*$", fields, re.MULTILINE) or re.search(
+        rb"^(byte|line) ?skip:", fields, re.M
+    ):
+        return None
+    detached = re.search(rb"^data ?file:\s*(.+?)\s*$", fields, re.MULTILINE)
+    if detached is None:
+        return (path, end.end()) if end else None
+    data = path.parent / os.fsdecode(detached.group(1))
+    return (data, 0) if data.is_file() else None

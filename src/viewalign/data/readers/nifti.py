@@ -1,0 +1,228 @@
+"""NIfTI files, read with every byte accounted for.
+
+ITK fills what a truncated `.nii` or `.nii.gz` lacks with whatever lies in memory and says nothing, and it checks no
+gzip checksum. So the voxels of NIfTI files are unpacked here, to the end of the stream, whose checksum must hold.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.errors import ExcludedImageError
+
+_PIECE = 1 << 24
+_LARGE = 1 << 26
+_PACKED_TOO_WELL = 200  # images pack 2 to 20 times, label maps 100 times; all zeros 1,000 times
+nib: Any = nibabel  # few of its functions carry type hints
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What a NIfTI header says, unmended.
+
+    Attributes:
+        dims: all dimensions in file order (x, y, z, …), trailing ones included.
+        pixdim: voxel size along x, y, z in mm as written.
+        dtype: number type with byte order.
+        offset: first byte of the voxels.
+        slope: factor of the stored numbers, 1 if none is given.
+        inter: what is added after the factor.
+        qform: 4×4 from (x, y, z) index to RAS mm, or None where it is not set or cannot be worked out; so `sform`.
+    """
+
+    dims: tuple[int, ...]
+    pixdim: tuple[float, ...]
+    dtype: np.dtype[np.generic]
+    offset: int
+    slope: float
+    inter: float
+    qform: NDArray[np.float64] | None = None
+    sform: NDArray[np.float64] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (D, H, W)."""
+        return self.dims[2], self.dims[1], self.dims[0]
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the voxels in the file, unpacked."""
+        return int(np.prod(self.dims, dtype=object)) * self.dtype.itemsize
+
+
+def open_stream(path: Path) -> IO[bytes]:
+    """Open a `.nii` or `.nii.gz` for reading; the first two bytes decide, not the name."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
+
+
+def read_header(path: Path) -> NiftiHeader:
+    """Read the header.
+
+    Raises:
+        RefusedImageError: damaged or not a NIfTI-1 or NIfTI-2 file.
+    """
+    try:
+        with open_stream(path) as file:
+            raw = file.read(540)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ExcludedImageError(f"its header cannot be read: {_cause(error)}") from None
+    if len(raw) < 348:
+        raise ExcludedImageError(f"its header cannot be read: only {len(raw)} of 348 bytes are there")
+    try:
+        return _parse(raw)
+    except Exception as error:  # nibabel raises many kinds for a damaged header
+        raise ExcludedImageError(f"its header cannot be read: {error}") from None
+
+
+def affine(path: Path) -> NDArray[np.float64]:
+    """Return nibabel's affine from (x, y, z) index to RAS mm: the sform if it is set, else the qform."""
+    return np.asarray(nib.load(path).affine, dtype=np.float64)
+
+
+def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
+    """Read all voxels as float32 (D, H, W), factor and offset applied.
+
+    Raises:
+        RefusedImageError: the stream ends early or fails its checksum.
+    """
+    if header.data_bytes > max(_LARGE, _PACKED_TOO_WELL * path.stat().st_size):
+        _check_worth(path, header)
+    buffer = np.empty(header.data_bytes, dtype=np.uint8)
+    try:
+        with open_stream(path) as file:
+            _skip(file, header.offset)
+            got = _fill(file, buffer)
+            if got == buffer.size:
+                _drain(file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ExcludedImageError(f"the file is damaged or truncated: {_cause(error)}") from None
+    if got < buffer.size:
+        raise ExcludedImageError(f"the file is truncated: {got:,} of {buffer.size:,} bytes of voxels are there")
+    voxels = buffer.view(header.dtype).reshape(header.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if (header.slope, header.inter) == (1.0, 0.0):
+            return voxels.astype(np.float32, copy=False)
+        exact = header.dtype.itemsize <= 2  # such numbers lose nothing in float32
+        scaled: NDArray[Any] = voxels.astype(np.float32 if exact else np.float64)
+        scaled *= header.slope
+        scaled += header.inter
+        return scaled.astype(np.float32, copy=False)
+
+
+def _check_worth(path: Path, header: NiftiHeader) -> None:
+    """Look through a file that packs suspiciously well, piece by piece, before any memory is taken for its voxels.
+
+    Raises:
+        RefusedImageError: it ends early, or all its voxels are the same.
+    """
+    piece = np.empty(_PIECE, dtype=np.uint8)  # whole voxels: every number type divides it
+    done, first = 0, None
+    try:
+        with open_stream(path) as file:
+            _skip(file, header.offset)
+            while done < header.data_bytes:
+                got = _fill(file, piece[: min(_PIECE, header.data_bytes - done)])
+                if got == 0:
+                    raise ExcludedImageError(
+                        f"the file is truncated: {done:,} of {header.data_bytes:,} bytes of voxels are there"
+                    )
+                values = piece[: got - got % header.dtype.itemsize].view(header.dtype)
+                first = values[0] if first is None and values.size else first
+                if (values != first).any():
+                    return
+                done += got
+    except (OSError, EOFError, zlib.error) as error:
+        raise ExcludedImageError(f"the file is damaged or truncated: {_cause(error)}") from None
+    value = float(first) * header.slope + header.inter if first is not None else 0.0
+    raise ExcludedImageError(
+        "all voxels are zero" if value == 0 else f"the image is constant: all voxels are {value:g}"
+    )
+
+
+def _parse(raw: bytes) -> NiftiHeader:
+    kind = nib.Nifti2Header if _is_nifti2(raw) else nib.Nifti1Header
+    header = kind(raw[: kind.template_dtype.itemsize], check=False)
+    magic = bytes(header["magic"])[:3]
+    if magic not in (b"n+1", b"n+2"):
+        raise ValueError("its magic bytes are not those of a single-file NIfTI")
+    count = int(header["dim"][0])
+    if not 1 <= count <= 7:
+        raise ValueError(f"it claims {count} dimensions")
+    dims = [int(n) for n in header["dim"][1 : count + 1]]
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not np.isfinite(slope):  # 0 means "no scaling"; NaN is what careless writers put for it
+        slope, inter = 1.0, 0.0
+    if not np.isfinite(inter):
+        inter = 0.0
+    offset = int(header["vox_offset"])
+    if offset < 0 or offset > 1 << 30:
+        raise ValueError(f"it claims that voxels begin at byte {offset}")
+    pixdim = tuple(float(size) for size in header["pixdim"][1:4])
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError:
+        raise ValueError(f"its number type has the unknown code {int(header['datatype'])}") from None
+    return NiftiHeader(
+        *(tuple(dims), pixdim, dtype, max(offset, len(header.binaryblock)), slope, inter),
+        qform=_form(header.get_qform, header["qform_code"]),
+        sform=_form(header.get_sform, header["sform_code"]),
+    )
+
+
+def _form(read: Callable[[], Any], code: Any) -> NDArray[np.float64] | None:
+    if int(code) <= 0:
+        return None
+    try:
+        matrix = np.asarray(read(), dtype=np.float64)
+    except Exception:  # a broken quaternion is judged where the geometry is read
+        return None
+    return matrix if np.isfinite(matrix).all() else None
+
+
+def _is_nifti2(raw: bytes) -> bool:
+    return raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
+
+
+def _skip(file: IO[bytes], count: int) -> None:
+    while count > 0:
+        piece = file.read(min(count, _PIECE))
+        if not piece:
+            return
+        count -= len(piece)
+
+
+def _fill(file: IO[bytes], target: NDArray[np.uint8]) -> int:
+    got = 0
+    while got < len(target):
+        piece = file.read(min(len(target) - got, _PIECE))
+        if not piece:
+            break
+        target[got : got + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        got += len(piece)
+    return got
+
+
+def _drain(file: IO[bytes]) -> None:
+    """Read on to the end of the stream, where gzip keeps its checksum; give up on absurdly long tails."""
+    for _ in range(8):
+        if not file.read(_PIECE):
+            return
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "the compressed stream ends too early"
+    if isinstance(error, gzip.BadGzipFile | zlib.error):
+        return f"the compressed stream is damaged ({error})"
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,73 @@
+"""A raw dataset of nnU-Net or of the Medical Segmentation Decathlon: `dataset.json` beside `imagesTr`.
+
+`imagesTr/CASE_0000.nii.gz` is channel 0 of a case; `channel_names` (`modality` in older files) names the channels. A
+case is a subject, its channels are images of one session. Labels are passed over; `imagesTs` is a test set, left out.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from viewalign.data.catalogue import DEFAULT_SESSION
+from viewalign.data.file_types import SUFFIXES
+from viewalign.data.layout import read_json
+from viewalign.data.sources.naming import UNKNOWN, modality_of, stated_names
+from viewalign.data.sources.records import FindOptions, ImageRecord, SourceContents
+from viewalign.data.sources.walk import absolute, image_files
+from viewalign.errors import UserError
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+def claims(text: str) -> bool:
+    """Take a folder with `dataset.json` and `imagesTr`."""
+    root = Path(text)
+    return (root / "dataset.json").is_file() and (root / "imagesTr").is_dir()
+
+
+def find(text: str, options: FindOptions) -> SourceContents:
+    """List the training images of a dataset.
+
+    Raises:
+        UserError: `dataset.json` is damaged, or its images are of a type that is not read.
+    """
+    root = absolute(text)
+    channels = _channels(root / "dataset.json")
+    findings = SourceContents()
+    for path, stem in image_files(root / "imagesTr", findings):
+        match = _CHANNEL.match(stem)
+        case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
+        stated = stated_names(PurePosixPath(path.relative_to(root).as_posix()), options.subject_pattern)
+        findings.found.append(
+            ImageRecord(
+                path,
+                root.name,
+                stated.get("subject", case),
+                stated.get("session", DEFAULT_SESSION),
+                stem,
+                stated.get("modality") or channels.get(channel, UNKNOWN),
+            )
+        )
+    if (root / "imagesTs").is_dir():
+        findings.notes.append(f"{root.name}/imagesTs is a test set and was left out (give that folder to take it in)")
+    return findings
+
+
+def _channels(path: Path) -> dict[int, str]:
+    try:
+        described: dict[str, Any] = read_json(path)
+        ending = str(described.get("file_ending", ".nii.gz"))
+        named = described.get("channel_names") or described.get("modality") or {}
+        channels = {int(number): str(name) for number, name in dict(named).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no dataset.json of nnU-Net: {error}.") from None
+    if ending.lower() not in SUFFIXES:
+        raise UserError(f"{path}: images of type {ending} are not read. Read are: {', '.join(SUFFIXES)}.")
+    return {number: _modality(name) for number, name in channels.items()}
+
+
+def _modality(name: str) -> str:
+    known = modality_of(name)
+    return name if known == UNKNOWN else known

@@ -1,0 +1,142 @@
+"""OpenMind as the Hub has it, whole or a subset: `openneuro_metadata.csv` beside `OpenMind/ds000001/sub-01/…`.
+
+The table names each image with its masks and what is known of person and scanner; rows whose file was not downloaded
+are counted and left out. Without the table the tree alone is read (`ds…/sub-…/[ses-…/]`). Each `ds…` is a dataset, so
+that `sub-01` of one is never taken for `sub-01` of another.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from viewalign.data.catalogue import DEFAULT_SESSION, AssociatedMasks
+from viewalign.data.sources.naming import is_label, stated_names
+from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
+from viewalign.data.sources.table import read_table
+from viewalign.data.sources.walk import absolute, image_files
+from viewalign.errors import UserError
+
+TABLE = "openneuro_metadata.csv"
+_DATASET = re.compile(r"^ds\d{6}$")
+_OF_SUBJECT = ("age", "sex", "handedness", "race", "weight", "bmi", "health_status")
+_OF_IMAGE = (
+    "derived_from",
+    "is_brain_extract",
+    "manufacturer",
+    "model_name",
+    "phase_encoding_direction",
+    "magnetic_field_strength",
+    "repetition_time",
+    "echo_time",
+    "image_quality_score",
+)
+
+
+def claims(text: str) -> bool:
+    """Take a folder with OpenMind's table, or with folders `ds000001/sub-…` in it or in `OpenMind/`."""
+    root = Path(text)
+    if not root.is_dir():
+        return False
+    return (root / TABLE).is_file() or any(_DATASET.match(path.parent.name) for path in _images(root).glob("ds*/sub-*"))
+
+
+def find(text: str, options: FindOptions) -> SourceContents:
+    """List the images of OpenMind that are there.
+
+    Raises:
+        UserError: the table has no column `image_path`.
+    """
+    root = absolute(text)
+    return _by_table(root, options) if (root / TABLE).is_file() else _by_tree(root, options)
+
+
+def _by_table(root: Path, options: FindOptions) -> SourceContents:
+    columns, rows = read_table(root / TABLE)
+    if "image_path" not in columns:
+        raise UserError(f"{root / TABLE} has no column `image_path`. Its columns: {', '.join(columns)}.")
+    base, findings, absent = _images(root), SourceContents(), 0
+    scores = _scores(rows)
+    for row in rows:
+        path = base / row.get("image_path", "").lstrip("/")
+        if not path.is_file():
+            absent += 1
+            continue
+        relative = PurePosixPath(path.relative_to(base).as_posix())
+        masks = [
+            str(base / row[key].lstrip("/")) if key in row else None for key in ("anon_mask_path", "anat_mask_path")
+        ]
+        found = _found(path, relative, row.get("modality"), options)
+        infos = Infos(scores.get(found.dataset), _some(row, _OF_SUBJECT), None, _some(row, _OF_IMAGE))
+        findings.found.append(
+            ImageRecord(
+                *(found.path, found.dataset, found.subject, found.session, found.name, found.modality),
+                AssociatedMasks(*masks) if any(masks) else None,
+                infos,
+            )
+        )
+    if absent:
+        findings.notes.append(f"{absent:,} of {len(rows):,} images of {TABLE} are not here (a subset was downloaded)")
+    return findings
+
+
+def _by_tree(root: Path, options: FindOptions) -> SourceContents:
+    base, findings = _images(root), SourceContents()
+    for path, stem in image_files(base, findings):
+        relative = PurePosixPath(path.relative_to(base).as_posix())
+        if not options.labels and is_label(relative, stem):
+            findings.label_files += 1
+        else:
+            findings.found.append(_found(path, relative, None, options))
+    findings.notes.append(f"{TABLE} is not there: masks, quality scores and what is known of persons are left out")
+    return findings
+
+
+def _found(path: Path, relative: PurePosixPath, modality: str | None, options: FindOptions) -> ImageRecord:
+    stem = relative.name.split(".")[0]
+    stated = stated_names(relative, options.subject_pattern)
+    return ImageRecord(
+        path,
+        relative.parts[0],
+        stated.get("subject", stem),
+        stated.get("session", DEFAULT_SESSION),
+        stem,
+        modality or stated.get("modality") or stem.rpartition("_")[2],
+    )
+
+
+def _images(root: Path) -> Path:
+    return root / "OpenMind" if (root / "OpenMind").is_dir() else root
+
+
+def _some(row: dict[str, str], keys: tuple[str, ...]) -> dict[str, Any] | None:
+    return {key: _number(row[key]) for key in keys if key in row} or None
+
+
+def _number(text: str) -> str | float:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text
+
+
+def _scores(rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Gather quality scores by dataset, modality and derivation, in the form nnssl keeps them in `dataset_info`."""
+    scores: dict[str, dict[tuple[str, str | None], float]] = defaultdict(dict)
+    for row in rows:
+        if isinstance(score := _number(row.get("image_quality_score", "")), float):
+            dataset = row.get("image_path", "").lstrip("/").split("/")[0]
+            scores[dataset][row.get("modality", ""), row.get("derived_from")] = score
+    return {
+        dataset: {
+            "image_quality_score": [
+                {"modality": modality, "derived_from": derived, "image_quality_score": score}
+                for (modality, derived), score in entries.items()
+            ]
+        }
+        for dataset, entries in scores.items()
+    }

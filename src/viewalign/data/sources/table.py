@@ -1,0 +1,130 @@
+"""Tables of persons and images, as text: CSV or TSV, with or without the byte-order mark spreadsheets write."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from pathlib import Path, PurePosixPath
+
+from viewalign.data.catalogue import AssociatedMasks, resolve
+from viewalign.data.file_types import suffix_of
+from viewalign.data.sources.naming import names_of
+from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
+from viewalign.data.sources.walk import absolute
+from viewalign.errors import UserError
+
+_NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and rows of a CSV (comma or semicolon) or TSV file; what stands for nothing is left out.
+
+    Raises:
+        UserError: unreadable, no text, or a row that is longer than the header.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=_delimiter(path))
+            rows = [_row(path, reader.line_num, row) for row in reader]
+            return [column.strip() for column in reader.fieldnames or []], rows
+    except OSError as error:
+        raise UserError(f"The table {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table in UTF-8 text: {error}.") from None
+
+
+def participants(path: Path) -> dict[str, dict[str, str]]:
+    """Return the rows of a `participants.tsv` by participant; empty where there is no such file or column."""
+    if not path.is_file():
+        return {}
+    columns, rows = read_table(path)
+    key = next((name for name in ("participant_id", "subject_id", "subject") if name in columns), None)
+    return {row.pop(key): row for row in rows if key in row} if key else {}
+
+
+def _delimiter(path: Path) -> str:
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+    return ";" if first.count(";") > first.count(",") else ","
+
+
+def _row(path: Path, line: int, row: dict[str | None, str | None]) -> dict[str, str]:
+    if None in row:
+        raise UserError(f"{path}, line {line}: more values than columns.")
+    cleaned = {str(key).strip(): (value or "").strip() for key, value in row.items()}
+    return {key: value for key, value in cleaned.items() if value.lower() not in _NOTHING}
+
+
+_ALIASES = {
+    "image_path": "path",
+    "image": "path",
+    "file": "path",
+    "subject_id": "subject",
+    "participant_id": "subject",
+    "session_id": "session",
+    "anonymisation_mask": "anonymization_mask",
+    "anon_mask_path": "anonymization_mask",
+    "anat_mask_path": "anatomy_mask",
+}
+_MASKS = ("anonymization_mask", "anatomy_mask")
+_KNOWN = ("path", "dataset", "subject", "session", "modality", "name", *_MASKS)
+
+
+def claims(text: str) -> bool:
+    """Take a file whose name ends in `.csv` or `.tsv`."""
+    return Path(text).suffix.lower() in (".csv", ".tsv") and Path(text).is_file()
+
+
+def find(text: str, options: FindOptions) -> SourceContents:
+    """List the images of a table, in its order.
+
+    Raises:
+        UserError: no column `path`, a column that looks like a misspelt one, or a row without a path.
+    """
+    table = absolute(text)
+    columns, rows = read_table(table)
+    names = _column_names(table, columns)
+    findings = SourceContents()
+    for number, row in enumerate(rows, start=2):
+        known = {names[key]: value for key, value in row.items() if key in names}
+        if "path" not in known:
+            raise UserError(f"{table}, line {number}: the path is empty.")
+        others = {key: value for key, value in row.items() if key not in names}
+        findings.found.append(_found(table, known, others, options))
+    return findings
+
+
+def _found(table: Path, row: dict[str, str], others: dict[str, str], options: FindOptions) -> ImageRecord:
+    written = row["path"]
+    path = resolve(written, table.parent)
+    relative = PurePosixPath(written).relative_to("/") if written.startswith("/") else PurePosixPath(written)
+    stem = path.name[: -len(suffix_of(path.name) or path.suffix) or None]
+    guess = names_of(relative, stem, options.subject_pattern)
+    masks = [str(resolve(row[key], table.parent)) if key in row else None for key in _MASKS]
+    return ImageRecord(
+        path,
+        row.get("dataset") or table.stem,
+        row.get("subject") or guess.subject,
+        row.get("session") or guess.session,
+        row.get("name") or stem,
+        row.get("modality") or guess.modality,
+        masks=AssociatedMasks(*masks) if any(masks) else None,
+        infos=Infos(image=others or None),
+        written=written if written.startswith("$") else None,
+    )
+
+
+def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
+    """Return the known columns of a table by the names it gives them."""
+    lower = {column: column.lower().replace(" ", "_") for column in columns}
+    names = {column: _ALIASES.get(name, name) for column, name in lower.items()}
+    known = {column: name for column, name in names.items() if name in _KNOWN}
+    if "path" not in known.values():
+        raise UserError(f"{table} has no column `path`. Its columns: {', '.join(columns) or 'none'}.")
+    for column in columns:
+        near = difflib.get_close_matches(lower[column], _KNOWN, n=1, cutoff=0.8)
+        if column not in known and near and near[0] not in known.values():
+            raise UserError(f"{table}: the column `{column}` is unknown; did you mean `{near[0]}`?")
+    return known

@@ -1,0 +1,70 @@
+"""Walk a folder: which files there are that may be images, and what cannot be one though its name says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from viewalign.data.file_types import suffix_of
+from viewalign.data.sources.records import Exclusion, SourceContents
+
+
+def walk(root: Path, findings: SourceContents) -> Iterator[Path]:
+    """Yield all files below a folder, and folders that are named like an image.
+
+    Names that begin with a dot are passed over; links are followed, but a folder is entered once.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        reason = f"the folder cannot be listed: {error.strerror}"
+        findings.excluded.append(Exclusion(printable(Path(error.filename)), reason))
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in (*files, *(name for name in folders if suffix_of(name))):
+            if not name.startswith("."):
+                yield Path(folder) / name
+
+
+def image_files(root: Path, findings: SourceContents) -> Iterator[tuple[Path, str]]:
+    """Yield files below a folder that are named like an image, sorted, with their names without suffix.
+
+    What cannot be one goes to `findings.refused`, other types are counted.
+    """
+    for path in sorted(walk(root, findings)):
+        if (suffix := suffix_of(path.name)) is None:
+            findings.other_files += 1
+        elif (reason := obvious_fault(path)) is not None:
+            findings.excluded.append(Exclusion(printable(path), reason))
+        else:
+            yield path, path.name[: -len(suffix)]
+
+
+def obvious_fault(path: Path) -> str | None:
+    """Return why a path cannot be an image without opening it, or None."""
+    if path.is_symlink() and not path.exists():
+        return "the link is broken: it points to a file that does not exist"
+    if path.is_dir():
+        return "it is a folder with the name of an image"
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8"
+    return None
+
+
+def printable(path: Path) -> str:
+    """Return a path as text that can be written down, whatever bytes are in it."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def absolute(text: str | Path) -> Path:
+    """Return an absolute path without following links, so that names stay as the user knows them."""
+    return Path(os.path.abspath(text))  # noqa: PTH100

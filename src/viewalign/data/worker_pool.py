@@ -1,0 +1,316 @@
+"""A process that runs one job at a time and can be given up: when a file hangs or kills it, its caller lives on.
+
+It is started with `subprocess`, not `multiprocessing`, because the workers of a Dask cluster are daemons, which
+`multiprocessing` forbids to have children. Jobs and results travel over a pair of sockets that only the two hold.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import viewalign
+from viewalign.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_START_SECONDS = 120.0
+_IDLE_SECONDS = 120.0
+_READY = "ready"
+_LIMITED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+_ONE_THREAD = dict.fromkeys(_LIMITED, "1")
+"""Cores are shared out among processes, so each process keeps to one thread."""
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """Stands for the result of a job whose process was lost.
+
+    Attributes:
+        reason: what became of it, for the report.
+        again: whether another try, alone on the machine, may go better.
+    """
+
+    reason: str
+    again: bool = False
+
+
+class SubprocessWorker:
+    """One such process; a lost one is replaced at the next job."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Any = None
+
+    def run(self, work: Callable[[Job], Result], job: Job, seconds: float | None = None) -> Result | WorkerLost:
+        """Run `work(job)`; what it raises is raised here.
+
+        Args:
+            work: a function of a module, which the other process imports.
+            job: sent as it is.
+            seconds: how long it may take before it is given up; None waits for ever.
+
+        Raises:
+            UserError: no process can be started.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        try:
+            self._connection.send((work, job))
+            if not self._connection.poll(seconds):
+                self.kill()
+                return WorkerLost(f"it took longer than the time limit of {seconds:g} s")
+            succeeded, value = self._connection.recv()
+        except (EOFError, ConnectionError):
+            return WorkerLost(self._epitaph(), again=True)
+        if succeeded:
+            result: Result = value
+            return result
+        raise value
+
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from viewalign.data.worker_pool import serve; serve({{}})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code.format(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **_ONE_THREAD},
+                stdin=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+        try:
+            if self._connection.poll(_START_SECONDS) and self._connection.recv() == _READY:
+                return
+        except (EOFError, ConnectionError):
+            pass
+        self.kill()
+        raise UserError(f"No worker process could be started with {sys.executable}; --workers 0 does without.")
+
+    def _epitaph(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return "its worker process was killed, most likely for lack of memory"
+        what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"the reader crashed on this file ({what})"
+
+
+def serve(handle: int) -> None:
+    """Be the other process: take jobs until the caller is gone or has had none for a while."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the caller, who ends its processes itself
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(handle)
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    connection.send(_READY)
+    while True:
+        try:
+            work, job = inbox.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            os._exit(0)
+        try:
+            answer = (True, work(job))
+        except Exception as problem:
+            answer = (False, problem)
+        connection.send(answer)
+
+
+def _listen(connection: Any, inbox: queue.SimpleQueue[Any]) -> None:
+    """Pass jobs on; when the caller is gone, end at once, in the middle of a job too."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, ConnectionError):
+        os._exit(1)
+
+
+_AHEAD = 2  # jobs handed out per worker: enough that none waits, few enough that memory does not grow
+_LOST_WORKER = ("KilledWorker", "FutureCancelledError")  # Dask's, which need not be installed
+_POLL_SECONDS = 10.0  # how often it is asked whether a cluster has grown
+
+_mine = threading.local()
+
+
+def default_workers() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int | Callable[[], int],
+    seconds: float | None = None,
+    executor: Executor | None = None,
+) -> Iterator[tuple[Job, Result | WorkerLost]]:
+    """Yield (job, result) as results arrive.
+
+    Whoever runs a job does so in a child process of its own (`child.Child`). A job whose process died is tried once
+    more at the end, alone: it may have fallen to what others did, such as taking all memory.
+
+    Args:
+        work: a function of a module, so that it can be sent to another process.
+        jobs: taken one by one, never more than a few ahead of the results.
+        workers: how many jobs run at a time, or a function that tells; 0 runs everything in this process, unguarded.
+        seconds: how long a job may take.
+        executor: who runs the jobs; None makes threads here, each with its child.
+    """
+    if workers == 0 and executor is None:
+        for job in jobs:
+            yield job, work(job)
+        return
+    count = workers if callable(workers) else lambda: workers
+    own = ThreadPoolExecutor(max(1, count())) if executor is None else None
+    children: set[SubprocessWorker] = set()
+    call = partial(_guarded, work, seconds, children if own else None)
+    lost: list[Job] = []
+    try:
+        for job, result in _through(own or executor, call, iter(jobs), lambda: _AHEAD * max(1, count())):
+            if isinstance(result, WorkerLost) and result.again:
+                lost.append(job)
+            else:
+                yield job, result
+        yield from _through(own or executor, call, iter(lost), lambda: 1)
+    finally:
+        if own is not None:
+            own.shutdown(wait=False, cancel_futures=True)
+            for child in list(children):
+                child.kill()
+            own.shutdown(wait=True)
+
+
+def _guarded(
+    work: Callable[[Job], Result], seconds: float | None, children: set[SubprocessWorker] | None, job: Job
+) -> Result | WorkerLost:
+    """Run a job in this thread's child process; `children` is told of a new one."""
+    if not hasattr(_mine, "child"):
+        _mine.child = SubprocessWorker()
+    if children is not None:
+        children.add(_mine.child)
+    result: Result | WorkerLost = _mine.child.run(work, job, seconds)
+    return result
+
+
+def _through(
+    executor: Executor | None,
+    call: Callable[[Job], Result | WorkerLost],
+    source: Iterator[Job],
+    ahead: Callable[[], int],
+) -> Iterator[tuple[Job, Result | WorkerLost]]:
+    """Hand out jobs, `ahead` of them at a time, and yield what comes back."""
+    assert executor is not None
+    running: dict[Future[Result | WorkerLost], Job] = {}
+    more = True
+    try:
+        while more or running:
+            while more and len(running) < ahead():
+                job = next(source, None)
+                more = job is not None
+                if job is not None:
+                    running[executor.submit(call, job)] = job
+            done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), _result(future)
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _result(future: Future[Result | WorkerLost]) -> Result | WorkerLost:
+    """Return what came back; a worker of a cluster that was lost for good costs its job alone."""
+    try:
+        return future.result()
+    except Exception as problem:
+        if type(problem).__name__ in _LOST_WORKER:
+            return WorkerLost(f"the worker that had it was lost ({type(problem).__name__})")
+        raise
+
+
+_SECONDS_TO_CONNECT = 30
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster to hand jobs to.
+
+    Attributes:
+        executor: takes them.
+        threads: tells how many jobs it runs at a time just now; a cluster may grow and shrink.
+        workers: how many workers it had at the start.
+    """
+
+    executor: Executor
+    threads: Callable[[], int]
+    workers: int
+
+
+@contextmanager
+def dask_cluster(address: str, store: Path) -> Iterator[Cluster]:
+    """Connect to a Dask scheduler.
+
+    Args:
+        address: such as `tcp://host:8786`, or the path of a scheduler file.
+        store: made where it is not there; every worker must see it.
+
+    Raises:
+        UserError: Dask is not installed, no scheduler answers, or a worker has another viewalign or does not see the
+            store.
+    """
+    client = _connect(address)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        facts: dict[str, tuple[str, bool]] = client.run(_look, str(store.absolute()))
+        for worker, (version, sees) in sorted(facts.items()):
+            if version != viewalign.__version__:
+                raise UserError(
+                    f"The worker {worker} has viewalign {version}, and this is {viewalign.__version__}. Install the "
+                    "same version everywhere, for stores must not depend on who made them."
+                )
+            if not sees:
+                raise UserError(f"The worker {worker} does not see {store.absolute()}. Give a folder that all share.")
+        yield Cluster(client.get_executor(retries=0), lambda: sum(client.nthreads().values()), len(facts))
+    finally:
+        client.close()
+
+
+def _connect(address: str) -> Any:
+    try:
+        import distributed
+    except ImportError:
+        raise UserError("--executor dask needs Dask: pip install 'viewalign[cluster]'.") from None
+    library: Any = distributed  # not all of it is typed
+    where: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+    try:
+        return library.Client(**where, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as problem:
+        raise UserError(
+            f"No Dask scheduler answers at {address} ({problem}). Is it running, and is the port open?"
+        ) from None
+
+
+def _look(store: str) -> tuple[str, bool]:
+    """Run on each worker: which version it has, and whether it sees the store."""
+    import viewalign as theirs
+
+    return theirs.__version__, Path(store).is_dir()

@@ -1,0 +1,167 @@
+"""Which images have label maps, and which of them the probe may have: those are kept out of pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from viewalign.data.catalogue import Collection, Record
+from viewalign.data.file_types import SUFFIXES, suffix_of
+from viewalign.data.settings import PrepareSettings
+from viewalign.demo import cohort
+from viewalign.errors import ExcludedImageError
+from viewalign.evaluation.voxel_features import EncoderFeatures
+from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, compare, read_prepared
+from viewalign.utils.precision import choose_device
+from viewalign.utils.rng import make_rng
+from viewalign.weights.encoder import build_untrained, load_encoder
+from viewalign.weights.run_folder import RunFolder
+
+_FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
+_ENDINGS = ("_seg", "_label", "_labels", "_dseg")
+_MOST, _FEWEST, _TRAIN_SHARE = 10, 4, 0.4
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image with its label map."""
+
+    record: Record
+    labels: Path
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Labelled images of different subjects, one each, for fitting the probe and for judging it."""
+
+    train: tuple[Labelled, ...] = ()
+    test: tuple[Labelled, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.train and self.test)
+
+    @property
+    def subjects(self) -> set[str]:
+        """Ids of the subjects that pretraining must not see."""
+        return {each.record.subject_id for each in (*self.train, *self.test)}
+
+
+def find_labels(image: Path) -> Path | None:
+    """Return the label map of an image: `x_seg` beside `x`, or its namesake in `labels/` beside `images/`.
+
+    nnU-Net's `imagesTr/x_0000` and `labelsTr/x` are known too.
+    """
+    stem = image.name.removesuffix(suffix_of(image.name) or "")
+    folder = _FOLDERS.get(image.parent.name)
+    names = [image.parent / (stem + ending) for ending in _ENDINGS]
+    if folder is not None:
+        sibling = image.parent.parent / folder
+        names += [sibling / stem, sibling / stem.removesuffix("_0000")]
+    return next((path for name in names for path in _with_suffixes(name) if path.is_file()), None)
+
+
+def hold_out(records: Iterable[Record], seed: int) -> Holdout:
+    """Choose up to ten labelled subjects for the probe: two fifths to fit it, the others to judge it.
+
+    At least half of all subjects stay for pretraining. Nothing is held out if fewer than four subjects could be.
+    """
+    records = list(records)
+    first: dict[str, Labelled] = {}
+    for record in records:
+        labels = find_labels(record.path)
+        if labels is not None:
+            first.setdefault(record.subject_id, Labelled(record, labels))
+    count = min(_MOST, len(first), len({record.subject_id for record in records}) // 2)
+    if count < _FEWEST:
+        return Holdout()
+    drawn = make_rng(seed, "holdout").permutation(sorted(first))[:count].tolist()
+    # Evenly out of the modalities in turn, so that those judged have also been seen by the fit.
+    order = sorted(drawn, key=lambda name: first[name].record.modality)
+    fitted = {order[round(k)] for k in np.linspace(0, count - 1, round(_TRAIN_SHARE * count))}
+    train = tuple(first[name] for name in sorted(fitted))
+    return Holdout(train, tuple(first[name] for name in sorted(set(order) - fitted)))
+
+
+def without(collection: Collection, subjects: set[str]) -> Collection:
+    """Return a catalogue without some subjects, named by their full ids."""
+    datasets = {}
+    for key, dataset in collection.datasets.items():
+        prefix = f"{collection.collection_name}__{key}__"
+        kept = {name: subject for name, subject in dataset.subjects.items() if prefix + name not in subjects}
+        if kept:
+            datasets[key] = replace(dataset, subjects=kept)
+    return replace(collection, datasets=datasets)
+
+
+def load_cases(chosen: Sequence[Labelled], settings: PrepareSettings) -> Iterator[Case | str]:
+    """Read labelled images, prepared as the store's images are; a sentence stands for one that cannot be used."""
+    for each in chosen:
+        # Not the whole id: it has the folder's name in it, and the name seeds which voxels are taken.
+        name = "__".join((each.record.subject, each.record.session, each.record.name))
+        try:
+            yield read_prepared(name, each.record.path, each.labels, settings)
+        except ExcludedImageError as exclusion:
+            yield f"{each.record.path} is left out of the probe: {exclusion}"
+
+
+def _with_suffixes(name: Path) -> Iterator[Path]:
+    for suffix in SUFFIXES:
+        yield name.with_name(name.name + suffix)
+
+
+_NAMES = {
+    "pretrained": "features of the pretrained encoder",
+    "untrained": "features of the same network untrained",
+    "intensity": "plain intensities",
+}
+
+
+def probe_run(
+    run: RunFolder, held: Holdout, preparation: PrepareSettings, synthetic: bool, say: Callable[[str], None]
+) -> None:
+    """Probe a run and write its `probe.json`.
+
+    Args:
+        run: a finished run.
+        held: labelled images that the run has not seen.
+        preparation: how the run's store was prepared.
+        synthetic: whether the images are the demo's cohort.
+        say: told what is being done.
+
+    Raises:
+        UserError: the labelled images cannot be used.
+    """
+    recipe = run.recipe()
+    device = choose_device()
+    train, test = (_cases(chosen, preparation, say) for chosen in (held.train, held.test))
+    result = compare(
+        EncoderFeatures(load_encoder(run.root), device),
+        EncoderFeatures(build_untrained(recipe, recipe.seed), device),
+        train,
+        test,
+        task=_task(synthetic, train),
+        settings=VoxelProbeSettings(seed=recipe.seed),
+        note=cohort.NOTE if synthetic else "",
+        on_part=lambda name: say(f"  {_NAMES[name]}"),
+    )
+    result.write(run.root / "probe.json")
+
+
+def _cases(chosen: Sequence[Labelled], preparation: PrepareSettings, say: Callable[[str], None]) -> list[Case]:
+    cases = []
+    for case in load_cases(chosen, preparation):
+        if isinstance(case, str):
+            say(f"  {case}")
+        else:
+            cases.append(case)
+    return cases
+
+
+def _task(synthetic: bool, train: Sequence[Case]) -> str:
+    if synthetic:
+        return f"Tissue of a voxel ({', '.join(cohort.LABELS.values())}) on a synthetic cohort"
+    labels = sorted({int(label) for case in train for label in set(case.labels.ravel().tolist())})
+    return f"Label of a voxel ({', '.join(map(str, labels))})"

@@ -1,0 +1,1 @@
+"""Metrics, statistics, probes, retrieval and embeddings."""

@@ -1,0 +1,236 @@
+"""A fine-tuned task as one ONNX file: from a prepared image to probabilities or values, averaged over folds.
+
+The graph takes `image` float32 (N, C, D, H, W) and `valid` bool (N, 1, D, H, W) as `preparation.Preprocessor` gives
+them, for any N, and returns `answer` float32: probabilities (N, K), or values (N, 1) in the target's unit. How images
+are prepared stands in the file's metadata under `viewalign`, and in the JSON beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import viewalign
+from viewalign.errors import UserError
+from viewalign.finetuning.classification.models import Predictor, TaskModel
+from viewalign.finetuning.classification.network import answer_tensor
+from viewalign.finetuning.classification.training import flipped_axes
+from viewalign.tasks.manifest import TaskCase
+from viewalign.tasks.preprocessing import Preprocessor, Sample
+from viewalign.tasks.spec import check_spec
+
+FORMAT, KEY = "viewalign-task-onnx", "viewalign"
+MODEL, FACTS = "model.onnx", "model.json"
+OPSET = 18
+BATCHES = (1, 2, 3)
+_ONE_FILE = 1.8e9
+"""Bytes of weights up to which they stand in the file itself: protobuf ends at 2 GB."""
+_TOLERANCE = 1e-3
+_NEEDS = "This needs more packages: pip install 'viewalign[onnx]'."
+
+
+class _Answers(nn.Module):
+    """All folds of a task as one module."""
+
+    def __init__(self, models: Sequence[TaskModel]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList([model.network for model in models])
+        self.spec, self.scales = models[0].spec, [model.scale for model in models]
+
+    def forward(self, image: Tensor, valid: Tensor) -> Tensor:
+        found = [
+            answer_tensor(network(image, valid), self.spec, *scale)
+            for network, scale in zip(self.networks, self.scales, strict=True)
+        ]
+        return torch.stack(found).mean(0)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        file: the graph.
+        folds: how many networks are in it.
+        difference: the largest between torch and onnxruntime on random images, batches of 1, 2 and 3.
+    """
+
+    file: Path
+    folds: int
+    difference: float
+
+    def text(self) -> str:
+        """Say it to a person."""
+        return (
+            f"  {self.file}  ({self.folds} {'fold' if self.folds == 1 else 'folds averaged'}, any batch size)\n"
+            f"  {self.file.with_name(FACTS)}  (how images are prepared)\n"
+            f"Largest difference from torch: {self.difference:.1e}"
+        )
+
+
+def export_onnx(folder: str | Path, out: Path) -> Exported:
+    """Write a fine-tuned task, or one fold of it, as ONNX, and compare it with torch through onnxruntime.
+
+    Raises:
+        UserError: no trained model, packages that are not there, or a graph that answers otherwise than torch.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError(_NEEDS) from None
+    predictor = Predictor(folder)
+    model = _Answers(predictor.models).eval()
+    program = _translate(model, predictor)
+    facts = _facts(predictor)
+    program.model.metadata_props[KEY] = json.dumps(facts)
+    out.mkdir(parents=True, exist_ok=True)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    program.save(str(out / MODEL), external_data=size > _ONE_FILE)
+    difference = _difference(model, predictor, out / MODEL)
+    scale = max(abs(model.scale[1]) for model in predictor.models)
+    if not difference <= _TOLERANCE * scale:
+        (out / MODEL).unlink()
+        raise UserError(f"The ONNX graph answers otherwise than torch, by {difference:.1e}; it was not kept.")
+    (out / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    return Exported(out / MODEL, len(predictor.models), difference)
+
+
+def _translate(model: nn.Module, predictor: Predictor) -> Any:
+    """Export by torch.export, with a batch of any size."""
+    image, valid = _example(predictor, 2)
+    batch = {0: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        return torch.onnx.export(
+            model,
+            (image, valid),
+            dynamo=True,
+            input_names=["image", "valid"],
+            output_names=["answer"],
+            dynamic_shapes=(batch, batch),
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.aten._adaptive_avg_pool3d.default: _cell_means},
+            verbose=False,
+        )
+
+
+def _cell_means(self: Any, output_size: Sequence[int]) -> Any:
+    """Average cells of equal size: what ONNX has of adaptive pooling, and all that a backbone's stride needs."""
+    from onnxscript import opset18 as op
+
+    kernel = [int(n) // int(m) for n, m in zip(self.shape[2:], output_size, strict=True)]
+    return op.AveragePool(self, kernel_shape=kernel, strides=kernel)
+
+
+def _example(predictor: Predictor, count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    size = predictor.preprocessor.size
+    image = torch.randn(count, len(predictor.spec.channels), *size, generator=generator)
+    valid = torch.rand(count, 1, *size, generator=generator) > 0.2
+    return image, valid
+
+
+def _difference(model: nn.Module, predictor: Predictor, file: Path) -> float:
+    session = open_session(file)
+    worst = 0.0
+    for count in BATCHES:
+        image, valid = _example(predictor, count)
+        with torch.no_grad():
+            wanted = model(image, valid).numpy()
+        found = session.run(None, {"image": image.numpy(), "valid": valid.numpy()})[0]
+        worst = max(worst, float(np.abs(wanted - found).max()))
+    return worst
+
+
+def _facts(predictor: Predictor) -> dict[str, Any]:
+    spec, size = predictor.spec, list(predictor.preprocessor.size)
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "viewalign_version": viewalign.__version__,
+        "network": predictor.models[0].facts["network"],
+        "folds": len(predictor.models),
+        "inputs": {
+            "image": {
+                "type": "float32",
+                "shape": ["N", len(spec.channels), *size],
+                "axes": "N, channel, z, y, x (LPS)",
+            },
+            "valid": {"type": "bool", "shape": ["N", 1, *size], "means": "false beyond the volume"},
+        },
+        "outputs": {
+            "answer": {
+                "type": "float32",
+                "shape": ["N", spec.outputs],
+                "means": f"value in {spec.unit or 'the unit of the target'}"
+                if spec.kind == "regression"
+                else "probabilities of " + ", ".join(spec.classes),
+            }
+        },
+        "task": spec.model_dump(mode="json"),
+        "preprocessing": predictor.preprocessor.as_json(),
+    }
+
+
+def open_session(file: Path) -> Any:
+    """Open a graph with onnxruntime on the CPU.
+
+    Raises:
+        UserError: onnxruntime is not there, or cannot read the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(_NEEDS) from None
+    try:
+        return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as problem:  # onnxruntime's own exceptions have no common base
+        raise UserError(f"{file} is no ONNX graph that onnxruntime can read: {problem}.") from None
+
+
+class OnnxPredictor:
+    """Predicts new cases by an exported graph; the same interface as `models.Predictor`.
+
+    Args:
+        file: written by `export_onnx`.
+
+    Raises:
+        UserError: another file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.session = open_session(file)
+        facts = json.loads(self.session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
+        if facts.get("format") != FORMAT or facts.get("version") != 1:
+            raise UserError(f"{file} does not say how images are prepared: it was not written by viewalign.")
+        self.spec = check_spec(facts["task"], str(file))
+        self.preprocessor = Preprocessor.from_json(facts["preprocessing"])
+
+    def predict(self, case: TaskCase, flips: bool = False) -> NDArray[np.float64]:
+        """Return a case's probabilities (K,), or its value (1,); with `flips` the mean over all eight mirrorings.
+
+        Raises:
+            UserError: the case cannot be prepared.
+        """
+        return self.answer(self.preprocessor(case.images, case.mask), flips)
+
+    def answer(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
+        """Return the same of a case that is prepared."""
+        image, valid = sample.image[None], sample.valid[None]
+        found = [
+            self.session.run(
+                None,
+                {"image": np.ascontiguousarray(np.flip(image, a)), "valid": np.ascontiguousarray(np.flip(valid, a))},
+            )[0]
+            for a in flipped_axes(flips)
+        ]
+        mean: NDArray[np.float64] = np.mean(np.asarray(found, dtype=np.float64), axis=0)[0]
+        return mean

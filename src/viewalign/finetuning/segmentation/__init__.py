@@ -1,0 +1,1 @@
+"""Segmentation by stock nnU-Net with a pretrained encoder."""

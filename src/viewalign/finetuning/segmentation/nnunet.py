@@ -1,0 +1,205 @@
+"""Stock nnU-Net's training, validation and prediction, called in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from viewalign.data.worker_pool import default_workers
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import environment
+from viewalign.finetuning.segmentation import plans as nnunet
+from viewalign.finetuning.segmentation.environment import Folders
+from viewalign.utils.precision import choose_device
+from viewalign.weights import files as nnunet_models
+
+TRAINER = "ViewalignTrainer"
+_RESUMABLE = ("checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is computed on.
+
+    Attributes:
+        device: "cuda", "cpu" or "mps".
+        gpus: how many of them train together.
+        processes: for preprocessing, patches and export.
+    """
+
+    device: str
+    gpus: int = 1
+    processes: int = 1
+
+    @classmethod
+    def choose(cls, device: str, gpus: int, processes: int | None) -> Machine:
+        """Settle what was left open: a GPU where there is one, and as many processes as cores, at most eight.
+
+        Apple's `mps` is nnU-Net's to judge.
+
+        Raises:
+            UserError: a device that is not there.
+        """
+        device = device if device == "mps" else choose_device(device)
+        if gpus > 1 and device != "cuda":
+            raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave --gpus out.")
+        return cls(device, gpus, processes or min(8, default_workers()))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained or to be trained network in nnU-Net's folder of results."""
+
+    dataset: str
+    plans: str
+    folders: Folders
+
+    @property
+    def folder(self) -> Path:
+        """`nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`."""
+        return self.folders.results / self.dataset / f"{TRAINER}__{self.plans}__{nnunet.CONFIGURATION}"
+
+    def fold(self, number: int | str) -> Path:
+        """Return the folder of a fold."""
+        return self.folder / f"fold_{number}"
+
+    def is_trained(self, number: int | str) -> bool:
+        """Say whether a fold's training has come to its end."""
+        return (self.fold(number) / nnunet_models.CHECKPOINT).is_file()
+
+    def is_validated(self, number: int | str) -> bool:
+        """Say whether a fold's validation cases are predicted."""
+        return (self.fold(number) / "validation" / "summary.json").is_file()
+
+
+def train(model: Model, fold: int | str, machine: Machine, probabilities: bool = False) -> None:
+    """Train a fold and predict its validation cases; go on where an interrupted training stopped.
+
+    Args:
+        model: what to train.
+        fold: nnU-Net's number of a split, or "all".
+        machine: where.
+        probabilities: keep the softmax of the validation, which choosing among ensembles needs.
+    """
+    from nnunetv2.run.run_training import run_training
+
+    done = model.is_trained(fold)
+    resumes = not done and any((model.fold(fold) / name).is_file() for name in _RESUMABLE)
+    with _loaders(machine):
+        run_training(
+            model.dataset,
+            nnunet.CONFIGURATION,
+            str(fold),
+            TRAINER,
+            model.plans,
+            num_gpus=machine.gpus,
+            export_validation_probabilities=probabilities,
+            continue_training=resumes,
+            only_run_validation=done,
+            device=torch.device(machine.device),
+        )
+
+
+@contextlib.contextmanager
+def _loaders(machine: Machine) -> Iterator[None]:
+    """Let nnU-Net draw patches in as many processes as the device calls for, and in none while it plans."""
+    before = os.environ.get(environment.LOADERS)
+    os.environ[environment.LOADERS] = str(environment.loaders(machine.processes, machine.device))
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[environment.LOADERS] = before
+
+
+def predict(
+    model: Path,
+    images: Path,
+    out: Path,
+    folds: Sequence[int | str],
+    machine: Machine,
+    mirror: bool = True,
+    probabilities: bool = False,
+) -> None:
+    """Predict a folder of images with one fold, or with the mean of several.
+
+    Args:
+        model: a folder of nnU-Net's results, `TRAINER__PLANS__CONFIGURATION`.
+        images: `CASE_0000.nii.gz` and so on, in the dataset's channels.
+        out: where the label maps go.
+        folds: whose networks are averaged.
+        machine: where.
+        mirror: average over mirrored images too, where training mirrored.
+        probabilities: keep the softmax.
+
+    Raises:
+        UserError: a model that could run code, see `formats.nnunet_models`.
+    """
+    nnunet_models.check_model(model, folds)
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    device = torch.device(machine.device)
+    predictor = nnUNetPredictor(
+        use_mirroring=mirror, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(model), tuple(folds))
+    out.mkdir(parents=True, exist_ok=True)
+    if machine.device == "cpu" or machine.processes == 1:
+        predictor.predict_from_files_sequential(str(images), str(out), save_probabilities=probabilities)
+        return
+    predictor.predict_from_files(
+        str(images),
+        str(out),
+        save_probabilities=probabilities,
+        num_processes_preprocessing=machine.processes,
+        num_processes_segmentation_export=machine.processes,
+    )
+
+
+@contextlib.contextmanager
+def quietly(log: Path) -> Iterator[Callable[[str], None]]:
+    """Send what nnU-Net prints to a file; yields a function that still reaches the terminal.
+
+    What worker processes print by themselves is not caught.
+    """
+    terminal = sys.stdout
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, file=terminal, flush=True)
+
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield say
+
+
+def accumulate(model: Model, folds: Sequence[int], processes: int) -> tuple[Path, list[Any], list[Any]]:
+    """Collect a cross-validation's predictions, and find which postprocessing helps them.
+
+    Returns:
+        The folder of collected predictions, and nnU-Net's postprocessing functions with their arguments.
+    """
+    from nnunetv2.evaluation.accumulate_cv_results import accumulate_cv_results
+    from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
+
+    merged = model.folder / f"crossval_results_folds_{'_'.join(str(fold) for fold in folds)}"
+    accumulate_cv_results(str(model.folder), str(merged), list(folds), processes)
+    references = model.folders.preprocessed / model.dataset / "gt_segmentations"
+    functions, arguments = determine_postprocessing(
+        str(merged), str(references), str(merged / "plans.json"), str(merged / "dataset.json"), processes, True
+    )
+    return merged, list(functions), list(arguments)
+
+
+def postprocess(predictions: Path, out: Path, functions: list[Any], arguments: list[Any], processes: int) -> None:
+    """Apply what `accumulate` found to a folder of predictions."""
+    from nnunetv2.postprocessing.remove_connected_components import apply_postprocessing_to_folder
+
+    files = (str(predictions / "plans.json"), str(predictions / "dataset.json"))
+    apply_postprocessing_to_folder(str(predictions), str(out), functions, arguments, *files, num_processes=processes)

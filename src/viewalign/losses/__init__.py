@@ -1,0 +1,1 @@
+"""Losses: tensors in, scalars out. They know no network."""

@@ -1,0 +1,57 @@
+"""How alike two images are once one is moved onto the other, and how smoothly it was moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from viewalign.losses.reduction import mean_per_view
+from viewalign.utils.precision import at_least_float32, full_precision
+
+
+@full_precision
+def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> Tensor:
+    """Return 1 minus the squared correlation within windows (VoxelMorph, Balakrishnan et al., arXiv:1809.05231).
+
+    Args:
+        moved, fixed: (N, C, D, H, W).
+        counts: (N, 1, D, H, W) bool, which voxels are in windows and in the mean.
+        window: voxels a side, odd.
+
+    Returns:
+        A scalar in [0, 1]: the mean over voxels that count of each view, then over views. A window in which either
+        image is constant has no correlation and costs 1.
+    """
+    moved, fixed = at_least_float32(moved), at_least_float32(fixed)
+    weight = counts.to(moved.dtype).expand_as(moved)
+    total = _sums(weight, window).clamp(min=1e-6)
+
+    def mean(values: Tensor) -> Tensor:
+        return _sums(values * weight, window) / total
+
+    a, b = mean(moved), mean(fixed)
+    covariance = mean(moved * fixed) - a * b
+    variances = (mean(moved.square()) - a.square()).clamp(min=0) * (mean(fixed.square()) - b.square()).clamp(min=0)
+    return mean_per_view(1 - covariance.square() / (variances + 1e-5), counts)
+
+
+def _sums(values: Tensor, window: int) -> Tensor:
+    """Add up each window, axis by axis, up to a constant factor.
+
+    By pooling of planes: torch's pooling of volumes has no gradient that repeats on a GPU.
+    """
+    n, c, d, h, w = values.shape
+    tall, wide = (window, 1), (1, window)
+    for plane, kernel in (((-1, 1, d, h * w), tall), ((-1, 1, h, w), tall), ((-1, 1, h, w), wide)):
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        values = F.avg_pool2d(values.reshape(plane), kernel, 1, padding)
+    return values.view(n, c, d, h, w)
+
+
+@full_precision
+def roughness(field: Tensor) -> Tensor:
+    """Return the mean squared slope of a field of displacements (N, 3, D, H, W), over its three axes."""
+    field = at_least_float32(field)
+    slopes = [field.diff(dim=axis).square() for axis in (2, 3, 4) if field.shape[axis] > 1]
+    return torch.stack([one.mean() for one in slopes]).mean() if slopes else field.sum() * 0

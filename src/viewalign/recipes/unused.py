@@ -1,0 +1,102 @@
+"""Settings that change nothing: what a recipe's method, network or optimizer does not read.
+
+They are refused where someone gives them on a command line or in a call, told of where they stand in a file of one's
+own, and put back to their defaults, so that recipes that mean the same are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.methods import registry
+from viewalign.methods.requirements import OPTIONAL
+
+_OPTIMIZERS = {"momentum": "sgd", "betas": "adamw"}
+"""Settings of `optim` that one optimizer alone reads."""
+
+
+def unread(recipe: Recipe) -> dict[str, str]:
+    """Return the dotted names of settings that change nothing in a recipe, each with the reason."""
+    method, network, optimizer = recipe.method, recipe.network.name, recipe.optim.name
+    found = dict.fromkeys(OPTIONAL - registry.used_settings_of(method), f"method={method} does not read it")
+    if network.startswith("primus"):
+        found.setdefault("masking.block", f"network={network} hides whole tokens")
+    if network.startswith("resenc"):
+        found["network.drop_path"] = f"network={network} has no stochastic depth"
+    for name, reader in _OPTIMIZERS.items():
+        if optimizer != reader:
+            found[f"optim.{name}"] = f"optim.name={optimizer} does not read it; {reader} does"
+    return found
+
+
+def refuse_unread(recipe: Recipe, given: Iterable[str]) -> None:
+    """Refuse settings that someone gave though they change nothing.
+
+    Args:
+        recipe: what came out.
+        given: dotted names of the settings that were given.
+
+    Raises:
+        UserError: one of them is read by nothing here; says what reads it.
+    """
+    idle = unread(recipe)
+    for key in given:
+        if key in idle:
+            raise UserError(f"{_sentence(key, idle[key])} Leave it out.")
+
+
+def idle_sentences(recipe: Recipe, given: Iterable[str], source: str) -> Iterator[str]:
+    """Yield a sentence for each setting given in a file that changes nothing and is not at its default."""
+    idle, plain = unread(recipe), Recipe()
+    for key in given:
+        if key in idle and value_of(recipe, key) != value_of(plain, key):
+            yield f"{source}: {_sentence(key, idle[key])}"
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """Return a recipe whose unread settings are at their defaults."""
+    tree, plain, changed = recipe.model_dump(by_alias=True), Recipe(), False
+    for key in unread(recipe):
+        default = value_of(plain, key)
+        if value_of(recipe, key) != default:
+            group, changed = tree, True
+            *parents, last = key.split(".")
+            for parent in parents:
+                group = group[parent]
+            group[last] = default
+    return Recipe.model_validate(tree) if changed else recipe
+
+
+def read_alone(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain data without what changes nothing in it."""
+    idle = unread(recipe)
+    return _without(recipe.model_dump(mode="json", by_alias=True), idle, "")
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """Return a setting by its dotted name."""
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _without(tree: dict[str, Any], idle: Iterable[str], prefix: str) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        if key in idle:
+            continue
+        kept = _without(value, idle, f"{key}.") if isinstance(value, dict) else value
+        if kept != {} or value == {}:
+            out[name] = kept
+    return out
+
+
+def _sentence(key: str, reason: str) -> str:
+    readers = registry.methods_using(key) if reason.startswith("method=") else []
+    who = f"; {', '.join(readers)} {'do' if len(readers) > 1 else 'does'}" if readers else ""
+    return f"{key} changes nothing here: {reason}{who}."

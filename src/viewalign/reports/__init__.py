@@ -1,0 +1,1 @@
+"""From a folder to one self-contained HTML page."""

@@ -1,0 +1,75 @@
+"""A catalogue's page: what was found, looks strange or was set aside. One file that asks the network for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viewalign.data.summary import size_text
+from viewalign.reports.page import render_template, write_text
+
+_MOST_ROWS = 1000
+_MOST_DATASETS = 100
+_MOST_BARS = 12
+
+
+def page_path(catalogue: Path) -> Path:
+    """Return where the page of a catalogue lies: `cat.json` → `cat.html`."""
+    return catalogue.with_name(catalogue.name.removesuffix(".json") + ".html")
+
+
+def write_index_page(summary: dict[str, Any], catalogue: Path) -> Path:
+    """Write the page of an index beside its catalogue and return the path."""
+    return write_text(page_path(catalogue), render(summary, catalogue.name))
+
+
+def render(summary: dict[str, Any], title: str) -> str:
+    """Return the page of `summarise`'s figures as HTML; every name and reason in it is escaped."""
+    entries = summary["entries"]
+    return render_template(
+        "index_page.html",
+        filters={"size": size_text},
+        title=title,
+        summary=summary,
+        rows=entries[:_MOST_ROWS],
+        datasets=summary["datasets"][:_MOST_DATASETS],
+        suspects=summary["suspects"][:_MOST_ROWS],
+        excluded=summary["excluded"][:_MOST_ROWS],
+        times=lambda numbers: "×".join(f"{number:.4g}" for number in numbers),
+        charts=[
+            ("Modalities", _bars(summary["modalities"])),
+            ("Orientations (x, y, z grow towards)", _bars(summary["orientations"])),
+            ("Smallest edge of a voxel, mm", _histogram([min(entry["spacing"]) for entry in entries])),
+            ("Largest edge of a voxel, mm", _histogram([max(entry["spacing"]) for entry in entries])),
+            ("Fewest voxels along an axis", _histogram([min(entry["shape"]) for entry in entries])),
+            ("Voxels in all, millions", _histogram([float(np.prod(entry["shape"])) / 1e6 for entry in entries])),
+        ],
+    )
+
+
+def _bars(counts: dict[str, int]) -> list[tuple[str, int, float]]:
+    """Return (name, count, share of the largest) of the most frequent, the rest as one."""
+    named = list(counts.items())
+    shown = named[:_MOST_BARS]
+    if rest := sum(count for _, count in named[_MOST_BARS:]):
+        shown.append((f"{len(named) - _MOST_BARS} others", rest))
+    most = max((count for _, count in shown), default=1)
+    return [(name, count, count / most) for name, count in shown]
+
+
+def _histogram(values: list[float]) -> list[tuple[str, int, float]]:
+    """Return (range, count, share of the largest) of up to eight equal ranges."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    if high - low < 1e-3 * max(abs(high), 1e-9):
+        return [(f"{low:.3g}", len(values), 1.0)]
+    counts, edges = np.histogram(values, bins=min(8, max(2, len(set(values)))))
+    most = int(counts.max())
+    return [
+        (f"{edges[k]:.3g} – {edges[k + 1]:.3g}", int(count), int(count) / most)
+        for k, count in enumerate(counts)
+        if count
+    ]

@@ -1,0 +1,92 @@
+"""How every page is made and written: template and common style, with everything that is shown escaped."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from viewalign.errors import UserError
+from viewalign.utils.io import atomic_write
+
+
+def file_text(name: str) -> str:
+    """Return the text of a file beside this one."""
+    return resources.files("viewalign.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a page, whole or not at all, and return its path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as problem:
+        raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
+    return path
+
+
+def render_template(template: str, /, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """Fill a template of this folder; `style` is given to it."""
+    environment = Environment(
+        loader=FunctionLoader(file_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(style=Markup(file_text("page.css")), **values)
+
+
+_QUOTED_PATH = re.compile(r"(['\"])((?:[A-Za-z]:)?[\\/~][^'\"\n]*[\\/][^'\"\n]*)\1")
+_PATH = re.compile(r"(?<![\w.:/\\…-])(?:[A-Za-z]:\\|\\\\|~?/)(?:[^\s'\",;:<>|\\/]+[\\/]+)+[^\s'\",;:<>|\\/]*")
+
+
+def number(value: float) -> str:
+    """Write a number with three significant digits: `0.0312`, `105`, `7.6e-6`, `2,664,819`."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size < 1e-3:
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """Write a share of 1: `0.4 %`, `12 %`."""
+    if not math.isfinite(share):
+        return "not finite"
+    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Write a count with its noun: `1 volume`, `3 volumes`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def leaf(path: str) -> str:
+    """Return the last part of a path of any system."""
+    parts = [part for part in re.split(r"[\\/]", path) if part]
+    return parts[-1] if parts else path
+
+
+def without_paths(text: str) -> str:
+    """Shorten absolute paths in a text to their last part: a page is shown to others, a machine's folders are not."""
+    text = _QUOTED_PATH.sub(lambda found: f"{found[1]}…/{leaf(found[2])}{found[1]}", text)
+    return _PATH.sub(lambda found: f"…/{leaf(found[0])}", text)

@@ -1,0 +1,284 @@
+"""A run's page: everything of it in one HTML file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from viewalign import __version__
+from viewalign.errors import UserError
+from viewalign.reports import curves, pictures, verdicts
+from viewalign.reports import curves as panels
+from viewalign.reports.page import counted, file_text, leaf, number, percent, render_template, without_paths, write_text
+from viewalign.reports.run_data import RunRecord, read_run, setting
+from viewalign.reports.verdicts import probe_gain
+from viewalign.training.logs import duration
+
+_MOST_EVENTS = 20
+
+
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, finished or not.
+
+    Args:
+        run: the run's folder.
+        out: the page's file; None takes `report.html` in the run's folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: the folder holds no run, or the page cannot be written.
+    """
+    record = read_run(run)
+    path = run / "report.html" if out is None else out
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file for the page.")
+    return write_text(path, render(record))
+
+
+def render(run: RunRecord) -> str:
+    """Return the page of a run as HTML."""
+    found = verdicts.assess(run)
+    level, sentence = verdicts.overall(run, found)
+    drawn = pictures.panels(run.pictures)
+    return render_template(
+        "template.html",
+        script=Markup(file_text("hover.js")),
+        title=run.name,
+        run=run,
+        level=level,
+        sentence=sentence,
+        words={"good": "Good", "watch": "Watch", "bad": "Bad"},
+        state=_state(run),
+        about=_about(run),
+        figures=_figures(run),
+        note=without_paths(run.note),
+        findings=[(finding, panels.band_curve(finding)) for finding in found],
+        charts=curves.loss_charts(run),
+        events=_events(run),
+        panels=drawn,
+        hatchings=pictures.hatchings(drawn),
+        probe=probe_view(run),
+        settings=_settings(run.config),
+        versions=_versions(run),
+    )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page's head."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+def _state(run: RunRecord) -> str:
+    if run.finished:
+        return f"Finished: {run.steps:,} steps"
+    return f"Not finished: step {run.step:,} of {run.steps:,}" if run.steps else f"At step {run.step:,}"
+
+
+def _about(run: RunRecord) -> list[tuple[str, str]]:
+    """Return the head's table; what a recipe or log does not have is left out."""
+    facts, config = run.facts, run.config
+    size = setting(config, "views.size")
+    volumes = facts.get("volumes")
+    rows = [
+        ("Method", setting(config, "method")),
+        ("Network", setting(config, "network.name", setting(config, "network"))),
+        ("Parameters trained", _plain(facts.get("parameters"))),
+        ("Views", f"{' × '.join(str(n) for n in size)} voxels" if isinstance(size, list) else None),
+        ("Batch", f"{counted(batch, 'volume')}, two views each" if (batch := _batch(run)) else None),
+        ("Data", _data(run) if isinstance(volumes, int) else leaf(str(setting(config, "data", "") or ""))),
+        ("Precision", _precision(run)),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def _precision(run: RunRecord) -> str | None:
+    """Return the precision of the run, and why it was chosen where the log has that."""
+    chosen, reason = setting(run.config, "runtime.precision"), run.facts.get("precision", {}).get("reason")
+    return f"{chosen} ({reason})" if chosen and reason else chosen
+
+
+def _batch(run: RunRecord) -> int:
+    batch = run.config.get("batch")
+    return batch if isinstance(batch, int) else 0
+
+
+def _plain(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _data(run: RunRecord) -> str:
+    facts = run.facts
+    subjects = facts.get("subjects")
+    held = facts.get("validation_volumes")
+    whose = f" of {counted(subjects, 'subject')}" if isinstance(subjects, int) else ""
+    kept = f", {held:,} held out" if isinstance(held, int) and held else ", none held out"
+    return counted(facts["volumes"], "volume") + whose + kept
+
+
+def _figures(run: RunRecord) -> list[Figure]:
+    """Return loss and speed in a few figures."""
+    out = []
+    for kind, name in (("train", "Training loss"), ("validation", "Held-out loss")):
+        series = run.series(kind, "loss")
+        if len(series):
+            out.append(Figure(name, number(series.last), f"{number(series.values[0])} at step {series.steps[0]:,}"))
+    speed = run.series("train", "samples_per_second").finite()
+    if len(speed):
+        out.append(Figure("Speed", f"{number(_median(speed.values))} volumes/s", _duration(run)))
+    wait = run.series("train", "data_wait").finite()
+    if len(wait):
+        out.append(Figure("Waiting for data", percent(_median(wait.values)), "of the time, median"))
+    return out
+
+
+def _median(values: tuple[float, ...]) -> float:
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _duration(run: RunRecord) -> str:
+    """Estimate the time of training from each row's speed; validation and saving are inside it."""
+    speed, batch = run.series("train", "samples_per_second"), _batch(run)
+    before, seconds = 0, 0.0
+    for step, rate in zip(speed.steps, speed.values, strict=True):
+        seconds += (step - before) * batch / rate if rate > 0 else 0.0
+        before = step
+    return f"about {duration(seconds)} for {before:,} steps" if seconds else "median"
+
+
+def _events(run: RunRecord) -> list[tuple[str, str]]:
+    """Return (step, what happened), the first of them where there are many."""
+    told = []
+    for row in run.of("event"):
+        event = str(row.get("event", "event"))
+        if event == "skipped":
+            text = f"Step skipped: gradient norm {row.get('gradient_norm')}, volumes {row.get('volumes')} of the store."
+        elif event == "unreadable":
+            text = f"Volume {row.get('volume')} of the store cannot be read: {row.get('reason')}"
+        elif event == "checkpoint_failed":
+            text = f"Checkpoint not written: {row.get('reason')}"
+        else:
+            rest = {key: value for key, value in row.items() if key not in {"kind", "step", "event"}}
+            text = f"{event}: {rest}" if rest else event
+        told.append((str(row.get("step", "")), without_paths(text)))
+    more = len(told) - _MOST_EVENTS
+    return told[:_MOST_EVENTS] + ([("…", f"and {more:,} more in log.jsonl")] if more > 0 else [])
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """Write the recipe as YAML; of every path only its last part, for a page is shown to others."""
+    shown = {**config, **{key: leaf(str(config[key])) for key in ("data", "out") if config.get(key)}}
+    return without_paths(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+
+
+def _versions(run: RunRecord) -> str:
+    """Return the versions of the run where its log tells them, else those that made the page."""
+    told = run.facts.get("versions")
+    if isinstance(told, dict):
+        return "The run was made with " + ", ".join(f"{name} {version}" for name, version in told.items()) + "."
+    try:
+        torch = f"torch {metadata.version('torch')}, "
+    except metadata.PackageNotFoundError:
+        torch = ""
+    return f"This page was made with viewalign {__version__}, {torch}Python {platform.python_version()}."
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its name, value, and the positions of bar and interval in percent of the scale."""
+
+    name: str
+    text: str
+    share: float
+    interval: tuple[float, float] | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class ProbeView:
+    """What the page shows of a probe."""
+
+    task: str
+    metric: str
+    sentence: str
+    bars: list[Bar]
+    ends: tuple[str, str]
+    has_intervals: bool
+    note: str
+
+
+def probe_view(run: RunRecord) -> ProbeView | None:
+    """Lay out a run's probe; None without one."""
+    if not run.probe:
+        return None
+    result = run.probe
+    baselines = result.get("baselines")
+    named = {str(k): float(v) for k, v in baselines.items()} if isinstance(baselines, dict) else {}
+    values = {"pretrained": float(result["pretrained"]), "untrained": float(result["untrained"]), **named}
+    intervals = {name: _interval(result, name) for name in values}
+    reach = [*values.values(), *(end for pair in intervals.values() if pair for end in pair)]
+    low, high = min(0.0, *reach), max(1.0, *reach)
+    bars = [
+        Bar(
+            {"pretrained": "Pretrained", "untrained": "Same network, untrained"}.get(name, name.capitalize()),
+            f"{value:.3f}",
+            _share(value, low, high),
+            None if (pair := intervals[name]) is None else (_share(pair[0], low, high), _share(pair[1], low, high)),
+            "own" if name == "pretrained" else "other",
+        )
+        for name, value in values.items()
+    ]
+    return ProbeView(
+        task=str(result.get("task", "")),
+        metric=str(result.get("metric", "score")),
+        sentence=_sentence(run, values),
+        bars=bars,
+        ends=(f"{low:.3g}", f"{high:.3g}"),
+        has_intervals=any(bar.interval for bar in bars),
+        note=without_paths(str(result.get("note", ""))),
+    )
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return round(100 * (value - low) / (high - low), 2)
+
+
+def _interval(result: dict[str, Any], name: str) -> tuple[float, float] | None:
+    intervals = result.get("interval")
+    pair = intervals.get(name) if isinstance(intervals, dict) else None
+    return (float(pair[0]), float(pair[1])) if isinstance(pair, list) and len(pair) == 2 else None
+
+
+def _sentence(run: RunRecord, values: dict[str, float]) -> str:
+    """Say what came out, and how sure that is."""
+    gain, ends = probe_gain(run), run.probe.get("gain")
+    train, test = run.probe.get("cases_train"), run.probe.get("cases_test")
+    fitted = (
+        f"A linear classifier was fitted to frozen features of {counted(train, 'labelled volume')} "
+        f"and judged on {counted(test, 'other')}. "
+        if isinstance(train, int) and isinstance(test, int)
+        else ""
+    )
+    text = (
+        f"{fitted}Pretrained features reach {values['pretrained']:.3f}, those of the same network untrained "
+        f"{values['untrained']:.3f}: a difference of {gain[0]:+.3f}"
+    )
+    pair = ends.get("interval") if isinstance(ends, dict) else None
+    if not (isinstance(pair, list) and len(pair) == 2):
+        return f"{text}; with so few cases there is no interval for it." if train else f"{text}."
+    sure = "so chance alone hardly explains it" if pair[0] > 0 else "so chance may explain it"
+    if pair[1] < 0:
+        sure = "so pretraining made these features worse"
+    return f"{text} (95 % interval over cases {pair[0]:+.3f} to {pair[1]:+.3f}), {sure}."

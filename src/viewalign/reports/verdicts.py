@@ -1,0 +1,309 @@
+"""Is the run healthy? Every figure of the log judged in plain words, and one sentence for all of them.
+
+The limits of features come from `training.health`; those of the machinery (time waiting for data, steps skipped,
+volumes lost) stand here. A verdict never rests on a colour: its level is written out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from viewalign.methods.health import MEASURES, Level, Measure
+from viewalign.reports.page import counted, number, percent
+from viewalign.reports.run_data import Row, RunRecord, Series, setting
+
+WAIT = Measure(
+    "data_wait",
+    "Time waiting for data",
+    0.10,
+    0.30,
+    "Share of the training time in which the network stood idle because no batch was ready (latest log row).",
+    "Raise runtime.workers, or put the store on a fast local disk.",
+)
+SKIPPED_WATCH = 0.01
+_SCALE_SEARCH, _SCALE_GROWTH = 16, 2000
+"""torch's gradient scaler starts at 2^16, is halved by a step that overflows, and doubled after 2,000 that do not."""
+"""Up to this share of steps, skipped ones are worth watching; beyond it they are a fault."""
+RISE = 1.05
+"""A held-out loss this many times its lowest value has risen."""
+EARLY_STEPS, EARLY_SHARE = 100, 0.05
+"""Before the later of these two, what is learnt slowly is too early to judge."""
+
+_KINDS = {"feature_std": "health", "effective_rank": "health", "alignment_error": "data"}
+_LEARNT_SLOWLY = {"cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"}
+_RANK: dict[Level, int] = {"good": 0, "watch": 1, "bad": 2}
+
+_SAYINGS: dict[str, dict[Level, str]] = {
+    "feature_std": {
+        "good": "Features differ from place to place, as they should.",
+        "watch": "Features of different places are becoming alike.",
+        "bad": "Features are nearly the same everywhere: the representation has collapsed.",
+    },
+    "effective_rank": {
+        "good": "Features use many directions.",
+        "watch": "Features use few directions; a partial collapse may have begun.",
+        "bad": "Features use hardly any directions: the representation has collapsed.",
+    },
+    "cosine": {
+        "good": "At the same place of the volume the two views agree.",
+        "watch": "The two views agree only weakly at the same place.",
+        "bad": "The two views do not agree at the same place.",
+    },
+    "contrast_accuracy": {
+        "good": "Images of different subjects are told apart.",
+        "watch": "Images of different subjects are told apart only now and then.",
+        "bad": "Images of different subjects are hardly told apart.",
+    },
+    "rotation_accuracy": {
+        "good": "Turns of a view are told.",
+        "watch": "Turns of a view are told only now and then.",
+        "bad": "Turns of a view are guessed.",
+    },
+    "fusion_accuracy": {
+        "good": "It is told how volumes were fused.",
+        "watch": "It is told only roughly how volumes were fused.",
+        "bad": "It is hardly told how volumes were fused.",
+    },
+    "overlap_error": {
+        "good": "Views are as alike as they overlap.",
+        "watch": "Views are only roughly as alike as they overlap.",
+        "bad": "How alike views are says little of how they overlap.",
+    },
+    "alignment_error": {
+        "good": "The two views are compared at exactly the same places.",
+        "watch": "The places that are compared differ a little.",
+        "bad": "The places that are compared are not the same.",
+    },
+    "data_wait": {
+        "good": "Data arrive in time.",
+        "watch": "Some time is lost to waiting for data.",
+        "bad": "Much of the time is lost to waiting for data.",
+    },
+}
+
+
+NOTHING = Series()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the health panel.
+
+    Attributes:
+        title: what is judged.
+        value: the latest value, as text.
+        level: how it is.
+        verdict: the same in a sentence.
+        means: what the figure is.
+        remedy: what to try; empty where all is well.
+        measure: the limits, where there are any to draw.
+        series: the values over the steps, where there are any to draw.
+    """
+
+    title: str
+    value: str
+    level: Level
+    verdict: str
+    means: str
+    remedy: str = ""
+    measure: Measure | None = None
+    series: Series = NOTHING
+
+
+def assess(run: RunRecord) -> list[Finding]:
+    """Judge all that the run has, features first; what it does not have is left out."""
+    found = [_measure(run, measure) for measure in MEASURES]
+    found += [
+        _held_out(run),
+        _waiting(run),
+        _skipped(run),
+        _unreadable(run),
+        _unsaved(run),
+        _small(run),
+        _probe(run),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def overall(run: RunRecord, findings: list[Finding]) -> tuple[Level | None, str]:
+    """Return the worst level and one sentence; the level is None where there is nothing to judge."""
+    if not any(finding.measure for finding in findings):
+        return None, "Nothing to judge yet: the log holds no figures of health."
+    worst = max((finding.level for finding in findings), key=_RANK.__getitem__)
+    names = _listed([finding.title for finding in findings if finding.level == worst])
+    so_far = "" if run.finished else " so far"
+    if worst == "good":
+        return worst, f"Healthy{so_far}: every figure is in its good range."
+    if worst == "watch":
+        return worst, f"Worth watching{so_far}: {names}. Nothing is at fault."
+    return worst, f"Not healthy{so_far}: {names}. See below for what to try."
+
+
+def _listed(names: list[str]) -> str:
+    names = [name[:1].lower() + name[1:] if name[1:2].islower() else name for name in names]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _measure(run: RunRecord, measure: Measure) -> Finding | None:
+    series = run.series(_KINDS.get(measure.name, "train"), measure.name)
+    if not len(series):
+        return None
+    level = measure.level(series.last)
+    sentence = _SAYINGS.get(measure.name, {}).get(level, "")
+    remedy = "" if level == "good" else measure.remedy
+    early = run.step < max(EARLY_STEPS, EARLY_SHARE * run.steps)
+    if not math.isfinite(series.last):
+        sentence = "The figure is not finite: something in the features overflowed."
+    elif measure.name in _LEARNT_SLOWLY and early and level != "good":
+        level, sentence = "watch", f"Low, but at step {run.step:,} it is too early to judge."
+        remedy = "Look again after more steps."
+    verdict = f"{sentence} {_against(measure, series.last)}".strip()
+    return Finding(measure.title, number(series.last), level, verdict, measure.means, remedy, measure, series)
+
+
+def _against(measure: Measure, value: float) -> str:
+    """Say where a value lies between the limits."""
+    if not math.isfinite(value):
+        return ""
+    rising = measure.good >= measure.bad
+    good, bad = number(measure.good), number(measure.bad)
+    return f"Good is {'at least' if rising else 'at most'} {good}; {'below' if rising else 'above'} {bad} is bad."
+
+
+def _waiting(run: RunRecord) -> Finding | None:
+    series = run.series("train", WAIT.name)
+    if not len(series):
+        return None
+    level = WAIT.level(series.last)
+    verdict = f"{_SAYINGS['data_wait'][level]} Good is at most 10 %; above 30 % is bad."
+    return Finding(
+        WAIT.title,
+        percent(series.last),
+        level,
+        verdict,
+        WAIT.means,
+        "" if level == "good" else WAIT.remedy,
+        WAIT,
+        series,
+    )
+
+
+def _held_out(run: RunRecord) -> Finding | None:
+    series = run.series("validation", "loss")
+    finite = series.finite()
+    if len(series) < 2 or not len(finite):
+        return None
+    best = min(finite.values)
+    at = finite.steps[finite.values.index(best)]
+    risen = not series.last <= best + (RISE - 1) * abs(best)
+    verdict = (
+        f"It was lowest, {number(best)}, at step {at:,} and is higher now."
+        if risen
+        else f"It is at or near its lowest, {number(best)} at step {at:,}."
+    )
+    return Finding(
+        "Loss on held-out subjects",
+        number(series.last),
+        "watch" if risen else "good",
+        verdict,
+        "The whole loss on subjects that are never trained on, always with the same views and masks.",
+        "The best checkpoint is kept; more images, fewer steps or stronger masking help against fitting by heart."
+        if risen
+        else "",
+    )
+
+
+def _skipped(run: RunRecord) -> Finding | None:
+    if not run.step:
+        return None
+    count = len(run.events("skipped"))
+    share = count / run.step
+    fp16 = setting(run.config, "runtime.precision") == "fp16"
+    expected = _SCALE_SEARCH + run.step // _SCALE_GROWTH if fp16 else 0
+    level: Level = "good" if count <= expected else "watch" if share <= SKIPPED_WATCH else "bad"
+    return Finding(
+        "Steps skipped",
+        number(count),
+        level,
+        f"{counted(count, 'step')} of {run.step:,} ({percent(share)})." if count else "No step had to be skipped.",
+        "Steps whose loss or gradient was not finite; they change no weight."
+        + (f" With fp16, up to {expected} are those by which the gradient scaler finds its scale." if fp16 else ""),
+        "Look at the volumes named below, lower optim.lr, or set runtime.precision=fp32." if count > expected else "",
+    )
+
+
+def _unreadable(run: RunRecord) -> Finding | None:
+    if not run.rows:
+        return None
+    lost = {str(row.get("volume")) for row in run.events("unreadable")}
+    total = int(run.facts.get("train_volumes", 0))
+    few = len(lost) <= float(setting(run.config, "runtime.lost_share", 0.05)) * total
+    level: Level = "good" if not lost else "watch" if few else "bad"
+    of = f" of {total:,}" if total else ""
+    return Finding(
+        "Volumes that cannot be read",
+        number(len(lost)),
+        level,
+        f"{counted(len(lost), 'volume')}{of} set aside; others took their place." if lost else "All could be read.",
+        "Volumes of the store that failed while training; the run goes on with the others.",
+        "Look at the reasons below, and prepare the store again." if lost else "",
+    )
+
+
+def _unsaved(run: RunRecord) -> Finding | None:
+    failures: list[Row] = run.events("checkpoint_failed")
+    if not failures:
+        return None
+    last = int(failures[-1].get("step", 0))
+    mended = any(step > last for step in run.saved)
+    return Finding(
+        "Checkpoints that could not be written",
+        number(len(failures)),
+        "watch" if mended else "bad",
+        f"The last failure was at step {last:,}; " + ("a later one was written." if mended else "none came after."),
+        "Without a new checkpoint, a run that stops goes on from an older one.",
+        "Free some space on the run's disk.",
+    )
+
+
+def _small(run: RunRecord) -> Finding | None:
+    count, total = run.facts.get("smaller_than_view"), run.facts.get("volumes")
+    if not isinstance(count, int) or not isinstance(total, int) or total < 1:
+        return None
+    many = count > total / 2
+    size = setting(run.config, "views.size", [])
+    shown = " × ".join(str(n) for n in size) if isinstance(size, list) else str(size)
+    return Finding(
+        "Volumes smaller than a view",
+        f"{count:,} of {total:,}",
+        "watch" if many else "good",
+        (f"{percent(count / total)} of the volumes are" if count else "No volume is")
+        + f" smaller than a view of {shown} voxels along some axis.",
+        "Such volumes are padded. Padding counts in no loss and in no figure of this page; the network does see it.",
+        "More than half of the volumes are padded: a smaller views.size wastes less." if many else "",
+    )
+
+
+def _probe(run: RunRecord) -> Finding | None:
+    if not run.probe:
+        return None
+    gain, low = probe_gain(run)
+    better = gain > 0 and (low is None or low > 0)
+    words = "beat" if low is not None else "are ahead of"
+    return Finding(
+        "Frozen-feature probe",
+        f"{gain:+.3f}",
+        "good" if better else "watch",
+        f"The pretrained features {words if better else 'do not clearly beat'} those of the same network untrained.",
+        "Pretrained minus untrained, by the probe's own measure; the section below tells the rest.",
+        "" if better else "Train longer, on more images, or on images more like those of the task.",
+    )
+
+
+def probe_gain(run: RunRecord) -> tuple[float, float | None]:
+    """Return pretrained minus untrained, and the lower end of its interval where the probe has one."""
+    gain = run.probe.get("gain")
+    interval = gain.get("interval") if isinstance(gain, dict) else None
+    low = float(interval[0]) if isinstance(interval, list) and interval else None
+    return float(run.probe["pretrained"]) - float(run.probe["untrained"]), low

@@ -1,0 +1,1 @@
+"""Arms × seeds × evaluations, in one table."""

@@ -1,0 +1,190 @@
+"""From a study's name or file and `key=value` overrides to a checked `Study`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from viewalign.config import Settings
+from viewalign.errors import UserError
+from viewalign.recipes import loading as recipes
+from viewalign.recipes.loading import merged, settings_in
+from viewalign.studies import settings as models
+from viewalign.studies.settings import Study
+from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override, set_nested
+
+_MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
+_KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def names() -> list[str]:
+    """Return the names of the studies that come with the package, sorted; `_name` is a part that others share."""
+    files = [one.name for one in _folder().iterdir() if one.name.endswith(".yaml")]
+    return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
+
+
+def headline(name: str) -> str:
+    """Return a shipped study's first line, which says in a comment what it is."""
+    text: str = _folder().joinpath(f"{name}.yaml").read_text()
+    return text.splitlines()[0].removeprefix("#").strip()
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
+    """Read a study, lay overrides over it and check everything that can be known without its data.
+
+    Relative paths in a file are relative to `data.root`, and that to the file's folder.
+
+    Raises:
+        UserError: unknown study or key (the nearest right one is named), or a value that does not fit.
+    """
+    tree = _read(name_or_path)
+    for override in overrides:
+        set_nested(tree, *read_override(override, "steps=300"))
+    return check(tree, name_or_path)
+
+
+def check(tree: Mapping[str, Any], source: str) -> Study:
+    """Turn plain values into a `Study`; arms and judges that are null are left out."""
+    tree = dict(tree)
+    for group in ("arms", "judges"):
+        if isinstance(tree.get(group), dict):
+            tree[group] = {name: one for name, one in tree[group].items() if one is not None}
+    try:
+        study = Study.model_validate(tree)
+    except ValidationError as problem:
+        raise UserError(f"{source}: " + format_validation_error(problem, _suggest, tags=_KINDS)) from None
+    for word in (study.name, *study.arms, *study.judges):
+        if not _NAME.fullmatch(word):
+            raise UserError(f"{source}: '{word}' names a folder; use letters, digits, -, _, + and dots.")
+    _check_names(study, source)
+    return study
+
+
+def flatten(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield nested settings as `key.key=value` overrides."""
+    for key, value in iter_nested(tree, lambda group: group.rsplit(".", 1)[-1] == "weights"):
+        yield f"{key}={json.dumps(value)}"
+
+
+def _check_names(study: Study, source: str) -> None:
+    if study.against not in study.arms:
+        raise UserError(
+            f"{source}: reference: there is no arm '{study.reference}'{closest(study.against, study.arms)}."
+        )
+    if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
+        raise UserError(f"{source}: seeds must be different numbers, at least one.")
+    for name, arm in study.arms.items():
+        chain, start = [name], arm.start
+        while start is not None:
+            if start not in study.arms:
+                raise UserError(f"{source}: arms.{name}.start: there is no arm '{start}'{closest(start, study.arms)}.")
+            if start in chain:
+                raise UserError(f"{source}: the arms {', '.join(chain)} start from each other in a circle.")
+            chain.append(start)
+            start = study.arms[start].start
+    wanting = [name for name, one in study.judges.items() if one.kind in ("voxel_probe", "retrieval", "segmentation")]
+    if wanting and study.data.labelled is None:
+        raise UserError(f"{source}: judges.{wanting[0]} needs labelled images: name them in data.labelled.")
+
+
+def _folder() -> Any:
+    return resources.files("viewalign.recipes").joinpath("studies")
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    shipped = (
+        bool(_NAME.fullmatch(name_or_path.removeprefix("_"))) and _folder().joinpath(f"{name_or_path}.yaml").is_file()
+    )
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif shipped:
+        text = _folder().joinpath(f"{name_or_path}.yaml").read_text()
+    else:
+        raise UserError(
+            f"There is no study '{name_or_path}'{closest(name_or_path, names())}. "
+            f"Studies are {', '.join(names())}, or the path of a YAML file."
+        )
+    tree = settings_in(text, name_or_path)
+    base = tree.pop("base", None)
+    tree = merged(_read(str(base)), tree) if base else tree
+    data = tree.get("data")
+    if not shipped and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
+        tree["data"] = {**data, "root": str(path.parent.absolute() / str(data.get("root") or ""))}
+    return tree
+
+
+def _suggest(key: str) -> str:
+    return closest(key, sorted({field for model in _MODELS for field in model.model_fields}))
+
+
+UNTRAINED = "untrained"
+
+
+def methods_for(network: str) -> list[str]:
+    """Return the methods that have a recipe for a network, such as `resenc-xs`, sorted."""
+    ending = f"-{network}"
+    plain = [name.removesuffix(ending) for name in recipes.names() if name.endswith(ending)]
+    return sorted(name for name in plain if "-" not in name)
+
+
+def tuning_judges(network: str, shots: Sequence[int], changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return judges `tuned-N` that fine-tune on N cases by nnU-Net, briefly and alike for all arms.
+
+    Args:
+        network: the second half of recipe names.
+        shots: a judge for each.
+        changes: `key=value` of a fine-tuning, laid over 20 epochs of 25 steps of AdamW without mirroring.
+    """
+    rate = 3e-4 if network.startswith("primus") else 1e-3
+    settings: dict[str, Any] = {"epochs": 20, "iterations": 25, "validation_iterations": 1, "optimizer": "adamw"}
+    settings |= {"lr": rate, "mirror": False, "mirror_validation": False}
+    tree = {"settings": settings}
+    for change in changes:
+        set_nested(tree, *read_override(f"settings.{change}"))
+    return {f"tuned-{count}": {"kind": "segmentation", "shots": count, "settings": tree["settings"]} for count in shots}
+
+
+def comparison(
+    network: str, data: Mapping[str, Any], methods: Sequence[str] = (), common: Sequence[str] = (), **settings: Any
+) -> Study:
+    """Build the study; every method's own recipe rules over all that `settings` leave open.
+
+    Args:
+        network: the second half of recipe names, such as `resenc-xs`.
+        data: as `data` in a study file.
+        methods: the first halves; none for all that have a recipe for the network.
+        common: `key=value` of a recipe, for all of them.
+        **settings: further keys of a study file: steps, seeds, threads …
+
+    Raises:
+        UserError: no such network or method, or settings that do not fit.
+    """
+    known = methods_for(network)
+    if not known:
+        ends = sorted(n.removeprefix("mae-") for n in recipes.names() if n.startswith("mae-") and n.count("-") == 2)
+        raise UserError(f"No method has a recipe for the network '{network}'. Networks are {', '.join(ends)}.")
+    for name in methods:
+        if name not in known:
+            raise UserError(f"There is no recipe {name}-{network}. Methods for {network} are {', '.join(known)}.")
+    chosen = list(methods) or known
+    arms: dict[str, Any] = {UNTRAINED: {"recipe": f"{chosen[0]}-{network}", "untrained": True}}
+    arms |= {name: {"recipe": f"{name}-{network}"} for name in chosen}
+    tree: dict[str, Any] = {
+        "name": f"methods-{network}",
+        "data": dict(data),
+        "arms": arms,
+        "judges": {"voxels": {"kind": "voxel_probe"}, "places": {"kind": "retrieval"}},
+        "reference": "mae" if "mae" in chosen else chosen[0],
+        **settings,
+    }
+    for setting in common:
+        set_nested(tree, *read_override(f"common.{setting}"))
+    return check(tree, "compare-methods")

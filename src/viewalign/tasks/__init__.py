@@ -1,0 +1,1 @@
+"""Labelled cases: definition, table, folds, prepared tensors."""

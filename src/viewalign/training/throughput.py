@@ -1,0 +1,160 @@
+"""How fast machines are: this one measured in seconds, named GPUs from what is published."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.methods.registry import build_method, requirements_of
+from viewalign.training.optimizers import build_optimizer
+from viewalign.utils.precision import Precision, autocast, choose_device
+from viewalign.views.batch import ArraySource, build_views
+from viewalign.views.intensity import IntensityConfig
+from viewalign.views.samples import Sample, SampleReader
+from viewalign.views.sampling import ViewSamplingConfig
+
+ANCHOR = (
+    "nnU-Net's ResEnc-L on an A100 (35 h for 250,000 iterations of 2 crops, documentation/resenc_presets.md) taken as "
+    "160³ crops; other cards by the smaller ratio of bf16 arithmetic and memory bandwidth in NVIDIA's data sheets. "
+    "No GPU has been measured: expect a factor of two either way"
+)
+_ANCHOR_FLOPS = 33e12
+"""2 crops × 3 × 2,802 GFLOP (encoder and decoder at 160³) in 0.504 s."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, by its data sheet.
+
+    Attributes:
+        name: what it is called.
+        arithmetic: dense TFLOP/s in 16 bits.
+        bandwidth: of its memory, GB/s.
+        memory: GB.
+        half: its precision of 16 bits: bf16, or fp16 before Ampere.
+    """
+
+    name: str
+    arithmetic: float
+    bandwidth: float
+    memory: float
+    half: Precision = "bf16"
+
+    @property
+    def flops(self) -> float:
+        """Operations a second that 3D networks reach on it, scaled from the anchor."""
+        anchor = CARDS["a100"]
+        return _ANCHOR_FLOPS * min(self.arithmetic / anchor.arithmetic, self.bandwidth / anchor.bandwidth)
+
+
+CARDS = {
+    "v100": Card("V100 32 GB", 125, 900, 32, "fp16"),
+    "t4": Card("T4 16 GB", 65, 320, 16, "fp16"),
+    "a100": Card("A100 40 GB", 312, 1555, 40),
+    "a100-80": Card("A100 80 GB", 312, 2039, 80),
+    "a40": Card("A40 48 GB", 150, 696, 48),
+    "a6000": Card("RTX A6000 48 GB", 155, 768, 48),
+    "l40s": Card("L40S 48 GB", 362, 864, 48),
+    "rtx3090": Card("RTX 3090 24 GB", 71, 936, 24),
+    "rtx4090": Card("RTX 4090 24 GB", 165, 1008, 24),
+    "h100": Card("H100 SXM 80 GB", 989, 3350, 80),
+    "h200": Card("H200 141 GB", 989, 4800, 141),
+}
+
+
+MEASURED: dict[tuple[str, str], tuple[float, str]] = {}
+"""Operations a second that whole steps reached, and where that is written: by name of card and network.
+
+Empty: no GPU has been measured yet. `benchmarks/gpu` gives the figures; one that stands here replaces the anchor.
+"""
+
+
+def rate_of(gpu: Card, network: str) -> tuple[float, str]:
+    """Return the operations a second expected of a GPU with a network, and how they are known."""
+    return MEASURED.get((gpu.name, network), (gpu.flops, ANCHOR))
+
+
+def card(name: str) -> Card:
+    """Return a GPU by name.
+
+    Raises:
+        UserError: it is not in the table.
+    """
+    key = name.lower().replace(" ", "")
+    if key not in CARDS:
+        raise UserError(f"--gpu {name}: no rate is known; there are {', '.join(CARDS)}.")
+    return CARDS[key]
+
+
+def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> float:
+    """Return the seconds of a whole step of a recipe on this machine: views, networks, loss and update; after a first.
+
+    The volume is made up, so reading is left out; workers do that meanwhile.
+    """
+    device = torch.device(choose_device())
+    method = build_method(recipe).to(device)
+    settings = recipe.optim
+    optimizer = build_optimizer(
+        method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
+    )
+    size, samples = recipe.views.size, artificial_samples(recipe, recipe.batch)
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        batch = build_views(samples, size, IntensityConfig(**recipe.views.photometric.model_dump()), device)
+        with autocast(device.type, precision):
+            loss = method.step(batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_update(1)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
+    """Return what workers read for a recipe, of volumes of noise 1.4 times as large as a view."""
+    size, every = recipe.views.size, np.arange(volumes)
+    shape = (recipe.network.channels, *(round(1.4 * n) for n in size))
+    noise = np.random.default_rng(0).normal(size=shape)
+    reader = SampleReader(
+        _Many(noise, volumes), every, every, ViewSamplingConfig(size), volumes, 0, draw=requirements_of(recipe).draw
+    )
+    return [reader[k] for k in range(volumes)]
+
+
+class _Many(ArraySource):
+    """One array in the place of several volumes."""
+
+    def __init__(self, array: NDArray[np.float64], count: int) -> None:
+        super().__init__(array)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def measured_flops(precision: Precision, seconds: float = 4.0) -> float:
+    """Return the operations a second of this machine: 3D convolutions forward and backward, the best of a few."""
+    device = torch.device(choose_device())
+    layer = torch.nn.Conv3d(32, 32, 3, padding=1).to(device)
+    image = torch.zeros(1, 32, 48, 48, 48, device=device)
+    operations = 3 * 2 * 27 * 32 * 32 * 48**3
+    best, end = 0.0, time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < end:
+        begin = time.perf_counter()
+        with autocast(device.type, precision):
+            out = layer(image.requires_grad_())
+        out.float().sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, operations / (time.perf_counter() - begin))
+    return best

@@ -1,1 +1,0 @@
-"""From a pretrained encoder to what people need it for."""

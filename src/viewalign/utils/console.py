@@ -1,0 +1,135 @@
+"""How commands tell of cases that could not be used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SHOWN = 20
+EXIT_CODE = 3
+"""Some cases were set aside, the rest went through."""
+
+
+def tell_refused(excluded: Sequence[tuple[str, str]]) -> None:
+    """List the cases that could not be used, and end with exit code 3 if there are any."""
+    if not excluded:
+        return
+    typer.echo(f"{len(excluded)} cases could not be used:", err=True)
+    for name, reason in excluded[:_SHOWN]:
+        typer.echo(f"  {name}: {reason}", err=True)
+    if len(excluded) > _SHOWN:
+        typer.echo(f"  and {len(excluded) - _SHOWN} more", err=True)
+    raise typer.Exit(EXIT_CODE)
+
+
+REFUSED_SHOWN = 10
+
+
+def show_refused(console: Console, excluded: list[tuple[str, str]]) -> None:
+    """Print the first few files that were set aside."""
+    for file, reason in excluded[:REFUSED_SHOWN]:
+        console.print(f"  set aside: {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if len(excluded) > REFUSED_SHOWN:
+        console.print(f"  … and {len(excluded) - REFUSED_SHOWN} more", style="yellow", highlight=False)
+
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows how far the work is.
+
+    Args:
+        what: the work, e.g. `Preparing`.
+        note: called for a few words to show behind the bar.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with _bar(what, note, console) if console.is_terminal else _lines(what, note, console) as report:
+        yield report
+
+
+@contextmanager
+def _bar(what: str, note: Callable[[], str] | None, console: object) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    assert isinstance(console, Console)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None, note="")
+        yield lambda done, total: progress.update(task, completed=done, total=total, note=note() if note else "")
+
+
+@contextmanager
+def _lines(what: str, note: Callable[[], str] | None, console: object) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+
+    assert isinstance(console, Console)
+    last = time.monotonic()
+    first: tuple[float, int] | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        # The first comes late, for it waits for what starts up, or it counts what an earlier call has done.
+        first = first or (now, done)
+        if now - last < SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        seconds, since = now - first[0], done - first[1]
+        left = f"{duration(seconds / since * (total - done))} left" if since > 0 else ""
+        words = ", ".join(part for part in (f"{what}: {done} of {total}", left, note() if note else "") if part)
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    yield report
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: `8 s`, `3 min`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Teller:
+    """Says what is done."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        seconds = round(time.monotonic() - self._began)
+        typer.echo(f"[{seconds // 60}:{seconds % 60:02d}] {text}")
+
+    def bar(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Show a long piece of work."""
+
+        return progress_bar(what)

@@ -1,0 +1,89 @@
+"""What is reported when memory runs out: one sentence with what was tried, what there is, and what would need less."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from viewalign.errors import UserError
+
+_SIGNS = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"|not enough memory: you tried to allocate|can't allocate memory: you tried to allocate"
+)
+"""What torch reports where memory runs out, on a GPU and on a CPU; a process of nnU-Net's has it in its traceback."""
+
+_GPU = re.compile("CUDA|CUBLAS|CUDNN")
+_TRIED = re.compile(r"ried to allocate ([\d.]+ (?:bytes|[KMGT]i?B))")
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Return whether an exception stands for memory that ran out, on a GPU or on the CPU."""
+    return (
+        isinstance(problem, MemoryError)
+        or type(problem).__name__ == "OutOfMemoryError"
+        or (isinstance(problem, Exception) and _SIGNS.search(str(problem)) is not None)
+    )
+
+
+def gigabytes(count: float) -> str:
+    """Write a number of bytes in GB (10⁹), below 0.1 GB in MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def stated(problem: BaseException) -> str:
+    """Return in words what could not be allocated and what the device has."""
+    tried = _TRIED.search(str(problem))
+    size = f"{tried[1]} could not be allocated" if tried else "memory could not be allocated"
+    return f"{size}; {_device_memory(problem)}"
+
+
+def _device_memory(problem: BaseException) -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and _GPU.search(str(problem)) and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()} has {gigabytes(total)}, of which {gigabytes(free)} are free"
+    return f"this process may use {gigabytes(memory_bytes())}"
+
+
+@contextmanager
+def reported_out_of_memory(work: str, remedy: str) -> Iterator[None]:
+    """Turn memory that ran out into a sentence; also as a decorator.
+
+    Args:
+        work: what was under way, as "embedding a case".
+        remedy: the settings that need less, as a sentence.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        traceback.clear_frames(problem.__traceback__)  # they hold the tensors of what failed
+        raise UserError(f"Out of memory while {work}: {stated(problem)}. {remedy}") from None
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or its control group's where that is less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    return min([whole, *_group_limits()])
+
+
+def _group_limits() -> list[int]:
+    found = []
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            found.append(int(text))
+    return found

@@ -1,0 +1,138 @@
+"""What a user gives for settings: `key=value` read, and sentences for what does not fit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from viewalign.errors import UserError
+
+_SCALARS = {"int", "float", "str", "bool", "none"}
+_LONGEST = 80
+"""Characters of a wrong value that are repeated to the user."""
+
+
+def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]:
+    """Read `key=value`; the value is YAML, and `1e-3` a number, which YAML 1.1 takes for a word.
+
+    Raises:
+        UserError: no `=` in it, or a value that is no YAML.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"'{text}' is not an override; write key=value, such as {example}.")
+    try:
+        return key, _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise UserError(f"The value of '{text}' cannot be read; quote it, such as key='[32,32,32]'.") from None
+
+
+def set_nested(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested plain values; what is no group on its way becomes one."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[last] = value
+
+
+def iter_nested(
+    tree: Mapping[str, Any], is_value: Callable[[str], bool] = lambda _: False, before: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield settings in groups as dotted key and value; `is_value(key)` keeps a group together."""
+    for name, value in tree.items():
+        key = before + name
+        if isinstance(value, Mapping) and not is_value(key):
+            yield from iter_nested(value, is_value, f"{key}.")
+        else:
+            yield key, value
+
+
+def diff_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, value before and value now of each setting that is not what it was; None where it is not."""
+    old, new = dict(iter_nested(before)), dict(iter_nested(now))
+    for key in dict.fromkeys([*old, *new]):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known dotted key that is most like a word, or nothing."""
+    names = list(known)
+    leaf = word.rsplit(".", 1)[-1]
+    same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
+    dotted = any("." in name for name in names)
+    return _meant(same_leaf) or similar(word if dotted else leaf, names)
+
+
+def similar(word: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the name that is spelt most like a word, or nothing; dots are letters."""
+    return _meant(difflib.get_close_matches(word, list(names), n=1, cutoff=0.5))
+
+
+def _meant(found: Sequence[str]) -> str:
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+def format_validation_error(
+    problem: ValidationError, suggest: Callable[[str], str], prefix: str = "", tags: Collection[str] = ()
+) -> str:
+    """Say in one sentence a key what does not fit.
+
+    Args:
+        problem: what pydantic found.
+        suggest: returns ` (did you mean 'x'?)` or nothing for an unknown key.
+        prefix: stands before every key, such as `--` on a command line.
+        tags: kinds by which pydantic tells models apart; they are no part of a key.
+
+    Returns:
+        The sentences, with `; ` between them. What each kind of a value would have to be is joined by `, or`.
+    """
+    reasons: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for error in problem.errors():
+        key = prefix + _key(error["loc"], tags)
+        if error["type"] == "extra_forbidden":
+            reason = f"there is no setting '{key}'{suggest(key)}"
+        elif error["type"] == "missing":
+            reason = f"'{key}' must be given"
+        else:
+            message = error["msg"].removeprefix("Value error, ")
+            reason = message[:1].lower() + message[1:]
+            values.setdefault(key, error["input"])
+        if reason not in reasons.setdefault(key, []):
+            reasons[key].append(reason)
+    sentences = {key: ", or ".join(told) for key, told in reasons.items()}
+    unsaid = {key for key in values if not sentences[key].startswith(key)}
+    return "; ".join(_with_value(key, text, values[key]) if key in unsaid else text for key, text in sentences.items())
+
+
+def _key(loc: tuple[int | str, ...], tags: Collection[str]) -> str:
+    """Return the dotted key of a place, up to where pydantic names a member of a union."""
+    parts = []
+    for depth, part in enumerate(map(str, loc)):
+        if "[" in part or part in _SCALARS or part.startswith(("function-", "constrained-")):
+            break
+        if not (depth >= 2 and part in tags):
+            parts.append(part)
+    return ".".join(parts)
+
+
+def _with_value(key: str, reason: str, value: object) -> str:
+    shown = repr(value) if isinstance(value, str) else str(value)
+    between = " " if key.startswith("--") else " = "
+    return f"{key}{between}{shown if len(shown) <= _LONGEST else shown[:_LONGEST] + '…'}: {reason}"
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

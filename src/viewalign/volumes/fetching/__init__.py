@@ -1,1 +1,0 @@
-"""Fetching data from the net: resumable, checksummed, with the licence shown first, unpacked without a way out."""

@@ -1,0 +1,164 @@
+"""The checkpoint and adaptation plan by which nnssl hands an encoder to nnU-Net.
+
+The plan is data that nnU-Net reads to rebuild the network, the spacing and the normalisation of pretraining; the
+checkpoint is a plain dictionary that `torch.load(weights_only=True)` takes. Field names and values follow nnssl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from viewalign.networks.registry import PRIMUS, RESENC, unet_arguments
+
+Size = tuple[int, int, int]
+
+_PRESETS = {"resenc-l": "ResEncL", "primus-m": "PrimusM"}
+_RECOMMENDED_PATCH = [160, 160, 160]
+_RESAMPLE = "resample_data_or_seg_to_shape"
+
+
+def adaptation_plan(
+    network: str,
+    channels: int,
+    size: Size,
+    spacing: tuple[float, float, float] | None,
+    foreground_norm: bool,
+    trainer_name: str,
+    plans: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe an encoder to nnU-Net.
+
+    Args:
+        network: a name of `networks.registry`.
+        channels: image channels of the pretraining.
+        size: (D, H, W) of the views in voxels.
+        spacing: voxel size of the prepared images in mm, in array order; None where each kept its own.
+        foreground_norm: whether images were normalised by their foreground alone.
+        trainer_name: what the checkpoint says of its origin.
+        plans: nnssl's own plans of the data, with one configuration; default what `spacing` and `foreground_norm` give.
+    """
+    is_primus = network in PRIMUS
+    return {
+        "architecture_plans": _architecture(network),
+        "pretrain_plan": _pretrain_plan(size, spacing, foreground_norm) if plans is None else _with_size(plans, size),
+        "pretrain_num_input_channels": channels,
+        "pretrain_patch_size": list(size),
+        "recommended_downstream_patchsize": _RECOMMENDED_PATCH if network in _PRESETS else list(size),
+        "key_to_encoder": "eva" if is_primus else "encoder.stages",
+        "key_to_stem": "down_projection" if is_primus else "encoder.stem",
+        "keys_to_in_proj": ["down_projection.proj"]
+        if is_primus
+        else ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+        "key_to_lpe": "eva.pos_embed" if is_primus else None,
+        "trainer_name": trainer_name,
+    }
+
+
+_OTHER_SCHEMES = {"none": "NoNormalization", "percentile": "PercentileNormalization", "window": "WindowNormalization"}
+"""What a plan calls ways of preparing that are no z-score; the last two neither nnssl nor nnU-Net has."""
+
+
+def plan_of(network: str, channels: int, size: Size, method: str, preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe an encoder of this package to nnU-Net.
+
+    Args:
+        network: a name of `networks.registry`.
+        channels: image channels of the pretraining.
+        size: (D, H, W) of the views in voxels.
+        method: the pretraining method's name.
+        preparation: how the images were prepared, as checkpoints and exports hold it: `spacing` and `normalise` of a
+            store, or `nnssl_plans` of data in nnssl's layout.
+    """
+    spacing = preparation.get("spacing")
+    triple = None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+    normalise = preparation.get("normalise")
+    plans = preparation.get("nnssl_plans")
+    plan = adaptation_plan(network, channels, size, triple, normalise == "foreground", f"viewalign_{method}", plans)
+    if normalise in _OTHER_SCHEMES:
+        for configuration in plan["pretrain_plan"]["configurations"].values():
+            configuration["normalization_schemes"] = [_OTHER_SCHEMES[normalise]]
+    return plan
+
+
+def _architecture(network: str) -> dict[str, Any]:
+    """Name a preset where nnssl has one, else give class and arguments in full."""
+    if network in _PRESETS:
+        return {"arch_class_name": _PRESETS[network], "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    if network in RESENC:
+        return {
+            "arch_class_name": "ResidualEncoderUNet",
+            "arch_kwargs": unet_arguments(network),
+            "arch_kwargs_requiring_import": ["conv_op", "norm_op", "nonlin"],
+        }
+    spec = PRIMUS[network]
+    return {
+        "arch_class_name": "Primus",
+        "arch_kwargs": {
+            "embed_dim": spec["embed_dim"],
+            "patch_embed_size": list(spec["patch_embed_size"]),
+            "encoder_eva_depth": spec["eva_depth"],
+            "encoder_eva_numheads": spec["eva_numheads"],
+            "scale_attn_inner": True,
+            "init_values": 0.1,
+        },
+        "arch_kwargs_requiring_import": [],
+    }
+
+
+def _pretrain_plan(size: Size, spacing: tuple[float, float, float] | None, foreground_norm: bool) -> dict[str, Any]:
+    name = "noresample" if spacing is None else "onemmiso" if spacing == (1.0, 1.0, 1.0) else "fixed"
+    configuration = {
+        "data_identifier": f"nnsslPlans_{name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "spacing_style": name,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [foreground_norm],
+        "resampling_fn_data": _RESAMPLE,
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+        "resampling_fn_mask": _RESAMPLE,
+        "resampling_fn_mask_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+        "spacing": None if spacing is None else list(spacing),
+        "patch_size": list(size),
+    }
+    return {
+        "dataset_name": "viewalign",
+        "plans_name": "nnsslPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0] if spacing is None else list(spacing),
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "experiment_planner_used": "ExperimentPlanner",
+        "configurations": {name: configuration},
+    }
+
+
+def _with_size(plans: dict[str, Any], size: Size) -> dict[str, Any]:
+    configurations = {name: {**how, "patch_size": list(size)} for name, how in plans["configurations"].items()}
+    return {**plans, "configurations": configurations}
+
+
+def checkpoint(state: dict[str, Tensor], plan: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Assemble the root of `checkpoint_final.pth`: weights on the CPU and the plan, no path and nothing of the data.
+
+    Args:
+        state: the network's state dict in dynamic-network-architectures' names, aliases included.
+        plan: from `adaptation_plan`.
+        epochs: how long it was trained, in nnssl's epochs of 250 steps.
+    """
+    return {
+        "network_weights": {name: value.detach().cpu() for name, value in state.items()},
+        "nnssl_adaptation_plan": plan,
+        "trainer_name": plan["trainer_name"],
+        "current_epoch": epochs,
+        "citations": [
+            {
+                "type": "Pretraining method",
+                "name": "Consistent View Alignment",
+                "apa_citations": "Vaish et al. (2025). Consistent View Alignment Improves Foundation Models for 3D "
+                "Medical Image Segmentation. arXiv:2509.13846.",
+            }
+        ],
+    }

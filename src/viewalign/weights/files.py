@@ -1,0 +1,129 @@
+"""Reading files of tensors without ever running what they may hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from viewalign.errors import UserError
+
+
+def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
+    """Load a `.pth` file onto the CPU.
+
+    Args:
+        file: what to load.
+        allowed: classes and functions besides torch's own that it may hold; they must do nothing but hold values.
+
+    Raises:
+        UserError: it is damaged, holds objects that need pickle, or is no dictionary.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            root = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        if "unsupported global" in str(problem).lower():
+            raise UserError(
+                f"{file} is refused: besides tensors and plain values it holds pickled objects, which could run code."
+            ) from None
+        raise UserError(
+            f"{file} cannot be read as tensors and plain values alone: it is damaged, or it needs pickle."
+        ) from None
+    except Exception as problem:
+        reason = str(problem).split(". ")[0].splitlines() or [type(problem).__name__]
+        raise UserError(f"{file} cannot be read ({reason[0]}); it is damaged or no checkpoint.") from None
+    if not isinstance(root, dict):
+        raise UserError(f"{file} is no checkpoint: it holds a {type(root).__name__} where names and tensors should be.")
+    return root
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file."""
+    try:
+        tree = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{file} cannot be read: {problem}.") from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def load_safetensors(file: Path, facts_file: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read exported tensors and the facts beside them.
+
+    Raises:
+        UserError: the file is damaged, or its checksum is not the one among the facts.
+    """
+    facts = read_json(file.with_name(facts_file))
+    try:
+        told = facts.get("sha256")
+        if told and hashlib.sha256(file.read_bytes()).hexdigest() != told:
+            raise UserError(f"{file} is damaged: its checksum is not the one in {facts_file}.")
+        return load_file(file), facts
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"{file} cannot be read ({problem}); it is damaged or something else.") from None
+
+
+CHECKPOINT = "checkpoint_final.pth"
+_LAYER = re.compile(r"torch\.nn\.(modules\.(conv|instancenorm|batchnorm|dropout|activation)\.)?[A-Z]\w*[a-z0-9]\w*")
+_NETWORK = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[A-Z]\w+")
+
+
+def harmless() -> list[Any]:
+    """Return what nnU-Net's checkpoints hold besides tensors: NumPy's scalars, which only hold values."""
+    from numpy._core.multiarray import scalar
+
+    return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
+
+
+def check_model(folder: Path, folds: Sequence[int | str]) -> None:
+    """Refuse a model that could make nnU-Net run code of the one who made it.
+
+    Args:
+        folder: `TRAINER__PLANS__CONFIGURATION`, with `plans.json` and `fold_*`.
+        folds: those that will be used.
+
+    Raises:
+        UserError: a checkpoint that holds pickled objects, or a plan that names something else than a network of
+            dynamic-network-architectures and layers of torch.
+    """
+    plans = folder / "plans.json"
+    check_plan(read_json(plans), plans)
+    for fold in folds:
+        load_checkpoint(folder / f"fold_{fold}" / CHECKPOINT, harmless())
+
+
+def check_plan(plan: Mapping[str, Any], file: Path) -> None:
+    """Refuse a plan that names code of others.
+
+    Raises:
+        UserError: it does.
+    """
+    configurations = plan.get("configurations")
+    for configuration in configurations.values() if isinstance(configurations, Mapping) else ():
+        architecture = configuration.get("architecture") if isinstance(configuration, Mapping) else None
+        if isinstance(architecture, Mapping):
+            _check_architecture(architecture, file)
+
+
+def _check_architecture(architecture: Mapping[str, Any], file: Path) -> None:
+    arguments = architecture.get("arch_kwargs") or {}
+    named = [(_NETWORK, architecture.get("network_class_name"))]
+    named += [(_LAYER, arguments.get(key)) for key in architecture.get("_kw_requires_import") or ()]
+    for allowed, name in named:
+        if name is not None and not allowed.fullmatch(str(name)):
+            raise UserError(
+                f"{file} is refused: it makes nnU-Net import {name}, which is no network of "
+                "dynamic-network-architectures and no layer of torch, and could run code."
+            )

@@ -1,0 +1,182 @@
+"""Starting a run from weights: read, matched with the method's student, copied to its teacher, told in a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.methods.base import Method
+from viewalign.networks.backbone import Size
+from viewalign.utils.io import atomic_write
+from viewalign.weights import adaptation_plan, checkpoints, loading, remote, sources
+from viewalign.weights import names as weight_names
+from viewalign.weights.loading import FittedWeights
+from viewalign.weights.remote import resolve_checkpoint
+from viewalign.weights.run_folder import RunFolder
+from viewalign.weights.token_order import Order
+
+
+def start_run(method: Method, recipe: Recipe, folder: RunFolder, say: Callable[[str], None], write: bool) -> None:
+    """Do what a recipe's `init` asks for; nothing where it names no weights.
+
+    Args:
+        method: freshly built.
+        recipe: the run's settings.
+        folder: where `init.json` is written.
+        say: takes the table.
+        write: whether this process writes files.
+
+    Raises:
+        UserError: weights that cannot be read or do not fit.
+    """
+    settings = recipe.init
+    if not settings.weights:
+        return
+    start = load_initial(method, settings.weights, recipe.views.size, settings.token_order, settings.min_share)
+    say(start.text())
+    if write:
+        folder.initial.write_text(json.dumps(start.as_json(), indent=1))
+
+
+def load_initial(
+    method: Method,
+    path: str | Path,
+    size: Size,
+    token_order: Literal["auto"] | Order = "auto",
+    minimum_share: float = 0.9,
+) -> loading.FittedWeights:
+    """Fill a method's student from given weights and start its teacher as a copy.
+
+    Args:
+        method: as built; it is changed in place, and not at all where weights are refused.
+        path: a checkpoint of nnssl's layout, an export, or a run of this package.
+        size: (D, H, W) of the run's views.
+        token_order: of a Primus's weights; "auto" goes by the trainer that the file names.
+        minimum_share: of the encoder's elements that must be covered.
+
+    Raises:
+        UserError: weights that cannot be read, of another kind of network, or that cover too little of the encoder.
+    """
+    target = weight_names.own_branch(dict(method.named_parameters()))
+    family = weight_names.family_of(target)
+    assert family is not None, "every backbone is of a known family"
+    file, note = resolve_checkpoint(remote.resolve_hub_name(path), family)
+    source = read_source(file, None if token_order == "auto" else token_order)
+    if note:
+        source = replace(source, notes=(note, *source.notes))
+    if source.family != family:
+        raise UserError(
+            f"{file} holds weights of a {sources.family_words(source.family)}, but this run trains a "
+            f"{sources.family_words(family)}. Take weights of the same network, or set network= to theirs."
+        )
+    fitted = loading.fit(target, source, size, minimum_share, "init.min_share")
+    _fill(method, target, fitted.state)
+    return fitted
+
+
+def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
+    """Read weights from a run (its newest checkpoint that can be read), an export or a checkpoint of nnssl's layout.
+
+    Args:
+        path: a folder or file here, or `hf:OWNER/NAME` of the Hugging Face Hub.
+        order: the token order of a Primus, where nothing tells it.
+
+    Raises:
+        UserError: weights that cannot be read.
+    """
+    file = remote.resolve_hub_name(path)
+    run = RunFolder(file)
+    if not run.config.is_file():
+        return sources.read_weights(file, order)
+    state, complaints = checkpoints.load_newest(run.checkpoints)
+    if state is None:
+        raise UserError(" ".join([f"The run {file} has no checkpoint to start from.", *complaints]))
+    settings = state["recipe"]
+    branch = weight_names.own_branch(state["method"])
+    trainer, size, network = f"viewalign_{settings['method']}", tuple(settings["views"]["size"]), settings["network"]
+    plan = adaptation_plan.plan_of(network["name"], network["channels"], size, settings["method"], state["preparation"])
+    return sources.make_source(branch, file.name, size, trainer, order, plan)
+
+
+@torch.no_grad()
+def _fill(method: Method, target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy weights into the student, and the student's into whatever the teacher has of the same name."""
+    for name, value in state.items():
+        target[name].copy_(value)
+    everything = dict(method.named_parameters())
+    for name, value in everything.items():
+        twin = everything.get(f"student.{name.removeprefix('teacher.')}") if name.startswith("teacher.") else None
+        if twin is not None:
+            value.copy_(twin)
+
+
+def read_weight_source(encoder: str | Path, token_order: Order | None = None) -> sources.Source:
+    """Read pretrained weights from wherever they are.
+
+    Args:
+        encoder: a run's folder, an export's, a checkpoint of nnssl's layout, a folder that holds one, a folder of the
+            Hugging Face Hub's cache, or `hf:OWNER/NAME` to fetch it.
+        token_order: of a Primus of nnssl whose trainer is unknown; see `formats.token_order`.
+
+    Raises:
+        UserError: nothing there, damaged, in need of pickle, or no weights of a ResEnc or a Primus.
+    """
+    return read_source(encoder, token_order)
+
+
+def transfer_encoder(
+    network: nn.Module,
+    encoder: str | Path | sources.Source,
+    size: Size | None = None,
+    minimum_share: float = 0.9,
+    prefix: str | None = None,
+    token_order: Order | None = None,
+    report: Path | None = None,
+) -> FittedWeights:
+    """Put pretrained encoder weights into a network, in place, and tell what became of each.
+
+    The network may take other image channels (repeated or summed, rescaled), images of another size (a Primus's table
+    of positions is resized in 3D), have other kernels (padded or folded) or another depth (what both have is matched by
+    name). Everything outside its encoder is left as it is.
+
+    Args:
+        network: any module with an encoder of dynamic-network-architectures somewhere in it: nnU-Net's networks, this
+            package's backbones, a classifier around one of them.
+        encoder: see `read_source`, or what that returned.
+        size: (D, H, W) of the images that the network takes; needed for a Primus alone.
+        minimum_share: of the encoder's elements that must be covered, in [0, 1].
+        prefix: where the encoder lies, such as "backbone.net."; found by itself where there is one.
+        token_order: see `read_source`.
+        report: a JSON file to write the report to.
+
+    Returns:
+        What became of each weight; `print(fitted.text())` shows it.
+
+    Raises:
+        UserError: weights that cannot be read, are of another kind of network, or cover too little of the encoder.
+
+    Example:
+        ```python
+        network = ResidualEncoderUNet(input_channels=3, num_classes=4, ...)
+        print(viewalign.transfer_encoder(network, "run").text())
+        ```
+    """
+    source = encoder if isinstance(encoder, sources.Source) else read_weight_source(encoder, token_order)
+    fitted = loading.load_encoder_weights(network, source, size, minimum_share, prefix=prefix)
+    if report is not None:
+        write_report(fitted, report)
+    return fitted
+
+
+def write_report(fitted: FittedWeights, path: Path) -> None:
+    """Write what became of each weight as JSON, whole or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(fitted.as_json(), indent=1) + "\n", encoding="utf-8")

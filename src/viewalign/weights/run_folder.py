@@ -1,0 +1,159 @@
+"""A run's folder: what lies where, and whether a new run may begin there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.recipes import loading
+from viewalign.utils.io import atomic_write
+from viewalign.utils.locks import LOCK
+from viewalign.utils.overrides import diff_settings
+
+_MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init")
+"""Settings that a resumed run may change, because they do not change what is learnt, or did so at the start alone."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunFolder:
+        """Return the folder that a recipe names.
+
+        Raises:
+            UserError: it names none.
+        """
+        if not recipe.out:
+            raise UserError("Name a folder for the run: out=RUN.")
+        return cls(Path(recipe.out))
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The folder of exported weights."""
+        return self.root / "export"
+
+    @property
+    def initial(self) -> Path:
+        """What the run started from and how it fitted."""
+        return self.root / "init.json"
+
+    @property
+    def pictures(self) -> Path:
+        """Arrays for the report's pictures."""
+        return self.root / "pictures.npz"
+
+    @property
+    def report(self) -> Path:
+        """The run's page."""
+        return self.root / "report.html"
+
+    def recipe(self) -> Recipe:
+        """Read the run's recipe.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.root} holds no run: there is no config.yaml in it.")
+        return loading.load(str(self.config))
+
+
+def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
+    """Make a run's folder, or take up the one that is there.
+
+    Args:
+        recipe: the settings asked for.
+        resume: whether a run that is there may be continued.
+
+    Returns:
+        The folder, and the recipe to use: what was resolved at the first start is kept.
+
+    Raises:
+        UserError: no folder named, a folder that holds another run, or a recipe that differs from the run's.
+    """
+    folder = RunFolder.of(recipe)
+    if folder.root.exists() and not folder.root.is_dir():
+        raise UserError(f"out={recipe.out} is a file; name a folder.")
+    if folder.config.is_file():
+        before = folder.recipe()
+        if not resume:
+            raise UserError(
+                f"{folder.root} holds another run. Continue it with --resume auto, or name a new folder with out=."
+            )
+        recipe = _reconcile(before, recipe, folder.root)
+    elif folder.root.is_dir() and any(path.name != LOCK for path in folder.root.iterdir()):
+        raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with out=.")
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"The folder {folder.root} cannot be made: {problem.strerror}.") from None
+    return folder, recipe
+
+
+def keep_precision(recipe: Recipe) -> Recipe:
+    """Give `precision: auto` the value that the run in `out` settled on when it began; measuring anew might differ."""
+    folder = RunFolder.of(recipe)
+    if recipe.runtime.precision != "auto" or not folder.config.is_file():
+        return recipe
+    settled = folder.recipe().runtime.precision
+    return recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"precision": settled})})
+
+
+def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
+    """Keep what was resolved before; refuse a recipe that would learn something else."""
+    old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
+    for key in old:
+        if key not in _MAY_CHANGE and old[key] != new[key]:
+            path, was, wanted = next(diff_settings({key: old[key]}, {key: new[key]}), (key, old[key], new[key]))
+            raise UserError(
+                f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
+                "or start anew with another out=."
+            )
+    begun = any(RunFolder(root).checkpoints.glob("step_*"))
+    if begun or not new["init"]["weights"]:
+        new["init"] = old["init"]  # what it started from is history; before that, the file may have been moved
+    return Recipe.model_validate(new)
+
+
+def write_config(folder: RunFolder, recipe: Recipe) -> None:
+    """Write the resolved recipe, whole or not at all."""
+    with atomic_write(folder.config) as partial:
+        partial.write_text(loading.to_yaml(recipe))
+
+
+def read_config_text(path: Path) -> dict[str, Any]:
+    """Read a config file as plain data."""
+    tree: dict[str, Any] = yaml.safe_load(path.read_text())
+    return tree
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read all whole rows of a log."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

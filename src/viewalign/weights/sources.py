@@ -1,0 +1,187 @@
+"""Reading pretrained weights to start from: nnssl's checkpoints, LatentCampus' too, and this package's exports.
+
+Files are read as tensors and plain values alone; one that would run code when it is read is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viewalign.errors import UserError
+from viewalign.weights import adaptation_plan as adaptation
+from viewalign.weights import files, token_order
+from viewalign.weights import names as weight_names
+from viewalign.weights.names import Family
+
+Size = tuple[int, int, int]
+
+CHECKPOINT_FILE = "checkpoint_final.pth"
+_EXPORT_FACTS, _EXPORT_WEIGHTS = "encoder.json", "encoder.safetensors"
+_FAMILY_WORDS: dict[Family, str] = {"resenc": "ResEnc (a U-Net)", "primus": "Primus (a transformer)"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from.
+
+    Attributes:
+        state: tensors on the CPU by the names of `weight_names`, a Primus's in raster token order.
+        family: which networks they are of.
+        file: the file's name, without its folder.
+        size: (D, H, W) of the views they were trained on, where known.
+        grid: the token grid of a Primus, where known.
+        trainer_name: what wrote them, where it says so.
+        notes: sentences on what was assumed or repaired.
+        plan: nnssl's adaptation plan: architecture, voxel size and normalisation of the pretraining; empty where the
+            file does not tell.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    family: Family
+    file: str
+    size: Size | None = None
+    grid: Size | None = None
+    trainer_name: str = ""
+    notes: tuple[str, ...] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def family_words(family: Family) -> str:
+    """Return what a message calls a family of networks."""
+    return _FAMILY_WORDS[family]
+
+
+def read_weights(path: str | Path, order: token_order.Order | None = None) -> Source:
+    """Read a checkpoint of nnssl's layout or an export of this package.
+
+    Args:
+        path: a `.pth` or `.safetensors` file, or a folder that holds `checkpoint_final.pth` or an export.
+        order: the token order of a Primus; by default what the trainer's name tells, see `token_order`.
+
+    Raises:
+        UserError: nothing there, a damaged file, a file that needs pickle, no known network, or an unknown token order.
+    """
+    file = _file_of(Path(path))
+    if file.suffix == ".safetensors":
+        state, facts = files.load_safetensors(file, _EXPORT_FACTS)
+        plan = _plan_of_facts(facts)
+        trainer = str(plan.get("trainer_name", "viewalign_" if facts else ""))
+        return make_source(state, file.name, _triple(facts.get("size")), trainer, order, plan)
+    root = files.load_checkpoint(file)
+    plan = root.get("nnssl_adaptation_plan") or files.read_json(file.with_name("adaptation_plan.json"))
+    trainer = str(root.get("trainer_name") or plan.get("trainer_name") or "")
+    return make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order, plan)
+
+
+def make_source(
+    state: Mapping[str, Tensor],
+    file: str,
+    size: Size | None = None,
+    trainer_name: str = "",
+    order: token_order.Order | None = None,
+    plan: Mapping[str, Any] | None = None,
+) -> Source:
+    """Bring tensors to the names and the token order of this package.
+
+    Raises:
+        UserError: no known network, numbers that are not finite, or a token order that nothing tells.
+    """
+    weights = weight_names.clean(state)
+    family = weight_names.family_of(weights)
+    if family is None:
+        some = ", ".join(list(weights)[:3]) or "none at all"
+        raise UserError(f"{file} holds no weights of a ResEnc or a Primus; its first names are {some}.")
+    odd = next((name for name, value in weights.items() if not torch.isfinite(value).all()), None)
+    if odd is not None:
+        raise UserError(f"{file} holds numbers that are not finite, in {odd}; take another checkpoint.")
+    source = Source(weights, family, file, size, trainer_name=trainer_name, plan=plan or {})
+    return source if family == "resenc" else _order_tokens(source, order)
+
+
+def _order_tokens(source: Source, asked: token_order.Order | None) -> Source:
+    """Settle a Primus's token grid and order; repair the weights where that is another one than raster."""
+    state, notes = source.state, []
+    grid, note = _token_grid(source)
+    notes += [note] if note else []
+    if token_order.settle(source.trainer_name, asked, source.file) == "hdw":
+        if grid is None:
+            raise UserError(f"{source.file} does not tell its token grid, without which its token order has no repair.")
+        state = token_order.repair(state, grid)
+        notes.append(
+            f"The tokens of {source.file} lay as (H, D, W); positions were transposed and rotary channels exchanged."
+        )
+        if grid[0] != grid[1]:
+            notes.append("The first two sides of its token grid differ, for which the repair may not be exact.")
+    return replace(source, state=state, grid=grid, notes=tuple(notes))
+
+
+def _token_grid(source: Source) -> tuple[Size | None, str]:
+    """Return the token grid by the size of the views, else by the number of tokens if that is a cube's."""
+    table, stem = source.state.get("eva.pos_embed"), source.state.get(weight_names.STEM["primus"])
+    if table is None or stem is None or table.ndim != 3 or stem.ndim != 5:
+        raise UserError(f"{source.file} holds a Primus without its table of positions or its first convolution.")
+    tokens, patch = table.shape[1], stem.shape[2:]
+    if source.size is not None:
+        grid = (source.size[0] // patch[0], source.size[1] // patch[1], source.size[2] // patch[2])
+        if math.prod(grid) == tokens:
+            return grid, ""
+    side = round(tokens ** (1 / 3))
+    told = "does not say what views it was trained on" if source.size is None else "names views that do not fit it"
+    if side**3 == tokens:
+        return (side, side, side), f"{source.file} {told}; its {tokens} tokens are taken for a cube."
+    return None, f"{source.file} {told}, and its {tokens} tokens are no cube's; its positions cannot be resized."
+
+
+def _file_of(path: Path) -> Path:
+    """Return the file to read; of an export the checkpoint, which holds the decoder too."""
+    if path.is_file():
+        return path
+    for name in (CHECKPOINT_FILE, _EXPORT_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    if path.is_dir():
+        raise UserError(f"{path} holds no weights: no {CHECKPOINT_FILE}, no {_EXPORT_WEIGHTS}, and it is no run.")
+    raise UserError(f"There are no weights at {path}.")
+
+
+def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    """Return the state dict: nnssl's `network_weights`, or the root itself where it holds tensors alone."""
+    weights = root.get("network_weights", root)
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        keys = ", ".join(map(str, list(root)[:6]))
+        raise UserError(f"{file} has no 'network_weights' of tensors; it holds {keys or 'nothing'}.")
+    return weights
+
+
+def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan that goes with exported facts; an empty one where facts are missing or of an odd kind."""
+    size, network = _triple(facts.get("size")), facts.get("network")
+    if size is None or not isinstance(network, Mapping):
+        return {}
+    method = str(facts.get("method", ""))
+    try:
+        return adaptation.plan_of(str(network["name"]), int(network["channels"]), size, method, facts["preparation"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _plan_size(plan: Mapping[str, Any]) -> Size | None:
+    """Return the view size that an adaptation plan names, None where it does not."""
+    pretrain = plan.get("pretrain_plan")
+    configurations = pretrain.get("configurations") if isinstance(pretrain, Mapping) else None
+    first = next(iter(configurations.values()), None) if isinstance(configurations, Mapping) else None
+    inner = first.get("patch_size") if isinstance(first, Mapping) else None
+    return _triple(plan.get("pretrain_patch_size") or inner)
+
+
+def _triple(value: Any) -> Size | None:
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(n, int | float) for n in value):
+        return None
+    return int(value[0]), int(value[1]), int(value[2])

@@ -1,0 +1,94 @@
+"""The FOMO entry: any subset of sequences, in any orientation, both swi and t2s, an age with its decimals."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from viewalign.compat.fomo_submission import main, write_submission
+from viewalign.compat.task_layouts import SPECS
+from viewalign.evaluation.encoders import build_encoder, read_pretrained
+from viewalign.finetuning.classification.models import Predictor, write_model
+from viewalign.finetuning.classification.network import GlobalNetwork
+from viewalign.tasks.manifest import TaskCase
+from viewalign.tasks.preprocessing import Preprocessor
+
+
+def model(folder, number):
+    spec = SPECS[number]
+    backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), (16, 16, 16), len(spec.channels))
+    network = GlobalNetwork(backbone, spec.outputs, "multistage", 0.0, [0.0] * spec.outputs)
+    network.head.weight.data.normal_(std=0.02)
+    preprocessor = Preprocessor(spec.channels, (16, 16, 16), frames="resample")
+    write_model(
+        folder / "fold_0", network, "resenc-xs", spec, preprocessor, (61.4, 12.3) if number == 3 else (0.0, 1.0)
+    )
+    return folder
+
+
+@pytest.fixture
+def subject(tmp_path, write_image, head):
+    words = ("flair", "adc", "dwi_b1000", "t2s", "swi", "t1", "t2")
+    return {word: write_image(tmp_path / "in" / f"{word}.nii.gz", head(k)) for k, word in enumerate(words)}
+
+
+def answer(folder, files, out):
+    arguments = [part for word, path in files.items() for part in (f"--{word}", str(path))]
+    assert main(folder, [*arguments, "--output", str(out)]) == 0
+    return float(out.read_text())
+
+
+def test_any_subset_of_sequences_gives_a_probability(tmp_path, subject):
+    folder, out = model(tmp_path / "m", 1), tmp_path / "out" / "sub_1.txt"
+    everything = answer(folder, subject, out)
+    assert 0 < everything < 1
+    without_t2s = answer(folder, {k: v for k, v in subject.items() if k != "t2s"}, out)
+    assert without_t2s == everything
+    swapped = dict(reversed(subject.items()))
+    assert answer(folder, swapped, out) == everything
+    for word in ("flair", "adc", "dwi_b1000", "t2s", "swi"):
+        assert 0 < answer(folder, {word: subject[word]}, out) < 1
+
+
+def test_an_age_keeps_its_decimals(tmp_path, subject):
+    folder, out = model(tmp_path / "m", 3), tmp_path / "age.txt"
+    value = answer(folder, subject, out)
+    direct = Predictor(folder).predict(TaskCase("s", "s", {"t1": subject["t1"], "t2": subject["t2"]}))
+    assert value == pytest.approx(float(direct[0]), abs=1e-6)
+    assert value != int(value)
+
+
+def test_the_answer_does_not_depend_on_the_orientation_of_the_file(tmp_path, subject, write_image, head):
+    folder, out = model(tmp_path / "m", 3), tmp_path / "age.txt"
+    plain = answer(folder, {"t1": subject["t1"]}, out)
+    turned = np.ascontiguousarray(head(5)[::-1, :, ::-1].transpose(1, 0, 2))
+    direction = np.array([[-1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
+    file = write_image(tmp_path / "turned.nii.gz", turned, direction=direction)
+    assert answer(folder, {"t1": file}, out) == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_broken_sequence_counts_as_missing_and_none_is_an_error(tmp_path, subject, capsys):
+    folder, out = model(tmp_path / "m", 3), tmp_path / "age.txt"
+    alone = answer(folder, {"t1": subject["t1"]}, out)
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"x")
+    assert answer(folder, {"t1": subject["t1"], "t2": broken}, out) == alone
+    assert "t2 is left out" in capsys.readouterr().err
+    assert main(folder, ["--flair", str(subject["flair"]), "--output", str(out)]) == 1
+    assert "No sequence can be used; this task takes t1, t2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_written_program_runs_by_itself(tmp_path, subject):
+    out = write_submission(model(tmp_path / "m", 3), tmp_path / "submission")
+    assert {"predict.py", "Apptainer.def", "Dockerfile", "README.txt", "model"} == {path.name for path in out.iterdir()}
+    told = subprocess.run(
+        [sys.executable, str(out / "predict.py"), "--t1", str(subject["t1"]), "--output", str(tmp_path / "a.txt")],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert 0 < float((tmp_path / "a.txt").read_text()) <= 120

@@ -1,0 +1,145 @@
+"""Four layouts become a task; nothing is guessed by parts of names, and what is left out is told."""
+
+import json
+
+import blosc2
+import numpy as np
+import pytest
+
+from viewalign.compat.task_conversion import Wanted
+from viewalign.compat.task_layouts import convert
+from viewalign.errors import UserError
+from viewalign.tasks.manifest import read_manifest
+from viewalign.tasks.spec import read_spec
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def converted(layout, source, out, **wanted):
+    found = convert(layout, source, out, Wanted(**wanted))
+    spec = read_spec(out)
+    return found, spec, {case.case: case for case in read_manifest(out, spec)}
+
+
+def test_nnunet_folders_with_labels(tmp_path):
+    source = tmp_path / "raw"
+    for name in ("p1", "p2", "p3", "unlabelled"):
+        for channel in range(2):
+            touch(source / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
+    touch(source / "masks" / "p1_0000_bet.nii.gz")
+    (source / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FA", "1": "MD"}}))
+    (source / "labels.json").write_text(json.dumps({"p1": 0, "p2": 1, "p3": 1, "gone": 0}))
+    found, spec, cases = converted("nnunet", source, tmp_path / "task")
+    assert (spec.kind, spec.classes, [c.name for c in spec.channels]) == ("binary", ("0", "1"), ["FA", "MD"])
+    assert [cases[name].target for name in ("p1", "p2", "p3")] == [0, 1, 1]
+    assert cases["p1"].mask.name == "p1_0000_bet.nii.gz"
+    assert cases["p2"].images["MD"].name == "p2_0001.nii.gz"
+    assert len(found.left_out) == 2
+
+
+def test_nnunet_tables_name_subjects(tmp_path):
+    source = tmp_path / "raw"
+    for name in ("p1a", "p1b"):
+        touch(source / "imagesTr" / f"{name}_0000.nii.gz")
+    (source / "labels.csv").write_text("case,subject,target\np1a,p1,61.5\np1b,p1,63.25\n")
+    _, spec, cases = converted("nnunet", source, tmp_path / "task")
+    assert spec.kind == "regression"
+    assert {case.subject for case in cases.values()} == {"p1"}
+    assert cases["p1b"].target == 63.25
+
+
+def test_the_layout_of_ssl3d_with_its_folds(tmp_path):
+    source = tmp_path / "abide"
+    source.mkdir()
+    for name in "abcd":
+        blosc2.asarray(np.zeros((1, 4, 4, 4), np.float32) + ord(name), urlpath=str(source / f"{name}_0000.b2nd"))
+    (source / "labels.json").write_text(json.dumps({"a": 0, "b": 1, "c": 0, "d": None}))
+    splits = [{"train": ["b", "c"], "val": ["a"]}, {"train": ["a"], "val": ["c", "b"]}]
+    (source / "splits.json").write_text(json.dumps(splits))
+    found, spec, cases = converted("ssl3d", source, tmp_path / "task")
+    assert spec.kind == "binary"
+    assert {name: case.fold for name, case in cases.items()} == {"a": 0, "b": 1, "c": 1}
+    assert found.left_out == ["d has no label."]
+
+
+def test_the_older_files_of_ssl3d(tmp_path):
+    source = tmp_path / "old"
+    source.mkdir()
+    for name in "ab":
+        touch(source / f"{name}_0000.b2nd")
+    (source / "labelsTr.json").write_text(json.dumps({"a": ["x", 1], "b": ["y", 0]}))
+    (source / "splits_final.json").write_text(
+        json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["b"]}])
+    )
+    _, _, cases = converted("ssl3d", source, tmp_path / "task")
+    assert [cases[name].target for name in "ab"] == [1, 0]
+    assert {case.fold for case in cases.values()} == {None}
+
+
+@pytest.mark.parametrize("inner", ["", "ses_1/"])
+def test_fomo_folders(tmp_path, inner):
+    source = tmp_path / "fomo"
+    for n, words in (
+        (1, ("flair", "dwi_b1000", "adc", "swi")),
+        (2, ("flair", "dwi_b1000", "adc", "t2s")),
+        (10, ("swi", "t2s")),
+    ):
+        for word in words:
+            touch(source / "preprocessed" / f"sub_{n}" / "ses_1" / f"{word}.nii.gz")
+        label = touch(source / "labels" / f"sub_{n}" / f"{inner}label.txt")
+        label.write_text(f"{n % 2}\n")
+    touch(source / "preprocessed" / "sub_2" / "ses_1" / "flair_old.nii.gz")
+    touch(source / "preprocessed" / "sub_3" / "ses_1" / "flair.nii.gz")
+    found, _, cases = converted("fomo", source, tmp_path / "task", fomo_task=1)
+    assert sorted(cases) == ["sub_10_ses_1", "sub_1_ses_1", "sub_2_ses_1"]
+    assert cases["sub_1_ses_1"].target == 1
+    assert cases["sub_2_ses_1"].images["t2s"].name == "t2s.nii.gz"
+    assert cases["sub_2_ses_1"].images["flair"].name == "flair.nii.gz"
+    assert found.left_out == ["sub_3_ses_1 has no label.txt."]
+
+
+def test_an_age_of_fomo_is_no_whole_number(tmp_path):
+    source = tmp_path / "fomo"
+    touch(source / "preprocessed" / "sub_1" / "ses_1" / "t1.nii.gz")
+    touch(source / "labels" / "sub_1" / "label.txt").write_text("72.9")
+    _, _, cases = converted("fomo", source, tmp_path / "task", fomo_task=3)
+    assert cases["sub_1_ses_1"].target == 72.9
+
+
+def test_bids_sessions_keep_their_subject(tmp_path):
+    source = tmp_path / "bids"
+    touch(source / "sub-1" / "ses-a" / "anat" / "sub-1_ses-a_T1w.nii.gz")
+    touch(source / "sub-1" / "ses-b" / "anat" / "sub-1_ses-b_T1w.nii.gz")
+    touch(source / "sub-2" / "anat" / "sub-2_T1w.nii.gz")
+    touch(source / "sub-3" / "anat" / "sub-3_T2w.nii.gz")
+    (source / "participants.tsv").write_text(
+        "participant_id\tgroup\tsite\nsub-1\tAutism\tNYU\nsub-2\tControl\tKKI\nsub-3\tControl\tKKI\nsub-4\tn/a\tKKI\n"
+    )
+    found, spec, cases = converted("bids", source, tmp_path / "task", target="group")
+    assert spec.classes == ("Autism", "Control")
+    assert {name: (case.subject, case.site) for name, case in cases.items()} == {
+        "sub-1_ses-a": ("sub-1", "NYU"),
+        "sub-1_ses-b": ("sub-1", "NYU"),
+        "sub-2": ("sub-2", "KKI"),
+    }
+    assert len(found.left_out) == 2
+    with pytest.raises(UserError, match=r"no column 'age'.*participant_id, group, site"):
+        convert("bids", source, tmp_path / "other", Wanted(target="age"))
+
+
+def test_unknown_layouts_and_empty_folders(tmp_path):
+    with pytest.raises(UserError, match="there are nnunet, ssl3d, fomo, bids"):
+        convert("xnat", tmp_path, tmp_path / "out")
+    for layout, words in (
+        ("nnunet", "_0000.nii.gz"),
+        ("ssl3d", "_0000.b2nd"),
+        ("bids", "participants.tsv"),
+        ("fomo", "--task"),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert(layout, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

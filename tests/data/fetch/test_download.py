@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from local_server import Served
+
+from viewalign.data.fetch.download import download
+from viewalign.errors import UserError
+
+CONTENT = random.Random(0).randbytes(1_500_000)
+HASH = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+
+
+def get(served: Served, folder: Path, known: str = HASH, **more) -> Path:
+    return download(f"{served.url}/file.bin", folder, "file.bin", known, **more)
+
+
+def test_a_file_comes_whole_and_is_not_fetched_twice(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    told: list[tuple[int, int]] = []
+    path = get(served, tmp_path, on_bytes=lambda done, total: told.append((done, total)))
+    assert path.read_bytes() == CONTENT
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+    get(served, tmp_path)
+    assert len(served.asked) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_broken_connection_is_gone_on_with(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    served.cut_after = [600_000, 300_000]
+    assert get(served, tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in served.asked] == [None, "bytes=600000-", "bytes=900000-"]
+
+
+def test_a_killed_fetch_is_gone_on_with_by_the_next(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    served.cut_after = [700_000, 0]
+    with pytest.raises(UserError, match=r"700,000 bytes are kept; run the same command to go on"):
+        get(served, tmp_path)
+    assert not (tmp_path / "file.bin").exists()
+    assert get(served, tmp_path).read_bytes() == CONTENT
+    assert served.asked[-1][1] == "bytes=700000-"
+
+
+def test_a_server_that_cannot_resume_is_asked_from_the_start(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    served.cut_after = [700_000]
+    served.resumable = False
+    assert get(served, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_meanwhile_is_not_mixed(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = bytes(len(CONTENT))
+    served.cut_after = [700_000, 0]
+    with pytest.raises(UserError):
+        get(served, tmp_path)
+    served.files["/file.bin"] = CONTENT
+    assert get(served, tmp_path).read_bytes() == CONTENT
+
+
+def test_leftovers_longer_than_the_file_are_dropped(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    (tmp_path / ".file.bin.part").write_bytes(bytes(len(CONTENT) + 5))
+    assert get(served, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT[:-1] + b"\0"
+    with pytest.raises(UserError, match="has not the checksum sha256:"):
+        get(served, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_there_or_not_reachable_is_said(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be fetched: Not Found"):
+        get(served, tmp_path)
+    with pytest.raises(UserError, match="cannot be fetched"):
+        download("http://127.0.0.1:1/file.bin", tmp_path, "file.bin", HASH)

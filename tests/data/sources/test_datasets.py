@@ -1,0 +1,153 @@
+"""Datasets of known form: BIDS, nnU-Net and the Decathlon, OpenMind, FOMO60K."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from viewalign.data.indexing import Index, index_sources
+from viewalign.errors import UserError
+
+
+def ids(index: Index) -> list[str]:
+    return [record.image_id.removeprefix("viewalign__") for record in index.collection.records()]
+
+
+@pytest.fixture
+def put(write_image, make_head):
+    def put(root: Path, *names: str) -> None:
+        for name in names:
+            write_image(root / name, make_head())
+
+    return put
+
+
+def test_bids(tmp_path: Path, put) -> None:
+    root = tmp_path / "study"
+    put(
+        root,
+        "sub-01/ses-a/anat/sub-01_ses-a_acq-iso_T1w.nii.gz",
+        "sub-01/ses-a/anat/sub-01_ses-a_acq-low_T1w.nii.gz",
+        "sub-02/anat/sub-02_FLAIR.nii.gz",
+        "sub-02/anat/sub-02_label-lesion_mask.nii.gz",
+        "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    (root / "dataset_description.json").write_text('{"Name": "A study", "License": "CC0", "BIDSVersion": "1.8.0"}')
+    (root / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t31\tF\nsub-02\tn/a\tM\n")
+    index = index_sources([str(root)])
+    assert ids(index) == [
+        "study__sub-01__ses-a__sub-01_ses-a_acq-iso_T1w",
+        "study__sub-01__ses-a__sub-01_ses-a_acq-low_T1w",
+        "study__sub-02__ses-DEFAULT__sub-02_FLAIR",
+    ]
+    assert dict(index.modalities) == {"T1w": 2, "FLAIR": 1}
+    dataset = index.collection.datasets["study"]
+    assert dataset.dataset_info == {"Name": "A study", "License": "CC0", "BIDSVersion": "1.8.0"}
+    assert dataset.subjects["sub-01"].subject_info == {"age": "31", "sex": "F"}
+    assert dataset.subjects["sub-02"].subject_info == {"sex": "M"}
+    assert index.label_files == 1
+    assert "1 images under derivatives/" in index.notes[0]
+
+
+def nnunet(root: Path, **described: object) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(described))
+
+
+def test_nnunet_raw(tmp_path: Path, put) -> None:
+    root = tmp_path / "Dataset042_Brain"
+    put(root, "imagesTr/case_7_0000.nii.gz", "imagesTr/case_7_0001.nii.gz", "labelsTr/case_7.nii.gz")
+    put(root, "imagesTs/case_8_0000.nii.gz")
+    nnunet(root, channel_names={"0": "T1", "1": "noNorm"}, labels={"background": 0}, file_ending=".nii.gz")
+    index = index_sources([str(root)])
+    assert ids(index) == [f"Dataset042_Brain__case_7__ses-DEFAULT__case_7_000{k}" for k in (0, 1)]
+    assert dict(index.modalities) == {"T1w": 1, "noNorm": 1}
+    assert "imagesTs is a test set" in index.notes[0]
+
+
+def test_a_task_of_the_decathlon(tmp_path: Path, put) -> None:
+    root = tmp_path / "Task04_Hippocampus"
+    put(root, "imagesTr/hippocampus_001.nii.gz", "labelsTr/hippocampus_001.nii.gz")
+    put(root, "imagesTr/._hippocampus_001.nii.gz")
+    nnunet(root, name="Hippocampus", modality={"0": "MRI"})
+    index = index_sources([str(root)])
+    assert ids(index) == ["Task04_Hippocampus__hippocampus_001__ses-DEFAULT__hippocampus_001"]
+    assert dict(index.modalities) == {"MR": 1}
+
+
+def test_other_images_of_nnunet_are_refused(tmp_path: Path, put) -> None:
+    put(tmp_path / "d", "imagesTr/a_0000.nii.gz")
+    nnunet(tmp_path / "d", channel_names={"0": "R"}, file_ending=".png")
+    with pytest.raises(UserError, match=r"images of type \.png are not read"):
+        index_sources([str(tmp_path / "d")])
+    (tmp_path / "d" / "dataset.json").write_text("[")
+    with pytest.raises(UserError, match=r"no dataset\.json of nnU-Net"):
+        index_sources([str(tmp_path / "d")])
+
+
+TABLE = """image_path,modality,anon_mask_path,anat_mask_path,age,sex,manufacturer,derived_from,image_quality_score
+ds000001/sub-01/anat/sub-01_T1w.nii.gz,T1w,ds000001/sub-01/anat/anon.nii.gz,nan,31.0,F,Siemens,,2.5
+ds000002/sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz,T2w,,,,,,,1.5
+ds000003/sub-09/anat/sub-09_T1w.nii.gz,T1w,,,,,,,4.0
+"""
+
+
+def openmind(root: Path, put) -> None:
+    put(root / "OpenMind", "ds000001/sub-01/anat/sub-01_T1w.nii.gz", "ds000001/sub-01/anat/anon.nii.gz")
+    put(root / "OpenMind", "ds000002/sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz")
+
+
+def test_openmind_with_its_table(tmp_path: Path, put) -> None:
+    openmind(tmp_path, put)
+    (tmp_path / "openneuro_metadata.csv").write_text(TABLE)
+    index = index_sources([str(tmp_path)])
+    assert ids(index) == [
+        "ds000001__sub-01__ses-DEFAULT__sub-01_T1w",
+        "ds000002__sub-01__ses-1__sub-01_ses-1_T2w",
+    ]
+    assert index.subjects() == 2
+    record = next(index.collection.records())
+    assert record.anonymisation_mask == tmp_path / "OpenMind/ds000001/sub-01/anat/anon.nii.gz"
+    assert record.anatomy_mask is None
+    dataset = index.collection.datasets["ds000001"]
+    assert dataset.dataset_info == {
+        "image_quality_score": [{"modality": "T1w", "derived_from": None, "image_quality_score": 2.5}]
+    }
+    assert dataset.subjects["sub-01"].subject_info == {"age": 31.0, "sex": "F"}
+    info = dataset.subjects["sub-01"].sessions["ses-DEFAULT"].images[0].image_info
+    assert info is not None
+    assert (info["manufacturer"], info["image_quality_score"]) == ("Siemens", 2.5)
+    assert index.notes == ["1 of 3 images of openneuro_metadata.csv are not here (a subset was downloaded)"]
+
+
+def test_openmind_without_its_table(tmp_path: Path, put) -> None:
+    openmind(tmp_path, put)
+    for root in (tmp_path, tmp_path / "OpenMind"):
+        index = index_sources([str(root)])
+        assert index.subjects() == 2
+        assert "masks, quality scores" in index.notes[0]
+
+
+def test_fomo60k(tmp_path: Path, put) -> None:
+    root = tmp_path / "fomo-60k"
+    put(root, "sub_1/ses_1/t1.nii.gz", "sub_1/ses_2/flair.nii.gz", "sub_12/ses_1/scan_3.nii.gz", "stray.nii.gz")
+    (root / "participants.tsv").write_text("participant_id\tage\nsub_1\t40\n")
+    index = index_sources([str(root)])
+    assert ids(index) == [
+        "fomo-60k__sub_1__ses_1__t1",
+        "fomo-60k__sub_1__ses_2__flair",
+        "fomo-60k__sub_12__ses_1__scan_3",
+    ]
+    assert dict(index.modalities) == {"T1w": 1, "FLAIR": 1, "unknown": 1}
+    assert index.collection.datasets["fomo-60k"].subjects["sub_1"].subject_info == {"age": "40"}
+    assert "stray.nii.gz lies outside" in index.notes[0]
+
+
+def test_several_kinds_in_one_catalogue(tmp_path: Path, put) -> None:
+    put(tmp_path / "fomo", "sub_1/ses_1/t1.nii.gz")
+    put(tmp_path / "plain", "anna_T1.nii.gz")
+    openmind(tmp_path / "om", put)
+    index = index_sources([str(tmp_path / name) for name in ("fomo", "plain", "om")])
+    assert set(index.collection.datasets) == {"fomo", "plain", "ds000001", "ds000002"}

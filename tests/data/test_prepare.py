@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from viewalign.data import prepare as driver
+from viewalign.data import worker
+from viewalign.data.catalogue import AssociatedMasks, Collection, Dataset, Image, Record, Session, Subject
+from viewalign.data.indexing import index_sources
+from viewalign.data.layout import Progress
+from viewalign.data.prepare import prepare_records
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.store import Store
+from viewalign.data.worker_pool import WorkerLost
+from viewalign.errors import UserError
+
+SMALL = PrepareSettings(spacing=(2.0, 2.0, 2.0))
+
+
+@pytest.fixture
+def records(tmp_path: Path, write_image, make_head) -> list[Record]:
+    for n in range(4):
+        write_image(tmp_path / "scans" / f"scan{n}.nii.gz", make_head(n), direction=np.diag([-1.0, -1.0, 1.0]))
+    return list(index_sources([str(tmp_path / "scans")]).collection.records())
+
+
+def contents(store: Path) -> dict[str, str]:
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_stores_are_the_same_bytes_for_any_number_of_workers(tmp_path: Path, records: list[Record]) -> None:
+    for workers in (0, 1, 2):
+        prepare_records(records, tmp_path / f"store{workers}", SMALL, workers)
+    made = [contents(tmp_path / f"store{workers}") for workers in (0, 1, 2)]
+    assert made[0] == made[1] == made[2]
+    assert len(made[0]) == 3 + 2 * 4
+
+
+def test_what_is_stored_is_normalised_and_reported(tmp_path: Path, records: list[Record]) -> None:
+    report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert (report.prepared, report.made, report.skipped, report.excluded) == (4, 4, 0, [])
+    assert json.loads((tmp_path / "s/report.json").read_text()) == {"prepared": 4, "excluded": []}
+    store = Store.open(tmp_path / "s")
+    voxels = store.read(2)
+    assert voxels.mean() == pytest.approx(0, abs=1e-4)
+    assert voxels.std() == pytest.approx(1, abs=1e-4)
+    p = store.properties(2)
+    assert p["checksum"] == hashlib.sha256(voxels.tobytes()).hexdigest()
+    assert p["original_orientation"] == "RAS"
+    assert p["source_bytes"] == records[2].path.stat().st_size
+    assert store.subjects[2] == "viewalign__scans__scan2"
+
+
+def test_a_second_run_does_only_what_is_missing(tmp_path: Path, records: list[Record], write_image, make_head) -> None:
+    store = tmp_path / "s"
+    prepare_records(records[:2], store, SMALL, workers=0)
+    first = contents(store)
+    next(store.rglob("*scan1.b2nd")).write_bytes(b"damaged")
+    report = prepare_records(records, store, SMALL, workers=0)
+    assert (report.prepared, report.made, report.skipped) == (4, 3, 1)
+    again = contents(store)
+    assert {name: again[name] for name in first if name.startswith("volumes")} == {
+        name: digest for name, digest in first.items() if name.startswith("volumes")
+    }
+    write_image(records[0].path, make_head(9, (30, 31, 32)))
+    report = prepare_records(records, store, SMALL, workers=0)
+    assert (report.made, report.skipped) == (1, 3)
+    assert Store.open(store).properties(0)["original_shape"] == [30, 31, 32]
+
+
+def test_an_interrupted_run_leaves_a_store_and_goes_on(tmp_path: Path, records: list[Record]) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_records(records, tmp_path / "s", SMALL, workers=0, on_progress=interrupt)
+    assert len(Store.open(tmp_path / "s")) == 2
+    (tmp_path / "s/volumes/scans/.left.b2nd.1.tmp").write_bytes(b"half")
+    assert prepare_records(records, tmp_path / "s", SMALL, workers=0).made == 2
+    prepare_records(records, tmp_path / "whole", SMALL, workers=0)
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_another_recipe_is_refused_with_both_named(tmp_path: Path, records: list[Record]) -> None:
+    prepare_records(records[:1], tmp_path / "s", SMALL, workers=0)
+    with pytest.raises(
+        UserError,
+        match=r"2×2×2 mm, normalise zscore.*asked for now: own spacing, normalise none.*"
+        r"differ in: spacing \[2.0, 2.0, 2.0\] there, null asked for; normalise",
+    ):
+        prepare_records(records, tmp_path / "s", PrepareSettings(spacing=None, normalise="none"), workers=0)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path, records: list[Record]) -> None:
+    with pytest.raises(UserError, match="not empty and holds no store"):
+        prepare_records(records, tmp_path / "scans", SMALL, workers=0)
+
+
+def test_a_crash_is_blamed_on_its_file(tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashing(work, jobs, workers, seconds, executor):
+        for job in jobs:
+            yield job, WorkerLost("the reader crashed on this file") if job.record.name == "scan1" else work(job)
+
+    monkeypatch.setattr(driver, "run_jobs", crashing)
+    report = prepare_records(records, tmp_path / "s", SMALL)
+    assert report.prepared == 3
+    assert [(Path(r.file).name, r.reason) for r in report.excluded] == [
+        ("scan1.nii.gz", "the reader crashed on this file")
+    ]
+
+
+def test_an_unexpected_error_stops_nothing(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = worker.prepare_one
+
+    def failing(job) -> int:
+        if job.record.name == "scan2":
+            raise ZeroDivisionError("oops")
+        return whole(job)
+
+    monkeypatch.setattr(worker, "prepare_one", failing)
+    report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert report.prepared == 3
+    assert report.excluded[0].reason == "unexpected ZeroDivisionError: oops"
+
+
+def test_a_full_disk_is_a_sentence_and_nothing_is_lost(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = worker.write_entry
+
+    def full_at_the_third(store, relative, *rest) -> None:
+        if relative.endswith("scan2"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(store, relative, *rest)
+
+    monkeypatch.setattr(worker, "write_entry", full_at_the_third)
+    with pytest.raises(UserError, match=r"The disk of .* is full. Make room and run the same command again"):
+        prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert len(Store.open(tmp_path / "s")) == 2
+    monkeypatch.setattr(worker, "write_entry", whole)
+    assert prepare_records(records, tmp_path / "s", SMALL, workers=0).made == 2
+
+
+def test_two_images_of_one_id(tmp_path: Path, records: list[Record]) -> None:
+    report = prepare_records([records[0], records[0]], tmp_path / "s", SMALL, workers=0)
+    assert report.prepared == 1
+    assert "the same id" in report.excluded[0].reason
+
+
+def test_a_file_that_became_bad_leaves_the_store(tmp_path: Path, records: list[Record]) -> None:
+    prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    records[0].path.write_bytes(b"")
+    report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert (report.prepared, report.skipped, len(report.excluded)) == (3, 3, 1)
+
+
+def with_masks(tmp_path: Path, write_image, make_head, mask: np.ndarray) -> list[Record]:
+    write_image(tmp_path / "a.nii.gz", make_head())
+    write_image(tmp_path / "face.nii.gz", mask)
+    image = Image("a", "a.nii.gz", "T1w", None, AssociatedMasks("face.nii.gz", None))
+    subject = Subject("p", None, {"s": Session("s", None, [image])})
+    return list(Collection(1, "c", {"d": Dataset("d", "d", None, {"p": subject})}).records(tmp_path))
+
+
+def test_the_anonymisation_mask_is_the_anonymisation_mask(tmp_path: Path, write_image, make_head) -> None:
+    head = make_head()
+    face = (np.arange(head.size).reshape(head.shape) % 3 == 0).astype(np.uint8)
+    records = with_masks(tmp_path, write_image, make_head, face)
+    prepare_records(records, tmp_path / "s", PrepareSettings(spacing=None), workers=0)
+    store = Store.open(tmp_path / "s")
+    box = tuple(slice(*pair) for pair in store.properties(0)["crop_box"])
+    np.testing.assert_array_equal(store.read_mask(0, "anonymisation"), face[box] == 1)
+    assert store.read_mask(0, "anatomy") is None
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path: Path, write_image, make_head) -> None:
+    records = with_masks(tmp_path, write_image, make_head, np.ones((4, 5, 6), np.uint8))
+    report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert "different sizes (4×5×6 and 24×28×20)" in report.excluded[0].reason
+
+
+def test_progress_tells_every_image(tmp_path: Path, records: list[Record]) -> None:
+    told: list[Progress] = []
+    prepare_records(records, tmp_path / "s", SMALL, workers=0, on_progress=told.append)
+    assert [(p.done, p.total) for p in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -1,0 +1,24 @@
+"""The whole way with real volumes of three kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from viewalign.data.indexing import index_sources
+from viewalign.data.prepare import prepare_records
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.store import Store
+
+
+def test_real_volumes_go_in(tmp_path: Path, shared_data: Path) -> None:
+    names = ("hippocampus/images/hippocampus_00[13].nii.gz", "ms_raw/patient04_study1_T2W.nii.gz", "heads/volpack*")
+    index = index_sources([str(shared_data / name) for name in names])
+    assert index.images == 4
+    report = prepare_records(list(index.collection.records()), tmp_path / "s", PrepareSettings(), workers=2)
+    assert (report.prepared, report.excluded) == (4, [])
+    store = Store.open(tmp_path / "s")
+    for k in range(4):
+        np.testing.assert_allclose(store.spacing(k), 1.0, atol=0.05)
+        assert abs(float(store.read(k).mean())) < 1e-3

@@ -1,0 +1,136 @@
+"""Embeddings: the same numbers each time, the same tensor as elsewhere, padding counts for nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.errors import UserError
+from viewalign.evaluation.embedding import Embeddings, Pooling, embed, intensity_statistics, weighted_mean
+from viewalign.evaluation.encoders import build_encoder, encoder_and_preprocessor, network_of, read_pretrained
+from viewalign.tasks.manifest import read_manifest
+from viewalign.tasks.spec import read_spec
+
+
+def test_a_run_becomes_an_encoder_of_any_channels_and_size(tiny_run):
+    start = read_pretrained(tiny_run)
+    assert start.network == network_of(start.source)
+    one, _ = build_encoder(start, start.size, 1)
+    three, fitted = build_encoder(start, start.size, 3)
+    assert fitted.encoder_share == 1.0
+    image = torch.randn(1, 1, *start.size)
+    for a, b in zip(
+        *(Pooled(net)(x) for net, x in ((one, image), (three, image.expand(1, 3, -1, -1, -1)))), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    other, fitted = build_encoder(start, (24, 32, 16), 1)
+    assert fitted.encoder_share == 1.0
+    assert other.encode(torch.randn(1, 1, 24, 32, 16)) is not None
+
+
+class Pooled:
+    def __init__(self, backbone):
+        self.backbone, self.pooling = backbone.eval(), Pooling(backbone, "multistage")
+
+    @torch.no_grad()
+    def __call__(self, images):
+        return list(self.pooling(self.backbone, images, torch.ones_like(images[:, :1], dtype=torch.bool)))
+
+
+def test_padding_counts_in_no_vector():
+    features = torch.randn(2, 5, 4, 4, 4)
+    valid = torch.ones(2, 1, 8, 8, 8, dtype=torch.bool)
+    valid[0, :, :, 4:] = False
+    got = weighted_mean(features, valid)
+    torch.testing.assert_close(got[0], features[0, :, :, :2].mean((1, 2, 3)))
+    torch.testing.assert_close(got[1], features[1].mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("pool", ["average", "multistage", "attention", "pretrained"])
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+def test_all_poolings_give_the_width_they_tell(name, pool):
+    backbone, _ = build_encoder(read_pretrained(f"untrained:{name}"), (16, 16, 16), 1)
+    pooling = Pooling(backbone, pool)
+    rows = pooling(backbone, torch.randn(2, 1, 16, 16, 16), torch.ones(2, 1, 16, 16, 16, dtype=torch.bool))
+    assert rows.shape == (2, pooling.width)
+
+
+def test_two_embeddings_are_one(task_folder, tmp_path):
+    spec = read_spec(task_folder)
+    cases = read_manifest(task_folder, spec)[:3]
+    encoder = encoder_and_preprocessor("untrained:resenc-xs", spec, "16,16,16", "none", "multistage")
+    first, second = (embed(*encoder, cases, with_maps=True) for _ in range(2))
+    np.testing.assert_array_equal(first.features, second.features)
+    assert first.maps.shape[:2] == (3, 128)
+    first.write(tmp_path / "e.npz")
+    again = Embeddings.read(tmp_path / "e.npz")
+    np.testing.assert_array_equal(again.features, first.features)
+    assert again.facts == first.facts
+    other = encoder_and_preprocessor("untrained:resenc-xs", spec, "16,16,24", "none", "multistage")
+    assert embed(*other, cases).facts["preprocessing_fingerprint"] != first.facts["preprocessing_fingerprint"]
+    with pytest.raises(UserError, match="no embeddings"):
+        Embeddings.read(task_folder / "task.yaml")
+
+
+def test_the_own_pooling_of_a_primus_must_be_there(tiny_run):
+    start = read_pretrained(tiny_run)
+    spec = read_spec_of_one()
+    size = ",".join(map(str, start.size))
+    encoder_and_preprocessor(str(tiny_run), spec, size, "pretraining", "pretrained")
+    if start.network.startswith("primus"):
+        with pytest.raises(UserError, match="take that size"):
+            encoder_and_preprocessor(str(tiny_run), spec, "32,32,32", "pretraining", "pretrained")
+
+
+def read_spec_of_one():
+    from viewalign.tasks.spec import TaskSpec
+
+    return TaskSpec.model_validate({"name": "x", "kind": "regression", "channels": [{"name": "t1"}]})
+
+
+def test_statistics_need_no_network(task_folder):
+    spec = read_spec(task_folder)
+    _, prepare = encoder_and_preprocessor("untrained:resenc-xs", spec, "16", "none", "multistage")
+    case = read_manifest(task_folder, spec)[0]
+    row = intensity_statistics(prepare(case.images))
+    assert np.isfinite(row).all()
+    assert row.shape == (17,)
+
+
+@pytest.mark.slow
+def test_the_commands(task_folder, tmp_path):
+    (task_folder / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
+    run = CliRunner().invoke
+    told = run(app, ["embed", "untrained:resenc-xs", str(task_folder), "-o", str(tmp_path / "e.npz"), "--size", "16"])
+    assert told.exit_code == 3, told.output
+    assert len(Embeddings.read(tmp_path / "e.npz").cases) == 11
+    out = tmp_path / "p.json"
+    arguments = [
+        "--task",
+        str(task_folder),
+        "--size",
+        "16",
+        "--folds",
+        "2",
+        "--draws",
+        "100",
+        "--shots",
+        "2",
+        "-o",
+        str(out),
+    ]
+    told = run(app, ["probe", "fresh=untrained:resenc-xs", *arguments, "--learners", "linear"])
+    assert told.exit_code == 3, told.output
+    held = json.loads(out.read_text())
+    assert set(held["features"]) == {"fresh, linear", "intensity statistics, linear"}
+    assert held["excluded"][0][0] == "c03"
+    assert held["judged"] == 11
+
+
+@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+def test_a_field_of_view_that_does_not_fit_is_told_by_its_own_name(network):
+    with pytest.raises(UserError, match=r"^size = \[18, 16, 16\]: side 0 is 18, but this network needs a multiple of"):
+        build_encoder(read_pretrained(f"untrained:{network}"), (18, 16, 16), 1)

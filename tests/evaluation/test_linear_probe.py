@@ -1,0 +1,91 @@
+"""Probes of whole cases: what vectors tell is found, noise is at chance, and nothing of the judged cases leaks in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.evaluation import linear_probe
+from viewalign.tasks.folds import make_folds
+from viewalign.tasks.manifest import TaskCase
+from viewalign.tasks.spec import TaskSpec
+
+KINDS = {"binary": ["n", "y"], "multiclass": ["a", "b", "c"], "multilabel": ["p", "q"], "regression": []}
+
+
+def made_up(kind, count=40, signal=4.0, seed=0):
+    rng = np.random.default_rng(seed)
+    spec = TaskSpec.model_validate({"name": "x", "kind": kind, "channels": [{"name": "a"}], "classes": KINDS[kind]})
+    if kind == "regression":
+        targets = rng.normal(50, 10, count).tolist()
+        told = np.array(targets)[:, None] / 10
+    elif kind == "multilabel":
+        targets = [tuple(int(v) for v in row) for row in rng.integers(0, 2, (count, 2))]
+        told = np.array(targets)
+    else:
+        targets = (np.arange(count) % len(KINDS[kind])).tolist()
+        told = np.eye(len(KINDS[kind]))[targets]
+    features = rng.normal(size=(count, 6))
+    features[:, : told.shape[1]] += signal * told
+    cases = [TaskCase(f"c{k:02d}", f"c{k:02d}", {"a": Path("x")}, target=t) for k, t in enumerate(targets)]
+    return spec, cases, features
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("learner", ["linear", "knn"])
+def test_what_features_tell_is_found(kind, learner):
+    spec, cases, features = made_up(kind)
+    folds = make_folds(cases, spec, 3).folds
+    score = linear_probe.probe(features, cases, folds, spec, learner, draws=100)
+    figure = {"regression": "pearson", "multilabel": "auroc"}.get(kind, "balanced_accuracy")
+    assert score.values[figure] > (0.85 if learner == "linear" else 0.6)
+    assert sorted(score.cases) == [case.case for case in cases]
+    low, high = score.intervals[figure]
+    assert low <= score.values[figure] <= high
+
+
+def test_noise_is_at_chance():
+    spec, cases, features = made_up("binary", 80, signal=0.0)
+    score = linear_probe.probe(features, cases, make_folds(cases, spec, 4).folds, spec, draws=100)
+    assert 0.3 < score.values["auroc"] < 0.7
+
+
+def test_what_is_judged_does_not_change_the_fit():
+    """Features of judged cases may be anything: the others' predictions stay the same to the last bit."""
+    spec, cases, features = made_up("regression")
+    train, held_out = list(range(30)), list(range(30, 40))
+    _, before = linear_probe.fit_and_predict(features, cases, train, held_out, spec, "linear")
+    wild = features.copy()
+    wild[39] *= 1e6
+    _, after = linear_probe.fit_and_predict(wild, cases, train, held_out, spec, "linear")
+    np.testing.assert_array_equal(before[:-1], after[:-1])
+
+
+def test_predictions_stay_within_the_range():
+    spec, cases, features = made_up("regression")
+    spec = spec.model_copy(update={"range": (45.0, 55.0)})
+    _, predicted = linear_probe.fit_and_predict(features, cases, range(30), range(30, 40), spec, "linear")
+    assert predicted.min() >= 45
+    assert predicted.max() <= 55
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+def test_more_shots_help_and_draws_are_the_same_for_all_features(kind):
+    spec, cases, features = made_up(kind, 80, signal=1.5)
+    fold = make_folds(cases, spec, 2).folds[0]
+    few, many = linear_probe.few_shot_curve(features, cases, fold, spec, (3, 15), repeats=5)
+    assert (many.mean < few.mean) if kind == "regression" else (many.mean > few.mean)
+    assert few.low <= few.mean <= few.high
+    assert len(few.draws) == 5
+    rows = linear_probe.draw_shots(cases, spec, 3, (0, 1))
+    assert rows == linear_probe.draw_shots(cases, spec, 3, (0, 1)) != linear_probe.draw_shots(cases, spec, 3, (0, 2))
+    assert len(rows) == (6 if kind == "binary" else 3)
+    with pytest.raises(UserError, match="cannot be drawn"):
+        linear_probe.draw_shots(cases, spec, 500, (0, 0))
+
+
+def test_a_class_that_nobody_teaches_is_told():
+    spec, cases, features = made_up("binary")
+    with pytest.raises(UserError, match="no case of the class y"):
+        linear_probe.fit_and_predict(features, cases, range(0, 20, 2), [1, 3], spec, "linear")

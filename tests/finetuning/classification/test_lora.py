@@ -1,0 +1,110 @@
+"""Adapters: each is in the way of the data, nothing else in the encoder learns, and merged weights say the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from viewalign.evaluation.encoders import build_encoder, read_pretrained
+from viewalign.finetuning.classification import network as lora
+from viewalign.finetuning.classification.finetune import finetune
+from viewalign.finetuning.classification.models import Predictor, read_model, write_model
+from viewalign.finetuning.classification.network import GlobalNetwork
+from viewalign.finetuning.classification.settings import load_training
+from viewalign.finetuning.classification.training import FoldTraining, predict_sample
+from viewalign.tasks.manifest import TaskCase
+from viewalign.tasks.preprocessing import Preprocessor, Sample
+from viewalign.tasks.spec import TaskSpec
+
+pytest.importorskip("peft")
+SIZE = (16, 16, 16)
+SPEC = TaskSpec.model_validate({"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["n", "y"]})
+WHOLE = np.ones((1, *SIZE), dtype=bool)
+NETWORKS = {"resenc-xs": 14, "primus-xs": 24}
+"""How many adapters each has: two convolutions of seven blocks, four projections of six attentions."""
+
+
+def some():
+    rng = np.random.default_rng(0)
+    cases = [TaskCase(f"c{k}", f"c{k}", {}, target=k % 2) for k in range(6)]
+    images = {c.case: rng.normal(size=(1, *SIZE)).astype(np.float32) for c in cases}
+    return cases, {name: Sample(image, WHOLE, np.array([True])) for name, image in images.items()}
+
+
+def network_of(name):
+    backbone, _ = build_encoder(read_pretrained(f"untrained:{name}"), SIZE, 1)
+    network = GlobalNetwork(backbone, 2, "average", 0.0, [0.0, 0.0])
+    torch.manual_seed(0)
+    network.head.weight.data.normal_(std=0.1)
+    return network
+
+
+def training_of(name, folder, epochs=2):
+    cases, samples = some()
+    settings = load_training(
+        None, ["mode=lora", f"epochs={epochs}", "batch=3", "lr=0.01", "lora.rank=2", "lora.dropout=0.1"]
+    )
+    network = network_of(name)
+    lora.attach(network.backbone, 2, 16.0, 0.1, 0)
+    return FoldTraining(network, cases, samples, SPEC, settings, 0, folder)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_adapters_and_head_alone_learn_and_every_adapter_does(tmp_path, name):
+    training = training_of(name, tmp_path)
+    before = {k: v.detach().clone() for k, v in training.network.named_parameters()}
+    image, valid = torch.randn(1, 1, *SIZE), torch.ones(1, 1, *SIZE, dtype=torch.bool)
+    with torch.no_grad():
+        plain = network_of(name).eval()(image, valid)
+        assert torch.equal(training.network.eval()(image, valid), plain)
+    training.run()
+    after = dict(training.network.named_parameters())
+    adapters = [k for k in after if ".lora_B" in k]
+    assert len(adapters) == NETWORKS[name]
+    for key, value in after.items():
+        learnt = ".lora_" in key or key.startswith("head.")
+        assert torch.equal(value, before[key]) is not learnt, key
+    assert sum(len(group["params"]) for group in training.optimizer.param_groups) == 2 * NETWORKS[name] + 2
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_merged_and_unmerged_say_the_same(tmp_path, name):
+    training = training_of(name, tmp_path / "c")
+    training.run()
+    network, sample = training.network, next(iter(training.samples.values()))
+    unmerged = predict_sample(network, sample, SPEC, (0.0, 1.0))
+    untrained = dict(network_of(name).named_parameters())
+    lora.merge(network.backbone)
+    np.testing.assert_allclose(predict_sample(network, sample, SPEC, (0.0, 1.0)), unmerged, rtol=1e-4, atol=1e-6)
+    assert dict(network.named_parameters()).keys() == untrained.keys()
+    changed = [k for k, v in network.named_parameters() if not torch.equal(v, untrained[k])]
+    assert len(changed) == NETWORKS[name] + 2
+    write_model(tmp_path / "m", network, name, SPEC, Preprocessor(SPEC.channels, SIZE), (0.0, 1.0))
+    again = read_model(tmp_path / "m").network
+    np.testing.assert_allclose(predict_sample(again, sample, SPEC, (0.0, 1.0)), unmerged, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path):
+    straight = training_of("primus-xs", tmp_path / "a", 3)
+    straight.run()
+
+    def stop(line):
+        if "epoch 2/" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training_of("primus-xs", tmp_path / "b", 3).run(stop)
+    resumed = training_of("primus-xs", tmp_path / "b", 3)
+    resumed.run()
+    assert resumed.losses == straight.losses
+    for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task):
+    _, cases = striped_task(tmp_path / "task", cases=6)
+    settings = load_training(
+        None, ["mode=lora", "epochs=1", "batch=3", "folds=2", "draws=100", "size=16", "spacing=none"]
+    )
+    finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lambda _: None)
+    assert np.isfinite(Predictor(tmp_path / "out").predict(cases[0])).all()

@@ -1,0 +1,45 @@
+"""Answers to new cases: averaged over folds, written, and a broken case told of."""
+
+import csv
+
+import numpy as np
+import torch
+
+from viewalign.evaluation.encoders import build_encoder, read_pretrained
+from viewalign.finetuning.classification.models import Predictor, write_model
+from viewalign.finetuning.classification.network import GlobalNetwork
+from viewalign.finetuning.classification.predict import predict
+from viewalign.tasks.preprocessing import Preprocessor
+
+SIZE = (16, 16, 16)
+
+
+def model(folder, spec, folds):
+    for fold in range(folds):
+        backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), SIZE, len(spec.channels), seed=fold)
+        network = GlobalNetwork(backbone, spec.outputs, "average", 0.0, [0.0] * spec.outputs)
+        torch.manual_seed(fold)
+        network.head.weight.data.normal_(std=0.2)
+        write_model(folder / f"fold_{fold}", network, "resenc-xs", spec, Preprocessor(spec.channels, SIZE), (0.0, 1.0))
+    return folder
+
+
+def test_each_case_is_answered_and_a_broken_one_told_of(tmp_path, striped_task):
+    spec, cases = striped_task(tmp_path / "task", cases=4)
+    cases[2].images["t1"].write_bytes(b"not an image")
+    folder = model(tmp_path / "model", spec, folds=2)
+    seen = []
+    said = predict(folder, tmp_path / "task", tmp_path / "p.csv", on_progress=lambda *at: seen.append(at), workers=0)
+    assert said.columns == ("p_no", "p_yes")
+    assert [name for name, _ in said.excluded] == ["c02"]
+    assert list(said.values) == ["c00", "c01", "c03"]
+    assert seen == [(k, 4) for k in range(1, 5)]
+    whole, folds = Predictor(folder), [Predictor(folder / f"fold_{k}") for k in range(2)]
+    for case in (cases[0], cases[3]):
+        np.testing.assert_allclose(said.values[case.case], np.mean([one.predict(case) for one in folds], axis=0))
+        np.testing.assert_array_equal(said.values[case.case], whole.predict(case))
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert [row["case"] for row in rows] == ["c00", "c01", "c03"]
+    np.testing.assert_allclose(
+        [float(row["p_yes"]) for row in rows], [value[1] for value in said.values.values()], rtol=1e-5
+    )

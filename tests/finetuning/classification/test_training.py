@@ -1,0 +1,347 @@
+"""Fine-tuning: starts at chance, resumes to the bit, and predicts what it was judged on from the same tensor."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.errors import UserError
+from viewalign.evaluation.encoders import build_encoder, read_pretrained
+from viewalign.finetuning.classification.finetune import finetune, preprocessor_for
+from viewalign.finetuning.classification.models import Predictor, read_model
+from viewalign.finetuning.classification.network import GlobalNetwork, answers, case_losses, class_weights, first_bias
+from viewalign.finetuning.classification.settings import load_training, recipe_names
+from viewalign.finetuning.classification.training import FoldTraining, augment, parameter_groups, rate, target_scale
+from viewalign.reports.task import write_page
+from viewalign.tasks.manifest import TaskCase, read_manifest
+from viewalign.tasks.preprocessing import Sample
+from viewalign.tasks.spec import TaskSpec
+from viewalign.utils.locks import LOCK, lock_folder
+from viewalign.views.intensity import IntensityConfig
+from viewalign.views.sampling import ViewSamplingConfig, sample_single
+
+SIZE = (16, 16, 16)
+CLASSES = {"binary": ["n", "y"], "multiclass": ["a", "b", "c"], "multilabel": ["p", "q"], "regression": []}
+
+
+def spec_of(kind):
+    return TaskSpec.model_validate({"name": "x", "kind": kind, "channels": [{"name": "a"}], "classes": CLASSES[kind]})
+
+
+def some(kind, count=6):
+    rng = np.random.default_rng(0)
+    targets = {
+        "regression": [40.0 + 5 * k for k in range(count)],
+        "multilabel": [(k % 2, 1 - k % 2) for k in range(count)],
+    }.get(kind, [k % max(1, len(CLASSES[kind])) for k in range(count)])
+    cases = [TaskCase(f"c{k}", f"c{k}", {}, target=t) for k, t in enumerate(targets)]
+    whole = np.ones((1, *SIZE), dtype=bool)
+    samples = {c.case: Sample(rng.normal(size=(1, *SIZE)).astype(np.float32), whole, np.array([True])) for c in cases}
+    return spec_of(kind), cases, samples
+
+
+def network_of(spec, bias=None, name="resenc-xs", dropout=0.0):
+    backbone, _ = build_encoder(read_pretrained(f"untrained:{name}"), SIZE, 1)
+    return GlobalNetwork(backbone, spec.outputs, "multistage", dropout, bias or [0.0] * spec.outputs)
+
+
+def training_of(kind, folder, count=6, **settings):
+    spec, cases, samples = some(kind, count)
+    given = [
+        f"{key}={json.dumps(value)}" for key, value in {"epochs": 2, "batch": 4, "dropout": 0.0, **settings}.items()
+    ]
+    return FoldTraining(network_of(spec), cases, samples, spec, load_training(None, given), 0, folder)
+
+
+def test_the_head_sees_training_features_of_mean_0_and_spread_1_and_takes_that_over():
+    network = network_of(spec_of("multiclass")).eval()
+    torch.nn.init.normal_(network.head.weight)
+    vectors = 5 + torch.randn(40, network.pooling.width) * torch.linspace(0.5, 1.5, network.pooling.width)
+    vectors[:, 0] = 7.0  # does not vary, and must not be blown up
+    network.standardise(vectors)
+    seen = (vectors - network.centre) / network.spread
+    torch.testing.assert_close(seen.mean(0), torch.zeros(len(seen[0])), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(0, correction=0)[1:], torch.ones(len(seen[0]) - 1))
+    assert float(network.spread[0]) == pytest.approx(0.1 * float(vectors.std(0, correction=0).mean()))
+    images, valid = torch.randn(2, 1, *SIZE), torch.ones(2, 1, *SIZE, dtype=torch.bool)
+    with torch.no_grad():
+        before = network(images, valid)
+        network.fold_in()
+        torch.testing.assert_close(network(images, valid), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(network.head(network.vectors(images, valid)), before, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_cases_are_not_blown_up():
+    network = network_of(spec_of("binary"))
+    network.standardise(torch.full((3, network.pooling.width), 2.0))
+    assert torch.equal(network.spread, torch.ones_like(network.spread))
+
+
+def test_features_are_measured_on_the_cases_of_the_fold_alone(tmp_path):
+    training = training_of("binary", tmp_path, epochs=1)
+    images = torch.stack([torch.from_numpy(training.samples[c.case].image) for c in training.cases[:4]])
+    training.cases, training.per_epoch = training.cases[:4], 1  # as if two were held out
+    with torch.no_grad():
+        told = training.network.eval().vectors(images, torch.ones_like(images, dtype=torch.bool)).mean(0)
+    measured = []
+    training.network.standardise = lambda vectors: measured.append(vectors)
+    training.run()
+    assert measured[0].shape[0] == 4
+    torch.testing.assert_close(measured[0].mean(0), told, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize(
+    ("kind", "chance"), [("binary", math.log(2)), ("multiclass", math.log(3)), ("regression", 1.0)]
+)
+def test_the_first_loss_is_that_of_chance(kind, chance, name):
+    spec, cases, samples = some(kind)
+    network = network_of(spec, name=name).eval()
+    images = torch.stack([torch.from_numpy(samples[c.case].image) for c in cases])
+    out = network(images, torch.ones_like(images[:, :1], dtype=torch.bool))
+    centre, spread = target_scale(cases, spec)
+    raw = np.array([c.target for c in cases])
+    targets = torch.from_numpy((raw - centre) / spread).float() if kind == "regression" else torch.from_numpy(raw)
+    assert float(case_losses(out, targets, spec, 0.0).mean()) == pytest.approx(chance, rel=1e-5)
+    if kind == "regression":
+        np.testing.assert_allclose(answers(out, spec, centre, spread), raw.mean())
+
+
+def test_a_bias_is_the_share_of_classes():
+    spec = spec_of("binary")
+    p = answers(torch.tensor([first_bias([0, 0, 0, 1] * 100, spec, even=False)]), spec)
+    np.testing.assert_allclose(p, [[0.75, 0.25]], atol=2e-3)
+    assert first_bias([0, 0, 0, 1], spec, even=True) == [0.0, 0.0]
+    weights = class_weights([0, 0, 0, 1], spec)
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 2.0]))
+    many = answers(
+        torch.tensor([first_bias([(1, 0), (1, 1), (1, 0)], spec_of("multilabel"), even=False)]), spec_of("multilabel")
+    )
+    np.testing.assert_allclose(many, [[3.5 / 4, 1.5 / 4]])
+
+
+@pytest.mark.parametrize("kind", list(CLASSES))
+def test_every_kind_trains_and_the_parts_of_a_batch_are_the_batch(tmp_path, kind):
+    whole, parts = training_of(kind, tmp_path / "a"), training_of(kind, tmp_path / "b", accumulate=3)
+    whole.run()
+    parts.run()
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert all(math.isfinite(loss) for loss in whole.losses)
+
+
+def test_class_weights_are_of_the_whole_batch(tmp_path):
+    losses = []
+    for parts in (1, 4):
+        training = training_of(
+            "multiclass", tmp_path / str(parts), count=7, accumulate=parts, class_weights=True, batch=7
+        )
+        training.run()
+        losses.append(training.losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
+    straight = training_of("binary", tmp_path / "a", epochs=3, dropout=0.3)
+    straight.run()
+
+    def stop(line):
+        if "epoch 2/" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training_of("binary", tmp_path / "b", epochs=3, dropout=0.3).run(stop)
+    resumed = training_of("binary", tmp_path / "b", epochs=3, dropout=0.3)
+    resumed.run()
+    assert resumed.losses == straight.losses
+    for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(UserError, match=r"fold of other settings \(lr=0\.0001, not 0\.5; dropout=0\.3, not 0\.0\)"):
+        training_of("binary", tmp_path / "b", epochs=3, lr=0.5).run()
+
+
+def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monkeypatch):
+    monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
+    striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
+    with lock_folder(tmp_path / "out"), pytest.raises(UserError, match="is at work in"):
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", load_training(None), print)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+
+
+def test_what_is_frozen_stays(tmp_path):
+    for mode, more, stays in (
+        ("frozen", {}, True),
+        ("head_first", {"head_epochs": 2}, True),
+        ("head_first", {"head_epochs": 1}, False),
+    ):
+        training = training_of("binary", tmp_path / f"{mode}{stays}", mode=mode, lr=0.01, **more)
+        before = [p.detach().clone() for p in training.network.backbone.parameters()]
+        training.run()
+        same = all(torch.equal(a, b) for a, b in zip(before, training.network.backbone.parameters(), strict=True))
+        assert same is stays
+        assert float(training.network.head.weight.detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+def test_rates_shrink_towards_the_input_and_positions_do_not_decay(name):
+    network = network_of(spec_of("binary"), name=name)
+    groups = parameter_groups(network, load_training(None, ["mode=layerwise", "layer_decay=0.5"]))
+    where = {id(p): group for group in groups for p in group["params"]}
+    blocks = [where[id(next(block.parameters()))]["scale"] for block in network.backbone.blocks()]
+    assert blocks == sorted(blocks)
+    assert blocks[0] < blocks[-1] < where[id(network.head.weight)]["scale"] == 1.0
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    for key, parameter in network.named_parameters():
+        if parameter.ndim == 1 or key.endswith("pos_embed"):
+            assert where[id(parameter)]["weight_decay"] == 0.0
+
+
+def test_the_schedule_rises_then_falls_to_nothing():
+    settings = load_training(None, ["lr=1", "warmup=0.1"])
+    rates = [rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[-1] < 1e-3
+
+
+def test_balanced_draws_are_balanced(tmp_path):
+    training = training_of("binary", tmp_path, count=6, balanced=True, batch=4)
+    training.cases = [*training.cases, *[c for c in training.cases if c.target == 0] * 5]
+    drawn = [case.target for step in range(20) for case in training._drawn(0, step)]
+    assert drawn.count(0) == drawn.count(1)
+
+
+def test_rotations_turn_both_ways_and_not_always():
+    drawing = ViewSamplingConfig(size=SIZE, mirror=False, p_rotation=0.5, p_scale=0.0)
+    turns = [float(sample_single(np.random.default_rng(k), SIZE, drawing)[0, 1]) for k in range(100)]
+    assert sum(turn > 0 for turn in turns) > 10
+    assert sum(turn < 0 for turn in turns) > 10
+    assert sum(turn == 0 for turn in turns) > 20
+
+
+def test_channels_are_dropped_but_never_all():
+    image, valid = torch.ones(3, *SIZE), torch.ones(1, *SIZE, dtype=torch.bool)
+    plain = ViewSamplingConfig(size=SIZE, mirror=False, p_rotation=0.0, p_scale=0.0)
+    nothing = IntensityConfig(0.0, p_contrast=0, p_gamma=0, p_gamma_inverted=0, p_low_resolution=0, p_blur=0, p_noise=0)
+    present = np.array([True, False, True])
+    left = []
+    for k in range(40):
+        out, _ = augment(image, valid, present, np.random.default_rng(k), plain, nothing, 0.9)
+        left.append(out.flatten(1).any(1).tolist())
+    assert all(any(one) and not one[1] for one in left)
+    assert [True, False, False] in left
+    assert [False, False, True] in left
+
+
+def test_targets_are_standardised_by_the_training_cases_alone():
+    spec, cases, _ = some("regression")
+    centre, spread = target_scale(cases[:3], spec)
+    assert (centre, spread) == (45.0, pytest.approx(np.std([40.0, 45.0, 50.0])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multiclass", "regression"])
+def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind):
+    classes = ("a", "b", "c")
+    striped_task(tmp_path / "task", kind, 12, classes)
+    lines = []
+    settings = load_training(None, ["epochs=1", "batch=4", "folds=3", "draws=100", "size=16", "spacing=none"])
+    result, excluded = finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lines.append)
+    assert not excluded
+    assert len(result.cases) == 12
+    with (tmp_path / "out" / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["fold"] for row in rows} == {"0", "1", "2"}
+    told = json.loads((tmp_path / "out" / "metrics.json").read_text())["held_out"]
+    assert told["values"] == pytest.approx(result.values, nan_ok=True)
+    # what a fold was judged on is what its model predicts from the file
+    spec = read_model(tmp_path / "out" / "fold_0").spec
+    case = next(
+        c for c in read_manifest(tmp_path / "task", spec) if c.case == next(r["case"] for r in rows if r["fold"] == "0")
+    )
+    again = Predictor(tmp_path / "out" / "fold_0").predict(case)
+    row = next(r for r in rows if r["case"] == case.case)
+    columns = ["value"] if kind == "regression" else [f"p_{name}" for name in classes]
+    np.testing.assert_allclose([float(row[name]) for name in columns], again, rtol=1e-6)
+    if kind == "regression":
+        assert float(row["value"]) != int(float(row["value"]))
+    else:
+        assert again.sum() == pytest.approx(1.0)
+    folds = [Predictor(tmp_path / "out" / f"fold_{k}").predict(case) for k in range(3)]
+    np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
+    with pytest.raises(UserError, match=r"other settings: lr=.*, not 1\.0\. Go on with the same"):
+        finetune(
+            tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}), print
+        )
+
+
+@pytest.mark.slow
+def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task, mark_as_test):
+    """The route of a benchmark whose test cases are named: one model, its page and figures over the test cases."""
+    striped_task(tmp_path / "task", "regression", 12)
+    judged = mark_as_test(tmp_path / "task", 4)
+    lines, out = [], tmp_path / "out"
+    settings = load_training(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "size=16", "spacing=none"])
+    result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings, lines.append)
+    assert sorted(result.cases) == sorted(judged)
+    told = json.loads((out / "metrics.json").read_text())
+    assert "held_out" not in told
+    assert told["test"]["cases"] == 4
+    assert len(json.loads((out / "folds.json").read_text())["folds"][0]["train"]) == 8
+    assert sorted(file.name for file in out.glob("fold_*")) == ["fold_0"]
+    assert any("4 test cases" in line for line in lines)
+    page = write_page(out).read_text()
+    assert "over 4 test cases of 4 subjects" in page
+    assert "Each fold" not in page
+
+
+@pytest.mark.slow
+def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task):
+    striped_task(tmp_path / "task")
+    (tmp_path / "task" / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
+    run, out = CliRunner().invoke, tmp_path / "out"
+    settings = ["epochs=1", "batch=4", "folds=2", "draws=100", "size=16", "spacing=none"]
+    arguments = [str(tmp_path / "task"), *settings, "--encoder", "untrained:resenc-xs", "-o", str(out)]
+    told = run(app, ["finetune", "classification", *arguments])
+    assert told.exit_code == 3, told.output
+    assert json.loads((out / "refused.json").read_text())[0][0] == "c03"
+    wrong = run(app, ["finetune", "regression", *arguments])
+    assert isinstance(wrong.exception, UserError)
+    told = run(
+        app, ["predict", str(out), str(tmp_path / "task" / "manifest.csv"), "-o", str(tmp_path / "p.csv"), "--flips"]
+    )
+    assert told.exit_code == 3, told.output
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 12
+    state = load_file(out / "fold_0" / "model.safetensors")
+    state.pop(next(iter(state)))
+    save_file(state, out / "fold_0" / "model.safetensors")
+    with pytest.raises(UserError, match="do not fit the network they name"):
+        Predictor(out)
+
+
+def test_a_departure_from_pretraining_is_said(tiny_run):
+    start, lines = read_pretrained(tiny_run), []
+    same = preprocessor_for(start, spec_of("binary"), load_training(None), lines.append)
+    assert not lines
+    assert same.size == start.size
+    preprocessor_for(start, spec_of("binary"), load_training(None, ["normalise=none"]), lines.append)
+    assert "those of pretraining were" in lines[0]
+
+
+def test_recipes_are_read_and_wrong_keys_answered():
+    assert recipe_names() == ["fomo-brain-age", "fomo-infarct", "ssl3d-abide"]
+    for name in recipe_names():
+        load_training(name)
+    cube = load_training(None, ["size=96", "spacing=4"])
+    assert (cube.size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))
+    abide = load_training("ssl3d-abide", ["epochs=3", "lr=1e-3"])
+    assert (abide.size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
+    with pytest.raises(UserError, match="did you mean 'smoothing'"):
+        load_training(None, ["smoothin=0.1"])
+    with pytest.raises(UserError, match="did you mean 'scale'"):
+        load_training(None, ["augment.scal=[1,2]"])

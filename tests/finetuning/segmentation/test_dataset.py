@@ -1,0 +1,118 @@
+"""Datasets: found by number, name and folder, and everything wrong with one told before training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import dataset as datasets
+
+from .conftest import write, write_dataset
+
+
+@pytest.fixture
+def raw(tmp_path):
+    write_dataset(tmp_path / "raw" / "Dataset042_Balls", cases=3, size=(12, 12, 12))
+    return tmp_path / "raw"
+
+
+def change(root, **keys):
+    tree = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(tree | keys))
+
+
+@pytest.mark.parametrize("asked", ["42", "Dataset042_Balls", "folder"])
+def test_found(asked, raw):
+    root = raw / "Dataset042_Balls"
+    found = datasets.find(str(root) if asked == "folder" else asked, raw)
+    assert (found.name, found.id, found.channels, found.ending) == ("Dataset042_Balls", 42, 1, ".nii.gz")
+    assert found.labels == {"rind": (1,), "core": (2,)}
+    assert [case.name for case in found.cases] == ["case_00", "case_01", "case_02"]
+    seen = []
+    datasets.check(found, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_folder_without_a_number_gets_one_and_keeps_it(tmp_path):
+    write_dataset(tmp_path / "my balls", cases=2, size=(8, 8, 8))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    found = datasets.find(str(tmp_path / "my balls"), raw)
+    assert found.name == "Dataset900_MyBalls"
+    datasets.link(found, raw)
+    assert (raw / found.name / "dataset.json").is_file()
+    datasets.link(found, raw)
+    assert datasets.find(str(tmp_path / "my balls"), raw).name == found.name
+    write_dataset(tmp_path / "others", cases=2, size=(8, 8, 8))
+    assert datasets.find(str(tmp_path / "others"), raw).id == 901
+    stranger = datasets.Dataset(tmp_path / "others", found.name, {}, ())
+    with pytest.raises(UserError, match="is another dataset"):
+        datasets.link(stranger, raw)
+
+
+def test_regions_and_an_ignore_label(raw):
+    change(raw / "Dataset042_Balls", labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3})
+    found = datasets.find("42", raw)
+    assert found.labels == {"whole": (1, 2), "core": (2,)}
+    assert found.ignore == 3
+    datasets.check(found)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda root: (root / "dataset.json").unlink(), "There is no dataset|holds no dataset.json"),
+        (lambda root: (root / "dataset.json").write_text("{"), "is no JSON"),
+        (lambda root: (root / "dataset.json").write_text('{"labels": {}}'), "has no file_ending and no channel_names"),
+        (lambda root: change(root, labels={"background": 0}), "names no class but background"),
+        (lambda root: change(root, file_ending=".mha"), r"holds no images named CASE_0000\.mha"),
+        (lambda root: change(root, channel_names={"0": "a", "1": "b"}), r"lacks imagesTr/case_00_0001.nii.gz.* and"),
+        (lambda root: (root / "labelsTr" / "case_01.nii.gz").unlink(), "lacks labelsTr/case_01.nii.gz"),
+        (lambda root: [path.unlink() for path in (root / "labelsTr").iterdir()], "has no labels"),
+    ],
+)
+def test_an_incomplete_dataset(damage, sentence, raw):
+    root = raw / "Dataset042_Balls"
+    damage(root)
+    with pytest.raises(UserError, match=sentence):
+        datasets.find(str(root), raw)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (
+            lambda labels: write(labels, np.full((12, 12, 12), 7, np.uint8)),
+            r"case_01\.nii\.gz has labels that dataset\.json does not list: 7",
+        ),
+        (
+            lambda labels: write(labels, np.zeros((12, 10, 12), np.uint8)),
+            r"case_01_0000\.nii\.gz and its labels have different sizes \(12×12×12 and 12×10×12\)",
+        ),
+        (lambda labels: write(labels, np.zeros((12, 12, 12), np.uint8), (2.0, 1.0, 1.0)), "different voxel sizes"),
+        (lambda labels: labels.write_bytes(b"nothing"), "case_01 cannot be read"),
+    ],
+)
+def test_labels_that_do_not_fit(damage, sentence, raw):
+    found = datasets.find("42", raw)
+    damage(found.cases[1].labels)
+    with pytest.raises(UserError, match=sentence):
+        datasets.check(found)
+
+
+def test_nothing_and_two_of_a_number(raw):
+    with pytest.raises(UserError, match="There is no dataset 43"):
+        datasets.find("43", raw)
+    (raw / "Dataset042_Other").mkdir()
+    with pytest.raises(UserError, match="ambiguous"):
+        datasets.find("42", raw)
+
+
+def test_patterns(tmp_path):
+    cases = ["liver_1", "liver_2", "liver_20"]
+    assert datasets.names_matching(cases, "liver_2*, liver_1") == cases
+    (tmp_path / "held.txt").write_text("liver_1\nliver_20\n")
+    assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
+    with pytest.raises(UserError, match="No case is called spleen"):
+        datasets.names_matching(cases, "spleen_*")

@@ -1,0 +1,216 @@
+"""`viewalign finetune segmentation` from its command line to its page, and what it refuses before it begins."""
+
+import json
+import os
+import shutil
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from viewalign.cli.main import run
+from viewalign.evaluation.results import read_evaluation
+from viewalign.finetuning.segmentation import finetune, nnunet
+from viewalign.utils.locks import locked
+
+from .conftest import write_dataset, write_encoder
+
+pytest.importorskip("nnunetv2")
+QUICK = ["--epochs", "1", "--warmup", "0", "--iterations", "1", "--validation-iterations", "1", "--no-tta"]
+CPU = ["--device", "cpu", "--processes", "1"]
+
+
+def call(capfd, *arguments):
+    with pytest.raises(SystemExit) as end:
+        run(["finetune", "segmentation", *map(str, arguments)])
+    told = capfd.readouterr()
+    return end.value.code or 0, told.out, told.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, capfd, monkeypatch):
+    one, _, root = prepared[1]
+    path, _ = write_encoder(tmp_path, "resenc-xs")
+    (root / "labelsTs").mkdir(exist_ok=True)
+    shutil.copy(root / "labelsTr" / "case_00.nii.gz", root / "labelsTs" / "test_00.nii.gz")
+    out = tmp_path / "run"
+    asked = ["--dataset", "901", "--encoder", path, "-o", out, *QUICK, *CPU]
+    few = ["--shots", "2", "--seeds", "2", "--validation", "case_05", "--predict", "imagesTs"]
+    code, told, err = call(capfd, *asked, *few)
+    assert code == 0, err
+    assert "2 shots, seed 1: Dice" in told
+    assert f"Report: {out / 'report.html'}" in told
+    results = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in results["results"]] == ["2 shots, seed 0", "2 shots, seed 1", "test images"]
+    folder = nnunet_home.preprocessed / one.name
+    divided = json.loads((folder / "splits_final.json").read_text())
+    assert divided[0]["val"] == ["case_04"]  # the split that was there stays where it was
+    for row in results["results"][:2]:
+        split = divided[row["fold"]]
+        assert (len(split["train"]), split["val"]) == (2, ["case_05"])
+        assert "case_05" not in split["train"]
+    evaluation = read_evaluation(out / results["results"][0]["evaluation"])
+    assert [case.name for case in evaluation.cases] == ["case_05"]
+    assert list(evaluation.rules.classes) == ["rind", "core"]
+    assert (out / "predictions" / "test_00.nii.gz").is_file()
+    page = (out / "report.html").read_text()
+    for word in ("2 shots, seed 1", "100.0% of the encoder came from", "Prediction", "rind"):
+        assert word in page
+    assert str(tmp_path) not in page
+    assert str(nnunet_home.raw.parent) not in page
+    assert f"-p {results['plans']} -tr ViewalignTrainer" in (out / "commands.sh").read_text()
+    # The same command has nothing left to train, and another one is refused.
+    monkeypatch.setattr(nnunet, "train", lambda *_: pytest.fail("trained again"))
+    code, told, _ = call(capfd, *asked, *few)
+    assert code == 0
+    assert told.count("trained already") == 2
+    code, _, err = call(capfd, *asked, *few, "--batch", "4")
+    assert code == 1
+    assert "holds a fine-tuning with batch=2, not 4" in err
+
+
+BAD_ENCODERS = {
+    "a pickle": (lambda root: {**root, "evil": print}, "pickled objects, which could run code"),
+    "no plan": (lambda root: {k: v for k, v in root.items() if k != "nnssl_adaptation_plan"}, "no adaptation plan"),
+    "no weights": (
+        lambda root: {"network_weights": {"fc.weight": torch.zeros(2)}},
+        "no weights of a ResEnc or a Primus",
+    ),
+}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed", "results", "extTrainer", "def_n_proc", "n_proc_DA"):
+        monkeypatch.setenv(f"nnUNet_{name}", "")  # so that what the command sets is undone afterwards
+        monkeypatch.delenv(f"nnUNet_{name}")
+    return write_dataset(tmp_path / "Dataset007_Small", cases=3, size=(12, 12, 12))
+
+
+@pytest.mark.parametrize("what", BAD_ENCODERS)
+def test_bad_encoders(what, small, tmp_path, capfd):
+    path, _ = write_encoder(tmp_path, "resenc-xs")
+    change, sentence = BAD_ENCODERS[what]
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    code, _, err = call(capfd, "--dataset", small, "--encoder", path, "-o", tmp_path / "run", *CPU)
+    assert code == 1
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 and so on")
+    for encoder, sentence in [("x.pth", "damaged"), ("nothing.pth", "There are no weights at")]:
+        code, _, err = call(capfd, "--dataset", small, "--encoder", tmp_path / encoder, "-o", tmp_path / "run", *CPU)
+        assert code == 1
+        assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--dataset", "999"], "There is no dataset 999"),
+        (["--epochs", "2", "--warmup", "5"], "leave none of 2 to train in"),
+        (["--norm", "some"], "norm = 'some'"),
+        (["--patch", "a,b,c"], "no list of whole numbers"),
+        (["--spacing", "thick"], "--spacing takes"),
+        (["--device", "tpu"], "There is no device tpu"),
+        (["--gpus", "2"], "several GPUs of CUDA alone"),
+        (["--shots", "5"], "too few for 5 folds"),
+        (["--shots", "5", "--validation", "case_00"], "5 shots are asked for, but there are 2"),
+        (["--validation", "liver_*"], "No case is called liver_*"),
+        (["--training", "case_00", "--validation", "case_0*"], "case_00 is named for training and for validation"),
+        (["--training", "case_00", "--shots", "1"], "give one of the two"),
+        (["--predict", "nowhere"], "There is no folder nowhere to predict"),
+        (["--tolerance", "kidney=1", "--shots", "1", "--validation", "case_00"], "no class 'kidney'"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_planned(options, sentence, small, tmp_path, capfd, monkeypatch):
+    from viewalign.finetuning.segmentation import planning
+
+    monkeypatch.setattr(planning, "base_plan", lambda *_: pytest.fail("planned"))
+    path, _ = write_encoder(tmp_path, "resenc-xs")
+    given = ["--dataset", small, "--encoder", path, "-o", tmp_path / "run", *CPU]
+    code, _, err = call(capfd, *given, *options)
+    assert code == 1
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_of_something_else(small, tmp_path, capfd):
+    path, _ = write_encoder(tmp_path, "resenc-xs")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    code, _, err = call(capfd, "--dataset", small, "--encoder", path, "-o", tmp_path / "full", *CPU)
+    assert code == 1
+    assert "is not empty and holds no fine-tuning" in err
+
+
+def test_settings_are_kept_as_yaml(tmp_path):
+    from viewalign.finetuning.segmentation import settings
+
+    asked = settings.check({"dataset": "4", "encoder": "runs/mae/export", "shots": (5, 10), "patch": (32, 32, 32)})
+    settings.keep(asked, tmp_path / "run")
+    tree = yaml.safe_load((tmp_path / "run" / "finetune.yaml").read_text())
+    assert settings.check(tree) == asked
+    assert settings.encoder_name("runs/mae/export") == "mae"
+    assert settings.encoder_name("runs/mae/export/checkpoint_final.pth") == "mae"
+    assert settings.encoder_name("hf:Some.One/My_Model__v2") == "My-Model-v2"
+    schedule = settings.schedule_of(asked, "resenc")
+    name = settings.plan_name(asked, schedule)
+    assert name.startswith("viewalign_mae_")
+    assert "__" not in name
+    scratch = settings.check(tree | {"from_scratch": True})
+    assert "scratch" in settings.plan_name(scratch, settings.schedule_of(scratch, "resenc"))
+    assert settings.plan_name(settings.check(tree | {"batch": 3}), schedule) != name
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    write_dataset(tmp_path / "raw" / "Dataset905_Balls")
+    path, _ = write_encoder(tmp_path, "primus-xs")
+    out = tmp_path / "run"
+    asked = ["--dataset", "905", "--encoder", path, "-o", out, *QUICK, *CPU]
+    code, told, err = call(capfd, *asked, "--folds", "cv", "--predict", "imagesTs", "--postprocess")
+    assert code == 0, err
+    results = json.loads((out / "results.json").read_text())
+    assert [row["fold"] for row in results["results"]] == [0, 1, 2, 3, 4, None]
+    whole = read_evaluation(out / results["results"][-1]["evaluation"])
+    assert [case.name for case in whole.cases] == [f"case_{k:02d}" for k in range(6)]  # each case once
+    assert (out / "predictions" / "test_00.nii.gz").is_file()
+    assert ("Postprocessing would not help" in told) != (out / "predictions_postprocessed").is_dir()
+
+
+def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_path):
+    """A second one took what the first had begun for what an interrupted one had left, and removed it."""
+    work = SimpleNamespace(folders=SimpleNamespace(preprocessed=tmp_path), dataset=SimpleNamespace(name="Dataset004_A"))
+    told, order, holding, waiting = [], [], threading.Event(), threading.Event()
+
+    def first():
+        with locked(tmp_path / ".Dataset004_A.lock"):
+            holding.set()
+            assert waiting.wait(60)
+            order.append("first")
+
+    def say(line):
+        told.append(line)
+        waiting.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert holding.wait(60)
+    with finetune._dataset_alone(work, say):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    assert len(told) == 1
+    assert f"process {os.getpid()}, which prepares Dataset004_A" in told[0]

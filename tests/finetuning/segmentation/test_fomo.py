@@ -1,0 +1,176 @@
+"""FOMO25's task 2 from the challenge's folder to a mask on the input's own voxels, in every orientation."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.compat.fomo import prepare
+from viewalign.compat.fomo_submission import main, write_submission
+from viewalign.data.geometry import orientation_code
+from viewalign.data.readers.files import read_volume
+from viewalign.data.readers.itk import sitk
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import predict as lps
+
+from .conftest import write_encoder
+
+pytest.importorskip("nnunetv2")
+CODES = ["LPS", "RAS", "PIR", "ASL", "IPL"]
+SIZE = (32, 40, 36)
+
+
+def image_of(seed, tumour=True):
+    """Return an image and its mask as SimpleITK images in LPS, with a tilted direction and odd spacing."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in SIZE), indexing="ij"))
+    centre = np.array([14.0, 24.0, 11.0]) + rng.uniform(-2, 2, 3)
+    ball = (((grid - centre[:, None, None, None]) ** 2).sum(0) < 36) & tumour
+    array = (100 + 40 * ball + 8 * rng.normal(size=SIZE)).astype(np.float32)
+    return [placed(part) for part in (array, ball.astype(np.uint8))]
+
+
+def placed(array):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1.0, 1.1, 1.2))
+    image.SetOrigin((-20.0, 7.0, 3.0))
+    angle = np.deg2rad(8)
+    tilt = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    image.SetDirection(tilt.ravel().tolist())
+    return image
+
+
+def save(image, path, code="LPS"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.DICOMOrient(image, code), str(path))
+    return path
+
+
+@pytest.fixture
+def challenge(tmp_path):
+    """Five subjects in five orientations; the second has t2s for swi, the third no flair, the fourth both and more."""
+    words = [("dwi_b1000", "flair", "swi"), ("dwi_b1000", "flair", "t2s"), ("dwi_b1000", "swi"),
+             ("dwi_b1000", "flair", "swi", "t2s", "t1"), ("dwi_b1000", "flair", "swi")]  # fmt: skip
+    for number, (code, there) in enumerate(zip(CODES, words, strict=True), 1):
+        image, mask = image_of(number)
+        for k, word in enumerate(there):
+            save(image + float(10 * k), tmp_path / "fomo/preprocessed" / f"sub_{number}/ses_1/{word}.nii.gz", code)
+        save(mask, tmp_path / "fomo/labels" / f"sub_{number}/ses_1/seg.nii.gz", code)
+    return tmp_path / "fomo"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_turning_to_lps_moves_nothing_in_the_world(tmp_path, code):
+    image, mask = image_of(1)
+    volume = read_volume(save(image, tmp_path / "a.nii.gz", code))
+    turned = lps.to_lps(volume)
+    assert orientation_code(turned.direction) == "LPS"
+    back = sitk.GetArrayFromImage(image)
+    np.testing.assert_array_equal(turned.array, back)
+    np.testing.assert_allclose(turned.origin, image.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(turned.direction.ravel(), image.GetDirection(), atol=1e-5)
+    np.testing.assert_allclose(turned.spacing[::-1], image.GetSpacing(), atol=1e-5)
+    lps.write_labels(sitk.GetArrayFromImage(mask), volume, tmp_path / "mask.nii.gz", lps=True)
+    own = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(own.affine, nibabel.load(tmp_path / "a.nii.gz").affine, atol=1e-4)
+    save(mask, tmp_path / "true.nii.gz", code)
+    np.testing.assert_array_equal(own.get_fdata(), nibabel.load(tmp_path / "true.nii.gz").get_fdata())
+
+
+def test_masks_stay_on_their_voxels_and_missing_sequences_are_zeros(challenge, tmp_path):
+    names, left_out = prepare(challenge, tmp_path / "Dataset602_M")
+    assert names == [f"sub_{k}_ses_1" for k in range(1, 6)]
+    assert not left_out
+    root = tmp_path / "Dataset602_M"
+    for number in range(1, 6):
+        image, mask = image_of(number)
+        channels = [read_maybe(root / "imagesTr" / f"sub_{number}_ses_1_{k:04d}.nii.gz") for k in range(3)]
+        for file in sorted(root.glob(f"*Tr/sub_{number}_*")):
+            one = sitk.ReadImage(str(file))
+            np.testing.assert_allclose(one.GetOrigin(), image.GetOrigin(), atol=1e-3)
+            np.testing.assert_allclose(one.GetDirection(), image.GetDirection(), atol=1e-4)
+        np.testing.assert_array_equal(channels[0], sitk.GetArrayFromImage(image))
+        np.testing.assert_array_equal(
+            sitk.GetArrayFromImage(sitk.ReadImage(str(root / "labelsTr" / f"sub_{number}_ses_1.nii.gz"))),
+            sitk.GetArrayFromImage(mask),
+        )
+        assert channels[1].any() == (number != 3)
+        assert channels[2].any()
+        if number == 4:  # swi before t2s
+            np.testing.assert_allclose(channels[2], sitk.GetArrayFromImage(image) + 20, atol=1e-3)
+
+
+def read_maybe(file):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def test_what_cannot_be_used_is_left_out_with_its_reason(challenge, tmp_path):
+    (challenge / "labels/sub_1/ses_1/seg.nii.gz").unlink()
+    _, mask = image_of(2)
+    mask.SetOrigin((0.0, 0.0, 90.0))
+    save(mask, challenge / "labels/sub_2/ses_1/seg.nii.gz", "RAS")
+    (challenge / "preprocessed/sub_3/ses_1/swi.nii.gz").write_bytes(b"x")
+    told = CliRunner().invoke(app, ["fomo", "prepare", str(challenge), "--task", "2", "-o", str(tmp_path / "d")])
+    assert told.exit_code == 0, told.output
+    assert "2 cases" in told.output
+    for words in (
+        "sub_1_ses_1: has no seg.nii.gz",
+        "lies on the voxels of no sequence (dwi_b1000: moved",
+        "swi.nii.gz:",
+    ):
+        assert words in told.output
+    with pytest.raises(UserError, match="not empty"):
+        prepare(challenge, tmp_path / "d")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_submission_masks_the_input_in_every_orientation(challenge, tmp_path, monkeypatch, capsys):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.delenv(f"nnUNet_{name}", raising=False)
+    encoder, _ = write_encoder(tmp_path, "resenc-xs")
+    dataset, run = tmp_path / "Dataset602_M", tmp_path / "run"
+    prepare(challenge, dataset)
+    quick = ["--epochs", "1", "--warmup", "0", "--iterations", "20", "--validation-iterations", "1", "--no-tta",
+             "--device", "cpu", "--processes", "1", "--folds", "0", "--patch", "32,40,40"]  # fmt: skip
+    told = CliRunner().invoke(
+        app, ["finetune", "segmentation", "--dataset", str(dataset), "--encoder", str(encoder), "-o", str(run), *quick]
+    )
+    assert told.exit_code == 0, (told.output, told.exception)
+    submission = write_submission(run, tmp_path / "submission")
+    assert "nnunet" in (submission / "Dockerfile").read_text()
+    image, _ = image_of(9)
+    plain = None
+    for code in CODES:
+        flair = save(image, tmp_path / code / "flair.nii.gz", code)
+        dwi = save(image + 10.0, tmp_path / code / "dwi.nii.gz", "LPS")
+        out = tmp_path / code / "mask.nii.gz"
+        sequences = ["--flair", str(flair), "--dwi_b1000", str(dwi), "--t1", str(dwi)]
+        assert main(submission / "model", [*sequences, "--output", str(out)]) == 0
+        made, given = nibabel.load(out), nibabel.load(flair)
+        assert made.shape == given.shape
+        np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
+        assert set(np.unique(made.get_fdata())) <= {0, 1}
+        world = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(out)), "LPS"))
+        plain = world if plain is None else plain
+        np.testing.assert_array_equal(world, plain)
+    assert 0 < plain.mean() < 1
+    swi = [part for word in ("swi", "t2s") for part in (f"--{word}", str(flair))]
+    assert main(submission / "model", [*swi, "--output", str(tmp_path / "both.nii.gz")]) == 0
+    assert main(submission / "model", ["--t1", str(flair), "--output", str(out)]) == 1
+    assert "this task takes dwi_b1000, flair, swi, t2s" in capsys.readouterr().err
+    # the same through `viewalign predict`, which knows a segmentation by its folder
+    table = tmp_path / "new.csv"
+    table.write_text(f"case,image.flair,image.dwi_b1000\na,{flair},{dwi}\nb,{flair},{tmp_path / 'none.nii.gz'}\n")
+    for model in (run, submission / "model"):
+        told = CliRunner().invoke(
+            app, ["predict", str(model), str(table), "-o", str(tmp_path / "masks"), "--device", "cpu"]
+        )
+        assert told.exit_code == 3, (told.output, told.exception)
+        assert "b: none.nii.gz" in told.output
+        made = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "masks" / "a.nii.gz")), "LPS"))
+        np.testing.assert_array_equal(made, plain)
+    assert json.loads((submission / "model" / "dataset.json").read_text())["viewalign"]["orientation"] == "LPS"

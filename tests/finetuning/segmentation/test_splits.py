@@ -1,0 +1,88 @@
+"""Splits: nnU-Net's own folds, nested few-shot draws, patients kept whole, and folds of others kept."""
+
+import json
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import splits
+
+CASES = [f"pat{patient:02d}_scan{scan}" for patient in range(12) for scan in range(2)]
+PATIENT = r"(pat\d+)"
+
+
+def test_without_patients_the_folds_are_nnunet_s_own():
+    nnunet = pytest.importorskip("nnunetv2.utilities.crossval_split")
+    names = [f"case_{k}" for k in range(23)]
+    ours = [split.as_json() for split in splits.cross_validation(names)]
+    theirs = nnunet.generate_crossval_split(sorted(names), seed=12345, n_splits=5)
+    assert [{k: sorted(map(str, v)) for k, v in fold.items()} for fold in theirs] == [
+        {k: sorted(v) for k, v in fold.items()} for fold in ours
+    ]
+
+
+def test_patients_are_never_divided():
+    for split in splits.cross_validation(CASES, PATIENT):
+        left = {splits.patient_of(case, PATIENT) for case in split.train}
+        right = {splits.patient_of(case, PATIENT) for case in split.validation}
+        assert not left & right
+        assert len(split.train) + len(split.validation) == len(CASES)
+    held = [CASES[0]]  # one scan of patient 0: the other must not be drawn either
+    split = splits.few_shot(CASES[1:], held, 11, 0, PATIENT)
+    assert "pat00_scan1" not in split.train
+    assert len(split.train) == 22
+
+
+def test_draws_are_nested_seeded_and_sized():
+    few, more = (splits.few_shot(CASES, [], shots, 3, PATIENT) for shots in (3, 6))
+    assert set(few.train) < set(more.train)
+    assert len(few.train) == 6  # three patients of two scans
+    assert splits.few_shot(CASES, [], 3, 3, PATIENT) == few
+    assert splits.few_shot(CASES[::-1], [], 3, 3, PATIENT) == few
+    assert splits.few_shot(CASES, [], 3, 4, PATIENT) != few
+    assert (few.name, more.name) == ("3 shots, seed 3", "6 shots, seed 3")
+
+
+def test_ours_are_added_behind_those_that_are_there(tmp_path):
+    theirs = [{"train": ["a", "b"], "val": ["c"]}]
+    (tmp_path / splits.FILE).write_text(json.dumps(theirs))
+    one, two = splits.Split("one", ("a",), ("b",)), splits.Split("two", ("b",), ("c",))
+    assert splits.add(tmp_path, [one, two], []) == [1, 2]
+    assert splits.add(tmp_path, [two, splits.Split("theirs", ("b", "a"), ("c",))], []) == [2, 0]
+    assert splits.read(tmp_path)[0] == theirs[0]
+    assert len(splits.read(tmp_path)) == 3
+    assert splits.read_names(tmp_path)["1"] == "one"
+
+
+def test_the_dataset_s_own_folds_come_first_where_there_are_none(tmp_path):
+    base = splits.cross_validation(CASES, PATIENT)
+    assert splits.add(tmp_path, [splits.Split("mine", ("a",), ("b",))], base) == [5]
+    assert splits.read(tmp_path)[:5] == [split.as_json() for split in base]
+
+
+def test_what_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="4 cases or patients are too few for 5 folds"):
+        splits.cross_validation(["a", "b", "c", "d"])
+    with pytest.raises(UserError, match="30 shots are asked for, but there are 12"):
+        splits.few_shot(CASES, [], 30, 0, PATIENT)
+    with pytest.raises(UserError, match="does not fit the case"):
+        splits.cross_validation(["x"] * 6, PATIENT)
+    for pattern in ("(unclosed", "no group"):
+        with pytest.raises(UserError, match="--patient"):
+            splits.patient_of("no group", pattern)
+    for text in ("{", '{"train": []}'):
+        (tmp_path / splits.FILE).write_text(text)
+        with pytest.raises(UserError, match=splits.FILE):
+            splits.read(tmp_path)
+
+
+def test_named_cases_are_one_side_and_the_rest_the_other():
+    names = ["a", "b", "c", "d"]
+    assert splits.given(names, None, ["d"]).train == ("a", "b", "c")
+    assert splits.given(names, ["b"], None).validation == ("a", "c", "d")
+    both = splits.given(names, ["a"], ["d"])
+    assert (both.train, both.validation) == (("a",), ("d",))
+    with pytest.raises(UserError, match="b is named for training and for validation"):
+        splits.given(names, ["a", "b"], ["b"])
+    with pytest.raises(UserError, match="leave none to train on"):
+        splits.given(names, None, names)

@@ -1,0 +1,187 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from viewalign.losses.consistency import cosine_consistency, gram_consistency, siamese_cosine
+from viewalign.losses.contrastive import dense_nt_xent, global_nt_xent
+from viewalign.losses.reconstruction import masked_huber, masked_mse
+from viewalign.losses.reduction import mean_per_view
+
+
+def test_views_count_alike_whatever_counts_in_them():
+    values = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    weight = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert float(mean_per_view(values, weight)) == pytest.approx((1.5 + 4.0 + 0.0) / 3)
+
+
+def test_a_view_of_nothing_has_no_gradient_and_no_nan():
+    values = torch.ones(2, 3, requires_grad=True)
+    mean_per_view(values, torch.tensor([[0, 0, 0], [1, 0, 0]])).backward()
+    assert values.grad.tolist() == [[0, 0, 0], [0.5, 0, 0]]
+
+
+def test_huber_by_hand():
+    prediction = torch.tensor([0.5, 3.0, 100.0, 0.0]).view(1, 1, 4, 1, 1)
+    counts = torch.tensor([True, True, False, True]).view(1, 1, 4, 1, 1)
+    expected = (0.5 * 0.5**2 + (3.0 - 0.5) + 0.0) / 3
+    assert float(masked_huber(prediction, torch.zeros_like(prediction), counts)) == pytest.approx(expected)
+    double = (0.5 * 0.5**2 + 2.0 * (3.0 - 1.0) + 0.0) / 3
+    assert float(masked_huber(prediction, torch.zeros_like(prediction), counts, delta=2.0)) == pytest.approx(double)
+
+
+@pytest.mark.parametrize(("angle", "loss"), [(0.0, 0.0), (60.0, 1.0), (90.0, 2.0), (180.0, 4.0)])
+def test_cosine_consistency_by_angle(angle, loss):
+    turned = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))]) * 7
+    got = cosine_consistency(turned.expand(2, 5, 2), torch.tensor([3.0, 0.0]).expand(2, 5, 2), torch.ones(2, 5))
+    assert float(got) == pytest.approx(loss, abs=1e-5)
+
+
+def plain_nt_xent(student, teacher, subject, temperature):
+    """NT-Xent one row at a time, as its definition says."""
+    rows = [("s", v, b, student[v, b]) for v in range(2) for b in range(student.shape[1])]
+    rows += [("t", v, b, teacher[v, b]) for v in range(2) for b in range(student.shape[1])]
+    losses, hits = [], []
+    for network, view, image, anchor in rows:
+        scores = []
+        for other_network, other_view, other_image, vector in rows:
+            similarity = float(F.cosine_similarity(anchor, vector, dim=0)) / temperature
+            if (other_network, other_view, other_image) == ("t" if network == "s" else "s", 1 - view, image):
+                positive = similarity
+            elif subject[other_image] != subject[image]:
+                scores.append(similarity)
+        losses.append(-positive + math.log(sum(math.exp(s) for s in [*scores, positive])))
+        hits.append(positive > max(scores))
+    return sum(losses) / len(losses), sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("subjects", [[0, 1, 2, 3], [0, 0, 1, 2], [5, 5, 9, 9]])
+@pytest.mark.parametrize("temperature", [0.5, 0.1])
+def test_nt_xent_agrees_with_a_plain_loop(subjects, temperature):
+    torch.manual_seed(len(subjects))
+    student, teacher = torch.randn(2, 4, 6, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64)
+    loss, accuracy = global_nt_xent(student, teacher, torch.tensor(subjects), temperature)
+    expected = plain_nt_xent(student, teacher, subjects, temperature)
+    assert float(loss) == pytest.approx(expected[0], abs=1e-9)
+    assert float(accuracy) == pytest.approx(expected[1])
+
+
+def test_nt_xent_of_equal_embeddings_is_the_log_of_the_candidates():
+    same = torch.ones(2, 3, 4)
+    loss, _ = global_nt_xent(same, same, torch.arange(3))
+    assert float(loss) == pytest.approx(math.log(1 + 4 * 2), abs=1e-5)
+
+
+def test_nt_xent_gradient_reaches_the_student():
+    student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: global_nt_xent(s, teacher, torch.arange(3)).loss, (student,))
+
+
+def test_similarities_are_never_lowered_to_bfloat16():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 32), torch.randn(2, 4, 32)
+    plain = global_nt_xent(student, teacher, torch.arange(4)).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(global_nt_xent(student, teacher, torch.arange(4)).loss, plain)
+
+
+def plain_dense(prediction, target, weight, temperature):
+    """Dense NT-Xent one row at a time: a list of pairs, each with its own rows."""
+    losses = []
+    for p, t, w in zip(prediction, target, weight, strict=True):
+        rows = [("p", k, v) for k, v in enumerate(p)] + [("t", k, v) for k, v in enumerate(t)]
+        total, count = 0.0, 0.0
+        for network, place, anchor in rows:
+            if w[place] == 0:
+                continue
+            scores, positive = [], None
+            for other, where, vector in rows:
+                similarity = float(F.cosine_similarity(anchor, vector, dim=0)) / temperature
+                if where == place:
+                    positive = similarity if other != network else positive
+                elif w[where] > 0:
+                    scores.append(similarity)
+            total += float(w[place]) * (-positive + math.log(sum(math.exp(s) for s in [*scores, positive])))
+            count += float(w[place])
+        losses.append(total / count if count else 0.0)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("dead", [(), (1, 4), tuple(range(6))])
+def test_dense_nt_xent_agrees_with_a_plain_loop(dead):
+    torch.manual_seed(0)
+    prediction, target = torch.randn(3, 6, 5, dtype=torch.float64), torch.randn(3, 6, 5, dtype=torch.float64)
+    weight = torch.rand(3, 6, dtype=torch.float64) + 0.1
+    weight[1, list(dead)] = 0
+    got = dense_nt_xent(prediction, target, weight, 0.5)
+    assert float(got) == pytest.approx(plain_dense(prediction, target, weight, 0.5), abs=1e-9)
+
+
+def test_dense_nt_xent_over_the_batch_has_all_places_as_negatives():
+    torch.manual_seed(0)
+    prediction, target = torch.randn(2, 4, 5, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+    weight = torch.ones(2, 4, dtype=torch.float64)
+    joined = plain_dense(prediction.view(1, 8, 5), target.view(1, 8, 5), weight.view(1, 8), 0.5)
+    assert float(dense_nt_xent(prediction, target, weight, 0.5, over_batch=True)) == pytest.approx(joined, abs=1e-9)
+
+
+def test_dense_nt_xent_of_equal_vectors_is_the_log_of_the_candidates():
+    same = torch.ones(2, 5, 3)
+    assert float(dense_nt_xent(same, same, torch.ones(2, 5))) == pytest.approx(math.log(9), abs=1e-5)
+
+
+def test_gram_by_hand_and_blind_to_places():
+    a = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    b = torch.tensor([[[3.0, 0.0], [4.0, 0.0]]])
+    # Gram of a is the identity; of b it is diag(2, 0): differences 1 and 1 on the diagonal, 0 elsewhere.
+    assert float(gram_consistency(a, b, torch.ones(1, 2))) == pytest.approx(0.5)
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 30, 8), torch.randn(2, 30, 8)
+    plain = gram_consistency(x, y, torch.ones(2, 30))
+    assert torch.allclose(gram_consistency(x, y[:, torch.randperm(30)], torch.ones(2, 30)), plain, atol=1e-6)
+    assert not torch.allclose(
+        cosine_consistency(x, y[:, torch.randperm(30)], torch.ones(2, 30)), cosine_consistency(x, y, torch.ones(2, 30))
+    )
+
+
+def test_places_of_no_weight_count_in_no_gram():
+    torch.manual_seed(0)
+    x, y = torch.randn(1, 10, 4), torch.randn(1, 10, 4)
+    weight = torch.ones(1, 10)
+    weight[:, 6:] = 0
+    clean = gram_consistency(x, y, weight)
+    x[:, 6:], y[:, 6:] = 50.0, -3.0
+    assert torch.allclose(gram_consistency(x, y, weight), clean, atol=1e-5)
+    assert float(gram_consistency(x, y, torch.zeros(1, 10))) == 0.0
+
+
+@pytest.mark.parametrize("objective", [cosine_consistency, gram_consistency, dense_nt_xent])
+def test_gradients_of_consistency(objective):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 4, 3, dtype=torch.float64)
+    weight = torch.rand(2, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda p: objective(p, y, weight), (x,))
+
+
+def test_mse_by_hand():
+    prediction = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 3, 1, 1)
+    counts = torch.tensor([True, True, False]).view(1, 1, 3, 1, 1)
+    assert float(masked_mse(prediction, torch.zeros_like(prediction), counts)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_siamese_distance_against_a_loop(same):
+    torch.manual_seed(0)
+    mine, theirs = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
+    pairs = [(v, w) for v in range(2) for w in range(2) if not (same and v == w)]
+    by_hand = [
+        1 - float(F.cosine_similarity(mine[v, b], theirs[w, b], dim=0).detach()) for b in range(3) for v, w in pairs
+    ]
+    loss = siamese_cosine(mine, theirs, same_views=same)
+    assert float(loss.detach()) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    loss.backward()
+    assert mine.grad.abs().max() > 0
+    assert theirs.grad is None

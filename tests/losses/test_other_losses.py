@@ -1,0 +1,139 @@
+"""Losses of pretext tasks against slow, plain references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from viewalign.losses.contrastive import view_nt_xent
+from viewalign.losses.overlap import orthogonality, overlap_loss, overlap_similarity
+from viewalign.losses.reconstruction import masked_l1
+from viewalign.losses.registration import local_ncc, roughness
+from viewalign.losses.segmentation import cross_entropy, soft_dice
+
+
+def test_view_nt_xent_against_a_loop():
+    torch.manual_seed(0)
+    embedded, subject = torch.randn(2, 4, 6), torch.tensor([0, 1, 2, 0])  # images 0 and 3 are one person's
+    losses, hits = [], []
+    for view in range(2):
+        for image in range(4):
+            anchor = embedded[view, image]
+
+            def similarity(v, i, anchor=anchor):
+                return math.exp(float(F.cosine_similarity(anchor, embedded[v, i], dim=0)) / 0.2)
+
+            positive = similarity(1 - view, image)
+            negatives = [similarity(v, i) for v in range(2) for i in range(4) if subject[i] != subject[image]]
+            losses.append(-math.log(positive / (positive + sum(negatives))))
+            hits.append(positive > max(negatives))
+    contrast = view_nt_xent(embedded, subject, 0.2)
+    assert float(contrast.loss) == pytest.approx(sum(losses) / 8, rel=1e-5)
+    assert float(contrast.accuracy) == pytest.approx(sum(hits) / 8)
+
+
+def test_view_nt_xent_of_equal_vectors_is_the_logarithm_of_the_candidates():
+    contrast = view_nt_xent(torch.ones(2, 5, 3), torch.arange(5))
+    assert float(contrast.loss) == pytest.approx(math.log(9))  # one positive and the two views of four others
+
+
+def test_dice_and_cross_entropy_against_loops():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 4, 4, 4))
+    counts = torch.rand(2, 1, 4, 4, 4) < 0.7
+    dice, entropy = [], []
+    for image in range(2):
+        share = logits[image].softmax(0)
+        where = counts[image, 0]
+        picked = share.gather(0, labels[image][None])[0]
+        entropy.append(float(-picked[where].log().mean()))
+        for label in range(3):
+            truth = (labels[image] == label)[where].float()
+            told = share[label][where]
+            dice.append(float((2 * (truth * told).sum() + 1e-5) / (truth.sum() + told.sum() + 1e-5)))
+    assert float(soft_dice(logits, labels, counts)) == pytest.approx(1 - sum(dice) / 6, rel=1e-5)
+    assert float(cross_entropy(logits, labels, counts)) == pytest.approx(sum(entropy) / 2, rel=1e-5)
+
+
+def test_a_sure_and_right_answer_costs_nothing():
+    labels = torch.randint(0, 3, (1, 4, 4, 4))
+    logits = 50.0 * F.one_hot(labels, 3).movedim(-1, 1)
+    everywhere = torch.ones(1, 1, 4, 4, 4, dtype=torch.bool)
+    assert float(soft_dice(logits, labels, everywhere)) == pytest.approx(0, abs=1e-5)
+    assert float(cross_entropy(logits, labels, everywhere)) == pytest.approx(0, abs=1e-5)
+
+
+def test_overlap_loss_against_loops():
+    torch.manual_seed(0)
+    similarity, overlap = torch.rand(2, 3, 4), torch.rand(2, 3, 4) * (torch.rand(2, 3, 4) < 0.5)
+    counts = torch.rand(2, 3, 4) < 0.8
+    images = []
+    for image in range(2):
+        near, weight, far = 0.0, 0.0, []
+        for y, p, c in zip(overlap[image].flatten(), similarity[image].flatten(), counts[image].flatten(), strict=True):
+            if c and y > 0:
+                near += float(y) * -math.log(1 - abs(float(y - p)))
+                weight += float(y)
+            elif c:
+                far.append(float(p) ** 2)
+        images.append(near / weight + sum(far) / len(far))
+    assert float(overlap_loss(similarity, overlap, counts)) == pytest.approx(sum(images) / 2, rel=1e-5)
+
+
+def test_overlap_loss_is_zero_where_similarity_is_the_overlap():
+    overlap = torch.tensor([[[0.25, 0.75, 0.0]]])
+    everything = torch.ones(1, 1, 3, dtype=torch.bool)
+    assert float(overlap_loss(overlap, overlap, everything)) == pytest.approx(0, abs=1e-6)
+
+
+def test_orthogonal_bases_cost_nothing_and_equal_ones_all():
+    counts = torch.ones(1, 3, dtype=torch.bool)
+    assert float(orthogonality(torch.eye(3)[None], counts)) == pytest.approx(0)
+    assert float(orthogonality(torch.ones(1, 3, 5), counts)) == pytest.approx(1)
+    one_pair = torch.tensor([[True, True, False]])
+    bases = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]])
+    assert float(orthogonality(bases, one_pair)) == pytest.approx(0.5)
+    assert (overlap_similarity(bases, -bases) == 0).all()
+
+
+def test_l1_over_what_counts():
+    counts = torch.tensor([True, False]).view(1, 1, 1, 1, 2)
+    assert float(masked_l1(torch.tensor([1.0, 9.0]).view(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), counts)) == 1.0
+
+
+def test_local_correlation_against_loops():
+    rng = np.random.default_rng(0)
+    moved, fixed = rng.normal(size=(2, 2, 6, 7, 5)), rng.normal(size=(2, 2, 6, 7, 5))
+    fixed += 0.5 * moved
+    counts = rng.random((2, 1, 6, 7, 5)) < 0.8
+    images = []
+    for k in range(2):
+        losses = []
+        for channel in range(2):
+            for d, h, w in zip(*np.nonzero(counts[k, 0]), strict=True):
+                place = tuple(slice(max(0, x - 1), x + 2) for x in (d, h, w))
+                where = counts[k, 0][place]
+                a, b = (image[k, channel][place][where] for image in (moved, fixed))
+                covariance = (a * b).mean() - a.mean() * b.mean()
+                losses.append(1 - covariance**2 / (a.var() * b.var() + 1e-5))
+        images.append(np.mean(losses))
+    told = local_ncc(*(torch.from_numpy(one) for one in (moved, fixed, counts)), window=3)
+    assert float(told) == pytest.approx(np.mean(images), rel=1e-9)
+
+
+def test_local_correlation_does_not_see_contrast_and_sees_everything_else():
+    torch.manual_seed(0)
+    image, everywhere = torch.randn(1, 1, 12, 12, 12), torch.ones(1, 1, 12, 12, 12, dtype=torch.bool)
+    assert float(local_ncc(3 - 2 * image, image, everywhere)) == pytest.approx(0, abs=1e-3)
+    assert float(local_ncc(image.roll(1, 2), image, everywhere)) > 0.9
+    assert float(local_ncc(torch.ones_like(image), image, everywhere)) == pytest.approx(1)
+
+
+def test_roughness_of_ramps():
+    d, h, _ = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (4, 5, 6)), indexing="ij")
+    field = torch.stack([2 * d, 3 * h, torch.ones_like(d)])[None]
+    # One slope of 2 and one of 3 among nine; along each axis the mean over three components.
+    assert float(roughness(field)) == pytest.approx((4 / 3 + 9 / 3 + 0) / 3)
+    assert float(roughness(field[:, :, :1])) == pytest.approx((9 / 3 + 0) / 2)

@@ -1,0 +1,103 @@
+"""A setting that changes nothing is refused or told of, never passed over."""
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.errors import UserError
+from viewalign.recipes import loading
+from viewalign.recipes.unused import idle_sentences, settled, unread
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "sentence"),
+    [
+        ("mae-resenc-xs", "objectives.temperature=0.1", "method=mae does not read it; cva, simclr, swinunetr do."),
+        ("genesis-resenc-xs", "masking.ratio=0.5", "method=genesis does not read it; cva, mae, simmim, spark do."),
+        ("simclr-primus-xs", "teacher.momentum=0.9", "method=simclr does not read it; cva does."),
+        ("mae-resenc-xs", "views.overlap=[0.5,0.6]", "cva, simclr do."),
+        ("voco-resenc-xs", "geometry=latentcampus", "geometry changes nothing here"),
+        ("cva-primus-xs", "masking.block=8", "network=primus-xs hides whole tokens."),
+        ("cva-resenc-xs", "network.drop_path=0.1", "network=resenc-xs has no stochastic depth."),
+        ("cva-resenc-xs", "optim.momentum=0.9", "optim.name=adamw does not read it; sgd does."),
+        ("mae-resenc-l", "optim.betas=[0.9,0.99]", "optim.name=sgd does not read it; adamw does."),
+        ("mae-resenc-xs", "objectives={temperature: 0.1}", "objectives.temperature changes nothing"),
+    ],
+)
+def test_an_override_that_changes_nothing_is_refused(recipe, override, sentence):
+    with pytest.raises(UserError) as caught:
+        loading.load(recipe, [override])
+    assert sentence in str(caught.value)
+    assert "Leave it out." in str(caught.value)
+
+
+def test_calls_are_refused_like_command_lines():
+    with pytest.raises(UserError, match=r"heads\.width changes nothing"):
+        loading.load("mae-resenc-xs", settings={"heads": {"width": 8}})
+    with pytest.raises(UserError, match=r"heads\.width changes nothing"):
+        loading.change(loading.load("mae-resenc-xs"), {"heads.width": 8})
+
+
+def test_what_is_read_is_not_refused():
+    assert loading.load("mae-resenc-xs", ["masking={ratio: 0.5}"]).masking.ratio == 0.5
+    assert loading.load("mae-resenc-xs", ["optim.name=sgd", "optim.momentum=0.9"]).optim.momentum == 0.9
+    assert loading.load("cva-resenc-xs", ["network=primus-xs", "network.drop_path=0.1"]).network.drop_path == 0.1
+    assert loading.load("mae-resenc-xs", ["method=simclr", "heads.width=8"]).heads.width == 8
+
+
+def told_of(file, *overrides):
+    told = []
+    loading.load(str(file), overrides, say=told.append)
+    return told
+
+
+def test_a_file_of_one_s_own_is_told_of_and_runs(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "base: mae-resenc-xs\nobjectives: {temperature: 0.1, huber_delta: 0.5}\nteacher: {momentum: 0.995}\n"
+    )
+    (told,) = told_of(file)
+    assert told.startswith(f"{file}: objectives.temperature changes nothing here: method=mae does not read it; cva,")
+    assert loading.load(str(file)).objectives.temperature == 0.5, "back at its default"
+    (tmp_path / "mine_too.yaml").write_text(f"base: {file}\nmethod: genesis\n")
+    assert len(told_of(tmp_path / "mine_too.yaml")) == 2, "what stands in a base of one's own counts too"
+
+
+@pytest.mark.parametrize("recipe", loading.names())
+def test_shipped_recipes_and_their_print_are_told_nothing(recipe, tmp_path):
+    made = loading.load(recipe)
+    printed = yaml.safe_load(loading.to_yaml(made))
+    for key in unread(made):
+        group, _, name = key.rpartition(".")
+        where = printed
+        for part in filter(None, group.split(".")):
+            where = where.get(part, {})
+        assert name not in where, key
+    (tmp_path / "copy.yaml").write_text(loading.to_yaml(made))
+    assert told_of(tmp_path / "copy.yaml") == []
+    assert loading.load(str(tmp_path / "copy.yaml")) == made
+
+
+@pytest.mark.parametrize("recipe", loading.names())
+def test_a_shipped_recipe_states_nothing_that_it_does_not_read(recipe):
+    """Its own file; what a base states for others is another matter."""
+    tree = yaml.safe_load(loading.resources.files("viewalign.recipes").joinpath(f"{recipe}.yaml").read_text())
+    tree.pop("base", None)
+    stated = [key for key, _ in loading._flat(tree, loading._known(loading.load(recipe).method))]
+    assert list(idle_sentences(loading._checked(loading._read(recipe)[0], recipe), stated, recipe)) == []
+
+
+def test_recipes_that_mean_the_same_are_the_same():
+    small, plain = loading.load("genesis-resenc-xs"), loading.load("genesis-resenc-xs", common=["masking.block=4"])
+    assert small == plain
+    assert settled(small) is small
+
+
+def test_the_command_line_says_it_in_a_sentence(tmp_path):
+    lines = ["data=nowhere", f"out={tmp_path / 'run'}"]
+    excluded = CliRunner().invoke(app, ["pretrain", "mae-resenc-xs", *lines, "objectives.temperature=0.5"])
+    assert isinstance(excluded.exception, UserError)
+    (tmp_path / "mine.yaml").write_text("base: mae-resenc-xs\nheads: {width: 3}\n")
+    told = CliRunner().invoke(app, ["pretrain", str(tmp_path / "mine.yaml"), *lines])
+    assert "heads.width changes nothing here" in told.output + told.stderr

@@ -1,0 +1,78 @@
+"""The page in a real browser: it loads nothing, says nothing in the console, and fits its window."""
+
+import shutil
+
+import pytest
+
+from viewalign.reports.run import write_report
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("there is no chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page_path(make_run, report_pictures, report_rows):
+    probe = {"task": "A task", "metric": "Dice", "pretrained": 0.7, "untrained": 0.5, "cases_train": 4, "cases_test": 6}
+    long = "a-very-long-word-without-any-place-to-break-it" * 8
+    event = {"kind": "event", "event": "unreadable", "step": 7, "volume": 3, "reason": long}
+    root = make_run(long[:120], [*report_rows(), event], report_pictures(turned=True, padded=True), probe__json=probe)
+    return write_report(root)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (480, "light")])
+def test_page_in_a_browser(browser, page_path, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    said, failed, asked = [], [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda problem: said.append(str(problem)))
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_path.as_uri())
+    assert said == []
+    assert failed == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    sizes = page.eval_on_selector_all("img", "all => all.map(one => [one.naturalWidth, one.clientWidth])")
+    assert len(sizes) == 30
+    assert all(natural > 0 and shown > 40 for natural, shown in sizes)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.eval_on_selector_all("details", "all => all.map(one => one.open)") == [False]
+    page.click("summary")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_values_are_told_under_the_pointer(browser, page_path):
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(page_path.as_uri())
+    page.locator("svg.chart").first.hover()
+    told = page.locator(".told").first.text_content()
+    assert told.startswith("training 1.0")
+    assert "held out" in told
+    page.close()
+
+
+def test_padding_and_marks_are_drawn(browser, page_path):
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(page_path.as_uri())
+    fills = page.eval_on_selector_all("path.invalid", "all => [...new Set(all.map(one => getComputedStyle(one).fill))]")
+    assert fills
+    assert all("#hatch-" in fill for fill in fills), "hatched, not empty"
+    hidden = page.eval_on_selector_all("path.masked", "all => all.map(one => getComputedStyle(one).fill)")
+    assert hidden
+    assert "none" not in hidden
+    page.close()

@@ -1,0 +1,144 @@
+"""The page's parts: geometry against plain values, PNG against another reader, scales, wording."""
+
+import io
+
+import numpy as np
+import pytest
+
+from viewalign.reports import curves, pictures
+from viewalign.reports.curves import Scale, padded, thin, ticks
+from viewalign.reports.page import number, percent, without_paths
+from viewalign.reports.pictures import area, around, shaded, window
+from viewalign.reports.planes import PLANES, corners, cut, flat, scene, section
+from viewalign.reports.run_data import Series
+
+AXIAL, CORONAL, _ = PLANES
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (9, 4, 3)])
+def test_png_is_read_back(shape):
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert np.array_equal(np.asarray(image.open(io.BytesIO(pictures.encode(pixels)))), pixels)
+
+
+def test_section_of_a_straight_box():
+    box = corners(np.array([-0.5, -0.5, 1.5]), np.array([3.5, 7.5, 5.5]))
+    cutting = section(box, 0, 1.0)
+    assert len(cutting) == 4
+    assert {tuple(p) for p in cutting} == {(1.0, h, w) for h in (-0.5, 7.5) for w in (1.5, 5.5)}
+    sides = np.linalg.norm(cutting - np.roll(cutting, 1, 0), axis=1)
+    assert sorted(sides) == [4, 4, 8, 8], "vertices go round, not across"
+    assert len(section(box, 0, 9.0)) == 0
+
+
+def test_section_of_a_cube_across_its_diagonal_is_a_hexagon():
+    cube = corners(np.full(3, -1.0), np.full(3, 1.0))
+    z = np.ones(3) / np.sqrt(3)
+    x = np.array([1, -1, 0]) / np.sqrt(2)
+    turned = cube @ np.stack([z, x, np.cross(z, x)]).T
+    cutting = section(turned, 0, 0.0)
+    assert np.allclose(np.linalg.norm(cutting, axis=1), np.sqrt(2))
+    assert len(cutting) == 6
+
+
+def test_slices_and_points_agree():
+    volume = np.zeros((4, 5, 6))
+    volume[1, 2, 3] = 1
+    for plane in PLANES:
+        picture = cut(volume, plane, (1, 2, 3)[plane.axis])
+        x, y = flat(np.array([[1.0, 2.0, 3.0]]), plane, volume.shape)[0]
+        assert picture[int(y), int(x)] == 1
+    assert np.array_equal(cut(volume, AXIAL, 1), volume[1])
+    assert np.array_equal(cut(volume, CORONAL, 2), volume[::-1, 2]), "the head is up"
+
+
+def test_scene_of_shifted_views():
+    shift = np.array([4, -3, 0])
+    maps = np.stack([np.column_stack([np.eye(3), s]) for s in ([5, 5, 5], 5 + shift)])
+    found = scene(maps, (16, 16, 16), np.zeros((2, 8, 3)))
+    assert np.allclose(found.common_in(0).min(0), [3.5, -0.5, -0.5])
+    assert np.allclose(found.common_in(0).max(0), [15.5, 12.5, 15.5])
+    assert np.allclose(found.common_in(1).max(0), [11.5, 15.5, 15.5])
+    assert np.allclose(found.box_in_volume(0).min(0), 4.5)
+
+
+def test_lattice_layer_next_to_a_plane():
+    at = np.array([1.5, 5.5, 9.5, 13.5])
+    points = np.stack(np.meshgrid(at, at, at, indexing="ij"), -1).reshape(1, -1, 3).repeat(2, 0)
+    maps = np.stack([np.column_stack([np.eye(3), np.zeros(3)])] * 2)
+    near = scene(maps, (16, 16, 16), points).near(0, AXIAL, 6)
+    assert set(near[:, 0]) == {5.5}
+    assert len(near) == 16
+
+
+def test_crop_is_widened_to_hold_boxes_that_leave_the_volume():
+    crop, outside, moved = around(np.ones((4, 4, 4), np.float32), np.array([[-2.5, -0.5, 0], [3.5, 3.5, 6.5]]))
+    assert crop.shape == (6, 4, 7)
+    assert moved.tolist() == [2, 0, 0]
+    assert outside.sum() == crop.size - 64
+    same, outside, _ = around(np.ones((4, 4, 4), np.float32), np.array([[-0.5] * 3, [3.5] * 3]))
+    assert same.shape == (4, 4, 4)
+    assert not outside.any()
+
+
+def test_area_joins_rows():
+    mask = np.zeros((6, 8), bool)
+    mask[1:4, 2:5] = True
+    assert 'd="M2 1H5V4H2Z"' in area("masked", mask)
+    assert area("masked", np.zeros((3, 3), bool)) == ""
+
+
+def test_greys():
+    assert window(np.array([np.nan])) == (0.0, 1.0)
+    assert window(np.full(9, 2.0)) == (2.0, 3.0)
+    assert shaded(np.array([[-1.0, 0.5, 9.0, np.nan]]), (0.0, 1.0)).tolist() == [[0, 128, 255, 0]]
+
+
+def test_scales_and_ticks():
+    assert ticks(0, 10) == [0, 5, 10]
+    assert ticks(0.19, 0.53) == [0.2, 0.3, 0.4, 0.5]
+    assert ticks(1, 1) == [1]
+    log = Scale(1, 100, 0, 10, logarithmic=True)
+    assert [log(v) for v in (0.1, 1, 10, 1e9)] == [0, 0, 5, 10]
+    assert padded([1.0]) == pytest.approx((0.94, 1.06))
+    assert padded([0.1, 1.0])[0] == 0
+
+
+def test_thinning_keeps_what_is_far_out():
+    values = [0.0] * 1000
+    values[500] = 9.0
+    line = thin(Series(tuple(range(1000)), tuple(values)), 100)
+    assert len(line.steps) == 100
+    assert max(line.highs) == 9
+    assert line.stretch == 10
+
+
+def test_chart_tells_ends_in_words_and_bears_what_is_not_finite():
+    series = Series((1, 2, 3), (2.0, float("nan"), 1.0))
+    svg = curves.line_chart("Total", "loss", {"training": series})
+    assert "from 2 at step 1 to 1 at step 3" in svg
+    assert "nan" not in svg
+    assert curves.line_chart("Total", "loss", {"training": Series((1,), (float("inf"),))}) is None
+    assert curves.line_chart("Total", "loss", {"training": Series()}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("torn: /home/alice/store/a.b2nd.", "torn: …/a.b2nd."),
+        ("[Errno 28] full: '/home/bob smith/run/x'", "[Errno 28] full: '…/x'"),
+        (r"C:\Users\eve\run\x.pt is gone", "…/x.pt is gone"),
+        ("see ~/data/scans, please", "see …/scans, please"),
+        ("loss/consistency and 3/4 of 1 / 2", "loss/consistency and 3/4 of 1 / 2"),
+    ],
+)
+def test_paths_are_shortened(text, shown):
+    assert without_paths(text) == shown
+
+
+def test_numbers():
+    assert [number(v) for v in (0, 0.03124, 105.4, 7.63e-6, 2664819, float("nan"), 1e-4)] == [
+        "0", "0.0312", "105", "7.6e-6", "2,664,819", "not finite", "1e-4",
+    ]  # fmt: skip
+    assert [percent(v) for v in (0, 0.004, 0.12, 1)] == ["0 %", "0.4 %", "12 %", "100 %"]

@@ -1,0 +1,87 @@
+"""The page of a fine-tuning: outlines on pixel edges, which cases are shown, and that it gives nothing away."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from viewalign.data.readers.itk import sitk
+from viewalign.errors import UserError
+from viewalign.evaluation.folders import evaluate_folder
+from viewalign.evaluation.segmentation_metrics import Rules
+from viewalign.finetuning.segmentation.schedule import published
+from viewalign.reports.planes import outline
+from viewalign.reports.segmentation import write_page
+
+
+def length(markup, kind):
+    """Return the length of all lines of one kind."""
+    d = re.search(rf'class="{kind}" d="([^"]*)"', markup)[1]
+    total = 0
+    for x, y, way, end in re.findall(r"M(-?\d+) (-?\d+)([HV])(-?\d+)", d):
+        total += abs(int(end) - int(x if way == "H" else y))
+    return total
+
+
+@pytest.mark.parametrize(("mask", "perimeter"), [(np.ones((1, 1)), 4), (np.ones((3, 5)), 16), (np.eye(3), 12)])
+def test_an_outline_is_the_perimeter(mask, perimeter):
+    assert length(outline("c0", np.pad(mask.astype(bool), 2)), "c0") == perimeter
+    assert length(outline("c0", mask.astype(bool)), "c0") == perimeter
+
+
+def test_a_hole_is_outlined_too_and_nothing_is_nothing():
+    ring = np.ones((5, 5), bool)
+    ring[2, 2] = False
+    assert length(outline("c0", ring), "c0") == 20 + 4
+    assert outline("c0", np.zeros((4, 4), bool)) == ""
+
+
+@pytest.fixture
+def run(tmp_path):
+    pytest.importorskip("monai")
+    folders = {name: tmp_path / "secret" / name for name in ("guess", "truth", "images")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    for k in range(5):
+        truth = np.zeros((16, 20, 24), np.uint8)
+        truth[4:12, 4:12, 4:12] = 1
+        guess = np.zeros_like(truth)
+        guess[4:12, 4:12, 4 : 12 - k] = 1
+        for folder, array in (("guess", guess), ("truth", truth), ("images", truth.astype(np.float32))):
+            name = f"case_{k}_0000.nii.gz" if folder == "images" else f"case_{k}.nii.gz"
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folders[folder] / name))
+    out = tmp_path / "run"
+    rules = Rules({"thing <b>": (1,)}, {"thing <b>": 1.0})
+    evaluate_folder(folders["guess"], folders["truth"], rules).write(out / "evaluation" / "fold-0")
+    row = {"name": "fold 0", "fold": 0, "evaluation": "evaluation/fold-0", "predictions": str(folders["guess"])}
+    row |= {"references": str(folders["truth"]), "images": str(folders["images"])}
+    tree = {
+        "dataset": "Dataset001_X",
+        "labels": {"thing <b>": [1]},
+        "plans": "viewalign_x",
+        "model": str(tmp_path / "secret"),
+        "encoder": None,
+        "patch": [16, 16, 16],
+        "spacing": [1.0, 1.0, 1.0],
+        "schedule": published("resenc", 10).as_json(),
+        "results": [row],
+    }
+    (out / "results.json").write_text(json.dumps(tree))
+    return out
+
+
+def test_the_page_shows_best_median_and_worst(run):
+    page = write_page(run).read_text()
+    assert [page.index(f"{what}: case_{k}") for what, k in (("Best", 0), ("Median", 2), ("Worst", 4))]
+    assert page.count("data:image/png;base64,") == 27  # three cases, three rows, three planes
+    assert page.count('class="class c0"') == 18
+    assert "thing &lt;b&gt;" in page
+    assert "thing <b>" not in page
+    assert "secret" not in page
+    assert not re.search(r"https?://", page)
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(UserError, match="holds no results of a fine-tuning"):
+        write_page(tmp_path)

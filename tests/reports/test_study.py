@@ -1,0 +1,62 @@
+"""The page of a study: every seed is drawn, names stay text, and what is missing is a dash."""
+
+import json
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.reports import study
+
+
+def row(arm, values, **more):
+    middle = sum(values) / len(values)
+    ends = {"low": middle - 0.02, "high": middle + 0.02} if len(values) > 1 else {"low": None, "high": None}
+    by_seed = {str(seed): value for seed, value in enumerate(values)}
+    told = {"judge": "voxels", "measure": "dice", "arm": arm, "mean": middle, **ends, "seeds": len(values), "rank": 1.0}
+    return {**told, "values": by_seed, **more}
+
+
+def test_every_seed_and_mean_is_drawn_where_it_belongs():
+    rows = [row("mae", [0.5, 0.6, 0.7]), row("cva", [0.6, 0.7, 0.8], difference_mean=0.1, p_holm=0.03)]
+    drawn = study.chart(rows)
+    assert drawn.count("<circle") == 6
+    assert drawn.count('class="mean"') == 2
+    assert drawn.count('class="whisk"') == 2
+    places = [float(part.split('"')[1]) for part in drawn.split("cx=")[1:]]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.11)
+    assert places[3] == places[1], "0.6 is at one place for both arms"
+
+
+def test_one_seed_has_no_interval_and_a_value_that_is_none_is_left_out():
+    drawn = study.chart([row("mae", [0.5]), row("cva", [float("nan")])])
+    assert "whisk" not in drawn
+    assert drawn.count("<circle") == 1
+    assert "nan" not in drawn
+
+
+def test_the_page_keeps_names_as_text_and_shows_dashes(tmp_path):
+    told = {"study": "<script>x</script>", "reference": "mae", "rows": [row('"><img src=x onerror=y>', [0.5])]}
+    (tmp_path / "table.json").write_text(json.dumps(told))
+    text = study.write_page(tmp_path).read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "With 1 seed nothing follows" in text
+    assert "–" in text
+
+
+def test_intervals_over_cases_are_shown_where_there_are_some():
+    told = {"study": "s", "reference": "mae", "rows": [row("mae", [0.5])]}
+    assert "The same over cases" not in study.render(told)
+    told["rows"].append(row("cva", [0.6], cases_mean=0.1, cases_low=0.0512, cases_high=0.15))
+    text = study.render(told)
+    assert "The same over cases" in text
+    assert "+0.0512 to +0.1500" in text
+
+
+def test_a_folder_without_a_table_is_told(tmp_path):
+    with pytest.raises(UserError, match="holds no table of a study"):
+        study.write_page(tmp_path)
+
+
+def test_a_study_that_has_judged_nothing_says_so():
+    assert "Nothing has been judged yet" in study.render({"study": "s", "reference": "mae", "rows": []})

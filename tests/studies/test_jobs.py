@@ -1,0 +1,81 @@
+"""Shares of a study are whole chains that cover it once, and the SLURM script is one that bash and SLURM take."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.errors import UserError
+from viewalign.studies.cells import chains, only, share, slurm_script
+
+
+def test_shares_cover_every_cell_once_and_bring_what_a_cell_needs(make):
+    grid = make(seeds=3)
+    assert len(chains(grid.study)) == 6  # cva starts from mae
+    for count in (1, 2, 4, 6, 9):
+        parts = [share(grid.study, grid.cells, f"{k}/{count}") for k in range(1, count + 1)]
+        assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in grid.cells)
+        for part in parts:
+            assert all(cell.needs is None or cell.needs in part for cell in part)
+
+
+@pytest.mark.parametrize("job", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_no_share(make, job):
+    grid = make()
+    with pytest.raises(UserError, match="write i/n"):
+        share(grid.study, grid.cells, job)
+
+
+def test_a_pattern_brings_what_its_cells_need(make):
+    grid = make()
+    found = [cell.name for cell in only(grid.cells, "judge/places/cva/*")]
+    assert found == ["pretrain/mae/0", "pretrain/cva/0", "judge/places/cva/0"]
+    with pytest.raises(UserError, match="no cell is called so"):
+        only(grid.cells, "seg")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_script(make, device):
+    text = slurm_script(make(seeds=2, device=device).study, ["a b/python", "it's"], "logs/%a.log")
+    told = subprocess.run([shutil.which("bash"), "-n"], input=text, text=True, capture_output=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "#SBATCH --array=1-4\n" in text
+    assert ("#SBATCH --gres=gpu:1\n" in text) == (device == "auto")
+    assert """'a b/python' 'it'"'"'s' --job "${SLURM_ARRAY_TASK_ID}/4" &""" in text
+
+
+def test_a_task_that_is_warned_saves_and_queues_itself_again(make, tmp_path):
+    """What SLURM does, done by hand: USR1 to the script, which stops its work and calls scontrol."""
+    work = tmp_path / "work.sh"
+    work.write_text("trap 'echo stopped; exit 143' TERM\necho begun $2\nwhile :; do sleep 0.05; done\n")
+    (tmp_path / "scontrol").write_text("#!/bin/bash\necho scontrol $*\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    script = tmp_path / "job.sh"
+    script.write_text(slurm_script(make().study, ["bash", str(work)], "x"))
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    command = ["bash", str(script)]
+    job = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert job.stdout.readline() == "begun 2/2\n"
+        job.send_signal(signal.SIGUSR1)
+        assert job.communicate(timeout=30)[0] == "stopped\nscontrol requeue 7_2\n"
+        assert job.returncode == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+
+
+def test_the_command_writes_it_without_looking_at_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["study", "geometry-laptop", "--data", "somewhere", "-o", "out", "--slurm", "job.sh", "seeds=4"]
+    told = CliRunner().invoke(app, line)
+    assert told.exit_code == 0, told.output
+    text = (tmp_path / "job.sh").read_text()
+    assert f"study geometry-laptop data.root={tmp_path / 'somewhere'} seeds=4 -o {tmp_path / 'out'} --job" in text
+    assert "--array=1-20" in text
+    assert (tmp_path / "out" / "slurm").is_dir()

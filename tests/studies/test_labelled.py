@@ -1,0 +1,62 @@
+"""Labelled cases are prepared once for all arms and seeds, and anew when a file changes."""
+
+import os
+
+import numpy as np
+import pytest
+
+from viewalign.data.readers.itk import sitk
+from viewalign.data.settings import PrepareSettings
+from viewalign.errors import UserError
+from viewalign.evaluation.voxel_probe import read_prepared
+from viewalign.studies import labelled
+from viewalign.studies.labelled import LabelledCase, read_case
+
+from .conftest import write_data
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    made = []
+
+    def prepare(name, *given):
+        made.append(name)
+        return read_prepared(name, *given)
+
+    monkeypatch.setattr(labelled, "read_prepared", prepare)
+    return made
+
+
+def test_a_case_is_prepared_once_and_is_the_same(tmp_path, counted):
+    write_data(tmp_path)
+    case, kept = (
+        LabelledCase("c0", tmp_path / "images" / "c0.nii.gz", tmp_path / "labels" / "c0.nii.gz"),
+        tmp_path / "k",
+    )
+    settings = PrepareSettings()
+    plain = read_prepared("c0", case.image, case.labels, settings)
+    for _ in range(2):
+        found = read_case(case, settings, kept)
+        np.testing.assert_array_equal(found.image, plain.image)
+        np.testing.assert_array_equal(found.labels, plain.labels)
+        assert (found.image.dtype, found.labels.dtype) == (plain.image.dtype, plain.labels.dtype)
+        found.image[:] = 0  # stays with this reader
+    assert counted == ["c0"]
+    read_case(case, PrepareSettings(spacing=(2.0, 2.0, 2.0)), kept)
+    os.utime(case.labels, ns=(1, 1))
+    read_case(case, settings, kept)
+    assert len(counted) == 3
+    assert not list(kept.glob(".*"))
+
+
+def test_what_could_change_unnoticed_is_not_kept_and_what_is_gone_is_a_sentence(tmp_path, counted):
+    """A detached header stays as it is when its voxels change."""
+    write_data(tmp_path)
+    labels, header = tmp_path / "labels" / "c0.nii.gz", tmp_path / "c0.mhd"
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "images" / "c0.nii.gz")), str(header))
+    for _ in range(2):
+        read_case(LabelledCase("c0", header, labels), PrepareSettings(), tmp_path / "k")
+    assert len(counted) == 2
+    assert not (tmp_path / "k").exists()
+    with pytest.raises(UserError, match=r"gone\.nii\.gz cannot be used"):
+        read_case(LabelledCase("c0", tmp_path / "gone.nii.gz", labels), PrepareSettings(), tmp_path / "k")

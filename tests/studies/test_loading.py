@@ -1,0 +1,192 @@
+"""Studies as files: strict, with sentences; every shipped one names recipes and settings that are there."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from viewalign.cli.main import app
+from viewalign.data.catalogue import write_catalogue
+from viewalign.data.indexing import index_sources
+from viewalign.data.prepare import prepare_catalogue
+from viewalign.data.readers.itk import sitk
+from viewalign.data.settings import PrepareSettings
+from viewalign.errors import UserError
+from viewalign.studies.labelled import (
+    Labelled,
+    LabelledCase,
+    first_there,
+    in_folders,
+    in_table,
+    matching,
+    read_labelled,
+)
+from viewalign.studies.loading import headline, load, names
+from viewalign.studies.settings import LabelledSettings
+
+
+@pytest.fixture
+def data(tmp_path):
+    """What every shipped study finds its data in: crops of hippocampi, or a store and a table."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    lines = ["case,image,labels,split"]
+    for k in [*range(1, 11), 101, 201, 250, 251, 310]:
+        name = f"hippocampus_{k:03d}.nii.gz"
+        array = rng.normal(size=(16, 16, 16)).astype(np.float32)
+        for part, one in (("images", array), ("labels", (array > 1).astype(np.uint8))):
+            sitk.WriteImage(sitk.GetImageFromArray(one), str(tmp_path / part / name))
+        lines.append(f"c{k},images/{name},labels/{name},{'learn' if k < 250 else 'test'}")
+    (tmp_path / "labelled.csv").write_text("\n".join(lines) + "\n")
+    settings = PrepareSettings(spacing=(1.0, 1.0, 1.0))
+    found = index_sources([str(tmp_path / "images" / "hippocampus_0*")])
+    write_catalogue(found.collection, tmp_path / "catalogue.json")
+    prepare_catalogue(tmp_path / "catalogue.json", tmp_path / "store", settings)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_shipped_study_can_be_begun(data):
+    """Each is laid out on data of its kind, as `--dry-run` does: recipes, settings and judges are checked."""
+    pytest.importorskip("nnunetv2")
+    for name in names():
+        told = CliRunner().invoke(app, ["study", name, "--data", str(data), "-o", str(data / "out"), "--dry-run"])
+        assert told.exit_code == 0, (name, told.output, told.exception)
+        study = load(name)
+        cells = len(study.arms) * len(study.seeds) * (1 + len(study.judges))
+        assert told.output.count("to do") == cells, name
+        assert study.name == name
+        assert not headline(name).startswith("base")
+
+
+def test_sizes_and_rows():
+    rows = {"mae", "ae", "mae-cva", "mae-ccva", "mae-con", "mae-cva-con", "mae-ccva-con"}
+    for network in ("resenc", "primus"):
+        for size in ("laptop", "one-gpu", "paper"):
+            study = load(f"ablation-{network}-{size}")
+            controls = {"untrained", "mae-on"} if size == "laptop" else {"untrained", "mae-on", "mae-pairs"}
+            assert set(study.arms) == rows | controls
+            assert study.against == "mae-on", "the MAE that rows start from has fewer steps than they"
+            assert {study.chain(arm)[-1] for arm in study.arms} == {"mae", "untrained"}
+            assert all(arm.recipe.split("-")[-2] == network for arm in study.arms.values())
+    for size in ("laptop", "one-gpu", "paper"):
+        assert {"released", "exact", "independent"} < set(load(f"geometry-{size}").arms)
+    assert load("geometry-one-gpu").judges["tuned"].settings["epochs"] == 50
+    listed = CliRunner().invoke(app, ["study", "--list"]).output
+    assert all(name in listed for name in names())
+    assert "_folders" not in listed
+
+
+def test_overrides_reach_every_depth_and_null_leaves_out():
+    study = load("geometry-laptop", ["seeds=[4,7]", "judges.voxels.shots=5", "arms.mae=null", "common.batch=4"])
+    assert study.seeds == (4, 7)
+    assert study.judges["voxels"].shots == 5
+    assert "mae" not in study.arms
+    assert study.common["batch"] == 4
+    assert study.common["views"] == {"size": [24, 32, 32]}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("judges.voxels.shot=5", "judges.voxels.shot.*did you mean 'shots'"),
+        ("sedes=3", "did you mean 'seeds'"),
+        ("reference=exakt", "did you mean 'exact'"),
+        ("arms.exact.start=maee", "did you mean 'mae'"),
+        ("arms.exact.start=exact", "circle"),
+        ("data.labelled=null", "judges.voxels needs labelled images"),
+        ("data.store=x", "either `store`"),
+        ("seeds=[1,1]", "different numbers"),
+        ("steps=0", "steps"),
+        ("name=../x", "names a folder"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(override, said):
+    with pytest.raises(UserError, match=said):
+        load("geometry-laptop", [override])
+
+
+def test_an_unknown_study_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'geometry-laptop'"):
+        load("geometry-labtop")
+
+
+def test_a_file_s_root_is_its_folder(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: geometry-laptop\nname: mine\ndata: {root: there}\n")
+    assert load(str(tmp_path / "mine.yaml")).data.root == str(tmp_path / "there")
+
+
+def cases(folder, count):
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+        for k in range(count):
+            ending = "_0000.nii.gz" if part == "images" else ".nii.gz"
+            (folder / part / f"case_{k:02d}{ending}").write_bytes(b"x" * (k + 1))
+    return in_folders(folder / "images", folder / "labels")
+
+
+def test_images_find_their_labels_and_patterns_their_cases(tmp_path):
+    found = cases(tmp_path, 6)
+    assert [case.name for case in found] == [f"case_{k:02d}" for k in range(6)]
+    assert found[2].identity == ["case_02", 3, 3]
+    assert [case.name for case in matching(found, ["case_0[12]"], "learn")] == ["case_01", "case_02"]
+    with pytest.raises(UserError, match="no case is called liver"):
+        matching(found, ["liver"], "learn")
+
+
+def test_shots_are_spread_or_drawn_and_never_more_than_there_are(tmp_path):
+    found = tuple(cases(tmp_path, 9))
+    labelled = Labelled(found, (), {})
+    assert [case.name for case in labelled.shots(3, "spread", 0)] == ["case_00", "case_04", "case_08"]
+    drawn = [labelled.shots(3, "seed", seed) for seed in range(6)]
+    assert drawn[0] == labelled.shots(3, "seed", 0)
+    assert len(set(drawn)) > 1
+    assert labelled.shots(None, "seed", 0) == found
+    with pytest.raises(UserError, match="10 shots are asked for"):
+        labelled.shots(10, "spread", 0)
+
+
+def test_a_table_names_files_and_splits(tmp_path):
+    cases(tmp_path, 2)
+    row = "a,images/case_00_0000.nii.gz,labels/case_00.nii.gz,learn\n"
+    (tmp_path / "t.csv").write_text("case,image,labels,split\n" + row)
+    found, split = in_table(tmp_path / "t.csv")
+    assert found == [LabelledCase("a", tmp_path / "images/case_00_0000.nii.gz", tmp_path / "labels/case_00.nii.gz")]
+    assert split == {"a": "learn"}
+    (tmp_path / "t.csv").write_text("case,image,labels\na,gone.nii.gz,labels/case_00.nii.gz\n")
+    with pytest.raises(UserError, match="which is not there"):
+        in_table(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="Give --data"):
+        first_there(tmp_path, "nothing|neither")
+
+
+def test_a_dataset_of_nnunet_brings_its_classes(tmp_path):
+    cases(tmp_path, 3)
+    for old, new in (("images", "imagesTr"), ("labels", "labelsTr")):
+        (tmp_path / old).rename(tmp_path / new)
+    told = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "tumour": 2}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(told))
+    asked = LabelledSettings(dataset=".", learn=("case_00",), test=("case_0[12]",))
+    found = read_labelled(asked, tmp_path)
+    assert found.classes == {"tumour": 2}
+    assert [case.name for case in found.test] == ["case_01", "case_02"]
+    assert found.learn[0].image == tmp_path / "imagesTr" / "case_00_0000.nii.gz"
+    (tmp_path / "dataset.json").write_text(json.dumps({**told, "labels": {"background": 0, "whole": [1, 2]}}))
+    with pytest.raises(UserError, match="region 'whole'"):
+        read_labelled(asked, tmp_path)
+
+
+def test_a_table_s_split_tells_who_learns(tmp_path):
+    cases(tmp_path, 3)
+    lines = ["case,image,labels,split"]
+    lines += [f"c{k},images/case_0{k}_0000.nii.gz,labels/case_0{k}.nii.gz,{'test' if k else 'learn'}" for k in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    found = read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
+    assert ([c.name for c in found.learn], [c.name for c in found.test]) == (["c0"], ["c1", "c2"])
+    with pytest.raises(UserError, match="not both c1"):
+        read_labelled(LabelledSettings(manifest="t.csv", learn=("c[01]",)), tmp_path)
+    (tmp_path / "t.csv").write_text("\n".join(lines).replace(",learn", ",").replace(",test", ","))
+    with pytest.raises(UserError, match="who learns"):
+        read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)

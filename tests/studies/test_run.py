@@ -1,0 +1,128 @@
+"""The grid on tiny real pretrainings: what is done stays, what changed is done again, what fails is named."""
+
+import dataclasses
+import signal
+
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.studies import run, table
+from viewalign.studies.cells import only
+from viewalign.studies.run import run_study
+from viewalign.utils.locks import locked
+
+from .conftest import COMMON
+
+
+def test_a_common_setting_that_no_arm_reads_is_refused(make):
+    assert make().recipes["mae", 0].heads.width == 2048, "which cva reads, and mae does not"
+    with pytest.raises(UserError, match=r"common: optim\.momentum changes nothing in any arm: optim\.name=adamw"):
+        make(common={**COMMON, "optim": {"momentum": 0.5}})
+
+
+@pytest.mark.slow
+def test_done_cells_stay_and_changed_ones_are_done_again(make):
+    grid = make()
+    assert [cell.name for cell in grid.cells][:3] == ["pretrain/untrained/0", "pretrain/mae/0", "pretrain/cva/0"]
+    told = []
+    assert run_study(grid, told.append, iter([True, True, False]).__next__) == 4
+    assert len(told) == 2
+    assert run_study(make(), told.append) == 0
+    assert len(told) == len(grid.cells) == 9
+    assert run_study(make(), told.append) == 0
+    assert len(told) == 9
+    changed = make(judges={"voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 10, "test_voxels": 200}})
+    assert [cell.done for cell in changed.cells] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_named_and_the_others_go_on(make, monkeypatch):
+    real = run.pretrain
+
+    def broken(recipe, **more):
+        if recipe.method == "mae":
+            raise RuntimeError("the disk fell over")
+        return real(recipe, **more)
+
+    monkeypatch.setattr(run, "pretrain", broken)
+    told = []
+    assert run_study(make(), told.append) == 3
+    assert any("not done: pretrain/mae/0: the disk fell over" in line for line in told)
+    done = {cell.name for cell in make().cells if cell.done}
+    assert done == {"pretrain/untrained/0", "judge/voxels/untrained/0", "judge/places/untrained/0"}
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_step_of_a_run_stops_the_study_after_it(make, monkeypatch):
+    real = run.pretrain
+
+    def signalled(recipe, **more):
+        return dataclasses.replace(real(recipe, **more), signal=signal.SIGTERM)
+
+    monkeypatch.setattr(run, "pretrain", signalled)
+    assert run_study(make(), print) == 128 + signal.SIGTERM
+    assert {cell.name for cell in make().cells if cell.done} == {"pretrain/untrained/0", "pretrain/mae/0"}
+
+
+def test_more_shots_than_cases_are_refused_before_anything_runs(make, tmp_path):
+    with pytest.raises(UserError, match="5 shots are asked for"):
+        make(judges={"voxels": {"kind": "voxel_probe", "shots": 5}})
+    with pytest.raises(UserError, match="did you mean 'optim"):
+        make(common={"optim": {"lrr": 1}})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_table_tells_what_the_cells_hold(make):
+    grid = make(seeds=2, judges={"places": {"kind": "retrieval", "cells": 3}})
+    assert run_study(grid, print) == 0
+    text = table.write(grid)
+    rows = {(row["measure"], row["arm"]): row for row in table.collect(grid)}
+    assert len(rows) == 9
+    cells = [cell for cell in grid.cells if cell.judge and cell.arm == "cva"]
+    values = [cell.record["measures"]["distance"] for cell in cells]
+    chances = {
+        c.record["measures"]["distance"] / c.record["measures"]["relative_distance"]
+        for c in grid.cells
+        if c.judge == "places"
+    }
+    assert max(chances) == pytest.approx(min(chances)), "the same views for every arm, so the same random guess"
+    assert 1 < min(chances) < 16
+    assert rows["distance", "cva"]["mean"] == pytest.approx(np.mean(values))
+    assert rows["distance", "cva"]["difference_seeds"] == 2
+    assert "difference_mean" not in rows["distance", "mae"]
+    assert f"{np.mean(values):.4f}" in text
+    assert "cases_mean" not in rows["distance", "cva"], "places are told of all cases together"
+    assert len((grid.out / "table.csv").read_text().splitlines()) == 10
+
+
+@pytest.mark.slow
+def test_differences_over_cases_are_those_of_the_cells(make):
+    grid = make(seeds=2, judges={"voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 20, "test_voxels": 200}})
+    assert run_study(grid, print) == 0
+    row = next(row for row in table.collect(grid) if (row["arm"], row["measure"]) == ("cva", "dice"))
+    records = {(cell.arm, cell.seed): cell.record for cell in grid.cells if cell.judge}
+    apart = [
+        records["cva", seed]["cases"][case]["dice"] - records["mae", seed]["cases"][case]["dice"]
+        for seed in (0, 1)
+        for case in ("c1", "c2")
+    ]
+    assert row["cases_mean"] == pytest.approx(np.mean(apart))
+    assert (row["cases_pairs"], row["cases_low"]) == (2, None)
+    assert f"{row['cases_mean']:+.4f}" in table.write(grid)
+
+
+@pytest.mark.slow
+def test_what_another_process_is_at_is_left_to_it(make):
+    grid, told = make(), []
+    first = grid.cells[1]
+    first.folder.mkdir(parents=True)
+    with locked(first.folder / ".lock"):
+        assert run_study(grid, told.append) == 4
+    assert any(line.endswith("pretrain/mae/0: another process has it") for line in told)
+    done = {cell.name for cell in grid.cells if cell.done}
+    assert done == {"pretrain/untrained/0", "judge/voxels/untrained/0", "judge/places/untrained/0"}
+    assert run_study(make(), told.append, cells=only(make().cells, "judge/places/mae/*")) == 0
+    done = {cell.name for cell in make().cells if cell.done} - done
+    assert done == {"pretrain/mae/0", "judge/places/mae/0"}

@@ -1,0 +1,119 @@
+"""The judge by nnU-Net: checked before anything runs, prepared once, and apart from what the user has set."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import environment
+from viewalign.studies import segmentation as segmenting
+from viewalign.studies import table
+from viewalign.studies.labelled import classes_in
+from viewalign.studies.run import run_study
+
+from .conftest import COMMON
+
+QUICK = {"epochs": 1, "iterations": 1, "validation_iterations": 1, "warmup": 0, "patch": [16, 16, 16], "batch": 2}
+QUICK |= {"spacing": "dataset", "mirror_validation": False, "device": "cpu", "processes": 1}
+
+
+def judge(shots=1, **settings):
+    chosen = {key: value for key, value in {**QUICK, **settings}.items() if value is not None}
+    return {"seg": {"kind": "segmentation", "shots": shots, "settings": chosen}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epoch": 3}, "judges.seg: there is no setting 'epoch' .did you mean 'epochs'"),
+        ({"tta": False}, "did you mean 'mirror_validation'"),
+        ({"seed": 3}, "judges.seg: settings.seed is settled by the study"),
+        ({"validation": "c*"}, "settings.validation is settled by the study"),
+        ({"patch": [17, 16, 16]}, "17×16×16 does not fit the network"),
+        ({"spacing": None}, "set spacing to `dataset`"),
+        ({"device": "tpu"}, "settings.device is auto"),
+        ({"epochs": 2, "warmup": 5}, "leave none of 2 to train in"),
+        ({"tolerance": "thick"}, "number of millimetres"),
+        ({"folds": "all"}, "settings.folds is settled by the study"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_runs(make, tmp_path, changes, said):
+    pytest.importorskip("nnunetv2")
+    with pytest.raises(UserError, match=said):
+        make(judges=judge(**changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_shots_than_cases(make):
+    pytest.importorskip("nnunetv2")
+    with pytest.raises(UserError, match="5 shots are asked for"):
+        make(judges=judge(shots=5))
+
+
+def test_without_nnunet_it_is_refused_in_a_sentence(make, monkeypatch):
+    monkeypatch.setattr(environment.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"judges.seg: .*pip install 'viewalign\[nnunet\]'"):
+        make(judges=judge())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_cells_share_what_is_prepared_and_go_on(make, tmp_path, monkeypatch):
+    pytest.importorskip("nnunetv2")
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "the user's own"))
+    arms = {"untrained": {"recipe": "mae-resenc-xs", "untrained": True}, "mae": {"recipe": "mae-resenc-xs"}}
+    common = {key: value for key, value in COMMON.items() if key != "heads"}
+    grid = make(arms=arms, judges=judge(), common=common)
+    works = []
+    real = segmenting.SegmentationEvaluator._work
+    monkeypatch.setattr(
+        segmenting.SegmentationEvaluator,
+        "_work",
+        lambda self, folder, job, *more: works.append(job) or real(self, folder, job, *more),
+    )
+    assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]
+    assert [job["do"] for job in works] == ["prepare", "finetune", "finetune"]
+    scratch, tuned = (job["settings"] for job in works[1:])
+    assert (scratch["from_scratch"], tuned["from_scratch"]) == (True, False)
+    assert (scratch["seed"], tuned["seed"]) == (0, 0)
+    for cell in grid.cells[2:]:
+        assert set(cell.record["cases"]) == {"c1", "c2"}
+        assert (cell.folder / "training.txt").read_text() == "c0\n"
+        assert not (cell.folder / "nnunet").exists()
+        dice = [one["dice"] for one in cell.record["cases"].values()]
+        assert cell.record["measures"]["dice"] == pytest.approx(sum(dice) / 2)
+    (place,) = (tmp_path / "out" / "data").glob("nnunet-*")
+    told = json.loads((place / "raw" / "Dataset900_Study" / "dataset.json").read_text())
+    assert told["labels"] == {"background": 0, "class 1": 1} == {"background": 0} | classes_in(grid.labelled.all)
+    kept = {path.name for path in (place / "preprocessed" / "Dataset900_Study").iterdir()}
+    assert "viewalign_encoders" not in kept
+    assert not (tmp_path / "the user's own").exists()
+    assert {row["measure"] for row in table.collect(grid)} == {"dice", "nsd"}
+    # A cell that was killed goes on in its own folder.
+    (grid.cells[2].folder / "cell.json").unlink()
+    assert run_study(make(arms=arms, judges=judge(), common=common), print) == 0
+    assert [job["do"] for job in works[3:]] == ["finetune"]
+
+
+def test_the_worker_ends_with_its_study(tmp_path):
+    code = (
+        "import sys, time; from viewalign.study import segmentation_worker as w\n"
+        "w.work = lambda job: print('ready', flush=True) or time.sleep(60)\n"
+        "from pathlib import Path; w.main(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    (tmp_path / "job.json").write_text("{}")
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "job.json"), str(tmp_path / "answer.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == b"ready\n"
+    began = time.monotonic()
+    child.stdin.close()
+    assert child.wait(timeout=30) == -9
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "answer.json").exists()

@@ -1,0 +1,72 @@
+"""Judges on a task: vectors of whole cases, and fine-tunings."""
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from viewalign.data.readers.itk import sitk
+from viewalign.errors import UserError
+from viewalign.studies import table
+from viewalign.studies.run import run_study
+from viewalign.tasks.manifest import TaskCase, write_manifest
+from viewalign.tasks.spec import TaskSpec, write_spec
+
+from .conftest import COMMON
+
+PLAIN = {key: value for key, value in COMMON.items() if key != "heads"}
+ARMS = {"untrained": {"recipe": "mae-resenc-xs", "untrained": True}, "mae": {"recipe": "mae-resenc-xs"}}
+
+
+@pytest.fixture
+def task(tmp_path):
+    rng = np.random.default_rng(0)
+    spec = TaskSpec.model_validate({"name": "made", "kind": "regression", "channels": [{"name": "t1"}]})
+    folder, cases = tmp_path / "task", []
+    (folder / "images").mkdir(parents=True)
+    for k in range(8):
+        image = rng.normal(size=(16, 16, 16)).astype(np.float32) + 5
+        image[:, :, 8:] *= 1 + k / 8
+        path = folder / "images" / f"c{k}.nii.gz"
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(path))
+        cases.append(TaskCase(f"c{k}", f"s{k}", {"t1": path}, target=40.0 + k))
+    write_spec(spec, folder)
+    write_manifest(cases, spec, folder)
+    return folder
+
+
+def judges(**tuned):
+    settings = {"epochs": 1, "folds": 2, "draws": 100, "device": "cpu", **tuned}
+    return {
+        "vectors": {"kind": "feature_probe", "task": "task", "folds": 2},
+        "tuned": {"kind": "finetune", "task": "task", "settings": settings},
+    }
+
+
+@pytest.mark.usefixtures("task")
+def test_what_does_not_fit_is_told_before_anything_runs(make, tmp_path):
+    with pytest.raises(UserError, match=r"judges.tuned: .*did you mean 'epochs'"):
+        make(judges=judges(epoch=2))
+    with pytest.raises(UserError, match=r"judges.tuned: settings.seed is settled"):
+        make(judges=judges(seed=2))
+    with pytest.raises(UserError, match=r"judges.vectors: There is no task at"):
+        make(judges={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_both_judge_every_arm_and_lower_is_better(make, task):
+    grid = make(arms=ARMS, judges=judges(), seeds=2, common=PLAIN)
+    assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]
+    rows = {(row["judge"], row["measure"], row["arm"]): row for row in table.collect(grid)}
+    for judge in ("vectors", "tuned"):
+        two = {arm: rows[judge, "mae", arm] for arm in ARMS}
+        orders = [rankdata([two[arm]["values"][seed] for arm in ARMS]) for seed in "01"]
+        assert [two[arm]["rank"] for arm in ARMS] == pytest.approx(np.mean(orders, axis=0).tolist())
+    assert len(list((grid.out / "data").glob("task-*"))) == 1  # cases are prepared once
+    assert not list(grid.out.glob("cells/judge/tuned/*/*/*/tuning/fold_*"))
+    names = [cell.folder for cell in make(arms=ARMS, judges=judges(), seeds=2, common=PLAIN).cells]
+    assert names == [cell.folder for cell in grid.cells]
+    manifest = task / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("47.0", "48.0"))
+    changed = make(arms=ARMS, judges=judges(), seeds=2, common=PLAIN)
+    assert [cell.done for cell in changed.cells] == [cell.judge is None for cell in changed.cells]

@@ -1,0 +1,40 @@
+"""The time left of a study is the sum of what its open cells took elsewhere."""
+
+import json
+
+from viewalign.studies.cells import FILE, Cell
+from viewalign.studies.run import time_left
+
+
+def cells_of(folder, taken):
+    """Two arms, two seeds, one judge; `taken` holds the seconds of those that are done."""
+    made = []
+    for seed in (0, 1):
+        for arm in ("mae", "cva"):
+            before = Cell(f"pretrain/{arm}/{seed}", folder / f"p-{arm}-{seed}", arm, seed, None, None)
+            made += [before, Cell(f"judge/seg/{arm}/{seed}", folder / f"j-{arm}-{seed}", arm, seed, "seg", before)]
+    for cell in made:
+        cell.folder.mkdir()
+        if cell.name in taken:
+            (cell.folder / FILE).write_text(json.dumps({"status": "done", "seconds": taken[cell.name]}))
+    return made
+
+
+def test_cells_take_what_others_of_their_kind_took(tmp_path):
+    taken = {"pretrain/mae/0": 100, "pretrain/cva/0": 300, "judge/seg/mae/0": 10, "judge/seg/cva/0": 20}
+    cells = cells_of(tmp_path, taken)
+    assert time_left(cells, cells) == "about 7 min 10 s left"  # 100 + 300 + 15 + 15
+    assert time_left(cells[4:6], cells) == "about 1 min 55 s left"
+    assert time_left(cells[:4], cells) == ""
+
+
+def test_what_has_not_been_done_yet_is_not_guessed(tmp_path):
+    cells = cells_of(tmp_path, {"pretrain/mae/0": 60})
+    assert time_left(cells, cells) == "more than 1 min 00 s left"
+    assert time_left(cells[2:4], cells) == ""
+
+
+def test_a_record_of_before_tells_no_time(tmp_path):
+    cells = cells_of(tmp_path, {})
+    (cells[0].folder / FILE).write_text(json.dumps({"status": "done"}))
+    assert time_left(cells, cells) == ""

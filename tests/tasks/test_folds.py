@@ -1,0 +1,114 @@
+"""Folds: no subject in two of them, every class in each, the same for any order of the cases."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.tasks.folds import make_folds
+from viewalign.tasks.manifest import TaskCase
+from viewalign.tasks.spec import TaskSpec
+
+BINARY = TaskSpec.model_validate({"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["n", "y"]})
+AGE = TaskSpec.model_validate({"name": "x", "kind": "regression", "channels": [{"name": "a"}]})
+
+
+def cases(targets, per_subject=2, **more):
+    named = enumerate(targets)
+    return [TaskCase(f"c{k:02d}", f"s{k // per_subject:02d}", {"a": Path("x")}, target=t, **more) for k, t in named]
+
+
+def test_subjects_and_classes():
+    everyone = cases([k // 2 % 2 for k in range(40)])
+    folds = make_folds(everyone, BINARY, 5)
+    subject, target = ({c.case: getattr(c, what) for c in everyone} for what in ("subject", "target"))
+    assert sorted(name for fold in folds.folds for name in fold.held_out) == [c.case for c in everyone]
+    for fold in folds.folds:
+        assert not {subject[n] for n in fold.train} & {subject[n] for n in fold.held_out}
+        assert {target[n] for n in fold.held_out} == {0, 1}
+
+
+def test_values_are_spread_over_folds():
+    folds = make_folds(cases(np.arange(50.0), 1), AGE, 5)
+    for fold in folds.folds:
+        assert 20 < np.mean([int(name[1:]) for name in fold.held_out]) < 30
+
+
+def test_order_and_seed():
+    everyone = cases([k // 2 % 2 for k in range(40)])
+    mixed = random.Random(0).sample(everyone, len(everyone))
+    assert make_folds(everyone, BINARY, 4) == make_folds(mixed, BINARY, 4)
+    assert make_folds(everyone, BINARY, 4).digest != make_folds(everyone, BINARY, 4, seed=1).digest
+
+
+@pytest.mark.slow
+def test_the_hash_seed_of_python_changes_nothing():
+    program = (
+        "from pathlib import Path\n"
+        "from viewalign.tasks.folds import make_folds\n"
+        "from viewalign.tasks.manifest import TaskCase\n"
+        "from viewalign.tasks.spec import TaskSpec\n"
+        "s = TaskSpec.model_validate({'name':'x','kind':'binary','channels':[{'name':'a'}],'classes':['n','y']})\n"
+        "c = {TaskCase(f'c{k}', f'c{k}', {'a': Path('x')}, target=k % 2) for k in range(20)}\n"
+        "print(make_folds(list(c), s, 3).digest)\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_test_cases_are_in_no_fold_and_given_folds_are_kept():
+    everyone = [TaskCase(f"c{k}", f"c{k}", {"a": Path("x")}, target=k % 2, fold=k // 4) for k in range(12)]
+    test = TaskCase("t", "t", {"a": Path("x")}, target=1, split="test")
+    folds = make_folds([*everyone, test], BINARY, 5)
+    assert [fold.held_out for fold in folds.folds] == [
+        tuple(f"c{k}" for k in sorted(range(4 * n, 4 * n + 4), key=str)) for n in range(3)
+    ]
+    assert folds.test == ("t",)
+    assert all("t" not in fold.train + fold.held_out for fold in folds.folds)
+
+
+def test_one_fold_teaches_with_all_and_needs_test_cases():
+    everyone = cases([k % 2 for k in range(6)])
+    test = TaskCase("t", "t", {"a": Path("x")}, target=0, split="test")
+    folds = make_folds([test, *everyone], BINARY, 1)
+    assert [fold.train for fold in folds.folds] == [tuple(c.case for c in everyone)]
+    assert [fold.held_out for fold in folds.folds] == [()]
+    assert folds.test == ("t",)
+    with pytest.raises(UserError, match="folds=1 teaches with all training cases, so test cases must be there"):
+        make_folds(everyone, BINARY, 1)
+    with pytest.raises(UserError, match="no case of the class y"):
+        make_folds([*cases([0, 0, 0]), test], BINARY, 1)
+
+
+def test_sites_are_held_out_whole():
+    everyone = [TaskCase(f"c{k}", f"c{k}", {"a": Path("x")}, target=k % 2, site=f"site{k // 6}") for k in range(24)]
+    for fold in make_folds(everyone, BINARY, 4, by_site=True).folds:
+        assert len({int(name[1:]) // 6 for name in fold.held_out}) == 1
+
+
+@pytest.mark.parametrize(
+    ("everyone", "spec", "count", "told"),
+    [
+        (cases([0, 0, 1, 1]), BINARY, 5, "5 folds need 5 subjects"),
+        (cases([0] * 8, 1), BINARY, 2, "learn from no case of the class y"),
+        (cases([3.0] * 8, 1), AGE, 2, "all have the target 3.0"),
+        (cases([0, 1] * 5, 1, split="test"), BINARY, 2, "no training cases"),
+        (cases([0] * 9 + [1], 1), BINARY, 5, "learn from no case of the class y"),
+    ],
+)
+def test_folds_that_cannot_be(everyone, spec, count, told):
+    with pytest.raises(UserError, match=told):
+        make_folds(everyone, spec, count)

@@ -1,0 +1,120 @@
+"""Tasks as data: what a YAML file and a table may say, and every mistake in a sentence with its row."""
+
+import json
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.tasks.manifest import TaskCase, parse_target, read_manifest, target_text, write_manifest
+from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
+
+BINARY = {"name": "x", "kind": "binary", "channels": [{"name": "t1"}], "classes": ["no", "yes"]}
+
+
+def spec(**changes):
+    return TaskSpec.model_validate({**BINARY, **changes})
+
+
+def table(folder, text, task=None):
+    write_spec(task or spec(), folder)
+    (folder / "manifest.csv").write_text(text)
+    return folder
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path):
+    task = spec(channels=[{"name": "flair"}, {"name": "swi", "aliases": ["t2s"], "optional": True}])
+    cases = [
+        TaskCase("b", "p1", {"flair": tmp_path / "im" / "b.nii"}, target=1, site="x", fold=1),
+        TaskCase(
+            "a", "p2", {"flair": tmp_path / "im" / "a.nii", "t2s": tmp_path / "s.nii"}, tmp_path / "m.nii", 0, fold=0
+        ),
+    ]
+    write_spec(task, tmp_path)
+    write_manifest(cases, task, tmp_path)
+    assert read_spec(tmp_path) == task
+    assert read_manifest(tmp_path, task) == [cases[1], cases[0]]
+
+
+def test_json_lines_say_the_same(tmp_path):
+    rows = [{"case": "a", "image.t1": "a.nii", "target": "yes"}, {"case": "b", "image.t1": "b.nii", "target": 0}]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert [case.target for case in read_manifest(tmp_path / "manifest.jsonl", spec())] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("case,image.t1,target\na,a.nii,\n", "row 1 (a): has no target"),
+        ("case,image.t1,target\na,a.nii,maybe\n", "'maybe' is no class; classes are no, yes"),
+        ("case,image.t1,target\na,,yes\n", "has no image"),
+        ("case,image.t1,target\na,a.nii,1\na,b.nii,0\n", "the case a stands 2 times"),
+        (
+            "case,subject,image.t1,target,fold\na,p,a.nii,1,0\nb,p,b.nii,0,1\n",
+            "the subject p is in the folds ['0', '1']",
+        ),
+        ("case,subject,image.t1,target,split\na,p,a.nii,1,train\nb,p,b.nii,0,test\n", "p is in train and test"),
+        ("case,image.t1,target,fold\na,a.nii,1,0\nb,b.nii,0,\n", "some cases have a fold and some have none"),
+        ("case,image.t1,target,fold\na,a.nii,1,x\n", "fold is 'x'"),
+        ("case,image.t1,target,split\na,a.nii,1,val\n", "split is 'val'"),
+        ("case,image.t2,target\na,a.nii,1\n", "image.t2, but the task's channels are image.t1"),
+        ("image.t1,target\na.nii,1\n", "no column 'case'"),
+        ("case,image.t1,target\n", "holds no cases"),
+    ],
+)
+def test_mistakes_are_told_with_their_row(tmp_path, text, told):
+    with pytest.raises(UserError) as problem:
+        read_manifest(table(tmp_path, text), spec())
+    assert told in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("abc", "is no number"), ("nan", None), ("inf", "not finite"), ("130", "outside the task's range")],
+)
+def test_numbers_that_are_none(value, told):
+    age = TaskSpec.model_validate({"name": "a", "kind": "regression", "channels": [{"name": "t1"}], "range": [0, 120]})
+    if told is None:
+        assert parse_target(value, age) is None
+        return
+    with pytest.raises(UserError, match=told):
+        parse_target(value, age)
+
+
+def test_an_age_with_decimals_is_kept():
+    age = TaskSpec.model_validate({"name": "a", "kind": "regression", "channels": [{"name": "t1"}]})
+    assert parse_target("72.0", age) == 72.0
+    assert parse_target("72.4567890123", age) == 72.4567890123
+    assert parse_target(target_text(0.1 + 0.2, age), age) == 0.1 + 0.2
+
+
+def test_labels_of_many():
+    task = spec(kind="multilabel", classes=["acl", "meniscus", "abnormal"])
+    assert parse_target("acl|abnormal", task) == (1, 0, 1)
+    assert parse_target("", task) == (0, 0, 0)
+    assert parse_target("n/a", task) is None
+    assert target_text((1, 0, 1), task) == "acl|abnormal"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"classes": ["a"]}, "needs 2 or more names"),
+        ({"classes": ["a", "b", "c"]}, "a binary task"),
+        ({"classes": ["a", "a"], "kind": "multiclass"}, "stands twice"),
+        ({"kind": "regression"}, "a regression has none"),
+        ({"colour": 1}, "no setting 'colour'"),
+        ({"channels": [{"name": "t1"}, {"name": "t2", "aliases": ["t1"]}]}, "channels: a name or alias stands twice"),
+    ],
+)
+def test_tasks_that_do_not_fit(tmp_path, changes, told):
+    import yaml
+
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({**BINARY, **changes}))
+    with pytest.raises(UserError) as problem:
+        read_spec(tmp_path)
+    assert told in str(problem.value)
+
+
+def test_prediction_needs_no_targets(tmp_path):
+    folder = table(tmp_path, "case,image.t1\na,a.nii\n")
+    assert read_manifest(folder, spec(), targets=False)[0].target is None

@@ -1,0 +1,110 @@
+"""Boards that show a run elsewhere."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.training.logs import RunLog
+from viewalign.training.trackers import MlflowTracker, TensorBoardTracker, WandbTracker, numbers
+from viewalign.weights.run_folder import read_log
+
+
+def test_only_numbers_are_drawn():
+    assert numbers("train", {"loss": 1.5, "note": "x", "shape": [1, 2]}) == {"train/loss": 1.5}
+
+
+def test_tensorboard_reads_what_is_written_and_forgets_what_a_resumed_run_does_anew(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, values in ((0, (1.0, 0.5, 0.25)), (1, (0.125, 0.0625))):
+        board = TensorBoardTracker(tmp_path, first)
+        for step, value in enumerate(values, first + 1):
+            board.row("train", step, {"loss": value, "note": "no number"})
+        board.close()
+        for file in tmp_path.glob("events*.viewalign"):
+            file.rename(file.with_name(f"events.out.tfevents.{10 + first}.viewalign.kept"))
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert read.Tags()["scalars"] == ["train/loss"]
+    assert [(one.step, one.value) for one in read.Scalars("train/loss")] == [(1, 1.0), (2, 0.125), (3, 0.0625)]
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_by_wandb_offline_and_goes_on_under_its_id(tmp_path):
+    pytest.importorskip("wandb")
+    code = (
+        "import sys, pathlib\nfrom viewalign.training.trackers import Wandb\n"
+        "board = Wandb(pathlib.Path(sys.argv[1]), {'steps': 2})\n"
+        "board.row('train', 1, {'loss': 0.5})\nprint(board._run.id, board._run.config['steps'])\nboard.close()"
+    )
+    home = {**os.environ, "WANDB_MODE": "offline", "HOME": str(tmp_path), "WANDB_PROJECT": "p"}
+    seen = []
+    for _ in range(2):
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=home, check=False
+        )
+        assert out.returncode == 0, out.stderr
+        seen.append(out.stdout.split())
+    assert seen[0] == seen[1]
+    assert seen[0] == [(tmp_path / "wandb_id").read_text(), "2"]
+    assert any((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_by_mlflow_without_a_server_and_goes_on_in_the_same_one(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    code = (
+        "import sys, pathlib\nfrom viewalign.training.trackers import Mlflow\n"
+        "board, step = Mlflow(pathlib.Path(sys.argv[1]), {'steps': 2, 'optim': {'lr': 0.1}}), int(sys.argv[2])\n"
+        "board.row('train', step, {'loss': 0.5 / step, 'note': 'no number'})\nboard.close()"
+    )
+    place = f"sqlite:///{tmp_path / 'kept.db'}"
+    home = {**os.environ, "MLFLOW_TRACKING_URI": place, "MLFLOW_EXPERIMENT_NAME": "heads"}
+    for step in ("1", "2"):
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), step], capture_output=True, text=True, env=home, check=False
+        )
+        assert out.returncode == 0, out.stderr
+    client = mlflow.MlflowClient(place)
+    (run,) = client.search_runs([client.get_experiment_by_name("heads").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"steps": "2", "optim.lr": "0.1"}
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(one.step, one.value) for one in history] == [(1, 0.5), (2, 0.25)]
+    assert str(tmp_path) not in str(run.data.params) + str(run.data.tags)
+
+
+def test_a_server_of_mlflow_that_is_not_there_is_said_before_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        MlflowTracker(tmp_path, {})
+    assert not (tmp_path / "mlflow_id").exists()
+
+
+def test_a_board_that_fails_is_left_and_the_log_goes_on(tmp_path):
+    class Gone:
+        def row(self, kind, step, values):
+            raise RuntimeError("the server is gone")
+
+        def close(self):
+            raise AssertionError("it was left")
+
+    told = []
+    log = RunLog(tmp_path / "log.jsonl", boards=[Gone()], say=told.append)
+    for step in (1, 2):
+        log.row("train", step, {"loss": 1.0})
+    log.close()
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
+    assert told == ["Gone cannot be written (the server is gone) and is left; the log goes on."]
+
+
+@pytest.mark.parametrize(("package", "board"), [("wandb", WandbTracker), ("mlflow", MlflowTracker)])
+def test_without_the_package_a_sentence_names_the_extra(tmp_path, monkeypatch, package, board):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'viewalign\[tracking\]'"):
+        board(tmp_path, {})

@@ -1,0 +1,48 @@
+"""Files are whole or not there, and as readable as the umask lets others read."""
+
+import os
+import stat
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from viewalign.utils.io import atomic_write, write_tensors
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+
+    def fill():
+        with atomic_write(path) as partial:
+            partial.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_ends_well_takes_the_place(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with atomic_write(path) as partial:
+        partial.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_tensors_come_back_and_the_umask_says_who_may_read_them(tmp_path, mask, mode):
+    tensors = {"a": torch.arange(12.0).reshape(3, 4).T, "b": torch.ones(2, dtype=torch.bfloat16)}
+    before = os.umask(mask)
+    try:
+        write_tensors(tensors, tmp_path / "weights.safetensors")
+    finally:
+        os.umask(before)
+    read = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert stat.S_IMODE((tmp_path / "weights.safetensors").stat().st_mode) == mode

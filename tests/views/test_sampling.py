@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from viewalign.utils.rng import make_rng
+from viewalign.views import affines, lattice
+from viewalign.views.sampling import ViewSamplingConfig, sample_pair
+
+PLAIN = ViewSamplingConfig((32, 32, 32), p_rotation=0, p_scale=0)
+
+
+def pairs(drawing, shape, count=200, **options):
+    return [sample_pair(make_rng(0, i, "test"), shape, drawing, **options) for i in range(count)]
+
+
+def voxels(to_volume, size):
+    """Return the set of volume voxels that an integral view covers, as an array of booleans over a big box."""
+    axes = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in size))
+    return {tuple(row) for row in affines.apply(to_volume, axes).long().tolist()}
+
+
+def test_recorded_overlap_is_the_counted_one():
+    for pair in pairs(ViewSamplingConfig((12, 10, 8), p_rotation=0, p_scale=0), (24, 24, 24), 20):
+        a, b = (voxels(one, (12, 10, 8)) for one in pair.to_volume)
+        assert pair.overlap == pytest.approx(len(a & b) / len(a))
+
+
+def test_overlap_lies_in_its_range_up_to_whole_voxels():
+    overlaps = [pair.overlap for pair in pairs(PLAIN, (64, 64, 64))]
+    assert min(overlaps) >= 0.4 * (1 - 0.1)
+    assert max(overlaps) <= 0.8 * (1 + 0.1)
+    assert np.mean(overlaps) == pytest.approx(0.6, abs=0.03)
+
+
+def test_shift_has_either_sign_on_each_axis():
+    shifts = np.stack(
+        [
+            (affines.compose(affines.invert(p.to_volume[0]), p.to_volume[1]))[:, 3].numpy()
+            for p in pairs(PLAIN, (64, 64, 64))
+        ]
+    )
+    assert ((shifts > 0).mean(0) > 0.3).all()
+    assert ((shifts < 0).mean(0) > 0.3).all()
+
+
+def test_shift_shrinks_where_the_volume_is_small_and_the_record_says_so():
+    for pair in pairs(PLAIN, (34, 32, 64), 50):
+        start = [affines.apply(one, torch.tensor([[0.0, 0, 0], [31, 31, 31]])) for one in pair.to_volume]
+        for corners in start:
+            assert corners.amin() >= 0
+            assert (corners.amax(0) <= torch.tensor([33, 31, 63])).all()
+        a, b = (voxels(one, (32, 32, 32)) for one in pair.to_volume)
+        assert pair.overlap == pytest.approx(len(a & b) / len(a))
+
+
+def test_a_volume_smaller_than_a_view_lies_wholly_in_it():
+    for pair in pairs(PLAIN, (20, 40, 25), 50):
+        for one in pair.to_volume:
+            corners = affines.apply(affines.invert(one), torch.tensor([[0.0, 0, 0], [19, 0, 24]]))
+            assert (corners[:, [0, 2]] >= 0).all()
+            assert (corners[:, [0, 2]] <= 31).all()
+
+
+def test_all_octants_are_mirrored_and_angles_and_scales_keep_their_range():
+    drawing = ViewSamplingConfig((32, 32, 32), p_rotation=1, p_scale=1)
+    frames = torch.stack([pair.to_volume[0, :, :3] for pair in pairs(drawing, (80, 80, 80))])
+    scale = torch.linalg.det(frames).abs() ** (1 / 3)
+    assert 0.7 <= scale.min() < 0.75
+    assert 1.3 < scale.max() <= 1.4
+    flat = torch.stack([pair.to_volume[0, :, :3].diagonal() for pair in pairs(PLAIN, (80, 80, 80))])
+    assert len({tuple(row) for row in flat.sign().tolist()}) == 8
+
+
+def test_rotation_is_rigid_in_millimetres():
+    spacing = (1.0, 0.5, 3.0)
+    drawing = ViewSamplingConfig((16, 16, 16), p_rotation=1, p_scale=0)
+    millimetres = torch.diag(torch.tensor(spacing, dtype=torch.float64))
+    for pair in pairs(drawing, (60, 60, 60), 20, spacing=spacing):
+        rigid = millimetres @ pair.to_volume[0, :, :3] @ torch.linalg.inv(millimetres)
+        assert torch.allclose(rigid @ rigid.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
+
+
+def test_independent_views_differ_in_frame_and_record_what_they_share():
+    drawing = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1, independent=True)
+    drawn = pairs(drawing, (60, 60, 60), 40)
+    differ = [not bool(affines.same_frame(p.to_volume[0], p.to_volume[1])) for p in drawn]
+    assert np.mean(differ) > 0.9
+    rng = np.random.default_rng(0)
+    for pair in drawn[:10]:
+        points = torch.from_numpy(rng.uniform(-0.5, 23.5, (40_000, 3)))
+        inside = lattice.inside(affines.apply(pair.to_volume[:1], points[None]), pair.to_volume[1:], (24, 24, 24))
+        assert pair.overlap == pytest.approx(float(inside.double().mean()), abs=0.02)
+
+
+def test_the_same_key_draws_the_same_pair():
+    a = sample_pair(make_rng(7, 3, "x"), (50, 50, 50), PLAIN)
+    b = sample_pair(make_rng(7, 3, "x"), (50, 50, 50), PLAIN)
+    c = sample_pair(make_rng(7, 4, "x"), (50, 50, 50), PLAIN)
+    assert torch.equal(a.to_volume, b.to_volume)
+    assert not torch.equal(a.to_volume, c.to_volume)

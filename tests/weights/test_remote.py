@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_server import Served, local_server
+
+from viewalign.errors import UserError
+from viewalign.weights.remote import WEIGHTS, ZenodoRecord, fetch_weights, find_weights
+
+WEIGHT = random.Random(0).randbytes(5000)
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with local_server() as served:
+        yield served
+
+
+def test_weights_of_zenodo(served: Served, tmp_path: Path) -> None:
+    served.add_record(42, {"a.pth": WEIGHT, "b.json": b"{}"}, title="MAE", license={"id": "cc-by-4.0"})
+    found = find_weights("zenodo:42", zenodo=served.url)
+    assert isinstance(found, ZenodoRecord)
+    assert (found.title, found.licence, found.bytes) == ("MAE", "cc-by-4.0", 5002)
+    served.cut_after = [2000]
+    told: list[tuple[int, int]] = []
+    assert fetch_weights(found, tmp_path, lambda *numbers: told.append(numbers)) == 2
+    assert (tmp_path / "a.pth").read_bytes() == WEIGHT
+    assert told[-1] == (5002, 5002)
+
+
+def test_a_record_with_wrong_content_or_a_way_out_is_refused(served: Served, tmp_path: Path) -> None:
+    served.add_record(42, {"a.pth": WEIGHT}, title="MAE")
+    served.files["/zenodo/a.pth"] = bytes(5000)
+    with pytest.raises(UserError, match="has not the checksum md5:"):
+        fetch_weights(find_weights("zenodo:42", zenodo=served.url), tmp_path)
+    served.add_record(43, {"../evil.pth": WEIGHT})
+    with pytest.raises(UserError, match="would be written outside"):
+        find_weights("zenodo:43", zenodo=served.url)
+    served.files["/api/records/44"] = json.dumps(
+        {"files": [{"key": "a", "size": 1, "checksum": "crc:1", "links": {"self": "x"}}]}
+    ).encode()
+    with pytest.raises(UserError, match="no checksum that can be checked"):
+        find_weights("zenodo:44", zenodo=served.url)
+    served.files["/api/records/45"] = b"<html>"
+    with pytest.raises(UserError, match="no record that can be read"):
+        find_weights("zenodo:45", zenodo=served.url)
+    with pytest.raises(UserError, match="There is no open record 46"):
+        find_weights("zenodo:46", zenodo=served.url)
+
+
+def test_weights_of_the_hub_come_without_code_and_pickles(served: Served, tmp_path: Path) -> None:
+    files = {"checkpoint_final.pth": WEIGHT, "adaptation_plan.json": b"{}", "model.py": b"evil", "data.pkl": b"evil"}
+    served.hub["owner/mae"] = files
+    found = find_weights("hf:owner/mae", hub_endpoint=served.url)
+    assert fetch_weights(found, tmp_path) == 2
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {
+        "checkpoint_final.pth",
+        "adaptation_plan.json",
+    }
+
+
+@pytest.mark.parametrize("asked", ["nothing", "hf:no-owner", "hf:../../etc", "zenodo:abc", "ftp:x/y"])
+def test_other_names_are_refused(asked: str) -> None:
+    with pytest.raises(UserError, match="There are no weights"):
+        find_weights(asked)
+
+
+def test_known_names_are_of_a_known_form() -> None:
+    assert all(place.startswith(("hf:", "zenodo:")) for place in WEIGHTS.values())

@@ -1,0 +1,63 @@
+"""Whatever a method pretrains, its encoder goes into nnU-Net's own kind of network."""
+
+import json
+
+import pytest
+import torch
+
+import viewalign
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import plans
+from viewalign.methods.registry import build_method
+from viewalign.recipes.loading import load, names
+from viewalign.weights import adaptation_plan
+from viewalign.weights import names as weight_names
+from viewalign.weights import sources as pretrained
+from viewalign.weights.initial import read_weight_source
+
+SIZE = (32, 32, 32)
+SMALL = [name for name in names() if name.endswith("-xs")]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_method_s_encoder_is_found_among_its_weights(name):
+    recipe = load(name, ["views.size=[32,32,32]"])
+    method = build_method(recipe)
+    state = weight_names.own_branch(dict(method.state_dict()))
+    plan = adaptation_plan.plan_of(
+        recipe.network.name, 1, SIZE, recipe.method, {"spacing": [1, 1, 1], "normalise": "zscore"}
+    )
+    source = pretrained.make_source(state, "run", SIZE, f"viewalign_{recipe.method}", None, plan)
+    network = plans.build_network(plans.architecture_of(plan, "run"), 1, 3, SIZE)
+    fitted = viewalign.transfer_encoder(network, source, SIZE)
+    assert fitted.encoder_share == 1.0
+    own = dict(network.named_parameters())
+    encoder = dict(method.encoder().named_parameters())
+    compared = [key for key in own if key.startswith(weight_names.ENCODER[source.family])]
+    assert len(compared) > 60
+    for key in compared:
+        assert torch.equal(own[key], encoder[f"net.{key}"]), key
+
+
+def test_a_run_and_its_export_give_the_same_network_and_tell_their_plan(tiny_run, tmp_path):
+    export = viewalign.export_run(tiny_run, tmp_path / "export")
+    sources = [read_weight_source(path) for path in (tiny_run, export, export / "encoder.safetensors")]
+    for source in sources:
+        assert source.plan["pretrain_patch_size"] == [16, 16, 24]
+        configuration = next(iter(source.plan["pretrain_plan"]["configurations"].values()))
+        assert configuration["normalization_schemes"] == ["ZScoreNormalization"]
+    architecture = plans.architecture_of(sources[0].plan, "run")
+    networks = []
+    for source in sources:
+        torch.manual_seed(0)
+        network = plans.build_network(architecture, 3, 2, (16, 24, 24))
+        fitted = viewalign.transfer_encoder(network, source, (16, 24, 24), report=tmp_path / "report.json")
+        networks.append(network.state_dict())
+        assert json.loads((tmp_path / "report.json").read_text())["encoder_share"] == fitted.encoder_share == 1.0
+    for name, value in networks[0].items():
+        assert all(torch.equal(value, other[name]) for other in networks[1:]), name
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="There are no weights at"):
+        read_weight_source(tmp_path / "nothing")
