@@ -93,7 +93,7 @@ def prepare(
     Example:
         ```python
         report = viewalign.prepare("scans", "store", spacing=1.5)
-        for file in report.refused:
+        for file in report.excluded:
             print(file.file, file.reason)
         ```
     """

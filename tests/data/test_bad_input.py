@@ -36,7 +36,7 @@ from viewalign.data.settings import PrepareSettings
 scans, catalogue, store = map(pathlib.Path, sys.argv[1:])
 index = index_sources([str(scans)])
 write_catalogue(index.collection, catalogue)
-write_refused(catalogue, index.refused)
+write_refused(catalogue, index.excluded)
 prepare_catalogue(catalogue, store, PrepareSettings(spacing=None, normalise="none"), workers=0)
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """

@@ -241,5 +241,5 @@ def test_a_worker_keeps_within_its_memory(tmp_path: Path, write_image) -> None:
     for how, dtype in (("linear", "float32"), ("cubic", "int16")):
         out = subprocess.run([sys.executable, "-c", probe, how, dtype], capture_output=True, text=True, check=True)
         outcome, peak = out.stdout.strip().splitlines()
-        assert outcome == "Outcome(entries=1, reason=None, fatal=None)"
+        assert outcome == "ImageOutcome(entries=1, reason=None, fatal=None)"
         assert int(peak) < 600e6 + 6 * array.nbytes

@@ -85,7 +85,7 @@ def test_jobs_are_not_drawn_far_ahead() -> None:
 
 def test_a_child_does_not_outlive_its_caller() -> None:
     code = (
-        "import threading, time\nfrom viewalign.data.worker_pool import Child\nchild = Child()\n"
+        "import threading, time\nfrom viewalign.data.worker_pool import SubprocessWorker\nchild = SubprocessWorker()\n"
         "print(child.run(eval, \"__import__('os').getpid()\"), flush=True)\n"
         f'threading.Thread(target=child.run, args=(eval, "{HANG}"), daemon=True).start()\n'
         "time.sleep(0.5)\n__import__('os')._exit(9)\n"

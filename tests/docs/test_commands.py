@@ -26,7 +26,7 @@ from viewalign.recipes.loading import load
 
 pytest.importorskip("sklearn")
 
-ELSEWHERE = {"docs/nnssl.md": "tests/cli/test_nnssl_commands.py::test_every_command_of_the_page_runs"}
+ELSEWHERE = {"docs/nnssl.md": "tests/compat/nnssl/test_commands.py::test_every_command_of_the_page_runs"}
 """Pages whose commands another test runs as they stand."""
 
 MADE = {"store", "run", "other-run"}

@@ -40,6 +40,6 @@ def attempt(path: Path) -> tuple[str, int]:
     try:
         said = f"shape {read_volume(path).array.shape}"
     except ExcludedImageError as exclusion:
-        said = f"refused: {exclusion}"
+        said = f"excluded: {exclusion}"
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return said, 1024 * int(peak.split()[1])

@@ -33,12 +33,13 @@ def data(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     lines = ["case,image,labels,split"]
-    for k in [*range(1, 11), 101, 201, 250, 251, 310]:
-        name = f"hippocampus_{k:03d}.nii.gz"
+    hippocampi = [f"hippocampus_{k:03d}.nii.gz" for k in [*range(1, 11), 101, 201, 250, 251, 310]]
+    atria = [f"la_{k:03d}.nii.gz" for k in [*range(1, 11), *range(81, 91)]]
+    for name in [*hippocampi, *atria]:
         array = rng.normal(size=(16, 16, 16)).astype(np.float32)
         for part, one in (("images", array), ("labels", (array > 1).astype(np.uint8))):
             sitk.WriteImage(sitk.GetImageFromArray(one), str(tmp_path / part / name))
-        lines.append(f"c{k},images/{name},labels/{name},{'learn' if k < 250 else 'test'}")
+        lines.append(f"{name[:-7]},images/{name},labels/{name},{'test' if '_2' in name or '_3' in name else 'learn'}")
     (tmp_path / "labelled.csv").write_text("\n".join(lines) + "\n")
     settings = PrepareSettings(spacing=(1.0, 1.0, 1.0))
     found = index_sources([str(tmp_path / "images" / "hippocampus_0*")])

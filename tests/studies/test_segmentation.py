@@ -100,7 +100,7 @@ def test_cells_share_what_is_prepared_and_go_on(make, tmp_path, monkeypatch):
 
 def test_the_worker_ends_with_its_study(tmp_path):
     code = (
-        "import sys, time; from viewalign.study import segmentation_worker as w\n"
+        "import sys, time; from viewalign.studies import segmentation_worker as w\n"
         "w.work = lambda job: print('ready', flush=True) or time.sleep(60)\n"
         "from pathlib import Path; w.main(Path(sys.argv[1]), Path(sys.argv[2]))"
     )

@@ -113,7 +113,7 @@ class Announced:
 def test_a_process_that_waits_for_ever_is_ended(monkeypatch, capsys):
     """NCCL's waits do not see that another process has ended."""
     ended = threading.Event()
-    monkeypatch.setattr(failures.processes, "world_size", lambda: 2)
+    monkeypatch.setattr(failures.distributed, "world_size", lambda: 2)
     monkeypatch.setattr(failures, "_get_default_store", Announced)
     monkeypatch.setattr(failures, "_POLL", 0.01)
     monkeypatch.setattr(failures, "_PATIENCE", 0.01)

@@ -31,11 +31,11 @@ SMALL = ["epochs=1", "batch=4", "draws=100", "size=16", "spacing=none"]
 @contextmanager
 def elsewhere():
     """Let every choice of a device be the second one."""
-    places = ("tasks.training", "tasks.finetune", "embedding")
+    places = ("finetuning.classification.training", "finetuning.classification.finetune", "evaluation.embedding")
     with ExitStack() as stack:
         stack.enter_context(second_device())
         for place in places:
-            stack.enter_context(mock.patch(f"viewalign.transfer.{place}.choose_device", return_value=DEVICE.type))
+            stack.enter_context(mock.patch(f"viewalign.{place}.choose_device", return_value=DEVICE.type))
         yield
 
 

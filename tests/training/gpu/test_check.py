@@ -58,7 +58,7 @@ def test_an_error_is_a_finding_and_the_next_part_is_done(monkeypatch, tmp_path):
     monkeypatch.setattr(checking, "synthetic_store", lambda *_: None)
     monkeypatch.setattr(checking, "small_run", broken)
     monkeypatch.setattr(checking, "Bench", broken)
-    monkeypatch.setattr(checking.ceilings, "product_rate", lambda *_: 1.0)
+    monkeypatch.setattr(checking.timing, "product_rate", lambda *_: 1.0)
     found = check(CPU, tmp_path, TINY, lambda _: None)
     assert [finding.level for finding in found] == ["good", "bad", "bad"]
     assert found[1].found == "failed with RuntimeError: CUDNN_STATUS_NOT_SUPPORTED"

@@ -36,7 +36,7 @@ def walk(root: Path, findings: SourceContents) -> Iterator[Path]:
 def image_files(root: Path, findings: SourceContents) -> Iterator[tuple[Path, str]]:
     """Yield files below a folder that are named like an image, sorted, with their names without suffix.
 
-    What cannot be one goes to `findings.refused`, other types are counted.
+    What cannot be one goes to `findings.excluded`, other types are counted.
     """
     for path in sorted(walk(root, findings)):
         if (suffix := suffix_of(path.name)) is None:

@@ -94,8 +94,8 @@ class Bench:
     def _watch_parts(self) -> None:
         trainer = self.trainer
         for owner, name, part in (
-            (trainer.method, "latents", "networks"),
-            (trainer.method, "judge", "losses"),
+            (trainer.method, "forward_features", "networks"),
+            (trainer.method, "compute_loss", "losses"),
             (trainer.fabric, "backward", "backward"),
             (trainer.optimizer, "step", "optimizer"),
             (trainer.method, "after_update", "teacher"),
