@@ -153,7 +153,7 @@ def example(name, *arguments):
     return out.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_examples_run(scans, task, tmp_path):
     said = example("pretrain_on_a_folder.py", scans, tmp_path, "--steps", 2, "--side", 16)
     assert "6 images prepared, 1 set aside" in said

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_index_prepare_and_pretrain_on_four_real_datasets(shared_data: Path, tmp_path: Path) -> None:
     names = (
         "dicom_head_mr",

@@ -23,7 +23,7 @@ def test_a_folder_is_searched_with_all_below(scans: Path) -> None:
     index = index_sources([str(scans)])
     assert (index.subjects(), index.sessions(), index.images) == (2, 3, 3)
     assert dict(index.modalities) == {"T1w": 2, "FLAIR": 1}
-    assert (index.label_files, index.other_files, index.excluded) == (1, 1, [])
+    assert (len(index.label_files), dict(index.other_files), index.excluded) == (1, {".txt": 1}, [])
     ids = [record.image_id for record in index.collection.records()]
     assert ids[0] == "viewalign__scans__sub-01__ses-1__T1w"
     assert len(set(ids)) == 3
@@ -60,7 +60,7 @@ def test_a_folder_that_links_to_itself_ends(scans: Path) -> None:
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no folder or file"):
+    with pytest.raises(UserError, match="neither a folder nor a file"):
         index_sources([str(tmp_path / "none")])
     with pytest.raises(UserError, match="matches no file"):
         index_sources([str(tmp_path / "*.nii.gz")])

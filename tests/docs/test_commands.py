@@ -58,6 +58,9 @@ RECORDS = {"docs/results.md": "figures were made so on real volumes in hours", "
 SEGMENTATION = ["README.md", "docs/from-nnunet.md", "docs/segmentation.md"]
 """Pages whose segmentations the long suite runs."""
 
+SHORT = {"README.md", "docs/index.md", "docs/preparing.md"}
+"""Pages whose commands the short suite runs; the long one runs all. Every command is parsed in both."""
+
 EVERY = [command for page in PAGES for command in commands(page)]
 
 
@@ -123,6 +126,9 @@ def test_commands_within_sentences_have_the_options_they_show(page):
         options = {name for parameter in command.params for name in parameter.opts}
         for word in words[1:]:
             assert not word.startswith("-") or word in {*options, "--help"}, f"{page}: {one}: no option {word}"
+
+
+RUN = [page for page in PAGES if any(not why_not_run(command) for command in commands(page))]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +208,7 @@ def before(command, here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if any(not why_not_run(c) for c in commands(p))])
+@pytest.mark.parametrize("page", [p if p in SHORT else pytest.param(p, marks=pytest.mark.long) for p in RUN])
 def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch):
     run_page(page, world, tmp_path, monkeypatch, lambda command: not why_not_run(command))
 

@@ -84,7 +84,7 @@ except UserError as problem:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_all_processes_end_when_one_runs_out_of_memory(victim, tiny_recipe, tmp_path):
     """The other one waits in a sum over processes for a gradient that will never come."""
     settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]

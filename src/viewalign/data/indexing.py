@@ -85,8 +85,8 @@ class Index:
 
     Attributes:
         entries: one per image taken in.
-        other_files: files of types that are not read, and DICOM without images.
-        label_files: label maps that were passed over.
+        other_files: number of files of types that are not read, by suffix, and of DICOM without images.
+        label_files: label maps, recognised by their names, that were passed over.
         duplicates: groups of files with the same content.
         notes: sentences of the sources on what was left out on purpose.
     """
@@ -94,8 +94,8 @@ class Index:
     collection: Collection
     excluded: list[Exclusion] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    other_files: int = 0
-    label_files: int = 0
+    other_files: Counter[str] = field(default_factory=Counter)
+    label_files: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -144,8 +144,8 @@ def index_sources(
     for each in findings:
         index.excluded.extend(each.excluded)
         index.notes.extend(each.notes)
-        index.other_files += each.other_files
-        index.label_files += each.label_files
+        index.other_files.update(each.other_files)
+        index.label_files.extend(printable(path) for path in each.label_files)
     everything = _once(_distinct_datasets(findings))
     judged = _judge_all(everything, bool(options and options.frames), workers, on_file)
     paths = [found.path for found, header in zip(everything, judged, strict=True) if _take_in(index, found, header)]

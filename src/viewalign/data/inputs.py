@@ -74,7 +74,7 @@ def nothing_found(sources: Sequence[str], found: Index) -> str:
         first = found.excluded[0]
         text += f" {len(found.excluded)} files were set aside; the first: {first.file}: {first.reason}."
     if found.label_files:
-        text += f" {found.label_files} files look like label maps by their names (--labels takes them in)."
+        text += f" {len(found.label_files)} files look like label maps by their names (--labels includes them)."
     if not (found.excluded or found.label_files):
         text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read, and DICOM."
     return text

@@ -50,7 +50,7 @@ Interpolation = Literal["linear", "cubic"]
 NumberType = Literal["float32", "float16", "int16"]
 Frames = Literal["refuse", "channels", "volumes"]
 
-_GUARDS = {"fill_nonfinite"}
+_GUARDS = {"fill_nonfinite", "labels"}
 """Settings that decide which images are let in and change none that came in without them."""
 
 
@@ -67,6 +67,7 @@ class PrepareSettings(BaseModel):
         window: lowest and highest value, in Hounsfield units for CT, for `window` alone.
         frames: what becomes of an image of several frames (4-D): refused, one image with a channel a frame, or an image
             a frame.
+        labels: include images that look like label maps by their voxels (`viewalign.data.content`).
         fill_nonfinite: write 0 in place of NaN and infinity instead of refusing the image.
         dtype: number type of the stored voxels; `int16` with a factor and an offset an image.
         view: (D, H, W) of the views that will be cut; chunks and blocks are sized for them. None suits 64 to 96.
@@ -81,6 +82,7 @@ class PrepareSettings(BaseModel):
     window: tuple[float, float] | None = None
     frames: Frames = "refuse"
     fill_nonfinite: bool = False
+    labels: bool = False
     dtype: NumberType = Field(default="float32")
     view: tuple[int, int, int] | None = None
 

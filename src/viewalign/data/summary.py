@@ -13,6 +13,9 @@ from viewalign.data.entries import Entry
 from viewalign.data.indexing import Index
 from viewalign.data.layout import write_json
 
+_EXAMPLES = 20
+"""How many label maps that were passed over are listed."""
+
 
 def summarise(index: Index) -> dict[str, Any]:
     """Return counts, spreads, suspects, refusals and one entry per image, ready for JSON."""
@@ -30,7 +33,13 @@ def summarise(index: Index) -> dict[str, Any]:
         "suspects": [{"file": entry.file, "reasons": entry.suspects} for entry in entries if entry.suspects],
         "duplicates": index.duplicates,
         "excluded": [exclusion.as_json() for exclusion in index.excluded],
-        "passed_over": {"label_maps": index.label_files, "other_files": index.other_files, "notes": index.notes},
+        "passed_over": {
+            "label_maps": len(index.label_files),
+            "label_map_examples": index.label_files[:_EXAMPLES],
+            "other_files": index.other_files.total(),
+            "other_types": dict(index.other_files.most_common()),
+            "notes": index.notes,
+        },
         "entries": [entry.as_json() for entry in entries],
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viewalign.data.catalogue import Record
+from viewalign.data.content import label_map_reason
 from viewalign.data.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
 from viewalign.data.preprocessing import Prepared, prepare_channels, prepare_volume
 from viewalign.data.readers.files import read_frames, read_mask, read_volume
@@ -98,6 +99,8 @@ def prepare_one(job: Job) -> int:
         volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels)]
     else:
         volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels)
+    if not settings.labels and (reason := label_map_reason(volumes[0].array)):
+        raise ExcludedImageError(f"{reason}; labels=true includes such images")
     masks: dict[str, NDArray[Any]] = {}
     if record.anonymisation_mask is not None:
         masks["anonymisation"] = read_mask(record.anonymisation_mask, volumes[0])

@@ -47,8 +47,58 @@ def test_bids(tmp_path: Path, put) -> None:
     assert dataset.dataset_info == {"Name": "A study", "License": "CC0", "BIDSVersion": "1.8.0"}
     assert dataset.subjects["sub-01"].subject_info == {"age": "31", "sex": "F"}
     assert dataset.subjects["sub-02"].subject_info == {"sex": "M"}
-    assert index.label_files == 1
+    assert [Path(file).name for file in index.label_files] == ["sub-02_label-lesion_mask.nii.gz"]
     assert "1 images under derivatives/" in index.notes[0]
+
+
+@pytest.mark.parametrize("names", [("ABIDE", "OASIS"), ("ds000114", "ds000201")])
+def test_several_bids_datasets_in_one_folder(tmp_path: Path, put, names) -> None:
+    for name in names:
+        put(tmp_path / name, "sub-01/anat/sub-01_T1w.nii.gz", "sourcedata/sub-01/anat/sub-01_T1w.nii.gz")
+        put(tmp_path / name, "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz")
+    put(tmp_path, "plain/anna_T1.nii.gz")
+    index = index_sources([str(tmp_path)])
+    assert ids(index) == [
+        *(f"{name}__sub-01__ses-DEFAULT__sub-01_T1w" for name in names),
+        f"{tmp_path.name}__plain_anna__ses-DEFAULT__anna_T1",
+    ]
+    assert [note for note in index.notes if "derivatives" in note]
+
+
+def test_sub_folders_of_two_sites_are_two_people_and_of_two_modalities_one(tmp_path: Path, put) -> None:
+    put(tmp_path, "siteA/sub-01/x.nii.gz", "siteB/sub-01/x.nii.gz", "T1/sub-02/x.nii.gz", "T2/sub-02/x.nii.gz")
+    index = index_sources([str(tmp_path)])
+    assert index.subjects() == 3
+    assert set(index.collection.datasets) == {"siteA", "siteB", tmp_path.name}
+
+
+def test_derivatives_of_a_plain_folder_are_left_out_unless_indexed_themselves(tmp_path: Path, put) -> None:
+    put(tmp_path, "rawdata/sub-v1/sub-v1_ct.nii.gz", "derivatives/sub-v1/sub-v1_smooth.nii.gz")
+    index = index_sources([str(tmp_path)])
+    assert index.images == 1
+    assert "1 folders called derivatives" in index.notes[0]
+    assert index_sources([str(tmp_path / "derivatives")]).images == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "note"),
+    [
+        ("participant_id\tage\tcomment\nsub-01\t33\tétude\n".encode("latin-1"), ["Latin-1"]),
+        (b"participant_id\tage\nsub-01\t33\t\n", []),
+        (b"participant_id\tage\nsub-01\t33\tx\n", ["dropped in 1 rows"]),
+        (b"", []),
+        (b"name\tage\nx\t1\n", []),
+    ],
+)
+def test_a_damaged_table_of_participants_ends_nothing(tmp_path: Path, put, table, note) -> None:
+    put(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_bytes(table)
+    index = index_sources([str(tmp_path)])
+    assert index.images == 1
+    assert len(index.notes) == len(note)
+    assert all(words in sentence for words, sentence in zip(note, index.notes, strict=True))
+    subject = index.collection.datasets[tmp_path.name].subjects["sub-01"]
+    assert (subject.subject_info or {}).get("age") == ("33" if b"participant_id" in table else None)
 
 
 def nnunet(root: Path, **described: object) -> None:
@@ -83,8 +133,19 @@ def test_other_images_of_nnunet_are_refused(tmp_path: Path, put) -> None:
     with pytest.raises(UserError, match=r"images of type \.png are not read"):
         index_sources([str(tmp_path / "d")])
     (tmp_path / "d" / "dataset.json").write_text("[")
-    with pytest.raises(UserError, match=r"no dataset\.json of nnU-Net"):
+    with pytest.raises(UserError, match=r"dataset\.json of nnU-Net"):
         index_sources([str(tmp_path / "d")])
+
+
+def test_a_damaged_dataset_among_others_is_excluded_with_its_reason(tmp_path: Path, put) -> None:
+    put(tmp_path, "Dataset001_A/imagesTr/a_0000.nii.gz", "Dataset002_B/imagesTr/b_0000.nii.gz")
+    nnunet(tmp_path / "Dataset001_A", channel_names={"0": "MR"}, file_ending=".nii.gz")
+    (tmp_path / "Dataset002_B" / "dataset.json").write_text("[")
+    index = index_sources([str(tmp_path)])
+    assert ids(index) == ["Dataset001_A__a__ses-DEFAULT__a_0000"]
+    assert [(exclusion.file, "dataset.json" in exclusion.reason) for exclusion in index.excluded] == [
+        (str(tmp_path / "Dataset002_B"), True)
+    ]
 
 
 TABLE = """image_path,modality,anon_mask_path,anat_mask_path,age,sex,manufacturer,derived_from,image_quality_score

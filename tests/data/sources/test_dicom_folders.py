@@ -33,7 +33,7 @@ def export(tmp_path: Path) -> Path:
 
 def test_series_are_found_and_grouped(export: Path) -> None:
     index = index_sources([str(export)])
-    assert (index.images, index.subjects(), index.sessions(), index.other_files) == (3, 2, 2, 1)
+    assert (index.images, index.subjects(), index.sessions(), index.other_files.total()) == (3, 2, 2, 1)
     assert sorted(entry.name for entry in index.entries) == ["003_T1_MPRAGE", "003_t2_tse_ax", "003_t2_tse_ax"]
     assert dict(index.modalities) == {"T2w": 2, "T1w": 1}
     (exclusion,) = index.excluded
@@ -76,3 +76,21 @@ def test_real_series_and_volumes_go_into_one_store(shared_data: Path, tmp_path: 
     index = index_sources([str(shared_data / name) for name in names])
     report = prepare_records(list(index.collection.records()), tmp_path / "s", PrepareSettings(), workers=0)
     assert (report.prepared, report.excluded) == (3, [])
+
+
+def test_slices_that_were_not_downloaded_are_excluded_by_name(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16))
+    for number in (90, 91):
+        (tmp_path / "scan" / f"{number}.dcm").symlink_to(f"../.git/annex/objects/{number}.dcm")
+    index = index_sources([str(tmp_path)])
+    assert index.images == 1
+    assert [Path(each.file).name for each in index.excluded] == ["90.dcm", "91.dcm"]
+    assert all("datalad get" in each.reason for each in index.excluded)
+
+
+@pytest.mark.parametrize("suffix", ["img", "mr", "ct", "dic", "MRDC"])
+def test_slices_of_any_name_are_found_by_their_mark(tmp_path: Path, suffix: str) -> None:
+    write_series(tmp_path / "scan", np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16))
+    for path in list((tmp_path / "scan").iterdir()):
+        path.rename(path.with_suffix(f".{suffix}"))
+    assert index_sources([str(tmp_path)]).images == 1

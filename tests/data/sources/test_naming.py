@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from viewalign.data.sources.naming import is_label, modality_of, names_of
+from viewalign.data.sources.naming import fewer_subjects, is_label, modality_of, names_of
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from viewalign.data.sources.naming import is_label, modality_of, names_of
         ("images/hippocampus_001.nii.gz", ("hippocampus_001", "ses-DEFAULT", "unknown")),
         ("site1/001.nii.gz", ("site1_001", "ses-DEFAULT", "unknown")),
         ("cranium_ct.nii.gz", ("cranium", "ses-DEFAULT", "CT")),
+        ("100307/unprocessed/3T/T1w_MPR1/100307_3T_T1w_MPR1.nii.gz", ("100307", "3T", "T1w")),
+        ("002_S_0295/MPRAGE/2006-04-18_08_20_30.0/I45108/ADNI_x.nii", ("002_S_0295", "2006-04-18", "unknown")),
+        ("IXI-T2/IXI012-HH-1211-T2.nii.gz", ("IXI012", "ses-DEFAULT", "T2w")),
+        ("1000001_20252_2_0/T1/T1.nii.gz", ("1000001", "2_0", "T1w")),
+        ("train_7/train_7_a/train_7_a_2.nii.gz", ("train_7", "a", "unknown")),
+        ("BraTS-GLI-00005-001/BraTS-GLI-00005-001-t1n.nii.gz", ("BraTS-GLI-00005", "001", "T1w")),
     ],
 )
 def test_guesses(path: str, expected: tuple[str, str, str]) -> None:
@@ -41,12 +47,49 @@ def test_words_inside_other_words_are_no_modality() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["labels/a.nii.gz", "labelsTr/a.nii.gz", "brain1_label.nrrd", "x_seg.nii", "p7_LESION.nii"]
+    "path",
+    [
+        "labels/a.nii.gz",
+        "labelsTr/a.nii.gz",
+        "brain1_label.nrrd",
+        "x_seg.nii",
+        "p7_LESION.nii",
+        "s0001/segmentations/liver.nii.gz",
+        "case_00001/segmentation.nii.gz",
+        "segmentation-12.nii.gz",
+        "labels-3.nii.gz",
+        "label/label0001.nii.gz",
+        "sub-1_seg-vert_msk.nii.gz",
+        "patient001_frame01_gt.nii.gz",
+        "Case00_segmentation.nii.gz",
+        "mri/aseg.nii.gz",
+        "mri/aparc+aseg.nii.gz",
+        "mri/aparc.a2009s+aseg.nii.gz",
+        "mri/ribbon.nii.gz",
+        "mri/wmparc.nii.gz",
+        "sub-1_T1w_defacemask.nii.gz",
+        "lesionmask.nii.gz",
+    ],
 )
-def test_label_maps_are_told(path: str) -> None:
+def test_label_maps_are_recognised(path: str) -> None:
     relative = PurePosixPath(path)
-    assert is_label(relative, relative.name.split(".")[0])
+    assert is_label(relative, relative.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".nrrd"))
 
 
-def test_images_are_no_label_maps() -> None:
-    assert not is_label(PurePosixPath("images/segment_01_T1.nii"), "segment_01_T1")
+@pytest.mark.parametrize(
+    "path", ["images/segment_01_T1.nii", "volume-3.nii", "img/img0001.nii", "imaging.nii", "patient1_frame01.nii"]
+)
+def test_images_are_no_label_maps(path: str) -> None:
+    assert not is_label(PurePosixPath(path), PurePosixPath(path).stem)
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (["p1_a", "p1_b", "p2_a", "p2_b"], 2),
+        (["case_001", "case_002", "case_003"], 0),
+        (["anna", "bert"], 0),
+    ],
+)
+def test_names_that_may_belong_to_fewer_subjects(names: list[str], count: int) -> None:
+    assert fewer_subjects(names) == count

@@ -75,5 +75,5 @@ def test_a_wrong_table_is_refused(folder: Path, text: str, sentence: str) -> Non
 
 def test_binary_is_no_table(folder: Path) -> None:
     (folder / "list.csv").write_bytes(b"path\n\xff\xfe\x00")
-    with pytest.raises(UserError, match="no table in UTF-8"):
+    with pytest.raises(UserError, match="not a table in UTF-8"):
         index_sources([str(folder / "list.csv")])

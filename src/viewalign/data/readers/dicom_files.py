@@ -6,6 +6,7 @@ the position of every frame in one.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from viewalign.data.file_types import suffix_of
 from viewalign.errors import ExcludedImageError
 
 _BY_NAME = (".dcm", ".dicom", ".ima")
+_OTHER_TYPE = re.compile(
+    r"\.(json|txt|csv|tsv|xml|html|pdf|md|log|ya?ml|py|m|mat|np[yz]|pkl|pth?|h5|zip|tar|gz|bz2|png|jpe?g|tiff?|gif|bmp|svg"
+    r"|bval|bvec|mgz|mnc|hdr|z?raw|b2nd|xlsx|docx|db)"
+)
+"""Types that are not DICOM; a file of any other is opened for the mark at byte 128."""
 _TRAITS = (
     "TemporalPositionIdentifier",
     "EchoTime",
@@ -87,11 +93,11 @@ class Frame:
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Say whether to look into a file: by its name, or, where the name says nothing, by its bytes 128–131."""
+    """Say whether to look into a file: by its name, or, unless the name is of another type, by its bytes 128–131."""
     suffix = path.suffix.lower()
     if suffix in _BY_NAME:
         return True
-    if suffix_of(path.name) or not (suffix == "" or suffix[1:].isdigit()):
+    if suffix_of(path.name) or _OTHER_TYPE.fullmatch(suffix):
         return False
     try:
         with path.open("rb") as file:

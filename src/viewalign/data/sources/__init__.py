@@ -1,7 +1,7 @@
-"""Where images come from. Each kind of source is one file and one line in `KINDS`.
+"""Sources of images: a table, a catalogue, a folder, a file or a pattern. Each type is one module.
 
-A kind offers `claims(text) -> bool`, whether a SOURCE of the command line is of its kind, and
-`find(text, options) -> Findings`, the images in it. The first kind that claims a source has it.
+A module provides `can_read(text) -> bool` and `find(text, options) -> SourceContents`; the first that can read a source
+does. Layouts of folders (BIDS, nnU-Net, …) are recognised in `folder`.
 """
 
 from __future__ import annotations
@@ -9,41 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from viewalign.data.sources import bids, folder, fomo, nnunet, openmind, pretrain_data, table
+from viewalign.data.sources import folder, pretrain_data, table
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.errors import UserError
 
-__all__ = ["KINDS", "Exclusion", "FindOptions", "ImageRecord", "Infos", "Kind", "SourceContents", "find"]
+__all__ = ["Exclusion", "FindOptions", "ImageRecord", "Infos", "SourceContents", "SourceType", "find"]
 
 
 class SourceType(Protocol):
-    """What the file of a kind of source offers."""
+    """What the module of a type of source provides."""
 
-    def claims(self, text: str) -> bool:
-        """Say whether this SOURCE is of the kind."""
+    def can_read(self, text: str) -> bool:
+        """Say whether this source is of the type."""
 
     def find(self, text: str, options: FindOptions) -> SourceContents:
-        """List the images of this SOURCE, none of them opened."""
+        """List the images of this source; none is opened."""
 
 
-KINDS: Sequence[SourceType] = (
-    table,
-    pretrain_data,
-    nnunet,
-    openmind,
-    bids,
-    fomo,
-    folder,  # and the DICOM stacks in it
-)
+SOURCE_TYPES: Sequence[SourceType] = (table, pretrain_data, folder)
 
 
 def find(text: str, options: FindOptions) -> SourceContents:
-    """List the images of one SOURCE.
+    """List the images of one source.
 
     Raises:
-        UserError: no kind of source knows it.
+        UserError: it does not exist.
     """
-    for kind in KINDS:
-        if kind.claims(text):
-            return kind.find(text, options)
-    raise UserError(f"There is no folder or file {text}, and it is no pattern with * or ?.")
+    for source_type in SOURCE_TYPES:
+        if source_type.can_read(text):
+            return source_type.find(text, options)
+    raise UserError(f"{text} is neither a folder nor a file, nor a pattern with * or ?.")

@@ -1,67 +1,66 @@
 """A BIDS dataset: `dataset_description.json`, `participants.tsv`, `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`.
 
-Modality is the suffix of the name, as BIDS has it. `derivatives`, `sourcedata` and `code` are passed over, and so are
-masks and segmentations. A row of `participants.tsv` becomes the subject's info.
+The modality is the suffix of the name, as BIDS defines it. `derivatives`, `sourcedata`, `code` and `stimuli` are passed
+over, and so are masks and segmentations. A row of `participants.tsv` becomes the subject's info.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import DEFAULT_SESSION
 from viewalign.data.layout import read_json
-from viewalign.data.sources.folder import dataset_name
-from viewalign.data.sources.naming import is_label, stated_names
+from viewalign.data.sources.naming import DERIVED_FOLDERS, is_label, stated_names
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import participants
-from viewalign.data.sources.walk import absolute, image_files
+from viewalign.data.sources.walk import image_files
 
-_PASSED_OVER = frozenset(("derivatives", "sourcedata", "code", "stimuli"))
+_PASSED_OVER = DERIVED_FOLDERS | {"code", "stimuli"}
 _DESCRIBED = ("Name", "License", "DatasetDOI", "BIDSVersion")
+_DESCRIPTIONS = frozenset(("dataset_description.json", "participants.tsv"))
+_DATA_TYPES = ("anat", "dwi", "func", "perf", "fmap", "pet")
+_OPENNEURO = re.compile(r"ds\d{6}")
 
 
-def claims(text: str) -> bool:
-    """Take a folder with `dataset_description.json`, or with `participants.tsv` and a `sub-…` folder."""
-    root = Path(text)
-    if not root.is_dir():
+def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> bool:
+    """Accept a folder of `sub-…` folders that has a description, an OpenNeuro number or BIDS's data types."""
+    subjects = sorted(name for name in folders if name.startswith("sub-"))
+    if not subjects:
         return False
-    described = (root / "dataset_description.json").is_file() or (root / "participants.tsv").is_file()
-    return described and any(path.is_dir() for path in root.glob("sub-*"))
+    if not _DESCRIPTIONS.isdisjoint(files) or _OPENNEURO.fullmatch(folder.name):
+        return True
+    first = folder / subjects[0]
+    return any((inner / name).is_dir() for inner in (first, *first.glob("ses-*")) for name in _DATA_TYPES)
 
 
-def find(text: str, options: FindOptions) -> SourceContents:
+def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
     """List the images of a BIDS dataset."""
-    root = absolute(text)
-    findings = SourceContents()
-    people = participants(root / "participants.tsv")
-    described = _description(root)
+    contents = SourceContents()
+    people = participants(root, contents.notes)
+    description = _description(root)
     derived = 0
-    for path, stem in image_files(root, findings):
+    for path, stem in image_files(root, contents):
         relative = PurePosixPath(path.relative_to(root).as_posix())
-        subject = re.match(r"sub-[^/]+$", relative.parts[0])
-        if subject is None:
+        if not relative.parts[0].startswith("sub-") or len(relative.parts) == 1:
             derived += relative.parts[0] in _PASSED_OVER
             continue
         if not options.labels and is_label(relative, stem):
-            findings.label_files += 1
+            contents.label_files.append(path)
             continue
         stated = stated_names(relative, options.subject_pattern)
-        infos = Infos(described, people.get(subject.group()))
-        findings.found.append(
-            ImageRecord(
-                path,
-                dataset_name(root),
-                stated.get("subject", subject.group()),
-                stated.get("session", DEFAULT_SESSION),
-                stem,
-                stated.get("modality") or stem.rpartition("_")[2],
-                infos=infos,
-            )
-        )
+        subject = stated.get("subject", relative.parts[0])
+        session = stated.get("session", DEFAULT_SESSION)
+        modality = stated.get("modality") or stem.rpartition("_")[2]
+        infos = Infos(description, people.get(relative.parts[0]))
+        contents.found.append(ImageRecord(path, dataset, subject, session, stem, modality, infos=infos))
     if derived:
-        findings.notes.append(f"{derived} images under derivatives/ and the like were passed over (give that folder)")
-    return findings
+        contents.notes.append(
+            f"{derived} images under derivatives/ or sourcedata/ of {dataset} were left out (index that folder itself "
+            "to include them)"
+        )
+    return contents
 
 
 def _description(root: Path) -> dict[str, str] | None:

@@ -22,24 +22,24 @@ _MODALITIES = {"PT": "PET"}
 
 
 def add_stacks(
-    folders: Iterable[Path], root: Path, dataset: str, options: FindOptions, findings: SourceContents
+    folders: Iterable[Path], root: Path, dataset: str, options: FindOptions, contents: SourceContents
 ) -> None:
-    """Add the stacks of these folders (not of those below them) to the findings, with what was set aside."""
+    """Add the stacks of these folders (not of those below them) to the contents, with what was excluded."""
     ordered = sorted(set(folders))
     for count, folder in enumerate(ordered):
         if options.on_folder:
             options.on_folder(count, len(ordered))
         scan = scan_folder(folder)
-        findings.other_files += scan.other
-        findings.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
+        contents.other_files.update({"DICOM without images": scan.other} if scan.other else {})
+        contents.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
         for rejected in scan.rejected:
             series = rejected.frames[0].series
             reason = f"{rejected.reason} [series {_title(series.number, series.description)}]"
-            findings.excluded.append(Exclusion(printable(rejected.path), reason))
+            contents.excluded.append(Exclusion(printable(rejected.path), reason))
         for stack in scan.stacks:
             names = _names(stack, stack.path.relative_to(root), options.subject_pattern)
             info = {"dicom_series": stack.series.uid, "slices": len(stack.frames)}
-            findings.found.append(
+            contents.found.append(
                 ImageRecord(
                     *(stack.path, dataset, names.subject, names.session, _image_name(stack), names.modality),
                     infos=Infos(image=info),

@@ -1,79 +1,157 @@
-"""A folder walked recursively, a single file, or a pattern such as `'data/*/T1.nii.gz'`.
+"""A folder searched recursively, a single file, or a pattern such as `'data/*/T1.nii.gz'`.
 
-What cannot be an image though its name says so (broken link, a folder) is set aside with the reason; label maps, told
-by their names, are passed over and counted. DICOM slices are gathered into stacks, folder by folder.
+Each subfolder that has a known layout (nnU-Net, OpenMind, BIDS, FOMO) is a dataset of its own, read by that layout's
+rules. Everything else belongs to one dataset named after the folder; DICOM slices are gathered into stacks. Label maps,
+recognised by their names, and folders of derivatives are passed over and counted.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_files import may_be_dicom
+from viewalign.data.sources import bids, fomo, nnunet, openmind
 from viewalign.data.sources.dicom import add_stacks
-from viewalign.data.sources.naming import PLAIN_FOLDERS, is_label, names_of
+from viewalign.data.sources.naming import (
+    DERIVED_FOLDERS,
+    dataset_above_subject,
+    fewer_subjects,
+    is_label,
+    is_plain,
+    names_of,
+)
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, SourceContents
-from viewalign.data.sources.walk import absolute, obvious_fault, printable, walk
+from viewalign.data.sources.walk import absolute, broken_link, obvious_fault, printable, walk
 from viewalign.errors import UserError
 
 
-def claims(text: str) -> bool:
-    """Take what exists, and every pattern."""
+class Layout(Protocol):
+    """What the module of a known folder layout provides."""
+
+    def is_root(self, folder: Path, files: Collection[str], folders: Collection[str]) -> bool:
+        """Say whether a folder with these files and folders is the root of a dataset of this layout."""
+
+    def find(self, root: Path, dataset: str, options: FindOptions) -> SourceContents:
+        """List the images below a root, as images of `dataset`."""
+
+
+LAYOUTS: Sequence[Layout] = (nnunet, openmind, bids, fomo)
+
+
+def can_read(text: str) -> bool:
+    """Accept what exists, and every pattern."""
     return os.path.lexists(text) or glob.has_magic(text)
 
 
 def find(text: str, options: FindOptions) -> SourceContents:
-    """List the images of a folder, file or pattern, in the order of their paths.
+    """List the images of a folder, file or pattern: those of known layouts by dataset, then the others by path.
 
     Raises:
-        UserError: the pattern matches nothing.
+        UserError: the pattern matches nothing, or the folder itself is a damaged dataset of a known layout.
     """
-    root, candidates, findings = _candidates(text)
+    search = _Search(text)
+    contents = search.contents
+    for layout, root in search.datasets:
+        name = "_".join(root.relative_to(search.root).parts) or dataset_name(root)
+        try:
+            contents.add(layout.find(root, name, options))
+        except UserError as error:
+            if root == search.root:
+                raise
+            contents.excluded.append(Exclusion(printable(root), str(error)))
+    _add_plain(search.files, search.root, options, contents)
+    if search.derived:
+        contents.notes.append(
+            f"{search.derived} folders called derivatives or sourcedata were left out (index such a folder itself to "
+            "include its images)"
+        )
+    return contents
+
+
+def dataset_name(root: Path) -> str:
+    """Return the name of a folder's dataset: the folder's, or its parent's where it is only `images`."""
+    name = root.parent.name if is_plain(root.name) and root.parent.name else root.name
+    return name.encode("utf-8", "replace").decode("utf-8") or "dataset"
+
+
+class _Search:
+    """Walks a source once.
+
+    Attributes:
+        root: the folder that names are relative to.
+        datasets: roots of datasets of a known layout.
+        files: all other files.
+        derived: number of folders of derivatives that were not entered.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.contents = SourceContents()
+        self.datasets: list[tuple[Layout, Path]] = []
+        self.derived = 0
+        paths = [absolute(text)] if os.path.lexists(text) else _matches(text)
+        folders = [path for path in paths if path.is_dir() and (len(paths) == 1 or not suffix_of(path.name))]
+        whole = len(paths) == 1 and bool(folders)
+        self.root = paths[0] if whole else Path(os.path.commonpath([str(path.parent) for path in paths]))
+        self._given = set(folders)
+        self.files = {path for path in paths if path not in self._given}
+        for folder in folders:
+            self.files.update(walk(folder, self.contents, self._claim))
+
+    def _claim(self, folder: Path, files: list[str], folders: list[str]) -> bool:
+        layout = next((each for each in LAYOUTS if each.is_root(folder, files, folders)), None)
+        if layout is not None:
+            self.datasets.append((layout, folder))
+            return True
+        if folder.name in DERIVED_FOLDERS and folder not in self._given:
+            self.derived += 1
+            return True
+        return False
+
+
+def _matches(pattern: str) -> list[Path]:
+    paths = sorted({absolute(hit) for hit in glob.glob(pattern, recursive=True)})  # noqa: PTH207
+    if not paths:
+        raise UserError(f"The pattern {pattern} matches no file.")
+    inside = set(paths)
+    return [path for path in paths if inside.isdisjoint(path.parents)]
+
+
+def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents: SourceContents) -> None:
+    """Add files that belong to no known layout."""
     dataset = dataset_name(root)
     slices: set[Path] = set()
-    for path in sorted(candidates):
+    plain: list[ImageRecord] = []
+    for path in sorted(files):
         suffix = suffix_of(path.name)
         if suffix is None:
-            if may_be_dicom(path):
+            if may_be_dicom(path) and path.is_symlink() and not path.exists():
+                contents.excluded.append(Exclusion(printable(path), broken_link(path)))
+            elif may_be_dicom(path):
                 slices.add(path.parent)
             else:
-                findings.other_files += 1
+                contents.pass_over(path)
             continue
         relative = PurePosixPath(path.relative_to(root).as_posix())
         stem = path.name[: -len(suffix)]
         if (reason := obvious_fault(path)) is not None:
-            findings.excluded.append(Exclusion(printable(path), reason))
-            continue
-        if not options.labels and is_label(relative, stem):
-            findings.label_files += 1
-            continue
-        subject, session, modality = names_of(relative, stem, options.subject_pattern)
-        findings.found.append(ImageRecord(path, dataset, subject, session, stem, modality))
-    add_stacks(slices, root, dataset, options, findings)
-    return findings
-
-
-def dataset_name(root: Path) -> str:
-    """Return what a folder's images are called together: its name, or its parent's where it is only `images`."""
-    name = root.parent.name if root.name.lower() in PLAIN_FOLDERS and root.parent.name else root.name
-    return name.encode("utf-8", "replace").decode("utf-8") or "dataset"
-
-
-def _candidates(text: str) -> tuple[Path, Iterable[Path], SourceContents]:
-    findings = SourceContents()
-    if os.path.lexists(text):
-        path = absolute(text)
-        if path.is_dir():
-            return path, list(walk(path, findings)), findings
-        return path.parent, [path], findings
-    paths = [absolute(hit) for hit in glob.glob(text, recursive=True)]  # noqa: PTH207
-    if not paths:
-        raise UserError(f"The pattern {text} matches no file.")
-    parents = [str(path.parent) for path in paths]
-    root = Path(os.path.commonpath(parents))
-    files = {path for path in paths if not path.is_dir() or suffix_of(path.name)}
-    inside = {inner for path in paths if path not in files for inner in walk(path, findings)}
-    return root, files | inside, findings
+            contents.excluded.append(Exclusion(printable(path), reason))
+        elif not options.labels and is_label(relative, stem):
+            contents.label_files.append(path)
+        else:
+            subject, session, modality = names_of(relative, stem, options.subject_pattern)
+            inner = dataset if options.subject_pattern else dataset_above_subject(relative) or dataset
+            plain.append(ImageRecord(path, inner, subject, session, stem, modality))
+    contents.found.extend(plain)
+    subjects = {image.subject for image in plain}
+    if len(subjects) == len(plain) and (fewer := fewer_subjects(subjects)) and options.subject_pattern is None:
+        contents.notes.append(
+            f"Each of {len(plain)} images in {dataset} became a subject of its own, but their names look like those of "
+            f"{fewer}. If so, set a subject pattern: images of one subject must not be split between training and "
+            "validation"
+        )
+    add_stacks(slices, root, dataset, options, contents)

@@ -1,16 +1,18 @@
-"""Guess subject, session and modality from a path. The rules, first match first:
+"""Subject, session and modality of an image, inferred from its path. The first rule that matches decides:
 
-1. `--subject-pattern`: named groups `subject`, `session`, `modality`.
-2. `sub-XX` or `sub_XX` (and `ses-XX` or `ses_XX`) at the beginning of a folder's or the file's name.
-3. A file name such as `patient01_study1_T1W`: a word for a person with a number, then perhaps one for a visit.
-4. A file name that is only a modality (`anna/T1.nii.gz`, `anna/visit2/T1.nii.gz`): the folders are subject and session.
-5. Else the file is a subject of its own, named by its path without a modality at the end: `anna_T1` and `anna_T2` in
-   one folder are both of `anna`. Folders called `images`, `imagesTr`, `data` … do not count.
+1. `subject_pattern`: named groups `subject`, `session`, `modality`.
+2. `sub-XX` or `sub_XX` (and `ses-XX` or `ses_XX`) at the start of a folder's or the file's name.
+3. The naming scheme of a public cohort: ADNI, BraTS, CT-RATE, Human Connectome Project, IXI, UK Biobank.
+4. A file name such as `patient01_study1_T1W`: a word for a person with a number, perhaps followed by one for a visit.
+5. A file name that is only a modality (`anna/T1.nii.gz`, `anna/visit2/T1.nii.gz`): the folders are subject and session.
+6. Otherwise each file is its own subject, named by its path without a modality at the end: `anna_T1` and `anna_T2` in
+   one folder both belong to `anna`. Folders called `images`, `imagesTr`, `data` … are ignored.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -35,10 +37,23 @@ _MODALITIES = {
     "MR": "mr mri",
 }
 _BY_WORD = {word: modality for modality, words in _MODALITIES.items() for word in words.split()}
-PLAIN_FOLDERS = frozenset(("images", "imagestr", "imagests", "image", "data", "raw", "nifti", "nii", "volumes"))
-"""Folder names that tell neither dataset nor subject."""
-_LABEL_WORDS = frozenset(("label", "labels", "seg", "mask", "lesion", "lesions", "dseg", "probseg"))
-_LABEL_FOLDERS = frozenset(("labels", "labelstr", "labelsts", "labelsva"))
+_PLAIN_FOLDER = re.compile(
+    r"images?(tr|ts)?|imgs?|data|raw(data)?|nifti|nii|volumes|mri|anat|unprocessed", re.IGNORECASE
+)
+_LABEL_FOLDER = re.compile(
+    r"labels?(tr|ts|va)?|lbls?|segs?|segmentations?|masks?|msks?|gt|ground_?truth|annotations?|rois|contours",
+    re.IGNORECASE,
+)
+_LABEL_WORD = re.compile(
+    r"(?:.*(?:mask|masks|msk|msks|seg|segs|segmentation|segmentations|label|labels|labelmap|parcellation)"
+    r"|lbl|gt|groundtruth|lesion|lesions|aparc|wmparc|ribbon|roi|rois)\d*"
+)
+"""The last word of a label map's name; `aseg`, `dseg`, `probseg`, `lesionmask`, `label0001` match too."""
+_LABEL_ANYWHERE = re.compile(r"masks?|msk|seg|segmentations?|labels?|labelmap|groundtruth|aseg|aparc")
+"""Words that mark a label map wherever they stand in its name."""
+DERIVED_FOLDERS = frozenset(("derivatives", "sourcedata"))
+"""Folders of results computed from the images beside them, or of their raw form; never images of their own."""
+
 _SUBJECT = re.compile(r"^sub[-_]([A-Za-z0-9]+)")
 _SESSION = re.compile(r"(?:^|_)ses[-_]([A-Za-z0-9]+)")
 _PERSON = re.compile(r"^(?P<subject>(?:patient|subject|subj|case|pat|person)[-_]?\d+)(?:_|$)", re.IGNORECASE)
@@ -46,10 +61,22 @@ _VISIT = re.compile(
     r"(?:^|_)(?P<session>(?:study|session|visit|scan|timepoint|time|tp|baseline|followup)[-_]?\d*)(?:_|$)",
     re.IGNORECASE,
 )
+_VISIT_FOLDER = re.compile(rf"ses[-_].*|{_VISIT.pattern}", re.IGNORECASE)
+_COHORTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?:^|/)(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
+        r"(?:^|/)(?P<subject>BraTS-[A-Za-z]+-\d{5})-(?P<session>\d{3})(?=[-/.]|$)",  # BraTS 2023 on
+        r"(?:^|/)(?P<subject>(?:train|valid)_\d+)_(?P<session>[a-z])_\d+(?=\.|$)",  # CT-RATE
+        r"(?:^|/)(?P<subject>\d{6})_(?P<session>[37]T)_",  # Human Connectome Project
+        r"(?:^|/)(?P<subject>IXI\d{3})-[A-Za-z]+-\d+",  # IXI
+        r"(?:^|/)(?P<subject>\d{7})_\d{5}_(?P<session>\d_\d)(?=/|\.|_|$)",  # UK Biobank
+    )
+)
 
 
 class Names(NamedTuple):
-    """Whose an image is and what it shows."""
+    """The subject and session of an image, and what it shows."""
 
     subject: str
     session: str
@@ -57,17 +84,10 @@ class Names(NamedTuple):
 
 
 def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None = None) -> Names:
-    """Guess from the path relative to the source and the file's name without suffix."""
+    """Infer names from the path relative to the source and the file's name without suffix."""
     guess = _guess(relative, stem)
-    given = pattern.search(relative.as_posix()) if pattern else None
-    if given is None:
-        return guess
-    groups = {key: value for key, value in given.groupdict().items() if value}
-    return Names(
-        groups.get("subject", guess.subject),
-        groups.get("session", guess.session),
-        groups.get("modality", guess.modality),
-    )
+    groups = _groups(pattern, relative)
+    return guess._replace(**{key: groups[key] for key in groups if key in Names._fields})
 
 
 def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None) -> dict[str, str]:
@@ -77,20 +97,51 @@ def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None
         match = next(filter(None, (shape.search(part) for part in reversed(relative.parts))), None)
         if match:
             stated[key] = f"{key[:3]}-{match.group(1)}"
-    given = pattern.search(relative.as_posix()) if pattern else None
-    return {**stated, **{key: value for key, value in (given.groupdict() if given else {}).items() if value}}
+    return {**stated, **_groups(pattern, relative)}
 
 
 def modality_of(stem: str) -> str:
     """Return the modality that the last recognisable word of a name stands for, or `unknown`."""
-    words = re.split(r"[^A-Za-z0-9]+", stem.lower())
-    return next((_BY_WORD[word] for word in reversed(words) if word in _BY_WORD), UNKNOWN)
+    return next((_BY_WORD[word] for word in reversed(_words(stem)) if word in _BY_WORD), UNKNOWN)
+
+
+def is_plain(folder: str) -> bool:
+    """Say whether a folder's name, such as `images`, identifies neither dataset nor subject."""
+    return _PLAIN_FOLDER.fullmatch(folder) is not None
 
 
 def is_label(relative: PurePosixPath, stem: str) -> bool:
-    """Say whether a path looks like a label map: `…_seg`, `…_label`, `…_mask`, or a folder such as `labelsTr`."""
-    last = re.split(r"[^A-Za-z0-9]+", stem.lower())[-1]
-    return last in _LABEL_WORDS or any(part.lower() in _LABEL_FOLDERS for part in relative.parts[:-1])
+    """Say whether a path looks like a label map: `…_seg`, `labels-0`, `…_gt`, or a folder such as `segmentations`."""
+    words = _words(stem)
+    last = next((word for word in reversed(words) if not word.isdigit()), "")
+    return (
+        _LABEL_WORD.fullmatch(last) is not None
+        or any(map(_LABEL_ANYWHERE.fullmatch, words))
+        or any(map(_LABEL_FOLDER.fullmatch, relative.parts[:-1]))
+    )
+
+
+def dataset_above_subject(relative: PurePosixPath) -> str:
+    """Return the dataset that the folders above `sub-XX` name: `siteA/sub-01/T1.nii` is of `siteA`; "" if none does."""
+    folders = relative.parts[:-1]
+    depth = next((number for number, part in enumerate(folders) if _SUBJECT.search(part)), 0)
+    outer = (part for part in folders[:depth] if modality_of(part) == UNKNOWN)
+    return "_".join(part for part in outer if not is_plain(part) and not _VISIT_FOLDER.fullmatch(part))
+
+
+def fewer_subjects(subjects: Collection[str]) -> int:
+    """Return how many subjects there would be if names that differ only in the last word were the same; 0 if none."""
+    stems = {re.sub(r"[-_. ]?[A-Za-z0-9]+$", "", name) or name for name in subjects}
+    return len(stems) if 1 < len(stems) <= 0.75 * len(subjects) else 0
+
+
+def _words(stem: str) -> list[str]:
+    return re.split(r"[^A-Za-z0-9]+", stem.lower())
+
+
+def _groups(pattern: re.Pattern[str] | None, relative: PurePosixPath) -> dict[str, str]:
+    match = pattern.search(relative.as_posix()) if pattern else None
+    return {key: value for key, value in match.groupdict().items() if value} if match else {}
 
 
 def _guess(relative: PurePosixPath, stem: str) -> Names:
@@ -99,10 +150,13 @@ def _guess(relative: PurePosixPath, stem: str) -> Names:
     for subject in filter(None, (_SUBJECT.search(part) for part in reversed(parts))):
         session = next(filter(None, (_SESSION.search(part) for part in reversed(parts))), None)
         return Names(f"sub-{subject.group(1)}", f"ses-{session.group(1)}" if session else DEFAULT_SESSION, modality)
+    for cohort in _COHORTS:
+        if groups := _groups(cohort, relative):
+            return Names(groups["subject"], groups.get("session", DEFAULT_SESSION), modality)
     if person := _PERSON.search(stem):
         visit = _VISIT.search(stem[person.end() :])
         return Names(person.group("subject"), visit.group("session") if visit else DEFAULT_SESSION, modality)
-    folders = [part for part in parts[:-1] if part.lower() not in PLAIN_FOLDERS]
+    folders = [part for part in parts[:-1] if not is_plain(part)]
     if stem.lower() in _BY_WORD and folders:
         visited = folders.pop() if len(folders) > 1 and _VISIT.fullmatch(folders[-1]) else DEFAULT_SESSION
         return Names("_".join(folders), visited, modality)

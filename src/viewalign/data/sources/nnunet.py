@@ -7,6 +7,7 @@ case is a subject, its channels are images of one session. Labels are passed ove
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,35 +16,33 @@ from viewalign.data.file_types import SUFFIXES
 from viewalign.data.layout import read_json
 from viewalign.data.sources.naming import UNKNOWN, modality_of, stated_names
 from viewalign.data.sources.records import FindOptions, ImageRecord, SourceContents
-from viewalign.data.sources.walk import absolute, image_files
+from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
-def claims(text: str) -> bool:
-    """Take a folder with `dataset.json` and `imagesTr`."""
-    root = Path(text)
-    return (root / "dataset.json").is_file() and (root / "imagesTr").is_dir()
+def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> bool:  # noqa: ARG001 - names suffice
+    """Accept a folder with `dataset.json` and `imagesTr`."""
+    return "dataset.json" in files and "imagesTr" in folders
 
 
-def find(text: str, options: FindOptions) -> SourceContents:
+def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
     """List the training images of a dataset.
 
     Raises:
         UserError: `dataset.json` is damaged, or its images are of a type that is not read.
     """
-    root = absolute(text)
     channels = _channels(root / "dataset.json")
-    findings = SourceContents()
-    for path, stem in image_files(root / "imagesTr", findings):
+    contents = SourceContents()
+    for path, stem in image_files(root / "imagesTr", contents):
         match = _CHANNEL.match(stem)
         case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
         stated = stated_names(PurePosixPath(path.relative_to(root).as_posix()), options.subject_pattern)
-        findings.found.append(
+        contents.found.append(
             ImageRecord(
                 path,
-                root.name,
+                dataset,
                 stated.get("subject", case),
                 stated.get("session", DEFAULT_SESSION),
                 stem,
@@ -51,8 +50,8 @@ def find(text: str, options: FindOptions) -> SourceContents:
             )
         )
     if (root / "imagesTs").is_dir():
-        findings.notes.append(f"{root.name}/imagesTs is a test set and was left out (give that folder to take it in)")
-    return findings
+        contents.notes.append(f"{dataset}/imagesTs is a test set and was left out (give that folder to take it in)")
+    return contents
 
 
 def _channels(path: Path) -> dict[int, str]:
@@ -62,9 +61,9 @@ def _channels(path: Path) -> dict[int, str]:
         named = described.get("channel_names") or described.get("modality") or {}
         channels = {int(number): str(name) for number, name in dict(named).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no dataset.json of nnU-Net: {error}.") from None
+        raise UserError(f"{path} is not a dataset.json of nnU-Net: {error}.") from None
     if ending.lower() not in SUFFIXES:
-        raise UserError(f"{path}: images of type {ending} are not read. Read are: {', '.join(SUFFIXES)}.")
+        raise UserError(f"{path}: images of type {ending} are not read. Supported types: {', '.join(SUFFIXES)}.")
     return {number: _modality(name) for number, name in channels.items()}
 
 

@@ -1,8 +1,8 @@
 """OpenMind as the Hub has it, whole or a subset: `openneuro_metadata.csv` beside `OpenMind/ds000001/sub-01/…`.
 
-The table names each image with its masks and what is known of person and scanner; rows whose file was not downloaded
-are counted and left out. Without the table the tree alone is read (`ds…/sub-…/[ses-…/]`). Each `ds…` is a dataset, so
-that `sub-01` of one is never taken for `sub-01` of another.
+The table lists each image with its masks, subject and scanner; rows whose file was not downloaded are counted and left
+out. Without the table only the tree is read (`ds…/sub-…/[ses-…/]`). Each `ds…` is a dataset, so that `sub-01` of one is
+never merged with `sub-01` of another.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,11 +18,11 @@ from viewalign.data.catalogue import DEFAULT_SESSION, AssociatedMasks
 from viewalign.data.sources.naming import is_label, stated_names
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import read_table
-from viewalign.data.sources.walk import absolute, image_files
+from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError
 
 TABLE = "openneuro_metadata.csv"
-_DATASET = re.compile(r"^ds\d{6}$")
+_DATASET = re.compile(r"ds\d{6}")
 _OF_SUBJECT = ("age", "sex", "handedness", "race", "weight", "bmi", "health_status")
 _OF_IMAGE = (
     "derived_from",
@@ -36,21 +37,17 @@ _OF_IMAGE = (
 )
 
 
-def claims(text: str) -> bool:
-    """Take a folder with OpenMind's table, or with folders `ds000001/sub-…` in it or in `OpenMind/`."""
-    root = Path(text)
-    if not root.is_dir():
-        return False
-    return (root / TABLE).is_file() or any(_DATASET.match(path.parent.name) for path in _images(root).glob("ds*/sub-*"))
+def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> bool:
+    """Accept a folder with OpenMind's table, or one called `OpenMind` that holds folders `ds000001`."""
+    return TABLE in files or (folder.name == "OpenMind" and any(_DATASET.fullmatch(name) for name in folders))
 
 
-def find(text: str, options: FindOptions) -> SourceContents:
+def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - it names its datasets
     """List the images of OpenMind that are there.
 
     Raises:
         UserError: the table has no column `image_path`.
     """
-    root = absolute(text)
     return _by_table(root, options) if (root / TABLE).is_file() else _by_tree(root, options)
 
 
@@ -58,7 +55,7 @@ def _by_table(root: Path, options: FindOptions) -> SourceContents:
     columns, rows = read_table(root / TABLE)
     if "image_path" not in columns:
         raise UserError(f"{root / TABLE} has no column `image_path`. Its columns: {', '.join(columns)}.")
-    base, findings, absent = _images(root), SourceContents(), 0
+    base, contents, absent = _images(root), SourceContents(), 0
     scores = _scores(rows)
     for row in rows:
         path = base / row.get("image_path", "").lstrip("/")
@@ -71,7 +68,7 @@ def _by_table(root: Path, options: FindOptions) -> SourceContents:
         ]
         found = _found(path, relative, row.get("modality"), options)
         infos = Infos(scores.get(found.dataset), _some(row, _OF_SUBJECT), None, _some(row, _OF_IMAGE))
-        findings.found.append(
+        contents.found.append(
             ImageRecord(
                 *(found.path, found.dataset, found.subject, found.session, found.name, found.modality),
                 AssociatedMasks(*masks) if any(masks) else None,
@@ -79,20 +76,20 @@ def _by_table(root: Path, options: FindOptions) -> SourceContents:
             )
         )
     if absent:
-        findings.notes.append(f"{absent:,} of {len(rows):,} images of {TABLE} are not here (a subset was downloaded)")
-    return findings
+        contents.notes.append(f"{absent:,} of {len(rows):,} images of {TABLE} are not here (a subset was downloaded)")
+    return contents
 
 
 def _by_tree(root: Path, options: FindOptions) -> SourceContents:
-    base, findings = _images(root), SourceContents()
-    for path, stem in image_files(base, findings):
+    base, contents = _images(root), SourceContents()
+    for path, stem in image_files(base, contents):
         relative = PurePosixPath(path.relative_to(base).as_posix())
         if not options.labels and is_label(relative, stem):
-            findings.label_files += 1
+            contents.label_files.append(path)
         else:
-            findings.found.append(_found(path, relative, None, options))
-    findings.notes.append(f"{TABLE} is not there: masks, quality scores and what is known of persons are left out")
-    return findings
+            contents.found.append(_found(path, relative, None, options))
+    contents.notes.append(f"{TABLE} is not there: masks, quality scores and subject information are left out")
+    return contents
 
 
 def _found(path: Path, relative: PurePosixPath, modality: str | None, options: FindOptions) -> ImageRecord:

@@ -1,4 +1,4 @@
-"""nnssl's `pretrain_data.json`, or a catalogue of ours: whose each image is, infos and masks stay as written."""
+"""nnssl's `pretrain_data.json`, or a catalogue of ours: subjects, sessions, infos and masks stay as written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, Sour
 from viewalign.data.sources.walk import absolute
 
 
-def claims(text: str) -> bool:
-    """Take a file whose name ends in `.json`."""
+def can_read(text: str) -> bool:
+    """Accept a file whose name ends in `.json`."""
     return Path(text).suffix.lower() == ".json" and Path(text).is_file()
 
 

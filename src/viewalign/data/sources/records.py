@@ -1,8 +1,9 @@
-"""What a source gives: images with whose they are, and what it set aside."""
+"""What a source yields: images with subject and session, and what was excluded."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,14 @@ from viewalign.data.readers.dicom_stacks import Stack
 
 @dataclass(frozen=True)
 class FindOptions:
-    """How to look.
+    """How to search.
 
     Attributes:
         subject_pattern: regular expression searched in the path relative to the source; its named groups `subject`,
-            `session` and `modality` rule over what would be guessed.
-        labels: take label maps too (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
-        frames: take in 4-D files.
-        on_folder: called with (DICOM folders read, DICOM folders in all), for that may take long.
+            `session` and `modality` override what would be inferred.
+        labels: include label maps (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
+        frames: include 4-D files.
+        on_folder: called with (DICOM folders read, DICOM folders in all).
     """
 
     subject_pattern: re.Pattern[str] | None = None
@@ -31,7 +32,7 @@ class FindOptions:
 
 @dataclass(frozen=True)
 class Infos:
-    """What else is known, level by level, as it goes into the catalogue."""
+    """Further information by level, as it is written to the catalogue."""
 
     dataset: Info = None
     subject: Info = None
@@ -41,14 +42,14 @@ class Infos:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image file and whose it is.
+    """One image file with its dataset, subject and session.
 
     Attributes:
         path: the file; of a DICOM stack the first by name.
-        stack: the DICOM stack, so that its headers are not read again.
+        stack: the DICOM stack, which saves reading its headers again.
         masks: paths of masks on its voxels.
-        infos: what else is known of it.
-        written: how the catalogue shall write the path, if not as it is (`$VARIABLE/…`).
+        infos: further information.
+        written: the path as the catalogue shall write it, if not as it is (`$VARIABLE/…`).
     """
 
     path: Path
@@ -65,7 +66,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, order=True)
 class Exclusion:
-    """One file that was set aside, and why."""
+    """One file that was excluded, and why."""
 
     file: str
     reason: str
@@ -77,16 +78,30 @@ class Exclusion:
 
 @dataclass
 class SourceContents:
-    """The images of a source, what was set aside, and how many other files were passed over.
+    """The images of a source, what was excluded, and what else was found.
 
     Attributes:
+        other_files: how many files of types that are not read, by suffix (`""` for none).
+        label_files: label maps, recognised by their names, that were passed over.
         collection: index and name, where the source is a catalogue that has them.
         notes: sentences on what was left out on purpose.
     """
 
     found: list[ImageRecord] = field(default_factory=list)
     excluded: list[Exclusion] = field(default_factory=list)
-    other_files: int = 0
-    label_files: int = 0
+    other_files: Counter[str] = field(default_factory=Counter)
+    label_files: list[Path] = field(default_factory=list)
     collection: tuple[int | str, str] | None = None
     notes: list[str] = field(default_factory=list)
+
+    def pass_over(self, path: Path) -> None:
+        """Count a file whose type is not read."""
+        self.other_files[path.suffix.lower()] += 1
+
+    def add(self, other: SourceContents) -> None:
+        """Append what was found elsewhere."""
+        self.found.extend(other.found)
+        self.excluded.extend(other.excluded)
+        self.other_files.update(other.other_files)
+        self.label_files.extend(other.label_files)
+        self.notes.extend(other.notes)

@@ -1,4 +1,4 @@
-"""Tables of persons and images, as text: CSV or TSV, with or without the byte-order mark spreadsheets write."""
+"""Tables of subjects and images: CSV or TSV, with or without the byte-order mark that spreadsheets write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns and rows of a CSV (comma or semicolon) or TSV file; what stands for nothing is left out.
 
     Raises:
-        UserError: unreadable, no text, or a row that is longer than the header.
+        UserError: unreadable, no UTF-8 text, or a row with more values than columns.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -30,15 +30,35 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except OSError as error:
         raise UserError(f"The table {path} cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no table in UTF-8 text: {error}.") from None
+        raise UserError(f"{path} is not a table in UTF-8: {error}. Save it again as CSV UTF-8.") from None
 
 
-def participants(path: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of a `participants.tsv` by participant; empty where there is no such file or column."""
+def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
+    """Return the rows of a folder's `participants.tsv` by participant; empty where there is no such file or column.
+
+    This table only adds information, so that nothing in it stops indexing: text that is not UTF-8 is read as Latin-1,
+    values beyond the last column are dropped, and a file that cannot be read is left out; each is added to `notes`.
+    """
+    path = folder / "participants.tsv"
     if not path.is_file():
         return {}
-    columns, rows = read_table(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        notes.append(f"{path} cannot be read ({error.strerror}); what it says of subjects is left out")
+        return {}
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+        notes.append(f"{path} is not UTF-8; it was read as Latin-1")
+    lines = [line.split("\t") for line in text.splitlines() if line.strip()]
+    columns = [name.strip() for name in lines[0]] if lines else []
+    longer = sum(any(value.strip() for value in line[len(columns) :]) for line in lines)
+    if longer:
+        notes.append(f"{path}: values beyond the last column were dropped in {longer} rows")
     key = next((name for name in ("participant_id", "subject_id", "subject") if name in columns), None)
+    rows = [_cleaned(dict(zip(columns, line, strict=False))) for line in lines[1:]]
     return {row.pop(key): row for row in rows if key in row} if key else {}
 
 
@@ -51,10 +71,14 @@ def _delimiter(path: Path) -> str:
 
 
 def _row(path: Path, line: int, row: dict[str | None, str | None]) -> dict[str, str]:
-    if None in row:
+    if any((value or "").strip() for value in row.pop(None, None) or ()):
         raise UserError(f"{path}, line {line}: more values than columns.")
-    cleaned = {str(key).strip(): (value or "").strip() for key, value in row.items()}
-    return {key: value for key, value in cleaned.items() if value.lower() not in _NOTHING}
+    return _cleaned({str(key).strip(): value or "" for key, value in row.items()})
+
+
+def _cleaned(row: dict[str, str]) -> dict[str, str]:
+    """Return the values that stand for something."""
+    return {key: text for key, value in row.items() if (text := value.strip()).lower() not in _NOTHING}
 
 
 _ALIASES = {
@@ -72,8 +96,8 @@ _MASKS = ("anonymization_mask", "anatomy_mask")
 _KNOWN = ("path", "dataset", "subject", "session", "modality", "name", *_MASKS)
 
 
-def claims(text: str) -> bool:
-    """Take a file whose name ends in `.csv` or `.tsv`."""
+def can_read(text: str) -> bool:
+    """Accept a file whose name ends in `.csv` or `.tsv`."""
     return Path(text).suffix.lower() in (".csv", ".tsv") and Path(text).is_file()
 
 

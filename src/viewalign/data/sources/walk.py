@@ -1,25 +1,29 @@
-"""Walk a folder: which files there are that may be images, and what cannot be one though its name says so."""
+"""Walk a folder: which files may be images, which datasets of a known layout lie in it, and what is passed over."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from viewalign.data.file_types import suffix_of
 from viewalign.data.sources.records import Exclusion, SourceContents
 
+ClaimFolder = Callable[[Path, list[str], list[str]], bool]
+"""Called with a folder and the names of its files and folders; true if another reader takes the folder."""
 
-def walk(root: Path, findings: SourceContents) -> Iterator[Path]:
+
+def walk(root: Path, contents: SourceContents, claim: ClaimFolder | None = None) -> Iterator[Path]:
     """Yield all files below a folder, and folders that are named like an image.
 
-    Names that begin with a dot are passed over; links are followed, but a folder is entered once.
+    Names that begin with a dot are ignored; links are followed, but a folder is entered once. A folder that `claim`
+    takes is not entered.
     """
     seen: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
         reason = f"the folder cannot be listed: {error.strerror}"
-        findings.excluded.append(Exclusion(printable(Path(error.filename)), reason))
+        contents.excluded.append(Exclusion(printable(Path(error.filename)), reason))
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = Path(folder).stat()
@@ -28,21 +32,24 @@ def walk(root: Path, findings: SourceContents) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if claim is not None and claim(Path(folder), files, folders):
+            folders.clear()
+            continue
         for name in (*files, *(name for name in folders if suffix_of(name))):
             if not name.startswith("."):
                 yield Path(folder) / name
 
 
-def image_files(root: Path, findings: SourceContents) -> Iterator[tuple[Path, str]]:
+def image_files(root: Path, contents: SourceContents) -> Iterator[tuple[Path, str]]:
     """Yield files below a folder that are named like an image, sorted, with their names without suffix.
 
-    What cannot be one goes to `findings.excluded`, other types are counted.
+    What cannot be an image is added to `contents.excluded`; other types are counted.
     """
-    for path in sorted(walk(root, findings)):
+    for path in sorted(walk(root, contents)):
         if (suffix := suffix_of(path.name)) is None:
-            findings.other_files += 1
+            contents.pass_over(path)
         elif (reason := obvious_fault(path)) is not None:
-            findings.excluded.append(Exclusion(printable(path), reason))
+            contents.excluded.append(Exclusion(printable(path), reason))
         else:
             yield path, path.name[: -len(suffix)]
 
@@ -50,7 +57,7 @@ def image_files(root: Path, findings: SourceContents) -> Iterator[tuple[Path, st
 def obvious_fault(path: Path) -> str | None:
     """Return why a path cannot be an image without opening it, or None."""
     if path.is_symlink() and not path.exists():
-        return "the link is broken: it points to a file that does not exist"
+        return broken_link(path)
     if path.is_dir():
         return "it is a folder with the name of an image"
     try:
@@ -58,6 +65,13 @@ def obvious_fault(path: Path) -> str | None:
     except UnicodeEncodeError:
         return "its name is not valid UTF-8"
     return None
+
+
+def broken_link(path: Path) -> str:
+    """Say what a broken link needs; links of git-annex name the command that fetches the file."""
+    if "annex/objects" in os.readlink(path):  # noqa: PTH115
+        return "its content was not downloaded: it is a git-annex link (run `datalad get` or `git annex get` on it)"
+    return "the link is broken: it points to a file that does not exist"
 
 
 def printable(path: Path) -> str:
