@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from viewalign.data.content import label_map_reason
-from viewalign.data.readers.files import read_volume
+from viewalign.data.content import clean_values, label_map_reason
+from viewalign.data.preprocessing import prepare_volume
+from viewalign.data.readers.files import Volume, read_volume
+from viewalign.data.settings import PrepareSettings
 
 
 def blocks(labels: int, side: int = 6) -> np.ndarray:
@@ -40,3 +42,50 @@ def test_real_volumes(shared_data) -> None:
     ]
     assert all(label_map_reason(read_volume(path).array) for path in maps)
     assert not any(label_map_reason(read_volume(path).array) for path in images)
+
+
+def ct(padding: float | None = None) -> np.ndarray:
+    """Tissue of 40 ± 30 in air of −1000 ± 10, and a corner that was never measured."""
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(-1000, 10, (40, 40, 40)).astype(np.float32)
+    voxels[10:30, 10:30, 10:30] = rng.normal(40, 30, (20, 20, 20))
+    if padding is not None:
+        voxels[:, :10, :10] = padding
+    return voxels
+
+
+@pytest.mark.parametrize("value", [-1500, -2000, -3024, -32768])
+def test_padding_of_a_ct_takes_part_in_no_statistic(value: float) -> None:
+    measured = np.ones((40, 40, 40), bool)
+    measured[:, :10, :10] = False
+    volume = Volume(ct(value), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    prepared = prepare_volume(volume, PrepareSettings(spacing=None))
+    assert prepared.properties["padding_value"] == [value]
+    assert prepared.properties["mean"] == pytest.approx(ct()[measured].mean(), rel=1e-5)
+    assert prepared.properties["std"] == pytest.approx(ct()[measured].std(), rel=1e-5)
+    assert prepared.array[~measured].max() <= prepared.array[measured].min() + 0.5
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 65535.0])
+def test_absurd_voxels_are_clipped(value: float) -> None:
+    voxels = np.random.default_rng(0).normal(500, 100, (30, 30, 30)).astype(np.float32)
+    voxels[3, 4, 5] = value
+    clean = clean_values(voxels)
+    assert clean.clipped == 1
+    assert clean.limits is not None
+    assert clean.array[3, 4, 5] == np.float32(clean.limits[value > 0])
+    assert voxels[3, 4, 5] == np.float32(value)
+    others = np.ones(voxels.shape, bool)
+    others[3, 4, 5] = False
+    assert np.array_equal(clean.array[others], voxels[others])
+    assert abs(float(clean.array[3, 4, 5])) < 20_000
+
+
+def test_ordinary_values_stay() -> None:
+    rng = np.random.default_rng(0)
+    vessels = rng.normal(100, 30, (40, 40, 40)).astype(np.float32)
+    vessels[20, 20, :] = 900  # brighter than the rest, and more than a few voxels
+    low_dose = ct()
+    low_dose[5:8] = rng.normal(-1150, 40, (3, 40, 40))
+    for voxels in (vessels, ct(), low_dose, np.zeros((8, 8, 8), np.float32)):
+        assert clean_values(voxels).array is voxels

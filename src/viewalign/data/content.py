@@ -1,6 +1,8 @@
-"""What the voxels of an image say about it: whether it is a label map."""
+"""What the voxels of an image say about it: whether it is a label map, padded, or has values that cannot be right."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,3 +43,75 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
     if equal < _EQUAL_NEIGHBOURS:
         return None
     return f"it has {len(values)} distinct whole numbers in regions of equal values, like a label map"
+
+
+_BELOW_AIR = -1100.0
+"""Values below this, in Hounsfield units, are no tissue and no air: scanners pad with −1500, −2000, −3024 or −32768."""
+_PADDING_SHARE = 0.005
+_SPREADS = 20.0
+_ABSURD_SHARE = 1e-4
+
+
+@dataclass(frozen=True)
+class CleanValues:
+    """An image whose padding and absurd values were replaced.
+
+    Attributes:
+        array: (D, H, W), the image's own array where nothing was replaced.
+        padding: bool (D, H, W), true where the scanner measured nothing; None without padding.
+        padding_value: what stood there.
+        clipped: number of voxels with absurd values.
+        limits: the values that these were clipped to, lowest and highest.
+    """
+
+    array: NDArray[np.float32]
+    padding: NDArray[np.bool_] | None = None
+    padding_value: float | None = None
+    clipped: int = 0
+    limits: tuple[float, float] | None = None
+
+
+def clean_values(array: NDArray[np.float32]) -> CleanValues:
+    """Replace padding by the lowest measured value, and clip absurd values.
+
+    Padding is the smallest value of an image if that is below −1100, at least 0.5 % of all voxels have it, and hardly
+    any have a value between it and −1100: a CT outside the circle that was reconstructed.
+
+    A value is absurd if it is further than 20 spreads from the middle of the image's values, and at most one voxel in
+    10,000 has such a value; the spread is that between the percentiles 0.5 and 99.5 of voxels that are not the image's
+    most frequent value. Such values (1e30, 65535 in a head) come from damaged pixels and failed conversions.
+    """
+    cleaned = _without_padding(array)
+    values = _typical(cleaned.array)
+    if values.size < 100:
+        return cleaned
+    low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
+    limits = low - _SPREADS * (high - low), high + _SPREADS * (high - low)
+    if low == high or (cleaned.array.min() >= limits[0] and cleaned.array.max() <= limits[1]):
+        return cleaned
+    clipped = int(np.count_nonzero((cleaned.array < limits[0]) | (cleaned.array > limits[1])))
+    if clipped > max(1, _ABSURD_SHARE * array.size):
+        return cleaned
+    clean = np.clip(cleaned.array, np.float32(limits[0]), np.float32(limits[1]))
+    return CleanValues(clean, cleaned.padding, cleaned.padding_value, clipped, limits)
+
+
+def _without_padding(array: NDArray[np.float32]) -> CleanValues:
+    lowest = float(array.min())
+    if lowest >= _BELOW_AIR:
+        return CleanValues(array)
+    padding = array == np.float32(lowest)
+    count = int(np.count_nonzero(padding))
+    between = int(np.count_nonzero(array < _BELOW_AIR)) - count
+    if count < _PADDING_SHARE * array.size or between > 0.1 * count or count == array.size:
+        return CleanValues(array)
+    replaced = np.where(padding, max(_BELOW_AIR, float(array[~padding].min())), array).astype(np.float32, copy=False)
+    return CleanValues(replaced, padding, lowest)
+
+
+def _typical(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return values on a lattice of at most 64 voxels an axis, without those of the most frequent value."""
+    sample: NDArray[np.float32] = array[tuple(slice(None, None, max(1, size // 64)) for size in array.shape)].ravel()
+    values, counts = np.unique(sample, return_counts=True)
+    others: NDArray[np.float32] = sample[sample != values[np.argmax(counts)]]
+    return others

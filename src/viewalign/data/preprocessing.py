@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.content import CleanValues, clean_values
 from viewalign.data.geometry import (
     Shape,
     orientation_code,
@@ -25,6 +26,7 @@ from viewalign.data.readers.headers import MAX_VOXELS, Triple
 from viewalign.data.settings import Normalisation, PrepareSettings
 from viewalign.errors import ExcludedImageError
 
+Value = TypeVar("Value", bound=np.generic)
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -120,13 +122,16 @@ class _Channel:
     std: float
     threshold: float
     packing: Quantization
+    clean: CleanValues
 
 
 def _prepare_voxels(cropped: NDArray[np.float32], new: Shape, settings: PrepareSettings) -> _Channel:
-    array = resample(cropped, new, settings.interpolation)
-    mean, std = normalise(array, settings.normalise, settings.percentiles, settings.window)
+    clean = clean_values(cropped)
+    array = resample(clean.array, new, settings.interpolation)
+    measured = None if clean.padding is None else resample_labels((~clean.padding).astype(np.uint8), new) != 0
+    mean, std = normalise(array, settings.normalise, settings.percentiles, settings.window, measured)
     packed, packing = quantize(array, settings.dtype)
-    return _Channel(packed, mean, std, otsu_threshold(array), packing)
+    return _Channel(packed, mean, std, otsu_threshold(array), packing, replace(clean, array=packed, padding=None))
 
 
 def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
@@ -135,6 +140,11 @@ def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
     told: dict[str, Any] = {"mean": first.mean, "std": first.std, "foreground_threshold": first.threshold}
     if len(channels) > 1:
         told["means"], told["stds"] = [c.mean for c in channels], [c.std for c in channels]
+    if any(channel.clean.padding_value is not None for channel in channels):
+        told["padding_value"] = [channel.clean.padding_value for channel in channels]
+    if any(channel.clean.clipped for channel in channels):
+        told["clipped_voxels"] = [channel.clean.clipped for channel in channels]
+        told["clipped_to"] = [channel.clean.limits for channel in channels]
     told["scale"] = [channel.packing.scale for channel in channels]
     told["offset"] = [channel.packing.offset for channel in channels]
     worst = max(channels, key=lambda channel: channel.packing.largest_error).packing
@@ -173,11 +183,13 @@ def normalise(
     how: Normalisation,
     percentiles: tuple[float, float] = (0.5, 99.5),
     window: tuple[float, float] | None = None,
+    measured: NDArray[np.bool_] | None = None,
 ) -> tuple[float, float]:
     """Normalise in place and return what was taken out: first a shift (mean), then a factor (deviation).
 
     Mean and deviation are the population's, in float64. For `window` they are its middle and half its width, so that
-    it becomes [−1, 1]. Percentiles are estimated on a regular lattice of at least two million voxels.
+    it becomes [−1, 1]. Percentiles are estimated on a regular lattice of about two million voxels. Voxels that are
+    false in `measured` take part in no statistic.
 
     Raises:
         RefusedImageError: no contrast to normalise.
@@ -192,9 +204,10 @@ def normalise(
         mean, std = (window[0] + window[1]) / 2, (window[1] - window[0]) / 2
     else:
         if how == "percentile":
-            low, high = np.percentile(_sampled(array), percentiles)
+            sample = _sampled(array) if measured is None else _sampled(array)[_sampled(measured)]
+            low, high = np.percentile(sample, percentiles)
             np.clip(array, np.float32(low), np.float32(high), out=array)
-        mean, std = _moments(array, nonzero=how == "foreground")
+        mean, std = _moments(array, how == "foreground", measured)
     if not np.isfinite([mean, std]).all():
         raise ExcludedImageError("its values are too large to be normalised")
     if std <= 1e-6 * max(abs(mean), 1e-30):
@@ -204,8 +217,9 @@ def normalise(
     return mean, std
 
 
-def _sampled(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    return array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]  # 2 million voxels are plenty
+def _sampled(array: NDArray[Value]) -> NDArray[Value]:
+    """Return a lattice of at most 2 million voxels."""
+    return array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]
 
 
 def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
@@ -229,17 +243,21 @@ def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
     return low + (best + 1) * width
 
 
-def _moments(array: NDArray[np.float32], nonzero: bool) -> tuple[float, float]:
+def _moments(
+    array: NDArray[np.float32], nonzero: bool, measured: NDArray[np.bool_] | None = None
+) -> tuple[float, float]:
     """Return mean and population deviation in two passes over planes, so that no float64 copy of all is made."""
 
-    def values(plane: NDArray[np.float32]) -> NDArray[np.float64]:
-        return (plane[plane != 0] if nonzero else plane.ravel()).astype(np.float64)
+    def planes() -> Iterator[NDArray[np.float64]]:
+        for number, plane in enumerate(array):
+            values = plane.ravel() if measured is None else plane[measured[number]]
+            yield (values[values != 0] if nonzero else values).astype(np.float64)
 
-    count = int(np.count_nonzero(array)) if nonzero else array.size
+    count = sum(values.size for values in planes()) if nonzero or measured is not None else array.size
     if count == 0:
         return 0.0, 0.0
-    mean = sum(float(values(plane).sum()) for plane in array) / count
-    squares = sum(float(np.square(values(plane) - mean).sum()) for plane in array)
+    mean = sum(float(values.sum()) for values in planes()) / count
+    squares = sum(float(np.square(values - mean).sum()) for values in planes())
     return mean, float(np.sqrt(squares / count))
 
 

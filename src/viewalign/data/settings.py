@@ -42,7 +42,7 @@ def worker_bytes(voxels: int) -> int:
     return BASE_BYTES + COPIES * 4 * voxels
 
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised whenever the same settings would give other voxels; a store of another version is not added to."""
 
 Normalisation = Literal["zscore", "foreground", "percentile", "window", "none"]
