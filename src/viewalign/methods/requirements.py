@@ -1,7 +1,7 @@
 """Which settings a method reads: each method's file says it beside its `build`, as `READS = named(...)`.
 
 Most settings are read for every method: where views lie, how they look, optimizer, schedule, machine. Those of
-`OPTIONAL` are not, and one that the chosen method does not read is refused or told of (`recipes/unread.py`).
+`OPTIONAL` are not, and one that the chosen method does not read is refused or told of (`recipes/unused.py`).
 """
 
 from __future__ import annotations
