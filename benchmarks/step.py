@@ -25,28 +25,21 @@ from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.methods.registry import build_method
 from viewalign.methods.rng import block_masks
 from viewalign.networks.registry import PRIMUS
-from viewalign.networks.teacher import move_towards
+from viewalign.networks.teacher import update_ema
 from viewalign.recipes.loading import load
 from viewalign.training.optimizers import build_optimizer, clip_gradients
-from viewalign.views.batch import ArraySource, ViewBatch, build_views
+from viewalign.views.batch import ViewBatch, build_views
 from viewalign.views.feature_grids import common_grid
-from viewalign.views.samples import SampleReader
+from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 TARGET = 1.15
 LATTICE = 343
 
 
-class Pair(ArraySource):
-    """Two volumes of two subjects."""
-
-    def __len__(self) -> int:
-        return 2
-
-
 def make_batch(size: int, volumes: int = 2) -> ViewBatch:
     """Draw views of random volumes of the size that published runs read."""
-    source = Pair(np.random.default_rng(0).normal(size=(round(1.6 * size),) * 3))
+    source = ArraySource(np.random.default_rng(0).normal(size=(round(1.6 * size),) * 3), count=volumes)
     every = np.arange(volumes)
     reader = SampleReader(source, every, every, ViewSamplingConfig((size, size, size)), volumes, 0)
     return build_views([reader[k] for k in range(volumes)], (size, size, size), None)
@@ -103,12 +96,12 @@ def compare(network: str, size: int, order: str, low: bool, repeats: int) -> dic
         clip_gradients(method, optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        move_towards(*method._pairs, 0.995)
+        update_ema(*method._pairs, 0.995)
 
     ours, floor = [], []
     for _ in range(repeats):
         floor += measure(lambda: bare_step(method, batch, order), finish, low, 1)
-        ours += measure(lambda: method.step(batch).loss, finish, low, 1)
+        ours += measure(lambda: method(batch).loss, finish, low, 1)
     return {
         "network": network,
         "size": size,

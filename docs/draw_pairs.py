@@ -42,7 +42,7 @@ def template() -> NDArray[np.float32]:
 def shared_points(batch: ViewBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return which points of a 7³ lattice both views hold, and the lattice in the voxels of each view."""
     a, b = batch.to_volume[0], batch.to_volume[1]
-    points = lattice.between(a, b, batch.size, (7, 7, 7), 1).points
+    points = lattice.lattice_points(a, b, batch.size, (7, 7, 7), 1)
     both = lattice.inside(points, a, batch.size) & lattice.inside(points, b, batch.size)
     return both[0], [affines.apply(affines.invert(one), points)[0] for one in (a, b)]
 

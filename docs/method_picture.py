@@ -55,7 +55,7 @@ class Board:
         self._views = batch.views[:, 0, 0].numpy()
         maps = batch.to_volume[:, 0]
         cells = (_CELLS, _CELLS, _CELLS)
-        places = lattice.between(maps[:1], maps[1:2], batch.size, cells, 1).points[0]
+        places = lattice.lattice_points(maps[:1], maps[1:2], batch.size, cells, 1)[0]
         points = np.stack([affines.apply(affines.invert(one), places).numpy() for one in maps])
         self._scene: Scene = scene(maps.numpy(), batch.size, points)
         self._window = window(self._views[self._views > self._views.min()])

@@ -104,7 +104,7 @@ def _samples(recipe: Recipe, store: Store) -> list[Sample]:
         view_sampling_config(recipe.views),
         recipe.batch,
         recipe.seed,
-        draw=requirements_of(recipe).draw,
+        sampler=requirements_of(recipe).sampler,
     )
     return [reader[k] for k in range(recipe.batch)]
 
@@ -120,7 +120,7 @@ def _loss_and_gradient(
     """Return the loss of a step and all gradients as one vector, with autocast to `half`."""
     method.zero_grad(set_to_none=True)
     with torch.autocast(device, half, enabled=half is not None):
-        loss = method.step(batch).loss
+        loss = method(batch).loss
     loss.backward()
     gradients = [p.grad.flatten().float() for p in method.parameters() if p.grad is not None]
     return float(loss.detach()), torch.cat(gradients)

@@ -1,6 +1,6 @@
 """Several volumes in memory, in place of a store."""
 
-from viewalign.views.batch import ArraySource
+from viewalign.views.samples import ArraySource
 
 
 class ArrayVolumes(ArraySource):

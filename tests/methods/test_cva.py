@@ -24,7 +24,7 @@ def method_of(recipe="cva-resenc-xs", *settings):
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 def test_a_step_gives_every_term_and_gradients_to_the_whole_student(recipe, order, make_batch):
     method = method_of(recipe, f"objectives.order={order}")
-    result = method.step(make_batch(), return_diagnostics=True)
+    result = method(make_batch(), return_diagnostics=True)
     assert set(result.logs) == {"loss", "reconstruction", "consistency", "contrastive", "cosine", "contrast_accuracy"}
     logs = {name: float(value) for name, value in result.logs.items()}
     assert logs["loss"] == pytest.approx(
@@ -40,25 +40,25 @@ def test_a_step_gives_every_term_and_gradients_to_the_whole_student(recipe, orde
 
 def test_a_step_repeats_exactly_and_depends_on_its_sample(make_batch):
     method, batch = method_of(), make_batch()
-    assert torch.equal(method.step(batch).loss, method.step(batch).loss)
+    assert torch.equal(method(batch).loss, method(batch).loss)
     other = ViewBatch(**{**vars(batch), "sample": batch.sample + 1})
-    assert not torch.equal(method.step(batch).loss, method.step(other).loss)
+    assert not torch.equal(method(batch).loss, method(other).loss)
 
 
 def test_padding_counts_in_no_loss(make_batch):
     """What a padded voxel holds may reach the network, but no term compares it: targets there may be anything."""
     method, batch = method_of(), make_batch(size=(32, 32, 32), batch=4)
     assert not batch.valid.all()
-    before = method.step(batch).logs
+    before = method(batch).logs
     dirty = torch.where(batch.valid, batch.targets, torch.full_like(batch.targets, 1e3))
-    after = method.step(ViewBatch(**{**vars(batch), "targets": dirty})).logs
+    after = method(ViewBatch(**{**vars(batch), "targets": dirty})).logs
     assert float(after["reconstruction"]) == pytest.approx(float(before["reconstruction"]), rel=1e-6)
 
 
 def test_the_loss_is_that_of_its_parts_by_hand(make_batch):
     """Reconstruction recomputed from the pictures: Huber over masked valid voxels, per view, then over views."""
     method, batch = method_of(), make_batch(size=(16, 16, 16))
-    result = method.step(batch, return_diagnostics=True)
+    result = method(batch, return_diagnostics=True)
     image, hidden = result.pictures["reconstruction"], result.pictures["mask"]
     losses = []
     for view in range(8):
@@ -92,7 +92,7 @@ def test_a_method_aligned_with_itself_sees_the_same_features(make_batch):
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 def test_other_forms_of_consistency(consistency, order, make_batch):
     method = method_of("cva-resenc-xs", f"objectives.consistency={consistency}", f"objectives.order={order}")
-    result = method.step(make_batch())
+    result = method(make_batch())
     result.loss.backward()
     assert torch.isfinite(result.loss.detach())
     assert -1 <= float(result.logs["cosine"]) <= 1
@@ -107,7 +107,7 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
     """The backbone's own vectors, aligned by hand with the public functions, give the same consistency."""
     settings = [f"heads.projector={projector}", f"objectives.order={order}", f"objectives.dense={dense}"]
     method, batch = method_of(recipe, *settings), make_batch()
-    logs = method.eval().step(batch).logs
+    logs = method.eval()(batch).logs
     maps = []
     hidden = method.forward_features(batch)["mask"].flatten(0, 1)
     seen = masks.BlockMask(hidden, int((~hidden[0]).sum()))
@@ -128,7 +128,7 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
 def test_decoder_features_have_heads_of_their_own(recipe, make_batch):
     method = method_of(recipe, "objectives.dense=decoder")
-    method.step(make_batch()).loss.backward()
+    method(make_batch()).loss.backward()
     assert [n for n, p in method.student.named_parameters() if p.requires_grad and p.grad is None] == []
     assert method.student.dense_projector.layers[0].in_features == sum(method.encoder().decoder_channels)
     assert method.student.projector.layers[0].in_features == method.encoder().pooled_channels
@@ -149,7 +149,7 @@ def test_the_teacher_is_run_only_for_a_term_that_asks_for_it(make_batch):
     alone, batch = method_of("cva-resenc-xs", *rebuilding), make_batch()
     assert "teacher_pooled" not in alone.forward_features(batch)
     assert "teacher_pooled" in alone.forward_features(batch, return_diagnostics=True), "the health panel looks at it"
-    assert {*alone.step(batch).logs} == {"loss", "reconstruction"}
+    assert {*alone(batch).logs} == {"loss", "reconstruction"}
     for weight in rebuilding:
         assert "teacher_pooled" in method_of("cva-resenc-xs", weight).forward_features(batch)
 
@@ -170,7 +170,7 @@ def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_bat
 def test_flat_cells_on_thin_views(order, make_batch):
     settings = [*SMALL, "views.size=[24,24,8]", "objectives.cells=[7,7,2]", f"objectives.order={order}"]
     method = build_method(load("cva-resenc-xs", settings))
-    result = method.step(make_batch(size=(24, 24, 8)), return_diagnostics=True)
+    result = method(make_batch(size=(24, 24, 8)), return_diagnostics=True)
     result.loss.backward()
     assert torch.isfinite(result.loss.detach())
     assert 0 < result.features["projected"].shape[0] <= 4 * 7 * 7 * 2
@@ -179,14 +179,14 @@ def test_flat_cells_on_thin_views(order, make_batch):
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 def test_thin_views_reach_one_cell_at_the_bottom(order, make_batch):
     method = build_method(load("cva-resenc-xs", [*SMALL, "views.size=[24,24,8]", f"objectives.order={order}"]))
-    result = method.step(make_batch(size=(24, 24, 8)))
+    result = method(make_batch(size=(24, 24, 8)))
     result.loss.backward()
     assert torch.isfinite(result.loss.detach())
 
 
 def test_terms_of_no_weight_are_not_computed(make_batch):
     settings = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
-    logs = method_of("cva-resenc-xs", *settings).step(make_batch()).logs
+    logs = method_of("cva-resenc-xs", *settings)(make_batch()).logs
     assert set(logs) == {"loss", "reconstruction"}
 
 
@@ -194,7 +194,7 @@ def test_the_teacher_follows_after_an_update(make_batch):
     method = method_of("cva-resenc-xs", "teacher.momentum=0.9")
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     before = copy.deepcopy(method.teacher.state_dict())
-    method.step(make_batch()).loss.backward()
+    method(make_batch()).loss.backward()
     optimizer.step()
     method.after_update(1)
     student = method.student.state_dict()
@@ -207,7 +207,7 @@ def test_it_learns(make_batch):
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for step in range(20):
-        result = method.step(batch)
+        result = method(batch)
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()

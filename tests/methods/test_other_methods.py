@@ -7,14 +7,14 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from viewalign.errors import UserError
 from viewalign.losses.registration import local_ncc
-from viewalign.methods.pooled_features import pooled
+from viewalign.utils.pooling import masked_mean
 from viewalign.methods.registry import build_method, requirements_of
 from viewalign.networks.masking import to_voxels
 from viewalign.recipes.loading import load
 from viewalign.views.batch import ViewBatch, build_views
 from viewalign.views.intensity import IntensityConfig
 from viewalign.views.layouts import overlaps
-from viewalign.views.resampling import map_places, voxel_centres
+from viewalign.views.resampling import map_grid, cell_centres
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
@@ -34,7 +34,7 @@ def method_of(recipe, *settings):
 def batch_of(bodies, recipe, *settings, size=(16, 16, 16), **drawing):
     every = np.arange(len(bodies))
     draw = requirements_of(load(recipe, settings, common=SMALL)).draw
-    reader = SampleReader(bodies, every, every, ViewSamplingConfig(size, **drawing), 4, seed=1, draw=draw)
+    reader = SampleReader(bodies, every, every, ViewSamplingConfig(size, **drawing), 4, seed=1, sampler=draw)
     return build_views([reader[k] for k in range(4)], size, None)
 
 
@@ -42,7 +42,7 @@ def batch_of(bodies, recipe, *settings, size=(16, 16, 16), **drawing):
 def test_masked_losses_by_hand(recipe, bodies):
     method = method_of(recipe, "objectives.reconstruction=mse", "objectives.reconstruction_weight=2")
     batch = batch_of(bodies, recipe, size=(16, 16, 16))
-    result = method.step(batch, return_diagnostics=True)
+    result = method(batch, return_diagnostics=True)
     image, hidden = result.pictures["reconstruction"], result.pictures["mask"]
     assert hidden.float().mean((1, 2, 3, 4)).tolist() == pytest.approx([0.75] * 4)
     by_hand = [(image[k] - batch.targets[0, k])[hidden[k] & batch.valid[0, k]].square().mean() for k in range(4)]
@@ -63,9 +63,7 @@ def test_what_is_hidden_never_reaches_the_network(recipe, bodies):
 
 
 def test_mae_with_nothing_hidden_asks_for_everything(bodies):
-    result = method_of("mae-resenc-xs", "masking.ratio=0").step(
-        batch_of(bodies, "mae-resenc-xs"), return_diagnostics=True
-    )
+    result = method_of("mae-resenc-xs", "masking.ratio=0")(batch_of(bodies, "mae-resenc-xs"), return_diagnostics=True)
     assert not result.pictures["mask"].any()
     assert float(result.logs["loss"]) > 0
 
@@ -78,13 +76,13 @@ def test_a_mae_pays_for_no_teacher_and_one_view():
 
 def test_genesis_restores_the_clean_view(bodies):
     method, batch = method_of("genesis-resenc-xs"), batch_of(bodies, "genesis-resenc-xs")
-    result = method.step(batch, return_diagnostics=True)
+    result = method(batch, return_diagnostics=True)
     given, image = result.pictures["input"], result.pictures["reconstruction"]
     assert not torch.equal(given, batch.views[0])  # C7: the clean target is not the spoilt input
     by_hand = torch.stack([(image[k] - batch.targets[0, k])[batch.valid[0, k]].square().mean() for k in range(4)])
     assert float(result.logs["loss"]) == pytest.approx(float(by_hand.mean()), rel=1e-5)
     untouched = method_of("genesis-resenc-xs", *(f"pretext.p_{name}=0" for name in ("shuffle", "bend", "to_image")))
-    assert torch.equal(untouched.spoil(batch), batch.views[0])
+    assert torch.equal(untouched.corrupt(batch), batch.views[0])
 
 
 def test_fusion_takes_volumes_in_twos(bodies):
@@ -96,7 +94,7 @@ def test_fusion_takes_volumes_in_twos(bodies):
         expected = share * batch.views[0, 2 * k, 0] + (1 - share) * batch.views[0, 2 * k + 1, 0]
         assert torch.allclose(fused[k, 0], expected, atol=1e-6)
         assert torch.equal(valid[k], batch.valid[0, 2 * k] & batch.valid[0, 2 * k + 1])
-    result = method.step(batch)
+    result = method(batch)
     assert float(result.logs["loss"]) == pytest.approx(
         float(result.logs["dice_loss"] + result.logs["cross_entropy"]), rel=1e-6
     )
@@ -126,7 +124,7 @@ def test_cut_outs_hold_noise_or_the_partner(bodies):
 
 
 def test_swin_s_loss_is_the_sum_of_its_tasks(bodies):
-    logs = method_of("swinunetr-resenc-xs").step(batch_of(bodies, "swinunetr-resenc-xs", mirror=False)).logs
+    logs = method_of("swinunetr-resenc-xs")(batch_of(bodies, "swinunetr-resenc-xs", mirror=False)).logs
     parts = sum(float(logs[name]) for name in ("reconstruction", "rotation", "contrastive"))
     assert float(logs["loss"]) == pytest.approx(parts, rel=1e-6)
     with pytest.raises(UserError, match="its last two sides must be equal"):
@@ -139,7 +137,7 @@ def test_voco_of_features_that_are_overlaps(bodies):
     method = method_of("voco-resenc-xs", *settings)
     batch = batch_of(bodies, "voco-resenc-xs", *settings, size=(8, 8, 16))
     assert batch.count == (6, 4)
-    share = overlaps(batch.to_volume, batch.size, 2)
+    share = box_overlaps(batch.to_volume, batch.size, 2)
     features = torch.cat([share.transpose(0, 1), torch.eye(4, dtype=share.dtype)[:, None].expand(4, 4, 4)])
     method.projector = Straight()
     good = method.compute_loss(batch, {"pooled": features.float()}).logs
@@ -153,7 +151,7 @@ def test_voco_of_features_that_are_overlaps(bodies):
 def test_simclr_needs_strangers(bodies):
     with pytest.raises(UserError, match="without negatives"):
         method_of("simclr-resenc-xs", "batch=1")
-    result = method_of("simclr-resenc-xs").step(batch_of(bodies, "simclr-resenc-xs"))
+    result = method_of("simclr-resenc-xs")(batch_of(bodies, "simclr-resenc-xs"))
     assert 0 < float(result.logs["loss"]) < 3 * np.log(7)
 
 
@@ -203,12 +201,12 @@ SIZES = ("large", "small")
 def test_pcrlv2_compares_every_small_view(bodies):
     """Each small view has its say, and only through the comparison with large ones (C7)."""
     method, batch = method_of("pcrlv2-resenc-xs", *NESTED), batch_of(bodies, "pcrlv2-resenc-xs", *NESTED)
-    before = method.step(batch).logs
+    before = method(batch).logs
     for view in range(2):
         views = batch.local.views.clone()
         views[view] = views[view].roll(3, -1) ** 2
         local = ViewBatch(**{**vars(batch.local), "views": views})
-        after = method.step(ViewBatch(**{**vars(batch), "local": local})).logs
+        after = method(ViewBatch(**{**vars(batch), "local": local})).logs
         assert not torch.equal(after["local_distance"], before["local_distance"])
         for name in ("reconstruction", "coarse_reconstruction", "global_distance"):
             assert torch.equal(after[name], before[name])
@@ -220,12 +218,12 @@ def test_pcrlv2_restores_the_view_before_noise_and_blur(bodies):
     recipe = load("pcrlv2-resenc-xs", settings, common=SMALL)
     every = np.arange(len(bodies))
     reader = SampleReader(
-        bodies, every, every, ViewSamplingConfig((16, 16, 16)), 4, seed=1, draw=requirements_of(recipe).draw
+        bodies, every, every, ViewSamplingConfig((16, 16, 16)), 4, seed=1, sampler=requirements_of(recipe).sampler
     )
     batch = build_views([reader[k] for k in range(4)], (16, 16, 16), IntensityConfig(p_noise=1.0))
     assert not torch.equal(batch.views, batch.targets)
     method = method_of("pcrlv2-resenc-xs", *NESTED)
-    result = method.step(batch, return_diagnostics=True)
+    result = method(batch, return_diagnostics=True)
     error = (result.pictures["reconstruction"] - batch.targets.flatten(0, 1)).square()
     valid = batch.valid.flatten(0, 1)
     by_hand = torch.stack([one[counts].mean() for one, counts in zip(error, valid, strict=True)]).mean()
@@ -295,7 +293,7 @@ def test_gvsl_finds_how_one_image_lies_over_the_other(bodies):
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(60):
-        result = method.step(batch)
+        result = method(batch)
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
@@ -306,7 +304,7 @@ def test_gvsl_finds_how_one_image_lies_over_the_other(bodies):
         vectors = pooled(method.backbone.maps(encoded), batch.valid[0])
         affine, field = method.match(vectors, method.backbone.finest(encoded), batch.size)
     grid = (8, 8, 8)
-    told = map_places(affine, grid, batch.size, field) - voxel_centres(grid, batch.size, field)
+    told = map_grid(affine, grid, batch.size, field) - cell_centres(grid, batch.size, field)
     middle = told[:, 2:6, 2:6, 2:6].mean((1, 2, 3))
     # Voxel x of the first view is voxel x - 2 of the second.
     assert middle[:, 2].tolist() == pytest.approx([-2, 2, -2, 2], abs=1)

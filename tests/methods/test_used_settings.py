@@ -40,7 +40,7 @@ def what_building_reads(recipe):
 
 def what_drawing_reads(recipe):
     """Settings of `views` that change what is drawn."""
-    draw, drawing = requirements_of(recipe).draw, view_sampling_config(recipe.views)
+    draw, drawing = requirements_of(recipe).sampler, view_sampling_config(recipe.views)
 
     def drawn(**changes):
         shape, spacing = (61, 60, 62), (1.0, 1.0, 1.0)

@@ -141,7 +141,7 @@ def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
     backbone = make_primus()
     images = torch.randn(2, 1, 16, 24, 32)
     rng = np.random.default_rng(0)
-    mask = masking.draw_masks([rng, rng], 4 * 6 * 8, 0.75, torch.device("cpu"))
+    mask = masking.sample_masks([rng, rng], 4 * 6 * 8, 0.75, torch.device("cpu"))
     kept = masking.kept_tokens(mask)
     got = backbone.encode(images, mask)
     tokens = backbone.net.down_projection(images).flatten(2).transpose(1, 2) + backbone.net.eva.pos_embed
@@ -158,7 +158,7 @@ def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
 def test_restored_tokens_are_in_raster_order_with_fillers_between():
     tokens = torch.arange(2 * 3 * 1.0).view(2, 3, 1) + 10
     kept = torch.tensor([[0, 2, 5], [1, 3, 4]])
-    full = primus.restore(tokens, kept, torch.tensor([-1.0]), 6)
+    full = primus.restore_tokens(tokens, kept, torch.tensor([-1.0]), 6)
     assert full[..., 0].tolist() == [[10, -1, 11, -1, -1, 12], [-1, 13, -1, 14, 15, -1]]
 
 

@@ -43,9 +43,9 @@ class Graphs:
 def passes(method, batch):
     """Do all that a run does with its networks: a training step, with the health panel or not, and validation."""
     for return_diagnostics in (True, False):
-        method.train().step(batch, return_diagnostics=return_diagnostics).loss.backward()
+        method.train()(batch, return_diagnostics=return_diagnostics).loss.backward()
         with torch.no_grad():
-            method.eval().step(batch, return_diagnostics=return_diagnostics)
+            method.eval()(batch, return_diagnostics=return_diagnostics)
 
 
 @pytest.mark.parametrize(("name", "settings", "most"), CASES)

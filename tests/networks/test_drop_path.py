@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.drop_path import DropPath, add_drop_path, sample_drop_path
+from viewalign.networks.primus import DropPath, add_drop_path, sample_drop_path
 from viewalign.utils.rng import make_rng
 
 

@@ -11,7 +11,7 @@ def count(module):
 
 def test_row_norm_is_batch_norm_without_running_averages():
     rows = torch.randn(50, 8)
-    norm = heads.RowNorm(8, affine=False)
+    norm = heads.WeightedBatchNorm(8, affine=False)
     assert torch.allclose(norm(rows, torch.ones(50)), F.batch_norm(rows, None, None, training=True), atol=1e-5)
     assert not list(norm.buffers())
     norm.eval()
@@ -22,7 +22,7 @@ def test_rows_of_no_weight_count_in_no_statistic():
     rows = torch.randn(50, 8)
     share = torch.ones(50)
     share[30:] = 0
-    norm = heads.RowNorm(8)
+    norm = heads.WeightedBatchNorm(8)
     clean = norm(rows, share)[:30]
     rows[30:] = 1e4
     assert torch.allclose(norm(rows, share)[:30], clean, atol=1e-5)
@@ -31,7 +31,7 @@ def test_rows_of_no_weight_count_in_no_statistic():
 
 def test_row_norm_gradients():
     rows = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    norm = heads.RowNorm(3).double()
+    norm = heads.WeightedBatchNorm(3).double()
     assert torch.autograd.gradcheck(
         lambda r: norm(r, torch.rand(6, generator=torch.Generator().manual_seed(0))), (rows,)
     )
@@ -64,7 +64,7 @@ def test_the_teacher_is_the_moving_average():
         n: 0.9 * p.detach() + 0.1 * dict(student.named_parameters())[n].detach() for n, p in follower.named_parameters()
     }
     teacher.freeze(follower)
-    teacher.move_towards(*teacher.pair_parameters(student, follower), 0.9)
+    teacher.update_ema(*teacher.pair_parameters(student, follower), 0.9)
     for name, value in follower.named_parameters():
         assert torch.allclose(value, expected[name])
         assert not value.requires_grad

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.masking import BlockMask, SparseMask, draw_masks, make_sparse, masked_norm, to_voxels
+from viewalign.networks.masking import BlockMask, SparseMask, sample_masks, make_sparse, masked_norm, to_voxels
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.rng import make_rng
 
@@ -21,7 +21,7 @@ def sparse_unet():
 
 
 def mask_of(count=2, ratio=0.5):
-    return draw_masks([make_rng(k) for k in range(count)], 8, ratio, torch.device("cpu"))
+    return sample_masks([make_rng(k) for k in range(count)], 8, ratio, torch.device("cpu"))
 
 
 def test_the_norm_is_that_of_what_is_seen():

@@ -25,7 +25,7 @@ def pictures_of(shifts=((2, 2, 2), (6, 4, 2)), turned=False, padded=False, featu
     rng = np.random.default_rng(seed)
     maps = maps_of(*shifts, turned=turned)
     both = torch.from_numpy(maps)
-    points = lattice.between(both[:1], both[1:], SIZE, (4, 4, 4), 2).points[0]
+    points = lattice.lattice_points(both[:1], both[1:], SIZE, (4, 4, 4), 2)[0]
     valid = np.ones((2, *SIZE), dtype=bool)
     if padded:
         valid[:, :, :, 12:] = False

@@ -12,7 +12,8 @@ from viewalign.networks.backbone import Backbone
 from viewalign.recipes.loading import load
 from viewalign.training.accumulate import evaluate_in_parts, step_in_parts
 from viewalign.training.launch import launch
-from viewalign.views.batch import ArraySource, build_views
+from viewalign.views.batch import build_views
+from viewalign.views.samples import ArraySource
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
@@ -46,7 +47,7 @@ def gradients(method):
 
 
 def whole(method, batch):
-    result = method.step(batch)
+    result = method(batch)
     result.loss.backward()
     return result, gradients(method)
 
@@ -77,8 +78,8 @@ def test_parts_are_one_batch(recipe, order, batch):
 def test_plain_accumulation_would_be_another_loss(batch):
     """The reason for all this: the mean over parts that are judged by themselves is not the loss of the whole."""
     method = method_of("cva-resenc-xs")
-    halves = [float(method.step(batch.part(k, k + 2)).loss.detach()) for k in (0, 2)]
-    assert abs(sum(halves) / 2 - float(method.step(batch).loss.detach())) > 1e-3
+    halves = [float(method(batch.part(k, k + 2)).loss.detach()) for k in (0, 2)]
+    assert abs(sum(halves) / 2 - float(method(batch).loss.detach())) > 1e-3
 
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
@@ -99,7 +100,7 @@ def test_recomputing_keeps_less(batch):
             network.recompute = recompute
         held = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
-            method.step(batch)
+            method(batch)
         return sum(held)
 
     assert saved(True) < 0.6 * saved(False)

@@ -68,15 +68,17 @@ def test_a_step_calls_nothing_that_does_not_repeat_on_a_gpu(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     method, every, requirements = build_method(made), np.arange(8), requirements_of(made)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
-    reader = SampleReader(volumes, every, every, view_sampling_config(made.views), 4, seed=1, draw=requirements.draw)
+    reader = SampleReader(
+        volumes, every, every, view_sampling_config(made.views), 4, seed=1, sampler=requirements.sampler
+    )
     samples, changes = [reader[k] for k in range(4)], intensity_config(made.views.photometric)
     with Calls() as calls:
         batch = build_views(samples, made.views.size, changes, torch.device("cpu"), 0)
-        method.step(batch, return_diagnostics=True).loss.backward()
+        method(batch, return_diagnostics=True).loss.backward()
         method.after_update(1)
     assert {"convolution_backward", "native_batch_norm_backward"} <= calls.names or "primus" in recipe
     gradients = {"gvsl": "grid_sampler_3d_backward", "cva": "_adaptive_avg_pool3d_backward"}
-    assert calls.excluded == (set() if requirements.repeats else {gradients[made.method]})
+    assert calls.excluded == (set() if requirements.deterministic else {gradients[made.method]})
 
 
 def test_what_does_not_repeat_is_refused_but_where_a_method_cannot_do_without(tiny_recipe):

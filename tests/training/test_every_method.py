@@ -98,7 +98,7 @@ def batch_of(recipe, store):
         view_sampling_config(recipe.views),
         recipe.batch,
         0,
-        draw=requirements_of(recipe).draw,
+        sampler=requirements_of(recipe).sampler,
     )
     samples = [reader[k] for k in range(recipe.batch)]
     return build_views(samples, recipe.views.size, intensity_config(recipe.views.photometric))
@@ -114,7 +114,7 @@ def test_a_batch_in_parts_is_the_batch(recipe, tiny_recipe, tiny_store):
         torch.manual_seed(0)
         method = build_method(settings).double()
         if parts == 1:
-            result = method.step(batch, return_diagnostics=True)
+            result = method(batch, return_diagnostics=True)
             result.loss.backward()
         else:
             result = step_in_parts(method, batch, 2, _plain, return_diagnostics=True)
@@ -142,7 +142,7 @@ def test_it_learns(recipe, tiny_recipe, tiny_store):
     method = build_method(settings)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     for step in range(12):
-        result = method.step(batch)
+        result = method(batch)
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()

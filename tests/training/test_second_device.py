@@ -57,7 +57,7 @@ def method_and_samples(made):
     method, every = build_method(made), np.arange(8)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
     reader = SampleReader(
-        volumes, every, every, view_sampling_config(made.views), 4, seed=1, draw=requirements_of(made).draw
+        volumes, every, every, view_sampling_config(made.views), 4, seed=1, sampler=requirements_of(made).sampler
     )
     return method, [reader[k] for k in range(4)], intensity_config(made.views.photometric)
 
@@ -73,10 +73,10 @@ def move(method):
 def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     method, samples, changes = method_and_samples(made)
-    here = method.step(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), return_diagnostics=True)
+    here = method(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), return_diagnostics=True)
     with second_device():
         move(method)
-        there = method.step(build_views(samples, made.views.size, changes, DEVICE, 0), return_diagnostics=True)
+        there = method(build_views(samples, made.views.size, changes, DEVICE, 0), return_diagnostics=True)
         there.loss.backward()
         method.after_update(1)
         assert there.loss.device == DEVICE
@@ -93,7 +93,7 @@ def test_no_view_and_no_step_waits_for_the_device(recipe, settings):
     with second_device():
         move(method)
         with count_waits() as waits:
-            method.step(build_views(samples, made.views.size, changes, DEVICE, 0)).loss.backward()
+            method(build_views(samples, made.views.size, changes, DEVICE, 0)).loss.backward()
             method.after_update(1)
     assert not waits
 

@@ -23,7 +23,7 @@ class Follower:
 
     def after_update(self, step, made=None):
         self.numbers.append(step)
-        teacher.move_towards(*self.pairs, 0.9, made)
+        teacher.update_ema(*self.pairs, 0.9, made)
 
 
 def steps(module, optimizer, device):

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from viewalign.views import alignment, feature_grids, resampling
-from viewalign.views.batch import ArraySource, sample_views
+from viewalign.views.batch import sample_views
 from viewalign.views.sampling import ViewSamplingConfig
 
 LIMIT = 1e-3
@@ -23,7 +23,7 @@ def ramp(*shape):
 
 def fully_valid(pair, grid):
     """Return, per cell of either view, whether no padded voxel touches it or a neighbour of it."""
-    share = alignment.valid_share(pair.valid.flatten(0, 1), grid)
+    share = feature_grids.valid_fraction(pair.valid.flatten(0, 1), grid)
     return (F.avg_pool3d(share, 3, 1, 1, count_include_pad=False) > 1 - 1e-6).float()
 
 
@@ -127,7 +127,7 @@ def test_what_is_aligned_is_where_the_affines_say():
     a, _, weight = alignment.align(
         pair.views[0], pair.views[1], pair.to_volume[0], pair.to_volume[1], pair.size, cells=7
     )
-    points = lattice.between(pair.to_volume[0], pair.to_volume[1], pair.size, (7, 7, 7), 2).points
+    points = lattice.lattice_points(pair.to_volume[0], pair.to_volume[1], pair.size, (7, 7, 7), 2)
     cells = points.view(7, 2, 7, 2, 7, 2, 3).mean((1, 3, 5)).view(1, 343, 3)
     assert (weight == 1).all()
     assert float((a - cells).abs().max()) <= LIMIT
@@ -149,11 +149,11 @@ def test_the_views_show_what_their_affines_say():
 def test_an_integral_affine_gives_a_pure_slice():
     volume = torch.randn(2, 20, 21, 22)
     to_volume = torch.tensor([[1.0, 0, 0, 3], [0, -1, 0, 15], [0, 0, 1, 4]], dtype=torch.float64)
-    view = resampling.cut(volume, to_volume, (8, 9, 10))
+    view = resampling.resample(volume, to_volume, (8, 9, 10))
     assert torch.equal(view, volume[:, 3:11, 7:16, 4:14].flip(2))
     almost = to_volume.clone()
     almost[0, 3] += 1e-9
-    assert torch.allclose(resampling.cut(volume, almost, (8, 9, 10)), view, atol=1e-4)
+    assert torch.allclose(resampling.resample(volume, almost, (8, 9, 10)), view, atol=1e-4)
 
 
 def test_a_super_crop_gives_the_same_views_as_the_whole_volume():
@@ -162,7 +162,7 @@ def test_a_super_crop_gives_the_same_views_as_the_whole_volume():
     drawing = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1)
     pair = sample_views(volume, drawing.size, 1, drawing)
     for view, to_volume in zip(pair.views[:, 0], pair.to_volume[:, 0], strict=True):
-        whole = resampling.cut(torch.from_numpy(volume), to_volume, drawing.size)
+        whole = resampling.resample(torch.from_numpy(volume), to_volume, drawing.size)
         assert torch.allclose(view, whole * resampling.inside((60, 58, 62), to_volume, drawing.size), atol=1e-4)
 
 

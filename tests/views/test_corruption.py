@@ -6,7 +6,7 @@ import torch
 
 from viewalign.utils.rng import make_rng, make_torch_generator
 from viewalign.views import corruption
-from viewalign.views.corruption import fuse, sample_cutout_boxes, sample_fusion_labels
+from viewalign.views.corruption import fuse, sample_cutouts, sample_fusion_labels
 
 
 def view_of(size=(12, 10, 14)):
@@ -17,27 +17,27 @@ def view_of(size=(12, 10, 14)):
 
 def test_shuffling_keeps_what_each_box_holds():
     view, _ = view_of()
-    out = corruption.shuffle(view, (3, 5, 4), make_torch_generator("cpu", 0))
+    out = corruption.local_shuffle(view, (3, 5, 4), make_torch_generator("cpu", 0))
     assert not torch.equal(out, view)
     for d in range(0, 12, 3):
         for h in range(0, 10, 5):
             for w in range(0, 14, 4):
                 box = (0, slice(d, d + 3), slice(h, h + 5), slice(w, w + 4))
                 assert torch.equal(out[box].flatten().sort().values, view[box].flatten().sort().values)
-    whole = corruption.shuffle(view, (1, 1, 1), make_torch_generator("cpu", 0))
+    whole = corruption.local_shuffle(view, (1, 1, 1), make_torch_generator("cpu", 0))
     assert torch.equal(whole, view)
 
 
 def test_bending_works_on_the_whole_range_of_z_scores():
     """The published map clamps everything outside [0, 1], which of z-scored data is more than half."""
     view, valid = view_of()
-    low, high = corruption.limits(view, valid)
+    low, high = intensity.valid_range(view, valid)
     for seed in range(20):
-        xs, ys = corruption.bezier(make_rng(seed))
+        xs, ys = corruption.bezier_curve(make_rng(seed))
         assert (np.diff(xs) >= 0).all()
         assert (xs[0], xs[-1]) == pytest.approx((0, 1))
         assert ((ys >= 0) & (ys <= 1)).all()
-        out = corruption.bend(view, low, high, make_rng(seed))
+        out = corruption.nonlinear_intensity(view, low, high, make_rng(seed))
         expected = low + (high - low) * torch.from_numpy(
             np.interp(((view - low) / (high - low)).double().numpy(), xs, ys)
         )
@@ -47,7 +47,9 @@ def test_bending_works_on_the_whole_range_of_z_scores():
 
 @pytest.mark.parametrize(("outer", "low", "high"), [(False, 0.001, 0.25), (True, 0.3, 0.95)])
 def test_painting_leaves_what_it_should(outer, low, high):
-    shares = [float(corruption.boxes(make_rng(seed), (24, 24, 24), outer).float().mean()) for seed in range(50)]
+    shares = [
+        float(corruption.sample_painting(make_rng(seed), (24, 24, 24), outer).float().mean()) for seed in range(50)
+    ]
     assert low < np.mean(shares) < high
     assert max(shares) < 1
 
@@ -89,6 +91,6 @@ def test_labels_lie_in_boxes_of_the_stated_size():
 
 
 def test_cut_boxes_stay_within_their_share():
-    shares = [float(sample_cutout_boxes(make_rng(seed), (16, 16, 16), 0.3, 0.25).float().mean()) for seed in range(200)]
+    shares = [float(sample_cutouts(make_rng(seed), (16, 16, 16), 0.3, 0.25).float().mean()) for seed in range(200)]
     assert max(shares) <= 0.3
     assert 0.1 < np.mean(shares) < 0.17

@@ -4,8 +4,9 @@ import torch
 
 from viewalign.utils.rng import make_rng
 from viewalign.views import affines
-from viewalign.views.batch import ArraySource, build_views
-from viewalign.views.layouts import overlaps, sample_grid
+from viewalign.views.batch import build_views
+from viewalign.views.samples import ArraySource
+from viewalign.views.layouts import box_overlaps, sample_grid
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
@@ -22,7 +23,7 @@ def voxels_of(affine, size):
 def test_overlaps_are_the_voxels_that_views_share(seed):
     drawn = sample_grid(make_rng(seed, "grid"), (20, 24, 22), PLAIN, grid=(1, 3, 2), targets=3)
     assert drawn.to_volume.shape == (9, 3, 4)
-    found = overlaps(drawn.to_volume[:, None], (4, 4, 4), 3)[0]
+    found = box_overlaps(drawn.to_volume[:, None], (4, 4, 4), 3)[0]
     shown = [voxels_of(one, (4, 4, 4)) for one in drawn.to_volume]
     for target in range(3):
         for cell in range(6):
@@ -36,7 +37,7 @@ def test_overlaps_are_the_voxels_that_views_share(seed):
 def test_overlaps_hold_in_a_turned_and_scaled_frame():
     turned = ViewSamplingConfig((6, 6, 6), p_rotation=1, p_scale=1)
     drawn = sample_grid(make_rng(3, "grid"), (40, 40, 40), turned, grid=(2, 2, 1), targets=2)
-    found = overlaps(drawn.to_volume[:, None], (6, 6, 6), 2)[0]
+    found = box_overlaps(drawn.to_volume[:, None], (6, 6, 6), 2)[0]
     assert found.sum(1).tolist() == pytest.approx([1.0] * 2)
 
 
@@ -47,7 +48,7 @@ def test_views_of_the_grid_are_the_volume_s_voxels():
     def draw(*args):
         return sample_grid(*args, grid=(1, 2, 2), targets=1)
 
-    sample = SampleReader(ArraySource(array), alone, alone, PLAIN, 1, 0, draw=draw)[0]
+    sample = SampleReader(ArraySource(array), alone, alone, PLAIN, 1, 0, sampler=draw)[0]
     batch = build_views([sample], (4, 4, 4), None)
     assert batch.count == (5, 1)
     points = torch.cartesian_prod(*(torch.arange(4, dtype=torch.float64),) * 3)

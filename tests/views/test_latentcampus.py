@@ -19,7 +19,8 @@ from viewalign.training.run import pretrain
 from viewalign.utils.rng import make_rng
 from viewalign.views import affines, alignment
 from viewalign.views import latentcampus as released
-from viewalign.views.batch import ArraySource, build_views, sample_views
+from viewalign.views.batch import build_views, sample_views
+from viewalign.views.samples import ArraySource
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig, sample_pair
 from viewalign.weights.run_folder import read_log
@@ -155,9 +156,9 @@ def method_of(*settings, recipe="cva-resenc-xs"):
     return build_method(load(recipe, [*SMALL, *settings]))
 
 
-def batch_of(array, size, count, draw=released.sample_latentcampus, **drawing):
+def batch_of(array, size, count, sampler=released.sample_latentcampus, **drawing):
     alone = np.zeros(1, dtype=np.int64)
-    reader = SampleReader(ArraySource(array), alone, alone, ViewSamplingConfig(size, **drawing), 1, 0, draw=draw)
+    reader = SampleReader(ArraySource(array), alone, alone, ViewSamplingConfig(size, **drawing), 1, 0, sampler=draw)
     return build_views([reader[k] for k in range(count)], size, None)
 
 
@@ -204,7 +205,7 @@ def test_a_step_gives_finite_gradients(recipe, order):
     rng = np.random.default_rng(0)
     method = method_of(f"objectives.order={order}", "objectives.contrastive_weight=0", recipe=recipe)
     batch = batch_of(rng.normal(size=(28, 28, 28)), (16, 16, 16), 4)
-    result = method.step(batch, return_diagnostics=True)
+    result = method(batch, return_diagnostics=True)
     result.loss.backward()
     assert torch.isfinite(result.loss)
     assert result.features["encoder"].shape[0] == result.features["projected"].shape[0] == 4 * 343
@@ -215,10 +216,10 @@ def test_what_released_geometry_cannot_do_is_refused():
         method_of("views.independent=true")
     with pytest.raises(ValueError, match="frames of their own"):
         released.sample_latentcampus(make_rng(0), cube(40), ViewSamplingConfig(cube(16), independent=True))
-    exact = batch_of(np.zeros((28, 28, 28)), (16, 16, 16), 4, draw=sample_pair)
+    exact = batch_of(np.zeros((28, 28, 28)), (16, 16, 16), 4, sampler=sample_pair)
     assert exact.claimed_boxes is None
     with pytest.raises(ValueError, match="drawn by `draw_released`"):
-        method_of().step(exact)
+        method_of()(exact)
 
 
 def test_a_run_with_released_geometry_trains_and_tells_its_error(tmp_path):

@@ -56,6 +56,6 @@ def test_views_that_share_nothing_give_an_empty_box():
 
 
 def test_points_lie_at_the_centres_of_equal_parts():
-    grid = lattice.between(affines.identity(1), affines.identity(1), (8, 8, 8), (2, 2, 2), samples=2)
+    grid = lattice.lattice_points(affines.identity(1), affines.identity(1), (8, 8, 8), (2, 2, 2), samples=2)
     assert grid.points.shape == (1, 64, 3)
     assert torch.allclose(grid.points[0, :, 2].unique(), torch.tensor([0.5, 2.5, 4.5, 6.5]).double())

@@ -6,7 +6,8 @@ import torch
 
 from viewalign.utils.rng import make_rng
 from viewalign.views import affines
-from viewalign.views.batch import ArraySource, build_views
+from viewalign.views.batch import build_views
+from viewalign.views.samples import ArraySource
 from viewalign.views.layouts import Box, NestedViewConfig, iou, sample_nested
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
@@ -90,7 +91,7 @@ def test_small_views_show_the_volume_s_own_places():
         return sample_nested(*args, nesting=NESTING)
 
     for axis, ramp in enumerate(axes):
-        sample = SampleReader(ArraySource(ramp), alone, alone, PLAIN, 1, 0, draw=draw)[0]
+        sample = SampleReader(ArraySource(ramp), alone, alone, PLAIN, 1, 0, sampler=draw)[0]
         batch = build_views([sample], PLAIN.size, None)
         assert (batch.count, batch.local.count, batch.local.size) == ((2, 1), (5, 1), (8, 8, 8))
         for views in (batch, batch.local):

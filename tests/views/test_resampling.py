@@ -49,7 +49,7 @@ def test_views_and_their_validity_by_hand(case):
     to_volume = np.column_stack([linear, np.array(shift, float)])
     volume = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     affine = torch.from_numpy(to_volume)
-    view = resampling.cut(torch.from_numpy(volume)[None], affine, SIZE)[0].numpy()
+    view = resampling.resample(torch.from_numpy(volume)[None], affine, SIZE)[0].numpy()
     assert view == pytest.approx(plain_cut(volume, to_volume, SIZE), abs=2e-5)
     places = np.stack(np.meshgrid(*(np.arange(n) for n in SIZE), indexing="ij"), -1) @ linear.T + shift
     wanted = ((places >= -1e-6) & (places <= np.array(SHAPE) - 1 + 1e-6)).all(-1)

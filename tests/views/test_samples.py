@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from viewalign.errors import ExcludedImageError
-from viewalign.views.batch import ArraySource, build_views
+from viewalign.views.batch import build_views
+from viewalign.views.samples import ArraySource
 from viewalign.views.intensity import IntensityConfig
 from viewalign.views.samples import SampleReader, StepSampler
 from viewalign.views.sampling import ViewSamplingConfig

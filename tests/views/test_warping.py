@@ -7,7 +7,7 @@ from scipy.ndimage import map_coordinates
 
 from viewalign.utils.rng import make_rng
 from viewalign.views.feature_grids import resize
-from viewalign.views.resampling import map_places, sample_displacement_field, to_cells, voxel_centres, warp
+from viewalign.views.resampling import map_grid, sample_displacement_field, voxel_to_cell, cell_centres, warp
 
 SIZE = (8, 9, 7)
 
@@ -27,7 +27,7 @@ def test_a_shift_by_whole_voxels_is_a_slice(dtype):
     images = torch.randn(1, 1, *SIZE, dtype=dtype)
     affine = torch.eye(3, 4, dtype=dtype)[None]
     field = torch.tensor([2.0, -1.0, 0.0], dtype=dtype).view(1, 3, 1, 1, 1).expand(1, 3, *SIZE)
-    out = warp(images, map_places(affine, SIZE, SIZE, field))
+    out = warp(images, map_grid(affine, SIZE, SIZE, field))
     assert torch.allclose(out[:, :, :-2, 1:], images[:, :, 2:, :-1], atol=1e-5)
     assert (out[:, :, -2:] == 0).all()
     assert (out[:, :, :, 0] == 0).all()
@@ -36,16 +36,16 @@ def test_a_shift_by_whole_voxels_is_a_slice(dtype):
 def test_the_field_comes_before_the_affine():
     affine = torch.tensor([[[2.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0.5, 0]]], dtype=torch.float64)
     field = torch.full((1, 3, *SIZE), 0.5, dtype=torch.float64)
-    places = map_places(affine, SIZE, SIZE, field)
+    places = map_grid(affine, SIZE, SIZE, field)
     assert places[0, 3, 4, 2].tolist() == [2 * 3.5 + 1, 4.5, 1.25]
 
 
 def test_cells_of_a_grid_lie_where_their_voxels_do():
     grid, size = (2, 4, 4), (8, 8, 4)
-    places = voxel_centres(grid, size, torch.zeros(1, dtype=torch.float64))
+    places = cell_centres(grid, size, torch.zeros(1, dtype=torch.float64))
     assert places[0, 0, 0].tolist() == [1.5, 0.5, 0.0]
     cells = torch.stack(torch.meshgrid(*(torch.arange(n).double() for n in grid), indexing="ij"), -1)
-    assert torch.allclose(to_cells(places, grid, size), cells)
+    assert torch.allclose(voxel_to_cell(places, grid, size), cells)
 
 
 def test_warping_a_coarse_map_moves_it_as_the_image():
@@ -53,9 +53,9 @@ def test_warping_a_coarse_map_moves_it_as_the_image():
     size, grid = (16, 16, 16), (8, 8, 8)
     affine = torch.eye(3, 4, dtype=torch.float64)[None] * 0.8
     affine[..., 3] = 1.5
-    places = map_places(affine, grid, size)
+    places = map_grid(affine, grid, size)
     ramp = torch.arange(16, dtype=torch.float64).view(1, 1, 16, 1, 1).expand(1, 1, *size)
-    read = warp(resize(ramp, grid), to_cells(places, grid, size))
+    read = warp(resize(ramp, grid), voxel_to_cell(places, grid, size))
     assert torch.allclose(read[0, 0], places[0, ..., 0], atol=1e-9)
 
 
@@ -67,9 +67,9 @@ def test_gradients_reach_images_and_places():
 
 def test_places_are_exact_under_autocast():
     affine, field = torch.eye(3, 4)[None] * 1.01, torch.randn(1, 3, 16, 16, 16)
-    plain = map_places(affine, (16, 16, 16), (16, 16, 16), field)
+    plain = map_grid(affine, (16, 16, 16), (16, 16, 16), field)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(map_places(affine, (16, 16, 16), (16, 16, 16), field), plain)
+        assert torch.equal(map_grid(affine, (16, 16, 16), (16, 16, 16), field), plain)
 
 
 def test_a_drawn_field_is_smooth_and_as_large_as_said():

@@ -22,8 +22,9 @@ from viewalign.tasks.manifest import Target, TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample, sample_tensors
 from viewalign.utils.io import atomic_write
 from viewalign.utils.memory import reported_out_of_memory
-from viewalign.utils.precision import at_least_float32, choose_device, full_precision
-from viewalign.views.alignment import valid_share
+from viewalign.utils.pooling import masked_mean, valid_fraction
+from viewalign.utils.precision import at_least_float32, choose_device
+from viewalign.utils.shapes import spatial_size
 
 Pool = Literal["average", "multistage", "attention", "pretrained"]
 
@@ -34,14 +35,6 @@ def maps_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
     if encoded.tokens is None:
         return list(encoded.maps)
     return [encoded.tokens.transpose(1, 2).unflatten(2, encoded.grid)]
-
-
-@full_precision
-def weighted_mean(features: Tensor, valid: Tensor) -> Tensor:
-    """Average a map (N, C, d, h, w) over what is valid (N, 1, D, H, W); float32 (N, C)."""
-    share = valid_share(valid, (features.shape[2], features.shape[3], features.shape[4]))
-    weight = share / share.sum((2, 3, 4), keepdim=True).clamp(min=1e-6)
-    return (at_least_float32(features) * weight).sum((2, 3, 4))
 
 
 class Pooling(nn.Module):
@@ -65,20 +58,18 @@ class Pooling(nn.Module):
     def forward(self, backbone: Backbone, images: Tensor, valid: Tensor) -> Tensor:
         """Encode and pool images (N, C, D, H, W) with their valid voxels (N, 1, D, H, W); float32 (N, width)."""
         if self.kind == "pretrained":
-            dense = backbone.dense(backbone.encode(images))
-            shares = [valid_share(valid, (m.shape[2], m.shape[3], m.shape[4])) for m in dense]
-            return backbone.pool(dense, shares)
+            return backbone.pool(backbone.dense(backbone.encode(images)), valid)
         maps = maps_of(backbone, images)
         if self.kind == "multistage":
-            return torch.cat([weighted_mean(one, valid) for one in maps], dim=1)
+            return masked_mean(maps, valid)
         if self.score is None:
-            return weighted_mean(maps[-1], valid)
+            return masked_mean(maps[-1:], valid)
         return self._attended(maps[-1], valid)
 
     def _attended(self, features: Tensor, valid: Tensor) -> Tensor:
         assert self.score is not None
         cells = at_least_float32(features).flatten(2).transpose(1, 2)
-        share = valid_share(valid, (features.shape[2], features.shape[3], features.shape[4])).flatten(1)
+        share = valid_fraction(valid, spatial_size(features)).flatten(1)
         score = self.score(cells)[..., 0].float() + share.clamp(min=1e-6).log()
         return (torch.softmax(score, dim=1)[..., None] * cells).sum(1)
 

@@ -12,10 +12,11 @@ import torch
 
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
-from viewalign.networks.backbone import Backbone, Size
+from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, build_plain, network_names
 from viewalign.tasks.preprocessing import Frames, Preprocessor
 from viewalign.tasks.spec import TaskSpec
+from viewalign.utils.shapes import Size
 from viewalign.weights import initial, loading, sources
 from viewalign.weights.loading import FittedWeights
 from viewalign.weights.names import ENCODER

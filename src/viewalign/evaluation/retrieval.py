@@ -78,7 +78,7 @@ def _one_image(encoder: Encoder, batch: ViewBatch, cells: int, device: str) -> t
     joined = torch.cat([resize(one, grid) for one in maps], dim=1)
     shared = find_correspondences(batch.to_volume[0], batch.to_volume[1], batch.size, [grid], batch.valid, cells, 1)
     counts = shared.weight[0] > 0
-    points = lattice.between(batch.to_volume[0], batch.to_volume[1], batch.size, shared.cells, 1).points[0][counts]
+    points = lattice.lattice_points(batch.to_volume[0], batch.to_volume[1], batch.size, shared.cells, 1)[0][counts]
     a, b = (_standardised(one) for one in shared.read([joined])[:, 0, counts])
     return judge(a @ b.T, points)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from viewalign.views.affines import identity
-from viewalign.views.alignment import sample, to_grid
-from viewalign.views.resampling import cut
+from viewalign.views.alignment import sample, volume_to_grid
+from viewalign.views.resampling import resample
 from viewalign.weights.encoder import Encoder
 
 Size = tuple[int, int, int]
@@ -56,7 +56,7 @@ class EncoderFeatures:
         rows = torch.zeros(len(voxels), 0)
         for first in range(0, len(tiles), self._batch):
             chunk = tiles[first : first + self._batch]
-            seen = torch.stack([cut(volume, _shift(tile.start), self._size) for tile in chunk])
+            seen = torch.stack([resample(volume, _shift(tile.start), self._size) for tile in chunk])
             maps = self._encoder(seen.to(self._device)).maps
             for number, tile in enumerate(chunk):
                 read = self._read([one[number : number + 1] for one in maps], voxels[tile.voxels] - tile.start)
@@ -72,7 +72,7 @@ class EncoderFeatures:
         columns = []
         for one in maps:
             grid = (one.shape[2], one.shape[3], one.shape[4])
-            where = to_grid(points, still, self._size, grid)[0]
+            where = volume_to_grid(points, still, self._size, grid)[0]
             columns.append(sample(one, where.to(one.device))[0])
         return torch.cat(columns, dim=1).float().cpu()
 

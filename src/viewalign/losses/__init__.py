@@ -1,1 +1,1 @@
-"""Losses: tensors in, scalars out. They know no network."""
+"""Losses on plain tensors."""

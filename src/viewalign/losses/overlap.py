@@ -1,4 +1,4 @@
-"""Where a view lies among others, told by similarity: the losses of VoCo (Wu et al., arXiv:2402.17300)."""
+"""Losses of VoCo (Wu et al., arXiv:2402.17300), which predict the overlap of views by the similarity of features."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from viewalign.utils.precision import at_least_float32, full_precision
 @full_precision
 def overlap_similarity(targets: Tensor, bases: Tensor) -> Tensor:
     """Return relu(cos) between targets (B, K, C) and bases (B, M, C) of each image, (B, K, M)."""
-    similarity = F.normalize(at_least_float32(targets), dim=-1) @ F.normalize(
-        at_least_float32(bases), dim=-1
-    ).transpose(1, 2)
-    return similarity.relu()
+    a, b = F.normalize(at_least_float32(targets), dim=-1), F.normalize(at_least_float32(bases), dim=-1)
+    return (a @ b.transpose(1, 2)).relu()
 
 
 @full_precision
 def overlap_loss(similarity: Tensor, overlap: Tensor, counts: Tensor) -> Tensor:
-    """Compare similarities with overlaps: entropy where two views overlap, weighted by how much, squares where not.
+    """Compare similarities with overlaps: weighted entropy for pairs that overlap, squared similarity for the others.
 
     Per image Σ y·(-log(1 - |y - p|)) / Σ y over overlapping pairs, plus the mean of p² over the others; then the mean
-    over images, so that many processes agree with one.
+    over images, so that several processes agree with one.
 
     Args:
         similarity: (B, K, M) p in [0, 1].
@@ -41,7 +39,7 @@ def overlap_loss(similarity: Tensor, overlap: Tensor, counts: Tensor) -> Tensor:
 
 @full_precision
 def orthogonality(bases: Tensor, counts: Tensor) -> Tensor:
-    """Return the mean of relu(cos)² over pairs of an image's bases (B, M, C) that count (B, M), then over images."""
+    """Return the mean of relu(cos)² over the pairs of an image's bases (B, M, C) that count (B, M), then over images."""
     similarity = overlap_similarity(bases, bases)
     both = torch.triu((counts[:, :, None] & counts[:, None]).to(similarity.dtype), diagonal=1)
     return ((both * similarity.square()).sum((1, 2)) / both.sum((1, 2)).clamp(min=1)).mean()

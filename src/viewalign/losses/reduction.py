@@ -1,4 +1,4 @@
-"""The one way in which this package averages over what counts."""
+"""The weighted mean of all losses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 def mean_per_view(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the plain mean over views of each view's weighted mean; a view of no weight counts as 0.
+    """Return the mean over views of each view's weighted mean; a view of zero weight counts as 0.
+
+    Averaging over views last gives the same result on one and on several processes.
 
     Args:
-        values: (N, ...) one row a view.
-        weight: broadcastable to `values`, not negative.
+        values: (N, ...) one row per view.
+        weight: broadcastable to `values`, at least 0.
     """
     weight = weight.to(values.dtype).expand_as(values).flatten(1)
     total = weight.sum(1)

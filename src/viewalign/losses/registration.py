@@ -1,4 +1,4 @@
-"""How alike two images are once one is moved onto the other, and how smoothly it was moved."""
+"""Similarity of registered images, and smoothness of displacement fields."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from viewalign.utils.precision import at_least_float32, full_precision
 
 @full_precision
 def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> Tensor:
-    """Return 1 minus the squared correlation within windows (VoxelMorph, Balakrishnan et al., arXiv:1809.05231).
+    """Return 1 - squared local normalised cross-correlation (VoxelMorph, Balakrishnan et al., arXiv:1809.05231).
 
     Args:
         moved, fixed: (N, C, D, H, W).
-        counts: (N, 1, D, H, W) bool, which voxels are in windows and in the mean.
-        window: voxels a side, odd.
+        counts: (N, 1, D, H, W) bool, the voxels that are used, in windows and in the mean.
+        window: side of a window in voxels, odd.
 
     Returns:
-        A scalar in [0, 1]: the mean over voxels that count of each view, then over views. A window in which either
-        image is constant has no correlation and costs 1.
+        A scalar in [0, 1]. A window in which either image is constant has no correlation and costs 1.
     """
     moved, fixed = at_least_float32(moved), at_least_float32(fixed)
     weight = counts.to(moved.dtype).expand_as(moved)
-    total = _sums(weight, window).clamp(min=1e-6)
+    total = _window_sums(weight, window).clamp(min=1e-6)
 
     def mean(values: Tensor) -> Tensor:
-        return _sums(values * weight, window) / total
+        return _window_sums(values * weight, window) / total
 
     a, b = mean(moved), mean(fixed)
     covariance = mean(moved * fixed) - a * b
@@ -36,10 +35,10 @@ def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> 
     return mean_per_view(1 - covariance.square() / (variances + 1e-5), counts)
 
 
-def _sums(values: Tensor, window: int) -> Tensor:
-    """Add up each window, axis by axis, up to a constant factor.
+def _window_sums(values: Tensor, window: int) -> Tensor:
+    """Sum windows axis by axis, up to a constant factor.
 
-    By pooling of planes: torch's pooling of volumes has no gradient that repeats on a GPU.
+    By 2D pooling, because the gradient of torch's 3D pooling is not deterministic on GPUs.
     """
     n, c, d, h, w = values.shape
     tall, wide = (window, 1), (1, window)
@@ -51,7 +50,7 @@ def _sums(values: Tensor, window: int) -> Tensor:
 
 @full_precision
 def roughness(field: Tensor) -> Tensor:
-    """Return the mean squared slope of a field of displacements (N, 3, D, H, W), over its three axes."""
+    """Return the mean squared gradient of a displacement field (N, 3, D, H, W): VoxelMorph's diffusion regulariser."""
     field = at_least_float32(field)
     slopes = [field.diff(dim=axis).square() for axis in (2, 3, 4) if field.shape[axis] > 1]
-    return torch.stack([one.mean() for one in slopes]).mean() if slopes else field.sum() * 0
+    return torch.stack([slope.mean() for slope in slopes]).mean() if slopes else field.sum() * 0

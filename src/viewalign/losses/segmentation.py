@@ -1,4 +1,4 @@
-"""Dice and cross-entropy of voxel labels, over the voxels that count."""
+"""Dice and cross-entropy over the voxels that count."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
 def soft_dice(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """Return 1 - the mean soft Dice over classes and images (Milletari et al., arXiv:1606.04797, without squares).
 
-    A class that an image neither has nor is given counts as right.
+    A class that is neither in an image nor predicted for it has a Dice of 1.
 
     Args:
         logits: (N, K, D, H, W).
         labels: (N, D, H, W) int64 in [0, K).
         counts: (N, 1, D, H, W) bool.
+
+    Returns:
+        A scalar in [0, 1].
     """
     share = torch.softmax(at_least_float32(logits), dim=1) * counts
     classes = torch.arange(logits.shape[1], device=labels.device).view(-1, 1, 1, 1)

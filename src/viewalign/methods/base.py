@@ -1,4 +1,4 @@
-"""What a pretraining method is to the training loop."""
+"""The interface between pretraining methods and the training loop."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from viewalign.views.batch import ViewBatch
 from viewalign.views.sampling import ViewSampler, sample_one
 
 Latents = dict[str, Tensor]
-"""What the networks made of a batch, by name: tensors (V, B, ...), so that parts of a batch can be joined along B."""
+"""Outputs of the networks by name: tensors (V, B, ...), so that parts of a batch can be joined along B."""
 
 
 @dataclass(frozen=True)
 class MethodRequirements:
-    """What a method asks of views, volumes and processes; its module says it in `asks(recipe)`, before it is built.
+    """What a method needs of views, volumes and processes; its module returns it from `requirements(recipe)`.
 
     Attributes:
-        draw: draws the views of a volume.
-        group: how many volumes of a batch are seen together; a process's share, and each part of it, are multiples.
-        strangers: what to do, in a sentence, where all volumes are of one subject; empty where that does no harm.
-        aligned: whether features of two views are compared place by place, so that a run tells how exactly.
-        idle: whether some parameters that learn get no gradient, for which processes would wait.
-        repeats: whether all that it computes can be the same at every run on a GPU; see `runtime.deterministic`.
-        images: how many images networks see of each volume, for estimates of cost.
-        decodes, drops: whether they are decoded, and whether a transformer leaves masked tokens out; for the same.
+        sampler: samples the views of a volume.
+        group: volumes that are processed together; the batch of a process, and each part of it, is a multiple.
+        needs_multiple_subjects: a sentence on what to do if all volumes are of one subject; empty if that is no problem.
+        aligned: whether features of two views are compared at corresponding positions.
+        has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
+        deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.
+        images: images per volume that pass the networks, for estimates of cost.
+        uses_decoder, drops_tokens: whether images are decoded, and whether a transformer drops masked tokens; likewise.
     """
 
-    draw: ViewSampler = sample_one
+    sampler: ViewSampler = sample_one
     group: int = 1
     needs_multiple_subjects: str = ""
     aligned: bool = False
     has_unused_parameters: bool = False
-    repeats: bool = True
+    deterministic: bool = True
     images: float = 1.0
     uses_decoder: bool = True
     drops_tokens: bool = False
@@ -45,15 +45,15 @@ class MethodRequirements:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gives.
+    """Result of one step.
 
     Attributes:
         loss: a scalar with gradient.
-        logs: detached scalars by name, on the device they were made on.
-        features: detached (rows, C) tensors by name for the health panel; made only when the loop asks for them.
-        pictures: detached images (V·B, ...) by name for the report, first views first; made only when the loop asks
-            for them. It draws "input" (what the network saw), "reconstruction", "targets" (where it is not the
-            view itself), "mask" and "features".
+        logs: detached scalars by name, on their device.
+        features: detached (rows, C) by name for the health figures; only with `return_diagnostics`.
+        pictures: detached images (V·B, ...) by name for the report, first views first; only with `return_diagnostics`.
+            The report shows "input" (of the network), "reconstruction", "targets" (if not the view itself), "mask" and
+            "features".
     """
 
     loss: Tensor
@@ -63,52 +63,44 @@ class StepResult:
 
 
 class Method(nn.Module, ABC):
-    """A pretraining method: parameters and a step in two halves. The loop knows nothing else about it.
+    """A pretraining method: its networks and a step in two halves.
 
-    Networks work image by image in `latents`; whatever compares images, or normalises over them, is in `judge`. So a
-    batch that does not fit into memory can pass the networks in parts and still be judged as a whole
-    (`training/accumulate.py`).
+    `forward_features` processes each image by itself; all that compares images, or normalises over them, is in
+    `compute_loss`. A batch that does not fit into memory can therefore pass the networks in parts and still have the
+    loss of the whole batch (`training/accumulate.py`).
     """
 
     @abstractmethod
     def forward_features(self, batch: ViewBatch, *, return_diagnostics: bool = False, targets: bool = True) -> Latents:
         """Run the networks.
 
-        What an image gives may depend on that image alone (or on its group, see `Asks`), and on no generator that lives
-        on. Without `targets`, what needs no gradient (a teacher's part) may be left out.
+        The output of an image may only depend on that image (or on its group, see `MethodRequirements`) and on random
+        numbers derived from it. Without `targets`, outputs that need no gradient (of a teacher) may be left out.
         """
 
     @abstractmethod
     def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:
-        """Return the loss of a batch's latents; with `examine`, features for the health panel and pictures too."""
+        """Return the loss of a batch from its latents, with features and pictures if `return_diagnostics`."""
 
     def after_update(self, step: int, made: Tensor | None = None) -> None:
-        """Do what follows the `step`-th optimizer step (from 1), such as moving a teacher.
+        """Do what follows optimizer step number `step` (from 1), such as updating a teacher.
 
         Args:
-            step: number of the step, skipped ones not counted.
-            made: a scalar on the device of the parameters, 1 where the optimizer's step was made and 0 where it was
-                skipped, after which nothing may change; to read it would make the program wait for a GPU. None where
-                the step was made.
+            step: without skipped steps.
+            made: scalar on the parameters' device, 1 if the step was made, 0 if it was skipped and nothing may change;
+                reading it would synchronise with the GPU. None if it was made.
         """
 
     @abstractmethod
     def encoder(self) -> Backbone:
         """Return the backbone whose weights are exported."""
 
-    def step(self, batch: ViewBatch, *, return_diagnostics: bool = False) -> StepResult:
-        """Return the loss of a batch; see `judge`."""
-        return self.compute_loss(
-            batch,
-            self.forward_features(batch, return_diagnostics=return_diagnostics),
-            return_diagnostics=return_diagnostics,
-        )
-
     def forward(self, batch: ViewBatch, return_diagnostics: bool = False) -> StepResult:
-        """Run `step`: the name under which wrappers for many processes call it."""
-        return self.step(batch, return_diagnostics=return_diagnostics)
+        """Run one step on a batch."""
+        latents = self.forward_features(batch, return_diagnostics=return_diagnostics)
+        return self.compute_loss(batch, latents, return_diagnostics=return_diagnostics)
 
 
 def join(parts: Sequence[Latents]) -> Latents:
-    """Join the latents of a batch's parts."""
+    """Join the latents of the parts of a batch."""
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}

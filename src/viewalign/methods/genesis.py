@@ -1,7 +1,8 @@
-"""Models Genesis (Zhou et al., arXiv:2004.07882): spoil a view in several ways, and restore all of it."""
+"""Models Genesis (Zhou et al., arXiv:2004.07882): restore a view that was corrupted in several ways."""
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
 from viewalign.config import Fraction, Recipe, Settings
@@ -16,42 +17,41 @@ from viewalign.views.corruption import CorruptionConfig
 
 
 class MethodSettings(Settings):
-    """Probabilities of spoiling; see `views.distortion.Distortions`."""
+    """Models Genesis: how views are corrupted (arXiv:2004.07882)."""
 
-    p_shuffle: Fraction = 0.5
-    p_bend: Fraction = 0.9
-    p_paint: Fraction = 0.9
-    p_outer: Fraction = 0.8
-    largest: Fraction = 0.1
+    p_shuffle: Fraction = Field(0.5, description="Probability of shuffling voxels within small boxes.")
+    p_nonlinear: Fraction = Field(0.9, description="Probability of mapping intensities by a random Bézier curve.")
+    p_paint: Fraction = Field(0.9, description="Probability of replacing boxes, or all but some boxes, by noise.")
+    p_outpaint: Fraction = Field(0.8, description="Share of these cases in which all but some boxes are replaced.")
+    shuffle_size: Fraction = Field(0.1, description="Largest side of a shuffled box, as a share of the view's side.")
 
 
 class ModelsGenesis(SingleNetwork):
-    """One network that restores spoilt views, judged over every valid voxel by mean squared error.
+    """One network that restores corrupted views, by mean squared error over valid voxels.
 
     Args:
-        backbone: what is trained.
-        changes: how views are spoilt.
-        seed: what happens to a view derives from (seed, sample, view).
+        backbone, seed: as for `SingleNetwork`.
+        corruption: which corruptions are applied.
     """
 
-    def __init__(self, backbone: Backbone, changes: CorruptionConfig, *, seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, corruption: CorruptionConfig, *, seed: int = 0) -> None:
         super().__init__(backbone, seed=seed)
-        self._changes = changes
+        self._corruption = corruption
         backbone.freeze_unused(finest=True, to_image=True)
 
     def run(self, batch: ViewBatch) -> Latents:
-        """Restore spoilt views."""
-        spoilt = self.spoil(batch)
+        """Corrupt and restore views."""
+        corrupted = self.corrupt(batch)
         self.sample_drop_path(batch)
-        image = self.backbone.to_image([self.backbone.finest(self.backbone.encode(spoilt))])
-        return {"image": image.unflatten(0, batch.count), "input": spoilt.unflatten(0, batch.count)}
+        image = self.backbone.to_image([self.backbone.finest(self.backbone.encode(corrupted))])
+        return {"image": image.unflatten(0, batch.count), "input": corrupted.unflatten(0, batch.count)}
 
-    def spoil(self, batch: ViewBatch) -> Tensor:
-        """Return every view (N, C, D, H, W) spoilt in its own way."""
-        return rng.corrupt_views(batch, self._changes, self._seed)
+    def corrupt(self, batch: ViewBatch) -> Tensor:
+        """Return every view (N, C, D, H, W) corrupted."""
+        return rng.corrupt_views(batch, self._corruption, self._seed)
 
     def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
-        """Compare the image with the clean view."""
+        """Return the error of the restored image."""
         image = latents["image"].flatten(0, 1)
         loss = masked_mse(image, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1))
         pictures = {"reconstruction": image, "input": latents["input"].flatten(0, 1)}
@@ -59,10 +59,6 @@ class ModelsGenesis(SingleNetwork):
 
 
 def build(recipe: Recipe) -> ModelsGenesis:
-    """Build the method that a recipe describes.
-
-    Raises:
-        UserError: a view size that the network cannot take.
-    """
-    pretext = MethodSettings.model_validate(recipe.pretext)
-    return ModelsGenesis(build_for(recipe), CorruptionConfig(**pretext.model_dump()), seed=recipe.seed)
+    """Build the method of a recipe."""
+    settings = MethodSettings.model_validate(recipe.pretext)
+    return ModelsGenesis(build_for(recipe), CorruptionConfig(**settings.model_dump()), seed=recipe.seed)

@@ -1,7 +1,7 @@
-"""Is the run healthy? Figures of the features, and what they mean in plain words.
+"""Health figures of a run: features that collapse or barely vary, and how well pretext tasks are solved.
 
-Each figure has two limits: on its good side all is well, past the second the run has a fault. They are rules of thumb,
-measured on runs of this package; docs/health.md says how.
+Each figure has two limits, between good and watch, and between watch and bad. They are rules of thumb measured on runs
+of this package (docs/health.md).
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ Level = Literal["good", "watch", "bad"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of the health panel.
+    """A health figure.
 
     Attributes:
-        name: its key in the log.
-        title: what a person calls it.
-        good: the value from which on it is good.
-        bad: the value beyond which it is bad.
-        means: what the figure is, in a sentence.
-        remedy: what to try when it is not good.
+        name: key in the log.
+        title: name in the report.
+        good, bad: limits of the two levels; if `good` is the larger one, high values are good.
+        means: what the figure measures, in a sentence.
+        remedy: what to try if it is not good.
     """
 
     name: str
@@ -38,7 +37,7 @@ class Measure:
     remedy: str
 
     def level(self, value: float) -> Level:
-        """Judge a value."""
+        """Return the level of a value."""
         if self.good >= self.bad:
             return "good" if value >= self.good else "watch" if value >= self.bad else "bad"
         return "good" if value <= self.good else "watch" if value <= self.bad else "bad"
@@ -50,7 +49,7 @@ MEASURES = (
         "Feature standard deviation",
         0.5,
         0.2,
-        "How far encoder features of different places spread over the sphere: 1 when evenly, 0 when all are equal.",
+        "Spread of the encoder's normalised features over positions: 1 if they are spread evenly, 0 if all are equal.",
         "Lower optim.lr, or raise objectives.reconstruction_weight.",
     ),
     Measure(
@@ -58,70 +57,70 @@ MEASURES = (
         "Effective rank",
         10.0,
         4.0,
-        "How many directions the encoder's features really use (exponential of the entropy of their spectrum).",
+        "Number of directions that the encoder's features use (exponential of the entropy of their spectrum).",
         "Lower optim.lr, lengthen optim.warmup, or raise objectives.contrastive_weight.",
     ),
     Measure(
         "cosine",
-        "Teacher–student cosine at shared places",
+        "Teacher–student cosine at shared positions",
         0.3,
         0.05,
-        "How alike the student's prediction and the teacher's features are at the same place in two views.",
-        "Early on it is low; if it stays there, look at the views and raise objectives.consistency_weight.",
+        "Similarity of the student's prediction and the teacher's features at the same position in two views.",
+        "It is low early in training; if it stays low, look at the views and raise objectives.consistency_weight.",
     ),
     Measure(
         "contrast_accuracy",
         "NT-Xent accuracy",
         0.5,
         0.1,
-        "How often an image's other view is told from all views of other subjects.",
+        "How often the other view of an image is more similar than all views of other subjects.",
         "Train longer, or take a larger batch.",
     ),
     Measure(
         "rotation_accuracy",
-        "Rotations told",
+        "Rotation accuracy",
         0.7,
         0.3,
-        "How often the quarter turn of a view is told; a guess is right one time in four.",
-        "Train longer; with views.mirror=true turns cannot be told apart.",
+        "How often the rotation of a view is predicted correctly; chance is 0.25.",
+        "Train longer; with views.mirror=true rotations cannot be distinguished.",
     ),
     Measure(
         "fusion_accuracy",
-        "Fused voxels told",
+        "Fusion accuracy",
         0.6,
         0.3,
-        "In how many voxels of two fused volumes the share of the first is told.",
+        "Share of the voxels of two fused volumes in which the fraction of the first is predicted correctly.",
         "Train longer, or lower optim.lr.",
     ),
     Measure(
         "overlap_error",
-        "Error of told overlaps",
+        "Overlap error",
         0.1,
         0.3,
-        "How far the similarity of two views lies from the share that they overlap.",
-        "Train longer; look at the views: those outside the body say nothing.",
+        "Mean difference between the similarity of two views and their overlap.",
+        "Train longer, and check that the views lie inside the body.",
     ),
     Measure(
         "alignment_error",
         "Alignment error on a ramp (voxels)",
         1e-3,
         1e-2,
-        "Coordinates instead of features, sent through views and alignment at the start: how far they end up apart.",
-        "Expected with geometry=latentcampus; else this is a fault of the program: please report it with the recipe.",
+        "Distance of corresponding positions when coordinates pass views and alignment in place of features.",
+        "Expected with geometry=latentcampus; otherwise this is a bug: please report it with the recipe.",
     ),
 )
 
 
 def sentence(measure: Measure, value: float) -> str:
-    """Say what a figure that is not good means, and what to try."""
+    """Return a message on a figure that is not good, with what to try."""
     return f"{measure.title} is {value:.3g} ({measure.level(value)}). {measure.means} {measure.remedy}"
 
 
 @full_precision
 def feature_std(rows: Tensor) -> Tensor:
-    """Return the mean deviation of unit vectors (N, C) per channel, times √C: 1 for an even spread, 0 for collapse.
+    """Return √C times the standard deviation per channel of normalised rows (N, C): 1 if spread evenly, 0 on collapse.
 
-    The measure of SimSiam (Chen & He, arXiv:2011.10566), taken about the mean direction.
+    The measure of SimSiam (Chen & He, arXiv:2011.10566), about the mean direction.
     """
     unit = torch.nn.functional.normalize(rows.float(), dim=-1)
     return unit.var(0, unbiased=False).sum().clamp(min=0).sqrt()
@@ -131,7 +130,7 @@ def feature_std(rows: Tensor) -> Tensor:
 def effective_rank(rows: Tensor, limit: int = 512) -> Tensor:
     """Return the effective rank of centred rows (N, C) (Roy & Vetterli, 2007), from at most `limit` of them.
 
-    It is the exponential of the entropy of the normalised singular values: k when k directions are used alike.
+    The exponential of the entropy of the normalised singular values: k if k directions are used equally.
     """
     rows = rows[:: max(1, rows.shape[0] // limit)][:limit].double()
     rows = rows - rows.mean(0)
@@ -141,7 +140,7 @@ def effective_rank(rows: Tensor, limit: int = 512) -> Tensor:
 
 
 def measure(features: dict[str, Tensor]) -> dict[str, float]:
-    """Work out the figures that features alone give; rows that are not finite are left out."""
+    """Return the figures of a step's features; rows with non-finite values are ignored."""
     out = {}
     names = {"encoder": ("feature_std", "effective_rank"), "projected": ("projected_std", "projected_rank")}
     for name, (spread, rank) in names.items():

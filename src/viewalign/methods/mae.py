@@ -1,7 +1,7 @@
-"""Masked autoencoder (He et al., arXiv:2111.06377): hide most of a view and give it back.
+"""Masked autoencoder (He et al., arXiv:2111.06377).
 
-A CNN sees zeros where blocks are hidden, as in the benchmark OpenMind (Wald et al., arXiv:2412.17041); a transformer
-sees the other tokens alone, and a light decoder fills in the rest. With nothing hidden it is a plain autoencoder.
+A CNN sees zeros in masked blocks, as in OpenMind (Wald et al., arXiv:2412.17041); a transformer sees only the other
+tokens, and a light decoder restores all. Without masking this is a plain autoencoder.
 """
 
 from __future__ import annotations
@@ -10,33 +10,28 @@ from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.methods.base import MethodRequirements
-from viewalign.methods.masked_modelling import LOSS, MaskedRestoration, loss_of
 from viewalign.methods.requirements import build_for, used_settings
+from viewalign.methods.single_network import MASKED_LOSS, MaskedModelling, masked_loss
 from viewalign.networks.masking import BlockMask
 
+USED_SETTINGS = used_settings("masking") | MASKED_LOSS
 
-class MaskedAutoencoder(MaskedRestoration):
-    """An encoder that sees what is left, and a decoder that restores the rest."""
+
+class MaskedAutoencoder(MaskedModelling):
+    """Encodes the visible part of a view and decodes all of it."""
 
     def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
-        """Encode what is left and decode all."""
+        """Encode and decode."""
         return self.backbone.reconstruct(self.backbone.encode(images, mask))
 
 
-USED_SETTINGS = used_settings("masking") | LOSS
-
-
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
-    """Ask for one view of each volume."""
+    """Return the requirements: one view per volume."""
     return MethodRequirements(drops_tokens=True)
 
 
 def build(recipe: Recipe) -> MaskedAutoencoder:
-    """Build the method that a recipe describes.
-
-    Raises:
-        UserError: a view size that the network cannot take.
-    """
+    """Build the method of a recipe."""
     backbone, ratio = build_for(recipe, masked=True), recipe.masking.ratio
     backbone.freeze_unused(decode=True, to_image=True, fill=ratio > 0)
-    return MaskedAutoencoder(backbone, seed=recipe.seed, mask_ratio=ratio, loss=loss_of(recipe))
+    return MaskedAutoencoder(backbone, seed=recipe.seed, mask_ratio=ratio, loss=masked_loss(recipe))

@@ -1,14 +1,16 @@
-"""PCRLv2 (Zhou et al., arXiv:2301.00772): restore a view from one coarse map, and let views agree at every scale.
+"""PCRLv2 (Zhou et al., arXiv:2301.00772): restore views at several scales, and make views consistent at every scale.
 
-A decoder without skips restores two large views, its coarser maps restoring coarser images. Pooled, the maps of each
-scale are compared between the large views, and between small views inside them and the large ones.
+A decoder without skip connections restores two large views; its coarser maps restore downsampled images. The pooled
+maps of each scale are compared between the large views, and between local views inside them and the large ones.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from viewalign.config import Count, Fraction, Positive, Range, Recipe, Settings, Triple
@@ -18,37 +20,38 @@ from viewalign.losses.reconstruction import masked_mse
 from viewalign.losses.reduction import mean_per_view
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
-from viewalign.methods.dense_features import grid_of
-from viewalign.methods.pooled_features import pooled
 from viewalign.methods.requirements import NORM, build_for, norm_for, used_settings
-from viewalign.methods.single_network import SingleNetwork, total
+from viewalign.methods.single_network import SingleNetwork, sum_terms
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
+from viewalign.utils.pooling import masked_mean, valid_fraction
 from viewalign.utils.precision import at_least_float32
-from viewalign.views.alignment import valid_share
+from viewalign.utils.shapes import Size, spatial_size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.feature_grids import resize
 from viewalign.views.layouts import NestedViewConfig, sample_nested
 
+USED_SETTINGS = NORM | used_settings("heads.width", "heads.predictor_width")
+
 
 class MethodSettings(Settings):
-    """The layout of views; see `views.nested_views.Nesting`."""
+    """PCRLv2: large and local views of one region (arXiv:2301.00772)."""
 
-    region: Positive = 1.41
-    extent: Range = (0.75, 1.25)
-    min_iou: Fraction = 0.3
-    locals: Count = 6
-    local_size: Triple = (64, 64, 64)
-    local_extent: Range = (0.5, 1.0)
+    region: Positive = Field(1.41, description="Side of the region that all views lie in, as a multiple of a view's.")
+    extent: Range = Field((0.75, 1.25), description="Range of the scale of the two large views.")
+    min_iou: Fraction = Field(0.3, description="Smallest intersection over union of the two large views.")
+    locals: Count = Field(6, description="Local views of a volume.")
+    local_size: Triple = Field((64, 64, 64), description="Size of a local view (D, H, W) in voxels.")
+    local_extent: Range = Field((0.5, 1.0), description="Range of the scale of the local views.")
 
 
 class PCRLv2(SingleNetwork):
-    """One network: an encoder, a decoder without skips, and an image head, projector and predictor for each scale.
+    """An encoder, a decoder without skips, and an image head, projector and predictor for each scale.
 
     Args:
-        backbone: whose encoder is trained.
+        backbone, seed: as for `SingleNetwork`; only its encoder is trained.
         width, predictor_width, norm: of the heads.
-        seed: stochastic depth derives from (seed, sample, view).
+        channels: of images.
     """
 
     def __init__(
@@ -70,101 +73,95 @@ class PCRLv2(SingleNetwork):
         backbone.freeze_unused()
 
     def run(self, batch: ViewBatch) -> Latents:
-        """Restore the large views at every scale; pool every scale of large and small views."""
-        assert batch.local is not None, "views are drawn by `draw_nested`"
-        made: Latents = {}
+        """Restore the large views and pool all views, at every scale."""
+        assert batch.local is not None, "views are from `sample_nested`"
+        latents: Latents = {}
         for name, views in (("large", batch), ("small", batch.local)):
-            maps = self._decoded(views, f"drop path of {name}")
+            maps = self._decode(views, f"drop path of {name}")
             valid = views.valid.flatten(0, 1)
-            for scale, one in enumerate(maps):
-                made[f"{name}{scale}"] = pooled([one], valid).unflatten(0, views.count)
+            for scale, features in enumerate(maps):
+                latents[f"{name}{scale}"] = masked_mean([features], valid).unflatten(0, views.count)
                 if name == "large":
-                    made[f"image{scale}"] = self.images[scale](one).unflatten(0, views.count)
-        return made
+                    latents[f"image{scale}"] = self.images[scale](features).unflatten(0, views.count)
+        return latents
 
-    def _decoded(self, views: ViewBatch, purpose: str) -> list[Tensor]:
+    def _decode(self, views: ViewBatch, purpose: str) -> list[Tensor]:
         self.backbone.sample_drop_path(rng.generators(views, self._seed, purpose) if self.training else None)
         return self.backbone.decode_with(self.plain_decoder, self.backbone.encode(views.views.flatten(0, 1)))
 
     def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
-        """Add up: the image, the coarser images, and what large views, and small and large ones, lack in likeness."""
+        """Return the sum of the errors of image and downsampled images and of the distances between views."""
         scales = range(len(self.images))
         images = [latents[f"image{scale}"].flatten(0, 1) for scale in scales]
         target, valid = batch.targets.flatten(0, 1), batch.valid.flatten(0, 1)
         compared = [self._compare(scale, latents) for scale in scales]
         terms = {
             "reconstruction": masked_mse(images[0], target, valid),
-            "coarse_reconstruction": torch.stack([coarse_mse(one, target, valid) for one in images[1:]]).mean(),
-            "global_distance": torch.stack([one[0] for one in compared]).mean(),
-            "local_distance": torch.stack([one[1] for one in compared]).mean(),
+            "coarse_reconstruction": torch.stack([coarse_mse(image, target, valid) for image in images[1:]]).mean(),
+            "global_distance": torch.stack([large for large, _, _ in compared]).mean(),
+            "local_distance": torch.stack([local for _, local, _ in compared]).mean(),
         }
         features = {"projected": compared[0][2].flatten(0, 1)}
-        return self.result(total(terms), latents, terms, {"reconstruction": images[0]}, features)
+        return self.result(sum_terms(terms), latents, terms, {"reconstruction": images[0]}, features)
 
     def _compare(self, scale: int, latents: Latents) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the distances among large views and from small to large ones, and the large ones' vectors."""
+        """Return the distances between large views and from local to large ones, and the projected large views."""
         projector, predictor = self.projectors[scale], self.predictors[scale]
         assert isinstance(projector, heads.MLP)
         assert isinstance(predictor, heads.MLP)
-        # Large and small views are two populations, and so pass the heads apart, with statistics of their own.
-        large, small = (heads.embed(latents[f"{name}{scale}"], projector) for name in ("large", "small"))
+        # Large and local views pass the heads separately, with batch statistics of their own.
+        large, local = (heads.embed(latents[f"{name}{scale}"], projector) for name in ("large", "small"))
         among = siamese_cosine(heads.embed(large, predictor), large, same_views=True)
-        across = siamese_cosine(heads.embed(small, predictor), large, same_views=False)
+        across = siamese_cosine(heads.embed(local, predictor), large, same_views=False)
         return among, across, large
 
 
 def coarse_mse(image: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Return the squared error of a coarse image (N, C, d, h, w) from the mean of the valid voxels in each cell.
+    """Return the squared error of a coarse image from the mean of the valid target voxels in each cell.
 
     Args:
-        image: of cells that are whole blocks of voxels.
+        image: (N, C, d, h, w), whose cells are whole blocks of voxels.
         target: (N, C, D, H, W).
-        valid: (N, 1, D, H, W) bool; each cell counts by its valid share.
+        valid: (N, 1, D, H, W) bool; each cell is weighted by its valid fraction.
     """
-    share = valid_share(valid, grid_of(image)).to(torch.promote_types(image.dtype, torch.float32))
-    mean = resize(target * valid, grid_of(image)) / share.clamp(min=1e-6)
-    return mean_per_view((at_least_float32(image) - mean).square(), share)
-
-
-USED_SETTINGS = NORM | used_settings("heads.width", "heads.predictor_width")
+    grid = spatial_size(image)
+    fraction = valid_fraction(valid, grid).to(torch.promote_types(image.dtype, torch.float32))
+    mean = resize(target * valid, grid) / fraction.clamp(min=1e-6)
+    return mean_per_view((at_least_float32(image) - mean).square(), fraction)
 
 
 def requirements(recipe: Recipe) -> MethodRequirements:
-    """Ask for two large views and small ones inside them."""
-    pretext = MethodSettings.model_validate(recipe.pretext)
-    share = float(torch.tensor(pretext.local_size).prod() / torch.tensor(recipe.views.size).prod())
-    nesting = NestedViewConfig(**pretext.model_dump())
-    return MethodRequirements(draw=partial(sample_nested, nesting=nesting), images=2.0 + pretext.locals * share)
+    """Return the requirements: two large views, and local views inside them."""
+    settings = MethodSettings.model_validate(recipe.pretext)
+    relative = math.prod(settings.local_size) / math.prod(recipe.views.size)
+    sampler = partial(sample_nested, nesting=NestedViewConfig(**settings.model_dump()))
+    return MethodRequirements(sampler=sampler, images=2.0 + settings.locals * relative)
 
 
 def build(recipe: Recipe) -> PCRLv2:
-    """Build the method that a recipe describes.
+    """Build the method of a recipe.
 
     Raises:
-        UserError: a size of large or small views that the network cannot take, or a layout that cannot be.
+        UserError: sizes or ranges of local views that are not possible.
     """
-    pretext, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe)
-    _check(pretext, backbone, recipe.views.size)
-    norm = norm_for(recipe, 2 * recipe.batch)
+    settings, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe)
+    _check(settings, backbone, recipe.views.size)
     return PCRLv2(
         backbone,
         recipe.heads.width,
         recipe.heads.predictor_width,
-        norm,
+        norm_for(recipe, 2 * recipe.batch),
         seed=recipe.seed,
         channels=recipe.network.channels,
     )
 
 
-def _check(pretext: MethodSettings, backbone: Backbone, size: tuple[int, int, int]) -> None:
-    local = pretext.local_size
-    try:
-        backbone.check_size(local, "pretext.local_size")
-    except ValueError as problem:
-        raise UserError(str(problem)) from None
-    if any(n > most for n, most in zip(local, size, strict=True)):
+def _check(settings: MethodSettings, backbone: Backbone, size: Size) -> None:
+    local = settings.local_size
+    backbone.check_size(local, "pretext.local_size")
+    if any(n > limit for n, limit in zip(local, size, strict=True)):
         raise UserError(f"pretext.local_size = {list(local)} is larger than views.size = {list(size)}.")
     for name in ("extent", "local_extent"):
-        low, high = getattr(pretext, name)
+        low, high = getattr(settings, name)
         if not 0 < low <= high:
-            raise UserError(f"pretext.{name} must be two shares 0 < low ≤ high, not {[low, high]}.")
+            raise UserError(f"pretext.{name} must be two numbers 0 < low ≤ high, not {[low, high]}.")

@@ -1,4 +1,10 @@
-"""From a method's name to the method: one line each."""
+"""Pretraining methods by name. A method is one module that offers:
+
+- `build(recipe)`, which returns the `Method`;
+- optionally `requirements(recipe)`, a `MethodRequirements` (default: one view per volume);
+- optionally `MethodSettings`, the model of its own settings (default: none);
+- optionally `USED_SETTINGS`, the settings of `requirements.OPTIONAL` that it uses (default: none).
+"""
 
 from __future__ import annotations
 
@@ -16,44 +22,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the registry.
+    """A registered method.
 
     Attributes:
-        title: what the method is called.
-        paper: where it comes from.
-        networks: the families of networks that it trains, by the first word of their names.
-        module: its file; it offers `build(recipe)`, and may offer `asks(recipe)`, a settings model `Pretext`, and
-            `READS`, which of the settings of `reading.OPTIONAL` it reads.
-        status: what it has been through.
+        title: name of the method.
+        paper: arXiv number of its paper.
+        networks: families of networks that it trains, by the first word of their names.
+        status: how far the implementation was validated.
     """
 
     title: str
     paper: str
-    networks: tuple[str, ...]
-    module: str
+    networks: tuple[str, ...] = ("resenc", "primus")
     status: str = "tested, compared at small scale"
 
 
-_BOTH = ("resenc", "primus")
-
 METHODS = {
-    "cva": Entry("Consistent View Alignment", "arXiv:2509.13846", _BOTH, "viewalign.methods.cva"),
-    "mae": Entry("Masked autoencoder", "arXiv:2111.06377", _BOTH, "viewalign.methods.mae"),
-    "simmim": Entry("SimMIM", "arXiv:2111.09886", ("primus",), "viewalign.methods.simmim"),
-    "genesis": Entry("Models Genesis", "arXiv:2004.07882", _BOTH, "viewalign.methods.genesis"),
-    "fusion": Entry("Volume Fusion", "arXiv:2306.16925", _BOTH, "viewalign.methods.fusion"),
-    "simclr": Entry("SimCLR", "arXiv:2002.05709", _BOTH, "viewalign.methods.simclr"),
-    "voco": Entry("VoCo", "arXiv:2402.17300", _BOTH, "viewalign.methods.voco"),
-    "swinunetr": Entry("SwinUNETR's three tasks", "arXiv:2111.14791", _BOTH, "viewalign.methods.swinunetr"),
-    "pcrlv2": Entry("PCRLv2", "arXiv:2301.00772", _BOTH, "viewalign.methods.pcrlv2"),
-    "gvsl": Entry("GVSL", "arXiv:2303.00874", _BOTH, "viewalign.methods.gvsl"),
-    "spark": Entry("SparK", "arXiv:2301.03580", ("resenc",), "viewalign.methods.spark"),
+    "cva": Entry("Consistent View Alignment", "arXiv:2509.13846"),
+    "mae": Entry("Masked autoencoder", "arXiv:2111.06377"),
+    "simmim": Entry("SimMIM", "arXiv:2111.09886", ("primus",)),
+    "genesis": Entry("Models Genesis", "arXiv:2004.07882"),
+    "fusion": Entry("Volume Fusion", "arXiv:2306.16925"),
+    "simclr": Entry("SimCLR", "arXiv:2002.05709"),
+    "voco": Entry("VoCo", "arXiv:2402.17300"),
+    "swinunetr": Entry("SwinUNETR's three tasks", "arXiv:2111.14791"),
+    "pcrlv2": Entry("PCRLv2", "arXiv:2301.00772"),
+    "gvsl": Entry("GVSL", "arXiv:2303.00874"),
+    "spark": Entry("SparK", "arXiv:2301.03580", ("resenc",)),
 }
-"""Every method by its name."""
+"""Every method by name, which is also the name of its module in this package."""
 
 
 def entry_of(method: str) -> Entry:
-    """Return a method's line.
+    """Return a method's entry.
 
     Raises:
         UserError: there is no such method.
@@ -63,8 +64,15 @@ def entry_of(method: str) -> Entry:
     return METHODS[method]
 
 
+def _attribute(method: str, name: str, default: Any) -> Any:
+    """Return what a method's module offers under a name, or the default."""
+    if method not in METHODS:
+        return default
+    return getattr(import_module(f"viewalign.methods.{method}"), name, default)
+
+
 def build_method(recipe: Recipe) -> Method:
-    """Build the method that a recipe names.
+    """Build the method of a recipe.
 
     Raises:
         UserError: there is no such method, or it cannot train the recipe's network.
@@ -73,50 +81,44 @@ def build_method(recipe: Recipe) -> Method:
     if not network.startswith(entry.networks):
         families = " and ".join(entry.networks)
         raise UserError(f"{entry.title} (method={recipe.method}) trains {families} networks, not network={network}.")
-    method: Method = import_module(entry.module).build(recipe)
+    method: Method = _attribute(recipe.method, "build", None)(recipe)
     return method
 
 
 def requirements_of(recipe: Recipe) -> MethodRequirements:
-    """Return what the recipe's method asks of views; one view of each volume where it says nothing.
+    """Return what the recipe's method needs of views, volumes and processes.
 
     Raises:
         UserError: there is no such method.
     """
     from viewalign.methods.base import MethodRequirements
 
-    module = import_module(entry_of(recipe.method).module)
-    requirements: MethodRequirements = (
-        module.requirements(recipe) if hasattr(module, "requirements") else MethodRequirements()
-    )
+    entry_of(recipe.method)
+    requirements: MethodRequirements = _attribute(recipe.method, "requirements", lambda _: MethodRequirements())(recipe)
     return requirements
 
 
 def used_settings_of(method: str) -> frozenset[str]:
-    """Return which settings of `reading.OPTIONAL` a method reads; all where there is no such method."""
-    if method not in METHODS:
-        return OPTIONAL
-    reads: frozenset[str] = getattr(import_module(METHODS[method].module), "USED_SETTINGS", frozenset())
-    return reads
+    """Return the settings of `requirements.OPTIONAL` that a method uses; all if there is no such method."""
+    used: frozenset[str] = _attribute(method, "USED_SETTINGS", frozenset()) if method in METHODS else OPTIONAL
+    return used
 
 
 def methods_using(setting: str) -> list[str]:
-    """Return the methods that read a setting."""
+    """Return the methods that use a setting."""
     return [method for method in METHODS if setting not in OPTIONAL or setting in used_settings_of(method)]
 
 
 def method_settings_model(method: str) -> type[Settings]:
-    """Return the model of a method's own settings; an empty one for a method without any, or one that is not there."""
-    if method not in METHODS:
-        return Settings
-    model: type[Settings] = getattr(import_module(METHODS[method].module), "MethodSettings", Settings)
+    """Return the model of a method's own settings; an empty one if it has none or does not exist."""
+    model: type[Settings] = _attribute(method, "MethodSettings", Settings)
     return model
 
 
 def resolve_method_settings(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Check a method's own settings and fill in their defaults, as plain data.
+    """Validate a method's own settings and fill in defaults, as plain data.
 
     Raises:
-        pydantic.ValidationError: an unknown key, or a value that does not fit.
+        pydantic.ValidationError: an unknown key or an invalid value.
     """
     return method_settings_model(method).model_validate(given).model_dump(mode="json")

@@ -1,7 +1,7 @@
-"""Which settings a method reads: each method's file says it beside its `build`, as `READS = named(...)`.
+"""Which settings a method uses, declared in its module as `USED_SETTINGS = used_settings(...)`.
 
-Most settings are read for every method: where views lie, how they look, optimizer, schedule, machine. Those of
-`OPTIONAL` are not, and one that the chosen method does not read is refused or told of (`recipes/unused.py`).
+Most settings apply to every method: views, intensity, optimizer, schedule, runtime. Those of `OPTIONAL` do not; one
+that the chosen method does not use is rejected (`recipes/unused.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 
-_PLACES = ("geometry", "views.overlap", "views.independent", "masking", "heads", "objectives", "teacher")
+_OPTIONAL = ("geometry", "views.overlap", "views.independent", "masking", "heads", "objectives", "teacher")
 
 
 def setting_names(model: type[BaseModel], prefix: str = "", groups: bool = False) -> Iterator[str]:
@@ -32,55 +32,53 @@ def setting_names(model: type[BaseModel], prefix: str = "", groups: bool = False
             yield from setting_names(kind, path + ".", groups)
 
 
-def _under(places: Iterable[str], known: Iterable[str]) -> frozenset[str]:
+def _select(names: Iterable[str], known: Iterable[str]) -> frozenset[str]:
     found: set[str] = set()
-    for place in places:
-        below = {name for name in known if name == place or name.startswith(f"{place}.")}
-        if not below:
-            raise ValueError(f"there is no setting or group '{place}' that a method may read")
-        found |= below
+    for name in names:
+        matching = {setting for setting in known if setting == name or setting.startswith(f"{name}.")}
+        if not matching:
+            raise ValueError(f"there is no setting or group '{name}' among those that only some methods use")
+        found |= matching
     return frozenset(found)
 
 
-OPTIONAL = _under(_PLACES, list(setting_names(Recipe)))
-"""Settings that some methods read and others do not."""
+OPTIONAL = _select(_OPTIONAL, list(setting_names(Recipe)))
+"""Settings that only some methods use."""
 
 
-def used_settings(*places: str) -> frozenset[str]:
-    """Return the settings of `OPTIONAL` that are named, singly (`heads.width`) or as a group (`masking`).
+def used_settings(*names: str) -> frozenset[str]:
+    """Return the settings of `OPTIONAL` of these names (`heads.width`) or groups (`masking`).
 
     Raises:
-        ValueError: a name of which there is none.
+        ValueError: there is no such setting or group.
     """
-    return _under(places, OPTIONAL)
+    return _select(names, OPTIONAL)
 
 
 PAIRS = used_settings("views.overlap", "views.independent")
-"""What is read where views are drawn as overlapping pairs (`views.drawing.draw_pair`)."""
+"""The settings of `sample_pair`."""
 
 
-def summary(reads: frozenset[str]) -> list[str]:
-    """Write settings down shortly, whole groups by their names, in the order of a recipe."""
+def summary(used: frozenset[str]) -> list[str]:
+    """Return the names of settings in the order of a recipe, with complete groups by their own names."""
     short: list[str] = []
-    for place in _PLACES:
-        below = used_settings(place)
-        short += [place] if below <= reads else [name for name in setting_names(Recipe) if name in below & reads]
+    for name in _OPTIONAL:
+        group = used_settings(name)
+        short += [name] if group <= used else [setting for setting in setting_names(Recipe) if setting in group & used]
     return short
 
 
-_ENOUGH = 8
-"""Below so many pooled vectors, batch statistics say more about chance than about images."""
-
-
+_MIN_VECTORS = 8
+"""Fewest pooled vectors for which batch statistics are stable enough."""
 NORM = used_settings("heads.norm")
-"""What `norm_for` reads."""
+"""The settings that `norm_for` uses."""
 
 
 def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
-    """Build the backbone of a recipe; `masked` where blocks of views are hidden from it (it reads `masking.block`).
+    """Build the backbone of a recipe, with `masking.block` if its views are `masked`.
 
     Raises:
-        UserError: an unknown network, or a view size that it cannot take.
+        UserError: an unknown network, or a view size that it does not accept.
     """
     network = recipe.network
     build = partial(build_backbone, network.name, recipe.views.size, network.channels, drop_path=network.drop_path)
@@ -88,8 +86,8 @@ def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
 
 
 def norm_for(recipe: Recipe, vectors: int) -> heads.Norm:
-    """Return how heads normalise that see so many pooled vectors of a global batch together."""
+    """Return the normalisation of heads for this number of pooled vectors in a global batch."""
     norm = recipe.heads.norm
     if norm == "auto":
-        return "batch" if vectors >= _ENOUGH else "layer"
+        return "batch" if vectors >= _MIN_VECTORS else "layer"
     return norm

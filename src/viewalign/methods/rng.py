@@ -1,4 +1,4 @@
-"""What a method draws at random for an image, as a function of (seed, sample, view)."""
+"""Random numbers of methods for each image, as a function of (seed, sample, view)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from viewalign.networks import masking
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.rng import make_rng, make_torch_generator
+from viewalign.utils.shapes import Size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.corruption import CorruptionConfig, corrupt
 
@@ -19,24 +20,23 @@ def generators(batch: ViewBatch, seed: int, purpose: str) -> list[np.random.Gene
     return [make_rng(seed, sample, view, purpose) for view in range(views) for sample in batch.sample.tolist()]
 
 
-def block_masks(batch: ViewBatch, seed: int, block: masking.Size, ratio: float) -> masking.BlockMask:
-    """Draw which blocks of every image are hidden."""
-    grid = masking.block_grid(batch.size, block)
-    blocks = grid[0] * grid[1] * grid[2]
-    return masking.draw_masks(generators(batch, seed, "mask"), blocks, ratio, batch.views.device)
+def block_masks(batch: ViewBatch, seed: int, block: Size, ratio: float) -> masking.BlockMask:
+    """Sample the masked blocks of every image."""
+    d, h, w = masking.block_grid(batch.size, block)
+    return masking.sample_masks(generators(batch, seed, "mask"), d * h * w, ratio, batch.views.device)
 
 
 def sample_drop_path(backbone: Backbone, batch: ViewBatch, seed: int, training: bool) -> None:
-    """Draw stochastic depth for the images of a batch; none is skipped outside training."""
+    """Sample stochastic depth for the images of a batch; nothing is skipped outside training."""
     backbone.sample_drop_path(generators(batch, seed, "drop path") if training else None)
 
 
-def corrupt_views(batch: ViewBatch, changes: CorruptionConfig, seed: int) -> Tensor:
-    """Return every view (N, C, D, H, W) of a batch spoilt in its own way."""
+def corrupt_views(batch: ViewBatch, config: CorruptionConfig, seed: int) -> Tensor:
+    """Return every view (N, C, D, H, W) of a batch, each corrupted with its own random numbers."""
     views, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
     samples = batch.sample.tolist() * batch.count[0]
     out = []
     for k, rng in enumerate(generators(batch, seed, "distortion")):
         noise = make_torch_generator(views.device, seed, samples[k], k // batch.count[1], "filling")
-        out.append(corrupt(views[k], valid[k], changes, rng, noise))
+        out.append(corrupt(views[k], valid[k], config, rng, noise))
     return torch.stack(out)

@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al., arXiv:2002.05709): two views of a volume are told from the views of all other subjects."""
+"""SimCLR (Chen et al., arXiv:2002.05709): contrast two views of a volume with the views of all other subjects."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.losses.contrastive import view_nt_xent
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
-from viewalign.methods.pooled_features import PooledComparison
 from viewalign.methods.requirements import NORM, PAIRS, build_for, norm_for, used_settings
+from viewalign.methods.single_network import PooledComparison
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.views.batch import ViewBatch
 from viewalign.views.sampling import sample_pair
 
+USED_SETTINGS = PAIRS | NORM | used_settings("heads.width", "objectives.temperature")
+
 
 class SimCLR(PooledComparison):
-    """An encoder whose pooled features of two views are contrasted after a projector.
+    """An encoder and a projector, trained by NT-Xent.
 
     Args:
         backbone, width, norm, seed: as for `PooledComparison`.
@@ -35,28 +37,25 @@ class SimCLR(PooledComparison):
         self._temperature = temperature
 
     def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
-        """Contrast the projected views."""
+        """Return NT-Xent of the projected views."""
         embedded = heads.embed(latents["pooled"], self.projector)
         contrast = view_nt_xent(embedded, batch.subject_id, self._temperature)
-        told = {"contrast_accuracy": contrast.accuracy}
-        return self.result(contrast.loss, latents, told, features={"projected": embedded.flatten(0, 1)})
-
-
-USED_SETTINGS = PAIRS | NORM | used_settings("heads.width", "objectives.temperature")
+        features = {"projected": embedded.flatten(0, 1)}
+        return self.result(contrast.loss, latents, {"contrast_accuracy": contrast.accuracy}, features=features)
 
 
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
-    """Ask for pairs of views of several subjects."""
+    """Return the requirements: pairs of views of several subjects."""
     return MethodRequirements(
-        draw=sample_pair, needs_multiple_subjects="add some, or take another method.", images=2.0, uses_decoder=False
+        sampler=sample_pair, needs_multiple_subjects="add some, or take another method.", images=2.0, uses_decoder=False
     )
 
 
 def build(recipe: Recipe) -> SimCLR:
-    """Build the method that a recipe describes.
+    """Build the method of a recipe.
 
     Raises:
-        UserError: no negatives, or a view size that the network cannot take.
+        UserError: a batch without negatives.
     """
     if recipe.batch < 2:
         raise UserError(f"batch = {recipe.batch} leaves SimCLR without negatives; set batch to at least 2.")

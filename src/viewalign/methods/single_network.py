@@ -1,28 +1,38 @@
-"""What methods of one network have in common: what is exported, examined, drawn at random, and told of a step."""
+"""Base classes of methods that train one network without a teacher."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from viewalign.config import Recipe
+from viewalign.losses.reconstruction import masked_huber, masked_mse
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, Method, StepResult
-from viewalign.methods.dense_features import grid_of
+from viewalign.methods.requirements import used_settings
+from viewalign.networks import heads, masking
 from viewalign.networks.backbone import Backbone
-from viewalign.views.alignment import valid_share
+from viewalign.networks.masking import BlockMask
+from viewalign.utils.pooling import masked_mean, valid_fraction
+from viewalign.utils.shapes import spatial_size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.feature_grids import common_grid, resize
 
+_MAX_ROWS = 4096
+_MAX_CELLS = 8
+
 
 class SingleNetwork(Method):
-    """A method that trains one backbone, perhaps with heads on it; a file says what it asks of it (`run`, `judge`).
+    """A method that trains one backbone, with heads if needed.
 
     Args:
-        backbone: what is trained.
-        seed: all that is drawn for an image derives from (seed, sample, view).
+        backbone: the network to train.
+        seed: random numbers of an image derive from (seed, sample, view).
     """
 
     def __init__(self, backbone: Backbone, *, seed: int = 0) -> None:
@@ -31,27 +41,27 @@ class SingleNetwork(Method):
 
     @abstractmethod
     def run(self, batch: ViewBatch) -> Latents:
-        """Run the network on a batch; see `Method.latents`."""
+        """Run the network on a batch; see `Method.forward_features`."""
 
     def forward_features(self, batch: ViewBatch, *, return_diagnostics: bool = False, targets: bool = True) -> Latents:  # noqa: ARG002
-        """Run the network, and with `examine` its encoder on whole clean views too."""
-        # First: a network that remembers what it hid must remember this batch when activations are worked out again.
-        seen = encoder_diagnostics(self.backbone, self.clean(batch)) if return_diagnostics else {}
-        return self.run(batch) | seen
+        """Run the network, and for diagnostics its encoder on clean views."""
+        # Diagnostics come first: a sparse encoder keeps its last mask, which recomputed activations read again.
+        diagnostics = encoder_diagnostics(self.backbone, self.clean_views(batch)) if return_diagnostics else {}
+        return self.run(batch) | diagnostics
 
-    def clean(self, batch: ViewBatch) -> ViewBatch:
-        """Return the views that are examined: the batch's own, unless the method's targets lie otherwise."""
+    def clean_views(self, batch: ViewBatch) -> ViewBatch:
+        """Return the batch whose targets are the clean views; overridden where views are deformed."""
         return batch
 
     def sample_drop_path(self, batch: ViewBatch) -> None:
-        """Draw stochastic depth for the images of a batch; none is skipped outside training."""
+        """Sample stochastic depth for the images of a batch."""
         rng.sample_drop_path(self.backbone, batch, self._seed, self.training)
 
     def result(
         self,
         loss: Tensor,
         latents: Latents,
-        told: Mapping[str, Tensor],
+        logs: Mapping[str, Tensor],
         pictures: Mapping[str, Tensor] | None = None,
         features: Mapping[str, Tensor] | None = None,
     ) -> StepResult:
@@ -60,22 +70,25 @@ class SingleNetwork(Method):
         Args:
             loss: with gradient.
             latents: of the batch.
-            told: further scalars by name.
-            pictures, features: where the batch was examined, beside what examining gave; see `StepResult`.
+            logs: scalars by name, without the loss.
+            pictures, features: used if the latents contain diagnostics, in addition to those; see `StepResult`.
         """
-        logs = {name: value.detach() for name, value in {"loss": loss, **told}.items()}
-        if "examined" not in latents:
+        logs = _detached({"loss": loss, **logs})
+        if "diagnostics" not in latents:
             return StepResult(loss, logs)
-        rows, shown = rows_of(latents) | dict(features or {}), dict(pictures or {}) | picture_features(latents)
-        return StepResult(loss, logs, _detached(rows), _detached(shown))
+        rows = latents["diagnostics"].flatten(3).transpose(2, 3).flatten(0, 2)
+        rows = rows[latents["diagnostics_valid"].flatten() >= 0.5]
+        features = {"encoder": rows[:: max(1, rows.shape[0] // _MAX_ROWS)], **(features or {})}
+        pictures = {**(pictures or {}), "features": latents["diagnostics"].flatten(0, 1)}
+        return StepResult(loss, logs, _detached(features), _detached(pictures))
 
     def encoder(self) -> Backbone:
-        """Return the one network."""
+        """Return the network."""
         return self.backbone
 
 
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """Return the plain sum of terms."""
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the terms of a loss."""
     return torch.stack(list(terms.values())).sum()
 
 
@@ -83,34 +96,100 @@ def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items()}
 
 
-_MOST_ROWS = 4096
-_MOST_CELLS = 8
-
-
 @torch.no_grad()
 def encoder_diagnostics(backbone: Backbone, batch: ViewBatch) -> Latents:
-    """Encode whole views before noise and blur, and return their features on one grid of at most 8³ cells.
+    """Encode the clean views of a batch and resize the features to one grid of at most 8³ cells.
 
     Returns:
-        "examined" (V, B, ΣC, d, h, w), and "examined_share" (V, B, 1, d, h, w): how valid each cell is.
+        "diagnostics" (V, B, ΣC, d, h, w), and "diagnostics_valid" (V, B, 1, d, h, w): the valid fraction of each cell.
     """
     backbone.sample_drop_path(None)
     maps = backbone.maps(backbone.encode(batch.targets.flatten(0, 1)))
-    grid = common_grid([grid_of(one) for one in maps], _MOST_CELLS)
-    joined = torch.cat([resize(one, grid) for one in maps], dim=1)
-    share = valid_share(batch.valid.flatten(0, 1), grid)
-    return {"examined": joined.unflatten(0, batch.count), "examined_share": share.unflatten(0, batch.count)}
+    grid = common_grid([spatial_size(features) for features in maps], _MAX_CELLS)
+    joined = torch.cat([resize(features, grid) for features in maps], dim=1)
+    valid = valid_fraction(batch.valid.flatten(0, 1), grid)
+    return {"diagnostics": joined.unflatten(0, batch.count), "diagnostics_valid": valid.unflatten(0, batch.count)}
 
 
-def rows_of(latents: Latents) -> dict[str, Tensor]:
-    """Return what the health panel measures, from what `examine` gave: features of at most 4,096 valid cells."""
-    if "examined" not in latents:
-        return {}
-    rows = latents["examined"].flatten(3).transpose(2, 3).flatten(0, 2)
-    rows = rows[latents["examined_share"].flatten() >= 0.5]
-    return {"encoder": rows[:: max(1, rows.shape[0] // _MOST_ROWS)]}
+class PooledComparison(SingleNetwork):
+    """An encoder with a projector of its pooled features; subclasses compare the projections in `compute_loss`.
+
+    Args:
+        backbone, seed: as for `SingleNetwork`.
+        width, norm: of the projector.
+    """
+
+    def __init__(self, backbone: Backbone, width: int = 2048, norm: heads.Norm = "batch", *, seed: int = 0) -> None:
+        super().__init__(backbone, seed=seed)
+        self.projector = heads.projector(backbone.map_channels, width, norm)
+        backbone.freeze_unused()
+
+    def run(self, batch: ViewBatch) -> Latents:
+        """Encode views and pool the encoder's maps over valid voxels."""
+        self.sample_drop_path(batch)
+        maps = self.backbone.maps(self.backbone.encode(batch.views.flatten(0, 1)))
+        return {"pooled": masked_mean(maps, batch.valid.flatten(0, 1)).unflatten(0, batch.count)}
 
 
-def picture_features(latents: Latents) -> dict[str, Tensor]:
-    """Return the same features as maps (N, C, d, h, w) for the report's picture."""
-    return {"features": latents["examined"].flatten(0, 1)} if "examined" in latents else {}
+@dataclass(frozen=True)
+class MaskedLoss:
+    """Reconstruction error of views before noise and blur.
+
+    Attributes:
+        kind: "huber" or "mse", over masked valid voxels; over all valid voxels if nothing is masked.
+        huber_delta: error at which the Huber loss becomes linear.
+        weight: of the loss; it sets the scale relative to gradient clipping.
+    """
+
+    kind: Literal["huber", "mse"] = "huber"
+    huber_delta: float = 1.0
+    weight: float = 1.0
+
+    def __call__(self, image: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        """Return the error without the weight; arguments as for `masked_huber`."""
+        if self.kind == "mse":
+            return masked_mse(image, target, counts)
+        return masked_huber(image, target, counts, self.huber_delta)
+
+
+MASKED_LOSS = used_settings("objectives.reconstruction", "objectives.huber_delta", "objectives.reconstruction_weight")
+"""The settings that `masked_loss` uses."""
+
+
+def masked_loss(recipe: Recipe) -> MaskedLoss:
+    """Return the reconstruction loss of a recipe."""
+    terms = recipe.objectives
+    return MaskedLoss(terms.reconstruction, terms.huber_delta, terms.reconstruction_weight)
+
+
+class MaskedModelling(SingleNetwork):
+    """Masked image modelling: blocks of a view are masked and the image is restored (`restore`).
+
+    Args:
+        backbone, seed: as for `SingleNetwork`.
+        mask_ratio: fraction of blocks that are masked.
+        loss: of the restored image.
+    """
+
+    def __init__(self, backbone: Backbone, *, seed: int = 0, mask_ratio: float = 0.75, loss: MaskedLoss) -> None:
+        super().__init__(backbone, seed=seed)
+        self._mask_ratio, self._loss = mask_ratio, loss
+
+    @abstractmethod
+    def restore(self, images: Tensor, mask: BlockMask | None) -> Tensor:
+        """Return restored images (N, C, D, H, W) from images whose masked blocks are hidden."""
+
+    def run(self, batch: ViewBatch) -> Latents:
+        """Mask and restore views."""
+        mask = rng.block_masks(batch, self._seed, self.backbone.block, self._mask_ratio)
+        self.sample_drop_path(batch)
+        image = self.restore(batch.views.flatten(0, 1), mask if self._mask_ratio > 0 else None)
+        return {"mask": mask.hidden.unflatten(0, batch.count), "image": image.unflatten(0, batch.count)}
+
+    def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
+        """Return the error of the restored image over masked voxels."""
+        image, valid = latents["image"].flatten(0, 1), batch.valid.flatten(0, 1)
+        hidden = masking.to_voxels(latents["mask"].flatten(0, 1), batch.size, self.backbone.block)
+        error = self._loss(image, batch.targets.flatten(0, 1), (hidden & valid) if self._mask_ratio > 0 else valid)
+        pictures = {"reconstruction": image, "mask": hidden}
+        return self.result(self._loss.weight * error, latents, {"reconstruction": error}, pictures)

@@ -1,14 +1,15 @@
 """The three tasks of SwinUNETR's pretraining (Tang et al., arXiv:2111.14791): inpainting, rotation and contrast.
 
-Each view is copied twice; each copy is turned by a multiple of 90° in the plane of the last two axes and loses boxes to
-noise and to another subject's voxels. One network restores the turned view, tells the turn, and tells the copies of one
-view from those of other subjects.
+Each view is copied twice; each copy is rotated by a multiple of 90° in the plane of the last two axes and has boxes
+replaced by noise and by voxels of another subject. One network restores the rotated view, predicts the rotation, and
+contrasts the copies of a view with those of other subjects.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,35 +18,34 @@ from viewalign.errors import UserError
 from viewalign.losses.contrastive import view_nt_xent
 from viewalign.losses.reconstruction import masked_l1
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
-from viewalign.methods.pooled_features import pooled
 from viewalign.methods.requirements import build_for, used_settings
-from viewalign.methods.single_network import SingleNetwork, total
+from viewalign.methods.single_network import SingleNetwork, sum_terms
 from viewalign.networks.backbone import Backbone
+from viewalign.utils.pooling import masked_mean
 from viewalign.utils.precision import at_least_float32, send
 from viewalign.utils.rng import make_rng, make_torch_generator
 from viewalign.views.batch import ViewBatch
-from viewalign.views.corruption import sample_cutout_boxes
+from viewalign.views.corruption import sample_cutouts
 
+USED_SETTINGS = used_settings("objectives.temperature")
 _COPIES = 2
 
 
 class MethodSettings(Settings):
-    """How much of a copy is cut out: at most `cut` of it to noise and as much to another subject, in boxes of at most
-    `largest` of a side; and the width of the contrasted vectors."""
+    """SwinUNETR's tasks: cut-outs of a view's two copies, and their contrast (arXiv:2111.14791)."""
 
-    cut: Fraction = 0.3
-    largest: Fraction = 0.25
-    width: Count = 512
+    cut: Fraction = Field(0.3, description="Largest share that is cut out to noise, and as much to another subject.")
+    largest: Fraction = Field(0.25, description="Largest side of a cut-out box, as a share of the view's side.")
+    width: Count = Field(512, description="Width of the contrasted vectors.")
 
 
 class SwinTasks(SingleNetwork):
     """One network for three tasks of equal weight.
 
     Args:
-        backbone: what is trained.
-        cut, largest, width: see `Pretext`.
+        backbone, seed: as for `SingleNetwork`.
+        cut, largest, width: see `MethodSettings`.
         temperature: of NT-Xent.
-        seed: turns and boxes derive from (seed, sample, copy).
     """
 
     def __init__(
@@ -65,17 +65,22 @@ class SwinTasks(SingleNetwork):
         backbone.freeze_unused(finest=True, to_image=True)
 
     def run(self, batch: ViewBatch) -> Latents:
-        """Spoil, encode, pool and restore both copies of every view."""
-        given, aim, valid, turns = self.copies(batch)
+        """Encode, pool and restore both copies of every view."""
+        inputs, targets, valid, rotations = self.copies(batch)
         self.backbone.sample_drop_path(self._generators(batch, "drop path") if self.training else None)
-        encoded = self.backbone.encode(given)
-        vectors = pooled(self.backbone.maps(encoded), valid)
-        image = self.backbone.to_image([self.backbone.finest(encoded)])
-        made = {"pooled": vectors, "image": image, "input": given, "aim": aim, "valid": valid, "turns": turns}
-        return {name: value.unflatten(0, (_COPIES, batch.count[1])) for name, value in made.items()}
+        encoded = self.backbone.encode(inputs)
+        latents = {
+            "pooled": masked_mean(self.backbone.maps(encoded), valid),
+            "image": self.backbone.to_image([self.backbone.finest(encoded)]),
+            "input": inputs,
+            "target": targets,
+            "valid": valid,
+            "rotations": rotations,
+        }
+        return {name: value.unflatten(0, (_COPIES, batch.count[1])) for name, value in latents.items()}
 
     def copies(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what the network is given, what it shall restore, what is valid, and the turns, for N = 2·B copies."""
+        """Return inputs, targets, valid voxels and rotations (in quarter turns) of N = 2·B copies."""
         columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         volumes, device = batch.count[1], batch.views.device
         for number, rng in enumerate(self._generators(batch, "copies")):
@@ -83,53 +88,51 @@ class SwinTasks(SingleNetwork):
             turn = int(rng.integers(4))
             view, aim, valid = (torch.rot90(x[0, k], turn, (2, 3)) for x in (batch.views, batch.targets, batch.valid))
             other = torch.rot90(batch.views[0, k ^ 1], turn, (2, 3))
-            noise = make_torch_generator(device, self._seed, int(batch.sample[k]), copy, "cut-out")
-            filling = torch.randn(view.shape, generator=noise, device=device, dtype=view.dtype)
-            for content in (filling, other):
-                where = send(sample_cutout_boxes(rng, batch.size, self._cut, self._largest), device)
+            generator = make_torch_generator(device, self._seed, int(batch.sample[k]), copy, "cut-out")
+            noise = torch.randn(view.shape, generator=generator, device=device, dtype=view.dtype)
+            for content in (noise, other):
+                where = send(sample_cutouts(rng, batch.size, self._cut, self._largest), device)
                 view = torch.where(where & valid, content, view)
             columns.append((view, aim, valid, torch.tensor(turn)))
-        given, aims, valids, turns = (torch.stack([column[k] for column in columns]) for k in range(4))
-        return given, aims, valids, send(turns, device)
+        inputs, targets, valids, rotations = (torch.stack([column[k] for column in columns]) for k in range(4))
+        return inputs, targets, valids, send(rotations, device)
 
     def compute_loss(self, batch: ViewBatch, latents: Latents, *, return_diagnostics: bool = False) -> StepResult:  # noqa: ARG002
-        """Add the losses of the three tasks up."""
-        image, aim, valid, turns = (latents[name].flatten(0, 1) for name in ("image", "aim", "valid", "turns"))
-        told = at_least_float32(self.rotation_head(latents["pooled"].flatten(0, 1)))
+        """Return the sum of the losses of the three tasks."""
+        names = ("image", "target", "valid", "rotations")
+        image, target, valid, rotations = (latents[name].flatten(0, 1) for name in names)
+        logits = at_least_float32(self.rotation_head(latents["pooled"].flatten(0, 1)))
         contrast = view_nt_xent(self.contrast_head(latents["pooled"]), batch.subject_id, self._temperature)
         terms = {
-            "reconstruction": masked_l1(image, aim, valid),
-            "rotation": F.cross_entropy(told, turns),
+            "reconstruction": masked_l1(image, target, valid),
+            "rotation": F.cross_entropy(logits, rotations),
             "contrastive": contrast.loss,
         }
-        right = (told.argmax(1) == turns).float().mean()
-        logs = {**terms, "rotation_accuracy": right, "contrast_accuracy": contrast.accuracy}
-        pictures = {"input": latents["input"][0], "reconstruction": latents["image"][0], "targets": latents["aim"][0]}
-        return self.result(total(terms), latents, logs, pictures)
+        accuracy = (logits.argmax(1) == rotations).float().mean()
+        logs = {**terms, "rotation_accuracy": accuracy, "contrast_accuracy": contrast.accuracy}
+        shown = {"input": "input", "reconstruction": "image", "targets": "target"}
+        return self.result(sum_terms(terms), latents, logs, {name: latents[key][0] for name, key in shown.items()})
 
     def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
         samples = batch.sample.tolist()
         return [make_rng(self._seed, sample, copy, purpose) for copy in range(_COPIES) for sample in samples]
 
 
-USED_SETTINGS = used_settings("objectives.temperature")
-
-
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
-    """Ask for volumes in twos, of several subjects."""
+    """Return the requirements: volumes in pairs, of several subjects."""
     return MethodRequirements(
         group=2, needs_multiple_subjects="add some, or take another method.", images=float(_COPIES)
     )
 
 
 def build(recipe: Recipe) -> SwinTasks:
-    """Build the method that a recipe describes.
+    """Build the method of a recipe.
 
     Raises:
-        UserError: a view size that the network cannot take, or that cannot be turned.
+        UserError: views that cannot be rotated by 90°.
     """
     size = recipe.views.size
     if size[1] != size[2]:
-        raise UserError(f"views.size = {list(size)} cannot be turned by 90°: its last two sides must be equal.")
-    pretext, temperature = MethodSettings.model_validate(recipe.pretext), recipe.objectives.temperature
-    return SwinTasks(build_for(recipe), **pretext.model_dump(), temperature=temperature, seed=recipe.seed)
+        raise UserError(f"views.size = {list(size)} cannot be rotated by 90°: its last two sides must be equal.")
+    settings, temperature = MethodSettings.model_validate(recipe.pretext), recipe.objectives.temperature
+    return SwinTasks(build_for(recipe), **settings.model_dump(), temperature=temperature, seed=recipe.seed)

@@ -1,4 +1,4 @@
-"""Projector and predictor, with a BatchNorm that is the same for student, teacher, one process and many."""
+"""Projector and predictor, with a batch normalisation that is synchronised over processes and has no running averages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from viewalign.utils.precision import at_least_float32, full_precision
 Norm = Literal["batch", "layer"]
 
 
-class RowNorm(nn.Module):
-    """Normalise rows (N, C) by the statistics of the batch, over all processes, in float32.
+class WeightedBatchNorm(nn.Module):
+    """Batch normalisation of rows (N, C) by weighted statistics of the global batch, in float32.
 
-    There are no running averages: student and teacher, training and validation are normalised by the same rule. Rows
-    of weight 0 (padding) count in no statistic. Sums are reduced over processes with gradients, so that two processes
-    equal one with their rows together.
+    Without running averages, so that student, teacher, training and validation are normalised alike. Rows of weight 0
+    (padding) do not contribute. Statistics are summed over processes with gradients: several processes give the same
+    result as one process with all rows.
 
     Args:
         width: C.
@@ -34,15 +34,15 @@ class RowNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     @full_precision
-    def forward(self, rows: Tensor, share: Tensor) -> Tensor:
-        """Normalise rows (N, C) whose weights are `share` (N,)."""
+    def forward(self, rows: Tensor, row_weight: Tensor) -> Tensor:
+        """Normalise rows (N, C) of weights (N,)."""
         rows = at_least_float32(rows)
-        share = share.to(rows.dtype)[:, None]
-        total = sum_over_processes(torch.cat([(rows * share).sum(0), share.sum(0)]))
+        row_weight = row_weight.to(rows.dtype)[:, None]
+        total = sum_over_processes(torch.cat([(rows * row_weight).sum(0), row_weight.sum(0)]))
         count = total[-1].clamp(min=1e-6)
         mean = total[:-1] / count
         centred = rows - mean
-        variance = sum_over_processes((centred.square() * share).sum(0)) / count
+        variance = sum_over_processes((centred.square() * row_weight).sum(0)) / count
         out = centred * torch.rsqrt(variance + 1e-5)
         return out if self.weight is None or self.bias is None else out * self.weight + self.bias
 
@@ -52,59 +52,57 @@ class MLP(nn.Module):
 
     Args:
         widths: input width, then the width of each layer.
-        norm: "batch" (see `RowNorm`) or "layer", which needs no batch.
-        last_norm: whether the last layer is normalised too, without scale and shift.
+        norm: "batch" (`WeightedBatchNorm`) or "layer", which does not depend on the batch.
+        last_norm: whether the output is normalised too, without scale and shift.
     """
 
     def __init__(self, widths: tuple[int, ...], norm: Norm, last_norm: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.norm = norm
-        inner = [RowNorm(width) if norm == "batch" else nn.LayerNorm(width) for width in widths[1:-1]]
-        last = (
-            RowNorm(widths[-1], affine=False) if norm == "batch" else nn.LayerNorm(widths[-1], elementwise_affine=False)
-        )
-        self.norms = nn.ModuleList([*inner, last] if last_norm else inner)
+        norms: list[nn.Module] = [self._make_norm(width, True) for width in widths[1:-1]]
+        self.norms = nn.ModuleList([*norms, self._make_norm(widths[-1], False)] if last_norm else norms)
 
-    def forward(self, rows: Tensor, share: Tensor) -> Tensor:
-        """Map rows (N, C); `share` (N,) is the weight of each row in the statistics. Returns float32 or better."""
+    def _make_norm(self, width: int, affine: bool) -> nn.Module:
+        if self.norm == "batch":
+            return WeightedBatchNorm(width, affine)
+        return nn.LayerNorm(width, elementwise_affine=affine)
+
+    def forward(self, rows: Tensor, row_weight: Tensor) -> Tensor:
+        """Map rows (N, C) whose weights in the statistics are (N,); returns float32 or float64."""
         for number, layer in enumerate(self.layers):
             rows = layer(rows)
             if number < len(self.norms):
-                rows = self._normalise(self.norms[number], rows, share)
+                rows, norm = at_least_float32(rows), self.norms[number]
+                rows = norm(rows, row_weight) if self.norm == "batch" else norm(rows)
             if number < len(self.layers) - 1:
                 rows = F.silu(rows)
         return at_least_float32(rows)
 
-    def _normalise(self, norm: nn.Module, rows: Tensor, share: Tensor) -> Tensor:
-        rows = at_least_float32(rows)
-        out: Tensor = norm(rows, share) if self.norm == "batch" else norm(rows)
-        return out
-
 
 @full_precision
-def embed(pooled: Tensor, head: Callable[[Tensor, Tensor], Tensor], share: Tensor | None = None) -> Tensor:
-    """Pass pooled features (V, B, C) through a head, outside autocast, in float32 or better.
+def embed(pooled: Tensor, head: Callable[[Tensor, Tensor], Tensor], weight: Tensor | None = None) -> Tensor:
+    """Pass pooled features (V, B, C) through a head in float32 or float64, outside autocast.
 
-    There are few such vectors, so this costs next to nothing, and their differences are small: bfloat16 rounds off much
-    of what statistics over a few of them then divide by (docs/decisions.md).
+    Pooled vectors are few and differ little: rounding to bfloat16 would remove much of their differences, which batch
+    normalisation magnifies.
 
     Args:
-        pooled: of V views of B images.
-        head: maps rows (N, C) with weights (N,), such as an `MLP`.
-        share: (V, B), the weight of each vector in the statistics; None weighs all alike.
+        pooled: any floating-point type.
+        head: maps rows (N, C) and their weights (N,).
+        weight: (V, B) weight of each vector in the statistics; None means equal weights.
     """
     rows = at_least_float32(pooled.flatten(0, 1))
-    weight = rows.new_ones(rows.shape[0]) if share is None else share.flatten()
-    out: Tensor = head(rows, weight).unflatten(0, pooled.shape[:2])
+    row_weight = rows.new_ones(rows.shape[0]) if weight is None else weight.flatten()
+    out: Tensor = head(rows, row_weight).unflatten(0, pooled.shape[:2])
     return out
 
 
 def projector(inputs: int, width: int, norm: Norm) -> MLP:
-    """Build the projector: three layers of `width`, as published."""
+    """Build the projector: three layers of `width`."""
     return MLP((inputs, width, width, width), norm, last_norm=True)
 
 
-def predictor(width: int, inner: int, norm: Norm) -> MLP:
-    """Build the predictor, which the student alone has: `width` to `inner` and back."""
-    return MLP((width, inner, width), norm, last_norm=False)
+def predictor(width: int, hidden: int, norm: Norm) -> MLP:
+    """Build the predictor of the student: from `width` to `hidden` and back."""
+    return MLP((width, hidden, width), norm, last_norm=False)

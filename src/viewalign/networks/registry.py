@@ -1,4 +1,4 @@
-"""Which networks there are, by name: their shapes alone, without what it takes to build them."""
+"""The networks by name; their modules are imported only when one is built."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from viewalign.errors import UserError
-from viewalign.networks.backbone import Backbone, Size
+from viewalign.networks.backbone import Backbone
+from viewalign.utils.shapes import Size
 
 RESENC: dict[str, dict[str, Any]] = {
     "resenc-l": {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]},
@@ -33,11 +34,11 @@ PRIMUS: dict[str, dict[str, Any]] = {
         "decoder_heads": 4,
     },
 }
-"""Transformers; `feature_heads` and `decoder_heads` are those of the decoders that pretraining puts behind them."""
+"""Transformers; `feature_heads` and `decoder_heads` are attention heads of the two decoders of pretraining."""
 
 
 def unet_arguments(name: str) -> dict[str, Any]:
-    """Return the 14 keyword arguments, as plain JSON values, that build the network of a name (nnU-Net's spelling)."""
+    """Return the keyword arguments of the network of a name as JSON values, as in nnU-Net's plans."""
     features = RESENC[name]["features_per_stage"]
     stages = len(features)
     return {
@@ -59,7 +60,7 @@ def unet_arguments(name: str) -> dict[str, Any]:
 
 
 def network_names() -> list[str]:
-    """Return every name that `network=` takes."""
+    """Return the names that `network=` accepts."""
     return sorted([*RESENC, *PRIMUS])
 
 
@@ -77,42 +78,34 @@ def build_backbone(
         name: one of `network_names()`.
         size: (D, H, W) of the views.
         channels: image channels.
-        block: masked blocks of a CNN, in voxels; Primus masks its own tokens.
-        drop_path: stochastic depth of a transformer.
-        key: the setting that says the size, for messages.
+        block: (D, H, W) of a CNN's masked blocks in voxels; Primus masks its own tokens.
+        drop_path: rate of stochastic depth of a transformer.
+        key: name of the setting for the size, for messages.
 
     Raises:
-        UserError: an unknown name, or a view size that the network cannot take.
+        UserError: an unknown name, or a view size that the network does not accept.
     """
     if name in RESENC:
         from viewalign.networks.resenc import ResEncBackbone
 
-        backbone: Backbone = ResEncBackbone(name, channels, block)
-    elif name in PRIMUS:
-        from viewalign.networks.primus import PrimusBackbone  # brings timm along: seconds
-
-        try:
-            return PrimusBackbone(name, size, channels, drop_path, key)
-        except ValueError as problem:
-            raise UserError(str(problem)) from None
-    else:
-        raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
-    try:
+        backbone = ResEncBackbone(name, channels, block)
         backbone.check_size(size, key)
-    except ValueError as problem:
-        raise UserError(str(problem)) from None
-    return backbone
+        return backbone
+    if name in PRIMUS:
+        from viewalign.networks.primus import PrimusBackbone  # imports timm, which takes seconds
+
+        return PrimusBackbone(name, size, channels, drop_path, key)
+    raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
 
 
 def build_plain(name: str, size: Size) -> nn.Module:
-    """Build the network that a name stands for as dynamic-network-architectures has it, for one channel and class."""
-    network: nn.Module
+    """Build the network of a name as in dynamic-network-architectures, for one channel and one class."""
     if name in RESENC:
         from viewalign.networks.resenc import build_unet
 
-        network = build_unet(name, 1, 1)
-    else:
-        from viewalign.networks.primus import build_primus
+        unet: nn.Module = build_unet(name, 1, 1)
+        return unet
+    from viewalign.networks.primus import build_primus
 
-        network = build_primus(name, 1, 1, size)
-    return network
+    primus: nn.Module = build_primus(name, 1, 1, size)
+    return primus

@@ -1,4 +1,4 @@
-"""The teacher: an exponential moving average of the student's encoder and projector."""
+"""The teacher: an exponential moving average (EMA) of the student."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Momentum:
-    """How slowly the teacher follows, by optimizer step.
+class MomentumSchedule:
+    """MomentumSchedule of the EMA by optimizer step.
 
     Attributes:
-        first: at the first step, and for good where there is no `last`.
-        last: at the last step; between them it goes along half a cosine, as in BYOL (Grill et al., arXiv:2006.07733).
+        first: at the first step, and at all steps if `last` is None.
+        last: at the last step, reached along half a cosine as in BYOL (Grill et al., arXiv:2006.07733).
         steps: of the whole run.
     """
 
@@ -32,27 +32,27 @@ class Momentum:
 
 
 def pair_parameters(student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the student's and the teacher's parameters of equal names, the teacher's whole list.
+    """Return the parameters of student and teacher with equal names: all of the teacher's.
 
     Raises:
         ValueError: the teacher has a parameter that the student lacks.
     """
-    mine = dict(student.named_parameters())
+    students = dict(student.named_parameters())
     names = [name for name, _ in teacher.named_parameters()]
-    strangers = [name for name in names if name not in mine]
-    if strangers:
-        raise ValueError(f"the teacher has parameters that the student lacks: {strangers[:3]}")
-    return [mine[name] for name in names], list(teacher.parameters())
+    missing = [name for name in names if name not in students]
+    if missing:
+        raise ValueError(f"the teacher has parameters that the student lacks: {missing[:3]}")
+    return [students[name] for name in names], list(teacher.parameters())
 
 
 @torch.no_grad()
-def move_towards(student: list[Tensor], teacher: list[Tensor], momentum: float, made: Tensor | None = None) -> None:
-    """Set teacher = momentum x teacher + (1 - momentum) x student, in a few calls for all tensors.
+def update_ema(student: list[Tensor], teacher: list[Tensor], momentum: float, made: Tensor | None = None) -> None:
+    """Set teacher = momentum x teacher + (1 - momentum) x student, with a few kernels for all tensors.
 
     Args:
         student, teacher: pairs of parameters.
         momentum: in [0, 1].
-        made: a scalar on their device, 1 for the update and 0 for none; None makes it.
+        made: scalar on their device, 0 to skip the update and 1 to make it; None makes it.
     """
     if made is None:
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)
@@ -60,9 +60,3 @@ def move_towards(student: list[Tensor], teacher: list[Tensor], momentum: float, 
     moves = torch._foreach_sub(student, teacher)
     torch._foreach_mul_(moves, made * (1.0 - momentum))
     torch._foreach_add_(teacher, moves)
-
-
-def freeze(module: nn.Module) -> None:
-    """Take a module's parameters out of any gradient."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)

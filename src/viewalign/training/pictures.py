@@ -12,8 +12,8 @@ from torch import Tensor
 from viewalign.methods.base import StepResult
 from viewalign.utils.io import atomic_write
 from viewalign.views import affines, lattice
-from viewalign.views.alignment import valid_share
 from viewalign.views.batch import ViewBatch
+from viewalign.views.feature_grids import valid_fraction
 from viewalign.views.samples import Sample
 
 Array = NDArray[np.generic]
@@ -54,7 +54,7 @@ def snapshot(
         "step": torch.tensor(step),
     }
     if aligned:
-        points = lattice.between(maps[:1], maps[1:2], batch.size, cells, samples).points[0]
+        points = lattice.lattice_points(maps[:1], maps[1:2], batch.size, cells, samples)[0]
         arrays["points"] = torch.stack([affines.apply(affines.invert(one), points) for one in maps])
     for name, values in result.pictures.items():
         shown = values.unflatten(0, batch.count)[few, number]
@@ -77,7 +77,7 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
     Components and scale come from cells that are mostly valid (V, 1, D, H, W), so that padding does not colour tissue.
     """
     rows = maps.float().movedim(1, -1).flatten(0, -2).cpu().nan_to_num()
-    counts = valid_share(valid, (maps.shape[2], maps.shape[3], maps.shape[4])).flatten().cpu() >= 0.5
+    counts = valid_fraction(valid, (maps.shape[2], maps.shape[3], maps.shape[4])).flatten().cpu() >= 0.5
     counts = counts if counts.sum() > 3 else torch.ones_like(counts)
     rows = rows - rows[counts].mean(0)
     some = rows[counts][:: max(1, int(counts.sum()) // 4096)]

@@ -106,7 +106,9 @@ def pretrain(
     store = _open_store(recipe) if store is None else store
     requirements = requirements_of(recipe)
     requested = keep_precision(recipe) if resume else recipe
-    recipe, fabric = launch(requested, requirements.group, requirements.has_unused_parameters, requirements.repeats)
+    recipe, fabric = launch(
+        requested, requirements.group, requirements.has_unused_parameters, requirements.deterministic
+    )
     folder, recipe = open_run_folder(fabric, recipe, bool(resume))
     with lock_run_folder(fabric, folder), Failures() as failures, shortage_reported(recipe, failures):
         trainer = assemble(recipe, requirements, store, folder, fabric)
@@ -279,12 +281,12 @@ def _feed(
     read: dict[str, Any] = {
         "source": store,
         "subjects": subjects,
-        "drawing": view_sampling_config(views),
+        "config": view_sampling_config(views),
         "batch": recipe.batch,
         "seed": recipe.seed,
         "min_foreground": views.min_foreground,
         "redraws": views.redraws,
-        "draw": requirements.draw,
+        "sampler": requirements.sampler,
     }
     load: dict[str, Any] = {
         "batch": recipe.batch,
@@ -294,8 +296,8 @@ def _feed(
         "world": fabric.world_size,
     }
     weights = weights_of(store, split.train, recipe.sampling.by, recipe.sampling.weights)
-    train = SampleReader(chosen=split.train, purpose="train", weights=weights, **read)
-    held_out = SampleReader(chosen=split.validation, purpose="validation", **read) if len(split.validation) else None
+    train = SampleReader(volumes=split.train, purpose="train", weights=weights, **read)
+    held_out = SampleReader(volumes=split.validation, purpose="validation", **read) if len(split.validation) else None
 
     def build(samples: Samples, plain: bool) -> Any:
         changes = None if plain else intensity_config(views.photometric)

@@ -76,7 +76,7 @@ def _step(method: Method, batch: ViewBatch, parts: int, forward: accumulate.Auto
         accumulate.step_in_parts(method, batch, parts, forward)
         return
     with forward():
-        loss = method.step(batch).loss
+        loss = method(batch).loss
     loss.backward()
 
 

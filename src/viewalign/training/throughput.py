@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method, requirements_of
 from viewalign.training.optimizers import build_optimizer
 from viewalign.utils.precision import Precision, autocast, choose_device
-from viewalign.views.batch import ArraySource, build_views
+from viewalign.views.batch import build_views
 from viewalign.views.intensity import IntensityConfig
-from viewalign.views.samples import Sample, SampleReader
+from viewalign.views.samples import ArraySource, Sample, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 ANCHOR = (
@@ -109,7 +108,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
         begin = time.perf_counter()
         batch = build_views(samples, size, IntensityConfig(**recipe.views.photometric.model_dump()), device)
         with autocast(device.type, precision):
-            loss = method.step(batch).loss
+            loss = method(batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -125,21 +124,9 @@ def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
     size, every = recipe.views.size, np.arange(volumes)
     shape = (recipe.network.channels, *(round(1.4 * n) for n in size))
     noise = np.random.default_rng(0).normal(size=shape)
-    reader = SampleReader(
-        _Many(noise, volumes), every, every, ViewSamplingConfig(size), volumes, 0, draw=requirements_of(recipe).draw
-    )
+    source, sampler = ArraySource(noise, count=volumes), requirements_of(recipe).sampler
+    reader = SampleReader(source, every, every, ViewSamplingConfig(size), volumes, 0, sampler=sampler)
     return [reader[k] for k in range(volumes)]
-
-
-class _Many(ArraySource):
-    """One array in the place of several volumes."""
-
-    def __init__(self, array: NDArray[np.float64], count: int) -> None:
-        super().__init__(array)
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
 
 
 def measured_flops(precision: Precision, seconds: float = 4.0) -> float:

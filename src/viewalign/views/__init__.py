@@ -1,1 +1,1 @@
-"""Views with exact affines: sampling, resampling, intensity, alignment. They know no loss."""
+"""Views of volumes with exact affines: geometry, resampling, intensity, alignment of features."""

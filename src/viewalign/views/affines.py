@@ -1,7 +1,7 @@
-"""Affine maps between voxel indices, as float64 arrays of shape (..., 3, 4).
+"""Affine maps between voxel indices: float64 tensors (..., 3, 4).
 
-Axes are (0, 1, 2) = (D, H, W) and voxel centres lie at integer indices everywhere in this package. A map `A` sends the
-index `v` to `A[:, :3] @ v + A[:, 3]`.
+Axes are (0, 1, 2) = (D, H, W); voxel centres lie at integer indices. An affine `A` maps the index `v` to
+`A[:, :3] @ v + A[:, 3]`.
 """
 
 from __future__ import annotations
@@ -29,31 +29,26 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def invert(affine: Tensor) -> Tensor:
-    """Return the inverse map, by the adjugate of its linear part (no factorisation, so no wait for a GPU)."""
-    rows = affine[..., :3].unbind(-2)
-    cross = [
-        torch.linalg.cross(rows[1], rows[2]),
-        torch.linalg.cross(rows[2], rows[0]),
-        torch.linalg.cross(rows[0], rows[1]),
-    ]
-    determinant = (rows[0] * cross[0]).sum(-1)
+    """Return the inverse map, by the adjugate: a factorisation would synchronise with the GPU."""
+    a, b, c = affine[..., :3].unbind(-2)
+    cross = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
+    determinant = (a * cross[0]).sum(-1)
     inverse = torch.stack(cross, dim=-1) / determinant[..., None, None]
-    shift = -(inverse @ affine[..., 3:])
-    return torch.cat([inverse, shift], dim=-1)
+    return torch.cat([inverse, -(inverse @ affine[..., 3:])], dim=-1)
 
 
 def same_frame(a: Tensor, b: Tensor) -> Tensor:
-    """Say for each pair of affines whether they differ by a translation alone; shape (...)."""
+    """Return, for each pair of affines, whether they differ by a translation only; shape (...)."""
     return ((a[..., :3] - b[..., :3]).abs() < 1e-9).all(-1).all(-1)
 
 
 def is_integral(affine: Tensor) -> bool:
-    """Say whether one map (3, 4) only flips axes and shifts by whole voxels, so that it needs no interpolation."""
+    """Return whether one map (3, 4) only flips axes and shifts by whole voxels, so that it needs no interpolation."""
     linear, shift = affine[:, :3], affine[:, 3]
     return bool(torch.equal(linear.abs(), torch.eye(3, dtype=linear.dtype)) and torch.equal(shift, shift.round()))
 
 
 def is_diagonal(affine: Tensor) -> bool:
-    """Say whether one map (3, 4) mixes no axes: it only flips, scales and shifts each."""
+    """Return whether one map (3, 4) flips, scales and shifts each axis by itself."""
     linear = affine[:, :3]
     return bool(torch.equal(linear, torch.diag(linear.diagonal())))

@@ -1,4 +1,4 @@
-"""What the views room hands over: a batch of views and the affines that say all about them."""
+"""Batches of views with the affines that locate them in their volumes."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from viewalign.utils.precision import send
 from viewalign.utils.rng import make_rng, make_torch_generator
-from viewalign.views import intensity as photometric
-from viewalign.views import resampling as resample
+from viewalign.utils.shapes import Size, spatial_size
+from viewalign.views import intensity as transforms
+from viewalign.views import resampling
 from viewalign.views.intensity import IntensityConfig
-from viewalign.views.samples import Sample, SampleReader
-from viewalign.views.sampling import ViewSamplingConfig
+from viewalign.views.samples import ArraySource, Sample, SampleReader
+from viewalign.views.sampling import ISOTROPIC, Spacing, ViewSamplingConfig
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """V views of each of B volumes.
+    """V views of each of B volumes. Images are on the device; affines and numbers stay on the CPU, where they are used.
 
     Attributes:
-        views: (V, B, C, D, H, W) float32, what networks see; zero where no voxel of the volume is.
-        targets: the same views before low resolution, blur and noise: what a reconstruction is compared with.
-        to_volume: (V, B, 3, 4) float64 on the CPU, from a view's voxel index to the stored volume's voxel index.
+        views: (V, B, C, D, H, W) float32, the input of networks; zero outside the volume.
+        targets: the same views before low resolution, blur and noise: targets of reconstruction.
+        to_volume: (V, B, 3, 4) float64 on the CPU, from voxel indices of a view to those of the stored volume.
         valid: (V, B, 1, D, H, W) bool, false outside the volume and inside an anonymisation mask.
-        volume_id: (B,) int64, the volume's number in the store. Like affines and the other numbers it stays on the
-            CPU, where it is read: asking a GPU for it would make every step wait.
-        subject_id: (B,) int64, so that two volumes of one person are never taken for strangers.
-        sample: (B,) int64, the sample's number in the run, from which its random numbers derive.
-        claimed_boxes: (V, B, 2, 3) float64 on the CPU, where the released geometry believes that views overlap; only
-            for views drawn by `released.draw_released`, and true of none of them.
-        local: further views of the same volumes, of another size; None for most methods.
+        volume_id: (B,) int64 on the CPU, number of the volume in the store.
+        subject_id: (B,) int64 on the CPU; two volumes of one subject are never used as negatives.
+        sample: (B,) int64 on the CPU, number of the sample in the run, the key of its random numbers.
+        claimed_boxes: (V, B, 2, 3) float64 on the CPU, overlaps that `sample_latentcampus` assumes; else None.
+        local: views of the same volumes of another size, or None.
     """
 
     views: Tensor
@@ -48,14 +47,13 @@ class ViewBatch:
     local: ViewBatch | None = None
 
     @property
-    def size(self) -> tuple[int, int, int]:
-        """The view's (D, H, W) in voxels."""
-        d, h, w = self.views.shape[-3:]
-        return (d, h, w)
+    def size(self) -> Size:
+        """(D, H, W) of a view in voxels."""
+        return spatial_size(self.views)
 
     @property
     def count(self) -> tuple[int, int]:
-        """Views per volume and volumes: (V, B)."""
+        """Number of views per volume and of volumes: (V, B)."""
         return (self.views.shape[0], self.views.shape[1])
 
     def part(self, start: int, stop: int) -> ViewBatch:
@@ -73,55 +71,60 @@ class ViewBatch:
         )
 
     def double(self) -> ViewBatch:
-        """Return the batch with its images in float64, for proofs."""
+        """Return the batch with float64 images."""
         local = None if self.local is None else self.local.double()
         return replace(self, views=self.views.double(), targets=self.targets.double(), local=local)
-
-
-Size = tuple[int, int, int]
 
 
 def build_views(
     samples: Sequence[Sample],
     size: Size,
-    photometrics: IntensityConfig | None,
+    intensity: IntensityConfig | None,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> ViewBatch:
-    """Cut, recolour and degrade every view of a list of samples.
+    """Resample and augment all views of a list of samples.
 
     Args:
-        samples: what the loader read, one for each volume of the batch.
+        samples: one for each volume of the batch.
         size: (D, H, W) of a view in voxels.
-        photometrics: what may change in intensity; None leaves views as they are.
-        device: where views are made.
-        seed: the run's seed; draws derive from (seed, sample, view).
+        intensity: distribution of intensity transforms; None applies none.
+        device: where views are computed.
+        seed: seed of the run; random numbers are a function of (seed, sample, view).
     """
-    main = _build(samples, size, photometrics, torch.device(device), seed, 0)
+    device = torch.device(device)
+    affines = [sample.to_volume for sample in samples]
+    batch = _build(samples, affines, size, intensity, device, seed, 0)
     claimed = [sample.claimed for sample in samples if sample.claimed is not None]
-    local = [replace(one, to_volume=one.local.to_volume) for one in samples if one.local is not None]
+    if claimed:
+        return replace(batch, claimed_boxes=torch.stack(claimed, dim=1))
+    local = [sample.local for sample in samples if sample.local is not None]
     if not local:
-        return replace(main, claimed_boxes=torch.stack(claimed, dim=1) if claimed else None)
-    assert samples[0].local is not None
+        return batch
+    affines = [views.to_volume for views in local]
     first = samples[0].to_volume.shape[0]
-    return replace(main, local=_build(local, samples[0].local.size, photometrics, torch.device(device), seed, first))
+    return replace(batch, local=_build(samples, affines, local[0].size, intensity, device, seed, first))
 
 
 def _build(
     samples: Sequence[Sample],
+    affines: Sequence[Tensor],
     size: Size,
-    photometrics: IntensityConfig | None,
+    intensity: IntensityConfig | None,
     device: torch.device,
     seed: int,
     first: int,
 ) -> ViewBatch:
-    """Build views of one size, of which `first` is the number of the first among all views of a volume."""
-    columns = [_views_of(sample, size, photometrics, device, seed, first) for sample in samples]
+    """Build views of one size; `first` is the number of the first of them among all views of a volume."""
+    columns = [
+        _views_of(sample, maps, size, intensity, device, seed, first)
+        for sample, maps in zip(samples, affines, strict=True)
+    ]
     views, targets, valid = (torch.stack([column[k] for column in columns], dim=1) for k in range(3))
     return ViewBatch(
         views=views,
         targets=targets,
-        to_volume=torch.stack([sample.to_volume for sample in samples], dim=1),
+        to_volume=torch.stack(list(affines), dim=1),
         valid=valid,
         volume_id=torch.tensor([sample.volume_id for sample in samples]),
         subject_id=torch.tensor([sample.subject_id for sample in samples]),
@@ -130,99 +133,75 @@ def _build(
 
 
 def _views_of(
-    sample: Sample, size: Size, photometrics: IntensityConfig | None, device: torch.device, seed: int, first: int
+    sample: Sample,
+    affines: Tensor,
+    size: Size,
+    intensity: IntensityConfig | None,
+    device: torch.device,
+    seed: int,
+    first: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return views, targets and validity of one volume, each (V, ·, D, H, W)."""
     crop = send(sample.crop, device)
-    hidden = None if sample.hidden is None else send(sample.hidden, device)
-    made = [_one_view(sample, k, crop, hidden, size) for k in range(sample.to_volume.shape[0])]
+    masked = None if sample.masked is None else send(sample.masked, device)
+    resampled = [_resample(sample, to_volume, crop, masked, size) for to_volume in affines]
     views, targets, valid = [], [], []
-    for number, (view, seen) in enumerate(made, first):
-        if photometrics is not None:
-            change = photometric.sample_intensity_parameters(
-                make_rng(seed, sample.index, number, "photometric"), photometrics
-            )
+    for number, (view, inside) in enumerate(resampled, first):
+        target = view
+        if intensity is not None:
+            rng = make_rng(seed, sample.index, number, "photometric")
+            parameters = transforms.sample_intensity_parameters(rng, intensity)
             noise = make_torch_generator(device, seed, sample.index, number, "noise")
-            view = photometric.intensity_transform(view, seen, change)
-            target, view = view, photometric.degradation_transform(view, seen, change, noise)
-        else:
-            target = view
+            target = transforms.intensity_transform(view, inside, parameters)
+            view = transforms.degradation_transform(target, inside, parameters, noise)
         views.append(view)
         targets.append(target)
-        valid.append(seen)
+        valid.append(inside)
     return torch.stack(views), torch.stack(targets), torch.stack(valid)
 
 
-def _one_view(sample: Sample, number: int, crop: Tensor, hidden: Tensor | None, size: Size) -> tuple[Tensor, Tensor]:
-    """Cut one view and say which of its voxels are valid."""
-    to_volume = sample.to_volume[number]
+def _resample(
+    sample: Sample, to_volume: Tensor, crop: Tensor, masked: Tensor | None, size: Size
+) -> tuple[Tensor, Tensor]:
+    """Return one view (C, D, H, W), zero where it is not valid, and its valid voxels (1, D, H, W)."""
     to_crop = to_volume.clone()
     to_crop[:, 3] -= torch.tensor(sample.start, dtype=torch.float64)
-    view = resample.cut(crop, to_crop, size)
-    seen = resample.inside(sample.shape, to_volume, size, crop.device)[None]
-    if hidden is not None:
-        seen = seen & (resample.cut(hidden.float(), to_crop, size) < 0.5)
-    elif resample.contains(sample.shape, to_volume, size):
-        return view, seen
-    return view * seen, seen
-
-
-class ArraySource:
-    """One array (C, D, H, W) in the place of a store."""
-
-    def __init__(self, array: ArrayLike, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
-        values = np.asarray(array, dtype=np.float32)
-        self._array = values[None] if values.ndim == 3 else values
-        self._spacing = spacing
-
-    def __len__(self) -> int:
-        """Return 1."""
-        return 1
-
-    def shape(self, k: int) -> Size:  # noqa: ARG002
-        """Return (D, H, W)."""
-        d, h, w = self._array.shape[1:]
-        return (d, h, w)
-
-    def spacing(self, k: int) -> tuple[float, float, float]:  # noqa: ARG002
-        """Return the voxel size in mm."""
-        return self._spacing
-
-    def foreground_threshold(self, k: int) -> float:  # noqa: ARG002
-        """Return a value that every voxel exceeds: all of the array is foreground."""
-        return -np.inf
-
-    def read(self, k: int, start: Size, stop: Size) -> NDArray[np.float32]:  # noqa: ARG002
-        """Return the voxels of a box."""
-        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        return np.ascontiguousarray(self._array[(slice(None), *box)])
-
-    def read_mask(self, k: int, kind: str, start: Size, stop: Size) -> None:
-        """Return None: an array has no masks."""
+    view = resampling.resample(crop, to_crop, size)
+    valid = resampling.inside(sample.shape, to_volume, size, crop.device)[None]
+    if masked is not None:
+        valid = valid & (resampling.resample(masked.float(), to_crop, size) < 0.5)
+    elif resampling.contains(sample.shape, to_volume, size):
+        return view, valid
+    return view * valid, valid
 
 
 def sample_views(
     array: ArrayLike,
     size: Size,
     seed: int = 0,
-    drawing: ViewSamplingConfig | None = None,
-    photometrics: IntensityConfig | None = None,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    sampling: ViewSamplingConfig | None = None,
+    intensity: IntensityConfig | None = None,
+    spacing: Spacing = ISOTROPIC,
 ) -> ViewBatch:
-    """Draw a pair of views from one array.
+    """Sample a pair of overlapping views of one array.
 
     Args:
         array: (D, H, W) or (C, D, H, W).
         size: (d, h, w) of a view in voxels.
-        seed: another seed gives another pair.
-        drawing: which geometry may be drawn; None takes the published ranges.
-        photometrics: which changes of intensity may be drawn; None draws none.
-        spacing: the array's voxel size in mm.
+        seed: seed of the pair.
+        sampling: distribution of the geometry; None uses the published one.
+        intensity: distribution of intensity transforms; None applies none.
+        spacing: voxel size of the array in mm.
 
     Returns:
-        A `ViewBatch` of two views of one volume.
+        Two views of one volume: `views` has shape (2, 1, C, *size).
+
+    Example:
+        >>> pair = sample_views(np.random.rand(96, 96, 96), size=(64, 64, 64))
+        >>> pair.views.shape, pair.to_volume.shape
+        (torch.Size([2, 1, 1, 64, 64, 64]), torch.Size([2, 1, 3, 4]))
     """
-    source = ArraySource(array, spacing)
-    alone = np.zeros(1, dtype=np.int64)
-    reader = SampleReader(source, alone, alone, drawing or ViewSamplingConfig(size=size), 1, seed)
-    return build_views([reader[0]], size, photometrics, seed=seed)
+    number = np.zeros(1, dtype=np.int64)
+    config = sampling or ViewSamplingConfig(size=size)
+    reader = SampleReader(ArraySource(array, spacing), number, number, config, 1, seed)
+    return build_views([reader[0]], size, intensity, seed=seed)

@@ -1,11 +1,12 @@
-"""Ways to spoil a view that a network shall restore: those of Models Genesis (Zhou et al., arXiv:2004.07882).
+"""Corruptions of a view that a network learns to undo: those of Models Genesis, cut-outs, and fusion of two volumes.
 
-The originals expect intensities in [0, 1]. Views here are z-scored, so every change of intensity works on the range of
-the view's valid voxels and is carried back. Each function takes a view (C, D, H, W) and the image's own generator.
+Models Genesis (Zhou et al., arXiv:2004.07882) expects intensities in [0, 1]; here views are z-scored, and intensity
+changes work relative to the range of the view's valid voxels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,102 +15,89 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from viewalign.utils.precision import send
+from viewalign.utils.shapes import Size, spatial_size
+from viewalign.views.intensity import valid_range
 
-Size = tuple[int, int, int]
+_MAX_CUTOUTS = 64
 
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """Probabilities of each change, as published.
+    """Probabilities of the corruptions of Models Genesis; the defaults are the published ones.
 
     Attributes:
         p_shuffle: of shuffling voxels within small boxes.
-        p_bend: of a non-linear map of intensities.
-        p_paint: of painting over a part.
-        p_outer: of painting over all but a part, given that something is painted.
-        largest: side of the largest box within which voxels are shuffled, as a share of the view's.
+        p_nonlinear: of a non-linear intensity map.
+        p_paint: of replacing a part by noise.
+        p_outpaint: that this part is all but some boxes (out-painting) instead of some boxes (in-painting).
+        shuffle_size: largest side of the boxes within which voxels are shuffled, relative to the view's.
     """
 
     p_shuffle: float = 0.5
-    p_bend: float = 0.9
+    p_nonlinear: float = 0.9
     p_paint: float = 0.9
-    p_outer: float = 0.8
-    largest: float = 0.1
+    p_outpaint: float = 0.8
+    shuffle_size: float = 0.1
 
 
 def corrupt(
-    view: Tensor, valid: Tensor, changes: CorruptionConfig, rng: np.random.Generator, noise: torch.Generator
+    view: Tensor, valid: Tensor, config: CorruptionConfig, rng: np.random.Generator, noise: torch.Generator
 ) -> Tensor:
-    """Spoil a view (C, D, H, W) of which `valid` (1, D, H, W) counts; what is not valid stays 0.
+    """Corrupt a view (C, D, H, W), which stays 0 where `valid` (1, D, H, W) is false.
 
     Args:
         view, valid: on any device.
-        changes: what may happen.
-        rng: decides what happens.
-        noise: fills and shuffles, on the view's device.
+        config: which corruptions to apply.
+        rng: the image's own generator, for all parameters.
+        noise: for noise and permutations, on the view's device.
     """
     chance = rng.random(4)
-    low, high = limits(view, valid)
-    if chance[0] < changes.p_shuffle:
-        view = shuffle(view, _box_size(view, changes.largest, rng), noise)
-    if chance[1] < changes.p_bend:
-        view = bend(view, low, high, rng)
-    if chance[2] < changes.p_paint:
-        where = send(boxes(rng, _size(view), outer=bool(chance[3] < changes.p_outer)), view.device)
+    low, high = valid_range(view, valid)
+    if chance[0] < config.p_shuffle:
+        d, h, w = (int(rng.integers(1, max(2, int(n * config.shuffle_size)) + 1)) for n in spatial_size(view))
+        view = local_shuffle(view, (d, h, w), noise)
+    if chance[1] < config.p_nonlinear:
+        view = nonlinear_intensity(view, low, high, rng)
+    if chance[2] < config.p_paint:
+        where = send(sample_painting(rng, spatial_size(view), bool(chance[3] < config.p_outpaint)), view.device)
         filling = torch.rand(view.shape, generator=noise, device=view.device, dtype=view.dtype)
         view = torch.where(where, low + (high - low) * filling, view)
     return view * valid
 
 
-def limits(view: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lowest and highest valid value (C, 1, 1, 1); 0 and 0 where nothing is valid."""
-    low = torch.where(valid, view, torch.inf).amin((1, 2, 3), keepdim=True)
-    high = torch.where(valid, view, -torch.inf).amax((1, 2, 3), keepdim=True)
-    return torch.nan_to_num(low, posinf=0.0), torch.nan_to_num(high, neginf=0.0)
+def local_shuffle(view: Tensor, box: Size, generator: torch.Generator) -> Tensor:
+    """Permute the voxels of a view (C, D, H, W) within each box of a partition into boxes.
 
-
-def _size(view: Tensor) -> Size:
-    return (view.shape[1], view.shape[2], view.shape[3])
-
-
-def _box_size(view: Tensor, largest: float, rng: np.random.Generator) -> Size:
-    d, h, w = (int(rng.integers(1, max(2, int(n * largest)) + 1)) for n in _size(view))
-    return (d, h, w)
-
-
-def shuffle(view: Tensor, box: Size, generator: torch.Generator) -> Tensor:
-    """Permute the voxels within each box of a partition of the view; the multiset of every box stays.
-
-    The published form shuffles 10,000 boxes one after another, about once over the whole view; here all boxes of one
-    partition are shuffled by a single sort, so that it costs milliseconds on a GPU.
+    The published form shuffles 10,000 random boxes one after another, about once over the whole view; a partition is
+    shuffled by one sort, which takes milliseconds on a GPU.
     """
-    size = _size(view)
+    size = spatial_size(view)
     axes = [torch.arange(n, device=view.device) // side for n, side in zip(size, box, strict=True)]
     counts = [-(-n // side) for n, side in zip(size, box, strict=True)]
     owner = ((axes[0][:, None, None] * counts[1] + axes[1][:, None]) * counts[2] + axes[2]).flatten()
     keys = torch.rand(owner.shape, generator=generator, device=view.device, dtype=torch.float64)
-    drawn = torch.argsort(owner + keys)
-    places = torch.argsort(owner, stable=True)
+    source = torch.argsort(owner + keys)
+    target = torch.argsort(owner, stable=True)
     flat = view.flatten(1)
     out = torch.empty_like(flat)
-    out[:, places] = flat[:, drawn]
+    out[:, target] = flat[:, source]
     return out.view_as(view)
 
 
-def bend(view: Tensor, low: Tensor, high: Tensor, rng: np.random.Generator) -> Tensor:
-    """Map intensities along a cubic Bézier curve from corner to corner of the range [low, high]."""
-    xs, ys = bezier(rng)
+def nonlinear_intensity(view: Tensor, low: Tensor, high: Tensor, rng: np.random.Generator) -> Tensor:
+    """Map intensities in [low, high] by a random cubic Bézier curve."""
+    xs, ys = bezier_curve(rng)
     extent = (high - low).clamp(min=1e-7)
-    share = ((view - low) / extent).clamp(0, 1)
+    position = ((view - low) / extent).clamp(0, 1)
     curve = send(torch.from_numpy(np.interp(np.linspace(0, 1, 1024), xs, ys)).to(view.dtype), view.device)
-    at = share * (len(curve) - 1)
+    at = position * (len(curve) - 1)
     below = at.floor().long().clamp(max=len(curve) - 2)
     part = at - below
     return low + extent * (curve[below] * (1 - part) + curve[below + 1] * part)
 
 
-def bezier(rng: np.random.Generator, points: int = 1000) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw a curve from (0, 0) to (1, 1) with two free control points; half of them are made monotone.
+def bezier_curve(rng: np.random.Generator, points: int = 1000) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sample a curve from (0, 0) to (1, 1) with two random control points; half of the curves are made monotone.
 
     Returns:
         (x ascending, y).
@@ -122,77 +110,73 @@ def bezier(rng: np.random.Generator, points: int = 1000) -> tuple[NDArray[np.flo
     return np.sort(x), np.sort(y) if monotone else y
 
 
-def boxes(rng: np.random.Generator, size: Size, outer: bool) -> Tensor:
-    """Draw what is painted over, (D, H, W) bool: up to five boxes, or with `outer` all but up to five larger ones."""
-    painted = np.full(size, outer)
+def sample_painting(rng: np.random.Generator, size: Size, outpaint: bool) -> Tensor:
+    """Sample the voxels to replace, (D, H, W) bool: up to five boxes, or all but up to five larger boxes."""
+    painted = np.full(size, outpaint)
     for number in range(5):
         if number and rng.random() >= 0.95:
             break
-        share = rng.uniform(3 / 7, 4 / 7, 3) if outer else rng.uniform(1 / 6, 1 / 3, 3)
-        place = []
-        for n, part in zip(size, share, strict=True):
-            side = max(1, round(n * part))
-            start = int(rng.integers(0, n - side + 1))
-            place.append(slice(start, start + side))
-        painted[tuple(place)] = not outer
+        fractions = rng.uniform(3 / 7, 4 / 7, 3) if outpaint else rng.uniform(1 / 6, 1 / 3, 3)
+        sides = [max(1, round(n * fraction)) for n, fraction in zip(size, fractions, strict=True)]
+        starts = [int(rng.integers(0, n - side + 1)) for n, side in zip(size, sides, strict=True)]
+        painted[tuple(slice(a, a + side) for a, side in zip(starts, sides, strict=True))] = not outpaint
     return torch.from_numpy(painted)
 
 
-_MOST = 64
+def _sample_box(
+    rng: np.random.Generator, size: Size, largest: float, smallest: Callable[[int], int]
+) -> tuple[slice, ...]:
+    """Sample a box whose sides are at most `largest` of the view's and at least `smallest` of that."""
+    box = []
+    for n in size:
+        top = max(1, int(n * largest))
+        side = int(rng.integers(smallest(top), top + 1))
+        start = int(rng.integers(0, n - side + 1))
+        box.append(slice(start, start + side))
+    return tuple(box)
 
 
-def sample_cutout_boxes(rng: np.random.Generator, size: Size, share: float, largest: float) -> Tensor:
-    """Draw boxes that cover at most `share` of a view, (D, H, W) bool.
+def sample_cutouts(rng: np.random.Generator, size: Size, fraction: float, largest: float) -> Tensor:
+    """Sample boxes that cover at most `fraction` of a view, (D, H, W) bool.
 
-    How much is covered is drawn too, evenly up to `share`; boxes are added while the next one still fits in.
+    The covered fraction is uniform up to `fraction`; boxes are added until the next one would exceed it.
 
     Args:
         rng: the image's own generator.
-        size: of the view.
-        share: the most that is covered.
-        largest: the longest side of a box as a share of the view's; the shortest is half of that.
+        size: (D, H, W) of the view.
+        fraction: of the view, at most.
+        largest: longest side of a box, relative to the view's; the shortest is half of that.
     """
     covered = np.zeros(size, dtype=bool)
-    wanted = rng.uniform(0, share) * covered.size
-    for _ in range(_MOST):
-        place = []
-        for n in size:
-            top = max(1, int(n * largest))
-            side = int(rng.integers(max(1, top // 2), top + 1))
-            start = int(rng.integers(0, n - side + 1))
-            place.append(slice(start, start + side))
-        added = int((~covered[tuple(place)]).sum())
-        if covered.sum() + added > wanted:
+    limit = rng.uniform(0, fraction) * covered.size
+    for _ in range(_MAX_CUTOUTS):
+        box = _sample_box(rng, size, largest, lambda top: max(1, top // 2))
+        if covered.sum() + int((~covered[box]).sum()) > limit:
             break
-        covered[tuple(place)] = True
+        covered[box] = True
     return torch.from_numpy(covered)
 
 
 def sample_fusion_labels(
     rng: np.random.Generator, size: Size, levels: int = 4, blocks: tuple[int, int] = (10, 40), largest: float = 0.625
 ) -> Tensor:
-    """Draw the label of each voxel, (D, H, W) int64 in [0, levels]: 0 outside all boxes, later ones on top.
+    """Sample a label in [0, levels] per voxel, (D, H, W) int64, for `fuse`; 0 outside all boxes, later boxes on top.
 
     Args:
         rng: the image's own generator.
-        size: of the view.
-        levels: how many shares of the foreground there are besides 0.
-        blocks: how many boxes, [low, high).
-        largest: the longest side of a box as a share of the view's; the shortest is 8 voxels, or that if it is less.
+        size: (D, H, W) of the view.
+        levels: number of non-zero labels.
+        blocks: range of the number of boxes, [low, high).
+        largest: longest side of a box, relative to the view's; the shortest is at most 8 voxels.
     """
     labels = np.zeros(size, dtype=np.int64)
     for _ in range(int(rng.integers(*blocks))):
-        place = []
-        for n in size:
-            top = max(1, int(n * largest))
-            side = int(rng.integers(min(8, top), top + 1))
-            start = int(rng.integers(0, n - side + 1))
-            place.append(slice(start, start + side))
-        labels[tuple(place)] = rng.integers(1, levels + 1)
+        box = _sample_box(rng, size, largest, lambda top: min(8, top))
+        labels[box] = rng.integers(1, levels + 1)
     return torch.from_numpy(labels)
 
 
-def fuse(front: Tensor, back: Tensor, labels: Tensor, levels: int = 4) -> Tensor:
-    """Return a·front + (1 - a)·back with a = label / levels; images (N, C, D, H, W), labels (N, D, H, W)."""
-    share = (labels[:, None] / levels).to(front.dtype)
-    return share * front + (1 - share) * back
+def fuse(foreground: Tensor, background: Tensor, labels: Tensor, levels: int = 4) -> Tensor:
+    """Return a·foreground + (1 - a)·background, a = label / levels; images (N, C, D, H, W), labels (N, D, H, W)."""
+    alpha = (labels[:, None] / levels).to(foreground.dtype)
+    return alpha * foreground + (1 - alpha) * background

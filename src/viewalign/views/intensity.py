@@ -1,7 +1,7 @@
-"""Changes of intensity: drawn per view from its own generator, applied to one view on its device.
+"""Random intensity transforms of one view: parameters are sampled first and then applied on the view's device.
 
-Drawing and applying are apart, so that a change can be replayed and tested. Statistics are those of the valid voxels.
-The forms are those of nnU-Net's augmentation (Isensee et al., 2021), which the published recipes use.
+The transforms are those of nnU-Net's augmentation (Isensee et al., 2021), as in the published recipes, with statistics
+over valid voxels only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class IntensityConfig:
-    """Probabilities and ranges of what may be drawn; see `PhotometricSettings` for the names."""
+    """Probabilities and ranges of the transforms; the settings `views.photometric` describe each."""
 
     p_brightness: float = 0.15
     brightness: Range = (0.75, 1.25)
@@ -37,14 +37,15 @@ class IntensityConfig:
 
 @dataclass(frozen=True)
 class IntensityParameters:
-    """What was drawn for one view; None where a change does not happen.
+    """Sampled parameters of one view; None where a transform is not applied.
 
     Attributes:
-        brightness, contrast, gamma, gamma_inverted: factors and exponents.
-        low_resolution: resolution kept, as a fraction.
+        brightness, contrast: factors.
+        gamma, gamma_inverted: exponents, on the image and on its negative.
+        low_resolution: fraction of the resolution that is kept.
         blur_sigma: in voxels.
         noise_variance: in squared units of the normalised image.
-        rician: whether noise is Rician, else Gaussian.
+        rician: whether noise is Rician instead of Gaussian.
     """
 
     brightness: float | None = None
@@ -56,19 +57,9 @@ class IntensityParameters:
     noise_variance: float | None = None
     rician: bool = False
 
-    @property
-    def recolours(self) -> bool:
-        """Whether brightness, contrast or gamma changes."""
-        return any(value is not None for value in (self.brightness, self.contrast, self.gamma, self.gamma_inverted))
 
-    @property
-    def degrades(self) -> bool:
-        """Whether resolution is lost, or blur or noise added."""
-        return any(value is not None for value in (self.low_resolution, self.blur_sigma, self.noise_variance))
-
-
-def sample_intensity_parameters(rng: np.random.Generator, ranges: IntensityConfig) -> IntensityParameters:
-    """Draw one view's changes; all numbers are drawn always, so that one probability does not shift another's draw."""
+def sample_intensity_parameters(rng: np.random.Generator, config: IntensityConfig) -> IntensityParameters:
+    """Sample one view's parameters; the same numbers are drawn for every config."""
     chance = rng.random(7)
     values = rng.random(7)
 
@@ -77,95 +68,89 @@ def sample_intensity_parameters(rng: np.random.Generator, ranges: IntensityConfi
         return float(low + (high - low) * values[slot]) if chance[slot] < probability else None
 
     return IntensityParameters(
-        brightness=maybe(0, ranges.p_brightness, ranges.brightness),
-        contrast=maybe(1, ranges.p_contrast, ranges.contrast),
-        gamma_inverted=maybe(2, ranges.p_gamma_inverted, ranges.gamma),
-        gamma=maybe(3, ranges.p_gamma, ranges.gamma),
-        low_resolution=maybe(4, ranges.p_low_resolution, ranges.low_resolution),
-        blur_sigma=maybe(5, ranges.p_blur, ranges.blur_sigma),
-        noise_variance=maybe(6, ranges.p_noise, ranges.noise_variance),
+        brightness=maybe(0, config.p_brightness, config.brightness),
+        contrast=maybe(1, config.p_contrast, config.contrast),
+        gamma_inverted=maybe(2, config.p_gamma_inverted, config.gamma),
+        gamma=maybe(3, config.p_gamma, config.gamma),
+        low_resolution=maybe(4, config.p_low_resolution, config.low_resolution),
+        blur_sigma=maybe(5, config.p_blur, config.blur_sigma),
+        noise_variance=maybe(6, config.p_noise, config.noise_variance),
         rician=bool(rng.random() < 0.5),
     )
 
 
-def intensity_transform(view: Tensor, valid: Tensor, change: IntensityParameters) -> Tensor:
-    """Apply brightness, contrast and gamma to a view (C, D, H, W) that is 0 where it is not valid; so is the result."""
-    if not change.recolours:
-        return view
-    if change.brightness is not None:
-        view = view * change.brightness
-    if change.contrast is not None:
-        view = _contrast(view, valid, change.contrast)
-    if change.gamma_inverted is not None:
-        view = -_gamma(-view, valid, change.gamma_inverted)
-    if change.gamma is not None:
-        view = _gamma(view, valid, change.gamma)
-    return view * valid
+def intensity_transform(view: Tensor, valid: Tensor, parameters: IntensityParameters) -> Tensor:
+    """Apply brightness, contrast and gamma to a view (C, D, H, W); it is 0 where `valid` (1, D, H, W) is false."""
+    before = view
+    if parameters.brightness is not None:
+        view = view * parameters.brightness
+    if parameters.contrast is not None:
+        view = _contrast(view, valid, parameters.contrast)
+    if parameters.gamma_inverted is not None:
+        view = -_gamma(-view, valid, parameters.gamma_inverted)
+    if parameters.gamma is not None:
+        view = _gamma(view, valid, parameters.gamma)
+    return view if view is before else view * valid
 
 
 def degradation_transform(
-    view: Tensor, valid: Tensor, change: IntensityParameters, generator: torch.Generator | None = None
+    view: Tensor, valid: Tensor, parameters: IntensityParameters, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Apply low resolution, blur and noise to a view (C, D, H, W) that is 0 where it is not valid; so is the result.
+    """Apply low resolution, blur and noise to a view (C, D, H, W); it is 0 where `valid` (1, D, H, W) is false.
 
-    Args:
-        view: the view, float32.
-        valid: (1, D, H, W) bool.
-        change: what was drawn.
-        generator: source of the noise, on the view's device.
+    `generator` is the source of the noise, on the view's device.
     """
-    if not change.degrades:
-        return view
-    if change.low_resolution is not None:
-        view = _coarsen(view, change.low_resolution)
-    if change.blur_sigma is not None:
-        view = blur(view, change.blur_sigma)
-    if change.noise_variance is not None:
-        view = _noise(view, change.noise_variance**0.5, change.rician, generator)
-    return view * valid
+    before = view
+    if parameters.low_resolution is not None:
+        view = _low_resolution(view, parameters.low_resolution)
+    if parameters.blur_sigma is not None:
+        view = blur(view, parameters.blur_sigma)
+    if parameters.noise_variance is not None:
+        view = _noise(view, parameters.noise_variance**0.5, parameters.rician, generator)
+    return view if view is before else view * valid
 
 
-def _over_valid(view: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (C, 1, 1, 1) of the valid voxels."""
+def valid_range(view: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and highest valid value (C, 1, 1, 1) of a view; both 0 if no voxel is valid."""
+    low = torch.where(valid, view, torch.inf).amin((1, 2, 3), keepdim=True)
+    high = torch.where(valid, view, -torch.inf).amax((1, 2, 3), keepdim=True)
+    return torch.nan_to_num(low, posinf=0.0), torch.nan_to_num(high, neginf=0.0)
+
+
+def _valid_mean_and_std(view: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     count = valid.sum().clamp(min=1)
     mean = (view * valid).sum((1, 2, 3), keepdim=True) / count
     variance = ((view - mean) * valid).square().sum((1, 2, 3), keepdim=True) / count
     return mean, variance.sqrt()
 
 
-def _range_of_valid(view: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    low = torch.where(valid, view, torch.inf).amin((1, 2, 3), keepdim=True)
-    high = torch.where(valid, view, -torch.inf).amax((1, 2, 3), keepdim=True)
-    return torch.nan_to_num(low, posinf=0.0), torch.nan_to_num(high, neginf=0.0)
-
-
 def _contrast(view: Tensor, valid: Tensor, factor: float) -> Tensor:
-    """Stretch values about their mean and keep them within their old range."""
-    mean, _ = _over_valid(view, valid)
-    low, high = _range_of_valid(view, valid)
+    """Scale values about their mean and clip them to their former range."""
+    mean, _ = _valid_mean_and_std(view, valid)
+    low, high = valid_range(view, valid)
     return torch.minimum(torch.maximum((view - mean) * factor + mean, low), high)
 
 
 def _gamma(view: Tensor, valid: Tensor, exponent: float) -> Tensor:
-    """Bend values over their range by an exponent, then give back their mean and deviation."""
-    mean, deviation = _over_valid(view, valid)
-    low, high = _range_of_valid(view, valid)
+    """Apply an exponent over the range of values, then restore mean and standard deviation."""
+    mean, std = _valid_mean_and_std(view, valid)
+    low, high = valid_range(view, valid)
     extent = (high - low).clamp(min=1e-7)
-    bent = ((view - low) / extent).clamp(0, 1) ** exponent * extent + low
-    new_mean, new_deviation = _over_valid(bent, valid)
-    return (bent - new_mean) / new_deviation.clamp(min=1e-7) * deviation + mean
+    out = ((view - low) / extent).clamp(0, 1) ** exponent * extent + low
+    new_mean, new_std = _valid_mean_and_std(out, valid)
+    return (out - new_mean) / new_std.clamp(min=1e-7) * std + mean
 
 
-def _coarsen(view: Tensor, share: float) -> Tensor:
-    """Drop to a share of the resolution by nearest voxels and come back linearly."""
+def _low_resolution(view: Tensor, fraction: float) -> Tensor:
+    """Downsample by nearest neighbours and upsample linearly."""
     size = view.shape[1:]
-    small = [max(1, round(n * share)) for n in size]
+    small = [max(1, round(n * fraction)) for n in size]
     low = F.interpolate(view[None], small, mode="nearest-exact")
     return F.interpolate(low, size, mode="trilinear", align_corners=False)[0]
 
 
 def blur(view: Tensor, sigma: float) -> Tensor:
-    """Blur a view (C, D, H, W) by a separable Gaussian of `sigma` voxels, cut at three sigmas, borders repeated."""
+    """Apply a Gaussian filter of `sigma` voxels to a view (C, D, H, W), truncated at 3 sigma, borders replicated."""
     radius = max(1, int(3 * sigma + 0.5))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=view.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -180,11 +165,11 @@ def blur(view: Tensor, sigma: float) -> Tensor:
     return out[:, 0]
 
 
-def _noise(view: Tensor, deviation: float, rician: bool, generator: torch.Generator | None) -> Tensor:
-    """Add Gaussian noise, or a magnitude image's (Gudbjartsson & Patz, 1995) about the view's lowest value."""
+def _noise(view: Tensor, std: float, rician: bool, generator: torch.Generator | None) -> Tensor:
+    """Add Gaussian noise, or Rician noise (Gudbjartsson & Patz, 1995) relative to the view's lowest value."""
 
     def normal() -> Tensor:
-        return torch.randn(view.shape, generator=generator, device=view.device, dtype=view.dtype) * deviation
+        return torch.randn(view.shape, generator=generator, device=view.device, dtype=view.dtype) * std
 
     if not rician:
         return view + normal()

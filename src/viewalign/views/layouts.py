@@ -1,4 +1,4 @@
-"""A grid of neighbouring views and further ones that lie somewhere over it: the layout of VoCo (arXiv:2402.17300)."""
+"""Layouts of more than two views: a grid with random targets (VoCo), and local views in large ones (PCRLv2)."""
 
 from __future__ import annotations
 
@@ -7,160 +7,157 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.utils.shapes import Size
 from viewalign.views import affines, lattice
-from viewalign.views.sampling import LocalView, SampledViews, ViewSamplingConfig, sample_single
+from viewalign.views.sampling import (
+    ISOTROPIC,
+    LocalViews,
+    SampledViews,
+    Spacing,
+    ViewSamplingConfig,
+    Voxels,
+    sample_affine,
+)
 
-Size = tuple[int, int, int]
+_MAX_TRIES = 50
 
 
 def sample_grid(
     rng: np.random.Generator,
     shape: Size,
-    drawing: ViewSamplingConfig,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    config: ViewSamplingConfig,
+    spacing: Spacing = ISOTROPIC,
     grid: Size = (1, 4, 4),
     targets: int = 4,
 ) -> SampledViews:
-    """Draw `targets` views anywhere within a region, then the views of the grid that tile it, in raster order.
+    """Sample `targets` views at random positions in a region, then the views that tile it, in raster order.
 
-    All lie in one frame, so that the share of a target in a cell of the grid is that of two boxes (`overlaps`).
+    This is the layout of VoCo (Wu et al., arXiv:2402.17300). All views have one frame, so that the overlap of a target
+    with a tile is that of two axis-aligned boxes (`box_overlaps`).
 
     Args:
-        rng, shape, drawing, spacing: as for `drawing.draw_pair`.
-        grid: how many views tile the region along (D, H, W).
-        targets: how many views lie anywhere within it, at whole voxels.
+        rng, shape, config, spacing: as for `sample_pair`.
+        grid: number of tiles along (D, H, W).
+        targets: number of views at random whole voxels of the region.
     """
-    size = np.array(drawing.size)
-    region = tuple(int(n) for n in size * np.array(grid))
-    frame = sample_single(
-        rng, shape, ViewSamplingConfig(**{**vars(drawing), "size": (region[0], region[1], region[2])}), spacing
-    )
-    room = np.array(region) - size
-    free = rng.integers(0, room + 1, (targets, 3))
+    size = np.array(config.size)
+    region = (size * np.array(grid)).tolist()
+    frame = sample_affine(rng, shape, replace(config, size=(region[0], region[1], region[2])), spacing)
+    free = rng.integers(0, np.array(region) - size + 1, (targets, 3))
     tiles = np.stack(np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"), -1).reshape(-1, 3) * size
     starts = torch.from_numpy(np.concatenate([free, tiles]).astype(np.float64))
     shift = affines.apply(frame, starts)
     return SampledViews(torch.cat([frame[None, :, :3].expand(len(starts), 3, 3), shift[:, :, None]], dim=2), 1.0)
 
 
-def overlaps(to_volume: Tensor, size: Size, targets: int) -> Tensor:
-    """Return which share of each target lies in each cell of the grid, (B, targets, cells) float64 in [0, 1].
+def box_overlaps(to_volume: Tensor, size: Size, targets: int) -> Tensor:
+    """Return the fraction of each target that lies in each tile, (B, targets, tiles) float64 in [0, 1].
 
     Args:
-        to_volume: (V, B, 3, 4) of views drawn by `draw_grid`: one frame, targets first.
-        size: (D, H, W) of a view.
-        targets: how many of the views are targets.
+        to_volume: (V, B, 3, 4) of views from `sample_grid`, targets first.
+        size: (D, H, W) of a view in voxels.
+        targets: number of target views.
     """
     inverse = affines.invert(to_volume[targets])
-    starts = torch.stack([affines.compose(inverse, one)[..., 3] for one in to_volume], dim=1)
+    starts = torch.stack([affines.compose(inverse, view)[..., 3] for view in to_volume], dim=1)
     extent = torch.tensor(size, dtype=torch.float64)
-    apart = (starts[:, :targets, None] - starts[:, None, targets:]).abs()
-    return ((extent - apart).clamp(min=0) / extent).prod(-1)
-
-
-Whole = NDArray[np.int64]
-Range = tuple[float, float]
-_TRIES = 50
+    distance = (starts[:, :targets, None] - starts[:, None, targets:]).abs()
+    return ((extent - distance).clamp(min=0) / extent).prod(-1)
 
 
 @dataclass(frozen=True)
 class NestedViewConfig:
-    """How large views and boxes are; boxes are whole voxels of a region, each brought to the size of its view.
+    """Sizes of large and local views, whose boxes are resampled to the sizes of the views.
 
     Attributes:
-        region: side of the region that holds all boxes, as a share of a large view's.
-        extent: side of a large view's box, as a share of the view's.
-        min_iou: the least share of their union that the two boxes have in common.
-        locals: how many small views there are; they lie in the first and the second large box by turns.
-        local_size: (D, H, W) of a small view in voxels.
-        local_extent: side of a small view's box, as a share of the view's.
+        region: side of the region that contains all boxes, relative to a large view.
+        extent: range of the side of a large view's box, relative to the view.
+        min_iou: smallest intersection over union of the two large boxes.
+        locals: number of local views, alternately in the first and the second large box.
+        local_size: (D, H, W) of a local view in voxels.
+        local_extent: range of the side of a local view's box, relative to the view.
     """
 
     region: float = 1.41
-    extent: Range = (0.75, 1.25)
+    extent: tuple[float, float] = (0.75, 1.25)
     min_iou: float = 0.3
     locals: int = 6
     local_size: Size = (64, 64, 64)
-    local_extent: Range = (0.5, 1.0)
+    local_extent: tuple[float, float] = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Box:
-    """Whole voxels [low, low + sides) of the region."""
+    """Voxels [low, low + sides) of the region."""
 
-    low: Whole
-    sides: Whole
+    low: Voxels
+    sides: Voxels
 
 
 def sample_nested(
     rng: np.random.Generator,
     shape: Size,
-    drawing: ViewSamplingConfig,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    config: ViewSamplingConfig,
+    spacing: Spacing = ISOTROPIC,
     nesting: NestedViewConfig | None = None,
 ) -> SampledViews:
-    """Draw two large views and the small ones inside them.
+    """Sample two large views and the local views inside them: the layout of PCRLv2 (Zhou et al., arXiv:2301.00772).
 
-    All boxes lie in one frame, so that what two of them share is that of two boxes; each view is mirrored for itself,
-    which moves no box.
+    All boxes are aligned in one frame; each view is flipped by itself, which does not move its box.
 
     Args:
-        rng, shape, drawing, spacing: as for `drawing.draw_pair`.
-        nesting: sizes of boxes; those published where it is None.
+        rng, shape, config, spacing: as for `sample_pair`.
+        nesting: sizes of boxes; None uses the published ones.
     """
     nesting = nesting or NestedViewConfig()
-    size = np.array(drawing.size)
-    sides = np.rint(size * nesting.region).astype(np.int64).tolist()
-    region = (sides[0], sides[1], sides[2])
-    frame = sample_single(rng, shape, replace(drawing, size=region, mirror=False), spacing)
-    large = _draw_large(rng, size, np.array(region), nesting)
-    small = [_draw_small(rng, large[k % 2], nesting) for k in range(nesting.locals)]
-    views = _maps(rng, frame, large, drawing.size, drawing.mirror)
-    local = (
-        LocalView(_maps(rng, frame, small, nesting.local_size, drawing.mirror), nesting.local_size) if small else None
-    )
-    return SampledViews(views, lattice.shared_fraction(views, drawing.size), local=local)
+    size = np.array(config.size)
+    sides = np.rint(size * nesting.region).astype(np.int64)
+    region = (int(sides[0]), int(sides[1]), int(sides[2]))
+    frame = sample_affine(rng, shape, replace(config, size=region, mirror=False), spacing)
+    large = _sample_large(rng, size, sides, nesting)
+    local_size = np.array(nesting.local_size)
+    small = [_sample_box(rng, large[k % 2], local_size, nesting.local_extent) for k in range(nesting.locals)]
+    views = _box_affines(rng, frame, large, config.size, config.mirror)
+    local = None
+    if small:
+        local = LocalViews(_box_affines(rng, frame, small, nesting.local_size, config.mirror), nesting.local_size)
+    return SampledViews(views, lattice.overlap_fraction(views, config.size), local=local)
 
 
-def _draw_large(rng: np.random.Generator, size: Whole, region: Whole, nesting: NestedViewConfig) -> tuple[Box, Box]:
-    """Draw the first box, then a second one until both share enough; the first again where that never comes."""
+def _sample_large(rng: np.random.Generator, size: Voxels, region: Voxels, nesting: NestedViewConfig) -> tuple[Box, Box]:
+    """Sample two boxes of at least `min_iou`; returns the first box twice if no second one is found."""
     whole = Box(np.zeros(3, dtype=np.int64), region)
-    first = _draw_box(rng, whole, size, nesting.extent)
-    for _ in range(_TRIES):
-        second = _draw_box(rng, whole, size, nesting.extent)
+    first = _sample_box(rng, whole, size, nesting.extent)
+    for _ in range(_MAX_TRIES):
+        second = _sample_box(rng, whole, size, nesting.extent)
         if iou(first, second) >= nesting.min_iou:
             return first, second
     return first, first
 
 
-def _draw_small(rng: np.random.Generator, within: Box, nesting: NestedViewConfig) -> Box:
-    return _draw_box(rng, within, np.array(nesting.local_size), nesting.local_extent)
-
-
-def _draw_box(rng: np.random.Generator, within: Box, size: Whole, extent: Range) -> Box:
-    """Draw a box of `size` times one factor anywhere within another one."""
+def _sample_box(rng: np.random.Generator, within: Box, size: Voxels, extent: tuple[float, float]) -> Box:
+    """Sample a box of `size` times one random factor at a random position within another box."""
     sides = np.clip(np.rint(size * rng.uniform(*extent)), 1, within.sides).astype(np.int64)
     return Box(within.low + rng.integers(0, within.sides - sides + 1), sides)
 
 
 def iou(a: Box, b: Box) -> float:
-    """Return the share of the union of two boxes that both hold."""
+    """Return the intersection over union of two boxes."""
     shared = np.minimum(a.low + a.sides, b.low + b.sides) - np.maximum(a.low, b.low)
     both = float(np.clip(shared, 0, None).prod())
     return both / float(a.sides.prod() + b.sides.prod() - both)
 
 
-def _maps(rng: np.random.Generator, frame: Tensor, boxes: Sequence[Box], size: Size, mirror: bool) -> Tensor:
-    """Return the affines (V, 3, 4) of views of `size` voxels, each of which shows the whole of its box."""
-    made = []
+def _box_affines(rng: np.random.Generator, frame: Tensor, boxes: Sequence[Box], size: Size, mirror: bool) -> Tensor:
+    """Return the affines (V, 3, 4) of views of `size` voxels, each of which covers its box."""
+    maps = []
     for box in boxes:
         step = torch.from_numpy(box.sides / np.array(size))
         low = torch.from_numpy(box.low.astype(np.float64)) + step / 2 - 0.5
         flip = torch.from_numpy(rng.random(3) < 0.5) & mirror
         linear = torch.where(flip, -step, step)
         shift = torch.where(flip, low + step * (torch.tensor(size) - 1), low)
-        made.append(torch.cat([torch.diag(linear), shift[:, None]], dim=1))
-    return affines.compose(frame.expand(len(made), 3, 4), torch.stack(made))
+        maps.append(torch.cat([torch.diag(linear), shift[:, None]], dim=1))
+    return affines.compose(frame.expand(len(maps), 3, 4), torch.stack(maps))

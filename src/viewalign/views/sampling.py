@@ -1,7 +1,7 @@
-"""Where views lie: a shared frame and two boxes of known overlap in it, or a frame for each view.
+"""Random geometry of views: pairs with a known overlap in a shared frame, or single views.
 
-Overlaps are whole voxels first; every other number follows from them (design §3.1). The affines that come out are the
-whole truth about the views. The overlap sampler follows Vaish et al., arXiv:2509.13846, with a random sign per axis.
+Overlaps are drawn as whole voxels and everything else follows from them; the resulting affines describe the views
+exactly. The overlap is sampled as in Vaish et al., arXiv:2509.13846, with a random sign per axis.
 """
 
 from __future__ import annotations
@@ -14,17 +14,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.utils.shapes import Size
 from viewalign.views import lattice
 
 Vector = NDArray[np.float64]
-Whole = NDArray[np.int64]
+Voxels = NDArray[np.int64]
+Spacing = tuple[float, float, float]
+"""Voxel size in mm along (D, H, W)."""
+ISOTROPIC: Spacing = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ViewSamplingConfig:
-    """What is drawn at random about the geometry of a pair of views; probabilities and ranges as in `ViewSettings`."""
+    """Distribution of the geometry of views; probabilities and ranges are those of `ViewSettings`.
 
-    size: tuple[int, int, int]
+    Attributes:
+        size: (D, H, W) of a view in voxels.
+        overlap: range of the fraction of a view that a pair shares.
+        mirror: whether each axis is flipped with probability 1/2.
+        p_rotation, rotation_degrees: probability of a rotation, and the largest angle about each axis.
+        p_scale, scale: probability of scaling, and the range of the factor.
+        independent: whether each view of a pair is also flipped, rotated and scaled by itself.
+    """
+
+    size: Size
     overlap: tuple[float, float] = (0.4, 0.8)
     mirror: bool = True
     p_rotation: float = 0.2
@@ -35,107 +48,97 @@ class ViewSamplingConfig:
 
 
 @dataclass(frozen=True)
-class LocalView:
-    """Further views of a volume, of another size than the rest.
-
-    Attributes:
-        to_volume: (L, 3, 4) float64, as those of `Drawn`.
-        size: their (D, H, W) in voxels.
-    """
+class LocalViews:
+    """Additional views of another size: affines (L, 3, 4) float64 and (D, H, W) in voxels."""
 
     to_volume: Tensor
-    size: tuple[int, int, int]
+    size: Size
 
 
 @dataclass(frozen=True)
 class SampledViews:
-    """Views drawn of one volume.
+    """Geometry of the views of one volume.
 
     Attributes:
-        to_volume: (V, 3, 4) float64, from a view's voxel index to the volume's voxel index.
-        overlap: the share of a view's volume that a pair of views covers both, after every shift that had to shrink;
-            1 where there is no pair.
-        local: views of another size, where a method has any.
+        to_volume: (V, 3, 4) float64, from voxel indices of a view to voxel indices of the volume.
+        overlap: fraction of a view that both views of a pair cover; larger than drawn where the volume is too small
+            for it. 1 for single views.
+        local: views of another size, for methods that use them.
     """
 
     to_volume: Tensor
     overlap: float
-    local: LocalView | None = field(default=None, kw_only=True)
+    local: LocalViews | None = field(default=None, kw_only=True)
 
 
-ViewSampler = Callable[
-    [np.random.Generator, tuple[int, int, int], ViewSamplingConfig, tuple[float, float, float]], SampledViews
-]
-"""Draws the views of a volume of some shape and spacing: `draw_pair`, `draw_one`, or another method's way."""
+ViewSampler = Callable[[np.random.Generator, Size, ViewSamplingConfig, Spacing], SampledViews]
+"""Samples the views of a volume from a generator, the volume's shape, a config, and the volume's spacing."""
 
 
 def sample_pair(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    drawing: ViewSamplingConfig,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    rng: np.random.Generator, shape: Size, config: ViewSamplingConfig, spacing: Spacing = ISOTROPIC
 ) -> SampledViews:
-    """Draw two views of a volume.
+    """Sample two overlapping views of a volume.
 
     Args:
         rng: the sample's own generator.
-        shape: the volume's (D, H, W) in voxels.
-        drawing: what may be drawn.
-        spacing: the volume's voxel size in mm, so that a rotation is rigid in the body and not in voxels.
+        shape: (D, H, W) of the volume in voxels.
+        config: distribution of the geometry.
+        spacing: voxel size of the volume in mm; rotations are rigid in mm.
+
+    Example:
+        >>> config = ViewSamplingConfig(size=(64, 64, 64))
+        >>> sample_pair(np.random.default_rng(0), (160, 192, 160), config).to_volume.shape
+        torch.Size([2, 3, 4])
     """
-    size = np.array(drawing.size)
-    frame, zoom = _draw_frame(rng, drawing, spacing)
-    common = _draw_overlap(rng, size, drawing.overlap)
-    room = np.maximum(np.floor((np.array(shape) - 1) / zoom).astype(np.int64) + 1 - size, 0)
-    shift = np.minimum(size - common, room)
+    size = np.array(config.size)
+    frame, zoom = _sample_frame(rng, config, spacing)
+    common = _sample_overlap(rng, size, config.overlap)
+    available = np.maximum(np.floor((np.array(shape) - 1) / zoom).astype(np.int64) + 1 - size, 0)
+    shift = np.minimum(size - common, available)
     forward = rng.random(3) < 0.5
     starts = np.stack([np.where(forward, 0, shift), np.where(forward, shift, 0)])
-    union = _place(rng, frame, size + shift, np.array(shape), zoom)
-    if drawing.independent:
-        return _turn_each(rng, union, starts, drawing, spacing)
+    union = _place_box(rng, frame, size + shift, np.array(shape), zoom)
+    if config.independent:
+        return _transform_each(rng, union, starts, config, spacing)
     to_volume = np.stack([np.column_stack([frame, union[:, :3] @ start + union[:, 3]]) for start in starts])
     return SampledViews(torch.from_numpy(to_volume), float(np.prod((size - shift) / size)))
 
 
 def sample_one(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    drawing: ViewSamplingConfig,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    rng: np.random.Generator, shape: Size, config: ViewSamplingConfig, spacing: Spacing = ISOTROPIC
 ) -> SampledViews:
-    """Draw one view of a volume, for methods that compare nothing across views."""
-    return SampledViews(sample_single(rng, shape, drawing, spacing)[None], 1.0)
+    """Sample one view of a volume; arguments as for `sample_pair`."""
+    return SampledViews(sample_affine(rng, shape, config, spacing)[None], 1.0)
 
 
-def sample_single(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    drawing: ViewSamplingConfig,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+def sample_affine(
+    rng: np.random.Generator, shape: Size, config: ViewSamplingConfig, spacing: Spacing = ISOTROPIC
 ) -> Tensor:
-    """Draw the affine (3, 4) of one view alone, by the same rules."""
-    frame, zoom = _draw_frame(rng, drawing, spacing)
-    return torch.from_numpy(_place(rng, frame, np.array(drawing.size), np.array(shape), zoom))
+    """Sample the affine (3, 4) of one view; arguments as for `sample_pair`."""
+    frame, zoom = _sample_frame(rng, config, spacing)
+    return torch.from_numpy(_place_box(rng, frame, np.array(config.size), np.array(shape), zoom))
 
 
-def _draw_frame(
-    rng: np.random.Generator, drawing: ViewSamplingConfig, spacing: tuple[float, float, float]
-) -> tuple[Vector, float]:
-    """Draw mirror, scale and rotation; every number is drawn whether it is used or not, so draws stay comparable."""
-    flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if drawing.mirror else np.ones(3)
-    angles = np.radians(rng.uniform(-drawing.rotation_degrees, drawing.rotation_degrees, 3))
-    zoom = float(np.exp(rng.uniform(*np.log(drawing.scale))))
-    turned, zoomed = rng.random() < drawing.p_rotation, rng.random() < drawing.p_scale
-    zoom = zoom if zoomed else 1.0
+def _sample_frame(rng: np.random.Generator, config: ViewSamplingConfig, spacing: Spacing) -> tuple[Vector, float]:
+    """Sample flips, scale and rotation; returns the linear map (3, 3) and the scale.
+
+    All numbers are drawn even if they are not used, so that changing one setting does not change other draws.
+    """
+    flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if config.mirror else np.ones(3)
+    angles = np.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3))
+    zoom = float(np.exp(rng.uniform(*np.log(config.scale))))
+    rotate, scale = rng.random() < config.p_rotation, rng.random() < config.p_scale
+    zoom = zoom if scale else 1.0
     frame = np.diag(flips) * zoom
-    if turned:
+    if rotate:
         millimetres = np.diag(spacing)
         frame = np.linalg.inv(millimetres) @ _rotation(angles) @ millimetres @ frame
     return frame, zoom
 
 
 def _rotation(angles: Vector) -> Vector:
-    """Return the rotation by three angles (radians), one about each axis in turn."""
+    """Return the rotation matrix of three angles in radians, about axes 0, 1 and 2 in turn."""
     product = np.eye(3)
     for axis, angle in enumerate(angles):
         a, b = (axis + 1) % 3, (axis + 2) % 3
@@ -146,19 +149,19 @@ def _rotation(angles: Vector) -> Vector:
     return product
 
 
-def _draw_overlap(rng: np.random.Generator, size: Whole, fractions: tuple[float, float]) -> Whole:
-    """Draw the voxels shared per axis: a volume fraction, split over axes by exponents from Dirichlet(1, 1, 1)."""
+def _sample_overlap(rng: np.random.Generator, size: Voxels, fractions: tuple[float, float]) -> Voxels:
+    """Sample the shared voxels per axis: a volume fraction, split over axes by exponents from Dirichlet(1, 1, 1)."""
     fraction = rng.uniform(*fractions)
     exponents = rng.dirichlet(np.ones(3))
-    shared: Whole = np.clip(np.rint(fraction**exponents * size), 1, size).astype(np.int64)
+    shared: Voxels = np.clip(np.rint(fraction**exponents * size), 1, size).astype(np.int64)
     return shared
 
 
-def _place(rng: np.random.Generator, frame: Vector, extent: Whole, shape: Whole, zoom: float) -> Vector:
-    """Return the affine (3, 4) of a box of `extent` voxels in the frame, put at random into the volume.
+def _place_box(rng: np.random.Generator, frame: Vector, extent: Voxels, shape: Voxels, zoom: float) -> Vector:
+    """Return the affine (3, 4) of a box of `extent` voxels at a random position in the volume.
 
-    A box that is larger than the volume on an axis holds all of it there. The room is that of the box before
-    rotation, so corners of a rotated box may leave the volume.
+    A box larger than the volume on an axis covers all of it there. Positions are those of the box before rotation, so
+    corners of a rotated box may leave the volume.
     """
     if zoom == 1.0 and np.count_nonzero(frame) == 3:
         low = np.minimum(shape - extent, 0)
@@ -171,19 +174,15 @@ def _place(rng: np.random.Generator, frame: Vector, extent: Whole, shape: Whole,
     return np.column_stack([frame, shift])
 
 
-def _turn_each(
-    rng: np.random.Generator,
-    union: Vector,
-    starts: Whole,
-    drawing: ViewSamplingConfig,
-    spacing: tuple[float, float, float],
+def _transform_each(
+    rng: np.random.Generator, union: Vector, starts: Voxels, config: ViewSamplingConfig, spacing: Spacing
 ) -> SampledViews:
-    """Give each view a frame of its own about its own centre, on top of the shared one."""
-    middle = (np.array(drawing.size) - 1) / 2
+    """Flip, rotate and scale each view about its own centre."""
+    middle = (np.array(config.size) - 1) / 2
     maps = []
     for start in starts:
         centre = union[:, :3] @ (start + middle) + union[:, 3]
-        frame, _ = _draw_frame(rng, drawing, spacing)
+        frame, _ = _sample_frame(rng, config, spacing)
         maps.append(np.column_stack([frame, centre - frame @ middle]))
     to_volume = torch.from_numpy(np.stack(maps))
-    return SampledViews(to_volume, lattice.shared_fraction(to_volume, drawing.size))
+    return SampledViews(to_volume, lattice.overlap_fraction(to_volume, config.size))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.networks.backbone import Backbone, Size
+from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
+from viewalign.utils.shapes import Size
 from viewalign.weights import checkpoints, remote
 from viewalign.weights.files import load_safetensors
 from viewalign.weights.run_folder import RunFolder

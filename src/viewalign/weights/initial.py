@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.base import Method
-from viewalign.networks.backbone import Size
 from viewalign.utils.io import atomic_write
+from viewalign.utils.shapes import Size
 from viewalign.weights import adaptation_plan, checkpoints, loading, remote, sources
 from viewalign.weights import names as weight_names
 from viewalign.weights.loading import FittedWeights

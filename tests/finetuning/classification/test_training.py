@@ -24,7 +24,7 @@ from viewalign.tasks.preprocessing import Sample
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.locks import LOCK, lock_folder
 from viewalign.views.intensity import IntensityConfig
-from viewalign.views.sampling import ViewSamplingConfig, sample_single
+from viewalign.views.sampling import ViewSamplingConfig, sample_affine
 
 SIZE = (16, 16, 16)
 CLASSES = {"binary": ["n", "y"], "multiclass": ["a", "b", "c"], "multilabel": ["p", "q"], "regression": []}
@@ -218,7 +218,7 @@ def test_balanced_draws_are_balanced(tmp_path):
 
 def test_rotations_turn_both_ways_and_not_always():
     drawing = ViewSamplingConfig(size=SIZE, mirror=False, p_rotation=0.5, p_scale=0.0)
-    turns = [float(sample_single(np.random.default_rng(k), SIZE, drawing)[0, 1]) for k in range(100)]
+    turns = [float(sample_affine(np.random.default_rng(k), SIZE, drawing)[0, 1]) for k in range(100)]
     assert sum(turn > 0 for turn in turns) > 10
     assert sum(turn < 0 for turn in turns) > 10
     assert sum(turn == 0 for turn in turns) > 20

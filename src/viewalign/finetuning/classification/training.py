@@ -52,9 +52,9 @@ def augment(
         channel_dropout: probability that a channel is taken away.
     """
     size = (image.shape[1], image.shape[2], image.shape[3])
-    affine = sampling.sample_single(rng, size, geometry)
-    moved = resampling.cut(image, affine, size)
-    inside = resampling.cut(valid.float(), affine, size) > 0.5
+    affine = sampling.sample_affine(rng, size, geometry)
+    moved = resampling.resample(image, affine, size)
+    inside = resampling.resample(valid.float(), affine, size) > 0.5
     kept = np.flatnonzero(present)
     drops = rng.random(len(present)) < channel_dropout
     spared = int(rng.choice(kept))

@@ -79,7 +79,7 @@ class Bench:
         own = [f"data={store}", f"out={out}", f"runtime.accelerator={device}", "optim.lr=1e-4", *QUIET]
         asked = load(recipe, [*own, *settings], say=lambda _: None)
         requirements = requirements_of(asked)
-        made, fabric = launch(asked, requirements.group, requirements.has_unused_parameters, requirements.repeats)
+        made, fabric = launch(asked, requirements.group, requirements.has_unused_parameters, requirements.deterministic)
         folder, made = open_folder(made, resume=False)
         self.trainer = assemble(made, requirements, Store.open(store), folder, fabric)
         self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
