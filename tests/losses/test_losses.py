@@ -10,19 +10,19 @@ from viewalign.losses.reconstruction import masked_huber, masked_mse
 from viewalign.losses.reduction import mean_per_view
 
 
-def test_views_count_alike_whatever_counts_in_them():
+def test_every_view_has_the_same_weight():
     values = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
     weight = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
     assert float(mean_per_view(values, weight)) == pytest.approx((1.5 + 4.0 + 0.0) / 3)
 
 
-def test_a_view_of_nothing_has_no_gradient_and_no_nan():
+def test_a_view_of_weight_0_has_no_gradient():
     values = torch.ones(2, 3, requires_grad=True)
     mean_per_view(values, torch.tensor([[0, 0, 0], [1, 0, 0]])).backward()
     assert values.grad.tolist() == [[0, 0, 0], [0.5, 0, 0]]
 
 
-def test_huber_by_hand():
+def test_masked_huber():
     prediction = torch.tensor([0.5, 3.0, 100.0, 0.0]).view(1, 1, 4, 1, 1)
     counts = torch.tensor([True, True, False, True]).view(1, 1, 4, 1, 1)
     expected = (0.5 * 0.5**2 + (3.0 - 0.5) + 0.0) / 3
@@ -39,7 +39,7 @@ def test_cosine_consistency_by_angle(angle, loss):
 
 
 def plain_nt_xent(student, teacher, subject, temperature):
-    """NT-Xent one row at a time, as its definition says."""
+    """NT-Xent row by row."""
     rows = [("s", v, b, student[v, b]) for v in range(2) for b in range(student.shape[1])]
     rows += [("t", v, b, teacher[v, b]) for v in range(2) for b in range(student.shape[1])]
     losses, hits = [], []
@@ -58,7 +58,7 @@ def plain_nt_xent(student, teacher, subject, temperature):
 
 @pytest.mark.parametrize("subjects", [[0, 1, 2, 3], [0, 0, 1, 2], [5, 5, 9, 9]])
 @pytest.mark.parametrize("temperature", [0.5, 0.1])
-def test_nt_xent_agrees_with_a_plain_loop(subjects, temperature):
+def test_nt_xent_agrees_with_a_loop(subjects, temperature):
     torch.manual_seed(len(subjects))
     student, teacher = torch.randn(2, 4, 6, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64)
     loss, accuracy = global_nt_xent(student, teacher, torch.tensor(subjects), temperature)
@@ -67,19 +67,19 @@ def test_nt_xent_agrees_with_a_plain_loop(subjects, temperature):
     assert float(accuracy) == pytest.approx(expected[1])
 
 
-def test_nt_xent_of_equal_embeddings_is_the_log_of_the_candidates():
+def test_nt_xent_of_equal_embeddings():
     same = torch.ones(2, 3, 4)
     loss, _ = global_nt_xent(same, same, torch.arange(3))
     assert float(loss) == pytest.approx(math.log(1 + 4 * 2), abs=1e-5)
 
 
-def test_nt_xent_gradient_reaches_the_student():
+def test_gradient_of_nt_xent():
     student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 3, 4, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: global_nt_xent(s, teacher, torch.arange(3)).loss, (student,))
 
 
-def test_similarities_are_never_lowered_to_bfloat16():
+def test_similarities_are_float32_under_autocast():
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 4, 32), torch.randn(2, 4, 32)
     plain = global_nt_xent(student, teacher, torch.arange(4)).loss
@@ -88,29 +88,29 @@ def test_similarities_are_never_lowered_to_bfloat16():
 
 
 def plain_dense(prediction, target, weight, temperature):
-    """Dense NT-Xent one row at a time: a list of pairs, each with its own rows."""
+    """Dense NT-Xent row by row, for each pair."""
     losses = []
     for p, t, w in zip(prediction, target, weight, strict=True):
         rows = [("p", k, v) for k, v in enumerate(p)] + [("t", k, v) for k, v in enumerate(t)]
         total, count = 0.0, 0.0
-        for network, place, anchor in rows:
-            if w[place] == 0:
+        for network, position, anchor in rows:
+            if w[position] == 0:
                 continue
             scores, positive = [], None
             for other, where, vector in rows:
                 similarity = float(F.cosine_similarity(anchor, vector, dim=0)) / temperature
-                if where == place:
+                if where == position:
                     positive = similarity if other != network else positive
                 elif w[where] > 0:
                     scores.append(similarity)
-            total += float(w[place]) * (-positive + math.log(sum(math.exp(s) for s in [*scores, positive])))
-            count += float(w[place])
+            total += float(w[position]) * (-positive + math.log(sum(math.exp(s) for s in [*scores, positive])))
+            count += float(w[position])
         losses.append(total / count if count else 0.0)
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("dead", [(), (1, 4), tuple(range(6))])
-def test_dense_nt_xent_agrees_with_a_plain_loop(dead):
+def test_dense_nt_xent_agrees_with_a_loop(dead):
     torch.manual_seed(0)
     prediction, target = torch.randn(3, 6, 5, dtype=torch.float64), torch.randn(3, 6, 5, dtype=torch.float64)
     weight = torch.rand(3, 6, dtype=torch.float64) + 0.1
@@ -119,7 +119,7 @@ def test_dense_nt_xent_agrees_with_a_plain_loop(dead):
     assert float(got) == pytest.approx(plain_dense(prediction, target, weight, 0.5), abs=1e-9)
 
 
-def test_dense_nt_xent_over_the_batch_has_all_places_as_negatives():
+def test_dense_nt_xent_with_negatives_of_the_batch():
     torch.manual_seed(0)
     prediction, target = torch.randn(2, 4, 5, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
     weight = torch.ones(2, 4, dtype=torch.float64)
@@ -127,12 +127,12 @@ def test_dense_nt_xent_over_the_batch_has_all_places_as_negatives():
     assert float(dense_nt_xent(prediction, target, weight, 0.5, over_batch=True)) == pytest.approx(joined, abs=1e-9)
 
 
-def test_dense_nt_xent_of_equal_vectors_is_the_log_of_the_candidates():
+def test_dense_nt_xent_of_equal_vectors():
     same = torch.ones(2, 5, 3)
     assert float(dense_nt_xent(same, same, torch.ones(2, 5))) == pytest.approx(math.log(9), abs=1e-5)
 
 
-def test_gram_by_hand_and_blind_to_places():
+def test_gram_consistency_ignores_positions():
     a = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
     b = torch.tensor([[[3.0, 0.0], [4.0, 0.0]]])
     # Gram of a is the identity; of b it is diag(2, 0): differences 1 and 1 on the diagonal, 0 elsewhere.
@@ -146,7 +146,7 @@ def test_gram_by_hand_and_blind_to_places():
     )
 
 
-def test_places_of_no_weight_count_in_no_gram():
+def test_gram_consistency_ignores_positions_of_weight_0():
     torch.manual_seed(0)
     x, y = torch.randn(1, 10, 4), torch.randn(1, 10, 4)
     weight = torch.ones(1, 10)
@@ -166,22 +166,24 @@ def test_gradients_of_consistency(objective):
     assert torch.autograd.gradcheck(lambda p: objective(p, y, weight), (x,))
 
 
-def test_mse_by_hand():
+def test_masked_mse():
     prediction = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 3, 1, 1)
     counts = torch.tensor([True, True, False]).view(1, 1, 3, 1, 1)
     assert float(masked_mse(prediction, torch.zeros_like(prediction), counts)) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_siamese_distance_against_a_loop(same):
+def test_siamese_cosine_agrees_with_a_loop(same):
     torch.manual_seed(0)
-    mine, theirs = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
+    predictions, targets = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5, requires_grad=True)
     pairs = [(v, w) for v in range(2) for w in range(2) if not (same and v == w)]
     by_hand = [
-        1 - float(F.cosine_similarity(mine[v, b], theirs[w, b], dim=0).detach()) for b in range(3) for v, w in pairs
+        1 - float(F.cosine_similarity(predictions[v, b], targets[w, b], dim=0).detach())
+        for b in range(3)
+        for v, w in pairs
     ]
-    loss = siamese_cosine(mine, theirs, same_views=same)
+    loss = siamese_cosine(predictions, targets, same_views=same)
     assert float(loss.detach()) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
     loss.backward()
-    assert mine.grad.abs().max() > 0
-    assert theirs.grad is None
+    assert predictions.grad.abs().max() > 0
+    assert targets.grad is None

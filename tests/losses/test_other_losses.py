@@ -1,4 +1,4 @@
-"""Losses of pretext tasks against slow, plain references."""
+"""Losses of pretext tasks against loops."""
 
 import math
 
@@ -14,9 +14,9 @@ from viewalign.losses.registration import local_ncc, roughness
 from viewalign.losses.segmentation import cross_entropy, soft_dice
 
 
-def test_view_nt_xent_against_a_loop():
+def test_view_nt_xent_agrees_with_a_loop():
     torch.manual_seed(0)
-    embedded, subject = torch.randn(2, 4, 6), torch.tensor([0, 1, 2, 0])  # images 0 and 3 are one person's
+    embedded, subject = torch.randn(2, 4, 6), torch.tensor([0, 1, 2, 0])  # images 0 and 3 are of one subject
     losses, hits = [], []
     for view in range(2):
         for image in range(4):
@@ -34,30 +34,30 @@ def test_view_nt_xent_against_a_loop():
     assert float(contrast.accuracy) == pytest.approx(sum(hits) / 8)
 
 
-def test_view_nt_xent_of_equal_vectors_is_the_logarithm_of_the_candidates():
+def test_view_nt_xent_of_equal_vectors():
     contrast = view_nt_xent(torch.ones(2, 5, 3), torch.arange(5))
     assert float(contrast.loss) == pytest.approx(math.log(9))  # one positive and the two views of four others
 
 
-def test_dice_and_cross_entropy_against_loops():
+def test_dice_and_cross_entropy_agree_with_loops():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 4, 4, 4))
     counts = torch.rand(2, 1, 4, 4, 4) < 0.7
     dice, entropy = [], []
     for image in range(2):
-        share = logits[image].softmax(0)
+        probability = logits[image].softmax(0)
         where = counts[image, 0]
-        picked = share.gather(0, labels[image][None])[0]
+        picked = probability.gather(0, labels[image][None])[0]
         entropy.append(float(-picked[where].log().mean()))
         for label in range(3):
             truth = (labels[image] == label)[where].float()
-            told = share[label][where]
-            dice.append(float((2 * (truth * told).sum() + 1e-5) / (truth.sum() + told.sum() + 1e-5)))
+            result = probability[label][where]
+            dice.append(float((2 * (truth * result).sum() + 1e-5) / (truth.sum() + result.sum() + 1e-5)))
     assert float(soft_dice(logits, labels, counts)) == pytest.approx(1 - sum(dice) / 6, rel=1e-5)
     assert float(cross_entropy(logits, labels, counts)) == pytest.approx(sum(entropy) / 2, rel=1e-5)
 
 
-def test_a_sure_and_right_answer_costs_nothing():
+def test_dice_and_cross_entropy_of_correct_logits_are_0():
     labels = torch.randint(0, 3, (1, 4, 4, 4))
     logits = 50.0 * F.one_hot(labels, 3).movedim(-1, 1)
     everywhere = torch.ones(1, 1, 4, 4, 4, dtype=torch.bool)
@@ -65,7 +65,7 @@ def test_a_sure_and_right_answer_costs_nothing():
     assert float(cross_entropy(logits, labels, everywhere)) == pytest.approx(0, abs=1e-5)
 
 
-def test_overlap_loss_against_loops():
+def test_overlap_loss_agrees_with_a_loop():
     torch.manual_seed(0)
     similarity, overlap = torch.rand(2, 3, 4), torch.rand(2, 3, 4) * (torch.rand(2, 3, 4) < 0.5)
     counts = torch.rand(2, 3, 4) < 0.8
@@ -82,13 +82,13 @@ def test_overlap_loss_against_loops():
     assert float(overlap_loss(similarity, overlap, counts)) == pytest.approx(sum(images) / 2, rel=1e-5)
 
 
-def test_overlap_loss_is_zero_where_similarity_is_the_overlap():
+def test_overlap_loss_of_correct_similarities_is_0():
     overlap = torch.tensor([[[0.25, 0.75, 0.0]]])
     everything = torch.ones(1, 1, 3, dtype=torch.bool)
     assert float(overlap_loss(overlap, overlap, everything)) == pytest.approx(0, abs=1e-6)
 
 
-def test_orthogonal_bases_cost_nothing_and_equal_ones_all():
+def test_orthogonality_of_known_bases():
     counts = torch.ones(1, 3, dtype=torch.bool)
     assert float(orthogonality(torch.eye(3)[None], counts)) == pytest.approx(0)
     assert float(orthogonality(torch.ones(1, 3, 5), counts)) == pytest.approx(1)
@@ -98,12 +98,12 @@ def test_orthogonal_bases_cost_nothing_and_equal_ones_all():
     assert (overlap_similarity(bases, -bases) == 0).all()
 
 
-def test_l1_over_what_counts():
+def test_masked_l1():
     counts = torch.tensor([True, False]).view(1, 1, 1, 1, 2)
     assert float(masked_l1(torch.tensor([1.0, 9.0]).view(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), counts)) == 1.0
 
 
-def test_local_correlation_against_loops():
+def test_local_ncc_agrees_with_a_loop():
     rng = np.random.default_rng(0)
     moved, fixed = rng.normal(size=(2, 2, 6, 7, 5)), rng.normal(size=(2, 2, 6, 7, 5))
     fixed += 0.5 * moved
@@ -119,11 +119,11 @@ def test_local_correlation_against_loops():
                 covariance = (a * b).mean() - a.mean() * b.mean()
                 losses.append(1 - covariance**2 / (a.var() * b.var() + 1e-5))
         images.append(np.mean(losses))
-    told = local_ncc(*(torch.from_numpy(one) for one in (moved, fixed, counts)), window=3)
-    assert float(told) == pytest.approx(np.mean(images), rel=1e-9)
+    result = local_ncc(*(torch.from_numpy(one) for one in (moved, fixed, counts)), window=3)
+    assert float(result) == pytest.approx(np.mean(images), rel=1e-9)
 
 
-def test_local_correlation_does_not_see_contrast_and_sees_everything_else():
+def test_local_ncc_ignores_contrast():
     torch.manual_seed(0)
     image, everywhere = torch.randn(1, 1, 12, 12, 12), torch.ones(1, 1, 12, 12, 12, dtype=torch.bool)
     assert float(local_ncc(3 - 2 * image, image, everywhere)) == pytest.approx(0, abs=1e-3)

@@ -8,7 +8,7 @@ from viewalign.views.sampling import ViewSamplingConfig
 
 
 class Bodies(ArrayVolumes):
-    """Volumes that differ: smooth blobs at places of their own."""
+    """Volumes of smooth blobs at different positions."""
 
     def __init__(self, count=8, shape=(26, 30, 28)):
         arrays = []
@@ -30,9 +30,9 @@ def bodies():
 
 @pytest.fixture(scope="session")
 def make_batch(bodies):
-    def make(size=(16, 16, 16), batch=4, index=0, **drawing):
+    def make(size=(16, 16, 16), batch=4, index=0, **config):
         every = np.arange(len(bodies))
-        reader = SampleReader(bodies, every, every, ViewSamplingConfig(size, **drawing), batch, seed=1)
+        reader = SampleReader(bodies, every, every, ViewSamplingConfig(size, **config), batch, seed=1)
         return build_views([reader[index + k] for k in range(batch)], size, None)
 
     return make

@@ -1,6 +1,5 @@
-"""The method that CONTRIBUTING shows is whole: its file, line and recipe run."""
+"""The example of CONTRIBUTING is complete: its file, registry line and recipe run."""
 
-import importlib
 import re
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from viewalign import methods
 from viewalign.data.store import store_from_arrays
 from viewalign.methods import registry
 from viewalign.recipes.loading import load
@@ -26,10 +26,9 @@ def test_the_example_runs(tmp_path, monkeypatch):
     code = block("python")
     assert len(code.strip().splitlines()) <= 45
     (tmp_path / "denoise.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.invalidate_caches()
-    line = block("text").replace("viewalign.methods.denoise", "denoise")
-    monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, **eval("{" + line + "}", vars(registry).copy())})
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    entry = eval("{" + block("text") + "}", vars(registry).copy())
+    monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, **entry})
     (tmp_path / "mine.yaml").write_text(block("yaml"))
     volumes = {f"case{k}": np.random.default_rng(k).normal(size=(20, 20, 20)).astype(np.float32) for k in range(3)}
     store_from_arrays(tmp_path / "store", volumes)
@@ -39,4 +38,4 @@ def test_the_example_runs(tmp_path, monkeypatch):
     assert recipe.pretext == {"deviation": 0.3}
     rows = read_log(pretrain(recipe).folder.log)
     assert len([row for row in rows if row["kind"] == "train" and row["loss"] > 0]) == 2
-    sys.modules.pop("denoise", None)
+    sys.modules.pop("viewalign.methods.denoise", None)

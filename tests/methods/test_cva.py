@@ -6,7 +6,7 @@ import torch
 from viewalign.errors import UserError
 from viewalign.losses.consistency import cosine_consistency
 from viewalign.methods.registry import build_method
-from viewalign.networks import masking as masks
+from viewalign.networks import masking
 from viewalign.recipes.loading import load
 from viewalign.views.alignment import find_correspondences
 from viewalign.views.batch import ViewBatch
@@ -22,7 +22,7 @@ def method_of(recipe="cva-resenc-xs", *settings):
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
-def test_a_step_gives_every_term_and_gradients_to_the_whole_student(recipe, order, make_batch):
+def test_a_step_has_all_terms_and_gradients(recipe, order, make_batch):
     method = method_of(recipe, f"objectives.order={order}")
     result = method(make_batch(), return_diagnostics=True)
     assert set(result.logs) == {"loss", "reconstruction", "consistency", "contrastive", "cosine", "contrast_accuracy"}
@@ -38,15 +38,15 @@ def test_a_step_gives_every_term_and_gradients_to_the_whole_student(recipe, orde
     assert result.pictures["reconstruction"].shape == (8, 1, 16, 16, 16)
 
 
-def test_a_step_repeats_exactly_and_depends_on_its_sample(make_batch):
+def test_a_step_is_reproducible_and_depends_on_the_sample(make_batch):
     method, batch = method_of(), make_batch()
     assert torch.equal(method(batch).loss, method(batch).loss)
     other = ViewBatch(**{**vars(batch), "sample": batch.sample + 1})
     assert not torch.equal(method(batch).loss, method(other).loss)
 
 
-def test_padding_counts_in_no_loss(make_batch):
-    """What a padded voxel holds may reach the network, but no term compares it: targets there may be anything."""
+def test_padding_is_not_in_the_loss(make_batch):
+    """Targets of padded voxels do not affect the loss."""
     method, batch = method_of(), make_batch(size=(32, 32, 32), batch=4)
     assert not batch.valid.all()
     before = method(batch).logs
@@ -55,8 +55,8 @@ def test_padding_counts_in_no_loss(make_batch):
     assert float(after["reconstruction"]) == pytest.approx(float(before["reconstruction"]), rel=1e-6)
 
 
-def test_the_loss_is_that_of_its_parts_by_hand(make_batch):
-    """Reconstruction recomputed from the pictures: Huber over masked valid voxels, per view, then over views."""
+def test_reconstruction_loss(make_batch):
+    """Huber over masked valid voxels, per view and then over views, recomputed from the pictures."""
     method, batch = method_of(), make_batch(size=(16, 16, 16))
     result = method(batch, return_diagnostics=True)
     image, hidden = result.pictures["reconstruction"], result.pictures["mask"]
@@ -69,8 +69,8 @@ def test_the_loss_is_that_of_its_parts_by_hand(make_batch):
     assert hidden.float().mean((1, 2, 3, 4)).tolist() == pytest.approx([0.75] * 8)
 
 
-def test_a_method_aligned_with_itself_sees_the_same_features(make_batch):
-    """With one frame, no mask and teacher equal to student, aligned encoder features of both networks must agree."""
+def test_teacher_equals_student_at_the_start(make_batch):
+    """Without masking, a teacher equal to the student has equal features."""
     method = method_of("cva-resenc-xs", "masking.ratio=0", "teacher.momentum=0")
     batch = make_batch(mirror=False, p_rotation=0, p_scale=0)
     same = ViewBatch(
@@ -90,7 +90,7 @@ def test_a_method_aligned_with_itself_sees_the_same_features(make_batch):
 
 @pytest.mark.parametrize("consistency", ["nt_xent", "gram"])
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
-def test_other_forms_of_consistency(consistency, order, make_batch):
+def test_variants_of_consistency(consistency, order, make_batch):
     method = method_of("cva-resenc-xs", f"objectives.consistency={consistency}", f"objectives.order={order}")
     result = method(make_batch())
     result.loss.backward()
@@ -103,14 +103,14 @@ def test_other_forms_of_consistency(consistency, order, make_batch):
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 @pytest.mark.parametrize("projector", ["pooled", "none"])
 @pytest.mark.parametrize("dense", ["encoder", "decoder"])
-def test_features_without_a_head_are_compared_as_they_are(recipe, order, projector, dense, make_batch):
-    """The backbone's own vectors, aligned by hand with the public functions, give the same consistency."""
+def test_consistency_without_heads(recipe, order, projector, dense, make_batch):
+    """Aligning the backbone's features with the public functions gives the same consistency."""
     settings = [f"heads.projector={projector}", f"objectives.order={order}", f"objectives.dense={dense}"]
     method, batch = method_of(recipe, *settings), make_batch()
     logs = method.eval()(batch).logs
     maps = []
     hidden = method.forward_features(batch)["mask"].flatten(0, 1)
-    seen = masks.BlockMask(hidden, int((~hidden[0]).sum()))
+    seen = masking.BlockMask(hidden, int((~hidden[0]).sum()))
     for branch, mask in ((method.student, seen), (method.teacher, None)):
         encoded = branch.backbone.encode(batch.views.flatten(0, 1), mask)
         maps.append(branch.backbone.dense(encoded) if dense == "encoder" else branch.backbone.decode(encoded))
@@ -118,15 +118,15 @@ def test_features_without_a_head_are_compared_as_they_are(recipe, order, project
         grid = common_grid([tuple(one.shape[2:]) for one in maps[0]])
         maps = [[torch.cat([resize(one, grid) for one in network], 1)] for network in maps]
     grids = [tuple(one.shape[2:]) for one in maps[0]]
-    places = find_correspondences(batch.to_volume[0], batch.to_volume[1], batch.size, grids, batch.valid)
-    mine, theirs = (places.read(network) for network in maps)
-    losses = [cosine_consistency(mine[view], theirs[1 - view], places.weight) for view in (0, 1)]
+    found = find_correspondences(batch.to_volume[0], batch.to_volume[1], batch.size, grids, batch.valid)
+    mine, theirs = (found.read(network) for network in maps)
+    losses = [cosine_consistency(mine[view], theirs[1 - view], found.weight) for view in (0, 1)]
     assert float(logs["consistency"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
     assert (method.student.projector is None) == (projector == "none")
 
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
-def test_decoder_features_have_heads_of_their_own(recipe, make_batch):
+def test_decoder_features_have_separate_heads(recipe, make_batch):
     method = method_of(recipe, "objectives.dense=decoder")
     method(make_batch()).loss.backward()
     assert [n for n, p in method.student.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -136,7 +136,7 @@ def test_decoder_features_have_heads_of_their_own(recipe, make_batch):
     assert method.teacher.dense_predictor is method.teacher.predictor is None
 
 
-def test_the_second_pass_leaves_the_teacher_out(make_batch):
+def test_forward_without_targets_skips_the_teacher(make_batch):
     method, batch = method_of(), make_batch()
     both, mine = method.forward_features(batch), method.forward_features(batch, targets=False)
     assert {*both} - {*mine} == {"teacher_pooled", "teacher_dense"}
@@ -144,17 +144,17 @@ def test_the_second_pass_leaves_the_teacher_out(make_batch):
         assert torch.equal(value, both[name]), name
 
 
-def test_the_teacher_is_run_only_for_a_term_that_asks_for_it(make_batch):
-    rebuilding = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
-    alone, batch = method_of("cva-resenc-xs", *rebuilding), make_batch()
+def test_the_teacher_runs_only_if_needed(make_batch):
+    off = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
+    alone, batch = method_of("cva-resenc-xs", *off), make_batch()
     assert "teacher_pooled" not in alone.forward_features(batch)
-    assert "teacher_pooled" in alone.forward_features(batch, return_diagnostics=True), "the health panel looks at it"
+    assert "teacher_pooled" in alone.forward_features(batch, return_diagnostics=True), "diagnostics use it"
     assert {*alone(batch).logs} == {"loss", "reconstruction"}
-    for weight in rebuilding:
+    for weight in off:
         assert "teacher_pooled" in method_of("cva-resenc-xs", weight).forward_features(batch)
 
 
-def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_batch):
+def test_stochastic_depth_belongs_to_the_image(make_batch):
     method, batch = method_of("cva-primus-xs", "network.drop_path=0.5", "masking.ratio=0"), make_batch()
     method.train()
     together, alone = method.forward_features(batch), method.forward_features(batch.part(2, 3))
@@ -167,7 +167,7 @@ def test_stochastic_depth_belongs_to_the_image_and_the_teacher_has_none(make_bat
 
 
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
-def test_flat_cells_on_thin_views(order, make_batch):
+def test_anisotropic_cells_on_thin_views(order, make_batch):
     settings = [*SMALL, "views.size=[24,24,8]", "objectives.cells=[7,7,2]", f"objectives.order={order}"]
     method = build_method(load("cva-resenc-xs", settings))
     result = method(make_batch(size=(24, 24, 8)), return_diagnostics=True)
@@ -177,20 +177,20 @@ def test_flat_cells_on_thin_views(order, make_batch):
 
 
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
-def test_thin_views_reach_one_cell_at_the_bottom(order, make_batch):
+def test_thin_views_with_one_cell_at_the_bottleneck(order, make_batch):
     method = build_method(load("cva-resenc-xs", [*SMALL, "views.size=[24,24,8]", f"objectives.order={order}"]))
     result = method(make_batch(size=(24, 24, 8)))
     result.loss.backward()
     assert torch.isfinite(result.loss.detach())
 
 
-def test_terms_of_no_weight_are_not_computed(make_batch):
+def test_terms_of_weight_0_are_not_computed(make_batch):
     settings = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
     logs = method_of("cva-resenc-xs", *settings)(make_batch()).logs
     assert set(logs) == {"loss", "reconstruction"}
 
 
-def test_the_teacher_follows_after_an_update(make_batch):
+def test_the_teacher_is_updated(make_batch):
     method = method_of("cva-resenc-xs", "teacher.momentum=0.9")
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     before = copy.deepcopy(method.teacher.state_dict())
@@ -202,7 +202,7 @@ def test_the_teacher_follows_after_an_update(make_batch):
         assert torch.allclose(value, 0.9 * before[name] + 0.1 * student[name], atol=1e-6), name
 
 
-def test_it_learns(make_batch):
+def test_the_loss_decreases(make_batch):
     method, batch = method_of("cva-resenc-xs", "objectives.order=align_first"), make_batch()
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
     losses = []
@@ -216,15 +216,15 @@ def test_it_learns(make_batch):
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(UserError, match="without negatives"):
+def test_impossible_settings_are_rejected():
+    with pytest.raises(UserError, match="batch = 1"):
         method_of("cva-resenc-xs", "batch=1")
-    with pytest.raises(UserError, match="There is no method 'byol'"):
+    with pytest.raises(UserError, match="method 'byol'"):
         method_of("cva-resenc-xs", "method=byol")
     with pytest.raises(UserError, match="multiple of 8"):
         build_method(load("cva-resenc-xs", ["views.size=[20,16,16]"]))
 
 
-def test_few_pooled_vectors_are_normalised_by_layer():
+def test_small_batches_use_layer_norm():
     assert method_of("cva-resenc-xs", "batch=3").student.projector.norm == "layer"
     assert method_of("cva-resenc-xs", "batch=4").student.projector.norm == "batch"

@@ -1,4 +1,4 @@
-"""What a method says it reads of a recipe is what it reads."""
+"""Methods use exactly the settings that they declare."""
 
 import re
 from dataclasses import replace
@@ -18,7 +18,7 @@ RECIPES = [f"{method}-{family}-xs" for method, entry in METHODS.items() for fami
 
 
 class Recorder:
-    """Stands in for settings and writes down the dotted name of each that is asked for."""
+    """Records the dotted name of every setting that is read."""
 
     def __init__(self, settings, seen, prefix=""):
         self._settings, self._seen, self._prefix = settings, seen, prefix
@@ -31,59 +31,59 @@ class Recorder:
         return value
 
 
-def what_building_reads(recipe):
+def settings_of_building(recipe):
     seen = set()
     build_method(Recorder(recipe, seen))
     requirements_of(Recorder(recipe, seen))
     return seen
 
 
-def what_drawing_reads(recipe):
-    """Settings of `views` that change what is drawn."""
-    draw, drawing = requirements_of(recipe).sampler, view_sampling_config(recipe.views)
+def settings_of_sampling(recipe):
+    """Return the settings of `views` that change the sampled views."""
+    sampler, config = requirements_of(recipe).sampler, view_sampling_config(recipe.views)
 
-    def drawn(**changes):
+    def sample(**changes):
         shape, spacing = (61, 60, 62), (1.0, 1.0, 1.0)
-        made = [draw(np.random.default_rng(k), shape, replace(drawing, **changes), spacing) for k in range(4)]
+        made = [sampler(np.random.default_rng(k), shape, replace(config, **changes), spacing) for k in range(4)]
         return np.concatenate([one.to_volume.numpy().ravel() for one in made])
 
-    plain, seen = drawn(independent=False), set()
+    plain, seen = sample(independent=False), set()
     for name, value in {"overlap": (0.3, 0.35), "independent": True}.items():
-        changed = drawn(**{"independent": False, name: value})
+        changed = sample(**{"independent": False, name: value})
         if changed.shape != plain.shape or not np.array_equal(changed, plain):
             seen.add(f"views.{name}")
     return seen
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_method_says_what_it_reads(recipe):
+def test_declared_settings_are_the_used_ones(recipe):
     made = loading.load(recipe)
-    # geometry=latentcampus has no independent views, so CVA asks for them there alone.
-    read = what_building_reads(made) | what_drawing_reads(made)
-    assert "views.size" in read, "the recorder sees nothing"
+    # CVA reads views.independent only to reject it with geometry=latentcampus.
+    read = settings_of_building(made) | settings_of_sampling(made)
+    assert "views.size" in read, "nothing was recorded"
     assert read & OPTIONAL == used_settings_of(made.method)
 
 
-def test_the_recorder_would_find_a_wrong_declaration(monkeypatch):
+def test_the_recorder_finds_a_wrong_declaration(monkeypatch):
     from viewalign.methods import simclr
 
     monkeypatch.setattr(simclr, "USED_SETTINGS", used_settings("heads.width") | PAIRS)
     made = loading.load("simclr-resenc-xs")
-    assert what_building_reads(made) & OPTIONAL > used_settings_of("simclr") - PAIRS
+    assert settings_of_building(made) & OPTIONAL > used_settings_of("simclr") - PAIRS
 
 
-def test_blocks_are_read_by_cnns_alone():
+def test_block_size_is_used_by_cnns_only():
     assert "masking.block" in unread(loading.load("mae-primus-xs"))
     assert "masking.block" not in unread(loading.load("mae-resenc-xs"))
 
 
-def test_every_setting_is_read_by_someone():
+def test_every_setting_is_used():
     for setting in OPTIONAL:
         assert "cva" in methods_using(setting), setting
     assert {"optim.lr", "network.name", "validate.probe.every"} <= set(setting_names(loading.Recipe))
 
 
-def test_names_and_their_short_form():
+def test_names_and_groups():
     assert used_settings("masking") == {"masking.ratio", "masking.block"}
     assert summary(used_settings("masking", "heads.width") | PAIRS) == [
         "views.overlap",
@@ -97,9 +97,9 @@ def test_names_and_their_short_form():
         used_settings("optim")
 
 
-def test_the_page_s_table_is_what_methods_declare():
+def test_the_table_of_the_docs_page():
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| reads (.*?) \|$", page, re.M))
     for method in METHODS:
-        told = ", ".join(f"`{one}`" for one in summary(used_settings_of(method))) or "nothing else"
-        assert rows[method] == told, f"docs/methods.md should say: | `{method}` | reads {told} |"
+        declared = ", ".join(f"`{one}`" for one in summary(used_settings_of(method))) or "nothing else"
+        assert rows[method] == declared, f"docs/methods.md should say: | `{method}` | reads {declared} |"

@@ -30,7 +30,7 @@ def test_published_parameter_counts_of_primus():
 
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
 @pytest.mark.parametrize("size", [(24, 32, 32), (32, 16, 24)])
-def test_shapes_for_any_size_that_the_stride_divides(name, size):
+def test_shapes_for_multiples_of_the_stride(name, size):
     backbone = build_backbone(name, size, block=(8, 8, 8)).eval()
     images = torch.randn(2, 1, *size)
     encoded = backbone.encode(images)
@@ -38,44 +38,42 @@ def test_shapes_for_any_size_that_the_stride_divides(name, size):
     assert [tuple(m.shape[2:]) for m in maps] == backbone.grids(size)
     assert tuple(m.shape[1] for m in maps) == backbone.stage_channels
     assert backbone.reconstruct(encoded).shape == images.shape
-    shares = [torch.ones(2, 1, *m.shape[2:]) for m in maps]
-    assert backbone.pool(maps, shares).shape == (2, backbone.pooled_channels)
+    assert backbone.pool(maps, torch.ones_like(images, dtype=torch.bool)).shape == (2, backbone.pooled_channels)
 
 
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
-def test_padding_does_not_count_in_the_pooled_vector(name):
+def test_pooling_ignores_padding(name):
     backbone = build_backbone(name, (16, 16, 16)).eval()
     maps = [torch.randn(1, c, *g) for c, g in zip(backbone.stage_channels, backbone.grids((16, 16, 16)), strict=True)]
-    shares = [torch.ones(1, 1, *m.shape[2:]) for m in maps]
-    for share, one in zip(shares, maps, strict=True):
-        share[:, :, one.shape[2] // 2 :] = 0
-    clean = backbone.pool(maps, shares)
+    valid = torch.ones(1, 1, 16, 16, 16, dtype=torch.bool)
+    valid[:, :, 8:] = False
+    clean = backbone.pool(maps, valid)
     for one in maps:
         one[:, :, one.shape[2] // 2 :] = 1e4
-    assert torch.allclose(backbone.pool(maps, shares), clean, atol=1e-5)
+    assert torch.allclose(backbone.pool(maps, valid), clean, atol=1e-5)
 
 
-def test_sizes_that_do_not_fit_are_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"needs a multiple of 8; take 24 or 32"):
+def test_unsupported_sizes_are_rejected():
+    with pytest.raises(UserError, match=r"multiple of 8.* 24 or 32"):
         build_backbone("resenc-xs", (32, 28, 32))
-    with pytest.raises(UserError, match="shrink to a single voxel"):
+    with pytest.raises(UserError, match="single voxel"):
         build_backbone("resenc-xs", (8, 8, 8))
     assert build_backbone("resenc-xs", (32, 32, 8)).grids((32, 32, 8))[-1] == (4, 4, 1)
     with pytest.raises(UserError, match="multiple of 4"):
         build_backbone("primus-xs", (30, 32, 32))
-    with pytest.raises(UserError, match="There is no network 'resnet'"):
+    with pytest.raises(UserError, match="network 'resnet'"):
         build_backbone("resnet", (32, 32, 32))
     assert "primus-m" in network_names()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6, 0.75, 0.99])
 @pytest.mark.parametrize("blocks", [8, 27, 100, 4096])
-def test_masks_hide_exactly_their_share(ratio, blocks):
+def test_mask_ratio_is_exact(ratio, blocks):
     mask = masking.sample_mask(np.random.default_rng(0), blocks, ratio)
     assert mask.sum() == min(round(ratio * blocks), blocks - 1)
 
 
-def test_masks_spread_over_voxels_at_any_size():
+def test_block_masks_expand_to_voxels():
     mask = torch.zeros(1, 2 * 3 * 2, dtype=torch.bool)
     mask[0, 5] = True  # block (0, 2, 1)
     voxels = masking.to_voxels(mask, (8, 10, 7), (4, 4, 4))
@@ -86,7 +84,7 @@ def test_masks_spread_over_voxels_at_any_size():
     assert torch.equal(hidden == 0, expected.expand(1, 2, -1, -1, -1))
 
 
-def test_a_cnn_sees_nothing_of_a_masked_block():
+def test_masked_blocks_do_not_affect_a_cnn():
     torch.manual_seed(0)
     backbone = build_backbone("resenc-xs", (16, 16, 16), block=(8, 8, 8)).eval()
     hidden = torch.zeros(1, 8, dtype=torch.bool)
@@ -100,8 +98,8 @@ def test_a_cnn_sees_nothing_of_a_masked_block():
 
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (16, 32, 24), (32, 16, 16), (32, 32, 32)])
-def test_gradients_in_bfloat16_are_those_of_float32(size):
-    """A CPU's bfloat16 convolution gives garbage gradients for maps two cells deep, if it is let."""
+def test_gradients_in_bfloat16_agree_with_float32(size):
+    """A CPU's bfloat16 convolution has wrong gradients for maps two cells deep."""
     torch.manual_seed(0)
     backbone = build_backbone("resenc-xs", size)
     images = torch.randn(2, 1, *size)
@@ -116,7 +114,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(size):
 
     full = gradients(False)
     for name, got in gradients(True).items():
-        # Rounding turns a gradient by some twenty degrees over a dozen layers; garbage has nothing in common with it.
+        # Rounding changes the direction of a gradient by some twenty degrees over a dozen layers.
         assert float(torch.cosine_similarity(got.flatten(), full[name].flatten(), 0)) > 0.9, name
         assert float(got.norm()) == pytest.approx(float(full[name].norm()), rel=0.2), name
 
@@ -126,7 +124,7 @@ def make_primus():
     return build_backbone("primus-xs", (16, 24, 32)).eval()
 
 
-def test_primus_without_dropping_is_the_library_s_own():
+def test_primus_without_dropping_agrees_with_the_library():
     backbone = make_primus()
     plain = Primus(1, 192, (4, 4, 4), 1, 6, 4, (16, 24, 32), init_values=0.1, scale_attn_inner=True).eval()
     plain.load_state_dict(backbone.net.state_dict())
@@ -136,8 +134,8 @@ def test_primus_without_dropping_is_the_library_s_own():
     assert torch.allclose(restored, plain(images), atol=1e-5)
 
 
-def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
-    """Dropping equals attention over the kept tokens alone, each at its own place: checked against a masked softmax."""
+def test_kept_tokens_do_not_depend_on_dropped_ones():
+    """Dropping tokens equals attention masked to the kept tokens."""
     backbone = make_primus()
     images = torch.randn(2, 1, 16, 24, 32)
     rng = np.random.default_rng(0)
@@ -155,20 +153,20 @@ def test_dropped_tokens_are_never_seen_and_kept_ones_keep_their_positions():
         assert torch.allclose(got.tokens[row], expected, atol=1e-4)
 
 
-def test_restored_tokens_are_in_raster_order_with_fillers_between():
+def test_restored_tokens_are_in_raster_order():
     tokens = torch.arange(2 * 3 * 1.0).view(2, 3, 1) + 10
     kept = torch.tensor([[0, 2, 5], [1, 3, 4]])
     full = primus.restore_tokens(tokens, kept, torch.tensor([-1.0]), 6)
     assert full[..., 0].tolist() == [[10, -1, 11, -1, -1, 12], [-1, 13, -1, 14, 15, -1]]
 
 
-def test_kept_tokens_are_those_not_masked():
+def test_kept_tokens_are_not_masked():
     mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
     assert masking.kept_tokens(masking.BlockMask(mask, 2)).tolist() == [[1, 3], [0, 1]]
 
 
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
-def test_a_teacher_needs_no_decoder(name):
+def test_dense_features_without_the_decoder(name):
     backbone = build_backbone(name, (16, 16, 16))
     before = parameters(backbone)
     backbone.drop_decoder()
@@ -177,7 +175,7 @@ def test_a_teacher_needs_no_decoder(name):
 
 
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
-def test_a_plain_decoder_knows_the_coarsest_map_alone(name):
+def test_plain_decoder_uses_only_the_coarsest_map(name):
     backbone = build_backbone(name, (16, 24, 16)).eval()
     decoder = backbone.plain_decoder().eval()
     encoded = backbone.encode(torch.randn(2, 1, 16, 24, 16))
@@ -190,8 +188,8 @@ def test_a_plain_decoder_knows_the_coarsest_map_alone(name):
         assert torch.equal(one, again)
 
 
-def test_a_smaller_view_has_the_positions_of_a_smaller_primus():
-    """What nnU-Net gives a network of that size: learned positions resized linearly, rotary ones by index."""
+def test_positions_of_smaller_views():
+    """As nnU-Net does: learned positions are resized linearly, rotary ones taken by index."""
     large, small = (build_backbone("primus-xs", size).eval() for size in ((16, 24, 16), (8, 24, 16)))
     state = large.net.eva.state_dict()
     table = state["pos_embed"].transpose(1, 2).unflatten(2, (4, 6, 4))

@@ -1,6 +1,6 @@
-"""`runtime.compile` compiles every block, once for each kind of pass, and nothing again after the first step.
+"""`runtime.compile` compiles every block once for each kind of pass, and nothing after the first step.
 
-Graphs of dynamo are counted and run as they are, so that no C++ compiler is needed.
+Graphs are counted and run without compilation, so that no C++ compiler is needed.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ class Graphs:
 
 
 def passes(method, batch):
-    """Do all that a run does with its networks: a training step, with the health panel or not, and validation."""
+    """Run training steps and validation, with and without diagnostics."""
     for return_diagnostics in (True, False):
         method.train()(batch, return_diagnostics=return_diagnostics).loss.backward()
         with torch.no_grad():
@@ -49,7 +49,7 @@ def passes(method, batch):
 
 
 @pytest.mark.parametrize(("name", "settings", "most"), CASES)
-def test_every_block_is_compiled_and_none_again_after_the_first_step(name, settings, most, monkeypatch):
+def test_blocks_are_compiled_in_the_first_step_only(name, settings, most, monkeypatch):
     blocks = registry.RESENC["resenc-l"]["n_blocks_per_stage"]
     narrow = {"features_per_stage": [4, 4, 8, 8, 8, 8], "n_blocks_per_stage": blocks}
     monkeypatch.setitem(registry.RESENC, "resenc-l", narrow)
@@ -60,7 +60,7 @@ def test_every_block_is_compiled_and_none_again_after_the_first_step(name, setti
     torch._dynamo.reset()
     graphs, method = Graphs(), build_method(recipe)
     compile_networks(method, recipe.runtime, graphs)
-    # A block that meets the limit would be computed without having been compiled.
+    # A block that reaches the limit would not be compiled.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         passes(method, batch)
         first = graphs.count

@@ -13,7 +13,7 @@ class Block(nn.Module):
         self.drop_path1 = self.drop_path2 = nn.Identity()
 
 
-def test_rates_rise_linearly_and_blocks_of_rate_0_are_left_alone():
+def test_rates_increase_linearly_from_0():
     blocks = [Block() for _ in range(5)]
     made = add_drop_path(blocks, 0.2)
     assert [module.rate for module in made] == pytest.approx([0.05, 0.05, 0.1, 0.1, 0.15, 0.15, 0.2, 0.2])
@@ -21,16 +21,16 @@ def test_rates_rise_linearly_and_blocks_of_rate_0_are_left_alone():
     assert blocks[1].drop_path1 is made[0]
 
 
-def test_a_skipped_image_gives_0_and_the_others_are_scaled_up():
+def test_skipped_images_are_0_and_others_scaled():
     path = DropPath(0.25)
     branch = torch.ones(3, 4, 2)
-    assert torch.equal(path(branch), branch), "without a draw all pass"
+    assert torch.equal(path(branch), branch), "no path is skipped by default"
     path.scale = torch.tensor([4 / 3, 0.0, 4 / 3])
     assert torch.allclose(path(branch)[:, 0, 0], torch.tensor([4 / 3, 0.0, 4 / 3]))
 
 
-def test_a_draw_belongs_to_its_image():
-    """An image skips the same branches whatever stands beside it in the batch, and about as often as the rate says."""
+def test_random_numbers_belong_to_an_image():
+    """The branches that an image skips do not depend on the rest of the batch."""
     paths = [DropPath(0.3) for _ in range(6)]
     sample_drop_path(paths, [make_rng(0, sample, "drop path") for sample in range(500)], like := torch.ones(1))
     together = torch.stack([path.scale for path in paths])

@@ -1,10 +1,10 @@
-"""A sparse encoder computes as if hidden blocks did not exist."""
+"""A sparse encoder ignores masked blocks."""
 
 import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.masking import BlockMask, SparseMask, sample_masks, make_sparse, masked_norm, to_voxels
+from viewalign.networks.masking import BlockMask, SparseMask, make_sparse, masked_norm, sample_masks, to_voxels
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.rng import make_rng
 
@@ -24,7 +24,7 @@ def mask_of(count=2, ratio=0.5):
     return sample_masks([make_rng(k) for k in range(count)], 8, ratio, torch.device("cpu"))
 
 
-def test_the_norm_is_that_of_what_is_seen():
+def test_masked_norm_uses_visible_cells():
     maps, seen = torch.randn(2, 3, 4, 4, 4), torch.rand(2, 1, 4, 4, 4) < 0.6
     out = masked_norm(maps, seen, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.0, -1.0]))
     for image in range(2):
@@ -39,7 +39,7 @@ def test_the_norm_is_that_of_what_is_seen():
     assert torch.allclose(masked_norm(maps, everywhere, norm.weight, norm.bias), norm(maps), atol=1e-5)
 
 
-def test_hidden_voxels_change_nothing_and_stay_empty():
+def test_masked_voxels_do_not_affect_features_and_stay_0():
     backbone, plain = sparse_unet()
     images, mask = torch.randn(2, 1, *SIZE), mask_of()
     hidden = to_voxels(mask.hidden, SIZE, BLOCK)
@@ -55,7 +55,7 @@ def test_hidden_voxels_change_nothing_and_stay_empty():
     assert not torch.allclose(dense[~hidden.expand_as(dense)], one[0][~hidden.expand_as(dense)], atol=1e-3)
 
 
-def test_with_nothing_hidden_it_is_the_plain_encoder():
+def test_without_masks_it_equals_the_plain_encoder():
     backbone, plain = sparse_unet()
     images = torch.randn(2, 1, *SIZE)
     backbone.encode(images, mask_of())
@@ -67,7 +67,7 @@ def test_with_nothing_hidden_it_is_the_plain_encoder():
 
 
 @pytest.mark.parametrize("offset", [(0, 0, 0), (0, 8, 8)])
-def test_a_stage_is_that_of_the_seen_block_alone(offset):
+def test_a_stage_equals_that_of_the_visible_block(offset):
     """Convolutions, norms and skips of a stage over one seen block equal those of the block cut out."""
     torch.manual_seed(0)
     stage = build_backbone("resenc-xs", SIZE, block=BLOCK).net.encoder.stages[0]
@@ -82,7 +82,7 @@ def test_a_stage_is_that_of_the_seen_block_alone(offset):
     assert torch.allclose(stage(maps * where)[box], alone, atol=1e-5)
 
 
-def test_maps_coarser_than_blocks_are_all_seen():
+def test_maps_coarser_than_blocks_are_visible():
     seen = SparseMask()
     seen.set(torch.zeros(1, 64, dtype=torch.bool), SIZE, (4, 4, 4))
     assert seen.at((4, 4, 4)).shape == (1, 1, 4, 4, 4)

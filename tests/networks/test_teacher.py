@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from viewalign.networks.teacher import MomentumSchedule, freeze, update_ema, pair_parameters
+from viewalign.networks.teacher import MomentumSchedule, pair_parameters, update_ema
 
 
-def test_a_constant_momentum_stays():
+def test_constant_momentum():
     assert [MomentumSchedule(0.99, None, 10)(step) for step in (1, 5, 10)] == [0.99] * 3
 
 
-def test_a_scheduled_momentum_goes_along_half_a_cosine():
+def test_momentum_follows_half_a_cosine():
     """BYOL's schedule, 1 - (1 - first)·(cos(πk/K) + 1)/2, for an end of 1."""
     momentum = MomentumSchedule(0.9, 1.0, 11)
     for step in range(1, 12):
@@ -22,7 +22,7 @@ def test_a_scheduled_momentum_goes_along_half_a_cosine():
 
 def test_the_teacher_is_the_weighted_sum_of_all_students_before():
     student, teacher = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
-    freeze(teacher)
+    teacher.requires_grad_(False)
     wanted = teacher.weight.clone()
     pairs = pair_parameters(student, teacher)
     for momentum in (0.9, 0.5):

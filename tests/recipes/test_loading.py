@@ -58,15 +58,15 @@ def test_stage_one(network):
 
 
 def test_settings_of_one_method_alone():
-    assert loading.load("genesis-resenc-xs").pretext["p_bend"] == 0.9  # filled in, so that a config tells all
-    assert loading.load("genesis-resenc-xs", ["pretext.p_bend=0.5"]).pretext["p_bend"] == 0.5
+    assert loading.load("genesis-resenc-xs").pretext["p_nonlinear"] == 0.9  # filled in, so that a config tells all
+    assert loading.load("genesis-resenc-xs", ["pretext.p_nonlinear=0.5"]).pretext["p_nonlinear"] == 0.5
     assert loading.load("cva-resenc-xs").pretext == {}
-    with pytest.raises(UserError, match=r"no setting 'pretext\.p_bent' \(did you mean 'pretext\.p_bend'\?\)"):
-        loading.load("genesis-resenc-xs", ["pretext.p_bent=0.5"])
-    with pytest.raises(UserError, match=r"no setting 'pretext\.p_bend'"):
-        loading.load("cva-resenc-xs", ["pretext.p_bend=0.5"])
-    with pytest.raises(UserError, match=r"pretext\.p_bend = 2"):
-        loading.load("genesis-resenc-xs", ["pretext.p_bend=2"])
+    with pytest.raises(UserError, match=r"no setting 'pretext\.p_nonlinea' \(did you mean 'pretext\.p_nonlinear'\?\)"):
+        loading.load("genesis-resenc-xs", ["pretext.p_nonlinea=0.5"])
+    with pytest.raises(UserError, match=r"no setting 'pretext\.p_nonlinear'"):
+        loading.load("cva-resenc-xs", ["pretext.p_nonlinear=0.5"])
+    with pytest.raises(UserError, match=r"pretext\.p_nonlinear = 2"):
+        loading.load("genesis-resenc-xs", ["pretext.p_nonlinear=2"])
 
 
 def test_a_recipe_may_build_on_another(tmp_path):

@@ -13,8 +13,7 @@ from viewalign.recipes.loading import load
 from viewalign.training.accumulate import evaluate_in_parts, step_in_parts
 from viewalign.training.launch import launch
 from viewalign.views.batch import build_views
-from viewalign.views.samples import ArraySource
-from viewalign.views.samples import SampleReader
+from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=4", "heads.norm=batch", "network.drop_path=0.3"]

@@ -1,4 +1,4 @@
-"""Machines that are not there, and what is said of them; and the one that is."""
+"""Findings on hypothetical machines and on this one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from viewalign.training.doctor import (
     file_system,
     inspect_folder,
     inspect_machine,
-    refuse_without_gpu,
+    require_gpu,
 )
 
-SOUND = MachineInfo(
+HEALTHY = MachineInfo(
     torch="2.14.1+cu130",
     cudnn=91600,
     cuda="13.0",
@@ -32,21 +32,21 @@ SOUND = MachineInfo(
     cpu_units=("AMX-BF16",),
     shm=64 * 10**9,
     open_files=65536,
-    places=(FolderInfo(Path("/data"), "ext4", 10**12, True),),
+    folders=(FolderInfo(Path("/data"), "ext4", 10**12, True),),
 )
 
 
 def findings(**changes):
-    return [f for f in diagnose(replace(SOUND, **changes)) if f.level != "good"]
+    return [f for f in diagnose(replace(HEALTHY, **changes)) if f.level != "good"]
 
 
-def test_a_sound_machine_has_nothing_to_mend():
+def test_a_healthy_machine_has_only_good_findings():
     assert findings() == []
-    assert [f.what for f in diagnose(SOUND)][:4] == ["torch", "cuDNN", "GPU 0", "CPU precision"]
+    assert [f.what for f in diagnose(HEALTHY)][:4] == ["torch", "cuDNN", "GPU 0", "CPU precision"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "level", "words", "remedy"),
+    ("changes", "level", "text", "remedy"),
     [
         ({"torch": "2.9.1"}, "bad", "3D convolutions under autocast", "torch>=2.10"),
         ({"torch": "2.4.0"}, "bad", "too old", "torch>=2.10"),
@@ -55,67 +55,67 @@ def test_a_sound_machine_has_nothing_to_mend():
         ({"gpus": (), "cuda": None}, "bad", "CPU build", "pytorch.org"),
         ({"gpus": ()}, "bad", "no driver", "CUDA 13.0"),
         ({"gpus": (), "gpu_devices": False}, "watch", "none", "viewalign estimate"),
-        ({"quota": 4.0}, "watch", "16 threads, but 4 cores", "runtime.threads=4"),
-        ({"load": 40.0}, "watch", "40.0 processes want 16 cores", "Other work"),
+        ({"quota": 4.0}, "watch", "16 threads on 4 cores", "runtime.threads=4"),
+        ({"load": 40.0}, "watch", "40.0 processes", "Other programs"),
         ({"memory": 4 * 10**9}, "watch", "4 GB is little", "--workers 2"),
         ({"shm": 64 * 2**20}, "bad", "bus error", "--shm-size=16g"),
         ({"shm": 10**9}, "watch", "1.0 GB free", "--shm-size=16g"),
         ({"open_files": 1024}, "watch", "may open 1024", "ulimit -n"),
-        ({"places": (FolderInfo(Path("/n"), "nfs4", 10**12, True),)}, "watch", "crosses the network", "rsync"),
-        ({"places": (FolderInfo(Path("/f"), "ext4", 10**9, True),)}, "watch", "1 GB free", "Make room"),
-        ({"places": (FolderInfo(Path("/r"), "ext4", 10**12, False),)}, "bad", "cannot be written", "another folder"),
+        ({"folders": (FolderInfo(Path("/n"), "nfs4", 10**12, True),)}, "watch", "network", "rsync"),
+        ({"folders": (FolderInfo(Path("/f"), "ext4", 10**9, True),)}, "watch", "1 GB free", "Free some space"),
+        ({"folders": (FolderInfo(Path("/r"), "ext4", 10**12, False),)}, "bad", "cannot be written", "another folder"),
     ],
 )
-def test_each_trouble_is_told_with_a_remedy(changes, level, words, remedy):
+def test_each_problem_has_a_remedy(changes, level, text, remedy):
     (finding,) = findings(**changes)
     assert finding.level == level
-    assert words in finding.found
+    assert text in finding.found
     assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize(
-    ("capability", "words"),
+    ("capability", "text"),
     [((7, 0), "fp16 with a gradient scaler"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
 )
-def test_the_precision_of_a_gpu_is_stated(capability, words):
-    found = diagnose(replace(SOUND, gpus=(Gpu("Some GPU", 16 * 10**9, capability),)))
-    assert f"computes in {words}" in next(f.found for f in found if f.what == "GPU 0")
+def test_precision_of_a_gpu(capability, text):
+    found = diagnose(replace(HEALTHY, gpus=(Gpu("Some GPU", 16 * 10**9, capability),)))
+    assert f"computes in {text}" in next(f.found for f in found if f.what == "GPU 0")
 
 
-@pytest.mark.parametrize(("units", "words"), [((), "fp32"), (("AMX-BF16",), "bf16"), (("AVX512-BF16",), "bf16")])
-def test_the_precision_of_the_cpu_is_stated_and_never_measured(units, words):
-    found = next(f.found for f in diagnose(replace(SOUND, cpu_units=units)) if f.what == "CPU precision")
-    assert found.startswith(f"{words} where no GPU is used")
+@pytest.mark.parametrize(("units", "text"), [((), "fp32"), (("AMX-BF16",), "bf16"), (("AVX512-BF16",), "bf16")])
+def test_precision_of_a_cpu(units, text):
+    found = next(f.found for f in diagnose(replace(HEALTHY, cpu_units=units)) if f.what == "CPU precision")
+    assert found.startswith(f"{text} without a GPU")
 
 
-def test_unlimited_files_and_a_cpu_build_without_gpu_are_fine():
+def test_unlimited_files_and_a_cpu_build_are_good():
     assert findings(open_files=-1) == []
     assert [f.what for f in findings(gpus=(), gpu_devices=False, cuda=None, cudnn=None)] == ["GPU"]
 
 
-def test_a_check_of_the_gpu_is_refused_where_torch_sees_none():
-    refuse_without_gpu(SOUND)
-    with pytest.raises(UserError, match="this machine has no NVIDIA GPU"):
-        refuse_without_gpu(replace(SOUND, gpus=(), gpu_devices=False))
-    with pytest.raises(UserError, match="does not see this machine's GPU: torch is a CPU build"):
-        refuse_without_gpu(replace(SOUND, gpus=(), cuda=None))
+def test_the_gpu_check_needs_a_gpu():
+    require_gpu(HEALTHY)
+    with pytest.raises(UserError, match="no NVIDIA GPU"):
+        require_gpu(replace(HEALTHY, gpus=(), gpu_devices=False))
+    with pytest.raises(UserError, match="GPU: torch is a CPU build"):
+        require_gpu(replace(HEALTHY, gpus=(), cuda=None))
 
 
-def test_this_machine_can_be_looked_at(tmp_path):
+def test_facts_about_this_machine(tmp_path):
     facts = inspect_machine((tmp_path,))
     assert facts.cores >= 1
     assert facts.memory > 10**8
-    assert facts.places[0].writable
+    assert facts.folders[0].writable
     assert diagnose(facts)
 
 
-def test_a_folder_that_is_not_there_yet_is_judged_by_the_one_above(tmp_path):
+def test_a_missing_folder_has_the_facts_of_its_parent(tmp_path):
     place = inspect_folder(tmp_path / "not" / "yet")
     assert place.free > 0
     assert place.kind == inspect_folder(tmp_path).kind
 
 
-def test_the_deepest_mount_counts(tmp_path):
+def test_file_system_of_the_deepest_mount(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text(
         f"root / ext4 rw 0 0\nserver:/x {tmp_path}/with\\040blank nfs4 rw 0 0\nother {tmp_path}/w xfs rw 0 0\n"

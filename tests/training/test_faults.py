@@ -27,8 +27,7 @@ from viewalign.training import data, run
 from viewalign.training.logs import ConsoleProgress, RunLog
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
-from viewalign.views.samples import ArraySource
-from viewalign.views.samples import SampleReader
+from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log

@@ -7,8 +7,7 @@ from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.training.run import pretrain
 from viewalign.training.sampling import admitted, check_channels, weights_of
-from viewalign.views.samples import ArraySource
-from viewalign.views.samples import SampleReader
+from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 

@@ -76,7 +76,7 @@ def test_the_backward_pass_in_python_is_torch_s():
 
     parameters = [*net.parameters(), scale]
     expected = torch.autograd.grad(loss(), parameters)
-    with Engine().instead():
+    with Engine().replace_autograd():
         loss().backward()
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)

@@ -37,7 +37,7 @@ def test_pooling_is_off_autocast_on_the_device_of_its_maps(network):
     with second_device():
         backbone = backbone.to(DEVICE)
         maps = [torch.randn(1, n, 4, 4, 4).to(DEVICE) for n in backbone.stage_channels]
-        shares = [torch.ones(1, 1, 4, 4, 4).to(DEVICE) for _ in maps]
+        valid = torch.ones(1, 1, 16, 16, 16).to(DEVICE)
         with mock.patch.object(torch, "autocast", Told):
-            backbone.pool(maps, shares)
+            backbone.pool(maps, valid)
     assert (DEVICE.type, False) in told

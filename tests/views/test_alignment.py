@@ -15,13 +15,13 @@ def test_sampling_agrees_with_grid_sample_inside():
     assert torch.allclose(alignment.sample(maps, where), expected, atol=1e-5)
 
 
-def test_sampling_continues_linearly_past_the_border():
+def test_sampling_extrapolates_linearly_past_the_border():
     line = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 2, 2)
     where = torch.tensor([[[-0.5, 0.2, 0.7], [3.5, 0.0, 1.0]]]).double()
     assert torch.allclose(alignment.sample(line, where)[0, :, 0], torch.tensor([-0.5, 3.5]))
 
 
-def test_gradients_are_right():
+def test_gradients_of_sampling_and_roi_align():
     torch.manual_seed(0)
     maps = torch.randn(1, 2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
     where = torch.rand(1, 6, 3).double() * 2
@@ -44,11 +44,11 @@ def plain_roi_align(maps, box, size, cells, samples):
                 f.append((voxel + 0.5) * grid[axis] / size[axis] - 0.5)
             base = [min(max(int(torch.tensor(x).floor()), 0), n - 2) for x, n in zip(f, grid, strict=True)]
             for corner in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():
-                share = 1.0
+                fraction = 1.0
                 for axis in range(3):
                     part = f[axis] - base[axis]
-                    share *= part if corner[axis] else 1 - part
-                total += share * maps[:, base[0] + corner[0], base[1] + corner[1], base[2] + corner[2]]
+                    fraction *= part if corner[axis] else 1 - part
+                total += fraction * maps[:, base[0] + corner[0], base[1] + corner[1], base[2] + corner[2]]
         out[(slice(None), *cell)] = total / samples**3
     return out
 
@@ -62,37 +62,37 @@ def test_roi_align_agrees_with_a_plain_loop():
         assert torch.allclose(got, plain_roi_align(one, box, (16, 20, 24), (3, 2, 4), 2), atol=1e-5)
 
 
-def test_roi_align_of_the_whole_image_at_its_own_grid_is_the_image():
+def test_roi_align_of_the_whole_image_on_its_own_grid_is_the_identity():
     maps = torch.randn(1, 2, 4, 4, 4)
     whole = torch.tensor([[[-0.5] * 3, [15.5] * 3]]).double()
     out = alignment.roi_align_3d(maps, whole, (16, 16, 16), (4, 4, 4), samples=1)
     assert torch.allclose(out, maps, atol=1e-6)
 
 
-def test_points_on_padding_count_for_nothing():
+def test_points_on_padding_have_weight_0():
     """A view whose far half is padded: the cells there have weight 0, and padding never enters a mean."""
     eye = affines.identity(1)
     valid = torch.ones(2, 1, 1, 16, 16, 16, dtype=torch.bool)
     valid[0, :, :, 8:] = False
-    places = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16)], valid, cells=4)
-    weight = places.weight.view(4, 4, 4)
+    found = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16)], valid, cells=4)
+    weight = found.weight.view(4, 4, 4)
     assert (weight[:2] == 1).all()
     assert (weight[3] == 0).all()
     maps = torch.where(valid.flatten(0, 1), 1.0, 1e6)
-    a, _ = places.read([maps])
-    assert torch.allclose(a[places.weight == 1], torch.ones(()))
+    a, _ = found.read([maps])
+    assert torch.allclose(a[found.weight == 1], torch.ones(()))
 
 
 def test_half_of_the_neighbours_must_be_valid():
     eye = affines.identity(1)
-    for share, counts in ((4, True), (3, False)):
+    for fraction, counts in ((4, True), (3, False)):
         valid = torch.zeros(2, 1, 1, 2, 2, 2, dtype=torch.bool)
-        valid.view(2, 8)[:, :share] = True
-        places = alignment.find_correspondences(eye, eye, (2, 2, 2), [(2, 2, 2)], valid, cells=1, samples=1)
-        assert bool(places.weight[0, 0] > 0) is counts
+        valid.view(2, 8)[:, :fraction] = True
+        found = alignment.find_correspondences(eye, eye, (2, 2, 2), [(2, 2, 2)], valid, cells=1, samples=1)
+        assert bool(found.weight[0, 0] > 0) is counts
 
 
-def test_a_point_without_eight_neighbours_does_not_count_unless_too_few_would_be_left():
+def test_points_without_eight_neighbours_count_only_on_very_coarse_grids():
     eye = affines.identity(1)
     fine = alignment.find_correspondences(eye, eye, (16, 16, 16), [(16, 16, 16)], cells=7)
     assert float(fine.point_weight.mean()) == pytest.approx(1.0)
@@ -103,25 +103,25 @@ def test_a_point_without_eight_neighbours_does_not_count_unless_too_few_would_be
     assert float(coarsest.point_weight.mean()) == 1.0
 
 
-def test_an_axis_of_one_cell_holds_its_value_everywhere():
+def test_an_axis_of_one_cell_is_constant():
     """Thin views reach one cell at the bottom of a deep network: no place along that axis, exact along the others."""
     thin = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 1)
     where = torch.tensor([[[1.5, 0.0, -0.4], [2.25, 1.0, 0.0], [3.5, 2.0, 0.3]]]).double()
     assert torch.allclose(alignment.sample(thin, where)[0, :, 0], torch.tensor([1.5, 2.25, 3.5]))
     assert feature_grids.resize(thin, (4, 4, 6)).shape == (1, 1, 4, 4, 6)
     eye = affines.identity(1)
-    places = alignment.find_correspondences(eye, eye, (64, 64, 16), [(16, 16, 16), (4, 4, 1)], cells=7)
-    assert places.cells == (7, 7, 7)
-    assert float(places.weight.mean()) > 0.3
+    found = alignment.find_correspondences(eye, eye, (64, 64, 16), [(16, 16, 16), (4, 4, 1)], cells=7)
+    assert found.cells == (7, 7, 7)
+    assert float(found.weight.mean()) > 0.3
 
 
-def test_cells_are_no_more_than_the_grid_has():
+def test_lattice_has_at_most_as_many_cells_as_the_grid():
     eye = affines.identity(1)
-    places = alignment.find_correspondences(eye, eye, (16, 16, 16), [(2, 4, 8)], cells=7)
-    assert places.cells == (2, 4, 7)
+    found = alignment.find_correspondences(eye, eye, (16, 16, 16), [(2, 4, 8)], cells=7)
+    assert found.cells == (2, 4, 7)
 
 
-def test_resizing_keeps_a_ramp_and_agrees_with_torch_inside():
+def test_resizing_preserves_ramps_and_agrees_with_torch_inside():
     x = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 4)
     up = feature_grids.resize(x, (16, 4, 4))[0, 0, :, 0, 0]
     assert torch.allclose(up, (torch.arange(16.0) + 0.5) / 4 - 0.5)
@@ -131,11 +131,11 @@ def test_resizing_keeps_a_ramp_and_agrees_with_torch_inside():
     theirs = F.interpolate(y, (8, 10, 12), mode="trilinear", align_corners=False)
     assert torch.allclose(ours[..., 1:-1, 1:-1, 1:-1], theirs[..., 1:-1, 1:-1, 1:-1], atol=1e-5)
     assert torch.allclose(feature_grids.resize(y, (2, 5, 3)), F.adaptive_avg_pool3d(y, (2, 5, 3)), atol=1e-5)
-    with pytest.raises(ValueError, match="cannot be brought"):
+    with pytest.raises(ValueError, match="cannot be resized"):
         feature_grids.resize_matrix(24, 16)
 
 
-def test_resizing_a_map_of_low_precision_keeps_no_copy_of_it_in_float32():
+def test_resizing_bfloat16_makes_no_full_copy_in_float32():
     """Neither forward nor backward: at the resolution of the image it would be the largest tensor of a step."""
 
     class Largest(TorchDispatchMode):
@@ -161,7 +161,7 @@ def test_resizing_a_map_of_low_precision_keeps_no_copy_of_it_in_float32():
     assert torch.equal(maps.grad, same.grad.float().bfloat16())
 
 
-def test_gradients_of_resizing_are_right():
+def test_gradients_of_resizing():
     torch.manual_seed(0)
     maps = torch.randn(1, 2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda m: feature_grids.resize(m, (2, 5, 4)), (maps,))

@@ -1,7 +1,7 @@
-"""The test that rules the room of views: coordinates sent through views and alignment must come out where they went in.
+"""Alignment error: coordinates in place of intensities must be equal at corresponding positions of two views.
 
-A volume whose channels are its own voxel coordinates is cut into two views; both are brought onto the shared lattice;
-what differs is the alignment error in voxels. The released code of the paper is off by 13 voxels on average.
+The channels of the volume are its voxel coordinates. Two views are sampled from it and read at the shared lattice; the
+difference is the alignment error in voxels. The code released with the paper has a mean error of 13 voxels.
 """
 
 import numpy as np
@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from viewalign.views import alignment, feature_grids, resampling
+from viewalign.utils.pooling import valid_fraction
+from viewalign.views import alignment, feature_grids, lattice, resampling
 from viewalign.views.batch import sample_views
+from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 LIMIT = 1e-3
@@ -23,8 +25,8 @@ def ramp(*shape):
 
 def fully_valid(pair, grid):
     """Return, per cell of either view, whether no padded voxel touches it or a neighbour of it."""
-    share = feature_grids.valid_fraction(pair.valid.flatten(0, 1), grid)
-    return (F.avg_pool3d(share, 3, 1, 1, count_include_pad=False) > 1 - 1e-6).float()
+    fraction = valid_fraction(pair.valid.flatten(0, 1), grid)
+    return (F.avg_pool3d(fraction, 3, 1, 1, count_include_pad=False) > 1 - 1e-6).float()
 
 
 def error_of(pair, pool=1):
@@ -32,18 +34,18 @@ def error_of(pair, pool=1):
     size = pair.size
     maps = F.avg_pool3d(pair.views.flatten(0, 1), pool) if pool > 1 else pair.views.flatten(0, 1)
     whole = fully_valid(pair, tuple(maps.shape[2:]))
-    places = alignment.find_correspondences(
+    found = alignment.find_correspondences(
         pair.to_volume[0], pair.to_volume[1], size, [tuple(maps.shape[2:])], pair.valid
     )
-    values = places.read([torch.cat([maps, whole], dim=1)])
-    counts = (places.weight > 0) & (values[..., 3] > 1 - 1e-6).all(0)
+    values = found.read([torch.cat([maps, whole], dim=1)])
+    counts = (found.weight > 0) & (values[..., 3] > 1 - 1e-6).all(0)
     error = (values[0, ..., :3] - values[1, ..., :3]).abs().amax(-1)
     return float((error * counts).max()), int(counts.sum())
 
 
-def unpadded_pair(shape, drawing):
+def unpadded_pair(shape, config):
     """Draw until no voxel of either view is padded, so that whole stages can be compared."""
-    pairs = (sample_views(ramp(*shape), drawing.size, seed, drawing) for seed in range(50))
+    pairs = (sample_views(ramp(*shape), config.size, seed, config) for seed in range(50))
     return next(pair for pair in pairs if pair.valid.all() and pair.to_volume[0, 0, 0, 1] != 0)
 
 
@@ -63,12 +65,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_place_has_the_same_coordinates(case):
-    shape, drawing = CASES[case]
+def test_corresponding_positions_have_equal_coordinates(case):
+    shape, config = CASES[case]
     field, compared = ramp(*shape), 0
     for seed in range(DRAWS):
         pair = sample_views(
-            field, drawing.size, seed, drawing, spacing=(1.0, 1.0, 3.0) if case == "anisotropic" else (1, 1, 1)
+            field, config.size, seed, config, spacing=(1.0, 1.0, 3.0) if case == "anisotropic" else (1, 1, 1)
         )
         error, cells = error_of(pair)
         compared += cells
@@ -80,49 +82,47 @@ POOLED = [(case, pool) for case in ("mirrored", "rotated", "scaled", "anisotropi
 
 
 @pytest.mark.parametrize(("case", "pool"), [*POOLED, ("padded", 4)])
-def test_pooled_features_stay_in_place(case, pool):
-    shape, drawing = CASES[case]
+def test_pooled_features_keep_their_positions(case, pool):
+    shape, config = CASES[case]
     field, compared = ramp(*shape), 0
     for seed in range(DRAWS):
-        error, cells = error_of(sample_views(field, drawing.size, seed, drawing), pool)
+        error, cells = error_of(sample_views(field, config.size, seed, config), pool)
         compared += cells
         assert error <= LIMIT, f"{case}, seed {seed}: {error:.4f} voxels"
     assert compared > 0
 
 
 @pytest.mark.parametrize("limit", [16, 8])
-def test_stages_of_a_network_stay_in_place_on_the_common_grid(limit):
+def test_stages_keep_their_positions_on_the_common_grid(limit):
     """`project_first`: stages from 64³ down to 4³ come to one grid, finer ones averaged, coarser interpolated."""
     pair = unpadded_pair((140, 140, 140), CASES["all of it"][1])
     stages = [F.avg_pool3d(pair.views.flatten(0, 1), 2**k) for k in range(5)]
     grid = feature_grids.common_grid([tuple(stage.shape[2:]) for stage in stages], limit)
     assert grid == (limit,) * 3
     maps = torch.cat([feature_grids.resize(stage, grid) for stage in stages], dim=1)
-    places = alignment.find_correspondences(pair.to_volume[0], pair.to_volume[1], pair.size, [grid], pair.valid)
-    a, b = places.read([maps])
-    counts = places.weight > 0
+    found = alignment.find_correspondences(pair.to_volume[0], pair.to_volume[1], pair.size, [grid], pair.valid)
+    a, b = found.read([maps])
+    counts = found.weight > 0
     assert counts.sum() > 100
     assert float(((a - b).abs().amax(-1) * counts).max()) <= LIMIT
 
 
-def test_every_stage_stays_in_place_when_read_on_its_own_grid():
+def test_stages_keep_their_positions_on_their_own_grids():
     """`align_first`: each stage is read at the lattice points; the coarsest continue linearly past their border."""
     for seed in range(DRAWS):
         pair = sample_views(ramp(112, 112, 112), (64, 64, 64), seed, CASES["mirrored"][1])
         stages = [F.avg_pool3d(pair.views.flatten(0, 1), 2**k) for k in range(6)]
         sizes = [tuple(stage.shape[2:]) for stage in stages]
         assert sizes[-1] == (2, 2, 2)
-        places = alignment.find_correspondences(pair.to_volume[0], pair.to_volume[1], pair.size, sizes, pair.valid)
-        a, b = places.read(stages)
-        counts = places.weight > 0
+        found = alignment.find_correspondences(pair.to_volume[0], pair.to_volume[1], pair.size, sizes, pair.valid)
+        a, b = found.read(stages)
+        counts = found.weight > 0
         assert counts.float().mean() >= 0.5
         assert float(((a - b).abs().amax(-1) * counts).max()) <= LIMIT
 
 
-def test_what_is_aligned_is_where_the_affines_say():
+def test_aligned_values_are_those_of_the_lattice_points():
     """Both sides could agree on a wrong place; so the place itself is checked against the lattice."""
-    from viewalign.views import lattice
-
     pair = unpadded_pair((140, 140, 140), CASES["all of it"][1])
     a, _, weight = alignment.align(
         pair.views[0], pair.views[1], pair.to_volume[0], pair.to_volume[1], pair.size, cells=7
@@ -133,7 +133,7 @@ def test_what_is_aligned_is_where_the_affines_say():
     assert float((a - cells).abs().max()) <= LIMIT
 
 
-def test_the_views_show_what_their_affines_say():
+def test_views_contain_the_voxels_of_their_affines():
     """Every valid voxel of a view holds the volume coordinate that the affine sends it to."""
     for seed in range(DRAWS):
         pair = sample_views(
@@ -146,7 +146,7 @@ def test_the_views_show_what_their_affines_say():
             assert float(((view.movedim(0, -1) - where).abs().amax(-1) * valid[0]).max()) <= LIMIT
 
 
-def test_an_integral_affine_gives_a_pure_slice():
+def test_integral_affines_are_slices():
     volume = torch.randn(2, 20, 21, 22)
     to_volume = torch.tensor([[1.0, 0, 0, 3], [0, -1, 0, 15], [0, 0, 1, 4]], dtype=torch.float64)
     view = resampling.resample(volume, to_volume, (8, 9, 10))
@@ -156,20 +156,18 @@ def test_an_integral_affine_gives_a_pure_slice():
     assert torch.allclose(resampling.resample(volume, almost, (8, 9, 10)), view, atol=1e-4)
 
 
-def test_a_super_crop_gives_the_same_views_as_the_whole_volume():
+def test_views_of_the_enclosing_box_equal_views_of_the_volume():
     rng = np.random.default_rng(0)
     volume = rng.normal(size=(1, 60, 58, 62)).astype(np.float32)
-    drawing = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1)
-    pair = sample_views(volume, drawing.size, 1, drawing)
+    config = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1)
+    pair = sample_views(volume, config.size, 1, config)
     for view, to_volume in zip(pair.views[:, 0], pair.to_volume[:, 0], strict=True):
-        whole = resampling.resample(torch.from_numpy(volume), to_volume, drawing.size)
-        assert torch.allclose(view, whole * resampling.inside((60, 58, 62), to_volume, drawing.size), atol=1e-4)
+        whole = resampling.resample(torch.from_numpy(volume), to_volume, config.size)
+        assert torch.allclose(view, whole * resampling.inside((60, 58, 62), to_volume, config.size), atol=1e-4)
 
 
-def test_a_source_is_asked_for_no_more_than_the_views_need():
+def test_only_the_box_of_the_views_is_read():
     source = ArraySource(np.zeros((100, 100, 100)))
-    from viewalign.views.samples import SampleReader
-
     reader = SampleReader(
         source, np.zeros(1, int), np.zeros(1, int), ViewSamplingConfig((32, 32, 32), p_rotation=0, p_scale=0), 1, 0
     )

@@ -1,11 +1,11 @@
-"""Views that are spoilt, fused or cut: what is changed, where, and what the labels say of it."""
+"""Corruptions of views: which voxels change, how, and whether labels describe it."""
 
 import numpy as np
 import pytest
 import torch
 
 from viewalign.utils.rng import make_rng, make_torch_generator
-from viewalign.views import corruption
+from viewalign.views import corruption, intensity
 from viewalign.views.corruption import fuse, sample_cutouts, sample_fusion_labels
 
 
@@ -15,7 +15,7 @@ def view_of(size=(12, 10, 14)):
     return values, torch.ones(1, *size, dtype=torch.bool)
 
 
-def test_shuffling_keeps_what_each_box_holds():
+def test_local_shuffle_permutes_voxels_within_boxes():
     view, _ = view_of()
     out = corruption.local_shuffle(view, (3, 5, 4), make_torch_generator("cpu", 0))
     assert not torch.equal(out, view)
@@ -28,7 +28,7 @@ def test_shuffling_keeps_what_each_box_holds():
     assert torch.equal(whole, view)
 
 
-def test_bending_works_on_the_whole_range_of_z_scores():
+def test_nonlinear_intensity_uses_the_whole_range_of_z_scores():
     """The published map clamps everything outside [0, 1], which of z-scored data is more than half."""
     view, valid = view_of()
     low, high = intensity.valid_range(view, valid)
@@ -45,16 +45,16 @@ def test_bending_works_on_the_whole_range_of_z_scores():
         assert len(out.unique()) > 0.9 * len(view.unique())
 
 
-@pytest.mark.parametrize(("outer", "low", "high"), [(False, 0.001, 0.25), (True, 0.3, 0.95)])
-def test_painting_leaves_what_it_should(outer, low, high):
-    shares = [
-        float(corruption.sample_painting(make_rng(seed), (24, 24, 24), outer).float().mean()) for seed in range(50)
+@pytest.mark.parametrize(("outpaint", "low", "high"), [(False, 0.001, 0.25), (True, 0.3, 0.95)])
+def test_painted_fraction(outpaint, low, high):
+    fractions = [
+        float(corruption.sample_painting(make_rng(seed), (24, 24, 24), outpaint).float().mean()) for seed in range(50)
     ]
-    assert low < np.mean(shares) < high
-    assert max(shares) < 1
+    assert low < np.mean(fractions) < high
+    assert max(fractions) < 1
 
 
-def test_distortion_leaves_padding_alone_and_repeats():
+def test_corruption_is_reproducible_and_keeps_padding():
     view, valid = view_of()
     valid[..., 9:] = False
     view = view * valid
@@ -67,7 +67,7 @@ def test_distortion_leaves_padding_alone_and_repeats():
     assert torch.equal(corruption.corrupt(view, valid, nothing, make_rng(5), make_torch_generator("cpu", 5)), view)
 
 
-def test_fused_voxels_hold_the_share_that_their_label_says():
+def test_fused_voxels_are_mixed_by_their_labels():
     labels = sample_fusion_labels(make_rng(0, "fusion"), (16, 16, 16))[None]
     assert set(labels.unique().tolist()) == {0, 1, 2, 3, 4}
     out = fuse(torch.ones(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16), labels)
@@ -80,7 +80,7 @@ def test_fused_voxels_hold_the_share_that_their_label_says():
         assert torch.allclose(mixed[where], share * front[0, 0][where] + (1 - share) * back[0, 0][where])
 
 
-def test_labels_lie_in_boxes_of_the_stated_size():
+def test_fusion_boxes_have_the_requested_size():
     for seed in range(20):
         labels = sample_fusion_labels(make_rng(seed), (32, 32, 32), blocks=(1, 2), largest=0.5)
         where = np.argwhere(labels.numpy() > 0)
@@ -90,7 +90,7 @@ def test_labels_lie_in_boxes_of_the_stated_size():
         assert len(where) == sides.prod()
 
 
-def test_cut_boxes_stay_within_their_share():
-    shares = [float(sample_cutouts(make_rng(seed), (16, 16, 16), 0.3, 0.25).float().mean()) for seed in range(200)]
-    assert max(shares) <= 0.3
-    assert 0.1 < np.mean(shares) < 0.17
+def test_cutouts_cover_at_most_the_requested_fraction():
+    fractions = [float(sample_cutouts(make_rng(seed), (16, 16, 16), 0.3, 0.25).float().mean()) for seed in range(200)]
+    assert max(fractions) <= 0.3
+    assert 0.1 < np.mean(fractions) < 0.17

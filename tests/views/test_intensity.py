@@ -15,23 +15,23 @@ def view():
     return torch.randn(2, 14, 16, 18) * valid, valid
 
 
-def test_every_change_happens_as_often_as_it_is_said():
-    ranges = IntensityConfig()
-    drawn = [intensity.sample_intensity_parameters(np.random.default_rng(i), ranges) for i in range(4000)]
+def test_probabilities_of_transforms():
+    config = IntensityConfig()
+    sampled = [intensity.sample_intensity_parameters(np.random.default_rng(i), config) for i in range(4000)]
     for name in ("brightness", "contrast", "gamma", "gamma_inverted", "low_resolution", "blur", "noise"):
         attribute = {"blur": "blur_sigma", "noise": "noise_variance"}.get(name, name)
-        share = np.mean([getattr(change, attribute) is not None for change in drawn])
-        assert share == pytest.approx(getattr(ranges, f"p_{name}"), abs=0.025)
+        share = np.mean([getattr(parameters, attribute) is not None for parameters in sampled])
+        assert share == pytest.approx(getattr(config, f"p_{name}"), abs=0.025)
 
 
-def test_values_stay_in_their_ranges():
-    ranges = IntensityConfig(p_gamma=1)
-    gammas = [intensity.sample_intensity_parameters(np.random.default_rng(i), ranges).gamma for i in range(500)]
+def test_parameters_are_in_their_ranges():
+    config = IntensityConfig(p_gamma=1)
+    gammas = [intensity.sample_intensity_parameters(np.random.default_rng(i), config).gamma for i in range(500)]
     assert 0.7 <= min(gammas) < 0.72
     assert 1.48 < max(gammas) <= 1.5
 
 
-def test_brightness_and_contrast_are_what_they_say(view):
+def test_brightness_and_contrast_factors(view):
     image, valid = view
     assert torch.allclose(intensity.intensity_transform(image, valid, IntensityParameters(brightness=1.2)), image * 1.2)
     out = intensity.intensity_transform(image, valid, IntensityParameters(contrast=0.8))
@@ -42,10 +42,10 @@ def test_brightness_and_contrast_are_what_they_say(view):
     assert wide.amax() <= before.amax() + 1e-5
 
 
-def test_gamma_keeps_mean_and_deviation_of_the_valid_voxels(view):
+def test_gamma_preserves_mean_and_std_of_valid_voxels(view):
     image, valid = view
-    for change in (IntensityParameters(gamma=1.4), IntensityParameters(gamma_inverted=0.75)):
-        out = intensity.intensity_transform(image, valid, change)[:, valid[0]]
+    for parameters in (IntensityParameters(gamma=1.4), IntensityParameters(gamma_inverted=0.75)):
+        out = intensity.intensity_transform(image, valid, parameters)[:, valid[0]]
         before = image[:, valid[0]]
         assert torch.allclose(out.mean(1), before.mean(1), atol=1e-4)
         assert torch.allclose(out.std(1), before.std(1), rtol=1e-3)
@@ -54,7 +54,7 @@ def test_gamma_keeps_mean_and_deviation_of_the_valid_voxels(view):
         assert torch.equal(*ranks)
 
 
-def test_blur_is_scipys(view):
+def test_blur_agrees_with_scipy(view):
     image, _ = view
     ours = intensity.blur(image, 0.8)
     theirs = gaussian_filter(image.numpy(), (0, 0.8, 0.8, 0.8), mode="nearest", radius=(0, 2, 2, 2))
@@ -62,18 +62,18 @@ def test_blur_is_scipys(view):
 
 
 @pytest.mark.parametrize("rician", [False, True])
-def test_noise_has_the_variance_it_says(rician):
+def test_noise_has_the_requested_variance(rician):
     image = torch.full((1, 40, 40, 40), 5.0)
     image[0, 0, 0, 0] = 0.0
     valid = torch.ones(1, 40, 40, 40, dtype=torch.bool)
-    change = IntensityParameters(noise_variance=0.09, rician=rician)
-    out = intensity.degradation_transform(image, valid, change, torch.Generator().manual_seed(0))
+    parameters = IntensityParameters(noise_variance=0.09, rician=rician)
+    out = intensity.degradation_transform(image, valid, parameters, torch.Generator().manual_seed(0))
     assert float((out - image).flatten()[1:].std()) == pytest.approx(0.3, rel=0.03)
-    again = intensity.degradation_transform(image, valid, change, torch.Generator().manual_seed(0))
+    again = intensity.degradation_transform(image, valid, parameters, torch.Generator().manual_seed(0))
     assert torch.equal(out, again)
 
 
-def test_padding_stays_zero_and_counts_for_nothing(view):
+def test_padding_stays_zero_and_is_not_in_statistics(view):
     image, valid = view
     everything = IntensityParameters(1.1, 1.2, 0.8, 1.3, 0.6, 0.7, 0.05, True)
     for out in (
@@ -87,7 +87,7 @@ def test_padding_stays_zero_and_counts_for_nothing(view):
     assert torch.allclose(intensity.intensity_transform(dirty, valid, everything), clean, atol=1e-4)
 
 
-def test_low_resolution_of_a_constant_is_the_constant():
+def test_low_resolution_preserves_constants():
     image = torch.full((1, 9, 10, 11), 2.5)
     out = intensity.degradation_transform(
         image, torch.ones(1, 9, 10, 11, dtype=torch.bool), IntensityParameters(low_resolution=0.5)

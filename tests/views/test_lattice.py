@@ -19,13 +19,13 @@ def rotated(degrees):
     return out
 
 
-def test_common_box_of_shifted_views_is_their_shared_voxels():
+def test_common_box_of_shifted_views():
     low, high = lattice.common_box(affines.identity(1), shifted(3, -4, 0), SIZE)
     assert torch.allclose(low, torch.tensor([[2.5, -0.5, -0.5]]).double())
     assert torch.allclose(high, torch.tensor([[9.5, 7.5, 13.5]]).double())
 
 
-def test_the_general_way_agrees_with_the_simple_one():
+def test_polyhedron_box_agrees_for_shifted_views():
     a, b = affines.identity(1), shifted(3, -4, 2)
     low, high = lattice.common_box(a, b, SIZE)
     general = lattice._polyhedron_box(affines.invert(affines.compose(affines.invert(a), b)), torch.tensor(SIZE) - 0.5)
@@ -33,7 +33,7 @@ def test_the_general_way_agrees_with_the_simple_one():
     assert torch.allclose(high, general[1])
 
 
-def test_the_box_of_turned_views_holds_all_shared_points_and_no_more():
+def test_common_box_of_rotated_views_is_tight():
     centre = torch.tensor([4.5, 5.5, 6.5], dtype=torch.float64)
     turn = rotated(30.0)
     turn[0, :, 3] = centre - turn[0, :, :3] @ centre
@@ -47,7 +47,7 @@ def test_the_box_of_turned_views_holds_all_shared_points_and_no_more():
     assert torch.allclose(shared.amax(0), high[0], atol=0.3)
 
 
-def test_views_that_share_nothing_give_an_empty_box():
+def test_disjoint_views_have_an_empty_box():
     far = rotated(30.0)
     far[0, :, 3] = 1000.0
     low, high = lattice.common_box(affines.identity(1), far, SIZE)
@@ -55,7 +55,7 @@ def test_views_that_share_nothing_give_an_empty_box():
     assert torch.equal(high, torch.zeros(1, 3).double())
 
 
-def test_points_lie_at_the_centres_of_equal_parts():
-    grid = lattice.lattice_points(affines.identity(1), affines.identity(1), (8, 8, 8), (2, 2, 2), samples=2)
-    assert grid.points.shape == (1, 64, 3)
-    assert torch.allclose(grid.points[0, :, 2].unique(), torch.tensor([0.5, 2.5, 4.5, 6.5]).double())
+def test_lattice_points_are_centres_of_equal_parts():
+    points = lattice.lattice_points(affines.identity(1), affines.identity(1), (8, 8, 8), (2, 2, 2), samples=2)
+    assert points.shape == (1, 64, 3)
+    assert torch.allclose(points[0, :, 2].unique(), torch.tensor([0.5, 2.5, 4.5, 6.5]).double())

@@ -1,4 +1,4 @@
-"""Large and small views of one volume: what boxes share, counted voxel by voxel."""
+"""Layout of large and local views, checked by counting voxels."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,8 @@ import torch
 from viewalign.utils.rng import make_rng
 from viewalign.views import affines
 from viewalign.views.batch import build_views
-from viewalign.views.samples import ArraySource
 from viewalign.views.layouts import Box, NestedViewConfig, iou, sample_nested
-from viewalign.views.samples import SampleReader
+from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 PLAIN = ViewSamplingConfig((16, 16, 16), p_rotation=0, p_scale=0)
@@ -30,13 +29,13 @@ def voxels(to_volume, size):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_what_views_share_by_counting_voxels(seed):
-    drawn = sample_nested(make_rng(seed, "nested"), SHAPE, PLAIN, nesting=NESTING)
-    assert (drawn.to_volume.shape, drawn.local.to_volume.shape) == ((2, 3, 4), (5, 3, 4))
-    first, second = (voxels(one, PLAIN.size) for one in drawn.to_volume)
+def test_overlap_and_nesting_by_counting_voxels(seed):
+    sampled = sample_nested(make_rng(seed, "nested"), SHAPE, PLAIN, nesting=NESTING)
+    assert (sampled.to_volume.shape, sampled.local.to_volume.shape) == ((2, 3, 4), (5, 3, 4))
+    first, second = (voxels(one, PLAIN.size) for one in sampled.to_volume)
     assert (first & second).sum() / (first | second).sum() >= 0.3
-    assert drawn.overlap == pytest.approx((first & second).sum() / first.sum(), abs=0.08)
-    for k, one in enumerate(drawn.local.to_volume):
+    assert sampled.overlap == pytest.approx((first & second).sum() / first.sum(), abs=0.08)
+    for k, one in enumerate(sampled.local.to_volume):
         small = voxels(one, NESTING.local_size)
         assert not (small & ~(first, second)[k % 2]).any()
         assert 4**3 <= small.sum() <= 8**3
@@ -44,22 +43,22 @@ def test_what_views_share_by_counting_voxels(seed):
         assert 12**3 <= large.sum() <= 20**3
 
 
-def test_turned_and_scaled_views_stay_nested():
+def test_rotated_and_scaled_views_are_nested():
     turned = ViewSamplingConfig((16, 16, 16), p_rotation=1, p_scale=1, rotation_degrees=30)
-    drawn = sample_nested(make_rng(1, "nested"), (50, 50, 50), turned, (1.0, 1.0, 2.0), NESTING)
-    for k, one in enumerate(drawn.local.to_volume):
-        within = affines.compose(affines.invert(drawn.to_volume[k % 2]), one)
+    sampled = sample_nested(make_rng(1, "nested"), (50, 50, 50), turned, (1.0, 1.0, 2.0), NESTING)
+    for k, one in enumerate(sampled.local.to_volume):
+        within = affines.compose(affines.invert(sampled.to_volume[k % 2]), one)
         assert torch.allclose(within[:, :3], torch.diag(within[:, :3].diagonal()), atol=1e-9)
         corners = affines.apply(within, torch.tensor([[-0.5] * 3, [7.5] * 3], dtype=torch.float64))
         assert corners.min() >= -0.5 - 1e-9
         assert corners.max() <= 15.5 + 1e-9
 
 
-def test_each_view_is_mirrored_for_itself():
+def test_each_view_is_flipped_by_itself():
     signs = {}
     for seed in range(60):
-        drawn = sample_nested(make_rng(seed, "nested"), SHAPE, PLAIN, nesting=NESTING)
-        for k, one in enumerate([*drawn.to_volume, *drawn.local.to_volume]):
+        sampled = sample_nested(make_rng(seed, "nested"), SHAPE, PLAIN, nesting=NESTING)
+        for k, one in enumerate([*sampled.to_volume, *sampled.local.to_volume]):
             signs.setdefault(k, []).append((one[:, :3].diagonal() < 0).tolist())
     assert all(0.3 < np.mean(one) < 0.7 for one in signs.values())
     assert signs[0] != signs[1]
@@ -68,10 +67,10 @@ def test_each_view_is_mirrored_for_itself():
     assert (still.to_volume[:, :, :3].diagonal(dim1=1, dim2=2) > 0).all()
 
 
-def test_where_two_boxes_never_share_enough_they_are_one():
+def test_boxes_are_equal_if_no_second_one_is_found():
     strict = NestedViewConfig(min_iou=1.0, local_size=(8, 8, 8))
-    drawn = sample_nested(make_rng(0, "nested"), SHAPE, PLAIN, nesting=strict)
-    first, second = (voxels(one, PLAIN.size) for one in drawn.to_volume)
+    sampled = sample_nested(make_rng(0, "nested"), SHAPE, PLAIN, nesting=strict)
+    first, second = (voxels(one, PLAIN.size) for one in sampled.to_volume)
     assert (first == second).all()
 
 
@@ -82,16 +81,16 @@ def test_iou_of_known_boxes():
     assert iou(a, a) == 1
 
 
-def test_small_views_show_the_volume_s_own_places():
-    """A linear ramp keeps its value at a voxel's centre through any resampling: views tell where they lie."""
+def test_views_contain_the_voxels_of_their_affines():
+    """Resampling preserves a linear ramp, so that its values are the coordinates of the voxels."""
     axes = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in SHAPE), indexing="ij")
     alone = np.zeros(1, dtype=np.int64)
 
-    def draw(*args):
+    def sampler(*args):
         return sample_nested(*args, nesting=NESTING)
 
     for axis, ramp in enumerate(axes):
-        sample = SampleReader(ArraySource(ramp), alone, alone, PLAIN, 1, 0, sampler=draw)[0]
+        sample = SampleReader(ArraySource(ramp), alone, alone, PLAIN, 1, 0, sampler=sampler)[0]
         batch = build_views([sample], PLAIN.size, None)
         assert (batch.count, batch.local.count, batch.local.size) == ((2, 1), (5, 1), (8, 8, 8))
         for views in (batch, batch.local):

@@ -1,4 +1,4 @@
-"""Each way of cutting a view against a slow, plain reference: trilinear interpolation voxel by voxel."""
+"""Resampling against a plain reference: trilinear interpolation voxel by voxel."""
 
 import itertools
 
@@ -12,7 +12,7 @@ SIZE = (5, 6, 4)
 SHAPE = (9, 8, 10)
 
 
-def plain_cut(volume, to_volume, size):
+def plain_resample(volume, to_volume, size):
     """Interpolate one voxel at a time; what lies outside the volume is 0."""
     out = np.zeros(size)
     for index in itertools.product(*(range(n) for n in size)):
@@ -25,7 +25,7 @@ def plain_cut(volume, to_volume, size):
     return out
 
 
-def turned(degrees):
+def rotation(degrees):
     a = np.radians(degrees)
     return np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1.0]])
 
@@ -38,26 +38,26 @@ CASES = {
     "scaled and mirrored": (np.diag([-1.3, 0.7, -1.1]), (7.7, 0.4, 6.5)),
     "scaled past the border": (np.diag([1.9, 1.9, 1.9]), (-2.3, -1.6, 4.5)),
     "scaled outside": (np.diag([1.5, 1.5, 1.5]), (40.0, 0, 0)),
-    "turned": (turned(30), (4, 0.5, 2)),
-    "turned past the border": (turned(75) * 1.4, (3.3, -2.2, 1.5)),
+    "rotation": (rotation(30), (4, 0.5, 2)),
+    "rotation past the border": (rotation(75) * 1.4, (3.3, -2.2, 1.5)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_views_and_their_validity_by_hand(case):
+def test_views_and_validity_agree_with_a_reference(case):
     linear, shift = CASES[case]
     to_volume = np.column_stack([linear, np.array(shift, float)])
     volume = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     affine = torch.from_numpy(to_volume)
     view = resampling.resample(torch.from_numpy(volume)[None], affine, SIZE)[0].numpy()
-    assert view == pytest.approx(plain_cut(volume, to_volume, SIZE), abs=2e-5)
-    places = np.stack(np.meshgrid(*(np.arange(n) for n in SIZE), indexing="ij"), -1) @ linear.T + shift
-    wanted = ((places >= -1e-6) & (places <= np.array(SHAPE) - 1 + 1e-6)).all(-1)
+    assert view == pytest.approx(plain_resample(volume, to_volume, SIZE), abs=2e-5)
+    where = np.stack(np.meshgrid(*(np.arange(n) for n in SIZE), indexing="ij"), -1) @ linear.T + shift
+    wanted = ((where >= -1e-6) & (where <= np.array(SHAPE) - 1 + 1e-6)).all(-1)
     seen = resampling.inside(SHAPE, affine, SIZE)
     assert torch.equal(seen, torch.from_numpy(wanted))
     assert resampling.contains(SHAPE, affine, SIZE) == wanted.all()
 
 
-def test_which_maps_mix_axes():
+def test_diagonal_affines():
     assert affines.is_diagonal(torch.tensor([[2.0, 0, 0, 1], [0, -1, 0, 2], [0, 0, 0.5, 3]]))
     assert not affines.is_diagonal(torch.tensor([[2.0, 0, 1e-9, 1], [0, 1, 0, 2], [0, 0, 1, 3]]))

@@ -4,23 +4,22 @@ import torch
 
 from viewalign.errors import ExcludedImageError
 from viewalign.views.batch import build_views
-from viewalign.views.samples import ArraySource
 from viewalign.views.intensity import IntensityConfig
-from viewalign.views.samples import SampleReader, StepSampler
+from viewalign.views.samples import ArraySource, SampleReader, StepSampler
 from viewalign.views.sampling import ViewSamplingConfig
 
-DRAWING = ViewSamplingConfig((16, 16, 16))
+CONFIG = ViewSamplingConfig((16, 16, 16))
 
 
 class Cohort(ArraySource):
     """Several volumes, of which some cannot be read, and a bright corner that is foreground."""
 
-    def __init__(self, count=12, broken=(), threshold=-np.inf, hidden=False):
+    def __init__(self, count=12, broken=(), threshold=-np.inf, masked=False):
         rng = np.random.default_rng(0)
         array = rng.normal(size=(32, 30, 28)) * 0.1
         array[:12, :12, :12] += 10
         super().__init__(array)
-        self._count, self._broken, self._threshold, self._hidden = count, set(broken), threshold, hidden
+        self._count, self._broken, self._threshold, self._hidden = count, set(broken), threshold, masked
 
     def __len__(self):
         return self._count
@@ -43,10 +42,10 @@ class Cohort(ArraySource):
 
 def reader(source, subjects=None, batch=4, **options):
     subjects = np.arange(len(source)) if subjects is None else np.asarray(subjects)
-    return SampleReader(source, subjects, np.arange(len(source)), DRAWING, batch, seed=3, **options)
+    return SampleReader(source, subjects, np.arange(len(source)), CONFIG, batch, seed=3, **options)
 
 
-def test_sample_i_is_the_same_whoever_reads_it():
+def test_samples_do_not_depend_on_the_reader():
     a, b = reader(Cohort())[17], reader(Cohort())[17]
     assert torch.equal(a.crop, b.crop)
     assert torch.equal(a.to_volume, b.to_volume)
@@ -54,7 +53,7 @@ def test_sample_i_is_the_same_whoever_reads_it():
     assert torch.equal(*views)
 
 
-def test_a_global_batch_draws_no_volume_and_no_subject_twice():
+def test_a_global_batch_has_different_subjects():
     subjects = [0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 6]
     one = reader(Cohort(), subjects, batch=6)
     for step in range(50):
@@ -63,24 +62,24 @@ def test_a_global_batch_draws_no_volume_and_no_subject_twice():
         assert len({subjects[v] for v in volumes}) == 6
 
 
-def test_with_too_few_subjects_volumes_still_differ():
+def test_with_few_subjects_a_batch_has_different_volumes():
     one = reader(Cohort(), [0] * 6 + [1] * 6, batch=8)
     volumes = [one.volume_of(slot) for slot in range(8)]
     assert len(set(volumes)) == 8
 
 
-def test_all_volumes_are_drawn_about_equally_often():
+def test_volumes_are_sampled_uniformly():
     one = reader(Cohort(), batch=4)
     counts = np.bincount([one.volume_of(i) for i in range(2400)], minlength=12)
     assert counts.min() > 140
     assert counts.max() < 260
 
 
-def test_very_many_volumes_are_drawn_as_evenly():
+def test_many_volumes_are_sampled_uniformly():
     class Huge(Cohort):
         pass
 
-    one = SampleReader(Huge(100_000), np.arange(100_000) // 3, np.arange(100_000), DRAWING, 8, seed=0)
+    one = SampleReader(Huge(100_000), np.arange(100_000) // 3, np.arange(100_000), CONFIG, 8, seed=0)
     volumes = np.array([one.volume_of(i) for i in range(4000)])
     assert len(np.unique(volumes)) > 3800
     assert 45_000 < volumes.mean() < 55_000
@@ -90,30 +89,30 @@ def test_an_unreadable_volume_is_replaced_and_reported():
     source = Cohort(broken={2, 5})
     one = reader(source)
     seen = [one[i] for i in range(40)]
-    told = {volume for sample in seen for volume, _ in sample.excluded}
-    assert told == {2, 5}
+    reported = {volume for sample in seen for volume, _ in sample.excluded}
+    assert reported == {2, 5}
     assert all(sample.volume_id not in {2, 5} for sample in seen)
     again = reader(source)
     assert [s.volume_id for s in seen] == [again[i].volume_id for i in range(40)]
 
 
-def test_nothing_readable_is_an_error_not_a_loop():
+def test_only_unreadable_volumes_are_an_error():
     with pytest.raises(ExcludedImageError, match="in a row cannot be read"):
         reader(Cohort(broken=range(12)))[0]
 
 
-def test_views_of_empty_space_are_redrawn():
+def test_views_without_foreground_are_redrawn():
     source = Cohort(threshold=5.0)
 
-    def share(redraws):
+    def foreground(redraws):
         one = reader(source, min_foreground=0.1, redraws=redraws)
         return np.mean([float((one[i].crop > 5).float().mean()) for i in range(40)])
 
-    assert share(8) > 1.3 * share(0)
+    assert foreground(8) > 1.3 * foreground(0)
 
 
-def test_an_anonymised_region_is_not_valid():
-    batch = build_views([reader(Cohort(hidden=True))[i] for i in range(4)], (16, 16, 16), None)
+def test_anonymised_regions_are_not_valid():
+    batch = build_views([reader(Cohort(masked=True))[i] for i in range(4)], (16, 16, 16), None)
     index = torch.stack(torch.meshgrid(*[torch.arange(16)] * 3, indexing="ij"), -1).double()
     for v in range(2):
         for b in range(4):
@@ -123,7 +122,7 @@ def test_an_anonymised_region_is_not_valid():
             assert (batch.views[v, b, 0][~batch.valid[v, b, 0]] == 0).all()
 
 
-def test_each_process_takes_its_own_slots():
+def test_processes_get_disjoint_slots():
     whole = list(StepSampler(2, 5, 6))
     parts = [list(StepSampler(2, 5, 6, rank, 3)) for rank in range(3)]
     assert [[i for part in parts for i in part[k]] for k in range(3)] == whole

@@ -9,8 +9,8 @@ from viewalign.views.sampling import ViewSamplingConfig, sample_pair
 PLAIN = ViewSamplingConfig((32, 32, 32), p_rotation=0, p_scale=0)
 
 
-def pairs(drawing, shape, count=200, **options):
-    return [sample_pair(make_rng(0, i, "test"), shape, drawing, **options) for i in range(count)]
+def pairs(config, shape, count=200, **options):
+    return [sample_pair(make_rng(0, i, "test"), shape, config, **options) for i in range(count)]
 
 
 def voxels(to_volume, size):
@@ -19,20 +19,20 @@ def voxels(to_volume, size):
     return {tuple(row) for row in affines.apply(to_volume, axes).long().tolist()}
 
 
-def test_recorded_overlap_is_the_counted_one():
+def test_overlap_equals_counted_voxels():
     for pair in pairs(ViewSamplingConfig((12, 10, 8), p_rotation=0, p_scale=0), (24, 24, 24), 20):
         a, b = (voxels(one, (12, 10, 8)) for one in pair.to_volume)
         assert pair.overlap == pytest.approx(len(a & b) / len(a))
 
 
-def test_overlap_lies_in_its_range_up_to_whole_voxels():
+def test_overlap_is_in_its_range_up_to_rounding():
     overlaps = [pair.overlap for pair in pairs(PLAIN, (64, 64, 64))]
     assert min(overlaps) >= 0.4 * (1 - 0.1)
     assert max(overlaps) <= 0.8 * (1 + 0.1)
     assert np.mean(overlaps) == pytest.approx(0.6, abs=0.03)
 
 
-def test_shift_has_either_sign_on_each_axis():
+def test_shifts_have_both_signs_on_each_axis():
     shifts = np.stack(
         [
             (affines.compose(affines.invert(p.to_volume[0]), p.to_volume[1]))[:, 3].numpy()
@@ -43,7 +43,7 @@ def test_shift_has_either_sign_on_each_axis():
     assert ((shifts < 0).mean(0) > 0.3).all()
 
 
-def test_shift_shrinks_where_the_volume_is_small_and_the_record_says_so():
+def test_shift_is_smaller_in_small_volumes():
     for pair in pairs(PLAIN, (34, 32, 64), 50):
         start = [affines.apply(one, torch.tensor([[0.0, 0, 0], [31, 31, 31]])) for one in pair.to_volume]
         for corners in start:
@@ -53,7 +53,7 @@ def test_shift_shrinks_where_the_volume_is_small_and_the_record_says_so():
         assert pair.overlap == pytest.approx(len(a & b) / len(a))
 
 
-def test_a_volume_smaller_than_a_view_lies_wholly_in_it():
+def test_a_view_contains_a_smaller_volume():
     for pair in pairs(PLAIN, (20, 40, 25), 50):
         for one in pair.to_volume:
             corners = affines.apply(affines.invert(one), torch.tensor([[0.0, 0, 0], [19, 0, 24]]))
@@ -61,9 +61,9 @@ def test_a_volume_smaller_than_a_view_lies_wholly_in_it():
             assert (corners[:, [0, 2]] <= 31).all()
 
 
-def test_all_octants_are_mirrored_and_angles_and_scales_keep_their_range():
-    drawing = ViewSamplingConfig((32, 32, 32), p_rotation=1, p_scale=1)
-    frames = torch.stack([pair.to_volume[0, :, :3] for pair in pairs(drawing, (80, 80, 80))])
+def test_flips_and_scales_cover_their_range():
+    config = ViewSamplingConfig((32, 32, 32), p_rotation=1, p_scale=1)
+    frames = torch.stack([pair.to_volume[0, :, :3] for pair in pairs(config, (80, 80, 80))])
     scale = torch.linalg.det(frames).abs() ** (1 / 3)
     assert 0.7 <= scale.min() < 0.75
     assert 1.3 < scale.max() <= 1.4
@@ -73,26 +73,26 @@ def test_all_octants_are_mirrored_and_angles_and_scales_keep_their_range():
 
 def test_rotation_is_rigid_in_millimetres():
     spacing = (1.0, 0.5, 3.0)
-    drawing = ViewSamplingConfig((16, 16, 16), p_rotation=1, p_scale=0)
+    config = ViewSamplingConfig((16, 16, 16), p_rotation=1, p_scale=0)
     millimetres = torch.diag(torch.tensor(spacing, dtype=torch.float64))
-    for pair in pairs(drawing, (60, 60, 60), 20, spacing=spacing):
+    for pair in pairs(config, (60, 60, 60), 20, spacing=spacing):
         rigid = millimetres @ pair.to_volume[0, :, :3] @ torch.linalg.inv(millimetres)
         assert torch.allclose(rigid @ rigid.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
 
 
-def test_independent_views_differ_in_frame_and_record_what_they_share():
-    drawing = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1, independent=True)
-    drawn = pairs(drawing, (60, 60, 60), 40)
-    differ = [not bool(affines.same_frame(p.to_volume[0], p.to_volume[1])) for p in drawn]
+def test_independent_views_have_different_frames():
+    config = ViewSamplingConfig((24, 24, 24), p_rotation=1, p_scale=1, independent=True)
+    sampled = pairs(config, (60, 60, 60), 40)
+    differ = [not bool(affines.same_frame(p.to_volume[0], p.to_volume[1])) for p in sampled]
     assert np.mean(differ) > 0.9
     rng = np.random.default_rng(0)
-    for pair in drawn[:10]:
+    for pair in sampled[:10]:
         points = torch.from_numpy(rng.uniform(-0.5, 23.5, (40_000, 3)))
         inside = lattice.inside(affines.apply(pair.to_volume[:1], points[None]), pair.to_volume[1:], (24, 24, 24))
         assert pair.overlap == pytest.approx(float(inside.double().mean()), abs=0.02)
 
 
-def test_the_same_key_draws_the_same_pair():
+def test_equal_keys_give_equal_pairs():
     a = sample_pair(make_rng(7, 3, "x"), (50, 50, 50), PLAIN)
     b = sample_pair(make_rng(7, 3, "x"), (50, 50, 50), PLAIN)
     c = sample_pair(make_rng(7, 4, "x"), (50, 50, 50), PLAIN)

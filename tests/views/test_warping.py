@@ -1,4 +1,4 @@
-"""Dense warps against scipy, shifts that are known, and fields that are."""
+"""Warping by affines and displacement fields, against scipy and known shifts."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from scipy.ndimage import map_coordinates
 
 from viewalign.utils.rng import make_rng
 from viewalign.views.feature_grids import resize
-from viewalign.views.resampling import map_grid, sample_displacement_field, voxel_to_cell, cell_centres, warp
+from viewalign.views.resampling import cell_centres, map_grid, sample_displacement_field, voxel_to_cell, warp
 
 SIZE = (8, 9, 7)
 
 
-def test_warping_is_scipy_s():
+def test_warping_agrees_with_scipy():
     rng = np.random.default_rng(0)
     images, where = rng.normal(size=(2, 3, *SIZE)), rng.uniform(-2, 10, (2, 4, 5, 6, 3))
     out = warp(torch.from_numpy(images), torch.from_numpy(where)).numpy()
@@ -33,46 +33,46 @@ def test_a_shift_by_whole_voxels_is_a_slice(dtype):
     assert (out[:, :, :, 0] == 0).all()
 
 
-def test_the_field_comes_before_the_affine():
+def test_the_field_is_applied_before_the_affine():
     affine = torch.tensor([[[2.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0.5, 0]]], dtype=torch.float64)
     field = torch.full((1, 3, *SIZE), 0.5, dtype=torch.float64)
-    places = map_grid(affine, SIZE, SIZE, field)
-    assert places[0, 3, 4, 2].tolist() == [2 * 3.5 + 1, 4.5, 1.25]
+    points = map_grid(affine, SIZE, SIZE, field)
+    assert points[0, 3, 4, 2].tolist() == [2 * 3.5 + 1, 4.5, 1.25]
 
 
-def test_cells_of_a_grid_lie_where_their_voxels_do():
+def test_cell_centres_in_voxels():
     grid, size = (2, 4, 4), (8, 8, 4)
-    places = cell_centres(grid, size, torch.zeros(1, dtype=torch.float64))
-    assert places[0, 0, 0].tolist() == [1.5, 0.5, 0.0]
+    points = cell_centres(grid, size, torch.zeros(1, dtype=torch.float64))
+    assert points[0, 0, 0].tolist() == [1.5, 0.5, 0.0]
     cells = torch.stack(torch.meshgrid(*(torch.arange(n).double() for n in grid), indexing="ij"), -1)
-    assert torch.allclose(voxel_to_cell(places, grid, size), cells)
+    assert torch.allclose(voxel_to_cell(points, grid, size), cells)
 
 
-def test_warping_a_coarse_map_moves_it_as_the_image():
-    """A ramp averaged to cells, read at cells that stand for moved places, has the moved places' values."""
+def test_warping_a_coarse_map_equals_warping_the_image():
+    """A ramp averaged to cells, read at cells that stand for moved points, has the moved points' values."""
     size, grid = (16, 16, 16), (8, 8, 8)
     affine = torch.eye(3, 4, dtype=torch.float64)[None] * 0.8
     affine[..., 3] = 1.5
-    places = map_grid(affine, grid, size)
+    points = map_grid(affine, grid, size)
     ramp = torch.arange(16, dtype=torch.float64).view(1, 1, 16, 1, 1).expand(1, 1, *size)
-    read = warp(resize(ramp, grid), voxel_to_cell(places, grid, size))
-    assert torch.allclose(read[0, 0], places[0, ..., 0], atol=1e-9)
+    read = warp(resize(ramp, grid), voxel_to_cell(points, grid, size))
+    assert torch.allclose(read[0, 0], points[0, ..., 0], atol=1e-9)
 
 
-def test_gradients_reach_images_and_places():
+def test_gradients_of_images_and_coordinates():
     images = torch.randn(1, 1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     where = torch.rand(1, 2, 2, 2, 3, dtype=torch.float64) * 2.4 + 0.3
     assert torch.autograd.gradcheck(warp, (images, where.requires_grad_()))
 
 
-def test_places_are_exact_under_autocast():
+def test_coordinates_are_exact_under_autocast():
     affine, field = torch.eye(3, 4)[None] * 1.01, torch.randn(1, 3, 16, 16, 16)
     plain = map_grid(affine, (16, 16, 16), (16, 16, 16), field)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(map_grid(affine, (16, 16, 16), (16, 16, 16), field), plain)
 
 
-def test_a_drawn_field_is_smooth_and_as_large_as_said():
+def test_sampled_fields_are_smooth_and_have_the_requested_amplitude():
     fields = torch.stack([sample_displacement_field(make_rng(k, "field"), (12, 24, 24), 0.1) for k in range(40)])
     ends = fields[:, :, [0, 0, -1, -1], [0, -1, 0, -1], [0, -1, -1, 0]]
     assert ends.std((0, 2)).tolist() == pytest.approx([1.2, 2.4, 2.4], rel=0.25)

@@ -40,12 +40,12 @@ def doctor(
     from rich.console import Console
     from rich.table import Table
 
-    from viewalign.training.doctor import diagnose, inspect_machine, refuse_without_gpu
+    from viewalign.training.doctor import diagnose, inspect_machine, require_gpu
 
     facts = inspect_machine(tuple(folders or [Path.cwd()]))
     findings = diagnose(facts)
     if gpu:
-        refuse_without_gpu(facts)
+        require_gpu(facts)
         findings += _check_gpu()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:

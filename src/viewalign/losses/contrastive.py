@@ -41,7 +41,7 @@ def global_nt_xent(student: Tensor, teacher: Tensor, subject: Tensor, temperatur
     """Return NT-Xent between the views of student and teacher, over the batches of all processes.
 
     The positive of a row is the other view of its image by the other network; its negatives are all views of other
-    subjects by both networks. Each process returns the loss of its own rows; their mean is the loss of the global batch.
+    subjects by both networks. Each process returns the loss of its own rows; their mean is that of the global batch.
 
     Args:
         student, teacher: (2, B, C) embeddings of this process.

@@ -24,7 +24,7 @@ class MethodRequirements:
     Attributes:
         sampler: samples the views of a volume.
         group: volumes that are processed together; the batch of a process, and each part of it, is a multiple.
-        needs_multiple_subjects: a sentence on what to do if all volumes are of one subject; empty if that is no problem.
+        needs_multiple_subjects: what to do, as a sentence, if all volumes are of one subject; empty if it is allowed.
         aligned: whether features of two views are compared at corresponding positions.
         has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
         deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.

@@ -152,7 +152,7 @@ class ConsistentViewAlignment(Method):
     def _consistency(
         self, batch: ViewBatch, latents: Latents, return_diagnostics: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compare each view's student with the other view's teacher; returns the loss, the mean cosine, and features."""
+        """Compare each view's student with the other view's teacher; returns loss, mean cosine and features."""
         student, teacher, weight = latents["dense"], latents["teacher_dense"], latents["weight"]
         (prediction,), row_weight = self._alignment.read(batch, [student], weight, [self.student.dense_head()])
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Volume Fusion (Wang et al., arXiv:2306.16925): predict for each voxel of two fused volumes the fraction of the first."""
+"""Volume Fusion (Wang et al., arXiv:2306.16925): predict the mixing ratio of each voxel of two fused volumes."""
 
 from __future__ import annotations
 

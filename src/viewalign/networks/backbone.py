@@ -19,8 +19,10 @@ from viewalign.networks.masking import BlockMask
 from viewalign.utils.shapes import Size
 
 _RECOMPILE_LIMIT = 64
-"""Graphs per block that `torch.compile` may build; at its default of 8 it leaves the other shapes uncompiled. An encoder
-stage of ResEnc-L needs 18: six shapes, for the student and the teacher in training and the student in validation."""
+"""Graphs per block that `torch.compile` may build; at its default of 8 it leaves the other shapes uncompiled.
+
+An encoder stage of ResEnc-L needs 18: six shapes, for student and teacher in training and the student in validation.
+"""
 
 
 @dataclass(frozen=True)

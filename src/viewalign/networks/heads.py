@@ -1,4 +1,4 @@
-"""Projector and predictor, with a batch normalisation that is synchronised over processes and has no running averages."""
+"""Projector and predictor, with batch normalisation over all processes and without running averages."""
 
 from __future__ import annotations
 

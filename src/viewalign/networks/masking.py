@@ -87,7 +87,7 @@ class SparseMask:
         self.size, self.block = size, block
 
     def at(self, grid: Size) -> Tensor | None:
-        """Return the visible cells of a feature grid, (N, 1, *grid) bool; None if all are, as in grids coarser than blocks."""
+        """Return the visible cells of a grid, (N, 1, *grid) bool; None if all are, as in grids coarser than blocks."""
         if self.visible is None:
             return None
         cells = self.visible

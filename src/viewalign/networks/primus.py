@@ -1,7 +1,7 @@
 """Primus of dynamic-network-architectures, with token dropping, a feature decoder and a reconstruction decoder.
 
 Token dropping follows the masked autoencoder (He et al., arXiv:2111.06377), the network Primus (Wald et al.,
-arXiv:2503.01835). Tokens are in raster order of (D, H, W); learned and rotary positions are gathered with the kept ones.
+arXiv:2503.01835). Tokens are in raster order of (D, H, W); positions are gathered with the kept ones.
 """
 
 from __future__ import annotations

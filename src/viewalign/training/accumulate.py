@@ -1,9 +1,9 @@
-"""A batch that does not fit into memory: the networks see it in parts, the losses see it whole.
+"""Gradient accumulation with the loss of the whole batch, by gradient caching (Gao et al., arXiv:2101.06983).
 
-Plain accumulation would judge every part by itself: fewer negatives, other statistics in the heads, another loss. Here
-the parts pass the networks without gradient first, the latents of all are judged together, and each part passes once
-more to carry its latents' gradients back (gradient caching, Gao et al., arXiv:2101.06983). The step is that of the
-whole batch up to rounding, for one more forward pass.
+Plain accumulation would compute the loss of each part by itself: with fewer negatives and other batch statistics. Here
+the parts pass the networks without gradient, the loss is computed from all latents together, and each part passes once
+more to propagate the gradients of its latents. The step equals that of the whole batch up to rounding, for one more
+forward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 def evaluate_in_parts(
     method: Method, batch: ViewBatch, parts: int, autocast: Autocast, return_diagnostics: bool = False
 ) -> StepResult:
-    """Return the whole batch's result; without gradient, which `step_in_parts` adds."""
+    """Return the result of the whole batch without gradient; arguments are those of `step_in_parts`."""
     with torch.no_grad(), autocast():
         latents = _latents(method, batch, parts, return_diagnostics)
         return method.compute_loss(batch, latents, return_diagnostics=return_diagnostics)
@@ -38,17 +38,17 @@ def step_in_parts(
     return_diagnostics: bool = False,
     scale: Callable[[Tensor], Tensor] = torch.clone,
 ) -> StepResult:
-    """Work out loss and gradients of a batch whose networks run in `parts`.
+    """Compute loss and gradients of a batch whose networks run in `parts`.
 
-    Gradients of parameters are left where a backward pass leaves them, averaged over processes.
+    Gradients are accumulated in the parameters, averaged over processes.
 
     Args:
-        method: what is trained, not wrapped for several processes.
-        batch: this process's share of the global batch.
-        parts: how many; a divisor of the batch's volumes.
-        autocast: the arithmetic of forward passes.
-        examine: as for `Method.step`.
-        scale: multiplies the loss before the backward pass, for gradients in float16.
+        method: not wrapped for several processes.
+        batch: this process's part of the global batch.
+        parts: number of parts, a divisor of the batch's volumes.
+        autocast: context of forward passes.
+        return_diagnostics: as for `Method.forward`.
+        scale: scales the loss before the backward pass, for gradients in float16.
     """
     with torch.no_grad(), autocast():
         latents = _latents(method, batch, parts, return_diagnostics)
@@ -58,28 +58,27 @@ def step_in_parts(
     scale(result.loss).backward()
     for k, part in enumerate(_parts(batch, parts)):
         with autocast():
-            again = method.forward_features(part, targets=False)
-        _carry_back(again, leaves, k)
+            outputs = method.forward_features(part, targets=False)
+        _propagate(outputs, leaves, k)
     average_gradients(list(method.parameters()))
     return result
 
 
 def _latents(method: Method, batch: ViewBatch, parts: int, return_diagnostics: bool) -> Latents:
-    """Return the latents of the whole batch, whose parts pass the networks one after the other."""
     return join([method.forward_features(part, return_diagnostics=return_diagnostics) for part in _parts(batch, parts)])
 
 
 def _parts(batch: ViewBatch, parts: int) -> Iterator[ViewBatch]:
-    each = batch.count[1] // parts
+    size = batch.count[1] // parts
     for k in range(parts):
-        yield batch.part(k * each, (k + 1) * each)
+        yield batch.part(k * size, (k + 1) * size)
 
 
-def _carry_back(made: Latents, leaves: dict[str, Tensor], number: int) -> None:
-    """Give the latents of part `number` the gradients that the whole batch's latents have at its place."""
-    learnt = {name: value for name, value in made.items() if value.requires_grad and leaves[name].grad is not None}
+def _propagate(outputs: Latents, leaves: dict[str, Tensor], number: int) -> None:
+    """Propagate the gradients of the whole batch's latents through the latents of part `number`."""
+    used = {name: value for name, value in outputs.items() if value.requires_grad and leaves[name].grad is not None}
     gradients = [
         leaves[name].grad.chunk(leaves[name].shape[1] // value.shape[1], 1)[number]  # type: ignore[union-attr]
-        for name, value in learnt.items()
+        for name, value in used.items()
     ]
-    torch.autograd.backward(list(learnt.values()), gradients)
+    torch.autograd.backward(list(used.values()), gradients)

@@ -1,4 +1,4 @@
-"""What a recipe's step costs in arithmetic, counted without running it, and which settings need less memory."""
+"""Operations of a recipe's step, counted without running it, and settings that need less memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from viewalign.recipes.loading import change
 from viewalign.training.simulation import simulated_peak
 from viewalign.views.feature_grids import common_grid
 
-_BACKWARD = 2.0  # a backward pass costs two forward passes
+_BACKWARD = 2.0  # a backward pass costs as much as two forward passes
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ class Remedy:
 
 
 def step_flops(recipe: Recipe) -> float:
-    """Count the floating-point operations of one optimizer step over the whole batch.
+    """Count the floating-point operations of one optimizer step on the global batch.
 
-    A multiplication and an addition are two. Student forward and backward, teacher forward where there is one, and
-    CVA's heads.
+    A multiply-add counts as two. Included are student forward and backward, teacher forward, and CVA's heads.
     """
     requirements = requirements_of(recipe)
     with torch.device("meta"):
@@ -53,24 +52,23 @@ def step_flops(recipe: Recipe) -> float:
     again = 1.0 if recipe.runtime.recompute else 0.0
     student = (forward + heads) * (1.0 + _BACKWARD + again)
     teacher = counts["encode"] + counts["dense"] + heads if compared else 0.0
-    crops = requirements.images * recipe.batch
-    return crops * (student + teacher)
+    return requirements.images * recipe.batch * (student + teacher)
 
 
 def remedies(recipe: Recipe, precision: str, processes: int = 1) -> list[Remedy]:
-    """Return settings that need less memory, each by itself, with the bytes of a step simulated with it."""
+    """Return settings that need less memory, each with the peak bytes of a step simulated with it alone."""
     found = []
     for settings in _smaller(recipe, processes):
         try:
             changed = change(recipe, settings)
-        except UserError:  # the method or its network does not allow it
+        except UserError:  # not supported by the method or its network
             continue
-        found.append(Remedy(_in_words(settings), simulated_peak(changed, precision, processes)))
+        found.append(Remedy(_override(settings), simulated_peak(changed, precision, processes)))
     return found
 
 
 def _smaller(recipe: Recipe, processes: int) -> Iterator[dict[str, Any]]:
-    """Yield the settings to try; the first two leave the loss as it is."""
+    """Yield the settings to try; the first two do not change the loss."""
     group, share, parts = requirements_of(recipe).group, recipe.batch // processes, recipe.runtime.accumulate
     if not recipe.runtime.recompute:
         yield {"runtime": {"recompute": True}}
@@ -84,16 +82,16 @@ def _smaller(recipe: Recipe, processes: int) -> Iterator[dict[str, Any]]:
         yield {"views": {"size": sides}}
 
 
-def _in_words(settings: dict[str, Any], group: str = "") -> str:
-    """Write a setting as the command line takes it."""
+def _override(settings: dict[str, Any], group: str = "") -> str:
+    """Return a setting as an override `key=value`."""
     ((name, value),) = settings.items()
     if isinstance(value, dict):
-        return _in_words(value, f"{name}.")
+        return _override(value, f"{name}.")
     return f"{group}{name}={json.dumps(value, separators=(',', ':'))}"
 
 
 def _count(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
-    """Count the forward passes of one crop on tensors without storage."""
+    """Count the forward passes of one view on the meta device."""
     image = torch.empty(1, recipe.network.channels, *recipe.views.size, device="meta")
     counts: dict[str, float] = {}
     with torch.no_grad():
@@ -111,7 +109,7 @@ def _count(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
 
 
 def _head_flops(recipe: Recipe, backbone: Backbone) -> float:
-    """Return the forward pass of projector and predictor on the dense vectors of one crop."""
+    """Count the forward pass of projector and predictor on the dense vectors of one view."""
     terms, heads = recipe.objectives, recipe.heads
     grid = terms.cells if terms.order == "align_first" else common_grid(backbone.grids(recipe.views.size))
     width = heads.width

@@ -1,4 +1,4 @@
-"""What this machine is like, looked up; `diagnosis.py` says what to make of it."""
+"""Facts about this machine, and common problems among them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class FolderInfo:
-    """A folder that will be read or written: its file system's type, free bytes, and whether it can be written."""
+    """A folder: type of its file system, free bytes, and whether it can be written."""
 
     path: Path
     kind: str
@@ -38,22 +38,22 @@ class FolderInfo:
 
 @dataclass(frozen=True)
 class MachineInfo:
-    """All that is judged.
+    """Facts about a machine.
 
     Attributes:
-        torch, cudnn, cuda: versions; cuDNN as a number such as 91002, None without; `cuda` None for a CPU build.
-        gpus: those that torch sees.
+        torch, cudnn, cuda: versions; cuDNN as a number such as 91002 or None, `cuda` None for a CPU build.
+        gpus: that torch detects.
         gpu_devices: whether the operating system has an NVIDIA device.
-        visible: CUDA_VISIBLE_DEVICES, None where it is not set.
-        cores: those this process may use.
-        quota: cores that a control group grants, None without a limit.
+        visible: CUDA_VISIBLE_DEVICES, None if not set.
+        cores: that this process may use.
+        quota: cores of the control group, None without a limit.
         threads: of torch in one process.
-        memory: bytes this process may use.
+        memory: bytes that this process may use.
         load: mean number of running processes over the last minute.
-        cpu_units: the CPU's units for bfloat16, see `arithmetic.cpu_units`.
-        shm: free bytes in /dev/shm, None where there is none.
-        open_files: how many files a process may have open.
-        places: folders asked about.
+        cpu_units: the CPU's units for bfloat16, see `utils.precision.cpu_units`.
+        shm: free bytes in /dev/shm, None if there is none.
+        open_files: limit of open files per process, None if unknown.
+        folders: that were asked for.
     """
 
     torch: str
@@ -70,13 +70,13 @@ class MachineInfo:
     cpu_units: tuple[str, ...]
     shm: int | None
     open_files: int | None
-    places: tuple[FolderInfo, ...]
+    folders: tuple[FolderInfo, ...]
 
 
-def inspect_machine(places: tuple[Path, ...] = ()) -> MachineInfo:
-    """Look at the machine."""
-    seen = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    properties = [torch.cuda.get_device_properties(k) for k in seen]
+def inspect_machine(folders: tuple[Path, ...] = ()) -> MachineInfo:
+    """Return the facts about this machine and some folders."""
+    numbers = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    properties = [torch.cuda.get_device_properties(k) for k in numbers]
     return MachineInfo(
         torch=torch.__version__,
         cudnn=torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
@@ -92,12 +92,12 @@ def inspect_machine(places: tuple[Path, ...] = ()) -> MachineInfo:
         cpu_units=cpu_units(),
         shm=_free(Path("/dev/shm")),
         open_files=_open_files(),
-        places=tuple(inspect_folder(path) for path in places),
+        folders=tuple(inspect_folder(path) for path in folders),
     )
 
 
 def inspect_folder(path: Path) -> FolderInfo:
-    """Look at a folder, or at the nearest one above it that is there."""
+    """Return the facts about a folder, or about its nearest parent that exists."""
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -105,7 +105,7 @@ def inspect_folder(path: Path) -> FolderInfo:
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """Return the type of the file system that a folder is on, such as ext4 or nfs4; "" where it cannot be told."""
+    """Return the type of a folder's file system, such as ext4 or nfs4; "" if unknown."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
@@ -143,12 +143,12 @@ def _cpu_quota() -> float | None:
 Level = Literal["good", "watch", "bad"]
 _GIGABYTE = 1e9
 _SHARED = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
-_LEAST_SHM, _LEAST_FILES, _LEAST_DISK = 2e9, 4096, 20e9
+_MIN_SHM, _MIN_FILES, _MIN_DISK = 2e9, 4096, 20e9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the machine: what, how it stands, and what to do where it does not stand well."""
+    """A fact about the machine, its level, and what to do if it is not good."""
 
     level: Level
     what: str
@@ -158,7 +158,7 @@ class Finding:
 
 def diagnose(facts: MachineInfo) -> list[Finding]:
     """Return all findings, in a fixed order."""
-    return [finding for judge in _JUDGES for finding in judge(facts)]
+    return [finding for check in _CHECKS for finding in check(facts)]
 
 
 def _torch(facts: MachineInfo) -> Iterator[Finding]:
@@ -198,33 +198,33 @@ def _gpu(facts: MachineInfo) -> Iterator[Finding]:
             half = "bf16" if gpu.capability >= BF16_CAPABILITY else "fp16 with a gradient scaler (it has no bf16)"
             yield Finding("good", f"GPU {number}", f"{words}: pretraining computes in {half}")
     elif facts.gpu_devices:
-        why, remedy = _why_unseen(facts)
-        yield Finding("bad", "GPU", f"there is one, but torch does not see it: {why}", remedy)
+        why, remedy = _why_undetected(facts)
+        yield Finding("bad", "GPU", f"torch does not detect it: {why}", remedy)
     else:
         yield Finding(
             "watch",
             "GPU",
-            "none: the xs networks train on a CPU, the large ones do not",
+            "none: only the xs networks can be trained on a CPU",
             "See `viewalign estimate`.",
         )
 
 
-def refuse_without_gpu(facts: MachineInfo) -> None:
-    """See to it that torch can use a GPU.
+def require_gpu(facts: MachineInfo) -> None:
+    """Check that torch can use a GPU.
 
     Raises:
-        UserError: it cannot; the sentence says why.
+        UserError: it cannot, with the reason.
     """
     if facts.gpus:
         return
     if not facts.gpu_devices:
         raise UserError("--gpu: this machine has no NVIDIA GPU. Leave --gpu out, or run it on the machine that trains.")
-    why, remedy = _why_unseen(facts)
-    raise UserError(f"--gpu: torch does not see this machine's GPU: {why}. {remedy}")
+    why, remedy = _why_undetected(facts)
+    raise UserError(f"--gpu: torch does not detect this machine's GPU: {why}. {remedy}")
 
 
-def _why_unseen(facts: MachineInfo) -> tuple[str, str]:
-    """Return why torch does not see a GPU that is there, and the remedy."""
+def _why_undetected(facts: MachineInfo) -> tuple[str, str]:
+    """Return why torch does not detect an existing GPU, and the remedy."""
     if facts.visible is not None and facts.visible.strip() in {"", "-1"}:
         return "CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES"
     if facts.cuda is None:
@@ -234,7 +234,7 @@ def _why_unseen(facts: MachineInfo) -> tuple[str, str]:
 
 def _cpu_precision(facts: MachineInfo) -> Iterator[Finding]:
     choice = choose_for_cpu(facts.cpu_units)
-    yield Finding("good", "CPU precision", f"{choice.precision} where no GPU is used ({choice.reason})")
+    yield Finding("good", "CPU precision", f"{choice.precision} without a GPU ({choice.reason})")
 
 
 def _threads(facts: MachineInfo) -> Iterator[Finding]:
@@ -243,7 +243,7 @@ def _threads(facts: MachineInfo) -> Iterator[Finding]:
         yield Finding(
             "watch",
             "Threads",
-            f"torch takes {facts.threads} threads, but {granted:g} cores are granted: they wait for each other",
+            f"torch uses {facts.threads} threads on {granted:g} cores",
             f"runtime.threads={max(int(granted), 1)}, or OMP_NUM_THREADS={max(int(granted), 1)}",
         )
     else:
@@ -252,8 +252,8 @@ def _threads(facts: MachineInfo) -> Iterator[Finding]:
         yield Finding(
             "watch",
             "Load",
-            f"{facts.load:.1f} processes want {granted:g} cores",
-            "Other work is running; times will be longer.",
+            f"{facts.load:.1f} processes run on {granted:g} cores",
+            "Other programs are running; training will take longer.",
         )
 
 
@@ -269,11 +269,11 @@ def _shm(facts: MachineInfo) -> Iterator[Finding]:
     if facts.shm is None:
         return
     words = f"{facts.shm / _GIGABYTE:.1f} GB free"
-    if facts.shm < _LEAST_SHM:
+    if facts.shm < _MIN_SHM:
         yield Finding(
             "bad" if facts.shm < 100e6 else "watch",
             "/dev/shm",
-            f"{words}: workers hand their samples over in it and die with a bus error when it is full",
+            f"{words}: workers pass their samples through it and die with a bus error when it is full",
             "docker run --shm-size=16g (or --ipc=host); without a container: mount -o remount,size=16G /dev/shm; else "
             "runtime.workers=0",
         )
@@ -284,39 +284,41 @@ def _shm(facts: MachineInfo) -> Iterator[Finding]:
 def _check_open_files(facts: MachineInfo) -> Iterator[Finding]:
     if facts.open_files is None:
         return
-    if 0 <= facts.open_files < _LEAST_FILES:
+    if 0 <= facts.open_files < _MIN_FILES:
         yield Finding(
             "watch",
             "Open files",
             f"a process may open {facts.open_files}; many workers need more",
-            "ulimit -n 65536 (for good: /etc/security/limits.conf)",
+            "ulimit -n 65536 (permanently: /etc/security/limits.conf)",
         )
     else:
         yield Finding("good", "Open files", "unlimited" if facts.open_files < 0 else f"{facts.open_files:,}")
 
 
-def _places(facts: MachineInfo) -> Iterator[Finding]:
-    for place in facts.places:
-        yield from _place(place)
+def _folders(facts: MachineInfo) -> Iterator[Finding]:
+    for folder in facts.folders:
+        yield from _folder(folder)
 
 
-def _place(place: FolderInfo) -> Iterator[Finding]:
-    words = f"{place.kind or 'unknown file system'}, {place.free / _GIGABYTE:.0f} GB free"
-    if not place.writable:
+def _folder(folder: FolderInfo) -> Iterator[Finding]:
+    words = f"{folder.kind or 'unknown file system'}, {folder.free / _GIGABYTE:.0f} GB free"
+    if not folder.writable:
         yield Finding(
-            "bad", str(place.path), f"{words}, cannot be written", "Choose another folder, or ask for the right."
+            "bad", str(folder.path), f"{words}, cannot be written", "Choose another folder, or change its permissions."
         )
-    elif place.free < _LEAST_DISK:
-        yield Finding("watch", str(place.path), words, "Make room; `viewalign estimate` says how much a store needs.")
-    elif place.kind in _SHARED:
+    elif folder.free < _MIN_DISK:
+        yield Finding(
+            "watch", str(folder.path), words, "Free some space; `viewalign estimate` reports how much a store needs."
+        )
+    elif folder.kind in _SHARED:
         yield Finding(
             "watch",
-            str(place.path),
-            f"{words}: every read of a store crosses the network (arrays are read, for mapping is slower still)",
+            str(folder.path),
+            f"{words}: every read of a store goes through the network",
             "Copy the store to a local disk before training: rsync -a STORE /local/disk/",
         )
     else:
-        yield Finding("good", str(place.path), words)
+        yield Finding("good", str(folder.path), words)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -324,6 +326,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
 
 
-_JUDGES: tuple[Callable[[MachineInfo], Iterator[Finding]], ...] = (
-    _torch, _cudnn, _gpu, _cpu_precision, _threads, _memory, _shm, _check_open_files, _places,
+_CHECKS: tuple[Callable[[MachineInfo], Iterator[Finding]], ...] = (
+    _torch, _cudnn, _gpu, _cpu_precision, _threads, _memory, _shm, _check_open_files, _folders,
 )  # fmt: skip

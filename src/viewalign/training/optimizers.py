@@ -15,7 +15,7 @@ from viewalign.utils.distributed import gather_over_processes
 from viewalign.utils.precision import read_later, send
 from viewalign.views.batch import ViewBatch
 
-_KEPT_FROM_DECAY = ("pos_embed", "filler")
+_NOT_DECAYED = ("pos_embed", "filler")
 
 
 def build_optimizer(
@@ -27,10 +27,10 @@ def build_optimizer(
     betas: tuple[float, float],
     on_gpu: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build SGD with Nesterov momentum or AdamW over the parameters that learn.
+    """Build SGD with Nesterov momentum or AdamW over the trainable parameters.
 
-    Norms, biases, layer scales and positions (any parameter of one axis, and the position tables) are not decayed.
-    For a GPU both are fused: only then can a step be skipped without the CPU knowing of it (`update_if_finite`).
+    Weight decay is not applied to norms, biases, layer scales (all parameters of one axis) and position tables. On a
+    GPU both are fused, so that a step can be skipped without synchronising (`update_if_finite`).
     """
     groups = _groups(module, weight_decay)
     if name != "sgd":
@@ -39,28 +39,28 @@ def build_optimizer(
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state that was saved on any device; how steps are computed stays as it is on this one."""
-    ways = ("foreach", "fused")
+    """Load a state from any device, but keep this device's implementation of the step."""
+    implementation = ("foreach", "fused")
     groups = [
-        {**saved, **{way: now[way] for way in ways}}
-        for saved, now in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        {**saved, **{key: own[key] for key in implementation}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[Tensor] = []
-    kept: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            small = parameter.ndim <= 1 or name.endswith(_KEPT_FROM_DECAY)
-            (kept if small else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+            excluded = parameter.ndim <= 1 or name.endswith(_NOT_DECAYED)
+            (others if excluded else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def learning_rate(update: int, updates: int, lr: float, warmup: int, power: float) -> float:
-    """Return the rate of update `update` (from 0) of `updates`: linear warm-up, then `lr·(1 - t)^power`."""
+    """Return the learning rate of update number `update` (from 0): linear warm-up, then `lr·(1 - t)^power`."""
     if update < warmup:
         return lr * (update + 1) / warmup
     progress = (update - warmup) / max(1, updates - warmup)
@@ -68,26 +68,26 @@ def learning_rate(update: int, updates: int, lr: float, warmup: int, power: floa
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group one learning rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
-    """Scale gradients to a norm of at most `limit`; return the norm they had, a scalar on their device."""
+    """Clip gradients to a norm of `limit`; return their norm before, a scalar on their device."""
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
     return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
 
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer step of which it may not be known yet whether it was made.
+    """An optimizer step; on a GPU it may not be known yet whether it was made.
 
     Attributes:
-        norm: returns the norm of the gradients; on a GPU this waits until the step is computed.
-        rate: the learning rate.
-        logs: the step's scalars, on the device.
-        batch: what the step saw.
+        norm: returns the norm of the gradients; on a GPU it waits until the step is computed.
+        rate: learning rate.
+        logs: scalars of the step, on the device.
+        batch: of the step.
     """
 
     norm: Callable[[], float]
@@ -99,18 +99,18 @@ class Update:
 def update_if_finite(
     method: Method, optimizer: torch.optim.Optimizer, norm: Tensor, number: int
 ) -> Callable[[], float]:
-    """Make optimizer step `number` (from 1) and what follows it, where `norm` is finite; else change nothing.
+    """Make optimizer step `number` (from 1) and the method's `after_update` if `norm` is finite; else change nothing.
 
     Args:
-        method: what is trained.
-        optimizer: of `build_optimizer`: on a GPU a fused one, whose kernels take `found_inf` as for a gradient scaler.
+        method: to be trained.
+        optimizer: from `build_optimizer`; on a GPU fused, whose kernels read `found_inf` as set by gradient scalers.
         norm: of the gradients, the same on all processes.
-        number: of the step, if it is made.
+        number: of the step if it is made.
 
     Returns:
         A function that returns the norm.
     """
-    # A first step that a GPU skips would leave momentum that is made then, and never filled.
+    # A skipped first step on a GPU would leave momentum buffers that are allocated but never filled.
     if norm.device.type == "cpu" or not optimizer.state:
         optimizer.grad_scale, optimizer.found_inf = None, None  # type: ignore[attr-defined]
         value = float(norm)
@@ -126,7 +126,7 @@ def update_if_finite(
 
 
 def volumes_of(batch: ViewBatch) -> tuple[list[int], list[int]]:
-    """Return a step's volumes, those of all processes, and which of them hold a voxel that is not finite."""
+    """Return the volumes of a step on all processes, and those of them with a non-finite voxel."""
     finite = torch.isfinite(batch.views).flatten(2).all(2).all(0)
     rows = torch.stack([send(batch.volume_id, finite.device), finite.long()])
     volumes, whole = gather_over_processes(rows, dim=1).tolist()

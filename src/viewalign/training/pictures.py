@@ -1,4 +1,4 @@
-"""Arrays for the report's pictures, taken from one volume of a batch. They stay in the run's folder."""
+"""Arrays for the report's pictures, from one volume of a batch; they are stored in the run's folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from viewalign.methods.base import StepResult
 from viewalign.utils.io import atomic_write
+from viewalign.utils.pooling import valid_fraction
+from viewalign.utils.shapes import Size, spatial_size
 from viewalign.views import affines, lattice
 from viewalign.views.batch import ViewBatch
-from viewalign.views.feature_grids import valid_fraction
 from viewalign.views.samples import Sample
 
 Array = NDArray[np.generic]
-Size = tuple[int, int, int]
 
 
 def snapshot(
@@ -30,23 +30,23 @@ def snapshot(
     step: int,
     aligned: bool = True,
 ) -> dict[str, Array]:
-    """Collect what the report draws of one volume of a batch: a pair of views, or the first view alone.
+    """Collect the arrays of one volume of a batch: a pair of views, or the first view.
 
     Args:
         batch: the views.
-        number: which volume of the batch.
-        sample: that volume's sample, for the box of the volume around its views.
-        result: of a step with `examine`.
+        number: of the volume in the batch.
+        sample: of that volume, for the voxels around its views.
+        result: of a step with diagnostics.
         cells, samples: of the lattice.
-        step: where the run is.
-        aligned: whether the method compares a pair of views place by place.
+        step: of the run.
+        aligned: whether the method compares a pair of views position by position.
     """
-    few = slice(0, 2 if aligned else 1)
-    maps = batch.to_volume[few, number]
+    shown = slice(0, 2 if aligned else 1)
+    maps = batch.to_volume[shown, number]
     arrays = {
-        "views": batch.views[few, number, 0].half(),
-        "targets": batch.targets[few, number, 0].half(),
-        "valid": batch.valid[few, number, 0],
+        "views": batch.views[shown, number, 0].half(),
+        "targets": batch.targets[shown, number, 0].half(),
+        "valid": batch.valid[shown, number, 0],
         "to_volume": maps,
         "crop": sample.crop[0].half(),
         "start": torch.tensor(sample.start),
@@ -55,29 +55,29 @@ def snapshot(
     }
     if aligned:
         points = lattice.lattice_points(maps[:1], maps[1:2], batch.size, cells, samples)[0]
-        arrays["points"] = torch.stack([affines.apply(affines.invert(one), points) for one in maps])
-    for name, values in result.pictures.items():
-        shown = values.unflatten(0, batch.count)[few, number]
-        arrays[name] = principal_colours(shown, batch.valid[few, number]) if name == "features" else shown[:, 0]
-    return {name: _plain(value) for name, value in arrays.items()}
+        arrays["points"] = torch.stack([affines.apply(affines.invert(affine), points) for affine in maps])
+    for name, images in result.pictures.items():
+        values = images.unflatten(0, batch.count)[shown, number]
+        arrays[name] = principal_colours(values, batch.valid[shown, number]) if name == "features" else values[:, 0]
+    return {name: _to_numpy(value) for name, value in arrays.items()}
 
 
 def most_varied(samples: list[Sample]) -> int:
-    """Return which sample's voxels vary most within its box: there is most to see in it."""
+    """Return the sample whose voxels have the largest standard deviation."""
     return int(torch.stack([sample.crop.std() for sample in samples]).nan_to_num(-1.0).argmax())
 
 
-def _plain(value: Tensor) -> Array:
+def _to_numpy(value: Tensor) -> Array:
     return (value.half() if value.dtype in {torch.float32, torch.bfloat16} else value).cpu().numpy()
 
 
 def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
-    """Reduce feature maps (V, C, d, h, w) to three principal components, scaled to [0, 1] for colours.
+    """Reduce feature maps (V, C, d, h, w) to three principal components in [0, 1], (V, 3, d, h, w).
 
-    Components and scale come from cells that are mostly valid (V, 1, D, H, W), so that padding does not colour tissue.
+    Components and range are computed from cells of which half or more is valid (V, 1, D, H, W).
     """
     rows = maps.float().movedim(1, -1).flatten(0, -2).cpu().nan_to_num()
-    counts = valid_fraction(valid, (maps.shape[2], maps.shape[3], maps.shape[4])).flatten().cpu() >= 0.5
+    counts = valid_fraction(valid, spatial_size(maps)).flatten().cpu() >= 0.5
     counts = counts if counts.sum() > 3 else torch.ones_like(counts)
     rows = rows - rows[counts].mean(0)
     some = rows[counts][:: max(1, int(counts.sum()) // 4096)]
@@ -93,7 +93,7 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
 
 
 def write(path: Path, arrays: dict[str, Array]) -> None:
-    """Write the arrays, whole or not at all."""
+    """Write the arrays atomically."""
     with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 

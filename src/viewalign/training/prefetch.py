@@ -1,4 +1,4 @@
-"""The batches of a run with their views, which a GPU makes while it computes the step before."""
+"""Batches of a run; on a GPU their views are computed during the previous step."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from viewalign.views.batch import ViewBatch
 
 
 class Prefetcher:
-    """Reads samples and builds their views: on a CPU when they are taken, on a GPU one step before.
+    """Reads samples and builds their views, on a GPU one step ahead on a second stream.
 
-    On a GPU views are built on a second stream, beside the step that is computed, for the memory of one more batch.
-    Samples, views, and the step at which an error is raised are the same on both.
+    This needs the memory of one more batch. Samples, views, and the step at which an error is raised do not depend on
+    the device.
 
     Args:
         source: yields the samples of each step.
-        build: makes views of samples.
-        device: where they are made.
+        build: builds views from samples.
+        device: of the views.
 
     Attributes:
-        waited: how long reading took in all, in seconds.
+        waited: seconds spent waiting for samples.
     """
 
     def __init__(self, source: Iterator[Samples], build: Callable[[Samples], ViewBatch], device: torch.device) -> None:
@@ -43,20 +43,20 @@ class Prefetcher:
         if isinstance(made, Exception):
             raise made
         assert made is not None
-        present = torch.cuda.current_stream(self._device)
-        present.wait_stream(self._stream)
-        for tensor in _tensors(made[1]):
-            # Without this, memory could be used for the views after next while this step still reads it.
-            tensor.record_stream(present)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for tensor in _device_tensors(made[1]):
+            # Without this, the memory could be reused for the views after next while this step still reads it.
+            tensor.record_stream(current)
         return made
 
     def prepare(self) -> None:
-        """Queue the next step's views, if that is not done yet; on a CPU this does nothing."""
+        """Queue the next step's views on a GPU, unless they are queued already."""
         if self._stream is None or self._next is not None:
             return
         try:
             self._next = self._make()
-        except Exception as problem:  # it belongs to the next step, and is raised there
+        except Exception as problem:  # raised at the step that it belongs to
             self._next = problem
 
     def _make(self) -> tuple[Samples, ViewBatch]:
@@ -67,6 +67,6 @@ class Prefetcher:
             return samples, self._build(samples)
 
 
-def _tensors(batch: ViewBatch) -> list[Tensor]:
-    """Return the tensors of a batch that lie on its device."""
-    return [batch.views, batch.targets, batch.valid, *(_tensors(batch.local) if batch.local is not None else ())]
+def _device_tensors(batch: ViewBatch) -> list[Tensor]:
+    local = [] if batch.local is None else _device_tensors(batch.local)
+    return [batch.views, batch.targets, batch.valid, *local]

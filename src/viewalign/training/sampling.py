@@ -1,4 +1,4 @@
-"""Which volumes of a store a run draws from, and how often each."""
+"""Which volumes of a store are used for training, and how often each is sampled."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ Unit = Literal["image", "subject", "dataset"]
 
 
 def admitted(store: Store, modalities: Sequence[str] = (), max_quality_score: float | None = None) -> NDArray[np.bool_]:
-    """Say of each volume whether it is let in: bool (N,).
+    """Return which volumes are used, bool (N,).
 
     Args:
         store: the volumes.
-        modalities: names, in any case; empty lets all in.
-        max_quality_score: leave out what scores higher (a lower score is better, as in OpenMind); volumes without a
-            score stay.
+        modalities: names, in any case; empty admits all.
+        max_quality_score: exclude volumes with a higher score (lower is better, as in OpenMind); volumes without a
+            score are kept.
 
     Raises:
-        UserError: a modality that no volume has, or nothing is left.
+        UserError: a modality that no volume has, or no volume is left.
     """
     inside = np.ones(len(store), dtype=bool)
     if modalities:
-        each = np.array([name.lower() for name in store.modalities])
-        there = np.unique(each)
+        names = np.array([name.lower() for name in store.modalities])
+        known = np.unique(names)
         for name in modalities:
-            if name.lower() not in there:
+            if name.lower() not in known:
                 raise UserError(
-                    f"sampling.modalities: no volume is of modality '{name}'; there are {', '.join(there)}."
+                    f"sampling.modalities: no volume is of modality '{name}'; there are {', '.join(known)}."
                 )
-        inside &= np.isin(each, [name.lower() for name in modalities])
+        inside &= np.isin(names, [name.lower() for name in modalities])
     if max_quality_score is not None:
         inside &= ~(store.quality > max_quality_score)
     if not inside.any():
@@ -45,10 +45,10 @@ def admitted(store: Store, modalities: Sequence[str] = (), max_quality_score: fl
 
 
 def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> None:
-    """Refuse volumes whose channels the network does not take.
+    """Check that all volumes that are used have the network's number of channels.
 
     Raises:
-        UserError: some volume that is let in has another number of channels.
+        UserError: some have another number.
     """
     others = np.flatnonzero(inside & (store.channels != channels))
     if len(others):
@@ -63,19 +63,19 @@ def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> No
 def weights_of(
     store: Store, chosen: NDArray[np.int64], by: Unit = "image", factors: Mapping[str, float] | None = None
 ) -> NDArray[np.float64] | None:
-    """Return how often each chosen volume is drawn, relative to the others; None where all are drawn alike.
+    """Return the relative sampling frequency of each chosen volume; None if it is uniform.
 
-    A volume's share is 1, divided by the number of chosen volumes of its subject or dataset, times the factor that
-    names it, its subject or its dataset; the narrowest name counts, and what has no name has 1.
+    It is 1, divided by the number of chosen volumes of its subject or dataset, times the factor of its image, subject
+    or dataset (the first of these that has one).
 
     Args:
         store: the volumes.
-        chosen: their numbers.
-        by: what is drawn alike.
-        factors: by image id, subject id or dataset; 0 leaves out.
+        chosen: numbers of volumes.
+        by: which of images, subjects or datasets are sampled uniformly.
+        factors: by image id, subject id or dataset; 0 excludes.
 
     Raises:
-        UserError: a name that is nowhere in the store, a negative factor, or nothing is left.
+        UserError: a name that is not in the store, or no volume is left.
     """
     if by == "image" and not factors:
         return None
@@ -94,10 +94,10 @@ def weights_of(
 def _factors(store: Store, chosen: NDArray[np.int64], factors: Mapping[str, float]) -> NDArray[np.float64]:
     used: set[str] = set()
     values = np.ones(len(chosen))
-    for place, k in enumerate(chosen):
+    for position, k in enumerate(chosen):
         for name in (store.ids[int(k)], store.subjects[int(k)], store.datasets[int(k)]):
             if name in factors:
-                values[place] = factors[name]
+                values[position] = factors[name]
                 used.add(name)
                 break
     unknown = [name for name in factors if name not in used]

@@ -1,8 +1,7 @@
-"""A training step on a GPU that need not be there: its tensors are counted, nothing is computed.
+"""Peak memory of a training step on a simulated GPU: its tensors are counted, nothing is computed.
 
-torch's fake tensors have shape, type and device but no numbers, and follow CUDA's autocast rules. What this counts is
-the most that tensors of one step occupy at a time. It leaves out what is not a tensor: CUDA's context, cuDNN's
-workspaces, and fragmentation.
+torch's fake tensors have shape, type and device but no values, and follow CUDA's autocast rules. The peak of all
+tensors of a step is counted, but not CUDA's context, cuDNN's workspaces, or fragmentation.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ from viewalign.utils.precision import autocast
 from viewalign.views.batch import ViewBatch, build_views
 
 _GRANULE = 512
-"""Bytes: what CUDA's allocator rounds sizes up to."""
+"""Bytes to which CUDA's allocator rounds sizes up."""
 
 _aten = torch.ops.aten
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 RESERVED = 1_500_000_000
-"""Bytes that are not counted, an assumption until a GPU is measured: CUDA's context and cuDNN's workspaces."""
+"""Bytes that are not counted, for CUDA's context and cuDNN's workspaces: assumed, not measured."""
 
 
 def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
-    """Return the bytes that one step of a recipe occupies at most: state, batch and activations.
+    """Return the peak bytes of one step of a recipe: parameters, optimizer state, batch and activations.
 
-    It takes ten to twenty seconds of a CPU for the large networks, whatever the batch.
+    It takes ten to twenty seconds on a CPU for the large networks, for any batch.
 
     Args:
-        recipe: its `runtime.accumulate` and `runtime.recompute` count.
+        recipe: with its `runtime.accumulate` and `runtime.recompute`.
         precision: fp32, bf16, fp16 or fp64.
-        processes: among which the batch is divided.
+        processes: over which the batch is divided.
     """
     if precision == "fp64":
         return 2 * simulated_peak(recipe, "fp32", processes)
@@ -58,15 +57,13 @@ def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
     with _without_driver(), _Counted() as counted:
         with torch.device("cuda"):
             method = build_method(recipe)
-        for network in (one for one in method.modules() if isinstance(one, Backbone)):
+        for network in (module for module in method.modules() if isinstance(module, Backbone)):
             network.recompute = recipe.runtime.recompute
         batch = _enlarged(small, recipe.batch // processes)
-        kept = (
-            _moments(method, recipe),
-            _enlarged(small, recipe.batch // processes),
-        )  # the next batch is built meanwhile
+        # The optimizer's state, and the next batch, which is built during the step.
+        alive = (_moments(method, recipe), _enlarged(small, recipe.batch // processes))
         _step(method, batch, recipe.runtime.accumulate, forward)
-        del kept
+        del alive
     return counted.peak
 
 
@@ -81,13 +78,13 @@ def _step(method: Method, batch: ViewBatch, parts: int, forward: accumulate.Auto
 
 
 def _moments(method: Method, recipe: Recipe) -> list[Tensor]:
-    """Return what the optimizer keeps of the parameters that learn."""
+    """Return the optimizer's state of the trainable parameters."""
     count = 2 if recipe.optim.name == "adamw" else 1
     return [torch.empty_like(p) for p in method.parameters() if p.requires_grad for _ in range(count)]
 
 
 def _enlarged(batch: ViewBatch, volumes: int) -> ViewBatch:
-    """Return a batch of so many volumes: images on the GPU, affines and numbers on the CPU as in training."""
+    """Return a batch of `volumes`: images on the GPU, affines and numbers on the CPU as in training."""
     times, changed = volumes // batch.count[1], dict[str, Any]()
     for field in fields(batch):
         value = getattr(batch, field.name)
@@ -104,7 +101,7 @@ def _enlarged(batch: ViewBatch, volumes: int) -> ViewBatch:
 
 
 class _Counted(FakeTensorMode):
-    """Counts the bytes of tensors on the GPU; operations on the CPU alone are done as usual."""
+    """Counts the bytes of tensors on the GPU; operations on the CPU run as usual."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -118,7 +115,7 @@ class _Counted(FakeTensorMode):
             return args[0]
         device = kwargs.get("device")
         there = device is not None and torch.device(device).type == "cuda"
-        if not there and not any(isinstance(one, FakeTensor) for one in tree_iter((args, kwargs))):
+        if not there and not any(isinstance(value, FakeTensor) for value in tree_iter((args, kwargs))):
             return func(*args, **kwargs)
         args, kwargs = tree_map(
             _own_storage, (args, {**kwargs, "generator": None} if "generator" in kwargs else kwargs)
@@ -131,14 +128,14 @@ class _Counted(FakeTensorMode):
         finally:
             self._inside = not outer
         if outer:
-            for one in tree_iter(out):
-                self._note(one)
+            for value in tree_iter(out):
+                self._note(value)
         if isinstance(out, Tensor) and out.device.type == "cpu":
-            return torch.zeros(out.shape, dtype=out.dtype)  # read back from the GPU: any number will do
+            return torch.zeros(out.shape, dtype=out.dtype)  # a value read from the GPU: any value will do
         return out
 
     def _note(self, tensor: Any) -> None:
-        """Count a tensor's storage, unless it has been, until it is freed."""
+        """Count a tensor's storage once, until it is freed."""
         if not isinstance(tensor, Tensor) or tensor.device.type != "cuda":
             return
         storage = tensor.untyped_storage()
@@ -156,24 +153,24 @@ class _Counted(FakeTensorMode):
 
 
 def _own_storage(value: Any) -> Any:
-    """Return a copy of a tensor of the CPU that is a view, which torch does not turn into a fake one in this mode."""
+    """Copy a CPU tensor that is a view, which torch does not convert to a fake tensor in this mode."""
     views = isinstance(value, Tensor) and not isinstance(value, FakeTensor) and value._is_view()
     return value.detach().clone() if views else value
 
 
 def _number(tensor: Tensor) -> float | int | bool:
-    """Return what stands for a number that is read from the GPU."""
+    """Return a placeholder for a number that is read from the GPU."""
     if tensor.dtype == torch.bool:
         return True
     return 1.0 if tensor.dtype.is_floating_point else 1
 
 
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *given: Any, **settings: Any) -> Tensor:
-    """Take the attention that a GPU takes: fused, without the matrix of all pairs. torch would ask the GPU."""
-    if given or settings.get("attn_mask") is not None:
-        return _ATTENTION(query, key, value, *given, **settings)
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
+    """Run the fused attention of a GPU, without the matrix of all pairs; torch would query the GPU for it."""
+    if args or settings.get("attn_mask") is not None:
+        return _ATTENTION(query, key, value, *args, **settings)
     if torch.is_autocast_enabled("cuda"):
-        query, key, value = (one.to(torch.get_autocast_dtype("cuda")) for one in (query, key, value))
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     if query.dtype == torch.float32:
         out = _aten._scaled_dot_product_efficient_attention(query, key, value, None, torch.is_grad_enabled())
     else:
@@ -184,46 +181,46 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *given: Any, **s
 
 @contextmanager
 def _without_driver() -> Iterator[None]:
-    """Let autocast for CUDA be on, and backward passes run, where there is no GPU."""
+    """Enable autocast for CUDA and backward passes on a machine without a GPU."""
     with (
-        warnings.catch_warnings(action="ignore"),  # of fake tensors, when a teacher is copied
+        warnings.catch_warnings(action="ignore"),  # about fake tensors, when a teacher is copied
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
         mock.patch("torch.Generator", return_value=torch.Generator()),
-        Engine().instead(),
+        Engine().replace_autograd(),
     ):
         yield
 
 
 Slots = dict[Any, list[Tensor | None]]
-"""For each node the gradients of its outputs, as far as they are known."""
+"""For each node the gradients of its outputs that are known so far."""
 
 
 class Engine:
-    """Runs the nodes of a graph one after the other, and lets go of what a node saved once it has run."""
+    """A backward pass node by node, which frees the tensors that a node saved once it has run."""
 
     def __init__(self) -> None:
         self._read: list[list[Tensor]] = []
 
     @contextmanager
-    def instead(self) -> Iterator[None]:
-        """Let every backward pass in this context run here; graphs must be built in it too."""
+    def replace_autograd(self) -> Iterator[None]:
+        """Run every backward pass in this context with this engine; graphs must be built in it too."""
         with (
             torch.autograd.graph.saved_tensors_hooks(lambda saved: [saved], self._unpack),
             mock.patch("torch.autograd.backward", self.backward),
-            # What `checkpoint` recomputes is kept for the backward pass of this number.
+            # `checkpoint` stores recomputed tensors under the number of the backward pass.
             mock.patch("torch._C._current_graph_task_id", return_value=0),
         ):
             yield
 
     @torch.no_grad()
     def backward(self, tensors: Tensor | Sequence[Tensor], grad_tensors: Any = None, *_: Any, **__: Any) -> None:
-        """Add gradients to leaves; called as `torch.autograd.backward` is."""
+        """Accumulate gradients in the leaves, as `torch.autograd.backward` does."""
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        given = [None] * len(roots) if grad_tensors is None else grad_tensors
+        gradients = [None] * len(roots) if grad_tensors is None else grad_tensors
         uses, slots = _uses([root.grad_fn for root in roots]), Slots()
-        for root, gradient in zip(roots, [given] if isinstance(given, Tensor) else given, strict=True):
+        for root, gradient in zip(roots, [gradients] if isinstance(gradients, Tensor) else gradients, strict=True):
             _add(slots, root.grad_fn, root.output_nr, torch.ones_like(root) if gradient is None else gradient)
         ready = [node for node in slots if not uses[node]]
         while ready:
@@ -236,7 +233,7 @@ class Engine:
                     ready.append(follower)
 
     def _run(self, node: Any, gradients: list[Tensor | None]) -> list[tuple[Any, int, Tensor | None]]:
-        """Run a node; returns the nodes that follow, each with the number of the output and its gradient."""
+        """Run a node; returns the next nodes, each with the number of its output and the gradient."""
         if hasattr(node, "variable"):
             leaf = node.variable
             if gradients:
@@ -257,7 +254,7 @@ class Engine:
 
 
 def _uses(roots: Sequence[Any]) -> Counter[Any]:
-    """Count for each node how many nodes before it hand it a gradient."""
+    """Count for each node how many nodes pass it a gradient."""
     found, todo, seen = Counter[Any](), list(roots), set(roots)
     while todo:
         for follower, _ in todo.pop().next_functions:
@@ -270,7 +267,7 @@ def _uses(roots: Sequence[Any]) -> Counter[Any]:
 
 
 def _add(slots: Slots, node: Any, number: int, gradient: Tensor) -> None:
-    """Add a gradient to what a node has been handed, in the shape and type of the node's output."""
+    """Add a gradient to those of a node, in the shape and type of the node's output."""
     wanted = node.variable if hasattr(node, "variable") else node._input_metadata[number]
     if gradient.shape != wanted.shape:
         gradient = gradient.sum_to_size(wanted.shape)

@@ -1,4 +1,4 @@
-"""How fast machines are: this one measured in seconds, named GPUs from what is published."""
+"""Throughput of machines: of this one by measurement, of common GPUs from published figures."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _ANCHOR_FLOPS = 33e12
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, by its data sheet.
+    """A GPU by its data sheet.
 
     Attributes:
-        name: what it is called.
-        arithmetic: dense TFLOP/s in 16 bits.
-        bandwidth: of its memory, GB/s.
-        memory: GB.
-        half: its precision of 16 bits: bf16, or fp16 before Ampere.
+        name: of the card.
+        arithmetic: dense 16-bit TFLOP/s.
+        bandwidth: of memory in GB/s.
+        memory: in GB.
+        half: 16-bit precision: bf16, or fp16 before Ampere.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Card:
 
     @property
     def flops(self) -> float:
-        """Operations a second that 3D networks reach on it, scaled from the anchor."""
+        """Operations per second that 3D networks reach on it, scaled from the anchor."""
         anchor = CARDS["a100"]
         return _ANCHOR_FLOPS * min(self.arithmetic / anchor.arithmetic, self.bandwidth / anchor.bandwidth)
 
@@ -68,14 +68,14 @@ CARDS = {
 
 
 MEASURED: dict[tuple[str, str], tuple[float, str]] = {}
-"""Operations a second that whole steps reached, and where that is written: by name of card and network.
+"""Measured operations per second of steps, with the source, by names of card and network; used instead of the anchor.
 
-Empty: no GPU has been measured yet. `benchmarks/gpu` gives the figures; one that stands here replaces the anchor.
+Empty: no GPU has been measured yet. `benchmarks/gpu` measures them.
 """
 
 
 def rate_of(gpu: Card, network: str) -> tuple[float, str]:
-    """Return the operations a second expected of a GPU with a network, and how they are known."""
+    """Return the expected operations per second of a GPU with a network, and their source."""
     return MEASURED.get((gpu.name, network), (gpu.flops, ANCHOR))
 
 
@@ -92,9 +92,9 @@ def card(name: str) -> Card:
 
 
 def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> float:
-    """Return the seconds of a whole step of a recipe on this machine: views, networks, loss and update; after a first.
+    """Return the seconds of a step of a recipe on this machine: views, networks, loss and update, after a warm-up.
 
-    The volume is made up, so reading is left out; workers do that meanwhile.
+    Volumes are noise and reading is not included, because workers read during the step.
     """
     device = torch.device(choose_device())
     method = build_method(recipe).to(device)
@@ -120,7 +120,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
 
 
 def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
-    """Return what workers read for a recipe, of volumes of noise 1.4 times as large as a view."""
+    """Return samples for a recipe from a volume of noise 1.4 times as large as a view."""
     size, every = recipe.views.size, np.arange(volumes)
     shape = (recipe.network.channels, *(round(1.4 * n) for n in size))
     noise = np.random.default_rng(0).normal(size=shape)
@@ -130,7 +130,7 @@ def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
 
 
 def measured_flops(precision: Precision, seconds: float = 4.0) -> float:
-    """Return the operations a second of this machine: 3D convolutions forward and backward, the best of a few."""
+    """Return the operations per second of this machine: the fastest 3D convolution, forward and backward."""
     device = torch.device(choose_device())
     layer = torch.nn.Conv3d(32, 32, 3, padding=1).to(device)
     image = torch.zeros(1, 32, 48, 48, 48, device=device)

@@ -1,4 +1,4 @@
-"""Where the rows of a run go besides `log.jsonl`: TensorBoard, and Weights & Biases or MLflow for those who ask."""
+"""Experiment trackers, which show the rows of a run's log: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from viewalign.utils.overrides import iter_nested
 
 
 class Tracker(Protocol):
-    """Takes rows of a run."""
+    """Receives the rows of a run's log."""
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Show one row."""
+        """Send one row."""
 
     def close(self) -> None:
-        """Write out what is under way."""
+        """Finish."""
 
 
 class TensorBoardTracker:
     """TensorBoard's events file in a run's folder.
 
-    It is written here and now: the writers of torch and tensorboard hand rows to a thread, which on a full disk dies
-    with a traceback that no one can catch.
+    It is written synchronously: the writers of torch and tensorboard use a thread, whose errors on a full disk cannot
+    be caught.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -37,11 +37,11 @@ class TensorBoardTracker:
         self._file = (folder / f"events.out.tfevents.{time.time():.0f}.viewalign").open("ab", buffering=0)
         self._records: Any = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
-        if step:  # what an earlier file has past this step is no longer so
+        if step:  # rows of an earlier file past this step are obsolete
             self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write the numbers of a row."""
+        """Write a row."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -58,17 +58,17 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A run on Weights & Biases; a resumed run goes on in the same one.
+    """A run on Weights & Biases; a resumed run continues the same one.
 
-    The package's own variables say whose and where (`WANDB_ENTITY`, `WANDB_PROJECT`, `WANDB_RUN_ID`, `WANDB_MODE`).
-    Figures and settings are sent, without paths; no image is.
+    Its own environment variables configure it (`WANDB_ENTITY`, `WANDB_PROJECT`, `WANDB_RUN_ID`, `WANDB_MODE`). Figures
+    and settings without paths are sent, but no images.
 
     Args:
-        folder: the run's, which keeps the id.
+        folder: of the run, in which the id is stored.
         settings: of the run.
 
     Raises:
-        UserError: the package is not there, or refuses.
+        UserError: the package is not installed, or cannot start a run.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class WandbTracker:
             raise UserError("log.wandb=true needs Weights & Biases: pip install 'viewalign[tracking]'.") from None
         try:
             self._run: Any = wandb.init(
-                id=_kept_id(folder / "wandb_id", wandb.Settings().run_id),
+                id=_stored_id(folder / "wandb_id", wandb.Settings().run_id),
                 resume="allow",
                 dir=str(folder),
                 config=settings,
@@ -92,32 +92,31 @@ class WandbTracker:
         self._run.define_metric("*", step_metric="step")
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Send the numbers of a row."""
+        """Send a row."""
         self._run.log({"step": step, **numbers(kind, values)})
 
     def close(self) -> None:
-        """Send what is left."""
+        """Finish the run."""
         self._run.finish()
 
 
 class MlflowTracker:
-    """A run on MLflow; a resumed run goes on in the same one.
+    """A run on MLflow; a resumed run continues the same one.
 
-    The package's own variables say where (`MLFLOW_TRACKING_URI`) and under which experiment
-    (`MLFLOW_EXPERIMENT_NAME`). Figures and settings are sent, without paths; no image is. A server that does not answer
-    is asked twice more (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`), not seven times over minutes as MLflow would, for it is
-    training that waits.
+    Its own environment variables configure it (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`). Figures and settings
+    without paths are sent, but no images. Requests are retried twice (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`) instead of
+    MLflow's seven times over minutes, because training waits for them.
 
     Args:
-        folder: the run's, which keeps the id.
-        settings: of the run; they are sent once, when it begins.
+        folder: of the run, in which the id is stored.
+        settings: of the run; they are sent once, at the start.
 
     Raises:
-        UserError: the package is not there, or the server cannot be reached at the start.
+        UserError: the package is not installed, or the server cannot be reached at the start.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its makers are told of nothing unasked
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         try:
             import mlflow
@@ -132,10 +131,10 @@ class MlflowTracker:
                 "leave out log.mlflow."
             ) from None
 
-    def _begin(self, kept: Path, settings: dict[str, Any]) -> str:
-        """Return the id of the run: the one it began with, else a new one's, which is told of the settings."""
-        if kept.is_file():
-            identity = kept.read_text().strip()
+    def _begin(self, stored: Path, settings: dict[str, Any]) -> str:
+        """Return the id of the stored run, or of a new one with these settings."""
+        if stored.is_file():
+            identity = stored.read_text().strip()
             self._client.update_run(identity, status="RUNNING")
             return identity
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "viewalign")
@@ -144,11 +143,11 @@ class MlflowTracker:
         identity = str(self._client.create_run(experiment).info.run_id)
         for key, value in iter_nested(settings):
             self._client.log_param(identity, key, value)
-        kept.write_text(identity)
+        stored.write_text(identity)
         return identity
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Send the numbers of a row."""
+        """Send a row."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -156,25 +155,25 @@ class MlflowTracker:
         self._client.log_batch(self._id, metrics=shown)
 
     def close(self) -> None:
-        """Say that the run has ended."""
+        """Mark the run as ended."""
         self._client.set_terminated(self._id)
 
 
 def numbers(kind: str, values: dict[str, Any]) -> dict[str, float]:
-    """Return what of a row can be drawn, by `kind/name`."""
+    """Return the numbers of a row by `kind/name`."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def open_trackers(recipe: Recipe, folder: Path, step: int) -> list[Tracker]:
-    """Open the boards that a recipe asks for."""
+    """Open the trackers of a recipe."""
     opened: list[Tracker] = [TensorBoardTracker(folder, step)] if recipe.log.tensorboard else []
-    for asked, board in ((recipe.log.wandb, WandbTracker), (recipe.log.mlflow, MlflowTracker)):
-        opened += [board(folder, public_settings(recipe))] if asked else []
+    for enabled, tracker in ((recipe.log.wandb, WandbTracker), (recipe.log.mlflow, MlflowTracker)):
+        opened += [tracker(folder, public_settings(recipe))] if enabled else []
     return opened
 
 
-def _kept_id(path: Path, given: str | None) -> str:
-    """Return the id of the run: the one it began with, else the one that is given, else a new one."""
+def _stored_id(path: Path, default: str | None) -> str:
+    """Return the stored id of the run, else the default, else a new one."""
     if not path.is_file():
-        path.write_text(given or uuid.uuid4().hex[:8])
+        path.write_text(default or uuid.uuid4().hex[:8])
     return path.read_text().strip()

@@ -151,7 +151,7 @@ def align(
 
 
 def volume_to_grid(points: Tensor, to_volume: Tensor, size: Size, grid: Size) -> Tensor:
-    """Map volume points (B, P, 3) to cell indices of the views' feature grids, (V, B, P, 3); `to_volume` (V, B, 3, 4)."""
+    """Map volume points (B, P, 3) to cell indices (V, B, P, 3) of the feature grids of views (V, B, 3, 4)."""
     index = affines.apply(affines.invert(to_volume), points)
     ratio = torch.tensor([g / s for g, s in zip(grid, size, strict=True)], dtype=index.dtype, device=index.device)
     return (index + 0.5) * ratio - 0.5

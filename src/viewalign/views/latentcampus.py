@@ -124,7 +124,7 @@ def read_boxes(features: Tensor, boxes: Tensor, cells: Size = (7, 7, 7), samples
 
 
 def gather_stages(maps: Sequence[Tensor]) -> Tensor:
-    """Resize the stages of a CNN to `STAGE_GRID` by replication and concatenate them; returns a single map unchanged."""
+    """Resize the stages of a CNN to `STAGE_GRID` by replication and concatenate them; a single map is not changed."""
     if len(maps) == 1:
         return maps[0]
     return torch.cat([F.adaptive_avg_pool3d(at_least_float32(stage), STAGE_GRID) for stage in maps], dim=1)

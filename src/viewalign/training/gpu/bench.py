@@ -28,14 +28,14 @@ from viewalign.training.state import TrainingState
 from viewalign.weights.run_folder import open_folder, read_log
 
 _HELD = 3
-"""Batches that are kept in memory and used in turn."""
+"""Batches that are kept in memory and reused."""
 _LAST = 2
-"""Steps at the end that are not counted: the loop computes health figures in the last one."""
+"""Steps at the end that are not timed: the loop computes health figures in the last one."""
 QUIET = ("validate.every=0", "log.tensorboard=false", "log.health_every=1000000", "checkpoint.every=1000000")
-"""Settings that leave out what a run does besides its steps."""
+"""Settings that disable everything but the steps."""
 
 LESS_MEMORY: tuple[tuple[str, ...], ...] = ((), ("runtime.recompute=true",), ("runtime.recompute=true", "batch=2"))
-"""Settings under which a large network is tried, in this order, until it fits."""
+"""Settings with which a large network is tried, in this order, until it fits into memory."""
 
 T = TypeVar("T")
 Source = Callable[[int, int], Iterator[Samples]]
@@ -44,13 +44,13 @@ Source = Callable[[int, int], Iterator[Samples]]
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What timed steps gave.
+    """Times of steps.
 
     Attributes:
         seconds: of each step.
-        parts: median seconds of parts of a step by name.
-        memory: peak bytes allocated and reserved on the GPU; empty on a CPU.
-        warm_up: seconds before the first counted step.
+        parts: median seconds of the parts of a step by name.
+        memory: peak bytes "allocated" and "reserved" on the GPU; empty on a CPU.
+        warm_up: seconds before the first timed step.
     """
 
     seconds: list[float]
@@ -65,10 +65,10 @@ class StepTimes:
 
 
 class Bench:
-    """A recipe's trainer, whose steps can be timed and looked into.
+    """A recipe's trainer with timed steps.
 
     Args:
-        recipe: a recipe's name.
+        recipe: name of a recipe.
         settings: overrides as on the command line.
         store: the folder of the store that batches come from.
         out: a new folder for the run.
@@ -104,12 +104,12 @@ class Bench:
         self.feed = replace(self.feed, build=self.parts.timed("views", self.feed.build))
 
     def measure(self, steps: int, warm: int = 2, around: AbstractContextManager[Any] | None = None) -> StepTimes:
-        """Time steps whose batches are in memory already.
+        """Time steps with batches that are already in memory.
 
         Args:
-            steps: how many are counted.
-            warm: how many are done before.
-            around: is entered around the first step that is counted.
+            steps: number of timed steps.
+            warm: number of steps before.
+            around: entered around the first timed step.
         """
         if not self._held:
             self._held = list(self._from_store(0)(0, _HELD))
@@ -128,21 +128,21 @@ class Bench:
         return itertools.islice(itertools.cycle(self._held), last - first)
 
     def _from_store(self, workers: int) -> Source:
-        read: Any = self.feed.train  # a partial function, whose settings a call may replace
+        read: Any = self.feed.train  # a partial function whose arguments a call may replace
         return partial(read, workers=workers)
 
     def data_wait(self, workers: int, steps: int) -> dict[str, float]:
-        """Run from the store; return volumes a second and the share of time in which the loop waited for data."""
+        """Read from the store; return volumes per second and the share of time in which the loop waited for data."""
         recipe = self.trainer.recipe
         self.trainer.recipe = recipe.model_copy(update={"log": recipe.log.model_copy(update={"every": steps})})
         self._run(2 * steps, 0, self._from_store(workers), None)
-        # The row before contains the start of the workers, the one after it the health figures of the last step.
+        # The row before includes the start of the workers, the row after the health figures of the last step.
         rows = [row for row in read_log(self.trainer.folder.log) if row["kind"] == "train"]
         row = next(row for row in rows if row["step"] == 2 * steps)
         return {"volumes_per_second": row["samples_per_second"], "data_wait": row["data_wait"]}
 
     def _run(self, count: int, warm: int, source: Source, around: AbstractContextManager[Any] | None) -> None:
-        """Let the loop do `count` steps and the last ones, from step 1 on: step 0 computes health figures."""
+        """Run `count` steps and the last ones from step 1, because step 0 computes health figures."""
         trainer = self.trainer
         trainer.position = TrainingState(step=1)
         trainer.recipe = trainer.recipe.model_copy(update={"steps": 1 + count + _LAST})
@@ -164,13 +164,13 @@ class Bench:
 
 
 def first_that_fits(run: Callable[[tuple[str, ...]], T]) -> tuple[tuple[str, ...], T] | None:
-    """Run something with settings that need less and less memory.
+    """Call a function with settings that need less and less memory.
 
     Args:
-        run: is called with further settings.
+        run: called with additional settings.
 
     Returns:
-        The settings under which it fitted, and what it returned; None where it never did.
+        The settings with which it fitted into memory, and its result; None if it never did.
     """
     for settings in LESS_MEMORY:
         try:

@@ -1,4 +1,4 @@
-"""What a check of a GPU should find."""
+"""The check of a GPU: agreement with the CPU, resuming, step time, memory, data wait."""
 
 from __future__ import annotations
 
@@ -22,32 +22,30 @@ LOSS_DIFFERENCE = 1e-2
 """Largest relative difference between the losses of a run of six steps on a GPU and on a CPU, in float32."""
 
 RESUME_DIFFERENCE = 1e-4
-"""The same between a run and its resumption; 0 on a CPU, and on a GPU where its kernels are deterministic."""
+"""The same between a run and a resumed run; 0 on a CPU, and on a GPU with deterministic kernels."""
 
 DATA_WAIT = 0.01
-"""Share of the time in which the GPU waits for data, with four workers."""
+"""Largest share of the time in which the GPU waits for data, with four workers."""
 
 RATE_SHARE = {"cva-resenc-l": 0.23, "cva-primus-m": 0.40}
-"""Share of the measured bf16 matrix products that a step should reach, compiled: 0.25 s and 0.40 s on an H100.
+"""Share of the rate of bf16 matrix products that a compiled step should reach: 0.25 s and 0.40 s on an H100.
 
-Worked out from operations and bytes, not measured.
+Computed from operations and bytes, not measured.
 """
 
 WAITS = 1
-"""Most times a step in which the CPU waits for the GPU: none is known, and the first step reads its norm at once."""
-
-
+"""Most synchronisations per step: none is known, but the first step reads its norm at once."""
 _SMALL_RECIPE = "cva-resenc-xs"
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a check is.
+    """Size of a check.
 
     Attributes:
         recipe, settings: of the network whose steps are timed.
-        shape: of the volumes that are read meanwhile.
-        steps: that are timed.
+        shape: of the volumes.
+        steps: number of timed steps.
         small: settings of the small runs.
     """
 
@@ -65,17 +63,17 @@ TINY = Size(
     steps=2,
     small=("views.size=16", "batch=2", "heads.width=16", "runtime.workers=0"),
 )
-"""A check that a CPU does in seconds and that says nothing about speed."""
+"""A check that takes seconds on a CPU and does not measure speed."""
 
 
 def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], object]) -> list[Finding]:
     """Check a device.
 
     Args:
-        device: a GPU; a CPU too, where each finding is that of the CPU beside itself.
+        device: a GPU, or a CPU, which is then compared with itself.
         folder: for stores and runs, some GB.
-        size: how large; `Size()` takes about a minute on a fast GPU.
-        say: is called with what is done next.
+        size: of the check; `Size()` takes about a minute on a fast GPU.
+        say: called with the name of each part.
 
     Returns:
         Findings in a fixed order.
@@ -94,7 +92,7 @@ def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], o
 
 
 def _findings(what: str, made: Iterator[Finding]) -> Iterator[Finding]:
-    """Yield findings; an error, which a faulty driver or library may raise anywhere, is the last of them."""
+    """Yield findings; an error, which a faulty driver or library may raise anywhere, becomes the last one."""
     try:
         yield from made
     except Exception as problem:
@@ -113,7 +111,7 @@ def _small_runs(device: torch.device, folder: Path, size: Size) -> Iterator[Find
         difference(losses, reference),
         LOSS_DIFFERENCE,
         "losses of six steps in fp32",
-        "Report it with this table: the GPU computes something else than the CPU.",
+        "Report it with this table: the results of the GPU differ from those of the CPU.",
     )
     again = resumed(_SMALL_RECIPE, store, folder / "here", device.type, settings)
     yield _compared(
@@ -121,7 +119,7 @@ def _small_runs(device: torch.device, folder: Path, size: Size) -> Iterator[Find
         difference(again, losses),
         RESUME_DIFFERENCE,
         "losses after resuming at step 3 of 6",
-        "Report it with this table: a resumed run should continue as if it had not been stopped.",
+        "Report it with this table: a resumed run should continue exactly.",
     )
 
 
@@ -136,7 +134,7 @@ def _large_steps(device: torch.device, folder: Path, size: Size, rate: float) ->
     synthetic_store(store, 6, size.shape)
     fitting = first_that_fits(lambda more: _timed(device, store, folder / f"large-{len(more)}", size, more))
     if fitting is None:
-        words = f"{size.recipe} does not fit, not even with {' '.join(LESS_MEMORY[-1])}"
+        words = f"{size.recipe} does not fit, even with {' '.join(LESS_MEMORY[-1])}"
         yield Finding("watch", "Memory", words, "Lower views.size, or take a smaller network: `viewalign estimate`.")
         return
     more, (bench, times) = fitting
@@ -158,7 +156,9 @@ def _step(bench: Bench, seconds: float, rate: float, more: Sequence[str]) -> Fin
         f"{bench.recipe.runtime.precision}, {share:.1%} of the matrix products"
     )
     remedy = (
-        "Is other work running on the GPU (`nvidia-smi`)? Else report it with this table." if level != "good" else ""
+        "Check with `nvidia-smi` whether other programs use the GPU; otherwise report it with this table."
+        if level != "good"
+        else ""
     )
     return Finding(level, "Step", words, remedy)
 

@@ -1,4 +1,4 @@
-"""What happens within a step on a GPU: where the CPU waits for it, and which kernels take the time."""
+"""Synchronisations and kernels of a step on a GPU."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _HERE = Path(__file__).parent
 
 @contextmanager
 def recorded_waits(device: torch.device) -> Iterator[Counter[str]]:
-    """Count, by `file:line` of this package, where the CPU waits for the GPU within the block; nothing on a CPU.
+    """Count by `file:line` of this package where the CPU waits for the GPU within the block, in all threads.
 
-    What a loader's thread does meanwhile is counted too.
+    Nothing is counted on a CPU.
     """
     found: Counter[str] = Counter()
     if device.type != "cuda":
@@ -47,7 +47,7 @@ def recorded_waits(device: torch.device) -> Iterator[Counter[str]]:
 
 
 def _caller() -> str | None:
-    """Return the innermost line of the package that is being run, these checks left out."""
+    """Return the innermost line of the package on the stack, without this folder."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -61,8 +61,8 @@ def _caller() -> str | None:
 def profiled(device: torch.device) -> Iterator[dict[str, Any]]:
     """Profile the block; the dictionary is filled at its end.
 
-    Its keys: `busy_s` (sum over kernels), `kernels` (how many), `top` (seconds, count and name of the 25 that take
-    longest). On a CPU operations stand in for kernels.
+    Its keys are `busy_s` (seconds of all kernels), `kernels` (their number) and `top` (seconds, count and name of the
+    25 slowest). On a CPU these are operations instead of kernels.
     """
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     result: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Whole runs of small networks on synthetic volumes: what they compute on a device, and whether they resume."""
+"""Short runs of small networks on synthetic volumes, to compare devices and resumed runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from viewalign.weights.run_folder import read_log
 
 STEPS = 6
 REPRODUCIBLE = ("runtime.precision=fp32", "views.photometric.p_noise=0")
-"""Settings under which a run on a GPU computes what a run on a CPU does: noise comes from each device's generator."""
+"""Settings with which runs on a GPU and on a CPU agree: noise depends on the device's generator."""
 
 
 def settings_for_comparison(recipe: str) -> list[str]:
-    """Return the settings under which a recipe gives the same on every device; stochastic depth draws on it too."""
+    """Return the settings with which a recipe gives the same losses on every device."""
     return [*REPRODUCIBLE, *(["network.drop_path=0"] if "primus" in recipe else [])]
 
 
@@ -30,7 +30,7 @@ def small_recipe(recipe: str, store: Path, out: Path, device: str, settings: Seq
     """Return the recipe of a small run.
 
     Args:
-        recipe: the name of one of an xs network.
+        recipe: name of a recipe of an xs network.
         store: a store of volumes of at least 32³.
         out: the run's folder.
         device: cuda or cpu.
@@ -55,7 +55,7 @@ def small_run(
         resume: whether to resume from the newest checkpoint in `out`.
     """
     made = small_recipe(recipe, store, out, device, settings)
-    with redirect_stderr(io.StringIO()):  # the progress of a run of seconds is of no interest
+    with redirect_stderr(io.StringIO()):  # hides the progress
         pretrain(made, resume="auto" if resume else False)
     return [row["loss"] for row in read_log(out / "log.jsonl") if row["kind"] == "train"]
 
@@ -64,7 +64,7 @@ def resumed(recipe: str, store: Path, out: Path, device: str, settings: Sequence
     """Remove the last checkpoint of a finished small run, resume it, and return its losses.
 
     Args:
-        recipe, store, out, device, settings: as of the run that `small_run` did.
+        recipe, store, out, device, settings: those of `small_run`.
     """
     shutil.rmtree(checkpoints.path_of(out / "checkpoints", STEPS))
     return small_run(recipe, store, out, device, settings, resume=True)

@@ -1,4 +1,4 @@
-"""Volumes made by code, for checks that must run where there are no images."""
+"""Synthetic volumes, for checks on machines without images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SMALL: Shape = (48, 52, 50)
 
 
 def synthetic_volume(number: int, shape: Shape) -> NDArray[np.float32]:
-    """Return an ellipsoid of smooth texture and noise on a background of zeros, in standard deviations.
+    """Return an ellipsoid of smooth texture and noise on a background of zeros, z-scored.
 
     Args:
-        number: another number gives another volume.
+        number: seed of the volume.
         shape: (D, H, W) in voxels.
     """
     rng = make_rng(number, "synthetic volume")
@@ -32,12 +32,12 @@ def synthetic_volume(number: int, shape: Shape) -> NDArray[np.float32]:
     axes = [torch.linspace(-1, 1, n) for n in shape]
     radius = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij"))
     assert isinstance(radius, torch.Tensor)
-    # In steps of 1/64, as quantised scanner values: without them noise would not compress at all.
+    # Rounded to 1/64, like quantised scanner values: unrounded noise would not compress.
     values = torch.round((1 + image + 0.2 * noise) * 64) / 64
     voxels: NDArray[np.float32] = (values * (radius < 1)).numpy()
     return voxels
 
 
 def synthetic_store(folder: Path, count: int, shape: Shape) -> Store:
-    """Write a store of `count` synthetic volumes, each of a subject of its own."""
+    """Write a store of `count` synthetic volumes of different subjects."""
     return store_from_arrays(folder, {f"made{k:02d}": synthetic_volume(k, shape) for k in range(count)})

@@ -1,4 +1,4 @@
-"""Time on a device: CUDA events, which do not make the CPU wait, or the clock on a CPU."""
+"""Time on a device: by CUDA events, which do not synchronise, or by the clock on a CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done all it was given."""
+    """Wait until a device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Moment:
-    """A point in the work of a device's current stream, or in time on a CPU."""
+    """A point in a device's current stream, or in time on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: Any = None
@@ -29,14 +29,14 @@ class Moment:
         self._clock = time.perf_counter()
 
     def until(self, later: Moment) -> float:
-        """Return the seconds to a later moment; on a GPU both must be over (`wait`)."""
+        """Return the seconds to a later moment; on a GPU both must be finished (`wait`)."""
         if self._event is None:
             return later._clock - self._clock
         return float(self._event.elapsed_time(later._event)) / 1e3
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 5, warm: int = 2) -> float:
-    """Return the median seconds of a call on a device, after calls that are not counted."""
+    """Return the median seconds of a call on a device, after warm-up calls."""
     times = []
     for _ in range(warm + repeats):
         begin = Moment(device)
@@ -48,7 +48,7 @@ def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 5
 
 
 class Parts:
-    """Times of named parts of steps, summed within a step."""
+    """Times of named parts of steps, summed per step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -56,7 +56,7 @@ class Parts:
         self.step = 0
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that does the same and is timed as part `name` of the current step."""
+        """Wrap a function so that its calls are timed as part `name` of the current step."""
 
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -68,11 +68,11 @@ class Parts:
         return run
 
     def clear(self) -> None:
-        """Forget all times."""
+        """Remove all times."""
         self._marks.clear()
 
     def medians(self, steps: range) -> dict[str, float]:
-        """Return each part's median seconds over some steps; on a GPU these must be over (`wait`)."""
+        """Return the median seconds of each part over some steps; on a GPU these must be finished (`wait`)."""
         sums: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
         for step, name, begin, end in self._marks:
             if step in steps:
@@ -84,10 +84,10 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """Return the operations a second of a large matrix product of random numbers.
+    """Return the operations per second of a large matrix product of random numbers.
 
     Args:
-        device: on a CPU the product is small.
+        device: on a CPU the matrices are small.
         precision: bf16, fp16, or anything else for float32.
     """
     side = 8192 if device.type == "cuda" else 512
@@ -96,13 +96,13 @@ def product_rate(device: torch.device, precision: str) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Return the bytes a second that a copy within the device's memory reads and writes."""
+    """Return the bytes per second that a copy within the device's memory reads and writes."""
     source = torch.randn(1 << (28 if device.type == "cuda" else 20), device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * source.element_size() / seconds_of(lambda: target.copy_(source), device)
 
 
 def upload_rate(device: torch.device) -> float:
-    """Return the bytes a second from page-locked memory of the host to a GPU."""
+    """Return the bytes per second from pinned host memory to a GPU."""
     source = torch.empty(1 << 26).pin_memory()
     return source.numel() * source.element_size() / seconds_of(lambda: source.to(device, non_blocking=True), device)
