@@ -1,4 +1,4 @@
-"""Whatever saves memory or time must leave loss and gradients as they are."""
+"""Settings that save memory or time do not change loss and gradients."""
 
 import shutil
 from contextlib import nullcontext
@@ -60,8 +60,8 @@ def same(ours, theirs, limit=1e-10):
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
-def test_parts_are_one_batch(recipe, order, batch):
-    """BatchNorm heads, both contrasts, stochastic depth: loss, logs and every gradient as in one piece (float64)."""
+def test_parts_equal_the_whole_batch(recipe, order, batch):
+    """Loss, logs and all gradients equal those of the whole batch, in float64."""
     method = method_of(recipe, f"objectives.order={order}")
     once, wanted = whole(method, batch)
     method.zero_grad(set_to_none=True)
@@ -70,19 +70,19 @@ def test_parts_are_one_batch(recipe, order, batch):
         assert float(in_parts.logs[name]) == pytest.approx(float(value), rel=1e-10, abs=1e-12), name
     same(gradients(method), wanted)
     assert in_parts.pictures["reconstruction"].shape == (8, 1, 16, 16, 16)
-    judged = evaluate_in_parts(method, batch, 4, nullcontext)
-    assert float(judged.loss) == pytest.approx(float(once.loss.detach()), rel=1e-10)
+    evaluated = evaluate_in_parts(method, batch, 4, nullcontext)
+    assert float(evaluated.loss) == pytest.approx(float(once.loss.detach()), rel=1e-10)
 
 
-def test_plain_accumulation_would_be_another_loss(batch):
-    """The reason for all this: the mean over parts that are judged by themselves is not the loss of the whole."""
+def test_plain_accumulation_has_another_loss(batch):
+    """The mean of the losses of the parts is not the loss of the batch."""
     method = method_of("cva-resenc-xs")
     halves = [float(method(batch.part(k, k + 2)).loss.detach()) for k in (0, 2)]
     assert abs(sum(halves) / 2 - float(method(batch).loss.detach())) > 1e-3
 
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
-def test_recomputed_activations_give_the_same_gradients(recipe, batch):
+def test_recomputation_does_not_change_gradients(recipe, batch):
     method = method_of(recipe)
     _, wanted = whole(method, batch)
     method.zero_grad(set_to_none=True)
@@ -90,8 +90,8 @@ def test_recomputed_activations_give_the_same_gradients(recipe, batch):
     same(whole(method, batch)[1], wanted)
 
 
-def test_recomputing_keeps_less(batch):
-    """Count what autograd saves for the backward pass, which is what the setting is for."""
+def test_recomputation_saves_memory(batch):
+    """Count the bytes that autograd saves for the backward pass."""
 
     def saved(recompute):
         method = method_of("cva-primus-xs")
@@ -108,7 +108,7 @@ def test_recomputing_keeps_less(batch):
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
-def test_compiled_blocks_give_the_same_loss_and_gradients(recipe, batch):
+def test_compilation_does_not_change_loss_and_gradients(recipe, batch):
     torch._dynamo.reset()
     method = method_of(recipe)
     once, wanted = whole(method, batch)
@@ -120,6 +120,6 @@ def test_compiled_blocks_give_the_same_loss_and_gradients(recipe, batch):
     assert list(method.state_dict()) == list(method_of(recipe).state_dict()), "names of weights stay"
 
 
-def test_parts_that_do_not_divide_are_refused(tiny_recipe):
-    with pytest.raises(UserError, match=r"runtime\.accumulate=3 does not divide the 4 volumes"):
+def test_parts_must_divide_the_batch(tiny_recipe):
+    with pytest.raises(UserError, match=r"runtime\.accumulate=3"):
         launch(tiny_recipe("runtime.accumulate=3", "runtime.accelerator=cpu"))

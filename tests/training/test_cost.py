@@ -1,4 +1,4 @@
-"""Counts against those measured on the code released with the paper, GFLOP a crop, by torch's own counter."""
+"""Operation counts against those of the released code, in GFLOP per view."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from viewalign.training.cost import Remedy, remedies, step_flops
 from viewalign.training.throughput import CARDS, card, measured_flops, measured_step
 
 
-def test_resenc_l_at_128():
+def test_operations_of_resenc_l():
     # Student forward and backward 4614.5; teacher encoder 978.2 and its projector 87.5, without the decoder it had.
     expected = 8 * (4614.5 + 978.2 + 87.5) * 1e9
     assert step_flops(load("cva-resenc-l", ["batch=4"])) == pytest.approx(expected, rel=0.05)
 
 
-def test_primus_m_drops_three_quarters_of_the_student_s_tokens():
+def test_operations_of_primus_m_with_dropped_tokens():
     # At 160³: encoder of kept tokens 794.5, feature decoder and decoder 729.0 each, projector 162.6, predictor 33.6;
     # the teacher's encoder of all tokens is its 6745.2 less decoder and projector, and it has the feature decoder too.
     student = 794.5 + 2 * 729.0 + 162.6 + 33.6
@@ -24,7 +24,7 @@ def test_primus_m_drops_three_quarters_of_the_student_s_tokens():
     assert step_flops(recipe) == pytest.approx(8 * (3 * student + teacher) * 1e9, rel=0.15)
 
 
-def test_what_is_not_computed_costs_nothing():
+def test_terms_of_weight_0_cost_nothing():
     whole = step_flops(load("cva-resenc-l", ["views.size=64"]))
     off = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
     plain = step_flops(load("cva-resenc-l", ["views.size=64", *off]))
@@ -32,8 +32,8 @@ def test_what_is_not_computed_costs_nothing():
     assert plain < aligned < whole
 
 
-def test_remedies_are_settings_that_a_command_line_takes(monkeypatch):
-    """Each changes one setting, fits the batch, and is simulated as it would run."""
+def test_remedies_are_valid_overrides(monkeypatch):
+    """Each changes one setting and is simulated with it."""
     recipe = load("cva-resenc-l", ["batch=4", "views.size=[128,96,128]"])
     seen = []
     monkeypatch.setattr(cost, "simulated_peak", lambda *given: seen.append(given) or 10**9 * len(seen))
@@ -45,7 +45,7 @@ def test_remedies_are_settings_that_a_command_line_takes(monkeypatch):
         assert (precision, processes) == ("bf16", 1)
 
 
-def test_what_is_set_already_or_cannot_be_divided_is_no_remedy(monkeypatch):
+def test_remedies_exclude_active_and_impossible_settings(monkeypatch):
     monkeypatch.setattr(cost, "simulated_peak", lambda *_: 1)
     given = ["batch=4", "runtime.recompute=true", "views.size=32"]
     assert [one.setting for one in remedies(load("cva-resenc-l", given), "bf16", 4)] == []
@@ -55,7 +55,7 @@ def test_what_is_set_already_or_cannot_be_divided_is_no_remedy(monkeypatch):
     ]
 
 
-def test_cards_before_ampere_compute_in_fp16():
+def test_cards_before_ampere_use_fp16():
     assert {key for key, card in CARDS.items() if card.half == "fp16"} == {"v100", "t4"}
 
 
@@ -67,29 +67,29 @@ def test_a_measured_rate_replaces_the_anchor(monkeypatch):
     assert throughput.rate_of(gpu, "primus-m") == (gpu.flops, throughput.ANCHOR)
 
 
-def test_an_a100_takes_the_published_time():
+def test_time_on_an_a100():
     iteration = 2 * 3 * 2802e9  # two crops of 160³ through the bare U-Net, forward and backward
     assert 250_000 * iteration / CARDS["a100"].flops / 3600 == pytest.approx(35, rel=0.03)
     assert CARDS["rtx3090"].flops < CARDS["a100"].flops < CARDS["h100"].flops
     assert card("RTX 4090") is CARDS["rtx4090"]
-    with pytest.raises(UserError, match="--gpu abacus: no rate is known; there are v100"):
+    with pytest.raises(UserError, match=r"abacus.*v100"):
         card("abacus")
 
 
-def test_this_machine_is_measured():
+def test_rate_of_this_machine():
     assert measured_flops("fp32", seconds=0.1) > 1e8
     assert 0 < measured_step(load("cva-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
 
 
-def test_a_method_of_one_view_costs_one_view():
+def test_operations_of_a_method_with_one_view():
     recipe = load("mae-resenc-l", ["views.size=128", "batch=8"])
     views = step_flops(recipe) / (8 * 3 * (978.2 + 456.5) * 1e9)
     assert views == pytest.approx(1, rel=0.05)
     assert 0 < measured_step(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
 
 
-def test_other_methods_pay_for_what_they_do():
-    """Without a teacher a masked autoencoder costs three decoded forward passes of each view, and SimCLR no decoder."""
+def test_operations_of_other_methods():
+    """A masked autoencoder costs three forward passes with decoder per view, and SimCLR no decoder."""
     flops = {
         name: step_flops(load(name, ["views.size=160", "batch=8"]))
         for name in ("cva-resenc-l", "mae-resenc-l", "simclr-resenc-l", "fusion-resenc-l", "swinunetr-resenc-l")

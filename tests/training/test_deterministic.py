@@ -1,4 +1,4 @@
-"""A step of each method computes nothing on a GPU that cannot repeat, seen from the operations that it calls."""
+"""Steps call no operation without a deterministic implementation on GPUs."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ installed; `nll_loss2d_forward` only where it adds up, `_embedding_bag` only for
 
 
 class Calls(TorchDispatchMode):
-    """Notes which operations are called."""
+    """Records the operations that are called."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("recipe", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
-def test_a_step_calls_nothing_that_does_not_repeat_on_a_gpu(recipe, settings):
+def test_operations_of_a_step_are_deterministic(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     method, every, requirements = build_method(made), np.arange(8), requirements_of(made)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
@@ -81,7 +81,7 @@ def test_a_step_calls_nothing_that_does_not_repeat_on_a_gpu(recipe, settings):
     assert calls.excluded == (set() if requirements.deterministic else {gradients[made.method]})
 
 
-def test_what_does_not_repeat_is_refused_but_where_a_method_cannot_do_without(tiny_recipe):
+def test_deterministic_mode_is_strict_where_possible(tiny_recipe):
     try:
         for repeats in (True, False):
             launch(tiny_recipe("runtime.accelerator=cpu", "runtime.deterministic=true"), repeats=repeats)

@@ -9,7 +9,7 @@ from viewalign.methods import health
 from viewalign.training import data, logs, optimizers
 
 
-def test_rate_warms_up_and_decays():
+def test_learning_rate_schedule():
     rates = [optimizers.learning_rate(k, 100, 1.0, 10, 0.9) for k in range(100)]
     assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
     assert rates[10] == 1.0
@@ -29,7 +29,7 @@ def test_norms_biases_and_positions_are_not_decayed():
     assert len(kept) == 4
 
 
-def test_clipping_returns_the_norm_there_was():
+def test_clipping_returns_the_norm_before():
     layer = torch.nn.Linear(2, 1, bias=False)
     layer.weight.grad = torch.tensor([[3.0, 4.0]])
     assert float(optimizers.clip_gradients(layer, 1.0)) == pytest.approx(5.0)
@@ -47,7 +47,7 @@ def test_effective_rank_of_a_known_spectrum(rank):
     assert float(health.effective_rank((left @ right.T).float())) == pytest.approx(rank, rel=0.02)
 
 
-def test_collapse_and_spread_are_told_apart():
+def test_feature_std_of_collapsed_and_spread_features():
     same = torch.randn(1, 32).expand(200, 32) + 1e-6 * torch.randn(200, 32)
     spread = torch.randn(2000, 32)
     assert float(health.feature_std(same)) < 1e-3
@@ -58,14 +58,14 @@ def test_collapse_and_spread_are_told_apart():
     assert levels["effective_rank"].level(float(health.effective_rank(same.double()))) in {"bad", "good", "watch"}
 
 
-def test_limits_work_in_both_directions():
+def test_levels_of_measures_in_both_directions():
     levels = {m.name: m for m in health.MEASURES}
     rank, error = levels["effective_rank"], levels["alignment_error"]
     assert [rank.level(v) for v in (rank.good, rank.good - 0.1, rank.bad - 0.1)] == ["good", "watch", "bad"]
     assert [error.level(v) for v in (0.0, 0.005, 0.5)] == ["good", "watch", "bad"]
 
 
-def test_split_is_by_subject_and_of_the_promised_size():
+def test_split_is_by_subject_with_limits():
     subjects = np.repeat(np.arange(300), 3)
     split = data.split_by_subject(subjects, 0.01, seed=0)
     assert len(np.unique(subjects[split.validation])) == 5
@@ -77,7 +77,7 @@ def test_split_is_by_subject_and_of_the_promised_size():
     assert len(data.split_by_subject(np.arange(100), 0.0, 0).validation) == 0
 
 
-def test_averages_are_means_and_travel():
+def test_averages_are_means_and_can_be_restored():
     averages = logs.MetricAccumulator()
     for value in (1.0, 2.0, 6.0):
         averages.add({"loss": torch.tensor(value)})
@@ -88,7 +88,7 @@ def test_averages_are_means_and_travel():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_averages_of_two_processes_go_on_in_any_number(processes):
+def test_averages_of_two_processes_are_restored_by_any_number(processes):
     """The mean over processes is that of the two, whoever holds it."""
     states = []
     for values in ((1.0, 3.0), (4.0, 8.0)):
@@ -106,11 +106,11 @@ def test_averages_of_two_processes_go_on_in_any_number(processes):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
-def test_durations_read_well(seconds, text):
+def test_durations(seconds, text):
     assert logs.duration(seconds) == text
 
 
-def test_a_log_that_is_no_terminal_gets_a_line_now_and_then():
+def test_progress_without_a_terminal():
     stream = io.StringIO()
     ticker = logs.ConsoleProgress(stream, seconds=1000)
     for step in range(5):
@@ -118,7 +118,7 @@ def test_a_log_that_is_no_terminal_gets_a_line_now_and_then():
     assert stream.getvalue() == "step 0\nstep 4\n"
 
 
-def test_workers_by_machine():
+def test_number_of_workers():
     assert data.worker_count(3, True, 64) == 3
     assert data.worker_count("auto", True, 64, 8) == 8
     assert data.worker_count("auto", False, 2) == 0
@@ -128,7 +128,7 @@ def test_workers_by_machine():
     assert data.worker_count("auto", False, 96, allowed=2) == 0
 
 
-def test_the_dataset_s_own_choice_of_subjects_holds():
+def test_held_out_subjects_of_the_dataset():
     names = [f"s{k % 30}" for k in range(60)]
     split = data.split_of(names, frozenset({"s3", "s4", "gone"}), 0.01, 0)
     assert split.validation.tolist() == [3, 4, 33, 34]
@@ -139,7 +139,7 @@ def test_the_dataset_s_own_choice_of_subjects_holds():
     assert own.validation.tolist() == expected.validation.tolist()
 
 
-def test_a_reader_whose_run_was_killed_says_nothing(capsys):
+def test_readers_of_a_killed_run_are_silent(capsys):
     """Its helper thread meets a closed connection; what else goes wrong in a reader is told."""
     for problem in (ConnectionResetError("reset by peer"), EOFError()):
         data._tell_in_a_reader(type(problem), problem, None)

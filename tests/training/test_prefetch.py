@@ -1,6 +1,6 @@
-"""Views of the next step are built beside the present one on a GPU; what is handed over stays the same.
+"""On a GPU views are built one step ahead; batches and errors do not change.
 
-Streams are stand-ins that write down what is asked of them: what they do needs a GPU.
+Streams are stand-ins that record the order of calls.
 """
 
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ def run(world, device, steps, fails_at=None):
     return taken
 
 
-def test_a_gpu_builds_the_next_views_after_queueing_a_step_and_before_it_is_needed():
+def test_a_gpu_builds_views_one_step_ahead():
     here, there = World(), World()
     expected = run(here, CPU, 2)
     assert here.done == ["read 0", "build 0 on present", "step 0", "read 1", "build 1 on present", "step 1"]
@@ -88,7 +88,7 @@ def test_a_gpu_builds_the_next_views_after_queueing_a_step_and_before_it_is_need
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
-def test_what_cannot_be_read_ends_the_run_at_its_own_step(device):
+def test_errors_are_raised_at_their_step(device):
     world = World()
     with world.streams(), pytest.raises(UserError, match="step 1 cannot be read"):
         run(world, device, 3, fails_at=1)

@@ -48,30 +48,30 @@ def frequencies(store, weights, batch=1, draws=6000):
     return np.bincount([reader.volume_of(i) for i in range(draws)], minlength=len(store)) / draws
 
 
-def test_by_image_is_as_it_was(store):
+def test_sampling_by_image_is_uniform(store):
     assert weights_of(store, np.arange(14)) is None
     np.testing.assert_allclose(frequencies(store, None), 1 / 14, atol=0.02)
 
 
-def test_by_subject_every_subject_is_drawn_alike(store):
+def test_sampling_by_subject(store):
     share = frequencies(store, weights_of(store, np.arange(14), "subject"))
     by_subject = [share[:6].sum(), share[6:8].sum(), share[8:10].sum(), share[10:12].sum(), share[12], share[13]]
     np.testing.assert_allclose(by_subject, 1 / 6, atol=0.02)
 
 
-def test_by_dataset_with_factors(store):
+def test_sampling_by_dataset_with_factors(store):
     share = frequencies(store, weights_of(store, np.arange(14), "dataset", {"b": 3.0}))
     np.testing.assert_allclose([share[:12].sum(), share[12:].sum()], [0.25, 0.75], atol=0.02)
 
 
-def test_the_narrowest_name_counts_and_zero_leaves_out(store):
+def test_the_most_specific_factor_applies_and_0_excludes(store):
     factors = {"a": 0.0, "c__a__p1": 2.0, "c__a__p1__06": 6.0}
     share = frequencies(store, weights_of(store, np.arange(14), factors=factors))
     np.testing.assert_allclose(share[[6, 7, 12, 13]], np.array([6, 2, 1, 1]) / 10, atol=0.02)
     assert share[[k for k in range(12) if k not in (6, 7)]].sum() == 0
 
 
-def test_weights_hold_for_very_many_volumes():
+def test_weights_of_many_volumes():
     count = 50_000
     weights = np.where(np.arange(count) < 500, 99.0, 1.0)  # one per cent of the volumes, half of the draws
     source = ArraySource(np.zeros((9, 9, 9)))
@@ -83,7 +83,7 @@ def test_weights_hold_for_very_many_volumes():
     assert [reader.volume_of(i) for i in range(20)] == drawn[:20].tolist()
 
 
-def test_a_substitute_is_drawn_by_weight_too(store):
+def test_substitutes_are_sampled_by_weight(store):
     class Broken(ArraySource):
         def read(self, k, start, stop):
             from viewalign.errors import ExcludedImageError
@@ -99,11 +99,11 @@ def test_a_substitute_is_drawn_by_weight_too(store):
     assert {reader[i].volume_id for i in range(12)} == {2}
 
 
-def test_filters(store):
+def test_admitted_volumes(store):
     assert admitted(store).all()
     np.testing.assert_array_equal(admitted(store, ["flair"]), np.arange(14) % 2 == 1)
     np.testing.assert_array_equal(admitted(store, max_quality_score=2.0), np.arange(14) % 3 != 2)
-    with pytest.raises(UserError, match="no volume is of modality 'PET'; there are flair, t1w"):
+    with pytest.raises(UserError, match=r"sampling\.modalities.*PET"):
         admitted(store, ["PET"])
     only_bad = Store.open(store.path)
     only_bad.quality = np.full(14, 3.0)
@@ -111,25 +111,25 @@ def test_filters(store):
         admitted(only_bad, max_quality_score=2.0)
 
 
-def test_wrong_names_are_answered(store):
-    with pytest.raises(UserError, match=r"no dataset, subject or image 'c__a__p11'.*did you mean 'c__a__p1'"):
+def test_unknown_names_are_rejected(store):
+    with pytest.raises(UserError, match=r"sampling\.weights.*c__a__p1'"):
         weights_of(store, np.arange(14), factors={"c__a__p11": 1.0})
-    with pytest.raises(UserError, match="the weight 0"):
+    with pytest.raises(UserError, match=r"sampling\.weights"):
         weights_of(store, np.arange(14), factors={"a": 0.0, "b": 0.0})
 
 
 def test_a_run_with_sampling(tiny_recipe):
     outcome = pretrain(tiny_recipe("sampling.by=subject", "sampling.weights={arrays: 2.0}", steps=2))
     assert outcome.finished
-    with pytest.raises(UserError, match="no volume is of modality 'T1w'"):
+    with pytest.raises(UserError, match=r"sampling\.modalities.*T1w"):
         pretrain(tiny_recipe("sampling.modalities=[T1w]", out="other"))
 
 
-def test_channels_that_the_network_does_not_take(store):
+def test_other_numbers_of_channels_are_rejected(store):
     inside = np.ones(14, dtype=bool)
     check_channels(store, inside, 1)
     store.channels[3] = 4
-    with pytest.raises(UserError, match=r"1 volumes .* network.channels=1, such as c__a__p0__03 with 4"):
+    with pytest.raises(UserError, match=r"network\.channels=1.*c__a__p0__03"):
         check_channels(store, inside, 1)
     inside[3] = False
     check_channels(store, inside, 1)

@@ -1,6 +1,6 @@
-"""Nothing of a run mixes the CPU's tensors with those of the device that it trains on, and the run is the same there.
+"""Runs never mix tensors of the CPU and of the training device, and give the same results on both.
 
-The device is a made-up one (`tests/made/second_device.py`), so that this holds where there is no GPU.
+The device is simulated (`tests/made/second_device.py`), so that no GPU is needed.
 """
 
 import shutil
@@ -70,7 +70,7 @@ def move(method):
 
 
 @every_case
-def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
+def test_steps_stay_on_their_device(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     method, samples, changes = method_and_samples(made)
     here = method(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), return_diagnostics=True)
@@ -85,7 +85,7 @@ def test_a_step_of_every_method_stays_on_its_device(recipe, settings):
 
 
 @every_case
-def test_no_view_and_no_step_waits_for_the_device(recipe, settings):
+def test_views_and_steps_do_not_synchronise(recipe, settings):
     """All that a step needs of the CPU is sent from pinned memory, and no value is read back."""
     turned = ["views.p_rotation=0.5", "views.p_scale=0.7"]
     made = load(recipe, settings, common=[*SMALL, *turned])
@@ -98,7 +98,7 @@ def test_no_view_and_no_step_waits_for_the_device(recipe, settings):
     assert not waits
 
 
-def test_waits_are_counted():
+def test_synchronisations_are_counted():
     """Each of these stops the program until a GPU has done all that is queued."""
     here = torch.arange(4.0)
     with second_device(), count_waits() as waits:
@@ -156,7 +156,7 @@ def elsewhere():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["optim.name=adamw", "optim.name=sgd", "runtime.accumulate=2"])
-def test_a_whole_run_logs_looks_saves_and_resumes_there(setting, tmp_path):
+def test_a_run_on_the_second_device(setting, tmp_path):
     store_from_arrays(tmp_path / "store", smooth_volumes(24))
     more = [
         "steps=4",
@@ -190,7 +190,7 @@ def test_a_whole_run_logs_looks_saves_and_resumes_there(setting, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_a_loop_waits_for_nothing_between_rows_of_its_log_and_skips_a_bad_step(name, tmp_path, monkeypatch):
+def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path, monkeypatch):
     """The step whose loss is not finite is found out one step later, or before the row that follows it."""
     waits, plain_step, plain_loss = [], Trainer._train_step, ConsistentViewAlignment.step
 

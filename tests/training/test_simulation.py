@@ -22,7 +22,7 @@ SMALL = ["views.size=32", "batch=4"]
         ("cva-primus-m", ["views.size=160", "runtime.recompute=true"], 17.1),
     ],
 )
-def test_the_published_recipes_at_batch_4(recipe, settings, gigabytes):
+def test_peak_memory_of_published_recipes(recipe, settings, gigabytes):
     """Figures of another simulation, with an optimizer step, before norms stopped copying in a ResEnc.
 
     On that code they agreed within 3 %; since then ResEnc-L needs 24.7 and 14.9 GB.
@@ -32,7 +32,7 @@ def test_the_published_recipes_at_batch_4(recipe, settings, gigabytes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
-def test_what_needs_less_memory_does(recipe):
+def test_settings_that_need_less_memory(recipe):
     def peak(*settings, precision="bf16", processes=1):
         return simulated_peak(load(recipe, [*SMALL, *settings]), precision, processes)
 
@@ -55,7 +55,7 @@ def test_every_method_can_be_simulated(method):
     assert 2 * state < simulated_peak(small, "bf16") < 4e9
 
 
-def test_the_gpu_need_not_be_there_and_nothing_of_the_simulation_stays():
+def test_simulation_needs_no_gpu_and_restores_torch():
     simulated_peak(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "bf16")
     assert not torch.is_autocast_enabled("cuda")
     leaf = torch.ones(2, requires_grad=True)
@@ -63,7 +63,7 @@ def test_the_gpu_need_not_be_there_and_nothing_of_the_simulation_stays():
     assert torch.equal(leaf.grad, torch.full((2,), 3.0))
 
 
-def test_the_backward_pass_in_python_is_torch_s():
+def test_backward_pass_agrees_with_torch():
     """Shared inputs, broadcasting, several outputs and views: the same gradients as torch's own engine."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4, affine=True), nn.LeakyReLU(inplace=True))
@@ -82,7 +82,7 @@ def test_the_backward_pass_in_python_is_torch_s():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_bytes_are_counted_while_tensors_live():
+def test_bytes_of_live_tensors():
     with simulation._Counted() as counted:
         one = torch.empty(1024, device="cuda")
         view = one.view(32, 32)

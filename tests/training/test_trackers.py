@@ -1,4 +1,4 @@
-"""Boards that show a run elsewhere."""
+"""Experiment trackers."""
 
 import os
 import subprocess
@@ -12,18 +12,18 @@ from viewalign.training.trackers import MlflowTracker, TensorBoardTracker, Wandb
 from viewalign.weights.run_folder import read_log
 
 
-def test_only_numbers_are_drawn():
+def test_only_numbers_are_sent():
     assert numbers("train", {"loss": 1.5, "note": "x", "shape": [1, 2]}) == {"train/loss": 1.5}
 
 
-def test_tensorboard_reads_what_is_written_and_forgets_what_a_resumed_run_does_anew(tmp_path):
+def test_tensorboard_reads_the_rows_of_a_resumed_run(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, values in ((0, (1.0, 0.5, 0.25)), (1, (0.125, 0.0625))):
-        board = TensorBoardTracker(tmp_path, first)
+        tracker = TensorBoardTracker(tmp_path, first)
         for step, value in enumerate(values, first + 1):
-            board.row("train", step, {"loss": value, "note": "no number"})
-        board.close()
+            tracker.row("train", step, {"loss": value, "note": "no number"})
+        tracker.close()
         for file in tmp_path.glob("events*.viewalign"):
             file.rename(file.with_name(f"events.out.tfevents.{10 + first}.viewalign.kept"))
     read = EventAccumulator(str(tmp_path))
@@ -33,12 +33,12 @@ def test_tensorboard_reads_what_is_written_and_forgets_what_a_resumed_run_does_a
 
 
 @pytest.mark.slow
-def test_a_run_is_kept_by_wandb_offline_and_goes_on_under_its_id(tmp_path):
+def test_wandb_offline_and_resumed(tmp_path):
     pytest.importorskip("wandb")
     code = (
         "import sys, pathlib\nfrom viewalign.training.trackers import Wandb\n"
-        "board = Wandb(pathlib.Path(sys.argv[1]), {'steps': 2})\n"
-        "board.row('train', 1, {'loss': 0.5})\nprint(board._run.id, board._run.config['steps'])\nboard.close()"
+        "tracker = Wandb(pathlib.Path(sys.argv[1]), {'steps': 2})\n"
+        "tracker.row('train', 1, {'loss': 0.5})\nprint(tracker._run.id, tracker._run.config['steps'])\nboard.close()"
     )
     home = {**os.environ, "WANDB_MODE": "offline", "HOME": str(tmp_path), "WANDB_PROJECT": "p"}
     seen = []
@@ -54,12 +54,12 @@ def test_a_run_is_kept_by_wandb_offline_and_goes_on_under_its_id(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_kept_by_mlflow_without_a_server_and_goes_on_in_the_same_one(tmp_path):
+def test_mlflow_without_a_server_and_resumed(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     code = (
         "import sys, pathlib\nfrom viewalign.training.trackers import Mlflow\n"
-        "board, step = Mlflow(pathlib.Path(sys.argv[1]), {'steps': 2, 'optim': {'lr': 0.1}}), int(sys.argv[2])\n"
-        "board.row('train', step, {'loss': 0.5 / step, 'note': 'no number'})\nboard.close()"
+        "tracker, step = Mlflow(pathlib.Path(sys.argv[1]), {'steps': 2, 'optim': {'lr': 0.1}}), int(sys.argv[2])\n"
+        "tracker.row('train', step, {'loss': 0.5 / step, 'note': 'no number'})\nboard.close()"
     )
     place = f"sqlite:///{tmp_path / 'kept.db'}"
     home = {**os.environ, "MLFLOW_TRACKING_URI": place, "MLFLOW_EXPERIMENT_NAME": "heads"}
@@ -77,7 +77,7 @@ def test_a_run_is_kept_by_mlflow_without_a_server_and_goes_on_in_the_same_one(tm
     assert str(tmp_path) not in str(run.data.params) + str(run.data.tags)
 
 
-def test_a_server_of_mlflow_that_is_not_there_is_said_before_the_run(tmp_path, monkeypatch):
+def test_an_unreachable_mlflow_server_is_an_error(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -86,7 +86,7 @@ def test_a_server_of_mlflow_that_is_not_there_is_said_before_the_run(tmp_path, m
     assert not (tmp_path / "mlflow_id").exists()
 
 
-def test_a_board_that_fails_is_left_and_the_log_goes_on(tmp_path):
+def test_a_failing_tracker_does_not_stop_the_log(tmp_path):
     class Gone:
         def row(self, kind, step, values):
             raise RuntimeError("the server is gone")
@@ -103,8 +103,8 @@ def test_a_board_that_fails_is_left_and_the_log_goes_on(tmp_path):
     assert told == ["Gone cannot be written (the server is gone) and is left; the log goes on."]
 
 
-@pytest.mark.parametrize(("package", "board"), [("wandb", WandbTracker), ("mlflow", MlflowTracker)])
-def test_without_the_package_a_sentence_names_the_extra(tmp_path, monkeypatch, package, board):
+@pytest.mark.parametrize(("package", "tracker"), [("wandb", WandbTracker), ("mlflow", MlflowTracker)])
+def test_missing_packages_are_named(tmp_path, monkeypatch, package, tracker):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install 'viewalign\[tracking\]'"):
-        board(tmp_path, {})
+        tracker(tmp_path, {})

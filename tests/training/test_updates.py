@@ -1,4 +1,4 @@
-"""A step whose loss or gradients are not finite changes nothing, whether the CPU decides it or a device."""
+"""A step with a non-finite loss or gradient changes nothing, on a CPU and on a device."""
 
 import copy
 
@@ -42,7 +42,7 @@ def steps(module, optimizer, device):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_device_decides_as_the_cpu_does_and_nothing_waits(name):
+def test_device_and_cpu_skip_the_same_steps(name):
     torch.manual_seed(0)
     here = torch.nn.Linear(3, 2)
     settings = {"name": name, "lr": 0.1, "weight_decay": 0.01, "momentum": 0.9, "betas": (0.9, 0.98)}
@@ -70,7 +70,7 @@ def state_of(optimizer):
     return [value for state in optimizer.state.values() for value in state.values()]
 
 
-def test_a_state_saved_on_another_device_does_not_change_how_steps_are_computed():
+def test_loaded_states_keep_the_implementation_of_the_step():
     """Else a run that goes on from a CPU's checkpoint would not skip bad steps on a GPU."""
     settings = {"name": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "betas": (0.9, 0.98)}
     layer = torch.nn.Linear(3, 2)
@@ -86,7 +86,7 @@ def test_a_state_saved_on_another_device_does_not_change_how_steps_are_computed(
     assert len(loaded.state) == 2
 
 
-def test_a_number_is_read_later_without_waiting_for_what_follows_it():
+def test_read_later_does_not_wait_for_later_work():
     assert read_later(torch.tensor(2.5))() == 2.5
     with second_device():
         value = send(torch.tensor(2.5), DEVICE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -142,8 +141,10 @@ def _cpu_quota() -> float | None:
 
 Level = Literal["good", "watch", "bad"]
 _GIGABYTE = 1e9
-_SHARED = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "glusterfs"}
-_MIN_SHM, _MIN_FILES, _MIN_DISK = 2e9, 4096, 20e9
+_NETWORK_FILE_SYSTEMS = {
+    *("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph", "glusterfs"),
+}
+_MIN_SHM, _MIN_FILES, _MIN_DISK, _MIN_MEMORY = 2e9, 4096, 20e9, 8e9
 
 
 @dataclass(frozen=True)
@@ -158,55 +159,48 @@ class Finding:
 
 def diagnose(facts: MachineInfo) -> list[Finding]:
     """Return all findings, in a fixed order."""
-    return [finding for check in _CHECKS for finding in check(facts)]
+    findings = [_torch(facts), _cudnn(facts), *_gpus(facts), _cpu_precision(facts), _threads(facts), _load(facts)]
+    findings += [_memory(facts), _shm(facts), _open_file_limit(facts), *map(_folder, facts.folders)]
+    return [finding for finding in findings if finding is not None]
 
 
-def _torch(facts: MachineInfo) -> Iterator[Finding]:
-    version = _numbers(facts.torch)
+def _torch(facts: MachineInfo) -> Finding:
+    parts = facts.torch.split("+")[0].split(".")
+    version = tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
+    upgrade = "pip install 'torch>=2.10'"
     if version[:2] == (2, 9):
-        yield Finding(
-            "bad",
-            "torch",
+        text = (
             f"{facts.torch}: its 3D convolutions under autocast are up to four times slower, take three times the "
-            "memory and can be wrong in bf16 (pytorch #166122, #163539, #166643)",
-            "pip install 'torch>=2.10'",
+            "memory and can be wrong in bf16 (pytorch #166122, #163539, #166643)"
         )
-    elif version < (2, 6):
-        yield Finding("bad", "torch", f"{facts.torch} is too old", "pip install 'torch>=2.10'")
-    else:
-        yield Finding("good", "torch", facts.torch)
+        return Finding("bad", "torch", text, upgrade)
+    if version < (2, 6):
+        return Finding("bad", "torch", f"{facts.torch} is too old", upgrade)
+    return Finding("good", "torch", facts.torch)
 
 
-def _cudnn(facts: MachineInfo) -> Iterator[Finding]:
+def _cudnn(facts: MachineInfo) -> Finding | None:
     if facts.cudnn is None or not facts.gpus:
-        return
+        return None
     if 91000 <= facts.cudnn < 91500:
-        yield Finding(
-            "watch",
-            "cuDNN",
-            f"{facts.cudnn}: 9.10 to 9.14 have slow and faulty 3D convolutions in 16 bits",
-            "pip install 'nvidia-cudnn-cu12>=9.15', or a newer torch",
-        )
-    else:
-        yield Finding("good", "cuDNN", str(facts.cudnn))
+        text = f"{facts.cudnn}: 9.10 to 9.14 have slow and faulty 3D convolutions in 16 bits"
+        return Finding("watch", "cuDNN", text, "pip install 'nvidia-cudnn-cu12>=9.15', or a newer torch")
+    return Finding("good", "cuDNN", str(facts.cudnn))
 
 
-def _gpu(facts: MachineInfo) -> Iterator[Finding]:
+def _gpus(facts: MachineInfo) -> list[Finding]:
     if facts.gpus:
+        findings = []
         for number, gpu in enumerate(facts.gpus):
-            words = f"{gpu.name}, {gpu.memory / _GIGABYTE:.0f} GB"
             half = "bf16" if gpu.capability >= BF16_CAPABILITY else "fp16 with a gradient scaler (it has no bf16)"
-            yield Finding("good", f"GPU {number}", f"{words}: pretraining computes in {half}")
-    elif facts.gpu_devices:
+            text = f"{gpu.name}, {gpu.memory / _GIGABYTE:.0f} GB: pretraining computes in {half}"
+            findings.append(Finding("good", f"GPU {number}", text))
+        return findings
+    if facts.gpu_devices:
         why, remedy = _why_undetected(facts)
-        yield Finding("bad", "GPU", f"torch does not detect it: {why}", remedy)
-    else:
-        yield Finding(
-            "watch",
-            "GPU",
-            "none: only the xs networks can be trained on a CPU",
-            "See `viewalign estimate`.",
-        )
+        return [Finding("bad", "GPU", f"torch does not detect it: {why}", remedy)]
+    text = "none: only the xs networks can be trained on a CPU"
+    return [Finding("watch", "GPU", text, "See `viewalign estimate`.")]
 
 
 def require_gpu(facts: MachineInfo) -> None:
@@ -232,100 +226,74 @@ def _why_undetected(facts: MachineInfo) -> tuple[str, str]:
     return "no driver", f"Update the NVIDIA driver; torch was built for CUDA {facts.cuda}. `nvidia-smi` must list it."
 
 
-def _cpu_precision(facts: MachineInfo) -> Iterator[Finding]:
+def _cpu_precision(facts: MachineInfo) -> Finding:
     choice = choose_for_cpu(facts.cpu_units)
-    yield Finding("good", "CPU precision", f"{choice.precision} without a GPU ({choice.reason})")
+    return Finding("good", "CPU precision", f"{choice.precision} without a GPU ({choice.reason})")
 
 
-def _threads(facts: MachineInfo) -> Iterator[Finding]:
-    granted = min(facts.cores, facts.quota) if facts.quota else facts.cores
-    if facts.threads > granted:
-        yield Finding(
-            "watch",
-            "Threads",
-            f"torch uses {facts.threads} threads on {granted:g} cores",
-            f"runtime.threads={max(int(granted), 1)}, or OMP_NUM_THREADS={max(int(granted), 1)}",
-        )
-    else:
-        yield Finding("good", "Threads", f"{facts.threads} of {granted:g} cores")
-    if facts.load > 1.5 * granted:
-        yield Finding(
-            "watch",
-            "Load",
-            f"{facts.load:.1f} processes run on {granted:g} cores",
-            "Other programs are running; training will take longer.",
-        )
+def _usable_cores(facts: MachineInfo) -> float:
+    return min(facts.cores, facts.quota) if facts.quota else facts.cores
 
 
-def _memory(facts: MachineInfo) -> Iterator[Finding]:
-    words = f"{facts.memory / _GIGABYTE:.0f} GB"
-    if facts.memory < 8e9:
-        yield Finding("watch", "Memory", f"{words} is little", "prepare with --workers 2, train with runtime.workers=1")
-    else:
-        yield Finding("good", "Memory", words)
+def _threads(facts: MachineInfo) -> Finding:
+    cores = _usable_cores(facts)
+    if facts.threads <= cores:
+        return Finding("good", "Threads", f"{facts.threads} of {cores:g} cores")
+    threads = max(int(cores), 1)
+    text = f"torch uses {facts.threads} threads on {cores:g} cores"
+    return Finding("watch", "Threads", text, f"runtime.threads={threads}, or OMP_NUM_THREADS={threads}")
 
 
-def _shm(facts: MachineInfo) -> Iterator[Finding]:
+def _load(facts: MachineInfo) -> Finding | None:
+    cores = _usable_cores(facts)
+    if facts.load <= 1.5 * cores:
+        return None
+    text = f"{facts.load:.1f} processes run on {cores:g} cores"
+    return Finding("watch", "Load", text, "Other programs are running; training will take longer.")
+
+
+def _memory(facts: MachineInfo) -> Finding:
+    text = f"{facts.memory / _GIGABYTE:.0f} GB"
+    if facts.memory >= _MIN_MEMORY:
+        return Finding("good", "Memory", text)
+    return Finding("watch", "Memory", f"{text} is little", "prepare with --workers 2, train with runtime.workers=1")
+
+
+def _shm(facts: MachineInfo) -> Finding | None:
     if facts.shm is None:
-        return
-    words = f"{facts.shm / _GIGABYTE:.1f} GB free"
-    if facts.shm < _MIN_SHM:
-        yield Finding(
-            "bad" if facts.shm < 100e6 else "watch",
-            "/dev/shm",
-            f"{words}: workers pass their samples through it and die with a bus error when it is full",
-            "docker run --shm-size=16g (or --ipc=host); without a container: mount -o remount,size=16G /dev/shm; else "
-            "runtime.workers=0",
-        )
-    else:
-        yield Finding("good", "/dev/shm", words)
+        return None
+    text = f"{facts.shm / _GIGABYTE:.1f} GB free"
+    if facts.shm >= _MIN_SHM:
+        return Finding("good", "/dev/shm", text)
+    return Finding(
+        "bad" if facts.shm < 100e6 else "watch",
+        "/dev/shm",
+        f"{text}: workers pass their samples through it and die with a bus error when it is full",
+        "docker run --shm-size=16g (or --ipc=host); without a container: mount -o remount,size=16G /dev/shm; else "
+        "runtime.workers=0",
+    )
 
 
-def _check_open_files(facts: MachineInfo) -> Iterator[Finding]:
-    if facts.open_files is None:
-        return
-    if 0 <= facts.open_files < _MIN_FILES:
-        yield Finding(
-            "watch",
-            "Open files",
-            f"a process may open {facts.open_files}; many workers need more",
-            "ulimit -n 65536 (permanently: /etc/security/limits.conf)",
-        )
-    else:
-        yield Finding("good", "Open files", "unlimited" if facts.open_files < 0 else f"{facts.open_files:,}")
+def _open_file_limit(facts: MachineInfo) -> Finding | None:
+    limit = facts.open_files
+    if limit is None:
+        return None
+    if limit < 0 or limit >= _MIN_FILES:
+        return Finding("good", "Open files", "unlimited" if limit < 0 else f"{limit:,}")
+    text = f"a process may open {limit}; many workers need more"
+    return Finding("watch", "Open files", text, "ulimit -n 65536 (permanently: /etc/security/limits.conf)")
 
 
-def _folders(facts: MachineInfo) -> Iterator[Finding]:
-    for folder in facts.folders:
-        yield from _folder(folder)
-
-
-def _folder(folder: FolderInfo) -> Iterator[Finding]:
-    words = f"{folder.kind or 'unknown file system'}, {folder.free / _GIGABYTE:.0f} GB free"
+def _folder(folder: FolderInfo) -> Finding:
+    text = f"{folder.kind or 'unknown file system'}, {folder.free / _GIGABYTE:.0f} GB free"
+    level: Level = "watch"
     if not folder.writable:
-        yield Finding(
-            "bad", str(folder.path), f"{words}, cannot be written", "Choose another folder, or change its permissions."
-        )
+        level, text, remedy = "bad", f"{text}, cannot be written", "Choose another folder, or change its permissions."
     elif folder.free < _MIN_DISK:
-        yield Finding(
-            "watch", str(folder.path), words, "Free some space; `viewalign estimate` reports how much a store needs."
-        )
-    elif folder.kind in _SHARED:
-        yield Finding(
-            "watch",
-            str(folder.path),
-            f"{words}: every read of a store goes through the network",
-            "Copy the store to a local disk before training: rsync -a STORE /local/disk/",
-        )
+        remedy = "Free some space; `viewalign estimate` reports how much a store needs."
+    elif folder.kind in _NETWORK_FILE_SYSTEMS:
+        text = f"{text}: every read of a store goes through the network"
+        remedy = "Copy the store to a local disk before training: rsync -a STORE /local/disk/"
     else:
-        yield Finding("good", str(folder.path), words)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split("+")[0].split(".")
-    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
-
-
-_CHECKS: tuple[Callable[[MachineInfo], Iterator[Finding]], ...] = (
-    _torch, _cudnn, _gpu, _cpu_precision, _threads, _memory, _shm, _check_open_files, _folders,
-)  # fmt: skip
+        level, remedy = "good", ""
+    return Finding(level, str(folder.path), text, remedy)

@@ -1,4 +1,4 @@
-"""A bench does the loop's own steps, as many as it says, and its parts lie within them."""
+"""The bench times the steps of the training loop and their parts."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_steps_are_those_of_the_loop(bench):
+def test_times_of_steps_and_parts(bench):
     times = bench.measure(3, warm=1)
     assert len(times.seconds) == 3
     assert bench.trainer.position.updates == 1 + 3 + 2
@@ -29,20 +29,20 @@ def test_steps_are_those_of_the_loop(bench):
 
 
 @pytest.mark.slow
-def test_data_wait_is_the_loop_s_own(bench):
+def test_data_wait(bench):
     found = bench.data_wait(workers=0, steps=2)
     assert 0 < found["data_wait"] < 1
     assert found["volumes_per_second"] > 0
 
 
 @pytest.mark.slow
-def test_one_step_can_be_looked_into(bench):
+def test_context_around_one_step(bench):
     inside = []
     bench.measure(2, warm=1, around=_Around(inside, bench))
     assert inside == [("in", 0), ("out", 1)]
 
 
-def test_what_does_not_fit_is_run_with_less_memory_and_other_faults_are_raised():
+def test_first_that_fits():
     def run(settings):
         if not settings:
             raise torch.OutOfMemoryError
@@ -61,7 +61,7 @@ def _fail(problem):
 
 
 class _Around:
-    """Notes how many steps were counted when it was entered and left."""
+    """Records the number of timed steps on enter and exit."""
 
     def __init__(self, notes, bench):
         self.notes, self.bench = notes, bench

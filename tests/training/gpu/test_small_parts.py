@@ -1,4 +1,4 @@
-"""Synthetic volumes, times, differences, and the lines that make the CPU wait."""
+"""Synthetic volumes, timing, differences of losses, and synchronisations."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from viewalign.training.gpu.synthetic import synthetic_volume
 CPU = torch.device("cpu")
 
 
-def test_a_synthetic_volume_is_an_ellipsoid_on_zeros_and_always_the_same():
+def test_synthetic_volumes_are_reproducible_ellipsoids():
     volume = synthetic_volume(3, (30, 40, 50))
     assert volume.dtype == np.float32
     assert np.array_equal(volume, synthetic_volume(3, (30, 40, 50)))
@@ -27,14 +27,14 @@ def test_a_synthetic_volume_is_an_ellipsoid_on_zeros_and_always_the_same():
     assert (volume != 0).mean() == pytest.approx(math.pi / 6, rel=0.1)
 
 
-def test_the_largest_difference_of_two_curves():
+def test_difference_of_two_curves():
     assert difference([1.0, 2.2, 3.0], [1.0, 2.0, 3.0]) == pytest.approx(0.1)
     assert math.isnan(difference([1.0, float("nan")], [1.0, 2.0]))
     with pytest.raises(ValueError, match="2 and 3 losses"):
         difference([1.0, 2.0], [1.0, 2.0, 3.0])
 
 
-def test_parts_are_summed_within_a_step_and_medians_over_steps(monkeypatch):
+def test_parts_are_summed_per_step(monkeypatch):
     clock = itertools.accumulate([0, 1, 0, 2, 0, 4, 0, 100])  # calls last 1 s, 2 s, 4 s and 100 s
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     parts = timing.Parts(CPU)
@@ -45,14 +45,14 @@ def test_parts_are_summed_within_a_step_and_medians_over_steps(monkeypatch):
     assert parts.medians(range(2)) == {"part": 3.5}
 
 
-def test_the_median_call_is_timed_after_warm_ups(monkeypatch):
+def test_median_time_after_warm_up(monkeypatch):
     clock = itertools.accumulate([0, 50, 0, 1, 0, 3, 0, 2])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     assert timing.seconds_of(lambda: None, CPU, repeats=3, warm=1) == 2
 
 
 class Waiting(torch.nn.Linear):
-    """A module that waits for the GPU where its parameters are asked for."""
+    """A module that synchronises when its parameters are read."""
 
     def parameters(self, recurse=True):
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
@@ -60,7 +60,7 @@ class Waiting(torch.nn.Linear):
         return super().parameters(recurse)
 
 
-def test_a_wait_is_counted_at_the_package_s_own_line():
+def test_synchronisations_are_counted_by_line():
     with mock.patch.object(torch.cuda, "set_sync_debug_mode") as mode, recorded_waits(torch.device("cuda")) as found:
         optimizers.clip_gradients(Waiting(1, 1), None)
         optimizers.clip_gradients(Waiting(1, 1), None)
@@ -73,13 +73,13 @@ def test_a_wait_is_counted_at_the_package_s_own_line():
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_nothing_is_counted_on_a_cpu():
+def test_no_synchronisations_on_a_cpu():
     with pytest.warns(UserWarning, match="synchronizing"), recorded_waits(CPU) as found:
         optimizers.clip_gradients(Waiting(1, 1), None)
     assert not found
 
 
-def test_a_profile_names_what_took_the_time():
+def test_profile():
     with profiled(CPU) as found:
         torch.randn(64, 64) @ torch.randn(64, 64)
     assert "aten::mm" in [name for _, _, name in found["top"]]
