@@ -177,11 +177,11 @@ def test_pcrlv2_loss(recipe, bodies):
                 total, weight = 0.0, 0.0
                 for cell in np.ndindex(*image.shape[3:]):
                     place = tuple(slice(block * n, block * (n + 1)) for n in cell)
-                    weight = float(valid[place].float().mean())
-                    if weight:
+                    fraction = float(valid[place].float().mean())
+                    if fraction:
                         mean = target[place][valid[place]].mean()
-                        total += weight * float((image[view, k, 0][cell].detach() - mean) ** 2)
-                        weight += weight
+                        total += fraction * float((image[view, k, 0][cell].detach() - mean) ** 2)
+                        weight += fraction
                 errors.append(total / weight)
         coarse.append(np.mean(errors))
         large, small = (method.projectors[scale](latents[f"{n}{scale}"].flatten(0, 1), torch.ones(8)) for n in SIZES)
