@@ -4,10 +4,14 @@ import importlib
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+
+from viewalign.training import optimizers
 
 KIT = Path(__file__).parents[1] / "benchmarks" / "gpu"
 MODULES = [path.stem for path in KIT.glob("*.py")]
@@ -122,3 +126,40 @@ def test_wheels_are_those_of_the_tested_environment():
     assert len(pinned) > 10
     for one in pinned:
         assert one in lock
+
+
+class Waiting(torch.nn.Linear):
+    """A module that synchronises when its parameters are read."""
+
+    def parameters(self, recurse=True):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("Synchronization debug mode does not detect all synchronizing operations", stacklevel=1)
+        return super().parameters(recurse)
+
+
+def test_synchronisations_are_counted_by_line(kit):
+    recorded_waits = kit("inspection").recorded_waits
+    with mock.patch.object(torch.cuda, "set_sync_debug_mode") as mode, recorded_waits(torch.device("cuda")) as found:
+        optimizers.clip_gradients(Waiting(1, 1), None)
+        optimizers.clip_gradients(Waiting(1, 1), None)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert mode.mock_calls == [mock.call("warn"), mock.call("default")]
+    ours = {line: count for line, count in found.items() if line.startswith("training/optimizers.py:")}
+    assert list(ours.values()) == [2]
+    assert next(line for line in found if line not in ours).startswith("test_gpu_check.py:")
+    assert sum(found.values()) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_no_synchronisations_on_a_cpu(kit):
+    recorded_waits = kit("inspection").recorded_waits
+    with pytest.warns(UserWarning, match="synchronizing"), recorded_waits(torch.device("cpu")) as found:
+        optimizers.clip_gradients(Waiting(1, 1), None)
+    assert not found
+
+
+def test_profile(kit):
+    with kit("inspection").profiled(torch.device("cpu")) as found:
+        torch.randn(64, 64) @ torch.randn(64, 64)
+    assert "aten::mm" in [name for _, _, name in found["top"]]
+    assert 0 < found["busy_s"] < 60

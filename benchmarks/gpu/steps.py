@@ -9,13 +9,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from inspection import profiled, recorded_waits
 from session import Facts, Part, Session, check, rounded
 from torch import _dynamo as dynamo
 
 from viewalign.training.data import Samples
 from viewalign.training.gpu import check as limits
 from viewalign.training.gpu.bench import LESS_MEMORY, Bench, StepTimes, first_that_fits
-from viewalign.training.gpu.inspection import profiled, recorded_waits
 from viewalign.views.batch import ViewBatch
 
 STEPS, WARM = 6, 3

@@ -18,7 +18,7 @@ import viewalign
 from viewalign.training.gpu.timing import wait
 
 _PACKAGE = Path(viewalign.__file__).parent
-_HERE = Path(__file__).parent
+_CHECKS = _PACKAGE / "training" / "gpu"
 
 
 @contextmanager
@@ -47,11 +47,11 @@ def recorded_waits(device: torch.device) -> Iterator[Counter[str]]:
 
 
 def _caller() -> str | None:
-    """Return the innermost line of the package on the stack, without this folder."""
+    """Return the innermost line of the package on the stack, without the modules of the check itself."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(_PACKAGE) and path.parent != _HERE:
+        if path.is_relative_to(_PACKAGE) and path.parent != _CHECKS:
             return f"{path.relative_to(_PACKAGE).as_posix()}:{frame.f_lineno}"
         frame = frame.f_back
     return None
