@@ -326,7 +326,7 @@ def test_connections_lost_now_and_then_are_mended_and_those_lost_in_a_row_told(p
     )
     assert [step[0].index for step in data.batches(reader, 0, 6, 1, workers=1, pin=False)] == list(range(6))
     monkeypatch.setattr(Lost, "good", 0)
-    with pytest.raises(UserError, match=r"broke off 3 times in a row before step 1 .*lower runtime.workers"):
+    with pytest.raises(UserError, match=r"3 times in a row before step 1 .*runtime.workers"):
         next(data.batches(reader, 0, 6, 1, workers=1, pin=False))
     with pytest.raises(type(problem)):
         next(data.batches(reader, 0, 6, 1, workers=0, pin=False))

@@ -142,7 +142,7 @@ def test_held_out_subjects_of_the_dataset():
 def test_readers_of_a_killed_run_are_silent(capsys):
     """Its helper thread meets a closed connection; what else goes wrong in a reader is told."""
     for problem in (ConnectionResetError("reset by peer"), EOFError()):
-        data._tell_in_a_reader(type(problem), problem, None)
+        data._report_worker_error(type(problem), problem, None)
     assert capsys.readouterr().err == ""
-    data._tell_in_a_reader(ValueError, ValueError("odd"), None)
+    data._report_worker_error(ValueError, ValueError("odd"), None)
     assert "ValueError: odd" in capsys.readouterr().err

@@ -125,11 +125,8 @@ class GVSL(SingleNetwork):
     def run(self, batch: ViewBatch) -> Latents:
         """Deform and corrupt views, restore them, and register each volume of a pair to the other."""
         deformed = self.clean_views(batch)
-        inputs, target, valid = (
-            corrupt_views(deformed, self._corruption, self._seed),
-            deformed.targets[0],
-            deformed.valid[0],
-        )
+        inputs = corrupt_views(deformed, self._corruption, self._seed)
+        target, valid = deformed.targets[0], deformed.valid[0]
         self.sample_drop_path(batch)
         encoded = self.backbone.encode(inputs)
         finest = self.backbone.finest(encoded)

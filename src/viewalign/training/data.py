@@ -1,4 +1,4 @@
-"""From a store to the batches of a run: who is held out, and loaders that begin at any step."""
+"""Data loading of a run: split of subjects, batches from any step on, workers, unreadable volumes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSou
 
 _FEWEST, _MOST, _NONE_BELOW = 5, 200, 20
 _REVIVALS = 10
-"""How often in a row workers may die before a step is read."""
+"""Deaths of workers in a row without a step after which the run stops."""
 _LOST = (ConnectionError, EOFError, FileNotFoundError)
-"""What taking a batch out of a worker's memory ends in where the worker dies at that moment."""
+"""Errors of receiving a batch from a worker that dies at that moment."""
 
 Samples = list[Sample]
 
@@ -40,15 +40,15 @@ class Split:
 
 @dataclass(frozen=True)
 class DataModule:
-    """Where batches come from.
+    """Source of batches.
 
     Attributes:
         train: yields the samples of steps [first, last).
         validation: yields the held-out samples, always the same; None without held-out subjects.
-        build: makes views of samples on the training device; the flag leaves out changes of intensity.
-        volumes: how many volumes there are to train on.
-        name_of: what a person calls a volume of the store, by its number.
-        aligned: whether views come in pairs whose features are compared place by place.
+        build: builds views from samples on the training device; the flag disables intensity transforms.
+        volumes: number of training volumes.
+        name_of: returns the id of a volume by its number.
+        aligned: whether features of pairs of views are compared at corresponding positions.
     """
 
     train: Callable[[int, int], Generator[Samples]]
@@ -60,13 +60,13 @@ class DataModule:
 
 
 def number_subjects(names: Sequence[str]) -> NDArray[np.int64]:
-    """Number subjects 0, 1, … by sorted name, one number for each volume."""
+    """Return the subject number of each volume; subjects are numbered 0, 1, … by sorted name."""
     _, numbers = np.unique(np.asarray(names, dtype=str), return_inverse=True)
     return numbers.astype(np.int64).reshape(-1)
 
 
 def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Split:
-    """Hold out a share of the subjects: at least 5 and at most 200 of them; none when there are fewer than 20."""
+    """Hold out a share of the subjects, at least 5 and at most 200, but none of fewer than 20."""
     everyone = np.unique(subjects)
     every = np.arange(len(subjects))
     if share == 0 or len(everyone) < _NONE_BELOW:
@@ -78,12 +78,12 @@ def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Sp
 
 
 def split_of(names: Sequence[str], held_out: AbstractSet[str] | None, share: float, seed: int) -> Split:
-    """Hold out the subjects whom the dataset keeps for validation, or a share of them where it keeps none.
+    """Hold out the validation subjects of the dataset, or a share of all subjects if it has none.
 
     Args:
-        names: the subject of each volume.
-        held_out: the dataset's own choice.
-        share: of the subjects; 0 holds out nobody, whatever the dataset says.
+        names: subject of each volume.
+        held_out: validation subjects of the dataset.
+        share: of the subjects; 0 holds out none, even if the dataset has some.
         seed: of the run.
     """
     if held_out is None or share == 0:
@@ -94,12 +94,12 @@ def split_of(names: Sequence[str], held_out: AbstractSet[str] | None, share: flo
 
 
 def only(split: Split, admitted: NDArray[np.bool_]) -> Split:
-    """Keep of a split what is let in; who is held out does not depend on it."""
+    """Return the split without volumes that are not admitted; the held-out subjects do not depend on them."""
     return Split(split.train[admitted[split.train]], split.validation[admitted[split.validation]])
 
 
 def count_small(source: VolumeSource, chosen: NDArray[np.int64], size: tuple[int, int, int]) -> int:
-    """Count the volumes that are smaller than a view on some axis, so that views of them are padded."""
+    """Count the volumes that are smaller than a view on some axis, whose views are padded."""
     return sum(any(n < s for n, s in zip(source.shape(int(k)), size, strict=True)) for k in chosen)
 
 
@@ -108,10 +108,10 @@ def batches(
 ) -> Generator[Samples]:
     """Yield the samples of steps [first, last) for one process.
 
-    A worker that dies is no loss: samples are functions of their number, so reading goes on where it broke off.
+    If a worker dies, new ones continue at the same step: samples are functions of their number.
 
     Raises:
-        UserError: volumes cannot be read, or workers keep dying.
+        UserError: volumes cannot be read, or workers die repeatedly.
     """
     step, deaths = first, 0
     while step < last:
@@ -121,7 +121,7 @@ def batches(
             collate_fn=list,
             num_workers=workers,
             pin_memory=pin,
-            worker_init_fn=_begin_reading,
+            worker_init_fn=_init_worker,
         )
         try:
             reading = iter(loader)
@@ -131,15 +131,15 @@ def batches(
                     step, deaths = step + 1, 0
         except ExcludedImageError as problem:
             reason = str(problem).strip().splitlines()[-1].removeprefix("viewalign.errors.ExcludedImageError: ")
-            raise UserError(f"Training cannot go on: {reason}") from None
+            raise UserError(f"Training cannot continue: {reason}") from None
         except (RuntimeError, *_LOST) as problem:
             deaths += 1
             if not (workers and ("DataLoader worker" in str(problem) or isinstance(problem, _LOST))):
                 raise
             if deaths > _REVIVALS:
                 raise UserError(
-                    f"Reading broke off {deaths} times in a row before step {step + 1} ({_first_line(problem)}). "
-                    "Workers are mostly killed where memory is short: lower runtime.workers, or give the run more."
+                    f"Workers died {deaths} times in a row before step {step + 1} ({_first_line(problem)}). "
+                    "The usual cause is too little memory: lower runtime.workers, or use a machine with more."
                 ) from problem
 
 
@@ -149,49 +149,49 @@ def _first_line(problem: Exception) -> str:
 
 @contextmanager
 def _worker_deaths_only_while_reading() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD from raising wherever the run happens to be, in the middle of a step too.
+    """Keep torch's handler of SIGCHLD from raising at any point of a step.
 
-    The loader also looks after its workers whenever it waits for one, and there a death is mended. Whatever else hears
-    of ended children in this process goes on hearing of them, and the handler is given back afterwards.
+    The loader also checks its workers whenever it waits for a batch, and a death is handled there. Other handlers of
+    ended children are still called, and the handler is restored afterwards.
     """
-    heard = signal.getsignal(signal.SIGCHLD)
-    if threading.current_thread() is not threading.main_thread() or not callable(heard):
+    previous = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         with suppress(RuntimeError):
-            heard(number, frame)
+            previous(number, frame)
 
-    signal.signal(signal.SIGCHLD, hear)
+    signal.signal(signal.SIGCHLD, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, heard)
+        signal.signal(signal.SIGCHLD, previous)
 
 
-def _begin_reading(worker: int) -> None:  # noqa: ARG001
+def _init_worker(worker: int) -> None:  # noqa: ARG001
     """Leave Ctrl-C, which reaches every process of a terminal, to the run, and be silent when the run is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.excepthook = _tell_in_a_reader
+    sys.excepthook = _report_worker_error
 
 
-def _tell_in_a_reader(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
-    """Say nothing where the run was killed while it took a batch from this reader, whose helper thread then fails."""
+def _report_worker_error(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+    """Suppress the error of a worker's thread after the run was killed while it received a batch."""
     if not issubclass(kind, _LOST):
         sys.__excepthook__(kind, problem, trace)
 
 
 def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 1, allowed: int | None = None) -> int:
-    """Return how many workers read for one process: on a GPU its share of the cores, on a CPU one if a core is free.
+    """Return the number of workers per process: on a GPU its share of the cores, on a CPU 1 if a core is free.
 
     Args:
-        setting: a number, which then holds, or `auto`.
+        setting: a number, which is returned, or `auto`.
         on_gpu: whether the process computes on a GPU.
         cores: of the machine.
         processes: of the run on this machine.
-        allowed: cores that this process may use, fewer where SLURM or a container lends a part of the machine.
+        allowed: cores that this process may use, fewer under SLURM or in a container.
     """
     if isinstance(setting, int):
         return setting
@@ -202,11 +202,11 @@ def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 
 
 
 class UnreadableVolumes:
-    """What this process could not read, and what all processes have set aside.
+    """Volumes that this process could not read, and those that all processes have excluded.
 
     Args:
-        volumes: how many volumes the run has.
-        allowed: the share of them that may be lost, `runtime.lost_share`.
+        volumes: number of training volumes.
+        allowed: share of them that may be excluded, `runtime.lost_share`.
     """
 
     def __init__(self, volumes: int, allowed: float) -> None:
@@ -215,21 +215,21 @@ class UnreadableVolumes:
         self.aside = set[int]()
 
     def meet(self, samples: Samples) -> None:
-        """Keep the numbers of volumes that could not be read for these samples, and why."""
+        """Record the volumes that could not be read for these samples, and why."""
         self._met.update(dict(pair for sample in samples for pair in sample.excluded))
 
     def exclude(self) -> list[tuple[int, str]]:
-        """Set aside what any process has met; all call it together. Returns those that are new, with the reason."""
+        """Exclude the volumes that any process has recorded, in all processes; returns the new ones with the reason."""
         met = {volume: why for part in gather_objects(self._met) for volume, why in part.items()}
         fresh = sorted((volume, why) for volume, why in met.items() if volume not in self.aside)
         self.aside.update(volume for volume, _ in fresh)
         return fresh
 
     def check(self) -> None:
-        """End the run where too many are lost.
+        """Check the share of excluded volumes.
 
         Raises:
-            UserError: more than the share that is allowed.
+            UserError: more than the allowed share.
         """
         if len(self.aside) > self._allowed * self._volumes:
             raise UserError(
