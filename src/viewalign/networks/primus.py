@@ -220,7 +220,8 @@ class PrimusBackbone(Backbone):
         d, h, w = encoded.grid
         tokens = restore_tokens(encoded.tokens, encoded.kept, self.filler, d * h * w)
         tokens = run_eva(eva, tokens, run=self._run, positions=resized_positions(eva, self._grid, encoded.grid))
-        return tokens.transpose(1, 2).unflatten(2, encoded.grid)
+        out: Tensor = tokens.transpose(1, 2).unflatten(2, encoded.grid)
+        return out
 
     def maps(self, encoded: Encoded) -> list[Tensor]:
         if encoded.tokens is None or encoded.kept is not None:
