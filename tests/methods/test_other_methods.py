@@ -77,8 +77,8 @@ def test_mae_has_one_view_and_no_teacher():
 def test_genesis_restores_the_clean_view(bodies):
     method, batch = method_of("genesis-resenc-xs"), batch_of(bodies, "genesis-resenc-xs")
     result = method(batch, return_diagnostics=True)
-    given, image = result.pictures["input"], result.pictures["reconstruction"]
-    assert not torch.equal(given, batch.views[0])
+    inputs, image = result.pictures["input"], result.pictures["reconstruction"]
+    assert not torch.equal(inputs, batch.views[0])
     by_hand = torch.stack([(image[k] - batch.targets[0, k])[batch.valid[0, k]].square().mean() for k in range(4)])
     assert float(result.logs["loss"]) == pytest.approx(float(by_hand.mean()), rel=1e-5)
     untouched = method_of("genesis-resenc-xs", *(f"pretext.p_{name}=0" for name in ("shuffle", "nonlinear", "paint")))
@@ -103,24 +103,24 @@ def test_fusion_uses_pairs_of_volumes(bodies):
 def test_rotation_labels(bodies):
     method = method_of("swinunetr-resenc-xs", "pretext.cut=0")
     batch = batch_of(bodies, "swinunetr-resenc-xs", mirror=False)
-    given, aim, valid, turns = method.copies(batch)
-    assert given.shape == (8, 1, 16, 16, 16)
+    inputs, aim, valid, turns = method.copies(batch)
+    assert inputs.shape == (8, 1, 16, 16, 16)
     assert set(turns.tolist()) <= {0, 1, 2, 3}
     assert len(set(turns.tolist())) > 1
     for number, turn in enumerate(turns.tolist()):
-        for made, source in ((given, batch.views), (aim, batch.targets), (valid, batch.valid)):
+        for made, source in ((inputs, batch.views), (aim, batch.targets), (valid, batch.valid)):
             assert torch.equal(torch.rot90(made[number], -turn, (2, 3)), source[0, number % 4])
 
 
 def test_cutouts_contain_noise_or_the_other_volume(bodies):
     method = method_of("swinunetr-resenc-xs")
     batch = batch_of(bodies, "swinunetr-resenc-xs", mirror=False)
-    given, aim, _, turns = method.copies(batch)
-    changed = given != aim
+    inputs, aim, _, turns = method.copies(batch)
+    changed = inputs != aim
     assert 0.02 < float(changed.float().mean()) < 0.6
     partners = torch.stack([torch.rot90(batch.views[0, (k % 4) ^ 1], int(t), (2, 3)) for k, t in enumerate(turns)])
-    assert (changed & (given == partners)).any()
-    assert (changed & (given != partners)).any()
+    assert (changed & (inputs == partners)).any()
+    assert (changed & (inputs != partners)).any()
 
 
 def test_swinunetr_loss_is_the_sum_of_its_tasks(bodies):

@@ -121,7 +121,7 @@ def test_a_batch_in_parts_is_the_batch(recipe, tiny_recipe, tiny_store):
         gradients.append({name: p.grad for name, p in method.named_parameters() if p.requires_grad})
         losses = float(result.loss.detach())
     one, two = gradients
-    # What learns gets a gradient, and what gets none is frozen: processes wait for no gradient that never comes.
+    # Parameters without a gradient must be frozen: processes would wait for it.
     assert not [name for name, gradient in one.items() if gradient is None]
     for name, gradient in one.items():
         assert torch.allclose(gradient, two[name], rtol=1e-6, atol=1e-9), name

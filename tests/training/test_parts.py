@@ -89,7 +89,7 @@ def test_averages_are_means_and_can_be_restored():
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_averages_of_two_processes_are_restored_by_any_number(processes):
-    """The mean over processes is that of the two, whoever holds it."""
+    """The mean over processes is that of the two."""
     states = []
     for values in ((1.0, 3.0), (4.0, 8.0)):
         averages = logs.MetricAccumulator()
@@ -133,14 +133,14 @@ def test_held_out_subjects_of_the_dataset():
     split = data.split_of(names, frozenset({"s3", "s4", "gone"}), 0.01, 0)
     assert split.validation.tolist() == [3, 4, 33, 34]
     assert len(split.train) == 56
-    assert not len(data.split_of(names, frozenset({"s3"}), 0.0, 0).validation), "share 0 holds out nobody"
+    assert not len(data.split_of(names, frozenset({"s3"}), 0.0, 0).validation), "share 0 holds out none"
     own = data.split_of(names, None, 0.01, 0)
     expected = data.split_by_subject(data.number_subjects(names), 0.01, 0)
     assert own.validation.tolist() == expected.validation.tolist()
 
 
 def test_readers_of_a_killed_run_are_silent(capsys):
-    """Its helper thread meets a closed connection; what else goes wrong in a reader is told."""
+    """The closed connection of its thread is not reported, other errors are."""
     for problem in (ConnectionResetError("reset by peer"), EOFError()):
         data._report_worker_error(type(problem), problem, None)
     assert capsys.readouterr().err == ""

@@ -71,7 +71,7 @@ def state_of(optimizer):
 
 
 def test_loaded_states_keep_the_implementation_of_the_step():
-    """Else a run that goes on from a CPU's checkpoint would not skip bad steps on a GPU."""
+    """Otherwise a run resumed from a CPU's checkpoint would not skip non-finite steps on a GPU."""
     settings = {"name": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "betas": (0.9, 0.98)}
     layer = torch.nn.Linear(3, 2)
     saved = optimizers.build_optimizer(layer, **settings)

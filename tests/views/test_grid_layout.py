@@ -28,7 +28,7 @@ def test_overlaps_equal_counted_voxels(seed):
         for cell in range(6):
             counted = len(shown[target] & shown[3 + cell]) / 64
             assert float(found[target, cell]) == pytest.approx(counted)
-    # The grid tiles its region, in which targets lie: what a target shows is shown by the cells, once.
+    # The grid tiles the region of the targets, so that the overlaps of a target sum to 1.
     assert found.sum(1).tolist() == pytest.approx([1.0] * 3)
     assert len(set.union(*shown[3:])) == 6 * 64
 

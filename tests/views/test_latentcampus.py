@@ -113,9 +113,9 @@ def test_frequency_of_the_fallback_and_its_wrong_boxes(view, volume):
 def test_claimed_boxes_are_close_to_the_true_ones():
     pairs = draw(cube(64), cube(112), 200)
     shift = torch.stack([pair.to_volume[1, :, 3] - pair.to_volume[0, :, 3] for pair in pairs])
-    said = torch.stack([64 * pair.claimed[0, 0] for pair in pairs])
+    claimed = torch.stack([64 * pair.claimed[0, 0] for pair in pairs])
     assert torch.equal(shift, shift.round())
-    assert ((shift - said >= 0) & (shift - said < 2)).all()
+    assert ((shift - claimed >= 0) & (shift - claimed < 2)).all()
     assert torch.equal(shift % 2, torch.zeros_like(shift)), "overlaps are 2·(o//2) voxels"
     assert all(torch.equal(pair.claimed[0, 1], torch.ones(3).double()) for pair in pairs)
 

@@ -13,7 +13,7 @@ SHAPE = (9, 8, 10)
 
 
 def plain_resample(volume, to_volume, size):
-    """Interpolate one voxel at a time; what lies outside the volume is 0."""
+    """Interpolate one voxel at a time; outside the volume is 0."""
     out = np.zeros(size)
     for index in itertools.product(*(range(n) for n in size)):
         where = to_volume[:, :3] @ np.array(index) + to_volume[:, 3]
