@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.errors import UserError
-from viewalign.evaluation.embedding import Embeddings, Pooling, embed, intensity_statistics, weighted_mean
+from viewalign.evaluation.embedding import Embeddings, Pooling, embed, intensity_statistics
 from viewalign.evaluation.encoders import build_encoder, encoder_and_preprocessor, network_of, read_pretrained
 from viewalign.tasks.manifest import read_manifest
 from viewalign.tasks.spec import read_spec
+from viewalign.utils.pooling import masked_mean
 
 
 def test_a_run_becomes_an_encoder_of_any_channels_and_size(tiny_run):
@@ -44,7 +45,7 @@ def test_padding_counts_in_no_vector():
     features = torch.randn(2, 5, 4, 4, 4)
     valid = torch.ones(2, 1, 8, 8, 8, dtype=torch.bool)
     valid[0, :, :, 4:] = False
-    got = weighted_mean(features, valid)
+    got = masked_mean([features], valid)
     torch.testing.assert_close(got[0], features[0, :, :, :2].mean((1, 2, 3)))
     torch.testing.assert_close(got[1], features[1].mean((1, 2, 3)))
 
