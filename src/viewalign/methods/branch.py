@@ -88,8 +88,9 @@ class Branch(nn.Module):
         """Encode images (N, C, D, H, W) with valid voxels (N, 1, D, H, W), and decode them if `decode`."""
         encoded = self.backbone.encode(images, mask)
         maps = self.backbone.dense(encoded)
-        pooled = self.backbone.pool(maps, valid)
+        # Before pooling: the order of operations sets the order in which gradients are summed, and so their rounding.
         decoded = self.backbone.decode(encoded) if decode or self.source == "decoder" else []
+        pooled = self.backbone.pool(maps, valid)
         return BranchFeatures(decoded if self.source == "decoder" else maps, pooled, decoded)
 
     def dense_head(self) -> Head | None:
