@@ -61,7 +61,7 @@ def main() -> None:
         files, _ = heads(Path(name), 1)
         records = [Record("b", "b", "head", "s", "head", files[0], "T1w")]
         for view in arguments.views:
-            settings = PrepareSettings(view=(view, view, view))
+            settings = PrepareSettings(patch_size=(view, view, view))
             prepare_records(records, Path(name) / f"store{view}", settings, workers=0)
             rows.append(measure(Store.open(Path(name) / f"store{view}"), view, arguments.boxes))
             print(json.dumps(rows[-1]), flush=True)

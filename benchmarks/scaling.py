@@ -41,10 +41,10 @@ def run_case(folder: Path, store: Path, network: str, case: tuple[int, int, int]
     """Train for a few steps and return the median rate after the first few."""
     batch, size, processes = case
     out = folder / f"b{batch}s{size}p{processes}"
-    settings = [f"batch={batch}", f"views.size={size}", f"steps={steps}", f"data={store}", f"out={out}"]
+    settings = [f"batch={batch}", f"views.patch_size={size}", f"steps={steps}", f"data={store}", f"out={out}"]
     settings += ["log.every=1", "validate.every=0", "log.health_every=100000", "log.tensorboard=false"]
-    settings += ["runtime.accelerator=cpu", "runtime.precision=fp32", "runtime.threads=1", "runtime.workers=0"]
-    settings += [f"runtime.devices={processes}", "heads.norm=batch", "checkpoint.every=100000"]
+    settings += ["runtime.device=cpu", "runtime.precision=fp32", "runtime.threads=1", "runtime.workers=0"]
+    settings += [f"runtime.gpus={processes}", "heads.norm=batch", "checkpoint.every=100000"]
     recipe = folder / f"{out.name}.yaml"
     recipe.write_text(to_yaml(load(f"cva-{network}", settings)))
     command = [sys.executable, "-m", "viewalign", "pretrain", str(recipe)]

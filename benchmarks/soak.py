@@ -37,13 +37,13 @@ from viewalign.weights.run_folder import read_log
 
 TIMES = {"samples_per_second", "data_wait"}
 SMALL = [
-    "views.size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "optim.warmup=2",
-    "runtime.precision=fp32", "runtime.threads=1", "runtime.accelerator=cpu", "runtime.bad_steps=100000",
+    "views.patch_size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "optim.warmup_steps=2",
+    "runtime.precision=fp32", "runtime.threads=1", "runtime.device=cpu", "runtime.bad_steps=100000",
     "runtime.lost_share=0.9", "log.every=5", "log.health_every=50", "log.tensorboard=false", "validate.every=0",
     "checkpoint.every=10",
 ]  # fmt: skip
 SHARES = {"one": 0.65, "two": 0.35}
-TRACKS = {"one": ["runtime.workers=1"], "two": ["runtime.workers=0", "runtime.devices=2"]}
+TRACKS = {"one": ["runtime.workers=1"], "two": ["runtime.workers=0", "runtime.gpus=2"]}
 FAULTS = {
     "one": ["SIGKILL", "SIGTERM", "loader worker", "checkpoint removed", "disk full"],
     "two": ["SIGKILL", "SIGTERM", "rank", "checkpoint removed", "disk full"],
@@ -70,8 +70,9 @@ def make_store(folder: Path) -> None:
 
 def start(root: Path, name: str, track: str) -> subprocess.Popen[bytes]:
     """Begin a run or go on with it; it would never end by itself."""
-    settings = [f"data={root / 'store'}", f"out={root / name}", "steps=1000000", *SMALL, *TRACKS[track]]
-    command = [sys.executable, "-m", "viewalign", "pretrain", "cva-resenc-xs", *settings, "--resume", "auto"]
+    places = [str(root / "store"), "-o", str(root / name)]
+    settings = ["steps=1000000", *SMALL, *TRACKS[track]]
+    command = [sys.executable, "-m", "viewalign", "pretrain", "cva-resenc-xs", *places, *settings, "--resume"]
     with (root / f"{name}.txt").open("ab") as said:
         return subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

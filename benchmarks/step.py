@@ -83,7 +83,7 @@ def measure(run: Callable[[], torch.Tensor], finish: Callable[[], None], low: bo
 def compare(network: str, size: int, order: str, low: bool, repeats: int) -> dict[str, object]:
     """Measure one case: the step and its floor, by turns."""
     torch.manual_seed(0)
-    settings = [f"views.size={size}", "batch=2", f"objectives.order={order}"]
+    settings = [f"views.patch_size={size}", "batch=2", f"objectives.order={order}"]
     settings += ["network.drop_path=0"] if network in PRIMUS else []
     recipe = load(f"cva-{network}", settings)
     method = build_method(recipe)

@@ -15,10 +15,9 @@ from viewalign.reports.run import write_report
 def main(folder: Path, out: Path, steps: int, side: int) -> None:
     """Prepare, pretrain, report, export."""
     report = viewalign.prepare(folder, out / "store")
-    print(f"{report.prepared} images prepared, {len(report.excluded)} set aside")
-    run = viewalign.pretrain(
-        "cva-resenc-xs", data=out / "store", out=out / "run", resume=True, steps=steps, views={"size": (side,) * 3}
-    )
+    print(f"{report.prepared} images prepared, {len(report.excluded)} excluded")
+    views = {"patch_size": side}
+    run = viewalign.pretrain("cva-resenc-xs", out / "store", out / "run", resume=True, steps=steps, views=views)
     print(f"step {run.step} of {run.steps}; what the health panel says stands in {write_report(run.folder.root)}")
     print(f"encoder for others: {viewalign.export_run(run.folder.root)}")
 

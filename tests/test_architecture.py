@@ -12,8 +12,9 @@ import viewalign
 ROOT = Path(viewalign.__file__).parent
 
 LAYERS = (
-    {"errors", "config"},
+    {"errors"},
     {"utils"},
+    {"config"},
     {"data"},
     {"views", "networks", "losses"},
     {"methods"},
@@ -26,8 +27,8 @@ LAYERS = (
     {"reports"},
     {"studies"},
     {"demo"},
-    {"api"},
     {"compat"},
+    {"api"},
     {"cli"},
 )
 """From the bottom up: a package imports from the layers below its own, never from above or beside."""

@@ -123,11 +123,18 @@ def test_the_whole_way_without_extras(bare):
     for k in range(4):
         image = np.random.default_rng(k).normal(size=(20, 20, 20)).astype(np.float32)
         sitk.WriteImage(sitk.GetImageFromArray(image), str(bare / "scans" / f"p{k}.nii.gz"))
-    small = ["steps=2", "batch=2", "views.size=[16,16,16]", "heads.width=16", "runtime.workers=0", "validate.every=0"]
+    small = [
+        "steps=2",
+        "batch=2",
+        "views.patch_size=[16,16,16]",
+        "heads.width=16",
+        "runtime.workers=0",
+        "validate.every=0",
+    ]
     for command in (
         ["index", "scans", "-o", "catalogue.json"],
-        ["prepare", "catalogue.json", "-o", "store", "--workers", "0"],
-        ["pretrain", "cva-resenc-xs", "data=store", "out=run", *small],
+        ["prepare", "catalogue.json", "-o", "store", "workers=0"],
+        ["pretrain", "cva-resenc-xs", "store", "-o", "run", *small],
         ["report", "run"],
         ["export", "run"],
     ):
@@ -139,9 +146,9 @@ def test_the_whole_way_without_extras(bare):
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        (["finetune", "segmentation", "--dataset", "4", "--encoder", "run", "-o", "o"], "viewalign[nnunet]"),
-        (["finetune", "classification", "task", "--encoder", "run", "-o", "o"], "viewalign[tasks]"),
-        (["probe", "run", "--task", "task"], "viewalign[tasks]"),
+        (["finetune", "segmentation", "4", "run", "-o", "o"], "viewalign[nnunet]"),
+        (["finetune", "classification", "task", "run", "-o", "o"], "viewalign[tasks]"),
+        (["probe", "task", "run"], "viewalign[tasks]"),
         (["fetch", "weights", "openmind-mae"], "viewalign[fetch]"),
         (["demo"], "viewalign[demo]"),
     ],

@@ -46,7 +46,7 @@ MARKUP = "<img src=x onerror=alert(1)>\"'><script>alert(2)<_script>"
 SMALL = {
     "steps": 2,
     "batch": 2,
-    "views": {"size": (16, 16, 16)},
+    "views": {"patch_size": (16, 16, 16)},
     "heads.width": 16,
     "runtime": {"workers": 0, "precision": "fp32"},
     "validate": {"every": 0},
@@ -237,7 +237,7 @@ def test_a_fine_tuning_s_page_shows_names_as_text(tmp_path):
     rest = {
         "patch": [8, 8, 8],
         "spacing": [1, 1, 1],
-        "schedule": {"epochs": 1, "iterations": 1, "lr": 0.1, "optimizer": MARKUP, "warmup": 0, "frozen": 0},
+        "schedule": {"epochs": 1, "iterations": 1, "lr": 0.1, "optimizer": MARKUP, "warmup_epochs": 0, "frozen": 0},
         "results": [],
     }
     (tmp_path / "results.json").write_text(json.dumps({**label, **rest}))
@@ -310,7 +310,7 @@ def test_scores_of_a_segmentation_show_names_as_text(tmp_path):
     row = {"name": MARKUP, "fold": 0, "evaluation": "evaluation/fold-0", "predictions": str(folders["guess"])}
     row |= {"references": str(folders["truth"]), "images": str(folders["images"])}
     label = {"labels": {MARKUP: [1]}, "dataset": MARKUP, "plans": MARKUP, "trainer": MARKUP, "model": "m"}
-    schedule = {"epochs": 1, "iterations": 1, "lr": 0.1, "optimizer": MARKUP, "warmup": 0, "frozen": 0}
+    schedule = {"epochs": 1, "iterations": 1, "lr": 0.1, "optimizer": MARKUP, "warmup_epochs": 0, "frozen": 0}
     tree = {**label, "encoder": MARKUP, "patch": [8, 8, 8], "spacing": [1, 1, 1], "schedule": schedule}
     (tmp_path / "run" / "results.json").write_text(json.dumps({**tree, "results": [row]}))
     page = write_segmentation_page(tmp_path / "run").read_text()

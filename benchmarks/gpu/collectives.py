@@ -33,7 +33,7 @@ def collectives(session: Session) -> Facts:
     settings = [
         f"steps={steps}", "batch=4", "log.health_every=1000", "checkpoint.every=1000", "runtime.workers=0",
         "runtime.precision=fp64", "optim.name=sgd", "optim.momentum=0.9", "optim.lr=0.0005",
-        *(["views.size=24", "heads.width=16"] if session.tiny else []),
+        *(["views.patch_size=24", "heads.width=16"] if session.tiny else []),
     ]  # fmt: skip
     alone = small_run(RECIPE, session.small, session.new_run(), session.device.type, settings)
     out = session.new_run()

@@ -62,9 +62,9 @@ def _write_dataset(folder: Path) -> Path:
 def _finetune(session: Session, dataset: Path, run: Path) -> str:
     out = session.folder / "finetuned"
     command = [sys.executable, "-W", "ignore", "-m", "viewalign", "finetune", "segmentation"]
-    command += ["--dataset", str(dataset), "--encoder", str(run), "-o", str(out), "--epochs", "1"]
-    command += ["--iterations", str(STEPS), "--validation-iterations", "1", "--no-tta", "--processes", "1"]
-    command += ["--device", session.device.type, "--patch", "32,32,32", "--spacing", "dataset", "--norm", "dataset"]
+    command += [str(dataset), str(run), "-o", str(out), "epochs=1", f"iterations={STEPS}", "validation_iterations=1"]
+    command += ["tta=false", "workers=1", f"device={session.device.type}", "patch_size=32"]
+    command += ["spacing=dataset", "normalise=dataset"]
     environment = {**os.environ, "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}
     seconds = max(session.left(), 60.0)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=seconds)

@@ -19,7 +19,7 @@ def out_of_memory(session: Session) -> Facts:
     total = torch.cuda.get_device_properties(session.device).total_memory
     torch.cuda.set_per_process_memory_fraction(ALLOWED / total, session.device)
     try:
-        small_run("cva-resenc-xs", session.heads, session.new_run(), "cuda", ["views.size=160"])
+        small_run("cva-resenc-xs", session.heads, session.new_run(), "cuda", ["views.patch_size=160"])
         kind, said = "nothing", "It fitted."
     except (UserError, RuntimeError) as problem:
         kind, said = type(problem).__name__, str(problem)

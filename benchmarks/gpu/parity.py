@@ -111,7 +111,7 @@ def _samples(recipe: Recipe, store: Store) -> list[Sample]:
 
 def _built(recipe: Recipe, samples: list[Sample], device: str) -> Any:
     changes = intensity_config(recipe.views.photometric)
-    return build_views(samples, recipe.views.size, changes, torch.device(device), recipe.seed)
+    return build_views(samples, recipe.views.patch_size, changes, torch.device(device), recipe.seed)
 
 
 def _loss_and_gradient(

@@ -94,13 +94,13 @@ class Session:
     @property
     def small_settings(self) -> list[str]:
         """Settings of small runs: their own, and smaller ones for a CPU."""
-        return ["views.size=16", "batch=2", "heads.width=16", "runtime.workers=0"] if self.tiny else []
+        return ["views.patch_size=16", "batch=2", "heads.width=16", "runtime.workers=0"] if self.tiny else []
 
     def bench(self, recipe: str, *settings: str) -> Bench:
         """Build the bench of a large recipe; of its xs network in a tiny check."""
         if self.tiny:
             recipe = recipe.replace("resenc-l", "resenc-xs").replace("primus-m", "primus-xs")
-            settings = ("views.size=16", "batch=2", "heads.width=16", *settings)
+            settings = ("views.patch_size=16", "batch=2", "heads.width=16", *settings)
         self.free()
         return Bench(recipe, list(settings), self.heads, self.new_run(), self.device.type)
 

@@ -107,7 +107,7 @@ def described(session: Session, bench: Bench, times: StepTimes, more: Sequence[s
         "less_memory": list(more),
         "precision": precision,
         "batch": bench.recipe.batch,
-        "view": list(bench.recipe.views.size),
+        "view": list(bench.recipe.views.patch_size),
         "step_s": rounded(times.median),
         "slowest_s": rounded(max(times.seconds)),
         "fastest_s": rounded(min(times.seconds)),

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining on 3D medical images by Consistent View Alignment, and transfer of what was learnt.
+"""Self-supervised pretraining on 3D medical images by Consistent View Alignment, and transfer to labelled tasks.
 
 Nothing heavy is imported until it is used: `import viewalign` loads no torch.
 """
@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from viewalign.api import embed, finetune, predict, prepare, pretrain
+    from viewalign import losses
+    from viewalign.api.data import estimate, index, prepare
+    from viewalign.api.evaluation import embed, evaluate, probe
+    from viewalign.api.exporting import export
+    from viewalign.api.finetuning import finetune, predict
+    from viewalign.api.pretraining import list_methods, list_recipes, pretrain
+    from viewalign.api.studies import compare_methods, study
     from viewalign.views.alignment import align, roi_align_3d
     from viewalign.views.batch import sample_views
     from viewalign.weights.encoder import load_encoder
@@ -20,35 +26,56 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "align": "viewalign.views.alignment",
-    "sample_views": "viewalign.views.batch",
-    "embed": "viewalign.api",
+    "compare_methods": "viewalign.api.studies",
+    "embed": "viewalign.api.evaluation",
+    "estimate": "viewalign.api.data",
+    "evaluate": "viewalign.api.evaluation",
+    "export": "viewalign.api.exporting",
     "export_run": "viewalign.weights.export",
-    "finetune": "viewalign.api",
+    "finetune": "viewalign.api.finetuning",
+    "index": "viewalign.api.data",
+    "list_methods": "viewalign.api.pretraining",
+    "list_recipes": "viewalign.api.pretraining",
     "load_encoder": "viewalign.weights.encoder",
-    "predict": "viewalign.api",
-    "prepare": "viewalign.api",
-    "pretrain": "viewalign.api",
+    "predict": "viewalign.api.finetuning",
+    "prepare": "viewalign.api.data",
+    "pretrain": "viewalign.api.pretraining",
+    "probe": "viewalign.api.evaluation",
     "roi_align_3d": "viewalign.views.alignment",
+    "sample_views": "viewalign.views.batch",
+    "study": "viewalign.api.studies",
     "transfer_encoder": "viewalign.weights.initial",
 }
 
 __all__ = [
     "__version__",
     "align",
+    "compare_methods",
     "embed",
+    "estimate",
+    "evaluate",
+    "export",
     "export_run",
     "finetune",
+    "index",
+    "list_methods",
+    "list_recipes",
     "load_encoder",
+    "losses",
     "predict",
     "prepare",
     "pretrain",
+    "probe",
     "roi_align_3d",
     "sample_views",
+    "study",
     "transfer_encoder",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return import_module("viewalign.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'viewalign' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

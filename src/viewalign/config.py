@@ -1,4 +1,4 @@
-"""Settings of a pretraining run: one small strict model per room.
+"""Settings of a pretraining run: one small strict model for each group of keys.
 
 A recipe is a YAML file of these keys (`recipes/`); a command line may override any of them by its dotted name
 (`optim.lr=0.001`). Nothing else configures a run. Builders unpack settings into plain arguments; a settings object
@@ -9,73 +9,56 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def _as_triple(value: object) -> object:
-    if isinstance(value, int | float):
-        return (value, value, value)
-    if isinstance(value, list | tuple) and len(value) != 3:
-        raise ValueError(f"needs one number or three in the order (D, H, W), not {list(value)}")
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(_as_triple)]
-"""Three voxel counts in array order (D, H, W); a single number stands for a cube."""
-Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(_as_triple)]
-"""Three voxel sizes in mm in array order (D, H, W); a single number stands for all."""
-Range = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
-"""Lower and upper end of a uniform draw."""
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from viewalign.utils.settings import Count, Fraction, Names, Number, Positive, Range, Settings, Triple
 
 
 class PhotometricSettings(Settings):
-    """Changes of intensity, drawn per view. Each has a probability `p_*`; ranges are uniform draws.
+    """Changes of intensity, drawn for each view.
 
     Brightness, contrast and gamma come before the reconstruction target is taken; low resolution, blur and noise after.
     """
 
-    p_brightness: Fraction = 0.15
-    brightness: Range = (0.75, 1.25)
-    p_contrast: Fraction = 0.15
-    contrast: Range = (0.75, 1.25)
-    p_gamma: Fraction = 0.3
-    p_gamma_inverted: Fraction = 0.1
-    gamma: Range = (0.7, 1.5)
-    p_low_resolution: Fraction = 0.1
-    low_resolution: Range = (0.5, 1.0)
-    p_blur: Fraction = 0.2
-    blur_sigma: Range = (0.5, 1.0)
-    p_noise: Fraction = 0.1
-    noise_variance: Range = (0.0, 0.1)
+    p_brightness: Fraction = Field(0.15, description="Probability of a change of brightness.")
+    brightness: Range = Field((0.75, 1.25), description="Range of the factor of brightness.")
+    p_contrast: Fraction = Field(0.15, description="Probability of a change of contrast.")
+    contrast: Range = Field((0.75, 1.25), description="Range of the factor of contrast.")
+    p_gamma: Fraction = Field(0.3, description="Probability of a gamma change.")
+    p_gamma_inverted: Fraction = Field(0.1, description="Probability of a gamma change of the inverted image.")
+    gamma: Range = Field((0.7, 1.5), description="Range of the exponent of both gamma changes.")
+    p_low_resolution: Fraction = Field(0.1, description="Probability of a simulated lower resolution.")
+    low_resolution: Range = Field((0.5, 1.0), description="Range of the share of the resolution that is kept.")
+    p_blur: Fraction = Field(0.2, description="Probability of a Gaussian blur.")
+    blur_sigma: Range = Field((0.5, 1.0), description="Range of the blur's standard deviation in voxels.")
+    p_noise: Fraction = Field(0.1, description="Probability of Gaussian or Rician noise.")
+    noise_variance: Range = Field(
+        (0.0, 0.1), description="Range of the noise variance, in normalised intensity squared."
+    )
 
 
 class ViewSettings(Settings):
-    """Where views lie and how they look (`views/`)."""
+    """Views: size, position, spatial augmentation."""
 
-    size: Triple = (64, 64, 64)
-    overlap: Range = (0.4, 0.8)
-    mirror: bool = True
-    p_rotation: Fraction = 0.2
-    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
-    p_scale: Fraction = 0.2
-    scale: Range = (0.7, 1.4)
-    independent: bool = False
-    min_foreground: Fraction = 0.1
-    redraws: Annotated[int, Field(ge=0)] = 8
+    patch_size: Triple = Field((64, 64, 64), description="Size of a view (D, H, W) in voxels.")
+    overlap: Range = Field(
+        (0.4, 0.8), description="Range of the share of a view's volume that the two views of a pair have in common."
+    )
+    mirror: bool = Field(True, description="Mirror along each axis with probability 0.5.")
+    p_rotation: Fraction = Field(0.2, description="Probability of a rotation.")
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(
+        30.0, description="Largest angle of a rotation about each axis, in degrees."
+    )
+    p_scale: Fraction = Field(0.2, description="Probability of a change of scale.")
+    scale: Range = Field((0.7, 1.4), description="Range of the scale factor.")
+    independent: bool = Field(
+        False,
+        description="Give each view of a pair a mirroring, rotation and scale of its own; else the pair shares them.",
+    )
+    min_foreground: Fraction = Field(
+        0.1, description="Smallest share of foreground voxels in a view; others are redrawn."
+    )
+    redraws: Number = Field(8, description="How often a view with too little foreground is redrawn.")
     photometric: PhotometricSettings = PhotometricSettings()
 
     @model_validator(mode="after")
@@ -89,159 +72,172 @@ class ViewSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    """Which volumes are drawn, and how often (`training/sampling.py`). The defaults draw every image alike.
+    """Sampling: which volumes of the store are used, and how often."""
 
-    `by` is what is drawn alike; `weights` multiplies, by dataset, subject or image id. `max_quality_score` leaves out
-    what scores higher, for lower is better; volumes without a score stay.
-    """
-
-    by: Literal["image", "subject", "dataset"] = "image"
-    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
-    modalities: tuple[str, ...] = ()
-    max_quality_score: float | None = None
+    by: Literal["image", "subject", "dataset"] = Field("image", description="What is drawn with equal probability.")
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        {}, description="Factors of these probabilities, by name of dataset, subject or image id."
+    )
+    modalities: Names = Field((), description="Use these modalities only, in any case; empty for all.")
+    max_quality_score: float | None = Field(
+        None, description="Leave out volumes with a higher score (lower is better); those without a score stay."
+    )
 
 
 class MaskSettings(Settings):
-    """What the student does not see. `block` is for CNNs; Primus drops whole tokens."""
+    """Masking: what is hidden from the student."""
 
-    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
-    block: Triple = (16, 16, 16)
+    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.75, description="Share of a view that is hidden.")
+    block: Triple = Field(
+        (16, 16, 16), description="Size (D, H, W) in voxels of hidden blocks for a CNN; Primus drops whole tokens."
+    )
 
 
 class NetworkSettings(Settings):
-    """Which backbone, and options of it. `network=NAME` on the command line is short for `network.name=NAME`."""
+    """Network (`network=NAME` is short for `network.name=NAME`)."""
 
-    name: str = "resenc-l"
-    channels: Count = 1
-    drop_path: Fraction = 0.0
+    name: str = Field("resenc-l", description="resenc-l, resenc-xs, primus-m or primus-xs.")
+    channels: Count = Field(1, description="Channels of the images.")
+    drop_path: Fraction = Field(0.0, description="Rate of stochastic depth of a Primus.")
 
 
 class HeadSettings(Settings):
-    """Projector (three layers) and predictor (two) of the consistency and contrastive terms.
+    """Heads: projector (three layers) and predictor (two) of the consistency and contrastive terms."""
 
-    `projector` says which features pass them: "both" as published, "pooled" the vectors of whole images alone, "none".
-    """
-
-    projector: Literal["both", "pooled", "none"] = "both"
-    width: Count = 2048
-    predictor_width: Count = 512
-    norm: Literal["auto", "batch", "layer"] = "auto"
+    projector: Literal["both", "pooled", "none"] = Field(
+        "both",
+        description="Which features pass the heads: dense and pooled ones (as published), pooled ones only, none.",
+    )
+    width: Count = Field(2048, description="Width of the projector.")
+    predictor_width: Count = Field(512, description="Hidden width of the predictor.")
+    norm: Literal["auto", "batch", "layer"] = Field(
+        "auto",
+        description="Norm of the heads; auto: batch norm from 8 pooled vectors in a global batch on, else layer norm.",
+    )
 
 
 class ObjectiveSettings(Settings):
-    """Terms of the loss and their weights; a weight of 0 leaves the term uncomputed.
+    """Objectives: terms of the loss; a weight of 0 leaves the term uncomputed."""
 
-    `dense` says whose feature maps consistency compares; `cells` are those of the lattice, along (D, H, W).
-    """
-
-    reconstruction_weight: Annotated[float, Field(ge=0.0)] = 5.0
-    huber_delta: Positive = 1.0
-    reconstruction: Literal["huber", "mse"] = "huber"
-    consistency: Literal["cosine", "nt_xent", "gram"] = "cosine"
-    negatives: Literal["pair", "batch"] = "pair"
-    consistency_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    contrastive_weight: Annotated[float, Field(ge=0.0)] = 0.1
-    temperature: Positive = 0.5
-    order: Literal["project_first", "align_first"] = "project_first"
-    dense: Literal["encoder", "decoder"] = "encoder"
-    cells: Triple = (7, 7, 7)
-    samples: Count = 2
+    reconstruction_weight: Annotated[float, Field(ge=0.0)] = Field(5.0, description="Weight of the reconstruction.")
+    huber_delta: Positive = Field(1.0, description="Where the Huber loss changes from squared to linear.")
+    reconstruction: Literal["huber", "mse"] = Field(
+        "huber", description="Loss of the reconstruction, over valid voxels."
+    )
+    consistency: Literal["cosine", "nt_xent", "gram"] = Field(
+        "cosine", description="Consistency of aligned features: cosine (CVA), dense NT-Xent (C-CVA) or Gram matrices."
+    )
+    negatives: Literal["pair", "batch"] = Field(
+        "pair", description="Negatives of the dense NT-Xent: other cells of the same pair of views, or of the batch."
+    )
+    consistency_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of the consistency.")
+    contrastive_weight: Annotated[float, Field(ge=0.0)] = Field(
+        0.1, description="Weight of the global NT-Xent between pooled features."
+    )
+    temperature: Positive = Field(0.5, description="Temperature of the NT-Xent terms.")
+    order: Literal["project_first", "align_first"] = Field(
+        "project_first",
+        description="Project feature maps before alignment (as published), or only the aligned cells: less work.",
+    )
+    dense: Literal["encoder", "decoder"] = Field("encoder", description="Whose feature maps consistency compares.")
+    cells: Triple = Field((7, 7, 7), description="Cells of the lattice over the common region, along (D, H, W).")
+    samples: Count = Field(2, description="Sampling points of a cell along each axis.")
 
 
 class TeacherSettings(Settings):
-    """The exponential moving average of the student.
+    """Teacher: the exponential moving average of the student."""
 
-    With `final_momentum` the momentum goes from `momentum` to it along half a cosine over the run.
-    """
-
-    momentum: Fraction = 0.995
-    final_momentum: Fraction | None = None
+    momentum: Fraction = Field(0.995, description="Momentum of the average; 0 copies the student.")
+    final_momentum: Fraction | None = Field(
+        None, description="Momentum at the end, reached along half a cosine; null keeps `momentum` throughout."
+    )
 
 
 class OptimSettings(Settings):
-    """Optimizer and schedule. `warmup` and the polynomial decay count optimizer steps."""
+    """Optimizer and schedule; one step is one update by a global batch."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.01
-    weight_decay: Annotated[float, Field(ge=0.0)] = 3e-5
-    momentum: Fraction = 0.99
-    betas: Range = (0.9, 0.98)
-    clip: Positive | None = 12.0
-    warmup: Annotated[int, Field(ge=0)] = 0
-    power: Positive = 0.9
+    name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer; sgd has Nesterov momentum.")
+    lr: Positive = Field(0.01, description="Learning rate after the warm-up.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(3e-5, description="Weight decay.")
+    momentum: Fraction = Field(0.99, description="Momentum of sgd.")
+    betas: Range = Field((0.9, 0.98), description="Betas of adamw.")
+    clip: Positive | None = Field(12.0, description="Largest norm of a step's gradient; null for no clipping.")
+    warmup_steps: Number = Field(
+        0, description="Steps over which the learning rate rises linearly; the paper's epoch is 250 steps."
+    )
+    power: Positive = Field(0.9, description="Exponent of the polynomial decay of the learning rate after the warm-up.")
 
 
 class RunningProbeSettings(Settings):
-    """A small labelled task (`task`: its folder) on which frozen features are judged every so often, and at step 0."""
+    """Probe during pretraining: frozen features on a small labelled task, also at step 0."""
 
-    task: str
-    every: Count = 2500
-    folds: Annotated[int, Field(ge=2)] = 5
+    task: str = Field(description="Folder of the task (task.yaml and its manifest).")
+    every: Count = Field(2500, description="Steps between probes.")
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds of the cross-validation.")
 
 
 class ValidateSettings(Settings):
-    """Held-out subjects: 1 % of them, at least 5 and at most 200, none when there are fewer than 20."""
+    """Validation on held-out subjects: at least 5 and at most 200, none when there are fewer than 20 subjects."""
 
-    every: Annotated[int, Field(ge=0)] = 500
-    share: Fraction = 0.01
-    batches: Count = 8
-    probe: RunningProbeSettings | None = None
+    every: Number = Field(500, description="Steps between validations; 0 for none.")
+    share: Fraction = Field(0.01, description="Share of the subjects that is held out.")
+    batches: Count = Field(8, description="Batches of a validation.")
+    probe: RunningProbeSettings | None = Field(None, description="A linear probe along the way.")
 
 
 class CheckpointSettings(Settings):
-    """How often all state is written, and how many of the newest checkpoints stay. `keep_every` ones stay for good."""
+    """Checkpoints."""
 
-    every: Count = 500
-    keep_last: Count = 2
-    keep_every: Annotated[int, Field(ge=0)] = 0
+    every: Count = Field(500, description="Steps between checkpoints.")
+    keep_last: Count = Field(2, description="How many of the newest checkpoints are kept.")
+    keep_every: Number = Field(0, description="Steps between checkpoints that are kept for good; 0 for none.")
 
 
 class LogSettings(Settings):
-    """How often a line is written to `log.jsonl` and shown elsewhere, and how often features are examined."""
+    """Logging and trackers."""
 
-    every: Count = 10
-    health_every: Count = 50
-    tensorboard: bool = True
-    wandb: bool = False
-    mlflow: bool = False
+    every: Count = Field(10, description="Steps between rows of log.jsonl and of the trackers.")
+    health_every: Count = Field(50, description="Steps between measurements of the features (see docs/health.md).")
+    tensorboard: bool = Field(True, description="Write TensorBoard events into the run's folder.")
+    wandb: bool = Field(False, description="Send rows to Weights & Biases (extra `tracking`).")
+    mlflow: bool = Field(False, description="Send rows to MLflow (extra `tracking`).")
 
 
 class RuntimeSettings(Settings):
-    """The machine: none of these changes what is learnt beyond rounding.
+    """Machine: none of these changes what is learnt beyond rounding."""
 
-    `accelerator` is a GPU of CUDA where there is one, else the CPU: Apple's GPUs have no float64, which geometry needs.
-    `precision: auto` follows from the hardware (`viewalign.utils.precision`). `tf32` lets GPUs round the factors of
-    float32 products to 10 bits of mantissa; off, float32 is float32 on every GPU.
-    Where memory is short: `accumulate` computes a process's share of the batch in so many parts, `recompute` works
-    activations out again in the backward pass. `compile` compiles the networks' blocks, which takes minutes once.
-    """
-
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Count = 1
-    nodes: Count = 1
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    tf32: bool = False
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
-    accumulate: Count = 1
-    recompute: bool = False
-    compile: bool = False
-    deterministic: bool = False
-    bad_steps: Count = 20
-    lost_share: Fraction = 0.05
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: CUDA where there is a GPU, else the CPU; Apple's GPUs lack the float64 of the geometry.",
+    )
+    gpus: Count = Field(1, description="GPUs on each machine, one process each; on a CPU: processes.")
+    nodes: Count = Field(1, description="Machines.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        "auto", description="Arithmetic of the networks; auto follows from the hardware."
+    )
+    tf32: bool = Field(False, description="Let GPUs round the factors of float32 products to 10 bits of mantissa.")
+    workers: Number | Literal["auto"] = Field(
+        "auto", description="Processes that read volumes; 0 reads in the trainer."
+    )
+    threads: Number = Field(0, description="Threads of torch on the CPU; 0 for torch's own choice.")
+    accumulate: Count = Field(1, description="Compute a process's share of the batch in so many parts: less memory.")
+    recompute: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
+    compile: bool = Field(False, description="Compile the networks' blocks; takes minutes once.")
+    deterministic: bool = Field(False, description="Use deterministic GPU kernels only: slower.")
+    bad_steps: Count = Field(20, description="Stop after so many non-finite steps in a row.")
+    lost_share: Fraction = Field(0.05, description="Stop when a larger share of the volumes has become unreadable.")
 
 
 class InitSettings(Settings):
-    """Weights to start from. `init=PATH` on the command line is short for `init.weights=PATH`.
+    """Initial weights (`init=PATH` is short for `init.weights=PATH`)."""
 
-    A checkpoint of nnssl's layout, an export or a run of this package; used at the first start alone. `min_share` is of
-    the encoder's elements that the weights must cover. `token_order` is needed for a Primus of unknown trainer alone:
-    "hdw" for nnssl's EvaMAE, whose tokens have the first two axes exchanged, "dhw" for raster order.
-    """
-
-    weights: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = ""
-    min_share: Fraction = 0.9
-    token_order: Literal["auto", "dhw", "hdw"] = "auto"
+    weights: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = Field(
+        "", description="A run, an export or an nnssl checkpoint; used at the first start only."
+    )
+    min_share: Fraction = Field(0.9, description="Smallest share of the encoder that the weights must cover.")
+    token_order: Literal["auto", "dhw", "hdw"] = Field(
+        "auto", description="Token order of a Primus of unknown trainer: hdw for nnssl's EvaMAE, dhw for raster order."
+    )
 
 
 def _as_network(value: object) -> object:
@@ -253,23 +249,25 @@ def _as_init(value: object) -> object:
 
 
 class Recipe(Settings):
-    """A whole pretraining run.
+    """The run.
 
-    `geometry: latentcampus` draws and aligns views as the code released with the paper does, for comparison only.
-    `pretext` holds what belongs to one method alone: each method's file has a strict model of it (`class Pretext`), and
-    a recipe is checked against the one that `method` names. Which other groups a method reads: see docs/methods.md.
+    `pretext` holds what belongs to one method only: each method's file has a strict model of it (`MethodSettings`), and
+    a recipe is checked against that of its method. Which other groups a method reads: see docs/methods.md.
     """
 
-    method: str = "cva"
-    pretext: dict[str, Any] = {}
+    method: str = Field("cva", description="The pretraining method, see `viewalign methods`.")
+    pretext: dict[str, Any] = Field({}, description="Settings of one method only, see docs/methods.md.")
     network: Annotated[NetworkSettings, BeforeValidator(_as_network)] = NetworkSettings()
     init: Annotated[InitSettings, BeforeValidator(_as_init)] = InitSettings()
-    data: str = ""
-    out: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
-    geometry: Literal["exact", "latentcampus"] = "exact"
-    steps: Count = 62_500
-    batch: Count = 4
+    data: str = Field("", description="The prepared store.")
+    out: str = Field("", description="The run's folder.")
+    seed: Number = Field(0, description="Seed of weights, views, masks and order.")
+    geometry: Literal["exact", "latentcampus"] = Field(
+        "exact",
+        description="latentcampus: views and alignment as in the code released with the paper, for comparison only.",
+    )
+    steps: Count = Field(62_500, description="Optimizer steps.")
+    batch: Count = Field(4, description="Volumes in a global batch, over all processes.")
     views: ViewSettings = ViewSettings()
     sampling: SamplingSettings = SamplingSettings()
     masking: MaskSettings = MaskSettings()

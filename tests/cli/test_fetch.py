@@ -59,9 +59,9 @@ def test_what_is_known_is_listed() -> None:
     ("arguments", "sentence"),
     [
         (("nothing",), "There is no dataset nothing"),
-        (("weights",), "Give one NAME, or `weights` and one name"),
+        (("weights",), "Write one NAME, or `weights` and one name"),
         (("weights", "nothing"), "There are no weights nothing"),
-        (("openmind",), "choose with --pattern"),
+        (("openmind",), "choose with pattern="),
     ],
 )
 def test_mistakes_are_said(arguments: tuple[str, ...], sentence: str) -> None:

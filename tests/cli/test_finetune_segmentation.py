@@ -1,58 +1,60 @@
-"""Every option of `viewalign finetune segmentation` arrives as the setting that it means."""
+"""Settings of `viewalign finetune segmentation` reach the call that does the work, checked."""
 
 from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from viewalign import api
 from viewalign.cli.main import app
-
-PLACES = ["--dataset", "4", "--encoder", "run", "-o", "liver"]
+from viewalign.finetuning.segmentation import environment, finetune
+from viewalign.finetuning.segmentation.settings import FinetuneSettings
+from viewalign.reports import segmentation
 
 
 @pytest.fixture
-def told(monkeypatch, tmp_path):
-    """What the call that does the work was given."""
-    given = {}
+def call(monkeypatch, tmp_path):
+    """A function that runs the command and returns the settings that arrive, or the message."""
+    seen = []
+    monkeypatch.setattr(environment, "check_installed", lambda: None)
+    monkeypatch.setattr(segmentation, "write_page", lambda _: None)
+    monkeypatch.setattr(finetune, "finetune", lambda *a: seen.append(a) or SimpleNamespace(out=tmp_path))
 
-    def record(kind, dataset, encoder, out, teller, **settings):
-        given.update(settings, kind=kind, dataset=dataset, encoder=encoder, out=str(out))
-        return SimpleNamespace(out=tmp_path)
+    def run(*words):
+        done = CliRunner().invoke(app, ["finetune", "segmentation", "4", "run", "-o", "liver", *words])
+        return seen[-1] if done.exit_code == 0 else str(done.exception)
 
-    monkeypatch.setattr(api, "finetune", record)
-    return given
-
-
-def test_defaults_leave_what_depends_on_the_network_to_it(told):
-    done = CliRunner().invoke(app, ["finetune", "segmentation", *PLACES])
-    assert done.exit_code == 0, done.output
-    assert told.keys().isdisjoint({"lr", "optimizer", "warmup", "patch", "shots", "plans", "processes", "validation"})
-    assert (told["dataset"], told["encoder"], told["out"]) == ("4", "run", "liver")
-    assert (told["spacing"], told["folds"], told["minimum_share"], told["mirror_validation"]) == (
-        "pretraining", (0,), 0.9, True,
-    )  # fmt: skip
+    return run
 
 
-def test_options_arrive_under_the_names_of_settings(told):
-    words = ["--spacing", "1,1.5,2", "--patch", "32x48x32", "--shots", "5,10", "--seeds", "3", "--folds", "cv"]
-    words += ["--min-share", "0.5", "--no-tta", "--no-mirror", "--lr", "1e-3", "--sawtooth", "--processes", "2"]
-    done = CliRunner().invoke(app, ["finetune", "segmentation", *PLACES, *words])
-    assert done.exit_code == 0, done.output
+def test_defaults_leave_what_depends_on_the_network_to_it(call):
+    settings, out, machine, _ = call()
+    assert settings == FinetuneSettings(dataset="4", encoder="run")
+    assert (str(out), machine.gpus) == ("liver", 1)
+    for name in ("lr", "optimizer", "warmup_epochs", "patch_size", "plans", "validation"):
+        assert getattr(settings, name) is None
+
+
+def test_settings_arrive(call):
+    words = ["spacing=1,1.5,2", "patch_size=[32,48,32]", "shots=5,10", "seeds=3", "folds=5", "min_share=0.5"]
+    settings, _, machine, _ = call(*words, "tta=false", "mirror=false", "lr=1e-3", "workers=2", "device=cpu")
     expected = {
-        "spacing": (1.0, 1.5, 2.0), "patch": (32, 48, 32), "shots": (5, 10), "seeds": 3, "folds": "cv",
-        "minimum_share": 0.5, "mirror_validation": False, "mirror": False, "lr": 1e-3, "sawtooth": True,
-        "processes": 2, "gpus": 1, "device": "auto",
+        "spacing": (1.0, 1.5, 2.0), "patch_size": (32, 48, 32), "shots": (5, 10), "seeds": 3, "folds": 5,
+        "min_share": 0.5, "tta": False, "mirror": False, "lr": 1e-3,
     }  # fmt: skip
-    assert expected.items() <= told.items()
+    assert expected.items() <= settings.model_dump().items()
+    assert (machine.processes, machine.device) == (2, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "sentence"),
-    [("--patch", "32;48", "no list of whole numbers"), ("--spacing", "wide", "three numbers of mm, not 'wide'")],
+    ("words", "sentence"),
+    [
+        (["patch_size=32;48"], "patch_size"),
+        (["spacing=wide"], "spacing = 'wide': input should be 'pretraining' or 'dataset'"),
+        (["patch=32"], "There is no setting 'patch' (did you mean 'patch_size'?)"),
+        (["--epochs", "5"], "--epochs is a setting, not a flag: write epochs=5"),
+        (["--no-tta"], "write tta=false"),
+        (["dataset=5"], "dataset= is no setting of"),
+    ],
 )
-def test_what_is_no_number_is_told(told, option, value, sentence):
-    done = CliRunner().invoke(app, ["finetune", "segmentation", *PLACES, option, value])
-    assert done.exit_code != 0
-    assert sentence in " ".join(str(done.exception or done.output).split())
-    assert not told
+def test_errors_name_the_setting(call, words, sentence):
+    assert sentence in call(*words)

@@ -11,7 +11,7 @@ from viewalign.data.readers.itk import sitk
 from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import TaskSpec, write_spec
 
-SMALL = ["steps=2", "batch=2", "views.size=[16,16,16]", "heads.width=16", "runtime.workers=0", "validate.every=0"]
+SMALL = ["steps=2", "batch=2", "views.patch_size=[16,16,16]", "heads.width=16", "runtime.workers=0", "validate.every=0"]
 pytestmark = pytest.mark.slow
 
 
@@ -32,8 +32,8 @@ def way(tmp_path_factory):
     write_manifest(cases, spec, root / "task")
     for command in (
         ["index", "scans", "-o", "catalogue.json"],
-        ["prepare", "catalogue.json", "-o", "store", "--workers", "0"],
-        ["pretrain", "cva-resenc-xs", "data=store", "out=run", *SMALL],
+        ["prepare", "catalogue.json", "-o", "store", "workers=0"],
+        ["pretrain", "cva-resenc-xs", "store", "-o", "run", *SMALL],
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(root)
@@ -45,13 +45,13 @@ def way(tmp_path_factory):
 
 COMMANDS = {
     "index": ["index", "scans", "-o", "again.json"],
-    "prepare": ["prepare", "catalogue.json", "-o", "again", "--workers", "0"],
-    "prepare by workers": ["prepare", "catalogue.json", "-o", "again-w", "--workers", "1"],
-    "pretrain": ["pretrain", "cva-resenc-xs", "data=store", "out=again-run", "--resume", "auto", *SMALL],
+    "prepare": ["prepare", "catalogue.json", "-o", "again", "workers=0"],
+    "prepare by workers": ["prepare", "catalogue.json", "-o", "again-w", "workers=1"],
+    "pretrain": ["pretrain", "cva-resenc-xs", "store", "-o", "again-run", "--resume", *SMALL],
     "report": ["report", "run"],
     "export": ["export", "run", "-o", "again-export"],
     "embed": ["embed", "run", "task", "-o", "vectors.npz"],
-    "embed, kept": ["embed", "run", "task", "-o", "vectors-2.npz", "--cache", "cache"],
+    "embed, kept": ["embed", "run", "task", "-o", "vectors-2.npz", "cache=cache"],
 }
 
 
@@ -112,7 +112,7 @@ def test_fine_tuning_on_a_full_disk_goes_on_later(way, monkeypatch, capsys, no_r
     pytest.importorskip("sklearn")
     monkeypatch.chdir(way)
     command = ["finetune", "classification", "task", "epochs=1", "folds=2", "batch=2"]
-    command += ["--encoder", "run", "-o", "tuned-2"]
+    command += ["run", "-o", "tuned-2"]
     no_room(20_000)
     code, told = call(command, capsys)
     no_room(None)

@@ -5,19 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from viewalign.cli.index import index
+from viewalign.cli.main import app
 from viewalign.data.catalogue import read_catalogue
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 
 
 def run(*arguments: object):
-    app = typer.Typer()
-    app.command()(index)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["index", *(str(argument) for argument in arguments)])
 
 
 def save(path: Path, shape=(8, 9, 10)) -> None:
@@ -66,12 +63,12 @@ def test_dicom_is_pointed_out(tmp_path: Path) -> None:
 )
 def test_a_wrong_pattern_is_explained(tmp_path: Path, pattern: str, words: str) -> None:
     save(tmp_path / "a.nii.gz")
-    result = run(tmp_path, "-o", tmp_path / "cat.json", "--subject-pattern", pattern)
+    result = run(tmp_path, "-o", tmp_path / "cat.json", f"subject_pattern={pattern}")
     assert words in str(result.exception)
 
 
 def test_the_subject_pattern_is_used(tmp_path: Path) -> None:
     for name in ("x_P1_a.nii.gz", "y_P1_b.nii.gz"):
         save(tmp_path / "scans" / name)
-    run(tmp_path / "scans", "-o", tmp_path / "cat.json", "--subject-pattern", r"_(?P<subject>P\d)_")
+    run(tmp_path / "scans", "-o", tmp_path / "cat.json", r"subject_pattern=_(?P<subject>P\d)_")
     assert {record.subject for record in read_catalogue(tmp_path / "cat.json").records()} == {"P1"}

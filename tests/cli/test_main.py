@@ -6,7 +6,9 @@ import sys
 import pytest
 import typer
 
+from viewalign.cli.grammar import MODELS, model_of
 from viewalign.cli.main import app, run
+from viewalign.utils.settings import describe
 
 
 def call(capsys, *arguments):
@@ -25,7 +27,7 @@ def commands():
 
 def test_all_commands_are_there():
     there = "compare compare-methods demo doctor embed estimate evaluate export fetch finetune fomo index methods"
-    there += " nnunet predict prepare pretrain probe recipes report study task"
+    there += " nnunet predict prepare pretrain probe recipes report settings study task"
     assert commands() == there.split()
 
 
@@ -35,6 +37,16 @@ def test_every_command_s_help_teaches(command, capsys):
     assert code == 0
     assert len(out.splitlines()) > 10
     assert f"viewalign {command}" in out
+
+
+@pytest.mark.parametrize("command", MODELS)
+def test_every_command_s_help_shows_its_settings(command, capsys):
+    code, out, _ = call(capsys, *command.split(), "-h")
+    assert code == 0
+    assert "[KEY=VALUE]..." in out
+    own = [one.name for one in describe(model_of(command)) if "." not in one.name]
+    shown = [name for name in own if f" {name} " in out]
+    assert set(own) - set(shown) <= {"data", "out", "dataset", "encoder"}
 
 
 def test_version_and_no_arguments(capsys):
@@ -48,15 +60,22 @@ def test_version_and_no_arguments(capsys):
     [
         (["pretrain", "cva-resenc-xs", "optim.learningrate=1"], "did you mean 'optim.lr'"),
         (["pretrain", "cva-resnet-xs"], "did you mean 'cva-resenc-xs'"),
-        (["pretrain", "cva-resenc-xs"], "data=STORE"),
-        (["pretrain", "cva-resenc-xs", "--resume", "maybe"], "--resume takes auto or no"),
+        (["pretrain", "cva-resenc-xs"], "There is no store"),
+        (["pretrain", "cva-resenc-xs", "--lr", "1"], "no flag --lr (did you mean 'optim.lr'?)"),
         (["export", "nowhere"], "holds no run"),
-        (["export", "nowhere", "--weights", "best"], "student or teacher"),
-        (["export", "nowhere", "--ssl3d"], "holds no run"),
-        (["export", "nowhere", "--ssl3d", "--onnx"], "--onnx and --ssl3d are exports of their own"),
-        (["export", "nowhere", "--ssl3d", "--to-hub", "me/it"], "--to-hub changes nothing with --ssl3d"),
-        (["export", "nowhere", "--public"], "--public goes with --to-hub"),
-        (["export", "nowhere", "--dataset", "4"], "--dataset goes with --nnunet"),
+        (["export", "nowhere", "weights=best"], "weights = 'best': input should be 'student' or 'teacher'"),
+        (["export", "nowhere", "format=ssl3d"], "holds no run"),
+        (["export", "nowhere", "--onnx"], "has no flag --onnx"),
+        (["export", "nowhere", "format=ssl3d", "hub=me/it"], "hub has no effect with format=ssl3d"),
+        (["export", "nowhere", "public=true"], "public needs hub=OWNER/NAME"),
+        (["export", "nowhere", "dataset=4"], "dataset has no effect with format=encoder"),
+        (["pretrain", "cva-resenc-xs", "data=store"], "data= is no setting of viewalign pretrain: it is an argument"),
+        (["pretrain", "cva-resenc-xs", "out=run"], "write -o PATH"),
+        (["pretrain", "cva-resenc-xs", "resume=true"], "resume= is no setting of viewalign pretrain: write --resume."),
+        (["pretrain", "cva-resenc-xs", "store=run"], "There is no setting 'store'"),
+        (["report", "run", "more"], "'more' is one argument too many. viewalign report takes RUN."),
+        (["recipes", "steps=1"], "viewalign recipes has no settings"),
+        (["settings", "prepair"], "There is no command 'prepair' with settings"),
         (["report", "nowhere"], "nowhere"),
         (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),
     ],
@@ -72,7 +91,7 @@ def test_mistakes_are_told_in_a_sentence(arguments, sentence, capsys, tmp_path, 
 def test_recipes_print_in_full(capsys):
     code, out, _ = call(capsys, "recipes", "cva-resenc-l")
     assert code == 0
-    assert "lr: 0.01" in out
+    assert "# Learning rate after the warm-up. [number > 0]\n  lr: 0.01" in out
     assert "cva-primus-m" in call(capsys, "recipes")[1]
 
 

@@ -5,20 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from viewalign.cli.index import index
-from viewalign.cli.prepare import prepare
+from viewalign.cli.main import app
 from viewalign.data.readers.itk import sitk
 from viewalign.data.store import Store
 from viewalign.errors import UserError
 
 
 def run(*arguments: object):
-    app = typer.Typer()
-    app.command()(index)
-    app.command()(prepare)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -36,12 +31,12 @@ def scans(tmp_path: Path) -> Path:
 
 def test_from_a_catalogue(tmp_path: Path, scans: Path) -> None:
     run("index", scans, "-o", tmp_path / "cat.json")
-    result = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "--workers", 0)
+    result = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "workers=0")
     assert result.exit_code == 0
     assert "2 images in the store; 2 prepared now." in result.stdout
-    assert f"viewalign pretrain cva-resenc-xs data={tmp_path / 'store'}" in result.stdout
+    assert f"viewalign pretrain cva-resenc-xs {tmp_path / 'store'} -o run" in result.stdout
     assert len(Store.open(tmp_path / "store")) == 2
-    again = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "--workers", 0)
+    again = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "workers=0")
     assert "0 prepared now; 2 already there." in again.stdout
 
 
@@ -50,7 +45,7 @@ def test_refusals_of_the_index_are_counted(tmp_path: Path, scans: Path) -> None:
     save(scans / "steady.nii.gz")
     sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32) + 2, str(scans / "steady.nii.gz"))
     run("index", scans, "-o", tmp_path / "cat.json")
-    result = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "--workers", 0)
+    result = run("prepare", tmp_path / "cat.json", "-o", tmp_path / "store", "workers=0")
     assert result.exit_code == 3
     report = json.loads((tmp_path / "store/report.json").read_text())
     assert report["prepared"] == 2
@@ -59,7 +54,7 @@ def test_refusals_of_the_index_are_counted(tmp_path: Path, scans: Path) -> None:
 
 
 def test_from_a_folder(tmp_path: Path, scans: Path) -> None:
-    arguments = ("--spacing", "none", "--normalise", "none", "--workers", 0)
+    arguments = ("spacing=none", "normalise=none", "workers=0")
     assert run("prepare", scans, "-o", tmp_path / "store", *arguments).exit_code == 0
     store = Store.open(tmp_path / "store")
     assert store.shape(0) == (8, 9, 10)
@@ -70,7 +65,7 @@ def test_from_a_folder(tmp_path: Path, scans: Path) -> None:
 def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32), str(tmp_path / "scans/zero.nii.gz"))
-    result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "--workers", 0)
+    result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "workers=0")
     assert result.exit_code == 1
     assert "None of the 1 images could be used" in str(result.exception)
     assert json.loads((tmp_path / "store/report.json").read_text())["prepared"] == 0
@@ -79,26 +74,37 @@ def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--spacing", "1,x"), "give one or three voxel sizes"),
-        (("--spacing", "0"), "between 0.01 and 100 mm"),
-        (("--normalise", "median"), "--normalise 'median': input should be 'zscore'"),
-        (("--normalise", "window"), "belong together"),
-        (("--window", "5"), "give two numbers LOW,HIGH"),
-        (("--view", "1,2"), "give one or three numbers"),
-        (("--shard", "4/3"), "give i/n with 1 ≤ i ≤ n"),
-        (("--executor", "dask"), "dask together with --scheduler"),
+        (["spacing=1,x"], "spacing = '1,x': input should be 'median', or needs one number or three"),
+        (["spacing=0"], "greater than or equal to 0.01"),
+        (["normalise=median"], "normalise = 'median': input should be 'zscore'"),
+        (["normalise=window"], "belong together"),
+        (["window=5"], "window"),
+        (["patch_size=1,2"], "one number or three"),
+        (["shard=4/3"], "write i/n with 1 ≤ i ≤ n"),
+        (["spacings=2"], "There is no setting 'spacings' (did you mean 'spacing'?)"),
+        (["view=96"], "did you mean 'patch_size'"),
+        (["--spacing", "1.5"], "--spacing is a setting, not a flag: write spacing=1.5"),
+        (["--fill-nonfinite"], "write fill_nonfinite=true"),
+        (["--spacin", "1.5"], "no flag --spacin (did you mean 'spacing'?)"),
+        (["more"], "'more' is one argument too many. root prepare takes SOURCE."),
     ],
 )
-def test_wrong_options_are_sentences(tmp_path: Path, scans: Path, arguments: tuple[str, str], sentence: str) -> None:
+def test_wrong_settings_are_explained(tmp_path: Path, scans: Path, arguments: list[str], sentence: str) -> None:
     result = run("prepare", scans, "-o", tmp_path / "store", *arguments)
     assert isinstance(result.exception, UserError)
     assert sentence in str(result.exception)
     assert not (tmp_path / "store").exists()
 
 
+def test_three_numbers_are_written_in_three_ways(tmp_path: Path, scans: Path) -> None:
+    for number, words in enumerate(("spacing=2", "spacing=2,2,2", "spacing=[2,2,2]")):
+        assert run("prepare", scans, "-o", tmp_path / f"{number}", "workers=0", words).exit_code == 0
+        assert Store.open(tmp_path / f"{number}").recipe["spacing"] == [2.0, 2.0, 2.0]
+
+
 def test_refused_by_their_headers_alone_is_reported_too(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "flat.nii.gz", (9, 10))
-    result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "--workers", 0)
+    result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "workers=0")
     assert result.exit_code == 1
     assert "2D" in json.loads((tmp_path / "store/report.json").read_text())["excluded"][0]["reason"]
 

@@ -23,8 +23,8 @@ def test_index_prepare_and_pretrain_on_four_real_datasets(shared_data: Path, tmp
     catalogue, store, run = (str(tmp_path / name) for name in ("cat.json", "store", "run"))
     commands = (
         (3, "index", *(str(shared_data / name) for name in names), str(tmp_path / "flat.nii"), "-o", catalogue),
-        (3, "prepare", catalogue, "-o", store, "--workers", "1"),
-        (0, "pretrain", "cva-resenc-xs", f"data={store}", f"out={run}", "steps=2"),
+        (3, "prepare", catalogue, "-o", store, "workers=1"),
+        (0, "pretrain", "cva-resenc-xs", store, "-o", run, "steps=2"),
     )
     for code, *arguments in commands:
         result = CliRunner().invoke(app, arguments)

@@ -130,12 +130,12 @@ def test_a_run_of_the_track_from_command_line_to_checkpoint(tmp_path):
     small = {
         "steps": 1,
         "batch": 1,
-        "views": {"size": (64, 32, 32)},
+        "views": {"patch_size": (64, 32, 32)},
         "runtime": {"workers": 0},
         "validate": {"every": 0},
     }
     run = viewalign.pretrain("mae-resenc-l", tmp_path / "store", tmp_path / "run", **small).folder.root
-    told = CliRunner().invoke(app, ["export", str(run), "--ssl3d", "-o", str(tmp_path / "sent")])
+    told = CliRunner().invoke(app, ["export", str(run), "format=ssl3d", "-o", str(tmp_path / "sent")])
     assert told.exit_code == 0, told.output
     place = tmp_path / "sent" / "Dataset745_OpenMind" / "viewalign_mae__nnsslPlans__onemmiso"
     assert {path.name for path in place.iterdir()} == {"adaptation_plan.json", "plans.json", "fold_all"}
@@ -146,5 +146,5 @@ def test_a_run_of_the_track_from_command_line_to_checkpoint(tmp_path):
     assert plan["pretrain_plan"] == json.loads((place / "plans.json").read_text())
     assert root["nnssl_adaptation_plan"]["trainer_name"] == plan["trainer_name"] == "viewalign_mae"
     assert [path.name for path in (tmp_path / "sent").iterdir()] == ["Dataset745_OpenMind"]
-    again = CliRunner().invoke(app, ["export", str(run), "--ssl3d", "-o", str(tmp_path / "sent")])
+    again = CliRunner().invoke(app, ["export", str(run), "format=ssl3d", "-o", str(tmp_path / "sent")])
     assert "is not empty" in str(again.exception)

@@ -6,7 +6,7 @@ import blosc2
 import numpy as np
 import pytest
 
-from viewalign.compat.task_conversion import Wanted
+from viewalign.compat.task_conversion import ConvertSettings
 from viewalign.compat.task_layouts import convert
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import read_manifest
@@ -20,7 +20,7 @@ def touch(path):
 
 
 def converted(layout, source, out, **wanted):
-    found = convert(layout, source, out, Wanted(**wanted))
+    found = convert(layout, source, out, ConvertSettings(**wanted))
     spec = read_spec(out)
     return found, spec, {case.case: case for case in read_manifest(out, spec)}
 
@@ -94,7 +94,7 @@ def test_fomo_folders(tmp_path, inner):
         label.write_text(f"{n % 2}\n")
     touch(source / "preprocessed" / "sub_2" / "ses_1" / "flair_old.nii.gz")
     touch(source / "preprocessed" / "sub_3" / "ses_1" / "flair.nii.gz")
-    found, _, cases = converted("fomo", source, tmp_path / "task", fomo_task=1)
+    found, _, cases = converted("fomo", source, tmp_path / "task", task=1)
     assert sorted(cases) == ["sub_10_ses_1", "sub_1_ses_1", "sub_2_ses_1"]
     assert cases["sub_1_ses_1"].target == 1
     assert cases["sub_2_ses_1"].images["t2s"].name == "t2s.nii.gz"
@@ -106,7 +106,7 @@ def test_an_age_of_fomo_is_no_whole_number(tmp_path):
     source = tmp_path / "fomo"
     touch(source / "preprocessed" / "sub_1" / "ses_1" / "t1.nii.gz")
     touch(source / "labels" / "sub_1" / "label.txt").write_text("72.9")
-    _, _, cases = converted("fomo", source, tmp_path / "task", fomo_task=3)
+    _, _, cases = converted("fomo", source, tmp_path / "task", task=3)
     assert cases["sub_1_ses_1"].target == 72.9
 
 
@@ -128,7 +128,7 @@ def test_bids_sessions_keep_their_subject(tmp_path):
     }
     assert len(found.left_out) == 2
     with pytest.raises(UserError, match=r"no column 'age'.*participant_id, group, site"):
-        convert("bids", source, tmp_path / "other", Wanted(target="age"))
+        convert("bids", source, tmp_path / "other", ConvertSettings(target="age"))
 
 
 def test_unknown_layouts_and_empty_folders(tmp_path):
@@ -138,7 +138,7 @@ def test_unknown_layouts_and_empty_folders(tmp_path):
         ("nnunet", "_0000.nii.gz"),
         ("ssl3d", "_0000.b2nd"),
         ("bids", "participants.tsv"),
-        ("fomo", "--task"),
+        ("fomo", "task=1"),
     ):
         with pytest.raises(UserError, match=words):
             convert(layout, tmp_path, tmp_path / "out")

@@ -55,7 +55,7 @@ def test_the_command_writes_what_it_says(tmp_path: Path, found, monkeypatch: pyt
     from viewalign.cli.main import app
 
     monkeypatch.chdir(tmp_path)
-    arguments = ["estimate", str(tmp_path / "scans"), "cva-resenc-xs", "views.size=16", "batch=2", "-o", "e.json"]
+    arguments = ["estimate", str(tmp_path / "scans"), "cva-resenc-xs", "views.patch_size=16", "batch=2", "-o", "e.json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "e.json").read_text())

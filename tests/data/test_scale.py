@@ -174,7 +174,7 @@ def test_the_limit_follows_the_memory() -> None:
 
 
 def command(scans: Path, store: Path, *more: str) -> list[str]:
-    options = ["--spacing", "0.8", "--interpolation", "cubic", "--dtype", "int16", "--workers", "2"]
+    options = ["spacing=0.8", "interpolation=cubic", "dtype=int16", "workers=2"]
     return [sys.executable, "-m", "viewalign", "prepare", str(scans), "-o", str(store), *options, *more]
 
 

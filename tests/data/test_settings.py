@@ -35,6 +35,6 @@ def test_differences_are_told_by_name() -> None:
 
 def test_every_setting_that_counts_is_described() -> None:
     words = PrepareSettings(
-        interpolation="cubic", normalise="window", window=(-1000, 400), dtype="int16", view=(160, 160, 160)
+        interpolation="cubic", normalise="window", window=(-1000, 400), dtype="int16", patch_size=(160, 160, 160)
     ).describe()
     assert words == "1×1×1 mm cubic, normalise window -1000 to 400, int16, blocks for views of 160×160×160"

@@ -17,7 +17,7 @@ from viewalign.weights.run_folder import RunFolder
 pytest.importorskip("nilearn")
 pytest.importorskip("sklearn")
 
-SMALL = ("views.size=16", "batch=2", "heads.width=32", "heads.predictor_width=16", "log.every=1")
+SMALL = ("views.patch_size=16", "batch=2", "heads.width=32", "heads.predictor_width=16", "log.every=1")
 
 
 @pytest.fixture(autouse=True)

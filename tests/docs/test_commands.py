@@ -20,9 +20,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import viewalign
+from viewalign.cli.grammar import model_of
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.recipes.loading import load
+from viewalign.utils.settings import setting_names
 
 pytest.importorskip("sklearn")
 
@@ -34,19 +36,19 @@ MADE = {"store", "run", "other-run"}
 
 NOT_RUN = [
     (r"^make (demo|test)\b", "tests/demo runs the demo; this is the suite"),
-    (r"^viewalign demo --data", "tests/demo runs it with images of one's own"),
+    (r"^viewalign demo ~", "tests/demo runs it with images of one's own"),
     (r"^viewalign fetch \S", "needs the internet; tests/data/fetch stands a server in for it"),
-    (r"--executor dask", "needs a cluster; tests/volumes runs a local one"),
+    (r"scheduler=tcp", "needs a cluster; tests/volumes runs a local one"),
     (r"^viewalign doctor --gpu", "needs a GPU; tests/training/gpu checks a CPU in the same way"),
     (r"^sh benchmarks/gpu/wheels.sh", "needs an index of packages"),
     (r"^pip install", "needs an index of packages"),
     (r"^viewalign finetune segmentation", "nnU-Net takes minutes; run in the long suite"),
     (r"^viewalign (compare|predict|export) liver", "what a segmentation left; run in the long suite"),
     (r"^nnUNetv2_", "nnU-Net's own command; tests/finetuning/segmentation runs it"),
-    (r"^viewalign export run --nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
-    (r"^viewalign export run --ssl3d", "takes a ResEnc-L or Primus-M; tests/compat/test_ssl3d.py trains one"),
+    (r"^viewalign export run format=nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
+    (r"^viewalign export run format=ssl3d", "takes a ResEnc-L or Primus-M; tests/compat/test_ssl3d.py trains one"),
     (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/compat writes both"),
-    (r"^viewalign study .*--(minutes|job|only)", "many arms and seeds; tests/study runs small ones"),
+    (r"^viewalign study .*(minutes=|shard=|--only)", "many arms and seeds; tests/study runs small ones"),
     (r"^viewalign compare-methods", "eleven methods and three seeds; tests/studies/test_methods.py runs two"),
     (r"^(ls|cat|export|eval|tensorboard) ", "the shell's own"),
 ]
@@ -86,9 +88,13 @@ def parse(words: list[str]) -> None:
         name, *words = words
         assert name in command.commands, f"there is no command '{' '.join([*path, name])}'"
         command, path = command.commands[name], [*path, name]
-    arguments = command.make_context(" ".join(path), [word for word in words if word != "-h"]).params
-    if path == ["pretrain"] and not str(arguments["recipe"]).endswith(".yaml"):
-        load(arguments["recipe"], arguments["settings"] or [])
+    context = command.make_context(f"viewalign {' '.join(path)}", [word for word in words if word != "-h"])
+    if path == ["pretrain"]:
+        if not str(context.params["recipe"]).endswith(".yaml"):
+            load(context.params["recipe"], settings=context.obj)
+    elif context.obj and path != ["estimate"] and path != ["study"]:
+        known = set(setting_names(model_of(" ".join(path)), groups=True))
+        assert set(context.obj) <= known, f"{set(context.obj) - known} are no settings of {path}"
 
 
 @pytest.mark.parametrize("command", EVERY, ids=lambda one: f"{one.page}: {one.text[:60]}")
@@ -125,7 +131,7 @@ def test_commands_within_sentences_have_the_options_they_show(page):
             assert words[1].isupper() or words[1] == "--help", f"{page}: {one}"
         options = {name for parameter in command.params for name in parameter.opts}
         for word in words[1:]:
-            assert not word.startswith("-") or word in {*options, "--help"}, f"{page}: {one}: no option {word}"
+            assert not word.startswith("-") or word in {*options, "--help", "-h"}, f"{page}: {one}: no option {word}"
 
 
 RUN = [page for page in PAGES if any(not why_not_run(command) for command in commands(page))]
@@ -139,7 +145,7 @@ def world(tmp_path_factory):
     make_sources(root)
     viewalign.prepare(root / "scans", root / "store", workers=0)
     for name in ("run", "other-run"):
-        call(["pretrain", "cva-resenc-xs", f"data={root / 'store'}", f"out={root / name}", *TINY])
+        call(["pretrain", "cva-resenc-xs", str(root / "store"), "-o", str(root / name), *TINY])
     yield root
     torch.set_num_threads(threads)
 
@@ -165,30 +171,37 @@ def made_small(words):
         small += ["validate.probe.folds=2"] if "validate.probe.task=task" in words else []
         return [*words, *small]
     appended = {
-        "prepare": ["--workers", "0"],
-        "estimate": ["network=resenc-xs", "views.size=16", "--workers", "0"],
-        "probe": ["--size", "16", "--draws", "100", "--repeats", "1", "--folds", "2", "--shots", "2"],
-        "embed": ["--size", "16"],
+        "prepare": ["workers=0"],
+        "estimate": ["network=resenc-xs", "views.patch_size=16", "prepare.workers=0"],
+        "probe": ["patch_size=16", "draws=100", "repeats=1", "folds=2", "shots=2"],
+        "embed": ["patch_size=16"],
     }
     if words[:2] == ["finetune", "segmentation"]:
-        few = ["--shots", "2", "--seeds", "1", "--patient", r"(liver_\d+)"] if "--shots" in words else []
-        short = ["--epochs", "1", "--iterations", "1", "--validation-iterations", "1", "--patch", "16,16,16"]
-        return [*words, *short, *few, "--no-tta", "--precision", "fp32", "--device", "cpu", "--processes", "1"]
+        few = ["shots=2", "seeds=1", r"patient=(liver_\d+)"] if any(w.startswith("shots=") for w in words) else []
+        short = ["epochs=1", "iterations=1", "validation_iterations=1", "patch_size=16"]
+        return [*words, *short, *few, "tta=false", "precision=fp32", "device=cpu", "workers=1"]
     if name == "finetune":
-        return [*words, "size=16", "epochs=1", "batch=4", "accumulate=1", "folds=2", "draws=100", "precision=fp32"]
+        return [
+            *words,
+            "patch_size=16",
+            "epochs=1",
+            "batch=4",
+            "accumulate=1",
+            "folds=2",
+            "draws=100",
+            "precision=fp32",
+        ]
     return [*words, *appended.get(name, [])]
 
 
 def make_way(words, here):
     """Remove what an earlier command of the page wrote at the same place; its reader would name another one."""
     places = [words[k + 1] for k, word in enumerate(words[:-1]) if word in ("-o", "--out")]
-    if words[0] == "pretrain":
-        places = [word.partition("=")[2] for word in words if word.startswith("out=")]
     for place in places:
         path = here / place
         if path.is_symlink() or path.is_file():
             path.unlink()
-        elif path.is_dir() and "--shard" not in words:
+        elif path.is_dir() and not any(word.startswith("shard=") for word in words):
             shutil.rmtree(path)
 
 
@@ -242,7 +255,7 @@ def run_page(page, world, tmp_path, monkeypatch, wanted):
         (tmp_path / "raw" / "Dataset745_OpenMind").mkdir(parents=True)
         shutil.copy(catalogue, tmp_path / "raw" / "Dataset745_OpenMind" / "pretrain_data.json")
     if page == "docs/pretraining.md":
-        call(["task", "convert", "bids", "ABIDE", "-o", "task", "--target", "group", "--channels", "T1w"])
+        call(["task", "convert", "bids", "ABIDE", "-o", "task", "target=group", "channels=T1w"])
     for command in commands(page):
         if command.words[0] != "viewalign" or not wanted(command):
             continue

@@ -62,7 +62,7 @@ def test_all_poolings_give_the_width_they_tell(name, pool):
 def test_two_embeddings_are_one(task_folder, tmp_path):
     spec = read_spec(task_folder)
     cases = read_manifest(task_folder, spec)[:3]
-    encoder = encoder_and_preprocessor("untrained:resenc-xs", spec, "16,16,16", "none", "multistage")
+    encoder = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 16), "none", "multistage")
     first, second = (embed(*encoder, cases, with_maps=True) for _ in range(2))
     np.testing.assert_array_equal(first.features, second.features)
     assert first.maps.shape[:2] == (3, 128)
@@ -70,7 +70,7 @@ def test_two_embeddings_are_one(task_folder, tmp_path):
     again = Embeddings.read(tmp_path / "e.npz")
     np.testing.assert_array_equal(again.features, first.features)
     assert again.facts == first.facts
-    other = encoder_and_preprocessor("untrained:resenc-xs", spec, "16,16,24", "none", "multistage")
+    other = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 24), "none", "multistage")
     assert embed(*other, cases).facts["preprocessing_fingerprint"] != first.facts["preprocessing_fingerprint"]
     with pytest.raises(UserError, match="no embeddings"):
         Embeddings.read(task_folder / "task.yaml")
@@ -79,11 +79,10 @@ def test_two_embeddings_are_one(task_folder, tmp_path):
 def test_the_own_pooling_of_a_primus_must_be_there(tiny_run):
     start = read_pretrained(tiny_run)
     spec = read_spec_of_one()
-    size = ",".join(map(str, start.size))
-    encoder_and_preprocessor(str(tiny_run), spec, size, "pretraining", "pretrained")
+    encoder_and_preprocessor(str(tiny_run), spec, start.size, "pretraining", "pretrained")
     if start.network.startswith("primus"):
         with pytest.raises(UserError, match="take that size"):
-            encoder_and_preprocessor(str(tiny_run), spec, "32,32,32", "pretraining", "pretrained")
+            encoder_and_preprocessor(str(tiny_run), spec, (32, 32, 32), "pretraining", "pretrained")
 
 
 def read_spec_of_one():
@@ -94,7 +93,7 @@ def read_spec_of_one():
 
 def test_statistics_need_no_network(task_folder):
     spec = read_spec(task_folder)
-    _, prepare = encoder_and_preprocessor("untrained:resenc-xs", spec, "16", "none", "multistage")
+    _, prepare = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 16), "none", "multistage")
     case = read_manifest(task_folder, spec)[0]
     row = intensity_statistics(prepare(case.images))
     assert np.isfinite(row).all()
@@ -105,25 +104,12 @@ def test_statistics_need_no_network(task_folder):
 def test_the_commands(task_folder, tmp_path):
     (task_folder / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
     run = CliRunner().invoke
-    told = run(app, ["embed", "untrained:resenc-xs", str(task_folder), "-o", str(tmp_path / "e.npz"), "--size", "16"])
+    told = run(app, ["embed", "untrained:resenc-xs", str(task_folder), "-o", str(tmp_path / "e.npz"), "patch_size=16"])
     assert told.exit_code == 3, told.output
     assert len(Embeddings.read(tmp_path / "e.npz").cases) == 11
     out = tmp_path / "p.json"
-    arguments = [
-        "--task",
-        str(task_folder),
-        "--size",
-        "16",
-        "--folds",
-        "2",
-        "--draws",
-        "100",
-        "--shots",
-        "2",
-        "-o",
-        str(out),
-    ]
-    told = run(app, ["probe", "fresh=untrained:resenc-xs", *arguments, "--learners", "linear"])
+    small = ["patch_size=16", "folds=2", "draws=100", "shots=2", "learners=linear", "names=fresh"]
+    told = run(app, ["probe", str(task_folder), "untrained:resenc-xs", *small, "-o", str(out)])
     assert told.exit_code == 3, told.output
     held = json.loads(out.read_text())
     assert set(held["features"]) == {"fresh, linear", "intensity statistics, linear"}

@@ -170,11 +170,11 @@ def test_a_comparison_is_paired(folders, tmp_path):
 
 def test_the_commands(folders, tmp_path, capsys):
     guess, truth = folders
-    run_ok(["evaluate", str(guess), str(truth), "-o", str(tmp_path / "a"), "--tolerance", "1=2"])
+    run_ok(["evaluate", str(guess), str(truth), "-o", str(tmp_path / "a"), "tolerance=1=2"])
     assert "0.8" in capsys.readouterr().out
     (guess / "case_3.nrrd").unlink()
     with pytest.raises(SystemExit) as caught:
-        run(["evaluate", str(guess), str(truth), "-o", str(tmp_path / "b"), "--tolerance", "1=2"])
+        run(["evaluate", str(guess), str(truth), "-o", str(tmp_path / "b"), "tolerance=1=2"])
     assert caught.value.code == 1
     assert "Without a prediction, and in no mean: case_3" in capsys.readouterr().out
     run_ok(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "c")])

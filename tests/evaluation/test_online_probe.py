@@ -50,7 +50,7 @@ def store(tmp_path):
 
 
 def settings(store, out, *more):
-    return [f"data={store}", f"out={out}", "views.size=[16,16,16]", "steps=5", "batch=2", "heads.width=16",
+    return [f"data={store}", f"out={out}", "views.patch_size=[16,16,16]", "steps=5", "batch=2", "heads.width=16",
             "heads.predictor_width=8", "runtime.workers=0", "validate.every=0", "log.every=1", *more]  # fmt: skip
 
 
@@ -110,9 +110,8 @@ def test_bad_tasks_are_refused_before_any_step(tmp_path, task, store):
     with pytest.raises(UserError, match="There is no task"):
         make_probe(make("validate.probe.task=/nowhere"))
     (task / "c3.nii.gz").write_bytes(b"x")
-    told = CliRunner().invoke(
-        app, ["pretrain", "cva-resenc-xs", *settings(store, tmp_path / "run", f"validate.probe.task={task}")]
-    )
+    _, _, *words = settings(store, tmp_path / "run", f"validate.probe.task={task}")
+    told = CliRunner().invoke(app, ["pretrain", "cva-resenc-xs", str(store), "-o", str(tmp_path / "run"), *words])
     assert isinstance(told.exception, UserError)
     assert "validate.probe: case c03 cannot be used" in str(told.exception)
     assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -53,7 +53,7 @@ def test_noise_is_found_no_better_than_by_chance():
 
 
 def test_equal_seeds_give_every_encoder_the_same_views():
-    recipe = load("cva-resenc-xs", ["views.size=[16,16,16]"])
+    recipe = load("cva-resenc-xs", ["views.patch_size=[16,16,16]"])
     image = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
     one, two = (find_places(build_untrained(recipe, 0), [image], seed=3) for _ in range(2))
     assert one == two

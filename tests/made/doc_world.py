@@ -14,7 +14,7 @@ from viewalign.data.readers.itk import sitk
 
 SIDE = 20
 TINY = [
-    "views.size=16",
+    "views.patch_size=16",
     "batch=4",
     "steps=1",
     "log.every=1",
@@ -23,7 +23,7 @@ TINY = [
     "validate.every=0",
     "runtime.workers=0",
     "runtime.threads=1",
-    "runtime.devices=1",
+    "runtime.gpus=1",
     "runtime.nodes=1",
     "runtime.precision=fp32",
     "heads.width=16",

@@ -14,7 +14,7 @@ def tiny_run(request, tmp_path_factory):
     arrays = {f"patient_jane_doe_{k}": rng.normal(size=(20, 20, 20)).astype(np.float32) for k in range(6)}
     store_from_arrays(root / "store", arrays)
     settings = [
-        "views.size=[16,16,24]",
+        "views.patch_size=[16,16,24]",
         "steps=2",
         "batch=2",
         "heads.width=16",

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from viewalign.data.readers.itk import sitk
+from viewalign.finetuning.classification.settings import load_training
 from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import TaskSpec, write_spec
+from viewalign.utils.settings import read_words
 
 
 def _write_image(path, array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None):
@@ -95,3 +97,8 @@ def mark_as_test():
         return [row["case"] for row in rows[:count]]
 
     return mark
+
+
+def trained_by(recipe=None, words=()):
+    """Return the settings of a fine-tuning from a recipe and `key=value` words, as the command line reads them."""
+    return load_training(recipe, read_words(words))

@@ -32,7 +32,14 @@ def test_the_example_runs(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(block("yaml"))
     volumes = {f"case{k}": np.random.default_rng(k).normal(size=(20, 20, 20)).astype(np.float32) for k in range(3)}
     store_from_arrays(tmp_path / "store", volumes)
-    settings = ["views.size=16", "batch=2", "steps=2", "log.every=1", "runtime.workers=0", "runtime.precision=fp32"]
+    settings = [
+        "views.patch_size=16",
+        "batch=2",
+        "steps=2",
+        "log.every=1",
+        "runtime.workers=0",
+        "runtime.precision=fp32",
+    ]
     paths = [f"data={tmp_path / 'store'}", f"out={tmp_path / 'run'}"]
     recipe = load(str(tmp_path / "mine.yaml"), [*settings, *paths])
     assert recipe.pretext == {"deviation": 0.3}

@@ -12,7 +12,7 @@ from viewalign.views.alignment import find_correspondences
 from viewalign.views.batch import ViewBatch
 from viewalign.views.feature_grids import common_grid, resize
 
-SMALL = ["views.size=[16,16,16]", "heads.width=32", "heads.predictor_width=16", "batch=4"]
+SMALL = ["views.patch_size=[16,16,16]", "heads.width=32", "heads.predictor_width=16", "batch=4"]
 
 
 def method_of(recipe="cva-resenc-xs", *settings):
@@ -168,7 +168,7 @@ def test_stochastic_depth_belongs_to_the_image(make_batch):
 
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 def test_anisotropic_cells_on_thin_views(order, make_batch):
-    settings = [*SMALL, "views.size=[24,24,8]", "objectives.cells=[7,7,2]", f"objectives.order={order}"]
+    settings = [*SMALL, "views.patch_size=[24,24,8]", "objectives.cells=[7,7,2]", f"objectives.order={order}"]
     method = build_method(load("cva-resenc-xs", settings))
     result = method(make_batch(size=(24, 24, 8)), return_diagnostics=True)
     result.loss.backward()
@@ -178,7 +178,7 @@ def test_anisotropic_cells_on_thin_views(order, make_batch):
 
 @pytest.mark.parametrize("order", ["project_first", "align_first"])
 def test_thin_views_with_one_cell_at_the_bottleneck(order, make_batch):
-    method = build_method(load("cva-resenc-xs", [*SMALL, "views.size=[24,24,8]", f"objectives.order={order}"]))
+    method = build_method(load("cva-resenc-xs", [*SMALL, "views.patch_size=[24,24,8]", f"objectives.order={order}"]))
     result = method(make_batch(size=(24, 24, 8)))
     result.loss.backward()
     assert torch.isfinite(result.loss.detach())
@@ -222,7 +222,7 @@ def test_impossible_settings_are_rejected():
     with pytest.raises(UserError, match="method 'byol'"):
         method_of("cva-resenc-xs", "method=byol")
     with pytest.raises(UserError, match="multiple of 8"):
-        build_method(load("cva-resenc-xs", ["views.size=[20,16,16]"]))
+        build_method(load("cva-resenc-xs", ["views.patch_size=[20,16,16]"]))
 
 
 def test_small_batches_use_layer_norm():

@@ -18,7 +18,7 @@ from viewalign.views.resampling import cell_centres, map_grid
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
-SMALL = ["views.size=[16,16,16]", "heads.width=32", "batch=4"]
+SMALL = ["views.patch_size=[16,16,16]", "heads.width=32", "batch=4"]
 
 
 class Identity(torch.nn.Module):
@@ -127,13 +127,13 @@ def test_swinunetr_loss_is_the_sum_of_its_tasks(bodies):
     logs = method_of("swinunetr-resenc-xs")(batch_of(bodies, "swinunetr-resenc-xs", mirror=False)).logs
     parts = sum(float(logs[name]) for name in ("reconstruction", "rotation", "contrastive"))
     assert float(logs["loss"]) == pytest.approx(parts, rel=1e-6)
-    with pytest.raises(UserError, match=r"views\.size"):
-        method_of("swinunetr-resenc-xs", "views.size=[16,16,24]")
+    with pytest.raises(UserError, match=r"views\.patch_size"):
+        method_of("swinunetr-resenc-xs", "views.patch_size=[16,16,24]")
 
 
 def test_voco_loss_of_perfect_features(bodies):
     """If a view's features were its overlaps with an orthogonal grid, VoCo's loss would be near its floor."""
-    settings = ["views.size=[8,8,16]", "pretext.grid=[2,2,1]", "pretext.targets=2", "pretext.min_valid=0"]
+    settings = ["views.patch_size=[8,8,16]", "pretext.grid=[2,2,1]", "pretext.targets=2", "pretext.min_valid=0"]
     method = method_of("voco-resenc-xs", *settings)
     batch = batch_of(bodies, "voco-resenc-xs", *settings, size=(8, 8, 16))
     assert batch.count == (6, 4)

@@ -60,7 +60,7 @@ def test_declared_settings_are_the_used_ones(recipe):
     made = loading.load(recipe)
     # CVA reads views.independent only to reject it with geometry=latentcampus.
     read = settings_of_building(made) | settings_of_sampling(made)
-    assert "views.size" in read, "nothing was recorded"
+    assert "views.patch_size" in read, "nothing was recorded"
     assert read & OPTIONAL == used_settings_of(made.method)
 
 

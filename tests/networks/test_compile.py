@@ -20,12 +20,12 @@ from viewalign.views.samples import SampleReader
 SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=2"]
 RECOMPUTE, DROP = "runtime.recompute=true", "network.drop_path=0.2"
 CASES = [
-    pytest.param("cva-resenc-xs", ["views.size=16"], 18, marks=pytest.mark.slow),
-    pytest.param("cva-resenc-xs", ["views.size=16", RECOMPUTE], 18, marks=pytest.mark.long),
-    pytest.param("spark-resenc-xs", ["views.size=16"], 18, marks=pytest.mark.long),
-    pytest.param("cva-resenc-l", ["views.size=[64,32,32]"], 28, marks=pytest.mark.long),
-    pytest.param("cva-primus-xs", ["views.size=16", DROP], 10, marks=pytest.mark.slow),
-    pytest.param("cva-primus-xs", ["views.size=16", DROP, RECOMPUTE], 10, marks=pytest.mark.long),
+    pytest.param("cva-resenc-xs", ["views.patch_size=16"], 18, marks=pytest.mark.slow),
+    pytest.param("cva-resenc-xs", ["views.patch_size=16", RECOMPUTE], 18, marks=pytest.mark.long),
+    pytest.param("spark-resenc-xs", ["views.patch_size=16"], 18, marks=pytest.mark.long),
+    pytest.param("cva-resenc-l", ["views.patch_size=[64,32,32]"], 28, marks=pytest.mark.long),
+    pytest.param("cva-primus-xs", ["views.patch_size=16", DROP], 10, marks=pytest.mark.slow),
+    pytest.param("cva-primus-xs", ["views.patch_size=16", DROP, RECOMPUTE], 10, marks=pytest.mark.long),
 ]
 
 
@@ -56,7 +56,7 @@ def test_blocks_are_compiled_in_the_first_step_only(name, settings, most, monkey
     recipe = load(name, settings, common=SMALL)
     volumes, every = ArrayVolumes(np.random.default_rng(0).normal(size=(4, 1, 66, 36, 36)).astype(np.float32)), range(4)
     reader = SampleReader(volumes, np.array(every), np.array(every), view_sampling_config(recipe.views), 2, seed=1)
-    batch = build_views([reader[0], reader[1]], recipe.views.size, None)
+    batch = build_views([reader[0], reader[1]], recipe.views.patch_size, None)
     torch._dynamo.reset()
     graphs, method = Graphs(), build_method(recipe)
     compile_networks(method, recipe.runtime, graphs)

@@ -13,10 +13,10 @@ def test_every_recipe_is_valid_and_says_what_it_is(name):
 
 def test_the_published_settings():
     resenc, primus = loading.load("cva-resenc-l"), loading.load("cva-primus-m")
-    assert (resenc.views.size, resenc.batch, resenc.steps) == ((128, 128, 128), 4, 250 * 250)
+    assert (resenc.views.patch_size, resenc.batch, resenc.steps) == ((128, 128, 128), 4, 250 * 250)
     assert (resenc.optim.name, resenc.optim.lr, resenc.optim.momentum, resenc.optim.clip) == ("sgd", 0.01, 0.99, 12.0)
-    assert (primus.views.size, primus.batch, primus.steps) == ((160, 160, 160), 4, 150 * 250)
-    assert (primus.optim.name, primus.optim.lr, primus.optim.warmup) == ("adamw", 3e-4, 10 * 250)
+    assert (primus.views.patch_size, primus.batch, primus.steps) == ((160, 160, 160), 4, 150 * 250)
+    assert (primus.optim.name, primus.optim.lr, primus.optim.warmup_steps) == ("adamw", 3e-4, 10 * 250)
     for recipe in (resenc, primus):
         terms = recipe.objectives
         weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
@@ -52,7 +52,7 @@ def test_the_rows_of_the_paper_s_table(row, network):
 @pytest.mark.parametrize("network", ["resenc-l", "primus-m"])
 def test_stage_one(network):
     recipe = loading.load(f"mae-{network}")
-    assert (recipe.method, recipe.network.name, recipe.views.size) == ("mae", network, (160, 160, 160))
+    assert (recipe.method, recipe.network.name, recipe.views.patch_size) == ("mae", network, (160, 160, 160))
     assert (recipe.objectives.reconstruction, recipe.objectives.reconstruction_weight) == ("huber", 5.0)
     assert (recipe.steps, recipe.batch, recipe.masking.ratio) == (250_000, 8, 0.75)
 
@@ -82,26 +82,26 @@ def test_a_recipe_may_build_on_another(tmp_path):
 
 def test_overrides_of_every_kind():
     recipe = loading.load(
-        "cva-resenc-xs", ["optim.lr=1e-4", "network=primus-xs", "views.size=[24,32,32]", "optim.clip=null"]
+        "cva-resenc-xs", ["optim.lr=1e-4", "network=primus-xs", "views.patch_size=[24,32,32]", "optim.clip=null"]
     )
-    assert (recipe.optim.lr, recipe.network.name, recipe.views.size) == (1e-4, "primus-xs", (24, 32, 32))
+    assert (recipe.optim.lr, recipe.network.name, recipe.views.patch_size) == (1e-4, "primus-xs", (24, 32, 32))
     assert recipe.optim.clip is None
-    assert loading.load("cva-resenc-xs", ["views.size=48"]).views.size == (48, 48, 48)
+    assert loading.load("cva-resenc-xs", ["views.patch_size=48"]).views.patch_size == (48, 48, 48)
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
         ("optim.learningrate=1", "There is no setting 'optim.learningrate' (did you mean 'optim.lr'?)."),
-        ("patch_size=64", "(did you mean 'views.size'?)"),
+        ("patch_size=64", "(did you mean 'views.patch_size'?)"),
         ("optim.lrr=1", "(did you mean 'optim.lr'?)"),
         ("lr=1", "(did you mean 'optim.lr'?)"),
         ("optim.lr=-1", "optim.lr = -1: input should be greater than 0"),
-        ("views.size=[1,2]", "one number or three"),
+        ("views.patch_size=[1,2]", "one number or three"),
         ("views.overlap=[0.9,0.2]", "0 < low ≤ high ≤ 1"),
         ("batch=many", "batch = 'many'"),
         ("nonsense", "write key=value"),
-        ("views.size=[1", "cannot be read"),
+        ("views.patch_size=[1", "cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(override, sentence):

@@ -1,5 +1,6 @@
 """The page of recipes tells what the recipes hold."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ def row_of_recipe(name):
     recipe = loading.load(name)
     terms, optim = recipe.objectives, recipe.optim
     epochs = f"{recipe.steps / EPOCH:g}"
-    warmup = f", {optim.warmup / EPOCH:g} of warm-up" if optim.warmup else ""
+    warmup = f", {optim.warmup_steps / EPOCH:g} of warm-up" if optim.warmup_steps else ""
     if recipe.method != "cva":
         clip = "–" if optim.clip is None else f"{optim.clip:g}"
-        start = [f"`{name}`", times(recipe.views.size), str(recipe.batch), f"{optim.name} {optim.lr:g}", clip]
+        start = [f"`{name}`", times(recipe.views.patch_size), str(recipe.batch), f"{optim.name} {optim.lr:g}", clip]
         return "| " + " | ".join([*start, epochs + warmup]) + " |"
     kind = {"cosine": "cosine", "nt_xent": "NT-Xent", "gram": "Gram"}[terms.consistency]
     consistency = f"{terms.consistency_weight:g} {kind}" if terms.consistency_weight else "0"
@@ -32,7 +33,7 @@ def row_of_recipe(name):
     cells = cells if terms.consistency_weight else "–"
     figures = [f"{terms.reconstruction_weight:g}", consistency, f"{terms.contrastive_weight:g}", cells]
     rates = [f"{recipe.masking.ratio:g}", f"{recipe.teacher.momentum:g}"]
-    schedule = [times(recipe.views.size), str(recipe.batch), f"{optim.name} {optim.lr:g}", epochs + warmup]
+    schedule = [times(recipe.views.patch_size), str(recipe.batch), f"{optim.name} {optim.lr:g}", epochs + warmup]
     return "| " + " | ".join([f"`{name}`", *schedule, *rates, *figures]) + " |"
 
 
@@ -54,3 +55,10 @@ def test_every_trainer_s_name_stands_in_the_page(network):
     end = next((k for k in range(start + 1, len(lines)) if lines[k].startswith("#")), len(lines))
     named = [line for line in lines[start:end] if line.startswith("| `")]
     assert named == [row_of_trainer(name, trainer) for name, trainer in NETWORKS[network].items()]
+
+
+def test_the_page_of_settings_is_made_from_the_models():
+    made = runpy.run_path(str(PAGE.parent / "make_settings.py"))["page"]()
+    assert (PAGE.parent / "settings.md").read_text() == made, "run: python docs/make_settings.py"
+    assert "`optim.warmup_steps`" in made
+    assert "`pretext.p_nonlinear`" in made

@@ -95,7 +95,7 @@ def test_recipes_that_mean_the_same_are_the_same():
 
 
 def test_the_command_line_says_it_in_a_sentence(tmp_path):
-    lines = ["data=nowhere", f"out={tmp_path / 'run'}"]
+    lines = ["nowhere", "-o", str(tmp_path / "run")]
     excluded = CliRunner().invoke(app, ["pretrain", "mae-resenc-xs", *lines, "objectives.temperature=0.5"])
     assert isinstance(excluded.exception, UserError)
     (tmp_path / "mine.yaml").write_text("base: mae-resenc-xs\nheads: {width: 3}\n")

@@ -9,7 +9,7 @@ from viewalign.reports.verdicts import assess, overall
 
 
 def record(rows, steps=1000, saved=(), **config):
-    return RunRecord("run", {"steps": steps, "views": {"size": [16, 16, 16]}, **config}, rows, saved)
+    return RunRecord("run", {"steps": steps, "views": {"patch_size": [16, 16, 16]}, **config}, rows, saved)
 
 
 def train(step=1000, **values):

@@ -10,7 +10,7 @@ from viewalign.studies.loading import check
 
 COMMON = {
     "batch": 2,
-    "views": {"size": [16, 16, 16]},
+    "views": {"patch_size": [16, 16, 16]},
     "heads": {"width": 16, "predictor_width": 8, "norm": "layer"},
     "validate": {"every": 0},
     "runtime": {"workers": 0},

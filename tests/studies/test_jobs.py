@@ -46,13 +46,13 @@ def test_the_script(make, device):
     assert (told.returncode, told.stderr) == (0, "")
     assert "#SBATCH --array=1-4\n" in text
     assert ("#SBATCH --gres=gpu:1\n" in text) == (device == "auto")
-    assert """'a b/python' 'it'"'"'s' --job "${SLURM_ARRAY_TASK_ID}/4" &""" in text
+    assert """'a b/python' 'it'"'"'s' "shard=${SLURM_ARRAY_TASK_ID}/4" &""" in text
 
 
 def test_a_task_that_is_warned_saves_and_queues_itself_again(make, tmp_path):
     """What SLURM does, done by hand: USR1 to the script, which stops its work and calls scontrol."""
     work = tmp_path / "work.sh"
-    work.write_text("trap 'echo stopped; exit 143' TERM\necho begun $2\nwhile :; do sleep 0.05; done\n")
+    work.write_text("trap 'echo stopped; exit 143' TERM\necho begun $1\nwhile :; do sleep 0.05; done\n")
     (tmp_path / "scontrol").write_text("#!/bin/bash\necho scontrol $*\n")
     (tmp_path / "scontrol").chmod(0o755)
     script = tmp_path / "job.sh"
@@ -61,7 +61,7 @@ def test_a_task_that_is_warned_saves_and_queues_itself_again(make, tmp_path):
     command = ["bash", str(script)]
     job = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert job.stdout.readline() == "begun 2/2\n"
+        assert job.stdout.readline() == "begun shard=2/2\n"
         job.send_signal(signal.SIGUSR1)
         assert job.communicate(timeout=30)[0] == "stopped\nscontrol requeue 7_2\n"
         assert job.returncode == 0
@@ -72,10 +72,12 @@ def test_a_task_that_is_warned_saves_and_queues_itself_again(make, tmp_path):
 
 def test_the_command_writes_it_without_looking_at_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = ["study", "geometry-laptop", "--data", "somewhere", "-o", "out", "--slurm", "job.sh", "seeds=4"]
+    line = ["study", "geometry-laptop", "somewhere", "-o", "out", "--slurm", "job.sh", "seeds=4"]
     told = CliRunner().invoke(app, line)
     assert told.exit_code == 0, told.output
     text = (tmp_path / "job.sh").read_text()
-    assert f"study geometry-laptop data.root={tmp_path / 'somewhere'} seeds=4 -o {tmp_path / 'out'} --job" in text
+    assert (
+        f'study geometry-laptop \'data.root="{tmp_path / "somewhere"}"\' seeds=4 -o {tmp_path / "out"} "shard=' in text
+    )
     assert "--array=1-20" in text
     assert (tmp_path / "out" / "slurm").is_dir()

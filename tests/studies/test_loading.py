@@ -24,6 +24,7 @@ from viewalign.studies.labelled import (
 )
 from viewalign.studies.loading import headline, load, names
 from viewalign.studies.settings import LabelledSettings
+from viewalign.utils.settings import read_words
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_every_shipped_study_can_be_begun(data):
     """Each is laid out on data of its kind, as `--dry-run` does: recipes, settings and judges are checked."""
     pytest.importorskip("nnunetv2")
     for name in names():
-        told = CliRunner().invoke(app, ["study", name, "--data", str(data), "-o", str(data / "out"), "--dry-run"])
+        told = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
         assert told.exit_code == 0, (name, told.output, told.exception)
         study = load(name)
         cells = len(study.arms) * len(study.seeds) * (1 + len(study.judges))
@@ -81,12 +82,14 @@ def test_sizes_and_rows():
 
 
 def test_overrides_reach_every_depth_and_null_leaves_out():
-    study = load("geometry-laptop", ["seeds=[4,7]", "judges.voxels.shots=5", "arms.mae=null", "common.batch=4"])
+    study = load(
+        "geometry-laptop", read_words(["seeds=4,7", "judges.voxels.shots=5", "arms.mae=null", "common.batch=4"])
+    )
     assert study.seeds == (4, 7)
     assert study.judges["voxels"].shots == 5
     assert "mae" not in study.arms
     assert study.common["batch"] == 4
-    assert study.common["views"] == {"size": [24, 32, 32]}
+    assert study.common["views"] == {"patch_size": [24, 32, 32]}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_overrides_reach_every_depth_and_null_leaves_out():
 )
 def test_what_does_not_fit_is_a_sentence(override, said):
     with pytest.raises(UserError, match=said):
-        load("geometry-laptop", [override])
+        load("geometry-laptop", read_words([override]))
 
 
 def test_an_unknown_study_is_answered_with_the_nearest():
@@ -159,7 +162,7 @@ def test_a_table_names_files_and_splits(tmp_path):
     (tmp_path / "t.csv").write_text("case,image,labels\na,gone.nii.gz,labels/case_00.nii.gz\n")
     with pytest.raises(UserError, match="which is not there"):
         in_table(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="Give --data"):
+    with pytest.raises(UserError, match="Name their folder"):
         first_there(tmp_path, "nothing|neither")
 
 

@@ -23,11 +23,11 @@ def test_every_method_has_its_place():
 
 
 def test_what_differs_is_the_method_alone():
-    made = comparison("resenc-xs", DATA, common=["batch=8", "views.size=[24,32,32]"], steps=7, seeds=2)
+    made = comparison("resenc-xs", DATA, common={"batch": 8, "views": {"patch_size": [24, 32, 32]}}, steps=7, seeds=2)
     assert set(made.arms) == {"untrained", *methods_for("resenc-xs")}
     assert made.against == "mae"
     assert (made.steps, made.seeds) == (7, (0, 1))
-    assert made.common == {"batch": 8, "views": {"size": [24, 32, 32]}}
+    assert made.common == {"batch": 8, "views": {"patch_size": [24, 32, 32]}}
 
 
 def test_an_unknown_method_or_network_is_answered_with_those_there_are():
@@ -38,7 +38,7 @@ def test_an_unknown_method_or_network_is_answered_with_those_there_are():
 
 
 def test_tuned_judges_are_alike_but_for_shots_and_what_is_changed():
-    judges = tuning_judges("resenc-xs", [5, 10], ["epochs=3", "patch=[16,16,16]"])
+    judges = tuning_judges("resenc-xs", [5, 10], {"epochs": 3, "patch_size": [16, 16, 16]})
     assert list(judges) == ["tuned-5", "tuned-10"]
     assert judges["tuned-5"]["settings"] == judges["tuned-10"]["settings"]
     assert judges["tuned-5"]["settings"]["epochs"] == 3
@@ -50,22 +50,21 @@ def test_tuned_judges_are_alike_but_for_shots_and_what_is_changed():
 def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path)
-    line = ["compare-methods", "--store", "store", "--images", "images", "--labels", "labels", "--learn", "c0"]
-    line += ["--test", "c1,c2", "--methods", "mae,genesis", "--steps", "1", "--seeds", "1", "--shots", "1"]
-    line += ["--threads", "1", "-o", "out", "batch=2", "views.size=[16,16,16]", "runtime.workers=0"]
-    line += ["validate.every=0", "log.tensorboard=false"]
+    line = ["compare-methods", "store", "images", "labels", "learn=c0", "test=c1,c2", "methods=mae,genesis", "steps=1"]
+    line += ["seeds=1", "shots=1", "threads=1", "-o", "out", "common.batch=2", "common.views.patch_size=16"]
+    line += ["common.runtime.workers=0", "common.validate.every=0", "common.log.tensorboard=false"]
     pytest.importorskip("nnunetv2")
-    few = ["--finetune", "spacing=dataset", "--finetune", "epochs=1", "--finetune", "device=cpu"]
+    few = ["finetune.spacing=dataset", "finetune.epochs=1", "finetune.device=cpu"]
     few = CliRunner().invoke(app, [*line, *few, "--dry-run"])
     assert few.output.count("judge/tuned-1/") == 3, few.output
-    wrong = CliRunner().invoke(app, [*line, "--finetune-shots", "some", "--dry-run"])
-    assert "give numbers such as 5,10, or none" in str(wrong.exception)
+    wrong = CliRunner().invoke(app, [*line, "finetune_shots=some", "--dry-run"])
+    assert "finetune_shots" in str(wrong.exception)
     with monkeypatch.context() as patch:
         patch.setattr(environment.util, "find_spec", lambda name: None)
         without = CliRunner().invoke(app, [*line, "--dry-run"])
-        assert "judged frozen alone" in without.output
+        assert "evaluated frozen only" in without.output
         assert without.output.count("to do") == 9
-    line += ["--finetune-shots", "none"]
+    line += ["finetune_shots=none"]
     listed = CliRunner().invoke(app, [*line, "--dry-run"])
     assert listed.exit_code == 0, listed.output
     assert listed.output.count("to do") == 9

@@ -16,8 +16,15 @@ from viewalign.studies.run import run_study
 
 from .conftest import COMMON
 
-QUICK = {"epochs": 1, "iterations": 1, "validation_iterations": 1, "warmup": 0, "patch": [16, 16, 16], "batch": 2}
-QUICK |= {"spacing": "dataset", "mirror_validation": False, "device": "cpu", "processes": 1}
+QUICK = {
+    "epochs": 1,
+    "iterations": 1,
+    "validation_iterations": 1,
+    "warmup_epochs": 0,
+    "patch_size": [16, 16, 16],
+    "batch": 2,
+}
+QUICK |= {"spacing": "dataset", "tta": False, "device": "cpu", "workers": 1}
 
 
 def judge(shots=1, **settings):
@@ -29,13 +36,13 @@ def judge(shots=1, **settings):
     ("changes", "said"),
     [
         ({"epoch": 3}, "judges.seg: there is no setting 'epoch' .did you mean 'epochs'"),
-        ({"tta": False}, "did you mean 'mirror_validation'"),
+        ({"flips": False}, "did you mean 'tta'"),
         ({"seed": 3}, "judges.seg: settings.seed is settled by the study"),
         ({"validation": "c*"}, "settings.validation is settled by the study"),
-        ({"patch": [17, 16, 16]}, "17×16×16 does not fit the network"),
+        ({"patch_size": [17, 16, 16]}, "17×16×16 does not fit the network"),
         ({"spacing": None}, "set spacing to `dataset`"),
         ({"device": "tpu"}, "settings.device is auto"),
-        ({"epochs": 2, "warmup": 5}, "leave none of 2 to train in"),
+        ({"epochs": 2, "warmup_epochs": 5}, "leave none of 2 to train in"),
         ({"tolerance": "thick"}, "number of millimetres"),
         ({"folds": "all"}, "settings.folds is settled by the study"),
     ],

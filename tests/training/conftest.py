@@ -5,11 +5,11 @@ from viewalign.data.store import store_from_arrays
 from viewalign.recipes.loading import load
 
 TINY = [
-    "views.size=[16,16,16]",
+    "views.patch_size=[16,16,16]",
     "heads.width=16",
     "heads.predictor_width=8",
     "batch=4",
-    "optim.warmup=2",
+    "optim.warmup_steps=2",
     "runtime.precision=fp32",
     "runtime.workers=0",
     "log.every=1",

@@ -38,7 +38,7 @@ def batch():
 
 def method_of(recipe, *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, ["views.size=[16,16,16]", *settings], common=SMALL)).double()
+    return build_method(load(recipe, ["views.patch_size=[16,16,16]", *settings], common=SMALL)).double()
 
 
 def gradients(method):
@@ -122,4 +122,4 @@ def test_compilation_does_not_change_loss_and_gradients(recipe, batch):
 
 def test_parts_must_divide_the_batch(tiny_recipe):
     with pytest.raises(UserError, match=r"runtime\.accumulate=3"):
-        launch(tiny_recipe("runtime.accumulate=3", "runtime.accelerator=cpu"))
+        launch(tiny_recipe("runtime.accumulate=3", "runtime.device=cpu"))

@@ -20,34 +20,34 @@ def test_operations_of_primus_m_with_dropped_tokens():
     # the teacher's encoder of all tokens is its 6745.2 less decoder and projector, and it has the feature decoder too.
     student = 794.5 + 2 * 729.0 + 162.6 + 33.6
     teacher = 6745.2 - 729.0 - 162.6 + 729.0 + 162.6
-    recipe = load("cva-primus-m", ["views.size=160", "batch=4"])
+    recipe = load("cva-primus-m", ["views.patch_size=160", "batch=4"])
     assert step_flops(recipe) == pytest.approx(8 * (3 * student + teacher) * 1e9, rel=0.15)
 
 
 def test_terms_of_weight_0_cost_nothing():
-    whole = step_flops(load("cva-resenc-l", ["views.size=64"]))
+    whole = step_flops(load("cva-resenc-l", ["views.patch_size=64"]))
     off = ["objectives.consistency_weight=0", "objectives.contrastive_weight=0"]
-    plain = step_flops(load("cva-resenc-l", ["views.size=64", *off]))
-    aligned = step_flops(load("cva-resenc-l", ["views.size=64", "objectives.order=align_first"]))
+    plain = step_flops(load("cva-resenc-l", ["views.patch_size=64", *off]))
+    aligned = step_flops(load("cva-resenc-l", ["views.patch_size=64", "objectives.order=align_first"]))
     assert plain < aligned < whole
 
 
 def test_remedies_are_valid_overrides(monkeypatch):
     """Each changes one setting and is simulated with it."""
-    recipe = load("cva-resenc-l", ["batch=4", "views.size=[128,96,128]"])
+    recipe = load("cva-resenc-l", ["batch=4", "views.patch_size=[128,96,128]"])
     seen = []
     monkeypatch.setattr(cost, "simulated_peak", lambda *given: seen.append(given) or 10**9 * len(seen))
     found = remedies(recipe, "bf16")
-    settings = ["runtime.recompute=true", "runtime.accumulate=2", "batch=2", "views.size=[96,64,96]"]
+    settings = ["runtime.recompute=true", "runtime.accumulate=2", "batch=2", "views.patch_size=[96,64,96]"]
     assert found == [Remedy(setting, 10**9 * k) for k, setting in enumerate(settings, 1)]
     for setting, (changed, precision, processes) in zip(settings, seen, strict=True):
-        assert changed == load("cva-resenc-l", ["batch=4", "views.size=[128,96,128]", setting])
+        assert changed == load("cva-resenc-l", ["batch=4", "views.patch_size=[128,96,128]", setting])
         assert (precision, processes) == ("bf16", 1)
 
 
 def test_remedies_exclude_active_and_impossible_settings(monkeypatch):
     monkeypatch.setattr(cost, "simulated_peak", lambda *_: 1)
-    given = ["batch=4", "runtime.recompute=true", "views.size=32"]
+    given = ["batch=4", "runtime.recompute=true", "views.patch_size=32"]
     assert [one.setting for one in remedies(load("cva-resenc-l", given), "bf16", 4)] == []
     assert [one.setting for one in remedies(load("cva-resenc-l", given), "bf16", 2)] == [
         "runtime.accumulate=2",
@@ -78,20 +78,20 @@ def test_time_on_an_a100():
 
 def test_rate_of_this_machine():
     assert measured_flops("fp32", seconds=0.1) > 1e8
-    assert 0 < measured_step(load("cva-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
+    assert 0 < measured_step(load("cva-resenc-xs", ["views.patch_size=16", "batch=2"]), "fp32", repeats=1) < 120
 
 
 def test_operations_of_a_method_with_one_view():
-    recipe = load("mae-resenc-l", ["views.size=128", "batch=8"])
+    recipe = load("mae-resenc-l", ["views.patch_size=128", "batch=8"])
     views = step_flops(recipe) / (8 * 3 * (978.2 + 456.5) * 1e9)
     assert views == pytest.approx(1, rel=0.05)
-    assert 0 < measured_step(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "fp32", repeats=1) < 120
+    assert 0 < measured_step(load("mae-resenc-xs", ["views.patch_size=16", "batch=2"]), "fp32", repeats=1) < 120
 
 
 def test_operations_of_other_methods():
     """A masked autoencoder costs three forward passes with decoder per view, and SimCLR no decoder."""
     flops = {
-        name: step_flops(load(name, ["views.size=160", "batch=8"]))
+        name: step_flops(load(name, ["views.patch_size=160", "batch=8"]))
         for name in ("cva-resenc-l", "mae-resenc-l", "simclr-resenc-l", "fusion-resenc-l", "swinunetr-resenc-l")
     }
     assert flops["mae-resenc-l"] == pytest.approx(8 * 3 * 2.802e12, rel=0.02)

@@ -15,7 +15,7 @@ from viewalign.views.samples import SampleReader
 
 from .conftest import smooth_volumes
 
-SMALL = ["views.size=16", "heads.width=16", "batch=4"]
+SMALL = ["views.patch_size=16", "heads.width=16", "batch=4"]
 CHANGES = [
     f"views.photometric.p_{name}=1" for name in ("brightness", "contrast", "gamma", "low_resolution", "blur", "noise")
 ]
@@ -73,7 +73,7 @@ def test_operations_of_a_step_are_deterministic(recipe, settings):
     )
     samples, changes = [reader[k] for k in range(4)], intensity_config(made.views.photometric)
     with Calls() as calls:
-        batch = build_views(samples, made.views.size, changes, torch.device("cpu"), 0)
+        batch = build_views(samples, made.views.patch_size, changes, torch.device("cpu"), 0)
         method(batch, return_diagnostics=True).loss.backward()
         method.after_update(1)
     assert {"convolution_backward", "native_batch_norm_backward"} <= calls.names or "primus" in recipe
@@ -84,11 +84,11 @@ def test_operations_of_a_step_are_deterministic(recipe, settings):
 def test_deterministic_mode_is_strict_where_possible(tiny_recipe):
     try:
         for repeats in (True, False):
-            launch(tiny_recipe("runtime.accelerator=cpu", "runtime.deterministic=true"), repeats=repeats)
+            launch(tiny_recipe("runtime.device=cpu", "runtime.deterministic=true"), repeats=repeats)
             assert not torch.backends.cudnn.benchmark
             assert torch.are_deterministic_algorithms_enabled()
             assert torch.is_deterministic_algorithms_warn_only_enabled() != repeats
     finally:
         torch.use_deterministic_algorithms(False)
-        launch(tiny_recipe("runtime.accelerator=cpu"))
+        launch(tiny_recipe("runtime.device=cpu"))
     assert torch.backends.cudnn.benchmark

@@ -57,7 +57,7 @@ def test_a_healthy_machine_has_only_good_findings():
         ({"gpus": (), "gpu_devices": False}, "watch", "none", "viewalign estimate"),
         ({"quota": 4.0}, "watch", "16 threads on 4 cores", "runtime.threads=4"),
         ({"load": 40.0}, "watch", "40.0 processes", "Other programs"),
-        ({"memory": 4 * 10**9}, "watch", "4 GB is little", "--workers 2"),
+        ({"memory": 4 * 10**9}, "watch", "4 GB is little", "workers=2"),
         ({"shm": 64 * 2**20}, "bad", "bus error", "--shm-size=16g"),
         ({"shm": 10**9}, "watch", "1.0 GB free", "--shm-size=16g"),
         ({"open_files": 1024}, "watch", "may open 1024", "ulimit -n"),

@@ -69,13 +69,13 @@ def test_it_runs_resumes_exports_and_reports(recipe, tiny_recipe, monkeypatch):
 def small_views(recipe):
     if "primus" not in recipe:
         return []
-    return ["views.size=[8,8,8]", *(["pretext.local_size=[8,4,4]"] if recipe.startswith("pcrlv2") else [])]
+    return ["views.patch_size=[8,8,8]", *(["pretext.local_size=[8,4,4]"] if recipe.startswith("pcrlv2") else [])]
 
 
 def check_export(folder, recipe):
     """The encoder loads strictly here, and into a plain network of the library that nnU-Net builds."""
     encoder = viewalign.load_encoder(folder)
-    size = recipe.views.size
+    size = recipe.views.patch_size
     with torch.no_grad():
         assert torch.isfinite(encoder(torch.zeros(1, 1, *size)).pooled).all()
     plan = json.loads((folder / "adaptation_plan.json").read_text())
@@ -101,7 +101,7 @@ def batch_of(recipe, store):
         sampler=requirements_of(recipe).sampler,
     )
     samples = [reader[k] for k in range(recipe.batch)]
-    return build_views(samples, recipe.views.size, intensity_config(recipe.views.photometric))
+    return build_views(samples, recipe.views.patch_size, intensity_config(recipe.views.photometric))
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_bf16(recipe, tiny_recipe):
 def test_two_processes_equal_one(recipe, tiny_recipe, tmp_path):
     curves = []
     for world in (1, 2):
-        settings = ["runtime.accelerator=cpu", f"runtime.devices={world}", "runtime.threads=1", "optim.name=sgd"]
+        settings = ["runtime.device=cpu", f"runtime.gpus={world}", "runtime.threads=1", "optim.name=sgd"]
         settings += ["runtime.precision=fp64", "optim.lr=0.0005", "optim.momentum=0.9"]
         made = load_small(tiny_recipe, *settings, recipe=recipe, out=f"w{world}", steps=5)
         file = tmp_path / f"w{world}.yaml"

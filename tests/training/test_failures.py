@@ -27,11 +27,11 @@ def figures(monkeypatch):
 
 
 def test_the_sentence_says_what_was_requested_and_what_needs_less(figures):
-    recipe = load("cva-resenc-l", ["batch=8", "views.size=128", "runtime.precision=bf16"])
+    recipe = load("cva-resenc-l", ["batch=8", "views.patch_size=128", "runtime.precision=bf16"])
     assert needs(recipe, 2) == (
         "Requested: 4 volumes × 2 views of 128×128×128 through resenc-l in bf16, which needs 25.4 GB (simulated; "
         "libraries need some more). With runtime.recompute=true 16.2 GB, runtime.accumulate=2 14.1 GB. runtime.* leave "
-        "the loss as it is and may be changed with --resume auto."
+        "the loss as it is and may be changed with --resume."
     )
 
 
@@ -40,7 +40,7 @@ def test_a_simulation_that_fails_costs_the_figures_alone(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(simulation, "simulated_peak", fail)
-    sentence = needs(load("mae-resenc-l", ["batch=2", "views.size=128"]), 1)
+    sentence = needs(load("mae-resenc-l", ["batch=2", "views.patch_size=128"]), 1)
     assert sentence.startswith("Requested: 2 volumes of 128×128×128 through resenc-l in auto. Settings that need less:")
 
 
@@ -87,7 +87,7 @@ except UserError as problem:
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_all_processes_end_when_one_runs_out_of_memory(victim, tiny_recipe, tmp_path):
     """The other one waits in a sum over processes for a gradient that will never come."""
-    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]
+    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1"]
     (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=4)))
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml"), str(victim)]

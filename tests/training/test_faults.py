@@ -38,11 +38,11 @@ def events(folder, name):
 
 
 def test_a_run_needs_a_store_and_a_folder(tiny_recipe, tmp_path):
-    with pytest.raises(UserError, match="Name a prepared store: data=STORE"):
+    with pytest.raises(UserError, match="There is no store to pretrain on"):
         pretrain(tiny_recipe("data=''"))
     with pytest.raises(UserError, match="no prepared store"):
         pretrain(tiny_recipe(f"data={tmp_path}"))
-    with pytest.raises(UserError, match="Name a folder for the run: out=RUN"):
+    with pytest.raises(UserError, match="Name a folder for the run with -o"):
         pretrain(tiny_recipe("out=''"))
 
 
@@ -354,7 +354,7 @@ def test_a_program_around_a_run_goes_on_hearing_of_its_own_children(tmp_path):
 
 
 def test_volumes_smaller_than_a_view_are_counted(tiny_recipe):
-    outcome = pretrain(tiny_recipe("views.size=[24,24,24]", steps=2))
+    outcome = pretrain(tiny_recipe("views.patch_size=[24,24,24]", steps=2))
     row = read_log(outcome.folder.log)[0]
     assert (row["volumes"], row["smaller_than_view"]) == (8, 8)
     assert row["alignment_error"] < 1e-3
@@ -365,7 +365,7 @@ def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, tmp_path):
     arrays = {f"s{k}": rng.normal(size=(20, 20, 20)).astype(np.float32) for k in range(24)}
     store_from_arrays(tmp_path / "many", arrays)
     settings = [f"data={tmp_path / 'many'}", "validate.every=2", "validate.batches=1", "checkpoint.keep_last=1"]
-    outcome = pretrain(tiny_recipe(*settings, "optim.lr=3.0", "optim.warmup=0", steps=6))
+    outcome = pretrain(tiny_recipe(*settings, "optim.lr=3.0", "optim.warmup_steps=0", steps=6))
     rows = [row for row in read_log(outcome.folder.log) if row["kind"] == "validation"]
     best = min(rows, key=lambda row: row["loss"])["step"]
     assert len(rows) == 3

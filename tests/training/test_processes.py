@@ -53,8 +53,13 @@ def test_two_processes_equal_one(recipe, precision, steps, tolerance, further, t
     """
     runs = []
     for world in (1, 2):
-        settings = ["runtime.accelerator=cpu", f"runtime.devices={world}", "runtime.threads=1", "optim.name=sgd"]
-        settings += [f"runtime.precision={precision}", "optim.lr=0.0005", "optim.momentum=0.9", "views.size=[24,24,24]"]
+        settings = ["runtime.device=cpu", f"runtime.gpus={world}", "runtime.threads=1", "optim.name=sgd"]
+        settings += [
+            f"runtime.precision={precision}",
+            "optim.lr=0.0005",
+            "optim.momentum=0.9",
+            "views.patch_size=[24,24,24]",
+        ]
         made = tiny_recipe(*settings, *further, recipe=recipe, out=f"w{world}", steps=steps)
         run, out = run_cli(tmp_path, made, f"w{world}")
         assert out.stdout.count("Done:") == 1  # one of them tells it
@@ -68,7 +73,7 @@ def test_two_processes_equal_one(recipe, precision, steps, tolerance, further, t
 @pytest.mark.slow
 def test_the_group_is_taken_apart_before_python_ends(tiny_recipe, tmp_path):
     """Left to the interpreter's end it ended a finished run with SIGABRT, once in a while."""
-    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]
+    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1"]
     (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=2)))
     (tmp_path / "script.py").write_text(
         "import sys, torch, viewalign\n"
@@ -87,7 +92,7 @@ def test_what_any_process_cannot_read_is_set_aside_and_told(tiny_recipe, tiny_st
     shutil.copytree(tiny_store, tmp_path / "copy")
     for array in sorted((tmp_path / "copy").rglob("*.b2nd"))[3:5]:
         array.write_bytes(b"")
-    settings = [f"data={tmp_path / 'copy'}", "runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1"]
+    settings = [f"data={tmp_path / 'copy'}", "runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1"]
     folder, _ = run_cli(tmp_path, tiny_recipe(*settings, "runtime.lost_share=0.3", steps=6), "run")
     told = [row["volume"] for row in read_log(folder.log) if row.get("event") == "unreadable"]
     assert sorted(told) == [3, 4]
@@ -117,7 +122,7 @@ def gone(process):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through Linux's /proc")
 @pytest.mark.parametrize("victim", ["first", "second"])
 def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_recipe, tmp_path):
-    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1", "checkpoint.every=1"]
+    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1", "checkpoint.every=1"]
     recipe = tiny_recipe(*settings, steps=100_000)
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(recipe))
@@ -145,7 +150,7 @@ def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_rec
 def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_recipe, tmp_path):
     """The others would wait half an hour for it, each with its memory or GPU."""
     file = tmp_path / "run.yaml"
-    file.write_text(to_yaml(tiny_recipe("runtime.accelerator=cpu", "runtime.devices=2", steps=100_000)))
+    file.write_text(to_yaml(tiny_recipe("runtime.device=cpu", "runtime.gpus=2", steps=100_000)))
     main = subprocess.Popen(
         [sys.executable, "-m", "viewalign", "pretrain", str(file)], stderr=subprocess.PIPE, text=True
     )
@@ -171,31 +176,31 @@ def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_rec
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
     with pytest.raises(UserError, match=r"batch=4 does not divide over 3 processes .* batch=3 or 6"):
-        launch(tiny_recipe("runtime.devices=3", "runtime.accelerator=cpu"))
+        launch(tiny_recipe("runtime.gpus=3", "runtime.device=cpu"))
 
 
 def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
     """Its GPU has no float64, which geometry needs."""
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    _, fabric = launch(tiny_recipe("runtime.accelerator=auto"))
+    _, fabric = launch(tiny_recipe("runtime.device=auto"))
     assert fabric.device.type == "cpu"
-    with pytest.raises(UserError, match=r"runtime\.accelerator = 'mps': input should be 'auto', 'cpu' or 'cuda'"):
-        tiny_recipe("runtime.accelerator=mps")
+    with pytest.raises(UserError, match=r"runtime\.device = 'mps': input should be 'auto', 'cpu' or 'cuda'"):
+        tiny_recipe("runtime.device=mps")
 
 
 def test_a_device_that_is_not_there_is_a_sentence(tiny_recipe):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(UserError, match=r"runtime\.accelerator=cuda"):
-        launch(tiny_recipe("runtime.accelerator=cuda"))
+    with pytest.raises(UserError, match=r"runtime\.device=cuda"):
+        launch(tiny_recipe("runtime.device=cuda"))
 
 
 @pytest.mark.slow
 def test_two_processes_resume_between_rows_of_the_log_and_write_the_same_row(tiny_recipe, tmp_path):
     """Each process has averages of its own since the last row; a checkpoint keeps those of all."""
-    settings = ["runtime.accelerator=cpu", "runtime.devices=2", "runtime.threads=1", "log.every=4"]
+    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1", "log.every=4"]
     settings += ["checkpoint.every=2", "checkpoint.keep_last=9"]
     recipe = tiny_recipe(*settings, out="run", steps=4)
     folder, _ = run_cli(tmp_path, recipe, "run")
@@ -203,7 +208,7 @@ def test_two_processes_resume_between_rows_of_the_log_and_write_the_same_row(tin
     for step in checkpoints.steps(folder.checkpoints)[1:]:
         shutil.rmtree(checkpoints.path_of(folder.checkpoints, step))
     assert checkpoints.steps(folder.checkpoints) == [2]
-    command = [sys.executable, "-m", "viewalign", "pretrain", str(tmp_path / "run.yaml"), "--resume", "auto"]
+    command = [sys.executable, "-m", "viewalign", "pretrain", str(tmp_path / "run.yaml"), "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Going on from step 2" in done.stderr

@@ -31,7 +31,7 @@ from viewalign.weights.run_folder import read_log
 from .conftest import TINY, smooth_volumes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
-SMALL = ["views.size=16", "heads.width=16", "batch=4"]
+SMALL = ["views.patch_size=16", "heads.width=16", "batch=4"]
 CHANGES = [
     f"views.photometric.p_{name}=1" for name in ("brightness", "contrast", "gamma", "low_resolution", "blur", "noise")
 ]
@@ -73,10 +73,10 @@ def move(method):
 def test_steps_stay_on_their_device(recipe, settings):
     made = load(recipe, settings, common=SMALL)
     method, samples, changes = method_and_samples(made)
-    here = method(build_views(samples, made.views.size, changes, torch.device("cpu"), 0), return_diagnostics=True)
+    here = method(build_views(samples, made.views.patch_size, changes, torch.device("cpu"), 0), return_diagnostics=True)
     with second_device():
         move(method)
-        there = method(build_views(samples, made.views.size, changes, DEVICE, 0), return_diagnostics=True)
+        there = method(build_views(samples, made.views.patch_size, changes, DEVICE, 0), return_diagnostics=True)
         there.loss.backward()
         method.after_update(1)
         assert there.loss.device == DEVICE
@@ -93,7 +93,7 @@ def test_views_and_steps_do_not_synchronise(recipe, settings):
     with second_device():
         move(method)
         with count_waits() as waits:
-            method(build_views(samples, made.views.size, changes, DEVICE, 0)).loss.backward()
+            method(build_views(samples, made.views.patch_size, changes, DEVICE, 0)).loss.backward()
             method.after_update(1)
     assert not waits
 

@@ -9,17 +9,17 @@ from viewalign.recipes.loading import load, names
 from viewalign.training import simulation
 from viewalign.training.simulation import Engine, simulated_peak
 
-SMALL = ["views.size=32", "batch=4"]
+SMALL = ["views.patch_size=32", "batch=4"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "settings", "gigabytes"),
     [
-        ("cva-resenc-l", ["views.size=128"], 25.4),
-        ("cva-resenc-l", ["views.size=128", "runtime.recompute=true"], 16.2),
-        ("cva-primus-m", ["views.size=160"], 45.5),
-        ("cva-primus-m", ["views.size=160", "runtime.recompute=true"], 17.1),
+        ("cva-resenc-l", ["views.patch_size=128"], 25.4),
+        ("cva-resenc-l", ["views.patch_size=128", "runtime.recompute=true"], 16.2),
+        ("cva-primus-m", ["views.patch_size=160"], 45.5),
+        ("cva-primus-m", ["views.patch_size=160", "runtime.recompute=true"], 17.1),
     ],
 )
 def test_peak_memory_of_published_recipes(recipe, settings, gigabytes):
@@ -49,14 +49,14 @@ def test_settings_that_need_less_memory(recipe):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_can_be_simulated(method):
     recipe = next(name for name in names() if name.startswith(f"{method}-") and name.endswith("-xs"))
-    size = load(recipe).views.size
-    small = load(recipe, ["batch=4", f"views.size={list(size)}"])
+    size = load(recipe).views.patch_size
+    small = load(recipe, ["batch=4", f"views.patch_size={list(size)}"])
     state = 4 * sum(p.numel() for p in simulation.build_method(small).parameters())
     assert 2 * state < simulated_peak(small, "bf16") < 4e9
 
 
 def test_simulation_needs_no_gpu_and_restores_torch():
-    simulated_peak(load("mae-resenc-xs", ["views.size=16", "batch=2"]), "bf16")
+    simulated_peak(load("mae-resenc-xs", ["views.patch_size=16", "batch=2"]), "bf16")
     assert not torch.is_autocast_enabled("cuda")
     leaf = torch.ones(2, requires_grad=True)
     (leaf * 3).sum().backward()

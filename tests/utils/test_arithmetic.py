@@ -90,12 +90,12 @@ def test_a_refused_precision_ends_pretraining_in_a_sentence(tiny):
 def tiny():
     from viewalign.recipes.loading import load
 
-    return lambda *settings: load("cva-resenc-xs", ["runtime.accelerator=cpu", "batch=4", *settings])
+    return lambda *settings: load("cva-resenc-xs", ["runtime.device=cpu", "batch=4", *settings])
 
 
 def test_processes_that_choose_differently_are_refused(tiny):
     with (
-        mock.patch.object(launch.processes, "gather_objects", return_value=["bf16", "fp16"]),
+        mock.patch.object(launch.distributed, "gather_objects", return_value=["bf16", "fp16"]),
         pytest.raises(UserError, match=r"compute in bf16 and fp16\. Set runtime\.precision"),
     ):
         launch.launch(tiny("runtime.precision=auto"))

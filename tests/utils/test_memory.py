@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from viewalign import api
+import viewalign
 from viewalign.errors import UserError
 from viewalign.evaluation import embedding
 from viewalign.finetuning.classification import finetune as tasks
@@ -64,7 +64,9 @@ def fails(*_, **__):
 
 def test_embedding_says_what_would_need_less(monkeypatch):
     monkeypatch.setattr(embedding, "Pooling", fails)
-    with pytest.raises(UserError, match=r"^Out of memory while cases were embedded: .*smaller size, or device=cpu"):
+    with pytest.raises(
+        UserError, match=r"^Out of memory while cases were embedded: .*smaller patch_size, or device=cpu"
+    ):
         embedding.embed(torch.nn.Identity(), None, [])
 
 
@@ -73,14 +75,14 @@ def test_fine_tuning_says_what_would_need_less(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"^Out of memory while fine-tuning: .*accumulate=2.*precision=auto.*mode=lora"):
         tasks.finetune("task", "run", tmp_path, None)
     monkeypatch.setattr(segmentation, "_open", fails)
-    with pytest.raises(UserError, match=r"^Out of memory while nnU-Net .*smaller patch or batch"):
+    with pytest.raises(UserError, match=r"^Out of memory while nnU-Net .*smaller patch_size or batch"):
         segmentation.finetune(None, tmp_path, None, None)
 
 
 def test_prediction_says_what_would_need_less(monkeypatch, tmp_path):
     monkeypatch.setattr("viewalign.finetuning.segmentation.predict.is_segmentation", fails)
     with pytest.raises(UserError, match=r"^Out of memory while cases were predicted: .*device=cpu"):
-        api.predict(tmp_path, tmp_path)
+        viewalign.predict(tmp_path, tmp_path)
 
 
 def test_no_tensor_is_kept_by_the_error():

@@ -24,7 +24,7 @@ from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig, sample_pair
 from viewalign.weights.run_folder import read_log
 
-SMALL = ["views.size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "geometry=latentcampus"]
+SMALL = ["views.patch_size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "geometry=latentcampus"]
 
 
 def plain(size):

@@ -113,7 +113,7 @@ def test_decoder_and_filler_come_along_and_the_rest_is_fresh(mae_file, method_of
 
 def test_positions_of_another_grid_are_resized(mae_file, method_of):
     path, _ = mae_file("primus-xs", size=(16, 24, 16))
-    method = method_of("views.size=[24,16,32]", network="primus-xs")
+    method = method_of("views.patch_size=[24,16,32]", network="primus-xs")
     start = load_initial(method, path, (24, 16, 32))
     assert [n for n, what in whats(start).items() if what == "adapted"] == ["eva.pos_embed", "decoder.pos_embed"]
     assert start.encoder_share == 1.0
@@ -152,8 +152,8 @@ def test_too_little_is_refused_and_changes_nothing(mae_file, method_of):
     assert "more. Take weights of the same network, or lower init.min_share." in text
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     with pytest.raises(UserError, match="covers"):  # behind a random first convolution the rest is worth nothing
-        load_initial(method, path, (16, 16, 16), minimum_share=0.1)
-    assert load_initial(method, path, (16, 16, 16), minimum_share=0).encoder_share < 0.9
+        load_initial(method, path, (16, 16, 16), min_share=0.1)
+    assert load_initial(method, path, (16, 16, 16), min_share=0).encoder_share < 0.9
 
 
 @pytest.mark.parametrize(("given", "run"), [("resenc-xs", "primus-xs"), ("primus-xs", "resenc-xs")])

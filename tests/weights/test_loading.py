@@ -139,9 +139,9 @@ def test_other_depths_match_by_name_and_the_share_tells(nnssl_file):
         "n_blocks_per_stage": [1, 2, 2, 2, 2],
         "n_conv_per_stage_decoder": [1] * 4,
     }
-    with pytest.raises(UserError, match=r"covers \d\d\.\d% of the encoder, and minimum_share=0\.9 asks for 90\.0%"):
+    with pytest.raises(UserError, match=r"covers \d\d\.\d% of the encoder, and min_share=0\.9 asks for 90\.0%"):
         load_encoder_weights(unet(**deeper), source)
-    fitted = load_encoder_weights(unet(**deeper), source, minimum_share=0.5)
+    fitted = load_encoder_weights(unet(**deeper), source, min_share=0.5)
     what = whats(fitted)
     assert {name.split(".")[2] for name, w in what.items() if w == "fresh"} == {"4"}
     assert what["encoder.stem.convs.0.conv.weight"] == "adapted"
@@ -159,7 +159,7 @@ def test_a_refused_transfer_changes_nothing(nnssl_file):
     path, _ = nnssl_file("resenc-xs")
     wide = unet(features_per_stage=[16, 32, 64, 256])
     before = {name: value.clone() for name, value in wide.state_dict().items()}
-    with pytest.raises(UserError, match="Take weights of the same network, or lower minimum_share"):
+    with pytest.raises(UserError, match="Take weights of the same network, or lower min_share"):
         load_encoder_weights(wide, read_weights(path))
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
 
@@ -170,7 +170,7 @@ def test_a_random_first_convolution_is_refused_however_much_else_fits(nnssl_file
     kept = {n: v for n, v in root["network_weights"].items() if "stem.convs.0" not in n}
     source = make_source(kept, "no-stem.pth")
     with pytest.raises(UserError, match=r"Not covered: encoder\.stem\.convs\.0\.conv\.weight"):
-        load_encoder_weights(unet(), source, minimum_share=0.5)
+        load_encoder_weights(unet(), source, min_share=0.5)
 
 
 @pytest.mark.parametrize(("given", "target"), [("resenc-xs", "primus-xs"), ("primus-xs", "resenc-xs")])

@@ -16,7 +16,7 @@ from viewalign.data.fetch import hub
 from viewalign.errors import UserError
 
 pytest.importorskip("huggingface_hub")
-ABOUT = ["--to-hub", "owner/model", "--licence", "cc-by-4.0", "--cite", "Our cohort, 2026"]
+ABOUT = ["hub=owner/model", "licence=cc-by-4.0", "cite=Our cohort, 2026"]
 FILES = ["README.md", "adaptation_plan.json", "checkpoint_final.pth", "encoder.json", "encoder.safetensors"]
 
 

@@ -21,7 +21,7 @@ SMALL = [name for name in names() if name.endswith("-xs")]
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_method_s_encoder_is_found_among_its_weights(name):
-    recipe = load(name, ["views.size=[32,32,32]"])
+    recipe = load(name, ["views.patch_size=[32,32,32]"])
     method = build_method(recipe)
     state = weight_names.own_branch(dict(method.state_dict()))
     plan = adaptation_plan.plan_of(

@@ -18,12 +18,12 @@ def compare(
         Path | None, typer.Option("-o", "--out", help="Folder for comparison.json and .svg.", show_default=False)
     ] = None,
 ) -> None:
-    """Say whether B is better than A, by how much, and how sure that is.
+    """Compare two results on the same cases: difference of B and A, 95 % interval, p-value.
 
-    What the two are is told by their files: evaluations of segmentations, or fine-tunings for classification or
-    regression (on test cases where both have some, else on held-out ones). Cases are paired by name. The interval is a
-    bootstrap over cases (over subjects, where a fine-tuning knows them); the p-value is of a permutation test that
-    exchanges A and B for some of them. Neither knows of the chance in training: for that, compare several seeds.
+    Both are evaluations of segmentations, or fine-tunings for classification or regression (compared on test cases
+    where both have some, else on held-out ones), as detected from the files. Cases are paired by name. The interval
+    is a bootstrap over cases (over subjects, where a fine-tuning knows them); the p-value is of a permutation test that
+    exchanges A and B for some of them. Both ignore variance between training seeds: for that, compare several seeds.
 
     [b]Examples[/b]
 

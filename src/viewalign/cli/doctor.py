@@ -1,4 +1,4 @@
-"""`viewalign doctor`: what about this machine would spoil a run, and what to do about it."""
+"""`viewalign doctor`: common problems of this machine, and their remedies."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ _COLOURS = {"good": "green", "watch": "yellow", "bad": "red"}
 def doctor(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOLDER]...", help="Where stores and runs shall lie; else here.", show_default=False),
+        typer.Argument(
+            metavar="[FOLDER]...", help="Folders for stores and runs; default: this one.", show_default=False
+        ),
     ] = None,
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Also train on the GPU for a minute, and compare with the CPU.")
     ] = False,
 ) -> None:
-    """Look for what spoils runs: bad versions, hidden GPUs, little shared memory, slow disks, too many threads.
+    """Check the environment for common problems: versions, hidden GPUs, shared memory, slow disks, threads.
 
-    Each finding that is not good comes with a remedy. It takes a few seconds.
+    Each problem comes with a remedy. It takes a few seconds.
 
     [b]Examples[/b]
 
@@ -35,7 +37,7 @@ def doctor(
 
     viewalign doctor --gpu
 
-    Exit code: 0 nothing to mend, 3 something to watch, 1 something that must be mended.
+    Exit code: 0 nothing to do, 3 something to watch, 1 something that must be fixed.
     """
     from rich.console import Console
     from rich.table import Table

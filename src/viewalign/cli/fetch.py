@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from viewalign.cli.grammar import settings_of
 from viewalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def fetch(
+    context: typer.Context,
     what: Annotated[
         list[str] | None,
         typer.Argument(
@@ -28,29 +30,19 @@ def fetch(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to. Default: NAME.", show_default=False)
     ] = None,
-    pattern: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pattern",
-            "-p",
-            metavar="GLOB",
-            help="Which files of a repository on the Hub; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="The licence is accepted; do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licence without being asked.")] = False,
 ) -> None:
-    """Fetch data or weights from the net.
+    """Download data or weights.
 
-    The licence and the size are shown first. What was broken off is gone on
-    with, every file is checked against its checksum, and nothing is written
-    outside FOLDER.
+    The licence and the size are shown first. Interrupted downloads are resumed,
+    every file is checked against its checksum, and nothing is written outside
+    FOLDER.
 
     [b]Examples[/b]
 
     viewalign fetch hippocampus
 
-    viewalign fetch openmind --pattern 'OpenMind/ds001486/*' -o openmind
+    viewalign fetch openmind -o openmind pattern='OpenMind/ds001486/*'
 
     viewalign fetch weights openmind-mae-resenc-l
 
@@ -58,16 +50,19 @@ def fetch(
     """
     from rich.console import Console
 
-    console = Console()
-    asked = what or []
-    if not asked:
+    from viewalign.data.settings import FetchSettings
+    from viewalign.utils.settings import checked
+
+    console, names = Console(), what or []
+    pattern = checked(FetchSettings, settings_of(context)).pattern
+    if not names:
         _list(console)
-    elif asked[0] == "weights" and len(asked) == 2:
-        _fetch_weights(console, asked[1], out, tuple(pattern or ()), yes)
-    elif len(asked) == 1 and asked[0] != "weights":
-        _fetch_data(console, asked[0], out, pattern or [], yes)
+    elif names[0] == "weights" and len(names) == 2:
+        _fetch_weights(console, names[1], out, pattern, yes)
+    elif len(names) == 1 and names[0] != "weights":
+        _fetch_data(console, names[0], out, list(pattern), yes)
     else:
-        raise UserError("Give one NAME, or `weights` and one name. `viewalign fetch` alone lists what is known.")
+        raise UserError("Write one NAME, or `weights` and one name. `viewalign fetch` alone lists what is known.")
 
 
 def _list(console: Console) -> None:
@@ -124,7 +119,7 @@ def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tupl
     console.print(f"{folder}: {count} files fetched or checked.", highlight=False, markup=False, soft_wrap=True)
     weights = next((file for kind in ("*.safetensors", "*.pth") for file in sorted(folder.rglob(kind))), None)
     if weights:
-        command = f"viewalign pretrain RECIPE data=store out=run init={weights}"
+        command = f"viewalign pretrain RECIPE store -o run init={weights}"
         console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -138,7 +133,7 @@ def _consent(console: Console, about: str, licence: str, cite: str, size: int, y
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UserError("Nobody is there to accept the licence: add --yes if you do.")
+        raise UserError("The licence cannot be accepted without a terminal: add --yes if you accept it.")
     typer.confirm("Fetch it under this licence?", abort=True)
 
 

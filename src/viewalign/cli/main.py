@@ -1,10 +1,11 @@
-"""The command `viewalign`: which commands there are, and how mistakes are told."""
+"""The command `viewalign`: its subcommands, and how errors are reported."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -22,44 +23,33 @@ from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
 from viewalign.cli.finetune import finetune
 from viewalign.cli.fomo import fomo
+from viewalign.cli.grammar import Command
 from viewalign.cli.index import index
 from viewalign.cli.nnunet import nnunet
 from viewalign.cli.predict import predict
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
 from viewalign.cli.probe import probe
-from viewalign.cli.recipes import methods, recipes
+from viewalign.cli.recipes import methods, recipes, settings
 from viewalign.cli.report import report
 from viewalign.cli.study import compare_methods, study
 from viewalign.cli.task import task
 from viewalign.errors import UserError, report_disk_full
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-for command in (
-    demo,
-    doctor,
-    fetch,
-    index,
-    estimate,
-    prepare,
-    pretrain,
-    report,
-    export,
-    recipes,
-    methods,
-    evaluate,
-    compare,
-):
-    app.command()(command)
-app.add_typer(finetune, name="finetune")
-app.add_typer(task, name="task")
-app.add_typer(fomo, name="fomo")
-app.add_typer(nnunet, name="nnunet")
-app.command()(embed)
-app.command()(probe)
-app.command()(study)
-app.command()(compare_methods)
-app.command()(predict)
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
+)
+_COMMANDS: dict[str, list[Callable[..., None]]] = {
+    "Pretraining": [index, prepare, estimate, pretrain, report, export],
+    "Transfer and evaluation": [predict, embed, probe, evaluate, compare, study, compare_methods],
+    "More": [demo, recipes, methods, settings, doctor, fetch],
+}
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(command)
+app.add_typer(finetune, name="finetune", rich_help_panel="Transfer and evaluation")
+for name, group in {"task": task, "fomo": fomo, "nnunet": nnunet}.items():
+    app.add_typer(group, name=name, rich_help_panel="More")
 
 
 def _version(wanted: bool) -> None:
@@ -74,26 +64,28 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Learn from unlabelled 3D medical images by Consistent View Alignment, and carry it to your task.
+    """Pretrain encoders on unlabelled 3D medical images, and transfer them to your task.
 
-    The way of the data, in five commands:
+    Inputs are positional arguments, -o names what is written, settings are key=value (see COMMAND -h).
+
+    Typical workflow:
 
       viewalign index    FOLDER -o catalogue.json
 
       viewalign prepare  catalogue.json -o store
 
-      viewalign pretrain cva-resenc-l data=store out=run
+      viewalign pretrain cva-resenc-l store -o run
 
       viewalign report   run
 
       viewalign export   run
 
-    New here? [bold]viewalign demo[/bold] does all of it on example data in a few minutes.
+    [bold]viewalign demo[/bold] runs all of it on example data in a few minutes.
     """
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends in a sentence and exit code 1, never in a traceback."""
+    """Run the command line; errors of the input end in a message and exit code 1, without a traceback."""
     # torch and its friends warn each other of their own deprecations; a user can do nothing about these.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)

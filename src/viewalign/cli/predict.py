@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.finetune import CaseWorkers
+from viewalign.cli.grammar import settings_of
+from viewalign.utils.console import stages, tell_refused
 
 
 def predict(
+    context: typer.Context,
     model: Annotated[
         Path,
         typer.Argument(
@@ -29,14 +31,11 @@ def predict(
         Path | None,
         typer.Option("-o", "--out", help="The CSV, or the folder of masks.", show_default="predictions[.csv]"),
     ] = None,
-    flips: Annotated[bool, typer.Option("--flips", help="Average over mirrored images too.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu; an .onnx runs on the CPU.")] = "auto",
-    workers: CaseWorkers = None,
 ) -> None:
-    """Predict probabilities, values in the target's own unit, or masks on the voxels of each image; folds averaged.
+    """Predict probabilities, values in the target's unit, or masks on the grid of each image, averaged over folds.
 
-    What the model answers is told by its folder. Targets are not needed. A segmentation's mask has the grid of the
-    first channel given for its case.
+    What the model predicts follows from its folder. Targets are not needed. The mask of a segmentation has the grid of
+    the case's first channel.
 
     Exit code: 0 all cases, 3 some could not be used.
 
@@ -44,14 +43,13 @@ def predict(
 
     viewalign predict tuned new.csv -o predictions.csv
 
-    viewalign predict liver imagesTs -o masks --flips
+    viewalign predict liver imagesTs -o masks tta=true
     """
-    from viewalign import api
+    import viewalign
     from viewalign.finetuning.segmentation.predict import is_segmentation
-    from viewalign.utils.console import progress_bar, tell_refused
 
     target = out or Path("predictions" if is_segmentation(model) else "predictions.csv")
-    with progress_bar("Predicting") as report:
-        found = api.predict(model, cases, target, flips=flips, device=device, on_progress=report, workers=workers)
+    with stages() as report:
+        found = viewalign.predict(model, cases, target, on_progress=report, **settings_of(context))
     typer.echo(f"{len(found.values) + len(found.masks)} cases: {target}")
     tell_refused(found.excluded)

@@ -1,61 +1,61 @@
-"""`viewalign pretrain`: a recipe and overrides to a run."""
+"""`viewalign pretrain`: a recipe and a store to a run."""
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from viewalign.cli.grammar import settings_of
+
 
 def pretrain(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `viewalign recipes`) or a YAML file.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="data=STORE and out=RUN at least, then any dotted key."),
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="STORE", help="A store of `viewalign prepare`; may be named in the YAML file.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="RUN", help="The run's folder.", show_default=False),
     ] = None,
     resume: Annotated[
-        str, typer.Option(help="auto: go on from the newest checkpoint in out=; no: refuse a folder that holds a run.")
-    ] = "no",
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint in RUN; start where there is none.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder without labels.
 
-    Every setting of a recipe can be given as key=value; a wrong key is answered with the nearest right one, and a key
-    that the recipe's method does not read with the methods that do.
-    Ctrl-C and SIGTERM finish the step, save everything, and say how to go on.
+    Every setting of a recipe can be written as key=value. An unknown key is answered with the nearest right one, and a
+    key that the recipe's method does not read with the methods that do.
+    Ctrl-C and SIGTERM finish the step, save everything, and print how to resume.
 
     A first look, on any laptop:
-      viewalign pretrain cva-resenc-xs data=store out=run
+      viewalign pretrain cva-resenc-xs store -o run
 
-    The published network and views, started anew or continued where it stopped:
-      viewalign pretrain cva-resenc-l data=store out=run --resume auto
+    The published network and views, started or resumed by the same line:
+      viewalign pretrain cva-resenc-l store -o run --resume
 
     With settings of your own:
-      viewalign pretrain cva-primus-m data=store out=run batch=8 optim.lr=2e-4
+      viewalign pretrain cva-primus-m store -o run batch=8 optim.lr=2e-4
 
-    With frozen features judged on a small labelled task along the way (see `viewalign probe`):
-      viewalign pretrain cva-resenc-l data=store out=run validate.probe.task=TASK validate.probe.every=2500
+    With a linear probe on a small labelled task along the way (see `viewalign probe`):
+      viewalign pretrain cva-resenc-l store -o run validate.probe.task=TASK validate.probe.every=2500
     """
-    from viewalign.errors import UserError
-    from viewalign.recipes.loading import load
-    from viewalign.training.run import pretrain as run_recipe
+    import viewalign
 
-    if resume not in {"auto", "no"}:
-        raise UserError(f"--resume takes auto or no, not '{resume}'.")
-    asked = load(recipe, settings or [], say=partial(typer.echo, err=True))
-    probe = None
-    if asked.validate_.probe is not None:
-        from viewalign.evaluation.online_probe import make_probe
-
-        probe = make_probe(asked)
-    outcome = run_recipe(asked, resume="auto" if resume == "auto" else False, probe=probe)
-    folder = outcome.folder.root
-    if not outcome.first:
-        raise typer.Exit(outcome.exit_code)
-    if outcome.finished:
-        typer.echo(f"Done: {outcome.step} steps. See it with  viewalign report {folder}  and take the encoder with")
-        typer.echo(f"  viewalign export {folder}")
+    say = partial(typer.echo, err=True)
+    run = viewalign.pretrain(recipe, data, out, resume=resume, say=say, **settings_of(context))
+    folder = run.folder.root
+    if not run.first:
+        raise typer.Exit(run.exit_code)
+    if run.finished:
+        typer.echo(f"Done: {run.step} steps. Next:\n  viewalign report {folder}\n  viewalign export {folder}")
         return
-    typer.echo(f"Stopped and saved at step {outcome.step} of {outcome.steps}. Go on with")
-    typer.echo(f"  viewalign pretrain {folder / 'config.yaml'} --resume auto")
-    raise typer.Exit(outcome.exit_code)
+    typer.echo(f"Stopped and saved at step {run.step} of {run.steps}. Resume with")
+    typer.echo(f"  viewalign pretrain {folder / 'config.yaml'} --resume")
+    raise typer.Exit(run.exit_code)

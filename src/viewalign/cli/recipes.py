@@ -1,4 +1,4 @@
-"""`viewalign recipes`: which recipes there are."""
+"""`viewalign recipes`, `methods` and `settings`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.grammar import MODELS, model_of
+from viewalign.errors import UserError
+
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe with every setting that it reads.")] = None,
 ) -> None:
-    """List the recipes with a line each, or print one in full.
+    """List the recipes with a line each, or print one in full, with the meaning of each setting.
 
-    Save one to a file, change it, and give the file's name to `viewalign pretrain`:
+    Save one to a file, change it, and use the file's name with `viewalign pretrain`:
 
       viewalign recipes cva-resenc-l > mine.yaml
     """
+    import viewalign
     from viewalign.recipes import loading
 
     if name is not None:
-        typer.echo(loading.to_yaml(loading.load(name)), nl=False)
+        typer.echo(loading.to_yaml(loading.load(name), comments=True), nl=False)
         return
-    for one in loading.names():
-        typer.echo(f"{one:22s} {loading.headline(one)}")
+    for recipe, line in viewalign.list_recipes().items():
+        typer.echo(f"{recipe:22s} {line}")
 
 
 def methods() -> None:
-    """List the pretraining methods: title, paper, networks, recipes, settings that only some methods read, and
-    what each has been through.
+    """List the pretraining methods: title, paper, networks, recipes, settings that only some methods read, status.
 
-    Take one by the name of a recipe, and see all settings of it:
+    Use one by the name of a recipe, and see all settings of it:
 
-      viewalign pretrain voco-resenc-xs data=store out=run
+      viewalign pretrain voco-resenc-xs store -o run
 
       viewalign recipes voco-resenc-l
     """
@@ -48,3 +51,35 @@ def methods() -> None:
         typer.echo(f"    recipes   {', '.join(recipes[name])}")
         typer.echo(f"    reads     {', '.join(summary(used_settings_of(name))) or 'what every method reads'}")
         typer.echo(f"    status    {entry.status}")
+
+
+def settings(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="Such as prepare, or finetune segmentation.")
+    ] = None,
+) -> None:
+    """Print the settings of a command as YAML with default, values and meaning; without COMMAND, list the commands.
+
+    Save them to a file, change it, and use it with the command as config=FILE; settings on the command line win:
+
+      viewalign settings prepare > ct.yaml
+
+      viewalign prepare scans -o store config=ct.yaml workers=8
+    """
+    from viewalign.utils.settings import describe
+
+    name = " ".join(command or [])
+    model = model_of(name)
+    if model is None:
+        if name:
+            raise UserError(f"There is no command '{name}' with settings; there are {', '.join(sorted(MODELS))}.")
+        typer.echo("\n".join(sorted(MODELS)))
+        return
+    group = ""
+    for one in describe(model):
+        if one.group != group:
+            group = one.group
+            typer.echo(f"\n## {group}")
+        typer.echo(f"# {one.meaning} [{one.values}]")
+        unset = one.absent or not one.default
+        typer.echo(f"{'# ' if unset else ''}{one.name}: {one.default or 'REQUIRED'}")

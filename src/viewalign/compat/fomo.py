@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from viewalign.compat import task_layouts
+from viewalign.compat.task_conversion import ConvertSettings
 from viewalign.compat.task_layouts import SEQUENCES, sequences_in, sessions
 from viewalign.data.readers.files import Volume, read_mask
 from viewalign.data.readers.headers import read_header
@@ -20,9 +24,32 @@ from viewalign.errors import ExcludedImageError, UserError
 from viewalign.finetuning.segmentation import predict
 from viewalign.finetuning.segmentation.predict import KEY
 from viewalign.tasks.preprocessing import frame_difference, onto, read_image
+from viewalign.utils.settings import Settings
 
 _CHANNELS = SEQUENCES[2]
 _ENDING = ".nii.gz"
+
+
+class FomoSettings(Settings):
+    """Task of the challenge."""
+
+    task: Literal[1, 2, 3] = Field(description="1 (infarct), 2 (meningioma, a segmentation) or 3 (age).")
+
+
+def convert_task(source: Path, out: Path, task: int) -> tuple[int, list[str]]:
+    """Convert a task: 1 and 3 to the folder of a task, 2 to a dataset of nnU-Net.
+
+    Returns:
+        Number of cases, and a sentence for each that was left out.
+
+    Raises:
+        UserError: no session can be used, or `out` holds something else.
+    """
+    if task == 2:
+        names, left_out = prepare(source, out)
+        return len(names), left_out
+    found = task_layouts.convert("fomo", source, out, ConvertSettings(task=1 if task == 1 else 3))
+    return len(found.cases), list(found.left_out)
 
 
 def prepare(source: Path, out: Path) -> tuple[list[str], list[str]]:
@@ -30,7 +57,7 @@ def prepare(source: Path, out: Path) -> tuple[list[str], list[str]]:
 
     Args:
         source: the challenge's folder.
-        out: the dataset's folder, for `viewalign finetune segmentation --dataset`.
+        out: the dataset's folder, for `viewalign finetune segmentation`.
 
     Returns:
         Names of the cases, and a sentence for each session that was left out.

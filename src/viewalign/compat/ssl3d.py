@@ -88,7 +88,7 @@ def _check_track(recipe: Recipe) -> None:
     if recipe.network.name not in TRACKS:
         raise UserError(
             f"SSL3D has two tracks, {' and '.join(TRACKS)}; this run trained {recipe.network.name}. Its weights go "
-            "elsewhere by `viewalign export` without --ssl3d."
+            "elsewhere by `viewalign export` with another format."
         )
 
 

@@ -7,31 +7,26 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import Target, TaskCase, parse_target
 from viewalign.tasks.spec import ChannelSpec, Kind, TaskSpec, check_spec
+from viewalign.utils.settings import Names, Settings
 
 _MANY = 20
 """More whole numbers than this are a regression's, unless the kind is given."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a user says beyond the folder.
+class ConvertSettings(Settings):
+    """Conversion."""
 
-    Attributes:
-        kind: of the task; told from the labels where None.
-        target: the column of the labels' table (BIDS).
-        channels: names of channels, `T1w` or `swi|t2s`; None takes those that are there.
-        fomo_task: 1 or 3.
-    """
-
-    kind: Kind | None = None
-    target: str = ""
-    channels: tuple[str, ...] = ()
-    fomo_task: int | None = None
+    kind: Kind | None = Field(None, description="Kind of the task; null: inferred from the labels.")
+    target: str = Field("", description="BIDS: the column of participants.tsv with the labels.")
+    channels: Names = Field((), description="Channels, as T1w,FLAIR or swi|t2s; empty for all that there are.")
+    task: Literal[1, 3] | None = Field(None, description="FOMO: 1 (infarct) or 3 (age).")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from viewalign.compat.task_conversion import FoundTask, Wanted, channel_specs, folds_of, make_spec, read_json, target_of
+from viewalign.compat.task_conversion import (
+    ConvertSettings,
+    FoundTask,
+    channel_specs,
+    folds_of,
+    make_spec,
+    read_json,
+    target_of,
+)
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import TaskCase, check_images, parse_target, write_manifest
 from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
@@ -19,7 +27,7 @@ from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 _MISSING = ("", "n/a")
 
 
-def find_bids(source: Path, wanted: Wanted) -> FoundTask:
+def find_bids(source: Path, wanted: ConvertSettings) -> FoundTask:
     """List each session that has an image of every channel and whose subject has a target.
 
     Raises:
@@ -52,7 +60,7 @@ def _participants(source: Path, column: str) -> dict[str, dict[str, str]]:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     columns = list(rows[0]) if rows else []
     if column not in columns or "participant_id" not in columns:
-        raise UserError(f"{file} has no column '{column}'; --target takes one of {', '.join(columns)}.")
+        raise UserError(f"{file} has no column '{column}'; target is one of {', '.join(columns)}.")
     return {
         row["participant_id"] if row["participant_id"].startswith("sub-") else f"sub-{row['participant_id']}": row
         for row in rows
@@ -78,7 +86,7 @@ def _bids_images(session: Path, spec: TaskSpec) -> dict[str, Path]:
 _IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.(?:nii\.gz|nii|nrrd|mha)$")
 
 
-def find_nnunet(source: Path, wanted: Wanted) -> FoundTask:
+def find_nnunet(source: Path, wanted: ConvertSettings) -> FoundTask:
     """List the labelled cases of `imagesTr`.
 
     Raises:
@@ -163,15 +171,15 @@ SPECS: dict[int, TaskSpec] = {
 }
 
 
-def find_fomo(source: Path, wanted: Wanted) -> FoundTask:
+def find_fomo(source: Path, wanted: ConvertSettings) -> FoundTask:
     """List every session of task 1 or 3 with its label, sequences told by the whole file name.
 
     Raises:
         UserError: no task number.
     """
-    if wanted.fomo_task not in SPECS:
-        raise UserError("The layout 'fomo' needs --task 1 (infarct) or --task 3 (age).")
-    spec = SPECS[wanted.fomo_task]
+    if wanted.task not in SPECS:
+        raise UserError("The layout 'fomo' needs task=1 (infarct) or task=3 (age).")
+    spec = SPECS[wanted.task]
     cases, left_out = [], []
     for subject, session in sessions(source):
         name = f"{subject}_{session.name}"
@@ -216,7 +224,7 @@ def _label(source: Path, subject: str, session: str) -> str:
 _SSL3D_IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.b2nd$")
 
 
-def find_ssl3d(source: Path, wanted: Wanted) -> FoundTask:
+def find_ssl3d(source: Path, wanted: ConvertSettings) -> FoundTask:
     """List the labelled cases, with the folds of `splits.json` where each case is judged in exactly one.
 
     Raises:
@@ -264,7 +272,7 @@ def _splits(source: Path) -> list[dict[str, list[str]]]:
     return [] if file is None else list(read_json(file))
 
 
-LAYOUTS: dict[str, Callable[[Path, Wanted], FoundTask]] = {
+LAYOUTS: dict[str, Callable[[Path, ConvertSettings], FoundTask]] = {
     "nnunet": find_nnunet,
     "ssl3d": find_ssl3d,
     "fomo": find_fomo,
@@ -272,7 +280,7 @@ LAYOUTS: dict[str, Callable[[Path, Wanted], FoundTask]] = {
 }
 
 
-def convert(layout: str, source: Path, out: Path, wanted: Wanted | None = None) -> FoundTask:
+def convert(layout: str, source: Path, out: Path, wanted: ConvertSettings | None = None) -> FoundTask:
     """Write `task.yaml` and `manifest.csv` for a folder in one of `LAYOUTS`; the folder itself is only read.
 
     Raises:
@@ -282,7 +290,7 @@ def convert(layout: str, source: Path, out: Path, wanted: Wanted | None = None) 
         raise UserError(f"There is no layout '{layout}'; there are {', '.join(LAYOUTS)}.")
     if not source.is_dir():
         raise UserError(f"There is no folder {source}.")
-    found = LAYOUTS[layout](source, wanted or Wanted())
+    found = LAYOUTS[layout](source, wanted or ConvertSettings())
     if not found.cases:
         raise UserError(
             f"{source} holds no labelled case in the layout '{layout}'. {' '.join(found.left_out[:3])}".strip()

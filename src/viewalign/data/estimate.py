@@ -135,7 +135,7 @@ def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 
         except ExcludedImageError as exclusion:
             trial.excluded.append(str(exclusion))
             continue
-        stored += len(compress(prepared.array[None], chunk_and_block(settings.view)))
+        stored += len(compress(prepared.array[None], chunk_and_block(settings.patch_size)))
         spent += time.perf_counter() - tick
         work += max(size.read, size.stored)
         uncropped += size.stored

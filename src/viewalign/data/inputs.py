@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from viewalign.data.catalogue import Collection, Dataset, Image, Record, read_catalogue
 from viewalign.data.geometry import reorientation_to_lps
 from viewalign.data.indexing import Index, index_sources, read_refused
 from viewalign.data.readers.headers import Triple, read_header
-from viewalign.data.settings import PrepareSettings
+from viewalign.data.settings import PrepareOptions, PrepareSettings
 from viewalign.data.sources import Exclusion, FindOptions
 from viewalign.errors import ExcludedImageError, UserError
-from viewalign.utils.overrides import closest, format_validation_error
 
 Listener = Callable[[int, int], None]
 
@@ -53,18 +50,18 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
     return Catalogue(records, excluded, quality_scores(collection))
 
 
-def settings_from(values: Mapping[str, Any], sign: str = "") -> PrepareSettings:
-    """Check plain values; `sign` stands before a setting's name in a message, as `--` on a command line.
+def stored_settings(
+    wanted: PrepareOptions, records: Sequence[Record], report: Callable[[str, int, int], Any]
+) -> PrepareSettings:
+    """Return what is stored; `spacing=median` is taken from the headers of `records`, which `report` follows.
 
     Raises:
-        UserError: an unknown setting (the nearest right one is named), or a value that does not fit.
+        UserError: no header can be read.
     """
-    try:
-        return PrepareSettings.model_validate(dict(values))
-    except ValidationError as error:
-        raise UserError(
-            f"{format_validation_error(error, partial(closest, known=PrepareSettings.model_fields), sign)}."
-        ) from None
+    if wanted.spacing == "median":
+        found = median_spacing(records, lambda done: report("Reading voxel sizes", done, len(records)))
+        return wanted.settings(found)
+    return wanted.settings(wanted.spacing)
 
 
 def nothing_found(sources: Sequence[str], found: Index) -> str:
@@ -74,7 +71,7 @@ def nothing_found(sources: Sequence[str], found: Index) -> str:
         first = found.excluded[0]
         text += f" {len(found.excluded)} files were set aside; the first: {first.file}: {first.reason}."
     if found.label_files:
-        text += f" {len(found.label_files)} files look like label maps by their names (--labels includes them)."
+        text += f" {len(found.label_files)} files look like label maps by their names (labels=true includes them)."
     if not (found.excluded or found.label_files):
         text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read, and DICOM."
     return text

@@ -249,7 +249,7 @@ class Shard:
         """
         match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
         if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
-            raise UserError(f"--shard {text}: give i/n with 1 ≤ i ≤ n, such as 3/16 for the third of sixteen parts.")
+            raise UserError(f"shard={text}: write i/n with 1 ≤ i ≤ n, such as 3/16 for the third of sixteen parts.")
         return cls(int(match.group(1)), int(match.group(2)))
 
     @property

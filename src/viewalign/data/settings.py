@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from viewalign.data.readers.headers import MAX_VOXELS
 from viewalign.utils.memory import memory_bytes
+from viewalign.utils.settings import Names, Number, Range, Settings, as_triple
 
 BASE_BYTES = 600_000_000
 COPIES = 6
@@ -48,57 +50,48 @@ RECIPE_VERSION = 3
 Normalisation = Literal["zscore", "foreground", "percentile", "window", "none"]
 Interpolation = Literal["linear", "cubic"]
 NumberType = Literal["float32", "float16", "int16"]
-Frames = Literal["refuse", "channels", "volumes"]
+Frames = Literal["exclude", "channels", "volumes"]
+_Voxel = Annotated[float, Field(ge=0.01, le=100.0)]
+_Side = Annotated[int, Field(ge=8, le=1024)]
+
+
+def _as_spacing(value: object) -> object:
+    return None if value in (None, "none") else as_triple(value)
+
 
 _GUARDS = {"fill_nonfinite", "labels"}
 """Settings that decide which images are let in and change none that came in without them."""
 
 
-class PrepareSettings(BaseModel):
-    """Settings of `viewalign prepare`; unknown keys are refused.
+class PrepareSettings(Settings):
+    """What is stored."""
 
-    Attributes:
-        spacing: target voxel size in mm in array order (D, H, W), or None to keep each image's own.
-        interpolation: `linear`, or `cubic` for the B-spline of order 3 that nnssl and nnU-Net use.
-        normalise: `zscore` with mean and deviation of the whole non-zero crop (as nnssl and nnU-Net), `foreground` with
-            those of its non-zero voxels alone, `percentile` clips at `percentiles` and then does as `zscore`,
-            `window` clips at `window` and maps it to [−1, 1], or `none`.
-        percentiles: lower and upper percentile of the crop's voxels, for `percentile` alone.
-        window: lowest and highest value, in Hounsfield units for CT, for `window` alone.
-        frames: what becomes of an image of several frames (4-D): refused, one image with a channel a frame, or an image
-            a frame.
-        labels: include images that look like label maps by their voxels (`viewalign.data.content`).
-        fill_nonfinite: write 0 in place of NaN and infinity instead of refusing the image.
-        dtype: number type of the stored voxels; `int16` with a factor and an offset an image.
-        view: (D, H, W) of the views that will be cut; chunks and blocks are sized for them. None suits 64 to 96.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)
-    interpolation: Interpolation = "linear"
-    normalise: Normalisation = "zscore"
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    window: tuple[float, float] | None = None
-    frames: Frames = "refuse"
-    fill_nonfinite: bool = False
-    labels: bool = False
-    dtype: NumberType = Field(default="float32")
-    view: tuple[int, int, int] | None = None
-
-    @field_validator("spacing")
-    @classmethod
-    def _positive(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
-        if value is not None and not all(0.01 <= size <= 100.0 for size in value):
-            raise ValueError(f"needs three voxel sizes between 0.01 and 100 mm, not {value}")
-        return value
-
-    @field_validator("view")
-    @classmethod
-    def _sensible(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-        if value is not None and not all(8 <= size <= 1024 for size in value):
-            raise ValueError(f"needs three sizes between 8 and 1024 voxels, not {value}")
-        return value
+    spacing: Annotated[tuple[_Voxel, _Voxel, _Voxel] | None, BeforeValidator(_as_spacing)] = Field(
+        (1.0, 1.0, 1.0), description="Voxel size in mm along (D, H, W); `none` keeps each image's own."
+    )
+    interpolation: Interpolation = Field("linear", description="cubic: B-splines of order 3, as nnssl and nnU-Net.")
+    normalise: Normalisation = Field(
+        "zscore",
+        description="zscore: mean and deviation over the whole crop (as nnssl and nnU-Net); foreground: over its "
+        "non-zero voxels; percentile: clipped at `percentiles`, then zscore; window: clipped at `window` and mapped to "
+        "-1..1; none.",
+    )
+    percentiles: Range = Field((0.5, 99.5), description="Where `normalise=percentile` clips, in percent of the voxels.")
+    window: Range | None = Field(
+        None,
+        description="Lowest and highest value for `normalise=window`; for CT in Hounsfield units: [-1000,1000].",
+    )
+    frames: Frames = Field(
+        "exclude", description="Images of several frames (4-D): excluded, a channel per frame, or a volume per frame."
+    )
+    fill_nonfinite: bool = Field(False, description="Write 0 in place of NaN and infinity; else the image is excluded.")
+    labels: bool = Field(False, description="Store images that look like label maps by their voxels; else excluded.")
+    dtype: NumberType = Field(
+        "float32", description="Type of the stored voxels; the report gives the rounding error of the 16-bit ones."
+    )
+    patch_size: Annotated[tuple[_Side, _Side, _Side], BeforeValidator(as_triple)] | None = Field(
+        None, description="Size (D, H, W) in voxels of the views that will be read; blocks fit it. null suits 64 to 96."
+    )
 
     @field_validator("percentiles")
     @classmethod
@@ -110,9 +103,9 @@ class PrepareSettings(BaseModel):
     @model_validator(mode="after")
     def _window_is_used(self) -> PrepareSettings:
         if (self.window is not None) != (self.normalise == "window"):
-            raise ValueError("normalise=window and a window LOW,HIGH belong together; give both or neither")
+            raise ValueError("normalise=window and window=[LOW,HIGH] belong together; write both or neither")
         if self.window is not None and not self.window[0] < self.window[1]:
-            raise ValueError(f"a window needs LOW < HIGH, not {self.window}")
+            raise ValueError(f"a window needs LOW < HIGH, not {list(self.window)}")
         return self
 
     def essence(self) -> dict[str, Any]:
@@ -128,10 +121,10 @@ class PrepareSettings(BaseModel):
     def describe(self) -> str:
         """Return the settings in words, for a message."""
         words = [self._spacing_words(), self._normalise_words(), self.dtype]
-        if self.frames != "refuse":
+        if self.frames != "exclude":
             words.append(f"4-D into {self.frames}")
-        if self.view is not None:
-            words.append("blocks for views of " + "×".join(map(str, self.view)))
+        if self.patch_size is not None:
+            words.append("blocks for views of " + "×".join(map(str, self.patch_size)))
         return ", ".join(words)
 
     def _spacing_words(self) -> str:
@@ -153,3 +146,70 @@ def diff_preparation(made_with: PrepareSettings, wanted: PrepareSettings) -> str
         for key in PrepareSettings.model_fields
         if there.get(key) != asked.get(key)
     )
+
+
+class PrepareOptions(PrepareSettings):
+    """How the work is done."""
+
+    spacing: Literal["median"] | Annotated[tuple[_Voxel, _Voxel, _Voxel] | None, BeforeValidator(_as_spacing)] = Field(  # type: ignore[assignment]
+        (1.0, 1.0, 1.0),
+        description="Voxel size in mm along (D, H, W); `median` of the catalogue, or `none` to keep each image's own.",
+    )
+    workers: Number | None = Field(
+        None, description="Processes; 0 works in this one, without time limit. null: one per core."
+    )
+    shard: Annotated[str, Field(pattern=r"^\d+/\d+$")] = Field(
+        "1/1", description="i/n does the i-th of n parts, as in an array job; the last part to end completes the store."
+    )
+    scheduler: str | None = Field(
+        None, description="Let a Dask cluster do the work: its scheduler, tcp://host:8786, or its file."
+    )
+    time_limit: Annotated[float, Field(ge=1.0)] = Field(
+        DEFAULT_SECONDS, description="Seconds that one file may take; files that take longer are excluded."
+    )
+    max_voxels: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="Exclude larger images, before or after resampling. null: what this machine's memory allows."
+    )
+
+    def settings(self, spacing: tuple[float, float, float] | None) -> PrepareSettings:
+        """Return what is stored, with the spacing that `median` came to."""
+        stored = {name: getattr(self, name) for name in PrepareSettings.model_fields}
+        return PrepareSettings.model_validate({**stored, "spacing": spacing})
+
+    def limits(self) -> Limits:
+        """Return what one file may cost."""
+        return Limits(self.time_limit, self.max_voxels or voxels_that_fit())
+
+
+class IndexSettings(Settings):
+    """What is indexed."""
+
+    subject_pattern: str | None = Field(
+        None,
+        description="Regular expression searched in a file's path below its source, with any of the named groups "
+        "subject, session and modality, such as (?P<subject>P\\d+)_(?P<session>v\\d).",
+    )
+    labels: bool = Field(False, description="Index label maps too (…_seg, …_mask, labelsTr/).")
+    frames: bool = Field(False, description="Index 4-D NIfTI too; `frames` of prepare decides what is stored of it.")
+    workers: Number | None = Field(
+        None, description="Processes that read headers; 0 works in this one. null: one per core from 500 files on."
+    )
+
+    @field_validator("subject_pattern")
+    @classmethod
+    def _has_groups(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            groups = re.compile(value).groupindex
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if not set(groups) & {"subject", "session", "modality"}:
+            raise ValueError("has no group named subject, session or modality, such as (?P<subject>…)")
+        return value
+
+
+class FetchSettings(Settings):
+    """What is downloaded."""
+
+    pattern: Names = Field((), description="Which files of a repository on the Hub, as 'OpenMind/ds001486/*'.")

@@ -75,7 +75,7 @@ def held(store: Path, alone: bool) -> Iterator[None]:
             if error.errno in _HELD:
                 raise UserError(
                     f"Another run is preparing the store {store}. Wait for its end, or divide the work: "
-                    "each run with its own --shard i/n."
+                    "each run with its own shard=i/n."
                 ) from None
         yield
     finally:

@@ -95,7 +95,7 @@ def prepare_one(job: Job) -> int:
         RefusedImageError: it cannot be used.
     """
     record, settings = job.record, job.settings
-    if settings.frames == "refuse":
+    if settings.frames == "exclude":
         volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels)]
     else:
         volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels)
@@ -123,7 +123,8 @@ def prepare_one(job: Job) -> int:
 def _write(job: Job, relative: str, whose: dict[str, Any], prepared: Prepared) -> None:
     properties = {**whose, "recipe_version": RECIPE_VERSION, **prepared.properties}
     try:
-        write_entry(job.store, relative, prepared.array, properties, prepared.masks, chunk_and_block(job.settings.view))
+        blocks = chunk_and_block(job.settings.patch_size)
+        write_entry(job.store, relative, prepared.array, properties, prepared.masks, blocks)
     except OSError as error:
         raise UnwritableError(unwritable(job.store, error)) from None
 

@@ -105,7 +105,7 @@ class SubprocessWorker:
         except (EOFError, ConnectionError):
             pass
         self.kill()
-        raise UserError(f"No worker process could be started with {sys.executable}; --workers 0 does without.")
+        raise UserError(f"No worker process could be started with {sys.executable}; workers=0 does without.")
 
     def _epitaph(self) -> str:
         assert self._process is not None
@@ -298,7 +298,7 @@ def _connect(address: str) -> Any:
     try:
         import distributed
     except ImportError:
-        raise UserError("--executor dask needs Dask: pip install 'viewalign[cluster]'.") from None
+        raise UserError("scheduler= needs Dask: pip install 'viewalign[cluster]'.") from None
     library: Any = distributed  # not all of it is typed
     where: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:

@@ -174,14 +174,14 @@ def _claim(settings: DemoSettings) -> DemoResult | None:
             changed = next(key for key in wanted if state["settings"].get(key) != wanted[key])
             raise UserError(
                 f"{out} holds a demo with {changed} = {state['settings'].get(changed)}, not {wanted[changed]}. "
-                "Give the same options to go on with it, or another folder to --out."
+                "Use the same settings to resume it, or another folder with -o."
             )
         report = RunFolder(out / "run").report
         if state["finished"] and report.is_file():
             return DemoResult(report, state["figures"], fresh=False)
         return None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and holds no demo. Give another folder to --out.")
+        raise UserError(f"{out} exists and holds no demo. Name another folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
     _write_state(settings, None)
     return None

@@ -186,7 +186,7 @@ class Embeddings:
             raise UserError(f"{path} holds no embeddings of viewalign: {problem}.") from None
 
 
-@reported_out_of_memory("cases were embedded", "Take a smaller size, or device=cpu.")
+@reported_out_of_memory("cases were embedded", "Take a smaller patch_size, or device=cpu.")
 @torch.no_grad()
 def embed(
     backbone: Backbone,

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ from viewalign.weights.token_order import Order
 
 UNTRAINED = "untrained:"
 """`untrained:NAME` stands for a network of that name with fresh weights: the baseline that pretraining has to beat."""
+Spacing = Literal["pretraining", "none"] | tuple[float, float, float]
 _OWN_POOLING = ("feature_decoder.", "attention_pool.")
 
 
@@ -116,7 +117,7 @@ def _pooling(encoder: str | Path, source: sources.Source) -> dict[str, torch.Ten
 
 
 def build_encoder(
-    start: Pretrained, size: Size, channels: int, minimum_share: float = 0.9, seed: int = 0
+    start: Pretrained, size: Size, channels: int, min_share: float = 0.9, seed: int = 0
 ) -> tuple[Backbone, FittedWeights | None]:
     """Build a backbone without decoder for a field of view, filled with what was learnt.
 
@@ -124,7 +125,7 @@ def build_encoder(
         start: from `read_pretrained`.
         size: (D, H, W) of the images; a Primus's table of positions is resized to it.
         channels: image channels; the first convolution is repeated over them and divided by how often.
-        minimum_share: of the encoder's elements that the weights must cover.
+        min_share: of the encoder's elements that the weights must cover.
         seed: of fresh weights.
 
     Raises:
@@ -135,7 +136,7 @@ def build_encoder(
     backbone.drop_decoder()
     if start.source is None:
         return backbone, None
-    fitted = loading.load_encoder_weights(backbone, start.source, size, minimum_share, "min_share")
+    fitted = loading.load_encoder_weights(backbone, start.source, size, min_share, "min_share")
     return backbone, fitted
 
 
@@ -163,9 +164,6 @@ def default_size(start: Pretrained) -> Size:
     return start.size or (64, 64, 64)
 
 
-_POOLS = ("multistage", "average", "pretrained")
-
-
 def check_installed() -> None:
     """Say which extra classification and regression need.
 
@@ -179,25 +177,28 @@ def check_installed() -> None:
 
 
 def encoder_and_preprocessor(
-    encoder: str, spec: TaskSpec, size: str | None, spacing: str, pool: str, like: Pretrained | None = None
+    encoder: str,
+    spec: TaskSpec,
+    patch_size: Size | None,
+    spacing: Spacing,
+    pool: str,
+    like: Pretrained | None = None,
 ) -> tuple[Backbone, Preprocessor]:
     """Read an encoder and make it and its preprocessor fit a task.
 
     Args:
-        encoder: see `encoders.read_pretrained`.
+        encoder: see `read_pretrained`.
         spec: the task.
-        size: `D,H,W` or one number, in voxels; None for the views of pretraining.
-        spacing: `pretraining`, `none`, or `D,H,W` in mm.
+        patch_size: (D, H, W) in voxels; None for the views of pretraining.
+        spacing: see `with_spacing`.
         pool: how vectors will be made.
-        like: an encoder whose preparation and size to take instead (for an untrained network).
+        like: an encoder whose preparation and size are taken instead (for an untrained network).
 
     Raises:
         UserError: what does not fit.
     """
-    if pool not in _POOLS:
-        raise UserError(f"--pool takes {', '.join(_POOLS)}, not '{pool}'.")
     start = read_pretrained(encoder)
-    voxels = parse_size(size) or default_size(like or start)
+    voxels = patch_size or default_size(like or start)
     settings = with_spacing((like or start).preparation, spacing)
     backbone, _ = build_encoder(start, voxels, len(spec.channels))
     if pool == "pretrained":
@@ -212,36 +213,8 @@ def make_preprocessor(
     return Preprocessor(spec.channels, size, settings, strip, frames)
 
 
-def parse_size(text: str | None) -> Size | None:
-    """Read `96` or `96,112,96`.
-
-    Raises:
-        UserError: it is no size.
-    """
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) not in (1, 3) or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--size {text}: give one or three voxel counts, such as 96 or 96,112,96 (D,H,W).")
-    d, h, w = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
-    return d, h, w
-
-
-def with_spacing(settings: PrepareSettings, text: str) -> PrepareSettings:
-    """Return settings with the spacing that a user asked for.
-
-    Raises:
-        UserError: it is no spacing.
-    """
-    if text == "pretraining":
+def with_spacing(settings: PrepareSettings, spacing: Spacing) -> PrepareSettings:
+    """Return settings with another spacing in mm; `pretraining` leaves it, `none` is each image's own."""
+    if spacing == "pretraining":
         return settings
-    if text == "none":
-        return settings.model_copy(update={"spacing": None})
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3) or min(numbers) <= 0:
-        raise UserError(f"--spacing {text}: give pretraining, none, or one or three voxel sizes in mm (D,H,W).")
-    d, h, w = numbers * (3 if len(numbers) == 1 else 1)
-    return settings.model_copy(update={"spacing": (d, h, w)})
+    return settings.model_copy(update={"spacing": None if spacing == "none" else spacing})

@@ -110,5 +110,5 @@ def make_probe(recipe: Recipe) -> OnlineProbe | None:
         )
     told = Store.open(recipe.data).recipe if recipe.data else {}
     kept = {key: value for key, value in told.items() if key in ("spacing", "normalise")}
-    preprocessor = Preprocessor(spec.channels, recipe.views.size, PrepareSettings.model_validate(kept))
+    preprocessor = Preprocessor(spec.channels, recipe.views.patch_size, PrepareSettings.model_validate(kept))
     return OnlineProbe(spec, cases, preprocessor, settings.folds, recipe.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from viewalign.errors import UserError
 from viewalign.evaluation import linear_probe, task_metrics
 from viewalign.evaluation.embedding import embed, intensity_statistics
 from viewalign.evaluation.encoders import UNTRAINED, check_installed, encoder_and_preprocessor, read_pretrained
-from viewalign.evaluation.linear_probe import CurvePoint, Learner, LinearProbeScore
+from viewalign.evaluation.linear_probe import CurvePoint, LinearProbeScore
+from viewalign.evaluation.settings import ProbeSettings
 from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.folds import Fold, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
@@ -23,40 +23,21 @@ from viewalign.tasks.spec import TaskSpec, read_spec
 INTENSITIES = "intensity statistics"
 
 
-@dataclass(frozen=True)
-class ProbePlan:
-    """What a probe does; see `viewalign probe` for the names."""
-
-    learners: tuple[Learner, ...] = ("linear", "knn")
-    folds: int = 5
-    shots: tuple[int, ...] = ()
-    repeats: int = 10
-    size: str | None = None
-    spacing: str = "pretraining"
-    pool: str = "multistage"
-    draws: int = 1000
-    seed: int = 0
-    device: str = "auto"
-    workers: int | None = None
-
-
 def run_probe(
     encoders: Sequence[str],
     task: str | Path,
     out: Path,
-    plan: ProbePlan,
+    plan: ProbeSettings,
     say: Callable[[str], None],
-    cache: Path | None = None,
 ) -> list[tuple[str, str]]:
     """Probe encoders on a task, write the JSON, and tell a table.
 
     Args:
-        encoders: paths, each perhaps as `NAME=PATH`.
+        encoders: paths.
         task: its folder.
         out: where the JSON goes.
         plan: what to do.
         say: takes lines of text.
-        cache: folder that keeps prepared cases, so that the second encoder need not prepare them again.
 
     Returns:
         Name and reason of each case that could not be used.
@@ -67,7 +48,7 @@ def run_probe(
     check_installed()
     spec = read_spec(task)
     cases = read_manifest(task, spec)
-    features, excluded, facts = _all_features(encoders, spec, cases, plan, cache)
+    features, excluded, facts = _all_features(encoders, spec, cases, plan)
     usable = [case for case in cases if case.case not in dict(excluded)]
     folds = judged_folds(usable, spec, plan.folds, plan.seed)
     scores: dict[str, LinearProbeScore] = {}
@@ -102,28 +83,30 @@ def judged_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: in
 
 
 def _all_features(
-    encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbePlan, cache: Path | None
+    encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbeSettings
 ) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any]]:
     """Embed all cases by each encoder, its untrained twin, and plain intensities, on the same cases."""
     features: dict[str, NDArray[Any]] = {}
     facts: dict[str, Any] = {}
     excluded: list[tuple[str, str]] | None = None
+    cache = None if plan.cache is None else Path(plan.cache)
     ready: dict[str, Any] = {"cache": cache, "workers": plan.workers}
-    for text in encoders:
-        name, path = _named(text)
+    if plan.names and len(plan.names) != len(encoders):
+        raise UserError(f"names has {len(plan.names)} names for {len(encoders)} encoders.")
+    for name, path in zip(plan.names or [Path(path).name or path for path in encoders], encoders, strict=True):
         if name in features:
-            raise UserError(f"Two encoders are called '{name}'; write NAME=PATH.")
-        backbone, preprocessor = encoder_and_preprocessor(path, spec, plan.size, plan.spacing, plan.pool)
-        found = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **ready)  # type: ignore[arg-type]
+            raise UserError(f"Two encoders are called '{name}'; name them, as names=first,second.")
+        backbone, preprocessor = encoder_and_preprocessor(path, spec, plan.patch_size, plan.spacing, plan.pool)
+        found = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **ready)
         features[name], facts[name] = found.features, found.facts
         if excluded is not None and dict(excluded).keys() != dict(found.excluded).keys():
-            raise UserError(f"{name} is prepared otherwise and can use other cases; give --spacing, or probe it alone.")
+            raise UserError(f"{name} is prepared otherwise and can use other cases; set spacing, or probe it alone.")
         excluded = list(found.excluded)
         start = read_pretrained(path)
         twin = f"untrained {start.network}"
         if start.source is not None and twin not in features:
             fresh, same = encoder_and_preprocessor(
-                UNTRAINED + start.network, spec, plan.size, plan.spacing, "multistage", like=start
+                UNTRAINED + start.network, spec, plan.patch_size, plan.spacing, "multistage", like=start
             )
             features[twin] = embed(
                 fresh, same, cases, "multistage", device=plan.device, cache=cache, workers=plan.workers
@@ -134,13 +117,8 @@ def _all_features(
     return features, excluded or [], facts
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, sign, path = text.partition("=")
-    return (name, path) if sign and "/" not in name else (Path(text).name or text, text)
-
-
 def _differences(
-    scores: dict[str, LinearProbeScore], cases: Sequence[TaskCase], spec: TaskSpec, plan: ProbePlan
+    scores: dict[str, LinearProbeScore], cases: Sequence[TaskCase], spec: TaskSpec, plan: ProbeSettings
 ) -> dict[str, Any]:
     """Return, for each kind of features, the primary figure's gain over each baseline, with paired intervals."""
     known = {case.case: case for case in cases}

@@ -1,1 +1,17 @@
-"""Losses on plain tensors."""
+"""Losses: functions and modules on plain tensors; they know no network."""
+
+from viewalign.losses.modules import (
+    CosineConsistencyLoss,
+    DenseNTXentLoss,
+    GramConsistencyLoss,
+    MaskedReconstructionLoss,
+    NTXentLoss,
+)
+
+__all__ = [
+    "CosineConsistencyLoss",
+    "DenseNTXentLoss",
+    "GramConsistencyLoss",
+    "MaskedReconstructionLoss",
+    "NTXentLoss",
+]

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.config import Recipe
 from viewalign.losses.segmentation import cross_entropy, soft_dice
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import build_for
@@ -14,6 +14,7 @@ from viewalign.methods.rng import generators
 from viewalign.methods.single_network import SingleNetwork
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.precision import send
+from viewalign.utils.settings import Count, Fraction, Settings
 from viewalign.views.batch import ViewBatch
 from viewalign.views.corruption import fuse, sample_fusion_labels
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from viewalign.config import Fraction, Recipe, Settings
+from viewalign.config import Recipe
 from viewalign.losses.reconstruction import masked_mse
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, StepResult
 from viewalign.methods.requirements import build_for
 from viewalign.methods.single_network import SingleNetwork
 from viewalign.networks.backbone import Backbone
+from viewalign.utils.settings import Fraction, Settings
 from viewalign.views.batch import ViewBatch
 from viewalign.views.corruption import CorruptionConfig
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.config import Recipe
 from viewalign.losses.reconstruction import masked_mse
 from viewalign.losses.registration import local_ncc, roughness
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
@@ -19,6 +19,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.networks.layers import run_stage
 from viewalign.utils.pooling import masked_mean
 from viewalign.utils.precision import at_least_float32, send
+from viewalign.utils.settings import Count, Fraction, Settings
 from viewalign.utils.shapes import Size, spatial_size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.corruption import CorruptionConfig

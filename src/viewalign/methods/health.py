@@ -58,7 +58,7 @@ MEASURES = (
         10.0,
         4.0,
         "Number of directions that the encoder's features use (exponential of the entropy of their spectrum).",
-        "Lower optim.lr, lengthen optim.warmup, or raise objectives.contrastive_weight.",
+        "Lower optim.lr, lengthen optim.warmup_steps, or raise objectives.contrastive_weight.",
     ),
     Measure(
         "cosine",

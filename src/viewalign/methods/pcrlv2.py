@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from viewalign.config import Count, Fraction, Positive, Range, Recipe, Settings, Triple
+from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.losses.consistency import siamese_cosine
 from viewalign.losses.reconstruction import masked_mse
@@ -26,6 +26,7 @@ from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.pooling import masked_mean, valid_fraction
 from viewalign.utils.precision import at_least_float32
+from viewalign.utils.settings import Count, Fraction, Positive, Range, Settings, Triple
 from viewalign.utils.shapes import Size, spatial_size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.feature_grids import resize
@@ -133,7 +134,7 @@ def coarse_mse(image: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def requirements(recipe: Recipe) -> MethodRequirements:
     """Return the requirements: two large views, and local views inside them."""
     settings = MethodSettings.model_validate(recipe.pretext)
-    relative = math.prod(settings.local_size) / math.prod(recipe.views.size)
+    relative = math.prod(settings.local_size) / math.prod(recipe.views.patch_size)
     sampler = partial(sample_nested, nesting=NestedViewConfig(**settings.model_dump()))
     return MethodRequirements(sampler=sampler, images=2.0 + settings.locals * relative)
 
@@ -145,7 +146,7 @@ def build(recipe: Recipe) -> PCRLv2:
         UserError: sizes or ranges of local views that are not possible.
     """
     settings, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe)
-    _check(settings, backbone, recipe.views.size)
+    _check(settings, backbone, recipe.views.patch_size)
     return PCRLv2(
         backbone,
         recipe.heads.width,
@@ -160,7 +161,7 @@ def _check(settings: MethodSettings, backbone: Backbone, size: Size) -> None:
     local = settings.local_size
     backbone.check_size(local, "pretext.local_size")
     if any(n > limit for n, limit in zip(local, size, strict=True)):
-        raise UserError(f"pretext.local_size = {list(local)} is larger than views.size = {list(size)}.")
+        raise UserError(f"pretext.local_size = {list(local)} is larger than views.patch_size = {list(size)}.")
     for name in ("extent", "local_extent"):
         low, high = getattr(settings, name)
         if not 0 < low <= high:

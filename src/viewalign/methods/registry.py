@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from viewalign.config import Recipe, Settings
+from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.requirements import OPTIONAL
+from viewalign.utils.settings import Settings
 
 if TYPE_CHECKING:
     from viewalign.methods.base import Method, MethodRequirements

@@ -6,30 +6,16 @@ that the chosen method does not use is rejected (`recipes/unused.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from typing import get_args
-
-from pydantic import BaseModel
 
 from viewalign.config import Recipe
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
+from viewalign.utils.settings import setting_names
 
 _OPTIONAL = ("geometry", "views.overlap", "views.independent", "masking", "heads", "objectives", "teacher")
-
-
-def setting_names(model: type[BaseModel], prefix: str = "", groups: bool = False) -> Iterator[str]:
-    """Yield the dotted name of every setting of a model, and with `groups` those of its groups too."""
-    for name, field in model.model_fields.items():
-        path = prefix + (field.alias or name)
-        kinds = (field.annotation, *get_args(field.annotation))
-        below = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if groups or not below:
-            yield path
-        for kind in below:
-            yield from setting_names(kind, path + ".", groups)
 
 
 def _select(names: Iterable[str], known: Iterable[str]) -> frozenset[str]:
@@ -81,7 +67,9 @@ def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
         UserError: an unknown network, or a view size that it does not accept.
     """
     network = recipe.network
-    build = partial(build_backbone, network.name, recipe.views.size, network.channels, drop_path=network.drop_path)
+    build = partial(
+        build_backbone, network.name, recipe.views.patch_size, network.channels, drop_path=network.drop_path
+    )
     return build(block=recipe.masking.block) if masked else build()
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from viewalign.config import Recipe, Settings
+from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.requirements import build_for, used_settings
 from viewalign.methods.single_network import MASKED_LOSS, MaskedLoss, MaskedModelling, masked_loss
@@ -18,6 +18,7 @@ from viewalign.networks.backbone import Encoded
 from viewalign.networks.layers import run_stage
 from viewalign.networks.masking import BlockMask, masked_norm
 from viewalign.networks.resenc import ResEncBackbone
+from viewalign.utils.settings import Settings
 from viewalign.utils.shapes import spatial_size
 
 USED_SETTINGS = used_settings("masking") | MASKED_LOSS

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viewalign.config import Count, Fraction, Recipe, Settings
+from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.losses.contrastive import view_nt_xent
 from viewalign.losses.reconstruction import masked_l1
@@ -24,6 +24,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.utils.pooling import masked_mean
 from viewalign.utils.precision import at_least_float32, send
 from viewalign.utils.rng import make_rng, make_torch_generator
+from viewalign.utils.settings import Count, Fraction, Settings
 from viewalign.views.batch import ViewBatch
 from viewalign.views.corruption import sample_cutouts
 
@@ -131,8 +132,8 @@ def build(recipe: Recipe) -> SwinTasks:
     Raises:
         UserError: views that cannot be rotated by 90°.
     """
-    size = recipe.views.size
+    size = recipe.views.patch_size
     if size[1] != size[2]:
-        raise UserError(f"views.size = {list(size)} cannot be rotated by 90°: its last two sides must be equal.")
+        raise UserError(f"views.patch_size = {list(size)} cannot be rotated by 90°: its last two sides must be equal.")
     settings, temperature = MethodSettings.model_validate(recipe.pretext), recipe.objectives.temperature
     return SwinTasks(build_for(recipe), **settings.model_dump(), temperature=temperature, seed=recipe.seed)

@@ -7,7 +7,7 @@ from functools import partial
 
 from pydantic import Field
 
-from viewalign.config import Count, Fraction, Recipe, Settings, Triple
+from viewalign.config import Recipe
 from viewalign.losses.overlap import orthogonality, overlap_loss, overlap_similarity
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import NORM, build_for, norm_for, used_settings
@@ -15,6 +15,7 @@ from viewalign.methods.single_network import PooledComparison
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.precision import send
+from viewalign.utils.settings import Count, Fraction, Settings, Triple
 from viewalign.views.batch import ViewBatch
 from viewalign.views.layouts import box_overlaps, sample_grid
 

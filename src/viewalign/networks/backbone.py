@@ -160,7 +160,7 @@ class Backbone(nn.Module, ABC):
         for block in self.blocks():
             block.compile(dynamic=False, backend=backend, **limit)
 
-    def check_size(self, size: Size, key: str = "views.size") -> None:
+    def check_size(self, size: Size, key: str = "views.patch_size") -> None:
         """Check that the network accepts views of `size` voxels; `key` is the setting's name in messages.
 
         Raises:

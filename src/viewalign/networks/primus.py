@@ -177,7 +177,7 @@ class PrimusBackbone(Backbone):
     """
 
     def __init__(
-        self, name: str, size: Size, channels: int = 1, drop_path: float = 0.0, key: str = "views.size"
+        self, name: str, size: Size, channels: int = 1, drop_path: float = 0.0, key: str = "views.patch_size"
     ) -> None:
         super().__init__()
         spec = PRIMUS[name]

@@ -70,7 +70,7 @@ def build_backbone(
     channels: int = 1,
     block: Size = (16, 16, 16),
     drop_path: float = 0.0,
-    key: str = "views.size",
+    key: str = "views.patch_size",
 ) -> Backbone:
     """Build a backbone for views of `size` voxels.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -14,36 +14,12 @@ from pydantic import ValidationError
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods import registry
-from viewalign.methods.requirements import setting_names
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
+from viewalign.utils.settings import commented_yaml, merged, parse_yaml, setting_names, suggest
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that take a bare name although they are a group."""
-
-_OTHER_NAMES = {
-    "learningrate": "optim.lr",
-    "batchsize": "batch",
-    "patch": "views.size",
-    "patchsize": "views.size",
-    "cropsize": "views.size",
-    "maskratio": "masking.ratio",
-    "blocksize": "masking.block",
-    "wd": "optim.weight_decay",
-    "gradclip": "optim.clip",
-    "ema": "teacher.momentum",
-    "iterations": "steps",
-    "epochs": "steps",
-    "numworkers": "runtime.workers",
-    "device": "runtime.accelerator",
-    "gpus": "runtime.devices",
-    "numgpus": "runtime.devices",
-    "model": "network.name",
-    "dataset": "data",
-    "output": "out",
-    "pretrainedweights": "init",
-}
-"""What other tools call a setting (letters only), so that a habit is answered with the right key."""
 
 
 def names() -> list[str]:
@@ -109,7 +85,7 @@ def _lay(
     return [name for key, value in given for name, _ in _flat({key: value}, known)]
 
 
-def _flat(settings: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Walk groups down to settings; what no setting lies below is a value, be it a mapping."""
     for key, value in iter_nested(settings, lambda group: not any(other.startswith(f"{group}.") for other in known)):
         yield key, _plain(value)
@@ -124,21 +100,29 @@ def _plain(value: Any) -> Any:
 
 def _checked(tree: dict[str, Any], source: str) -> Recipe:
     """Turn nested settings into a `Recipe`; `source` is what a message calls them."""
-    suggest = partial(_suggest, known=_known(str(tree.get("method", Recipe().method))))
+    named = partial(suggest, known=_known(str(tree.get("method", Recipe().method))))
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + format_validation_error(problem, suggest)) from None
+        raise UserError(f"{source}: " + format_validation_error(problem, named)) from None
     try:
         pretext = registry.resolve_method_settings(recipe.method, recipe.pretext)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + format_validation_error(problem, suggest, "pretext.")) from None
+        raise UserError(f"{source}: " + format_validation_error(problem, named, "pretext.")) from None
     return recipe.model_copy(update={"pretext": pretext})
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """Write out all that a recipe reads, so that the file alone repeats the run."""
-    text: str = yaml.safe_dump(read_alone(recipe), sort_keys=False)
+def to_yaml(recipe: Recipe, comments: bool = False) -> str:
+    """Return all settings that a recipe reads as YAML, so that the file alone repeats the run.
+
+    Args:
+        recipe: the recipe.
+        comments: whether each setting has its meaning above it.
+    """
+    tree = read_alone(recipe)
+    if comments:
+        return commented_yaml(tree, {"": Recipe, "pretext.": registry.method_settings_model(recipe.method)})
+    text: str = yaml.safe_dump(tree, sort_keys=False)
     return text
 
 
@@ -155,47 +139,21 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"There is no recipe '{name_or_path}'{closest(name_or_path, names())}. "
             f"Recipes are {', '.join(names())}, or the path of a YAML file."
         )
-    tree = settings_in(text, name_or_path)
+    tree = parse_yaml(text, name_or_path)
     base = tree.pop("base", None)
     below, own = _read(str(base)) if base else ({}, {})
     return merged(below, tree), merged(own, tree) if mine else {}
 
 
-def settings_in(text: str, source: str) -> dict[str, Any]:
-    """Read YAML that must hold settings; `source` is what a message calls it.
-
-    Raises:
-        UserError: it is no YAML, or something else.
-    """
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as problem:
-        raise UserError(f"{source} is not valid YAML: {problem}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{source} must hold settings as 'key: value' lines.")
-    return tree
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Lay settings over those of a base, group by group."""
-    out = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merged(out[key], value) if both else value
-    return out
-
-
-def _known(method: str) -> set[str]:
+def _known(method: str) -> list[str]:
     """Return every setting that a recipe of a method may have, by its dotted name."""
-    return {
-        *setting_names(Recipe, groups=True),
-        *setting_names(registry.method_settings_model(method), "pretext.", groups=True),
-    }
+    own = setting_names(registry.method_settings_model(method), "pretext.", groups=True)
+    return [*setting_names(Recipe, groups=True), *own]
 
 
-def _put(tree: dict[str, Any], key: str, value: Any, known: set[str]) -> None:
+def _put(tree: dict[str, Any], key: str, value: Any, known: Sequence[str]) -> None:
     if key not in known:
-        raise UserError(f"There is no setting '{key}'{_suggest(key, known)}.")
+        raise UserError(f"There is no setting '{key}'{suggest(key, known)}.")
     *parents, last = _SHORTHANDS.get(key, key).split(".")
     for parent in parents:
         child = tree.get(parent, {})
@@ -203,12 +161,6 @@ def _put(tree: dict[str, Any], key: str, value: Any, known: set[str]) -> None:
         tree[parent] = {bare: child} if isinstance(child, str) else dict(child)
         tree = tree[parent]
     tree[last] = value
-
-
-def _suggest(word: str, known: Collection[str]) -> str:
-    """Name the setting that a word means: by the habits of other programs, else the one that looks most like it."""
-    habit = _OTHER_NAMES.get(word.rsplit(".", 1)[-1].lower().replace("_", "").replace("-", ""))
-    return f" (did you mean '{habit}'?)" if habit in known else closest(word, sorted(known))
 
 
 def headline(name: str) -> str:

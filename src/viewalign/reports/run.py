@@ -89,7 +89,7 @@ def _state(run: RunRecord) -> str:
 def _about(run: RunRecord) -> list[tuple[str, str]]:
     """Return the head's table; what a recipe or log does not have is left out."""
     facts, config = run.facts, run.config
-    size = setting(config, "views.size")
+    size = setting(config, "views.patch_size")
     volumes = facts.get("volumes")
     rows = [
         ("Method", setting(config, "method")),

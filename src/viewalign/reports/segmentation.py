@@ -102,7 +102,7 @@ def _about(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Training", f"{schedule['epochs']} epochs of {schedule['iterations']} steps"),
         (
             "Optimizer",
-            f"{schedule['optimizer'].upper()}, rate {schedule['lr']:g}, {schedule['warmup']} epochs of warm-up",
+            f"{schedule['optimizer'].upper()}, rate {schedule['lr']:g}, {schedule['warmup_epochs']} epochs of warm-up",
         ),
         ("Frozen encoder", f"the first {schedule['frozen']} epochs" if schedule["frozen"] else "never"),
     ]

@@ -272,7 +272,7 @@ def _small(run: RunRecord) -> Finding | None:
     if not isinstance(count, int) or not isinstance(total, int) or total < 1:
         return None
     many = count > total / 2
-    size = setting(run.config, "views.size", [])
+    size = setting(run.config, "views.patch_size", [])
     shown = " × ".join(str(n) for n in size) if isinstance(size, list) else str(size)
     return Finding(
         "Volumes smaller than a view",
@@ -281,7 +281,7 @@ def _small(run: RunRecord) -> Finding | None:
         (f"{percent(count / total)} of the volumes are" if count else "No volume is")
         + f" smaller than a view of {shown} voxels along some axis.",
         "Such volumes are padded. Padding counts in no loss and in no figure of this page; the network does see it.",
-        "More than half of the volumes are padded: a smaller views.size wastes less." if many else "",
+        "More than half of the volumes are padded: a smaller views.patch_size wastes less." if many else "",
     )
 
 

@@ -86,7 +86,7 @@ class Grid:
     def _recipe(self, arm: str, seed: int) -> Recipe:
         study, one = self.study, self.study.arms[arm]
         own = [f"runtime.precision={study.precision}", f"runtime.threads={study.threads}"]
-        own += [f"runtime.accelerator={study.device}", *([f"steps={study.steps}"] if study.steps else [])]
+        own += [f"runtime.device={study.device}", *([f"steps={study.steps}"] if study.steps else [])]
         settings = [*own, *flatten(one.settings), f"seed={seed}"]
         return recipes.load(one.recipe, settings, common=list(flatten(study.common)))
 
@@ -144,7 +144,7 @@ again() {{
 }}
 trap again USR1
 
-{command} --job "${{SLURM_ARRAY_TASK_ID}}/{count}" &
+{command} "shard=${{SLURM_ARRAY_TASK_ID}}/{count}" &
 wait "$!"
 """
 
@@ -160,7 +160,7 @@ def chains(study: Study) -> list[tuple[str, int]]:
 
 
 def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
-    """Return the cells of job `i/n`: every n-th chain, from the i-th on.
+    """Return the cells of shard `i/n`: every n-th chain, from the i-th on.
 
     Raises:
         UserError: it is no share.
@@ -168,7 +168,7 @@ def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
     found = re.fullmatch(r"(\d+)/(\d+)", job.strip())
     number, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= number <= count:
-        raise UserError(f"--job {job}: write i/n with i from 1 to n, such as 2/8.")
+        raise UserError(f"shard={job}: write i/n with i from 1 to n, such as 2/8.")
     mine = set(chains(study)[number - 1 :: count])
     return [cell for cell in cells if (study.chain(cell.arm)[-1], cell.seed) in mine]
 
@@ -195,7 +195,7 @@ def slurm_script(study: Study, command: Sequence[str], logs: str) -> str:
 
     Args:
         study: the study.
-        command: what runs it, without `--job`.
+        command: what runs it, without `shard`.
         logs: pattern of the files that SLURM writes.
     """
     gpu = "" if study.device == "cpu" else "#SBATCH --gres=gpu:1\n"

@@ -195,7 +195,7 @@ class TaskEvaluator:
         if isinstance(self.judge, FinetuneEvaluation):
             if "seed" in self.judge.settings:
                 raise UserError("settings.seed is settled by the study itself")
-            load_training(self.judge.recipe, (), self.judge.settings)
+            load_training(self.judge.recipe, self.judge.settings)
         else:
             judged_folds(cases, spec, self.judge.folds, _FOLDS_SEED)
 
@@ -211,7 +211,9 @@ class TaskEvaluator:
         """Judge one encoder; see `Bench.judge`."""
         fresh = folder / "untrained.pth"
         encoder = write_untrained(recipe, self.preparation, fresh) if run is None else run
-        cache = self.out / "data" / f"task-{digest_of([self.identity(), dict(self.preparation), recipe.views.size])}"
+        cache = (
+            self.out / "data" / f"task-{digest_of([self.identity(), dict(self.preparation), recipe.views.patch_size])}"
+        )
         try:
             if isinstance(self.judge, FeatureProbeEvaluation):
                 return self._probe(self.judge, str(encoder), cache)
@@ -230,7 +232,7 @@ class TaskEvaluator:
         return _verdict(score.values, found.excluded)
 
     def _tune(self, judge: FinetuneEvaluation, folder: Path, encoder: str, cache: Path, seed: int) -> dict[str, Any]:
-        training = load_training(judge.recipe, (), {"device": self.device, **judge.settings, "seed": seed})
+        training = load_training(judge.recipe, {"device": self.device, **judge.settings, "seed": seed})
         _, excluded = finetune(self.task, encoder, folder, training, lambda _: None, cache=cache)
         told = json.loads((folder / "metrics.json").read_text())
         if not judge.keep:

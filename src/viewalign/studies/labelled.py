@@ -127,7 +127,7 @@ def first_there(root: Path, written: str) -> Path:
     paths = [root / word for word in written.split("|")]
     found = next((path for path in paths if path.exists()), None)
     if found is None:
-        raise UserError(f"There is no {' and no '.join(map(str, paths))}. Where are the data? Give --data FOLDER.")
+        raise UserError(f"There is no {' and no '.join(map(str, paths))}. Name their folder behind the study.")
     return found
 
 
@@ -152,7 +152,7 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
         UserError: no table, missing columns or files.
     """
     if not table.is_file():
-        raise UserError(f"There is no table {table}. Where are the data? Give --data FOLDER.")
+        raise UserError(f"There is no table {table}. Name their folder behind the study.")
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     lacking = [name for name in ("case", "image", "labels") if not rows or not rows[0].get(name)]

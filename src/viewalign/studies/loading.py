@@ -11,13 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from viewalign.config import Settings
 from viewalign.errors import UserError
 from viewalign.recipes import loading as recipes
-from viewalign.recipes.loading import merged, settings_in
 from viewalign.studies import settings as models
 from viewalign.studies.settings import Study
-from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override, set_nested
+from viewalign.utils.overrides import closest, format_validation_error, iter_nested
+from viewalign.utils.settings import Settings, merged, parse_yaml
 
 _MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
 _KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
@@ -36,18 +35,15 @@ def headline(name: str) -> str:
     return text.splitlines()[0].removeprefix("#").strip()
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
-    """Read a study, lay overrides over it and check everything that can be known without its data.
+def load(name_or_path: str, settings: Mapping[str, Any] | None = None) -> Study:
+    """Read a study, lay nested settings over it and check everything that can be known without its data.
 
     Relative paths in a file are relative to `data.root`, and that to the file's folder.
 
     Raises:
         UserError: unknown study or key (the nearest right one is named), or a value that does not fit.
     """
-    tree = _read(name_or_path)
-    for override in overrides:
-        set_nested(tree, *read_override(override, "steps=300"))
-    return check(tree, name_or_path)
+    return check(merged(_read(name_or_path), settings or {}), name_or_path)
 
 
 def check(tree: Mapping[str, Any], source: str) -> Study:
@@ -112,7 +108,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
             f"There is no study '{name_or_path}'{closest(name_or_path, names())}. "
             f"Studies are {', '.join(names())}, or the path of a YAML file."
         )
-    tree = settings_in(text, name_or_path)
+    tree = parse_yaml(text, name_or_path)
     base = tree.pop("base", None)
     tree = merged(_read(str(base)), tree) if base else tree
     data = tree.get("data")
@@ -135,25 +131,27 @@ def methods_for(network: str) -> list[str]:
     return sorted(name for name in plain if "-" not in name)
 
 
-def tuning_judges(network: str, shots: Sequence[int], changes: Sequence[str] = ()) -> dict[str, Any]:
+def tuning_judges(network: str, shots: Sequence[int], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return judges `tuned-N` that fine-tune on N cases by nnU-Net, briefly and alike for all arms.
 
     Args:
         network: the second half of recipe names.
         shots: a judge for each.
-        changes: `key=value` of a fine-tuning, laid over 20 epochs of 25 steps of AdamW without mirroring.
+        changes: settings of a fine-tuning, laid over 20 epochs of 25 steps of AdamW without mirroring.
     """
     rate = 3e-4 if network.startswith("primus") else 1e-3
     settings: dict[str, Any] = {"epochs": 20, "iterations": 25, "validation_iterations": 1, "optimizer": "adamw"}
-    settings |= {"lr": rate, "mirror": False, "mirror_validation": False}
-    tree = {"settings": settings}
-    for change in changes:
-        set_nested(tree, *read_override(f"settings.{change}"))
-    return {f"tuned-{count}": {"kind": "segmentation", "shots": count, "settings": tree["settings"]} for count in shots}
+    settings |= {"lr": rate, "mirror": False, "tta": False}
+    settings = merged(settings, changes or {})
+    return {f"tuned-{count}": {"kind": "segmentation", "shots": count, "settings": settings} for count in shots}
 
 
 def comparison(
-    network: str, data: Mapping[str, Any], methods: Sequence[str] = (), common: Sequence[str] = (), **settings: Any
+    network: str,
+    data: Mapping[str, Any],
+    methods: Sequence[str] = (),
+    common: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Study:
     """Build the study; every method's own recipe rules over all that `settings` leave open.
 
@@ -161,7 +159,7 @@ def comparison(
         network: the second half of recipe names, such as `resenc-xs`.
         data: as `data` in a study file.
         methods: the first halves; none for all that have a recipe for the network.
-        common: `key=value` of a recipe, for all of them.
+        common: settings of a recipe, for all of them.
         **settings: further keys of a study file: steps, seeds, threads …
 
     Raises:
@@ -183,8 +181,7 @@ def comparison(
         "arms": arms,
         "judges": {"voxels": {"kind": "voxel_probe"}, "places": {"kind": "retrieval"}},
         "reference": "mae" if "mae" in chosen else chosen[0],
+        "common": dict(common or {}),
         **settings,
     }
-    for setting in common:
-        set_nested(tree, *read_override(f"common.{setting}"))
     return check(tree, "compare-methods")

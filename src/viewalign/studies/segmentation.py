@@ -25,16 +25,28 @@ from viewalign.evaluation.folders import tolerances_of
 from viewalign.finetuning.segmentation import encoders as untrained
 from viewalign.finetuning.segmentation import environment
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
-from viewalign.finetuning.segmentation.settings import check as check_settings
 from viewalign.studies import labelled as labels
 from viewalign.studies.labelled import Labelled, LabelledCase
 from viewalign.studies.settings import SegmentationEvaluation, digest_of
 from viewalign.utils.locks import locked
 from viewalign.utils.precision import DEVICES
+from viewalign.utils.settings import checked
 
 _DATASET = "Dataset900_Study"
-_MACHINE = {"device", "gpus", "processes"}
-_DECIDED = {"dataset", "encoder", "from_scratch", "plans", "seed", "folds", "shots", "seeds", "training", "validation"}
+_MACHINE = {"device", "gpus", "workers"}
+_DECIDED = {
+    "dataset",
+    "encoder",
+    "from_scratch",
+    "plans",
+    "seed",
+    "folds",
+    "fold",
+    "shots",
+    "seeds",
+    "training",
+    "validation",
+}
 _DECIDED |= {"patient", "predict", "postprocess"}
 """What the study settles by its arms, seeds, shots and cases."""
 _WORKER = "viewalign.studies.segmentation_worker"
@@ -60,8 +72,8 @@ class SegmentationEvaluator:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What to compute on; as many processes as threads where nothing is said."""
-        chosen = {"device": "auto", "gpus": 1, "processes": self.threads or None}
+        """What to compute on; as many workers as threads by default."""
+        chosen = {"device": "auto", "gpus": 1, "workers": self.threads or None}
         return {**chosen, **{key: value for key, value in self.judge.settings.items() if key in _MACHINE}}
 
     def settings(self, encoder: Path, seed: int, **more: Any) -> dict[str, Any]:
@@ -81,7 +93,7 @@ class SegmentationEvaluator:
             raise UserError(f"settings.{odd[0]} is settled by the study itself (arms, seeds, shots, data.labelled)")
         if self.machine["device"] not in DEVICES:
             raise UserError(f"settings.device is {', '.join(DEVICES)}, not {self.machine['device']!r}")
-        asked = check_settings(self.settings(Path("encoder"), 0))
+        asked = checked(FinetuneSettings, self.settings(Path("encoder"), 0))
         tolerances_of(asked.tolerance, self.labelled.classes or self._tolerated(asked))
         for recipe in recipes:
             untrained.check_before(asked, recipe, self.preparation)
@@ -127,7 +139,7 @@ class SegmentationEvaluator:
         plan = untrained.plan_of(recipe, self.preparation)["pretrain_plan"]
         for configuration in plan["configurations"].values():
             configuration.pop("patch_size", None)
-        own = [self.judge.settings.get(key) for key in ("spacing", "norm", "base_plans")]
+        own = [self.judge.settings.get(key) for key in ("spacing", "normalise", "base_plans")]
         place = self.out / "data" / f"nnunet-{digest_of([files, self.labelled.classes, plan, own])}"
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place.with_name(f".{place.name}.lock"), math.inf):

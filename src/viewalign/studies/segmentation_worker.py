@@ -36,12 +36,13 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     from viewalign.finetuning.segmentation.finetune import finetune, prepare
     from viewalign.finetuning.segmentation.nnunet import Machine
     from viewalign.finetuning.segmentation.record import SilentTeller
-    from viewalign.finetuning.segmentation.settings import check
+    from viewalign.finetuning.segmentation.settings import FinetuneSettings
+    from viewalign.utils.settings import checked
 
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    machine = Machine.choose(job["machine"]["device"], job["machine"]["gpus"], job["machine"]["processes"])
-    settings, out = check(job["settings"]), Path(job["out"])
+    machine = Machine.choose(job["machine"]["device"], job["machine"]["gpus"], job["machine"]["workers"])
+    settings, out = checked(FinetuneSettings, job["settings"]), Path(job["out"])
     if job["do"] == "prepare":
         prepare(settings, out, machine, SilentTeller())
         return {}

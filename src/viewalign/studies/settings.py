@@ -1,4 +1,4 @@
-"""Names for what depends on given values: equal values, equal name."""
+"""Settings of a study: arms, evaluations, seeds and data."""
 
 from __future__ import annotations
 
@@ -8,54 +8,45 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from viewalign.config import Count, Settings
+from viewalign.utils.settings import Count, Counts, Names, Number, Positive, Settings, as_list
 
 
-def digest_of(told: Any) -> str:
-    """Return ten letters that tell plain values from any others."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
+def digest_of(values: Any) -> str:
+    """Return ten letters that are the same for equal plain values, and for no others."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 Draw = Literal["spread", "seed"]
-_Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+_DRAW = "spread: evenly over the cases, the same for all seeds; seed: others for every seed, the same for all arms."
+_SETTINGS = "Settings of the fine-tuning, as for `viewalign finetune`; those of data, seed and splits are the study's."
 
 
 def _as_seeds(value: object) -> object:
-    return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else as_list(value)
 
 
 class SourceSettings(Settings):
-    """Images to pretrain on that are not prepared yet.
+    """Images to pretrain on that are not prepared yet."""
 
-    Attributes:
-        folder: where they lie; `a|b` takes the first that is there.
-        only: patterns of file names, such as `case_0*`; empty for all.
-        prepare: settings of `viewalign prepare`, such as `spacing`.
-    """
-
-    folder: str
-    only: _Names = ()
-    prepare: dict[str, Any] = Field(default_factory=dict)
+    folder: str = Field(description="Where they are; `a|b` takes the first that exists.")
+    only: Names = Field((), description="Patterns of file names, such as case_0*; empty for all.")
+    prepare: dict[str, Any] = Field(default_factory=dict, description="Settings of prepare, such as spacing.")
 
 
 class LabelledSettings(Settings):
-    """Images with label maps, for judging. One of `images` with `labels`, `dataset` or `manifest`.
+    """Images with label maps, for evaluation: `images` with `labels`, `dataset` or `manifest`."""
 
-    Attributes:
-        images, labels: folders of files of one name (an image may end in nnU-Net's `_0000`); `a|b` takes the first.
-        dataset: a folder in nnU-Net's raw layout.
-        manifest: a CSV of case, image, labels and perhaps split (learn or test); paths are relative to it.
-        learn, test: patterns of case names; without them the manifest's column `split` tells.
-        classes: names of label values, for segmentation; default `class 1`, `class 2` ….
-    """
-
-    images: str | None = None
-    labels: str | None = None
-    dataset: str | None = None
-    manifest: str | None = None
-    learn: _Names = ()
-    test: _Names = ()
-    classes: dict[str, Count] = Field(default_factory=dict)
+    images: str | None = Field(None, description="Folder of images (file names may end in nnU-Net's _0000).")
+    labels: str | None = Field(None, description="Folder of label maps of the same names; `a|b` takes the first.")
+    dataset: str | None = Field(None, description="A folder in nnU-Net's raw layout.")
+    manifest: str | None = Field(
+        None, description="A CSV of case, image, labels and perhaps split (learn or test); paths relative to it."
+    )
+    learn: Names = Field((), description="Patterns of cases to train on; else the manifest's column split.")
+    test: Names = Field((), description="Patterns of cases to evaluate on; else the manifest's column split.")
+    classes: dict[str, Count] = Field(
+        default_factory=dict, description="Names of label values, for segmentation; default class 1, class 2 …."
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> LabelledSettings:
@@ -66,10 +57,10 @@ class LabelledSettings(Settings):
 
 
 class DataSettings(Settings):
-    """What all arms learn from and are judged on. Relative paths are relative to `root`."""
+    """Data of all arms; relative paths are relative to `root`."""
 
-    root: str = ""
-    store: str | None = None
+    root: str = Field("", description="Folder of the data.")
+    store: str | None = Field(None, description="A prepared store to pretrain on.")
     source: SourceSettings | None = None
     labelled: LabelledSettings | None = None
 
@@ -81,21 +72,15 @@ class DataSettings(Settings):
 
 
 class ArmSettings(Settings):
-    """One row of the table.
+    """An arm: one row of the table."""
 
-    Attributes:
-        recipe: a recipe's name or file.
-        settings: what the arm changes of it; these win over `common`.
-        start: another arm, whose pretraining of the same seed it starts from.
-        untrained: the same network before any step.
-        title: for the page; default the arm's name.
-    """
-
-    recipe: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-    start: str | None = None
-    untrained: bool = False
-    title: str = ""
+    recipe: str = Field(description="A recipe's name or file.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the recipe in this arm; these win over `common`."
+    )
+    start: str | None = Field(None, description="Another arm, whose pretraining of the same seed it starts from.")
+    untrained: bool = Field(False, description="The same network before any step.")
+    title: str = Field("", description="Title on the page; default the arm's name.")
 
     @model_validator(mode="after")
     def _plain(self) -> ArmSettings:
@@ -105,68 +90,52 @@ class ArmSettings(Settings):
 
 
 class VoxelProbeEvaluation(Settings):
-    """Linear probe of frozen voxel features on `data.labelled`: mean Dice.
-
-    `draw: spread` takes labelled cases evenly over those to learn from; `seed` draws others for every seed, the same
-    for all arms.
-    """
+    """Linear probe of frozen voxel features on `data.labelled`: mean Dice."""
 
     kind: Literal["voxel_probe"]
-    shots: Count = 10
-    draw: Draw = "spread"
-    per_class: Count = 400
-    test_voxels: Count = 10_000
+    shots: Count = Field(10, description="Labelled cases to fit on.")
+    draw: Draw = Field("spread", description=_DRAW)
+    per_class: Count = Field(400, description="Voxels of each class and case to fit on.")
+    test_voxels: Count = Field(10_000, description="Voxels of each test case.")
 
 
 class RetrievalEvaluation(Settings):
-    """Frozen features: is a place of one view found in another view, turned otherwise, of the same image?"""
+    """Retrieval with frozen features: is a position of one view found in another, rotated view of the image?"""
 
     kind: Literal["retrieval"]
-    cells: Count = 7
+    cells: Count = Field(7, description="Positions along each axis.")
 
 
 class FeatureProbeEvaluation(Settings):
-    """Linear probe or neighbours of one vector a case, on a task (the folder of task.yaml and its manifest).
-
-    Cases marked as test are judged where there are some, else all in folds.
-    """
+    """Linear probe or k-NN of one vector per case on a task: its test cases, else cross-validation."""
 
     kind: Literal["feature_probe"]
-    task: str
-    learner: Literal["linear", "knn"] = "linear"
-    folds: Annotated[int, Field(ge=2)] = 5
+    task: str = Field(description="Folder of task.yaml and its manifest.")
+    learner: Literal["linear", "knn"] = Field("linear", description="Logistic regression or ridge, or neighbours.")
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds where no case is marked as test.")
 
 
 class SegmentationEvaluation(Settings):
-    """Fine-tuning by nnU-Net on a few cases of `data.labelled`: mean Dice and surface Dice of the test cases.
+    """Fine-tuning by nnU-Net on few cases of `data.labelled`: mean Dice and surface Dice of the test cases.
 
-    An arm that is untrained is trained from scratch on the same plan.
-
-    Attributes:
-        shots, draw: cases to learn from; see `VoxelJudge`.
-        settings: as of `viewalign.finetune("segmentation", ...)`: epochs, iterations, patch, optimizer, lr, precision,
-            mirror, device and so on. Dataset, encoder, seed and splits are the study's.
-        keep: keep networks and predictions.
+    An untrained arm is trained from scratch on the same plan.
     """
 
     kind: Literal["segmentation"]
-    shots: Count | None = None
-    draw: Draw = "seed"
-    settings: dict[str, Any] = Field(default_factory=dict)
-    keep: bool = False
+    shots: Count | None = Field(None, description="Labelled cases to train on; null for all.")
+    draw: Draw = Field("seed", description=_DRAW)
+    settings: dict[str, Any] = Field(default_factory=dict, description=_SETTINGS)
+    keep: bool = Field(False, description="Keep networks and predictions.")
 
 
 class FinetuneEvaluation(Settings):
-    """Fine-tuned classification or regression on a task; `settings` as of `finetune classification`.
-
-    `keep` keeps the folds' models.
-    """
+    """Fine-tuned classification or regression on a task."""
 
     kind: Literal["finetune"]
-    task: str
-    recipe: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-    keep: bool = False
+    task: str = Field(description="Folder of task.yaml and its manifest.")
+    recipe: str | None = Field(None, description="Recipe of the fine-tuning.")
+    settings: dict[str, Any] = Field(default_factory=dict, description=_SETTINGS)
+    keep: bool = Field(False, description="Keep the folds' models.")
 
 
 Evaluation = Annotated[
@@ -176,26 +145,23 @@ Evaluation = Annotated[
 
 
 class Study(Settings):
-    """A whole study.
+    """The study."""
 
-    Attributes:
-        name: its folder's and page's.
-        common: settings of every arm's recipe, such as `batch: 8`.
-        steps, precision, threads, device: of every arm; they win over `common`.
-        reference: the arm that others are compared with; default the first that is trained.
-    """
-
-    name: str = "study"
+    name: str = Field("study", description="Name of its folder and page.")
     data: DataSettings
-    arms: dict[str, ArmSettings] = Field(min_length=1)
-    judges: dict[str, Evaluation] = Field(min_length=1)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_seeds)] = (0, 1, 2)
-    reference: str | None = None
-    common: dict[str, Any] = Field(default_factory=dict)
-    steps: Count | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    threads: Annotated[int, Field(ge=0)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    arms: dict[str, ArmSettings] = Field(min_length=1, description="What is pretrained.")
+    judges: dict[str, Evaluation] = Field(min_length=1, description="How each arm is evaluated.")
+    seeds: Annotated[tuple[Number, ...], BeforeValidator(_as_seeds)] = Field(
+        (0, 1, 2), description="Seeds, or how many."
+    )
+    reference: str | None = Field(
+        None, description="The arm that others are compared with; null: the first that is trained."
+    )
+    common: dict[str, Any] = Field(default_factory=dict, description="Settings of every arm's recipe, such as batch.")
+    steps: Count | None = Field(None, description="Steps of every arm; null: the recipe's.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="Arithmetic of every arm.")
+    threads: Number = Field(0, description="Threads of torch on the CPU; 0 for torch's own choice.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
 
     def chain(self, arm: str) -> list[str]:
         """Return an arm and those that it starts from, the nearest first."""
@@ -207,3 +173,35 @@ class Study(Settings):
         """The arm that others are compared with."""
         trained = [name for name, arm in self.arms.items() if not arm.untrained]
         return self.reference or (trained or list(self.arms))[0]
+
+
+class ShareSettings(Settings):
+    """This call."""
+
+    minutes: Positive | None = Field(None, description="Begin no further cell after so many minutes.")
+    shard: Annotated[str, Field(pattern=r"^\d+/\d+$")] = Field(
+        "1/1", description="i/n does the i-th of n parts, for n processes that share the folder."
+    )
+
+
+class StudyOptions(Study, ShareSettings):
+    """Everything that `viewalign study` takes."""
+
+
+class CompareMethodsSettings(ShareSettings):
+    """Comparison of methods."""
+
+    learn: Names = Field(min_length=1, description="Patterns of cases to fit and fine-tune on, as 'case_0*'.")
+    test: Names = Field(min_length=1, description="Patterns of cases to evaluate on.")
+    network: str = Field("resenc-xs", description="The second half of recipe names.")
+    methods: Names = Field((), description="Methods, such as mae,cva; empty for all that have a recipe.")
+    steps: Count = Field(300, description="Pretraining steps of every method.")
+    seeds: Count = Field(3, description="How often each method is pretrained.")
+    shots: Count = Field(10, description="Labelled cases that the probe is fitted on.")
+    finetune_shots: Literal["none"] | Counts | None = Field(
+        None,
+        description="Labelled cases that nnU-Net fine-tunes on; null: as `shots`, if the extra nnunet is installed.",
+    )
+    finetune: dict[str, Any] = Field({}, description="Settings of the fine-tuning, such as finetune.epochs=50.")
+    common: dict[str, Any] = Field({}, description="Settings of every recipe, such as common.batch=8.")
+    threads: Number = Field(0, description="Threads of torch on the CPU; 0 for torch's own choice.")

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from viewalign.config import Settings
 from viewalign.errors import UserError
 from viewalign.utils.io import atomic_write
 from viewalign.utils.overrides import closest, format_validation_error
+from viewalign.utils.settings import Settings
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 FILE = "task.yaml"

@@ -39,7 +39,9 @@ def step_flops(recipe: Recipe) -> float:
     """
     requirements = requirements_of(recipe)
     with torch.device("meta"):
-        backbone = build_backbone(recipe.network.name, recipe.views.size, recipe.network.channels, recipe.masking.block)
+        backbone = build_backbone(
+            recipe.network.name, recipe.views.patch_size, recipe.network.channels, recipe.masking.block
+        )
     counts = _count(backbone, recipe)
     drops = requirements.drops_tokens and backbone.stride == backbone.block and recipe.network.name.startswith("primus")
     share = 1.0 - recipe.masking.ratio if drops else 1.0
@@ -77,9 +79,9 @@ def _smaller(recipe: Recipe, processes: int) -> Iterator[dict[str, Any]]:
         yield {"runtime": {"accumulate": more[0]}}
     if share % (2 * group * parts) == 0:
         yield {"batch": recipe.batch // 2}
-    sides = [side * 3 // 4 // 32 * 32 for side in recipe.views.size]
+    sides = [side * 3 // 4 // 32 * 32 for side in recipe.views.patch_size]
     if min(sides) > 0:
-        yield {"views": {"size": sides}}
+        yield {"views": {"patch_size": sides}}
 
 
 def _override(settings: dict[str, Any], group: str = "") -> str:
@@ -92,7 +94,7 @@ def _override(settings: dict[str, Any], group: str = "") -> str:
 
 def _count(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
     """Count the forward passes of one view on the meta device."""
-    image = torch.empty(1, recipe.network.channels, *recipe.views.size, device="meta")
+    image = torch.empty(1, recipe.network.channels, *recipe.views.patch_size, device="meta")
     counts: dict[str, float] = {}
     with torch.no_grad():
         encoded = None
@@ -111,7 +113,7 @@ def _count(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
 def _head_flops(recipe: Recipe, backbone: Backbone) -> float:
     """Count the forward pass of projector and predictor on the dense vectors of one view."""
     terms, heads = recipe.objectives, recipe.heads
-    grid = terms.cells if terms.order == "align_first" else common_grid(backbone.grids(recipe.views.size))
+    grid = terms.cells if terms.order == "align_first" else common_grid(backbone.grids(recipe.views.patch_size))
     width = heads.width
     layers = sum(backbone.stage_channels) * width + 2 * width * width + 2 * width * heads.predictor_width
     return 2.0 * float(np.prod(grid)) * layers if terms.consistency_weight > 0 else 0.0

@@ -256,7 +256,7 @@ def _memory(facts: MachineInfo) -> Finding:
     text = f"{facts.memory / _GIGABYTE:.0f} GB"
     if facts.memory >= _MIN_MEMORY:
         return Finding("good", "Memory", text)
-    return Finding("watch", "Memory", f"{text} is little", "prepare with --workers 2, train with runtime.workers=1")
+    return Finding("watch", "Memory", f"{text} is little", "prepare with workers=2, train with runtime.workers=1")
 
 
 def _shm(facts: MachineInfo) -> Finding | None:

@@ -103,14 +103,15 @@ def needs(recipe: Recipe, world: int) -> str:
     from viewalign.training.cost import remedies  # a run that does not fail need not load these
     from viewalign.training.simulation import simulated_peak
 
-    views, size = round(requirements_of(recipe).images), "×".join(map(str, recipe.views.size))
+    views, size = round(requirements_of(recipe).images), "×".join(map(str, recipe.views.patch_size))
     images = f"{recipe.batch // world} volumes" + (f" × {views} views" if views > 1 else "")
     step = f"{images} of {size} through {recipe.network.name} in {recipe.runtime.precision}"
     try:
         peak = simulated_peak(recipe, recipe.runtime.precision, world)
         found = remedies(recipe, recipe.runtime.precision, world)
     except Exception:  # whatever it is, the shortage must be reported; only the figures are lost
-        return f"Requested: {step}. Settings that need less: runtime.recompute, runtime.accumulate, batch, views.size."
+        less = "runtime.recompute, runtime.accumulate, batch, views.patch_size"
+        return f"Requested: {step}. Settings that need less: {less}."
     less = ", ".join(f"{one.setting} {gigabytes(one.bytes)}" for one in found if one.bytes < peak)
-    advice = f" With {less}. runtime.* leave the loss as it is and may be changed with --resume auto." if less else ""
+    advice = f" With {less}. runtime.* leave the loss as it is and may be changed with --resume." if less else ""
     return f"Requested: {step}, which needs {gigabytes(peak)} (simulated; libraries need some more).{advice}"

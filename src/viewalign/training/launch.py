@@ -45,11 +45,11 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
         UserError: a batch that does not divide over the processes, or a device that is not there.
     """
     runtime = recipe.runtime
-    world = runtime.devices * runtime.nodes
+    world = runtime.gpus * runtime.nodes
     if recipe.batch % world:
         fits = recipe.batch // world * world or world
         raise UserError(
-            f"batch={recipe.batch} does not divide over {world} processes (runtime.devices × runtime.nodes); "
+            f"batch={recipe.batch} does not divide over {world} processes (runtime.gpus × runtime.nodes); "
             f"take batch={fits} or {fits + world}."
         )
     share = recipe.batch // world
@@ -61,13 +61,13 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
     if share // runtime.accumulate % group:
         raise UserError(
             f"{recipe.method} sees volumes in groups of {group}: batch={recipe.batch} must be a multiple of "
-            f"{group * world * runtime.accumulate} (runtime.devices × runtime.nodes × runtime.accumulate × {group})."
+            f"{group * world * runtime.accumulate} (runtime.gpus × runtime.nodes × runtime.accumulate × {group})."
         )
     first = os.environ.pop(_FIRST_PROCESS, None)
     if first:
         _end_with(int(first))
     _prepare_torch(runtime.threads, runtime.deterministic, repeats)
-    accelerator: str = runtime.accelerator
+    accelerator: str = runtime.device
     if accelerator == "auto":
         accelerator = choose_device()
     arithmetic.allow_tf32(runtime.tf32)
@@ -75,13 +75,13 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
     try:
         fabric = Fabric(
             accelerator=accelerator,
-            devices=runtime.devices,
+            devices=runtime.gpus,
             num_nodes=runtime.nodes,
             strategy=DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False) if world > 1 else "auto",
         )
     except (RuntimeError, ValueError) as problem:
         raise UserError(
-            f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices} cannot be had here: "
+            f"runtime.device={runtime.device} with runtime.gpus={runtime.gpus} cannot be had here: "
             f"{str(problem).splitlines()[0]}"
         ) from None
     with _announce_first_process():
@@ -157,7 +157,7 @@ def report_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[Non
         raise UserError(
             failures.sentence
             or "Another process of this run ended unexpectedly (its message, if it left one, stands above). The last "
-            f"checkpoint in {folder.checkpoints} holds; --resume auto goes on from it."
+            f"checkpoint in {folder.checkpoints} holds; --resume goes on from it."
         ) from None
 
 

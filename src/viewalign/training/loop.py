@@ -113,7 +113,7 @@ class Trainer:
         if not self.save():
             raise UserError(
                 f"The last checkpoint of {self.folder.root} could not be written. Free some space; "
-                "--resume auto goes on from the one before."
+                "--resume goes on from the one before."
             )
 
     def _build(self, samples: Samples, plain: bool = False) -> ViewBatch:
@@ -150,7 +150,7 @@ class Trainer:
         # After this step is queued: a GPU stays busy while the CPU reads whether the update before was made.
         self._settle()
         rate = optimizers.learning_rate(
-            position.updates, self.recipe.steps, settings.lr, settings.warmup, settings.power
+            position.updates, self.recipe.steps, settings.lr, settings.warmup_steps, settings.power
         )
         optimizers.set_learning_rate(self.optimizer, rate)
         self.scaler.unscale_(self.optimizer)

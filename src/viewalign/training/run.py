@@ -138,7 +138,7 @@ def _begin(trainer: Trainer, resume: bool) -> None:
 
 def _open_store(recipe: Recipe) -> Store:
     if not recipe.data:
-        raise UserError("Name a prepared store: data=STORE (make one with `viewalign prepare`).")
+        raise UserError("There is no store to pretrain on: name one that `viewalign prepare` has made.")
     store = Store.open(Path(recipe.data))
     if len(store) == 0:
         raise UserError(f"The store {recipe.data} holds no volumes.")
@@ -201,7 +201,7 @@ def _facts(
         "subjects": len(np.unique(subjects)),
         "train_volumes": len(split.train),
         "validation_volumes": len(split.validation),
-        "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.size),
+        "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.patch_size),
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         **({"alignment_error": alignment_error(recipe)} if requirements.aligned else {}),
         "versions": {
@@ -215,7 +215,7 @@ def _facts(
 def view_sampling_config(views: ViewSettings) -> ViewSamplingConfig:
     """Unpack the geometry's settings."""
     return ViewSamplingConfig(
-        size=views.size,
+        size=views.patch_size,
         overlap=views.overlap,
         mirror=views.mirror,
         p_rotation=views.p_rotation,
@@ -250,11 +250,11 @@ def alignment_error(recipe: Recipe) -> float:
 
 def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
     """Send coordinates instead of an image through views and alignment; return the largest error in voxels."""
-    shape = tuple(min(2 * n, n + 48) for n in views.size)
+    shape = tuple(min(2 * n, n + 48) for n in views.patch_size)
     ramp = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"))
     worst = 0.0
     for seed in range(seeds):
-        pair = sample_views(ramp, views.size, seed, view_sampling_config(views))
+        pair = sample_views(ramp, views.patch_size, seed, view_sampling_config(views))
         a, b, weight = align(pair.views[0], pair.views[1], pair.to_volume[0], pair.to_volume[1], pair.size, pair.valid)
         whole = align(
             pair.valid[0].float(), pair.valid[1].float(), pair.to_volume[0], pair.to_volume[1], pair.size, pair.valid
@@ -266,11 +266,11 @@ def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
 
 def released_error(views: ViewSettings, seeds: int = 4) -> float:
     """Do the same with the released code's geometry, where the error is what it is known for."""
-    d, h, w = (min(2 * n, n + 48) for n in views.size)
+    d, h, w = (min(2 * n, n + 48) for n in views.patch_size)
     pairs = [
         sample_latentcampus(make_rng(seed, "ramp"), (d, h, w), view_sampling_config(views)) for seed in range(seeds)
     ]
-    return float(misplacement(pairs, views.size).max())
+    return float(misplacement(pairs, views.patch_size).max())
 
 
 def _feed(
@@ -290,7 +290,7 @@ def _feed(
     }
     load: dict[str, Any] = {
         "batch": recipe.batch,
-        "workers": data.worker_count(runtime.workers, on_gpu, os.cpu_count() or 1, runtime.devices, default_workers()),
+        "workers": data.worker_count(runtime.workers, on_gpu, os.cpu_count() or 1, runtime.gpus, default_workers()),
         "pin": on_gpu,
         "rank": fabric.global_rank,
         "world": fabric.world_size,
@@ -301,7 +301,7 @@ def _feed(
 
     def build(samples: Samples, plain: bool) -> Any:
         changes = None if plain else intensity_config(views.photometric)
-        return build_views(samples, views.size, changes, fabric.device, recipe.seed)
+        return build_views(samples, views.patch_size, changes, fabric.device, recipe.seed)
 
     return DataModule(
         train=partial(data.batches, train, **load),

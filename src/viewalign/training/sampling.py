@@ -56,7 +56,7 @@ def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> No
         raise UserError(
             f"{len(others)} volumes of the store have another number of channels than network.channels={channels}, "
             f"such as {store.ids[k]} with {int(store.channels[k])}. Set network.channels to what all of them have, or "
-            "prepare 4-D images with --frames volumes."
+            "prepare 4-D images with frames=volumes."
         )
 
 

@@ -53,7 +53,7 @@ def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
     if precision == "fp64":
         return 2 * simulated_peak(recipe, "fp32", processes)
     group, forward = requirements_of(recipe).group, partial(autocast, "cuda", precision)
-    small = build_views(artificial_samples(recipe, group), recipe.views.size, None, torch.device("cpu"))
+    small = build_views(artificial_samples(recipe, group), recipe.views.patch_size, None, torch.device("cpu"))
     with _without_driver(), _Counted() as counted:
         with torch.device("cuda"):
             method = build_method(recipe)

@@ -87,7 +87,7 @@ def card(name: str) -> Card:
     """
     key = name.lower().replace(" ", "")
     if key not in CARDS:
-        raise UserError(f"--gpu {name}: no rate is known; there are {', '.join(CARDS)}.")
+        raise UserError(f"gpu={name}: no rate is known; there are {', '.join(CARDS)}.")
     return CARDS[key]
 
 
@@ -102,7 +102,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
     optimizer = build_optimizer(
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
     )
-    size, samples = recipe.views.size, artificial_samples(recipe, recipe.batch)
+    size, samples = recipe.views.patch_size, artificial_samples(recipe, recipe.batch)
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
@@ -121,7 +121,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
 
 def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
     """Return samples for a recipe from a volume of noise 1.4 times as large as a view."""
-    size, every = recipe.views.size, np.arange(volumes)
+    size, every = recipe.views.patch_size, np.arange(volumes)
     shape = (recipe.network.channels, *(round(1.4 * n) for n in size))
     noise = np.random.default_rng(0).normal(size=shape)
     source, sampler = ArraySource(noise, count=volumes), requirements_of(recipe).sampler

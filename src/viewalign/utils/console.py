@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import typer
@@ -35,7 +35,7 @@ REFUSED_SHOWN = 10
 def show_refused(console: Console, excluded: list[tuple[str, str]]) -> None:
     """Print the first few files that were set aside."""
     for file, reason in excluded[:REFUSED_SHOWN]:
-        console.print(f"  set aside: {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  excluded: {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if len(excluded) > REFUSED_SHOWN:
         console.print(f"  … and {len(excluded) - REFUSED_SHOWN} more", style="yellow", highlight=False)
 
@@ -133,3 +133,20 @@ class Teller:
         """Show a long piece of work."""
 
         return progress_bar(what)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function of (what, done, total) with a progress bar for each `what`; words behind a comma are a note."""
+    latest = [""]
+    with ExitStack() as stack:
+        bars: dict[str, Callable[[int, int], None]] = {}
+
+        def report(words: str, done: int, total: int) -> None:
+            what, _, latest[0] = words.partition(", ")
+            if what not in bars:
+                stack.close()
+                bars[what] = stack.enter_context(progress_bar(what, lambda: latest[0]))
+            bars[what](done, total)
+
+        yield report

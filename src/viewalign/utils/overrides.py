@@ -17,18 +17,20 @@ _LONGEST = 80
 
 
 def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]:
-    """Read `key=value`; the value is YAML, and `1e-3` a number, which YAML 1.1 takes for a word.
+    """Read `key=value`; the value is YAML, and `1e-3` a number, which YAML 1.1 reads as text.
 
     Raises:
-        UserError: no `=` in it, or a value that is no YAML.
+        UserError: no `=` in it, or a list or mapping that does not end.
     """
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise UserError(f"'{text}' is not an override; write key=value, such as {example}.")
+        raise UserError(f"'{text}' is not a setting; write key=value, such as {example}.")
     try:
         return key, _number(yaml.safe_load(value))
     except yaml.YAMLError:
-        raise UserError(f"The value of '{text}' cannot be read; quote it, such as key='[32,32,32]'.") from None
+        if value.lstrip().startswith(("[", "{")):
+            raise UserError(f"The value of '{text}' cannot be read; write lists as key=[32,32,32].") from None
+        return key, value  # text that YAML gives a meaning of its own, such as the pattern *.nii
 
 
 def set_nested(tree: dict[str, Any], key: str, value: Any) -> None:

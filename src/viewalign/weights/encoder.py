@@ -97,12 +97,12 @@ def load_encoder(path: str | Path, weights: Weights = "student") -> Encoder:
 def build_untrained(recipe: Recipe, seed: int = 0) -> Encoder:
     """Build the same encoder with fresh weights: the baseline that pretraining has to beat."""
     torch.manual_seed(seed)
-    return Encoder(_backbone(recipe), recipe.views.size, {"untrained": True}).eval()
+    return Encoder(_backbone(recipe), recipe.views.patch_size, {"untrained": True}).eval()
 
 
 def _backbone(recipe: Recipe) -> Backbone:
     network = recipe.network
-    return build_backbone(network.name, recipe.views.size, network.channels, recipe.masking.block)
+    return build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
 
 
 def run_state(folder: Path) -> tuple[Recipe, dict[str, Any]]:
@@ -140,7 +140,7 @@ def from_run(folder: Path, weights: Weights = "student") -> Encoder:
     recipe, state = run_state(folder)
     backbone = _backbone(recipe)
     _fill(backbone, branch_state(state, weights), str(folder))
-    return Encoder(backbone, recipe.views.size, {"steps": state["step"], "weights": weights}).eval()
+    return Encoder(backbone, recipe.views.patch_size, {"steps": state["step"], "weights": weights}).eval()
 
 
 def _from_export(folder: Path) -> Encoder:

@@ -72,7 +72,7 @@ def export_run(
 def _full_backbone(recipe: Recipe, state: dict[str, Any], weights: encoders.Weights) -> Backbone:
     """Build the student with its decoder; the teacher's encoder replaces the student's where asked for."""
     network = recipe.network
-    backbone = build_backbone(network.name, recipe.views.size, network.channels, recipe.masking.block)
+    backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
     backbone.load_state_dict(encoders.branch_state(state, "student"))
     if weights == "teacher":
         averaged = encoders.branch_state(state, "teacher")
@@ -101,7 +101,7 @@ def _write_native(
         "viewalign_version": viewalign.__version__,
         "method": recipe.method,
         "network": {**recipe.network.model_dump(), **_arguments(recipe.network.name)},
-        "size": list(recipe.views.size),
+        "size": list(recipe.views.patch_size),
         "weights": weights,
         "steps": state["step"],
         "batch": recipe.batch,
@@ -138,7 +138,9 @@ def _arguments(network: str) -> dict[str, Any]:
 
 def _write_nnssl(folder: Path, recipe: Recipe, state: dict[str, Any], backbone: Backbone) -> None:
     network = recipe.network
-    plan = adaptation.plan_of(network.name, network.channels, recipe.views.size, recipe.method, state["preparation"])
+    plan = adaptation.plan_of(
+        network.name, network.channels, recipe.views.patch_size, recipe.method, state["preparation"]
+    )
     everything = backbone.state_dict().items()
     state_dict = {name.removeprefix("net."): value for name, value in everything if name.startswith("net.")}
     root = adaptation.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)

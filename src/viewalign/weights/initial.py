@@ -40,7 +40,7 @@ def start_run(method: Method, recipe: Recipe, folder: RunFolder, say: Callable[[
     settings = recipe.init
     if not settings.weights:
         return
-    start = load_initial(method, settings.weights, recipe.views.size, settings.token_order, settings.min_share)
+    start = load_initial(method, settings.weights, recipe.views.patch_size, settings.token_order, settings.min_share)
     say(start.text())
     if write:
         folder.initial.write_text(json.dumps(start.as_json(), indent=1))
@@ -51,7 +51,7 @@ def load_initial(
     path: str | Path,
     size: Size,
     token_order: Literal["auto"] | Order = "auto",
-    minimum_share: float = 0.9,
+    min_share: float = 0.9,
 ) -> loading.FittedWeights:
     """Fill a method's student from given weights and start its teacher as a copy.
 
@@ -60,7 +60,7 @@ def load_initial(
         path: a checkpoint of nnssl's layout, an export, or a run of this package.
         size: (D, H, W) of the run's views.
         token_order: of a Primus's weights; "auto" goes by the trainer that the file names.
-        minimum_share: of the encoder's elements that must be covered.
+        min_share: of the encoder's elements that must be covered.
 
     Raises:
         UserError: weights that cannot be read, of another kind of network, or that cover too little of the encoder.
@@ -77,7 +77,7 @@ def load_initial(
             f"{file} holds weights of a {sources.family_words(source.family)}, but this run trains a "
             f"{sources.family_words(family)}. Take weights of the same network, or set network= to theirs."
         )
-    fitted = loading.fit(target, source, size, minimum_share, "init.min_share")
+    fitted = loading.fit(target, source, size, min_share, "init.min_share")
     _fill(method, target, fitted.state)
     return fitted
 
@@ -101,7 +101,11 @@ def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
         raise UserError(" ".join([f"The run {file} has no checkpoint to start from.", *complaints]))
     settings = state["recipe"]
     branch = weight_names.own_branch(state["method"])
-    trainer, size, network = f"viewalign_{settings['method']}", tuple(settings["views"]["size"]), settings["network"]
+    trainer, size, network = (
+        f"viewalign_{settings['method']}",
+        tuple(settings["views"]["patch_size"]),
+        settings["network"],
+    )
     plan = adaptation_plan.plan_of(network["name"], network["channels"], size, settings["method"], state["preparation"])
     return sources.make_source(branch, file.name, size, trainer, order, plan)
 
@@ -136,7 +140,7 @@ def transfer_encoder(
     network: nn.Module,
     encoder: str | Path | sources.Source,
     size: Size | None = None,
-    minimum_share: float = 0.9,
+    min_share: float = 0.9,
     prefix: str | None = None,
     token_order: Order | None = None,
     report: Path | None = None,
@@ -152,7 +156,7 @@ def transfer_encoder(
             package's backbones, a classifier around one of them.
         encoder: see `read_source`, or what that returned.
         size: (D, H, W) of the images that the network takes; needed for a Primus alone.
-        minimum_share: of the encoder's elements that must be covered, in [0, 1].
+        min_share: of the encoder's elements that must be covered, in [0, 1].
         prefix: where the encoder lies, such as "backbone.net."; found by itself where there is one.
         token_order: see `read_source`.
         report: a JSON file to write the report to.
@@ -170,7 +174,7 @@ def transfer_encoder(
         ```
     """
     source = encoder if isinstance(encoder, sources.Source) else read_weight_source(encoder, token_order)
-    fitted = loading.load_encoder_weights(network, source, size, minimum_share, prefix=prefix)
+    fitted = loading.load_encoder_weights(network, source, size, min_share, prefix=prefix)
     if report is not None:
         write_report(fitted, report)
     return fitted

@@ -58,8 +58,8 @@ def fit(
     target: Mapping[str, Tensor],
     source: Source,
     size: Size | None = None,
-    minimum_share: float = 0.9,
-    setting: str = "minimum_share",
+    min_share: float = 0.9,
+    setting: str = "min_share",
     encoder_only: bool = False,
 ) -> FittedWeights:
     """Find what of a source fits a target, and refuse where that is too little.
@@ -68,9 +68,9 @@ def fit(
         target: tensors under the names of `weight_names`; shapes alone are looked at.
         source: pretrained weights.
         size: (D, H, W) of the images that the target takes; only a Primus needs it, for its table of positions.
-        minimum_share: of the target encoder's elements that must be covered. Its first convolution must be in any case,
+        min_share: of the target encoder's elements that must be covered. Its first convolution must be in any case,
             unless this is 0: behind a random one the rest is worth nothing.
-        setting: what a message calls `minimum_share`.
+        setting: what a message calls `min_share`.
         encoder_only: leave out whatever is no part of an encoder, such as a decoder of the same name.
 
     Raises:
@@ -89,9 +89,9 @@ def fit(
         target, given = _encoder_of(target, family), _encoder_of(given, family)
     matched = matching.match_weights(target, given, _rules(target, source, size))
     share = matched.report.share(ENCODER[family])
-    stem_covered = STEM[family] in matched.state or minimum_share == 0
-    if share < minimum_share or not stem_covered:
-        raise UserError(_too_little(source.file, matched.report, share, minimum_share, setting, family))
+    stem_covered = STEM[family] in matched.state or min_share == 0
+    if share < min_share or not stem_covered:
+        raise UserError(_too_little(source.file, matched.report, share, min_share, setting, family))
     return FittedWeights(source, matched.report, share, matched.state)
 
 
@@ -157,8 +157,8 @@ def load_encoder_weights(
     network: nn.Module,
     source: Source,
     size: Size | None = None,
-    minimum_share: float = 0.9,
-    setting: str = "minimum_share",
+    min_share: float = 0.9,
+    setting: str = "min_share",
     prefix: str | None = None,
 ) -> FittedWeights:
     """Fill the encoder of a network, in place, and leave all else of it as it is.
@@ -168,8 +168,8 @@ def load_encoder_weights(
             stand around it. It is not changed at all where weights are refused.
         source: from `pretrained.read_weights` or `transfer.weights.read_source`.
         size: (D, H, W) of the images that the network takes; needed for a Primus of another input size.
-        minimum_share: of the encoder's elements that must be covered, in [0, 1].
-        setting: what a message calls `minimum_share`.
+        min_share: of the encoder's elements that must be covered, in [0, 1].
+        setting: what a message calls `min_share`.
         prefix: where the encoder lies, such as "backbone.net."; found by itself where there is one.
 
     Returns:
@@ -182,7 +182,7 @@ def load_encoder_weights(
     if prefix is None:
         prefix = find_encoder(list(own)).prefix
     target = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
-    fitted = fit(target, source, size, minimum_share, setting, encoder_only=True)
+    fitted = fit(target, source, size, min_share, setting, encoder_only=True)
     for name, value in fitted.state.items():
         target[name].copy_(value)
     return fitted

@@ -34,7 +34,7 @@ class RunFolder:
             UserError: it names none.
         """
         if not recipe.out:
-            raise UserError("Name a folder for the run: out=RUN.")
+            raise UserError("Name a folder for the run with -o.")
         return cls(Path(recipe.out))
 
     @property
@@ -98,16 +98,16 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
     """
     folder = RunFolder.of(recipe)
     if folder.root.exists() and not folder.root.is_dir():
-        raise UserError(f"out={recipe.out} is a file; name a folder.")
+        raise UserError(f"{recipe.out} is a file; name a folder for the run.")
     if folder.config.is_file():
         before = folder.recipe()
         if not resume:
             raise UserError(
-                f"{folder.root} holds another run. Continue it with --resume auto, or name a new folder with out=."
+                f"{folder.root} holds another run. Continue it with --resume, or name a new folder with -o."
             )
         recipe = _reconcile(before, recipe, folder.root)
     elif folder.root.is_dir() and any(path.name != LOCK for path in folder.root.iterdir()):
-        raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with out=.")
+        raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with -o.")
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -132,7 +132,7 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
             path, was, wanted = next(diff_settings({key: old[key]}, {key: new[key]}), (key, old[key], new[key]))
             raise UserError(
                 f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
-                "or start anew with another out=."
+                "or start anew in another folder."
             )
     begun = any(RunFolder(root).checkpoints.glob("step_*"))
     if begun or not new["init"]["weights"]:

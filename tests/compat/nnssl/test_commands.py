@@ -17,7 +17,7 @@ import torch
 from viewalign.data.readers.itk import sitk
 
 NAME = "Dataset745_OpenMind"
-SMALL = ["steps=1", "views.size=[32,32,32]", "network=resenc-xs"]
+SMALL = ["steps=1", "views.patch_size=[32,32,32]", "network=resenc-xs"]
 SMALL += ["runtime.workers=0", "runtime.precision=fp32", "runtime.threads=1"]
 HEADS = ["heads.width=16", "heads.predictor_width=8"]
 

@@ -16,7 +16,7 @@ from viewalign.compat.nnssl.train import run
 README_RESENC = "745 onemmiso -tr AlignedMAEFTTrainer -p nnsslPlans -num_gpus 1 -pretrained_weights"
 README_PRIMUS = "745 onemmiso -tr AlignedMAEFTLR3EvaTrainer -p nnsslPlans -num_gpus 1 -pretrained_weights"
 PLANS = Path("preprocessed", "Dataset745_OpenMind", "nnsslPlans.json")
-SMALL = ["views.size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "runtime.precision=fp32"]
+SMALL = ["views.patch_size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "runtime.precision=fp32"]
 SMALL += ["runtime.workers=0", "log.tensorboard=false", "log.every=1", "masking.block=8", "validate.every=0"]
 
 
@@ -136,9 +136,9 @@ def test_an_unset_variable(home, capsys, monkeypatch, variable):
         ("745 onemmiso -tr AlignedMAEFTTrainer -p others", "There are no plans"),
         ("745 onemmiso -tr AlignedMAEFTrainer", "Did you mean AlignedMAEFTTrainer"),
         ("745 onemmiso -tr BaseAlignedMAETrainer", "--network resenc-l or --network primus-m"),
-        ("745 onemmiso -tr AlignedMAEFTTrainer --set views.sizes=16", "did you mean 'views.size'"),
+        ("745 onemmiso -tr AlignedMAEFTTrainer --set views.sizes=16", "did you mean 'views.patch_size'"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set out=here", "leave it out"),
-        ("745 onemmiso -tr AlignedMAEFTTrainer -num_gpus 0 -device cpu", "runtime.devices"),
+        ("745 onemmiso -tr AlignedMAEFTTrainer -num_gpus 0 -device cpu", "runtime.gpus"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(home, capsys, line, sentence):

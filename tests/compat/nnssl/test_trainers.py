@@ -71,11 +71,11 @@ def figures(recipe):
     terms, optim = recipe.objectives, recipe.optim
     weights = (terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight)
     aligned = terms.consistency_weight > 0
-    schedule = (optim.lr, recipe.steps / EPOCH, optim.warmup / EPOCH)
+    schedule = (optim.lr, recipe.steps / EPOCH, optim.warmup_steps / EPOCH)
     rates = (recipe.masking.ratio, recipe.teacher.momentum)
     cells = terms.cells[0] if len(set(terms.cells)) == 1 else terms.cells
     kind = (terms.consistency, cells) if aligned else (None, None)
-    return (recipe.views.size, recipe.batch, *schedule, *rates, weights, *kind)
+    return (recipe.views.patch_size, recipe.batch, *schedule, *rates, weights, *kind)
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -106,7 +106,7 @@ def test_every_class_is_there():
 def test_nnssl_s_other_methods(name):
     trainer = resolve_trainer(name)
     recipe = load(trainer.recipe, trainer.overrides)
-    assert (recipe.method, recipe.views.size) == OTHER_METHODS[name]
+    assert (recipe.method, recipe.views.patch_size) == OTHER_METHODS[name]
     assert recipe.network.name == ("primus-m" if "Eva" in name else "resenc-l")
     assert recipe.batch == (4 if recipe.method == "fusion" else 2)
     assert recipe.steps == 1000 * EPOCH
@@ -124,7 +124,7 @@ def test_nnssl_s_other_methods(name):
 def test_endings_are_settings(name, changes):
     trainer = resolve_trainer(name)
     recipe = load(trainer.recipe, trainer.overrides)
-    assert (recipe.batch, recipe.views.size, recipe.steps / EPOCH) == changes
+    assert (recipe.batch, recipe.views.patch_size, recipe.steps / EPOCH) == changes
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_nnssl_s_own_mae(name, batch):
     terms = recipe.objectives
     assert (terms.reconstruction, terms.reconstruction_weight) == ("mse", 1.0)
     assert recipe.method == "mae"
-    assert (recipe.views.size, recipe.batch, recipe.steps) == (BIG, batch, 1000 * EPOCH)
-    assert recipe.optim.warmup == (50 * EPOCH if "Eva" in name else 0)
+    assert (recipe.views.patch_size, recipe.batch, recipe.steps) == (BIG, batch, 1000 * EPOCH)
+    assert recipe.optim.warmup_steps == (50 * EPOCH if "Eva" in name else 0)
     photometric = recipe.views.photometric.model_dump()
     assert not any(value for key, value in photometric.items() if key.startswith("p_"))
 

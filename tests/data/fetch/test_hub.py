@@ -80,5 +80,5 @@ def test_what_cannot_be_had_is_said(server: Served) -> None:
 
 
 def test_all_of_a_large_dataset_must_be_asked_for() -> None:
-    with pytest.raises(UserError, match="choose with --pattern"):
+    with pytest.raises(UserError, match="choose with pattern="):
         subset(DATASET, [])

@@ -42,7 +42,7 @@ def test_frames_are_read_as_nibabel_reads_them(tmp_path: Path, series: np.ndarra
 def test_they_are_refused_unless_asked_for(tmp_path: Path, series: np.ndarray) -> None:
     index = found(tmp_path, frames=False)
     assert [exclusion.reason for exclusion in index.excluded] == [
-        "it has 3 frames (4-D); --frames takes in NIfTI of several"
+        "it has 3 frames (4-D); frames=true of index takes in NIfTI of several"
     ]
     records = list(found(tmp_path).collection.records())
     report = prepare_records(records, tmp_path / "s", PrepareSettings(), 0)

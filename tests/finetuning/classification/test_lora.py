@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from task_fixtures import trained_by
 
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification import network as lora
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.models import Predictor, read_model, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork
-from viewalign.finetuning.classification.settings import load_training
 from viewalign.finetuning.classification.training import FoldTraining, predict_sample
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
@@ -40,7 +40,7 @@ def network_of(name):
 
 def training_of(name, folder, epochs=2):
     cases, samples = some()
-    settings = load_training(
+    settings = trained_by(
         None, ["mode=lora", f"epochs={epochs}", "batch=3", "lr=0.01", "lora.rank=2", "lora.dropout=0.1"]
     )
     network = network_of(name)
@@ -103,8 +103,8 @@ def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path):
 @pytest.mark.slow
 def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task):
     _, cases = striped_task(tmp_path / "task", cases=6)
-    settings = load_training(
-        None, ["mode=lora", "epochs=1", "batch=3", "folds=2", "draws=100", "size=16", "spacing=none"]
+    settings = trained_by(
+        None, ["mode=lora", "epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
     )
     finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lambda _: None)
     assert np.isfinite(Predictor(tmp_path / "out").predict(cases[0])).all()

@@ -76,7 +76,7 @@ def test_every_batch_size_gives_what_torch_gives(tmp_path, striped_task, kind, n
 def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
     spec, _ = striped_task(tmp_path / "task")
     folder = model(tmp_path / "m", spec, "resenc-xs", "average")
-    told = CliRunner().invoke(app, ["export", str(folder), "--onnx", "-o", str(tmp_path / "x")])
+    told = CliRunner().invoke(app, ["export", str(folder), "format=onnx", "-o", str(tmp_path / "x")])
     assert told.exit_code == 0, told.output
     assert "any batch size" in told.output
     facts = json.loads((tmp_path / "x" / "model.json").read_text())

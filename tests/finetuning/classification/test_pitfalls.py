@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from task_fixtures import trained_by
 
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
@@ -14,7 +15,6 @@ from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.models import Predictor
 from viewalign.finetuning.classification.network import GlobalNetwork, answers
-from viewalign.finetuning.classification.settings import load_training
 from viewalign.finetuning.classification.training import FoldTraining, augment
 from viewalign.networks.registry import build_backbone
 from viewalign.tasks.cases import prepare_cases
@@ -39,7 +39,7 @@ def training_of(folder, *settings, count=6):
     samples = {c.case: Sample(rng.normal(size=(1, *SIZE)).astype(np.float32), whole, np.array([True])) for c in cases}
     backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), SIZE, 1)
     network = GlobalNetwork(backbone, 2, "average", 0.0, [0.0, 0.0])
-    given = load_training(None, ["epochs=2", "batch=3", *settings])
+    given = trained_by(None, ["epochs=2", "batch=3", *settings])
     return FoldTraining(network, cases, samples, SPEC, given, 0, folder)
 
 
@@ -58,7 +58,7 @@ def test_training_and_prediction_resample_alike(tmp_path, striped_task, head, wr
     spec, cases = striped_task(tmp_path / "task", cases=6)
     for k, case in enumerate(cases):
         write_image(case.images["t1"], head(k, (10, 22, 18)), spacing=(1.0, 1.0, 2.0))
-    settings = load_training(None, ["epochs=1", "batch=3", "folds=2", "draws=100", "size=16", "spacing=[1,1,1]"])
+    settings = trained_by(None, ["epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=[1,1,1]"])
     finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lambda _: None)
     predictor = Predictor(tmp_path / "out")
     assert predictor.preprocessor.settings.spacing == (1.0, 1.0, 1.0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from second_device import DEVICE, second_device
+from task_fixtures import trained_by
 
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
@@ -18,14 +19,13 @@ from viewalign.evaluation.retrieval import find_places
 from viewalign.evaluation.voxel_features import EncoderFeatures
 from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, probe
 from viewalign.finetuning.classification.finetune import finetune
-from viewalign.finetuning.classification.settings import load_training
 from viewalign.finetuning.classification.training import augment
 from viewalign.tasks.preprocessing import Preprocessor
 from viewalign.views.intensity import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights.encoder import Encoder
 
-SMALL = ["epochs=1", "batch=4", "draws=100", "size=16", "spacing=none"]
+SMALL = ["epochs=1", "batch=4", "draws=100", "patch_size=16", "spacing=none"]
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
         pytest.importorskip("peft")
     striped_task(tmp_path / "task", kind, 12, ("a", "b", "c") if kind == "multiclass" else ("no", "yes"))
     mark_as_test(tmp_path / "task", 3)
-    made = load_training(None, [*SMALL, "folds=1", *settings])
+    made = trained_by(None, [*SMALL, "folds=1", *settings])
     finetune(tmp_path / "task", encoder, tmp_path / "here", made, lambda _: None)
     with elsewhere():
         finetune(tmp_path / "task", encoder, tmp_path / "there", made, lambda _: None)
@@ -67,7 +67,7 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
 @pytest.mark.slow
 def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task):
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
-    made = load_training(None, [*SMALL, "epochs=2", "folds=2"])
+    made = trained_by(None, [*SMALL, "epochs=2", "folds=2"])
 
     def stop(line):
         if "epoch 1/2" in line:

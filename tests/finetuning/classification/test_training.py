@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from task_fixtures import trained_by
 from typer.testing import CliRunner
 
 from viewalign.cli.main import app
@@ -16,7 +17,7 @@ from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification.finetune import finetune, preprocessor_for
 from viewalign.finetuning.classification.models import Predictor, read_model
 from viewalign.finetuning.classification.network import GlobalNetwork, answers, case_losses, class_weights, first_bias
-from viewalign.finetuning.classification.settings import load_training, recipe_names
+from viewalign.finetuning.classification.settings import recipe_names
 from viewalign.finetuning.classification.training import FoldTraining, augment, parameter_groups, rate, target_scale
 from viewalign.reports.task import write_page
 from viewalign.tasks.manifest import TaskCase, read_manifest
@@ -56,7 +57,7 @@ def training_of(kind, folder, count=6, **settings):
     given = [
         f"{key}={json.dumps(value)}" for key, value in {"epochs": 2, "batch": 4, "dropout": 0.0, **settings}.items()
     ]
-    return FoldTraining(network_of(spec), cases, samples, spec, load_training(None, given), 0, folder)
+    return FoldTraining(network_of(spec), cases, samples, spec, trained_by(None, given), 0, folder)
 
 
 def test_the_head_sees_training_features_of_mean_0_and_spread_1_and_takes_that_over():
@@ -169,7 +170,7 @@ def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monk
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     with lock_folder(tmp_path / "out"), pytest.raises(UserError, match="is at work in"):
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", load_training(None), print)
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", trained_by(None), print)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
@@ -190,7 +191,7 @@ def test_what_is_frozen_stays(tmp_path):
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
 def test_rates_shrink_towards_the_input_and_positions_do_not_decay(name):
     network = network_of(spec_of("binary"), name=name)
-    groups = parameter_groups(network, load_training(None, ["mode=layerwise", "layer_decay=0.5"]))
+    groups = parameter_groups(network, trained_by(None, ["mode=layerwise", "layer_decay=0.5"]))
     where = {id(p): group for group in groups for p in group["params"]}
     blocks = [where[id(next(block.parameters()))]["scale"] for block in network.backbone.blocks()]
     assert blocks == sorted(blocks)
@@ -202,7 +203,7 @@ def test_rates_shrink_towards_the_input_and_positions_do_not_decay(name):
 
 
 def test_the_schedule_rises_then_falls_to_nothing():
-    settings = load_training(None, ["lr=1", "warmup=0.1"])
+    settings = trained_by(None, ["lr=1", "warmup_epochs=10"])
     rates = [rate(step, 100, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1.0
@@ -250,7 +251,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
     classes = ("a", "b", "c")
     striped_task(tmp_path / "task", kind, 12, classes)
     lines = []
-    settings = load_training(None, ["epochs=1", "batch=4", "folds=3", "draws=100", "size=16", "spacing=none"])
+    settings = trained_by(None, ["epochs=1", "batch=4", "folds=3", "draws=100", "patch_size=16", "spacing=none"])
     result, excluded = finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lines.append)
     assert not excluded
     assert len(result.cases) == 12
@@ -286,7 +287,7 @@ def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, stri
     striped_task(tmp_path / "task", "regression", 12)
     judged = mark_as_test(tmp_path / "task", 4)
     lines, out = [], tmp_path / "out"
-    settings = load_training(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "size=16", "spacing=none"])
+    settings = trained_by(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "patch_size=16", "spacing=none"])
     result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings, lines.append)
     assert sorted(result.cases) == sorted(judged)
     told = json.loads((out / "metrics.json").read_text())
@@ -305,15 +306,15 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
     striped_task(tmp_path / "task")
     (tmp_path / "task" / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
     run, out = CliRunner().invoke, tmp_path / "out"
-    settings = ["epochs=1", "batch=4", "folds=2", "draws=100", "size=16", "spacing=none"]
-    arguments = [str(tmp_path / "task"), *settings, "--encoder", "untrained:resenc-xs", "-o", str(out)]
+    settings = ["epochs=1", "batch=4", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
+    arguments = [str(tmp_path / "task"), *settings, "untrained:resenc-xs", "-o", str(out)]
     told = run(app, ["finetune", "classification", *arguments])
     assert told.exit_code == 3, told.output
     assert json.loads((out / "refused.json").read_text())[0][0] == "c03"
     wrong = run(app, ["finetune", "regression", *arguments])
     assert isinstance(wrong.exception, UserError)
     told = run(
-        app, ["predict", str(out), str(tmp_path / "task" / "manifest.csv"), "-o", str(tmp_path / "p.csv"), "--flips"]
+        app, ["predict", str(out), str(tmp_path / "task" / "manifest.csv"), "-o", str(tmp_path / "p.csv"), "tta=true"]
     )
     assert told.exit_code == 3, told.output
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 12
@@ -326,22 +327,22 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
 
 def test_a_departure_from_pretraining_is_said(tiny_run):
     start, lines = read_pretrained(tiny_run), []
-    same = preprocessor_for(start, spec_of("binary"), load_training(None), lines.append)
+    same = preprocessor_for(start, spec_of("binary"), trained_by(None), lines.append)
     assert not lines
     assert same.size == start.size
-    preprocessor_for(start, spec_of("binary"), load_training(None, ["normalise=none"]), lines.append)
+    preprocessor_for(start, spec_of("binary"), trained_by(None, ["normalise=none"]), lines.append)
     assert "those of pretraining were" in lines[0]
 
 
 def test_recipes_are_read_and_wrong_keys_answered():
     assert recipe_names() == ["fomo-brain-age", "fomo-infarct", "ssl3d-abide"]
     for name in recipe_names():
-        load_training(name)
-    cube = load_training(None, ["size=96", "spacing=4"])
+        trained_by(name)
+    cube = trained_by(None, ["patch_size=96", "spacing=4"])
     assert (cube.size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))
-    abide = load_training("ssl3d-abide", ["epochs=3", "lr=1e-3"])
+    abide = trained_by("ssl3d-abide", ["epochs=3", "lr=1e-3"])
     assert (abide.size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
     with pytest.raises(UserError, match="did you mean 'smoothing'"):
-        load_training(None, ["smoothin=0.1"])
+        trained_by(None, ["smoothin=0.1"])
     with pytest.raises(UserError, match="did you mean 'scale'"):
-        load_training(None, ["augment.scal=[1,2]"])
+        trained_by(None, ["augment.scal=[1,2]"])

@@ -118,5 +118,5 @@ def plan_for(prepared, nnunet_home):
 
 def tiny(family, **changes):
     """A schedule of one epoch of two steps."""
-    steps = {"epochs": 1, "warmup": 0, "iterations": 2, "validation_iterations": 1, "save_every": 1}
-    return replace(published(family, 1), **(steps | {"mirror_validation": False} | changes))
+    steps = {"epochs": 1, "warmup_epochs": 0, "iterations": 2, "validation_iterations": 1, "save_every": 1}
+    return replace(published(family, 1), **(steps | {"tta": False} | changes))

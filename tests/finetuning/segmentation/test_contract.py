@@ -83,7 +83,7 @@ def quick(monkeypatch):
 def test_every_stage_is_what_it_says_and_resumes_exactly(network, plan_for, tmp_path, quick):
     path, backbone = write_encoder(tmp_path, network)
     family = network.split("-")[0]
-    schedule = tiny(family, epochs=4, frozen=2, warmup=1, iterations=1)
+    schedule = tiny(family, epochs=4, frozen=2, warmup_epochs=1, iterations=1)
     planned, model = plan_for(path, f"viewalign_stages_{family}", schedule)
     given = dict(backbone.net.named_parameters())
 

@@ -13,13 +13,15 @@ import yaml
 from viewalign.cli.main import run
 from viewalign.evaluation.results import read_evaluation
 from viewalign.finetuning.segmentation import finetune, nnunet
+from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.utils.locks import locked
+from viewalign.utils.settings import checked
 
 from .conftest import write_dataset, write_encoder
 
 pytest.importorskip("nnunetv2")
-QUICK = ["--epochs", "1", "--warmup", "0", "--iterations", "1", "--validation-iterations", "1", "--no-tta"]
-CPU = ["--device", "cpu", "--processes", "1"]
+QUICK = ["epochs=1", "warmup_epochs=0", "iterations=1", "validation_iterations=1", "tta=false"]
+CPU = ["device=cpu", "workers=1"]
 
 
 def call(capfd, *arguments):
@@ -37,8 +39,8 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
     (root / "labelsTs").mkdir(exist_ok=True)
     shutil.copy(root / "labelsTr" / "case_00.nii.gz", root / "labelsTs" / "test_00.nii.gz")
     out = tmp_path / "run"
-    asked = ["--dataset", "901", "--encoder", path, "-o", out, *QUICK, *CPU]
-    few = ["--shots", "2", "--seeds", "2", "--validation", "case_05", "--predict", "imagesTs"]
+    asked = ["901", path, "-o", out, *QUICK, *CPU]
+    few = ["shots=2", "seeds=2", "validation=case_05", "predict=imagesTs"]
     code, told, err = call(capfd, *asked, *few)
     assert code == 0, err
     assert "2 shots, seed 1: Dice" in told
@@ -67,7 +69,7 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
     code, told, _ = call(capfd, *asked, *few)
     assert code == 0
     assert told.count("trained already") == 2
-    code, _, err = call(capfd, *asked, *few, "--batch", "4")
+    code, _, err = call(capfd, *asked, *few, "batch=4")
     assert code == 1
     assert "holds a fine-tuning with batch=2, not 4" in err
 
@@ -95,7 +97,7 @@ def test_bad_encoders(what, small, tmp_path, capfd):
     path, _ = write_encoder(tmp_path, "resenc-xs")
     change, sentence = BAD_ENCODERS[what]
     torch.save(change(torch.load(path, weights_only=True)), path)
-    code, _, err = call(capfd, "--dataset", small, "--encoder", path, "-o", tmp_path / "run", *CPU)
+    code, _, err = call(capfd, small, path, "-o", tmp_path / "run", *CPU)
     assert code == 1
     assert sentence in err
     assert "Traceback" not in err
@@ -105,7 +107,7 @@ def test_bad_encoders(what, small, tmp_path, capfd):
 def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 and so on")
     for encoder, sentence in [("x.pth", "damaged"), ("nothing.pth", "There are no weights at")]:
-        code, _, err = call(capfd, "--dataset", small, "--encoder", tmp_path / encoder, "-o", tmp_path / "run", *CPU)
+        code, _, err = call(capfd, small, tmp_path / encoder, "-o", tmp_path / "run", *CPU)
         assert code == 1
         assert sentence in err
 
@@ -113,20 +115,19 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--dataset", "999"], "There is no dataset 999"),
-        (["--epochs", "2", "--warmup", "5"], "leave none of 2 to train in"),
-        (["--norm", "some"], "norm = 'some'"),
-        (["--patch", "a,b,c"], "no list of whole numbers"),
-        (["--spacing", "thick"], "--spacing takes"),
-        (["--device", "tpu"], "There is no device tpu"),
-        (["--gpus", "2"], "several GPUs of CUDA alone"),
-        (["--shots", "5"], "too few for 5 folds"),
-        (["--shots", "5", "--validation", "case_00"], "5 shots are asked for, but there are 2"),
-        (["--validation", "liver_*"], "No case is called liver_*"),
-        (["--training", "case_00", "--validation", "case_0*"], "case_00 is named for training and for validation"),
-        (["--training", "case_00", "--shots", "1"], "give one of the two"),
-        (["--predict", "nowhere"], "There is no folder nowhere to predict"),
-        (["--tolerance", "kidney=1", "--shots", "1", "--validation", "case_00"], "no class 'kidney'"),
+        (["epochs=2", "warmup_epochs=5"], "leave none of 2 to train in"),
+        (["normalise=some"], "normalise = 'some'"),
+        (["patch_size=a,b,c"], "patch_size"),
+        (["spacing=thick"], "spacing = 'thick'"),
+        (["device=tpu"], "device = 'tpu': input should be 'auto'"),
+        (["gpus=2"], "several GPUs of CUDA alone"),
+        (["shots=5"], "too few for 5 folds"),
+        (["shots=5", "validation=case_00"], "5 shots are asked for, but there are 2"),
+        (["validation=liver_*"], "No case is called liver_*"),
+        (["training=case_00", "validation=case_0*"], "case_00 is named for training and for validation"),
+        (["training=case_00", "shots=1"], "use one of the two"),
+        (["predict=nowhere"], "There is no folder nowhere to predict"),
+        (["tolerance=kidney=1", "shots=1", "validation=case_00"], "no class 'kidney'"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_planned(options, sentence, small, tmp_path, capfd, monkeypatch):
@@ -134,18 +135,27 @@ def test_bad_settings_are_told_before_anything_is_planned(options, sentence, sma
 
     monkeypatch.setattr(planning, "base_plan", lambda *_: pytest.fail("planned"))
     path, _ = write_encoder(tmp_path, "resenc-xs")
-    given = ["--dataset", small, "--encoder", path, "-o", tmp_path / "run", *CPU]
-    code, _, err = call(capfd, *given, *options)
+    code, _, err = call(capfd, small, path, "-o", tmp_path / "run", *CPU, *options)
     assert code == 1
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_a_dataset_that_is_not_there(tmp_path, capfd):
+    path, _ = write_encoder(tmp_path, "resenc-xs")
+    code, _, err = call(capfd, "999", path, "-o", tmp_path / "run", *CPU)
+    assert (code, "There is no dataset 999" in err) == (1, True)
+
+
+def settings_from(values):
+    return checked(FinetuneSettings, values)
 
 
 def test_a_folder_of_something_else(small, tmp_path, capfd):
     path, _ = write_encoder(tmp_path, "resenc-xs")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
-    code, _, err = call(capfd, "--dataset", small, "--encoder", path, "-o", tmp_path / "full", *CPU)
+    code, _, err = call(capfd, small, path, "-o", tmp_path / "full", *CPU)
     assert code == 1
     assert "is not empty and holds no fine-tuning" in err
 
@@ -153,10 +163,10 @@ def test_a_folder_of_something_else(small, tmp_path, capfd):
 def test_settings_are_kept_as_yaml(tmp_path):
     from viewalign.finetuning.segmentation import settings
 
-    asked = settings.check({"dataset": "4", "encoder": "runs/mae/export", "shots": (5, 10), "patch": (32, 32, 32)})
+    asked = settings_from({"dataset": "4", "encoder": "runs/mae/export", "shots": (5, 10), "patch_size": (32, 32, 32)})
     settings.keep(asked, tmp_path / "run")
     tree = yaml.safe_load((tmp_path / "run" / "finetune.yaml").read_text())
-    assert settings.check(tree) == asked
+    assert settings_from(tree) == asked
     assert settings.encoder_name("runs/mae/export") == "mae"
     assert settings.encoder_name("runs/mae/export/checkpoint_final.pth") == "mae"
     assert settings.encoder_name("hf:Some.One/My_Model__v2") == "My-Model-v2"
@@ -164,9 +174,9 @@ def test_settings_are_kept_as_yaml(tmp_path):
     name = settings.plan_name(asked, schedule)
     assert name.startswith("viewalign_mae_")
     assert "__" not in name
-    scratch = settings.check(tree | {"from_scratch": True})
+    scratch = settings_from(tree | {"from_scratch": True})
     assert "scratch" in settings.plan_name(scratch, settings.schedule_of(scratch, "resenc"))
-    assert settings.plan_name(settings.check(tree | {"batch": 3}), schedule) != name
+    assert settings.plan_name(settings_from(tree | {"batch": 3}), schedule) != name
 
 
 @pytest.mark.long
@@ -179,8 +189,8 @@ def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, mo
     write_dataset(tmp_path / "raw" / "Dataset905_Balls")
     path, _ = write_encoder(tmp_path, "primus-xs")
     out = tmp_path / "run"
-    asked = ["--dataset", "905", "--encoder", path, "-o", out, *QUICK, *CPU]
-    code, told, err = call(capfd, *asked, "--folds", "cv", "--predict", "imagesTs", "--postprocess")
+    asked = ["905", path, "-o", out, *QUICK, *CPU]
+    code, told, err = call(capfd, *asked, "folds=5", "predict=imagesTs", "postprocess=true")
     assert code == 0, err
     results = json.loads((out / "results.json").read_text())
     assert [row["fold"] for row in results["results"]] == [0, 1, 2, 3, 4, None]

@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(challenge, tmp_path):
     mask.SetOrigin((0.0, 0.0, 90.0))
     save(mask, challenge / "labels/sub_2/ses_1/seg.nii.gz", "RAS")
     (challenge / "preprocessed/sub_3/ses_1/swi.nii.gz").write_bytes(b"x")
-    told = CliRunner().invoke(app, ["fomo", "prepare", str(challenge), "--task", "2", "-o", str(tmp_path / "d")])
+    told = CliRunner().invoke(app, ["fomo", "prepare", str(challenge), "task=2", "-o", str(tmp_path / "d")])
     assert told.exit_code == 0, told.output
     assert "2 cases" in told.output
     for words in (
@@ -134,11 +134,9 @@ def test_a_submission_masks_the_input_in_every_orientation(challenge, tmp_path, 
     encoder, _ = write_encoder(tmp_path, "resenc-xs")
     dataset, run = tmp_path / "Dataset602_M", tmp_path / "run"
     prepare(challenge, dataset)
-    quick = ["--epochs", "1", "--warmup", "0", "--iterations", "20", "--validation-iterations", "1", "--no-tta",
-             "--device", "cpu", "--processes", "1", "--folds", "0", "--patch", "32,40,40"]  # fmt: skip
-    told = CliRunner().invoke(
-        app, ["finetune", "segmentation", "--dataset", str(dataset), "--encoder", str(encoder), "-o", str(run), *quick]
-    )
+    quick = ["epochs=1", "warmup_epochs=0", "iterations=20", "validation_iterations=1", "tta=false",
+             "device=cpu", "workers=1", "patch_size=32,40,40"]  # fmt: skip
+    told = CliRunner().invoke(app, ["finetune", "segmentation", str(dataset), str(encoder), "-o", str(run), *quick])
     assert told.exit_code == 0, (told.output, told.exception)
     submission = write_submission(run, tmp_path / "submission")
     assert "nnunet" in (submission / "Dockerfile").read_text()
@@ -166,9 +164,7 @@ def test_a_submission_masks_the_input_in_every_orientation(challenge, tmp_path, 
     table = tmp_path / "new.csv"
     table.write_text(f"case,image.flair,image.dwi_b1000\na,{flair},{dwi}\nb,{flair},{tmp_path / 'none.nii.gz'}\n")
     for model in (run, submission / "model"):
-        told = CliRunner().invoke(
-            app, ["predict", str(model), str(table), "-o", str(tmp_path / "masks"), "--device", "cpu"]
-        )
+        told = CliRunner().invoke(app, ["predict", str(model), str(table), "-o", str(tmp_path / "masks"), "device=cpu"])
         assert told.exit_code == 3, (told.output, told.exception)
         assert "b: none.nii.gz" in told.output
         made = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "masks" / "a.nii.gz")), "LPS"))

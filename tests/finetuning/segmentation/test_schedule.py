@@ -8,7 +8,7 @@ from viewalign.finetuning.segmentation.schedule import Schedule, published
 def test_resenc_of_a_thousand_epochs():
     schedule = published("resenc")
     assert (schedule.optimizer, schedule.lr, schedule.weight_decay, schedule.clip) == ("sgd", 1e-3, 3e-5, 12.0)
-    assert (schedule.warmup, schedule.epochs, schedule.frozen) == (50, 1000, 0)
+    assert (schedule.warmup_epochs, schedule.epochs, schedule.frozen) == (50, 1000, 0)
     assert schedule.rate(0) == pytest.approx(1e-3 / 50)
     assert schedule.rate(49) == pytest.approx(1e-3)
     assert schedule.rate(50) == pytest.approx(1e-3)
@@ -19,7 +19,7 @@ def test_resenc_of_a_thousand_epochs():
 def test_primus_and_other_lengths():
     schedule = published("primus", 150)
     assert (schedule.optimizer, schedule.lr, schedule.weight_decay, schedule.clip) == ("adamw", 1e-4, 5e-2, 1.0)
-    assert [published("primus", n).warmup for n in (30, 100, 150, 300, 1000, 4000)] == [3, 10, 15, 30, 50, 50]
+    assert [published("primus", n).warmup_epochs for n in (30, 100, 150, 300, 1000, 4000)] == [3, 10, 15, 30, 50, 50]
     assert published("resenc", 150, from_scratch=True).lr == 1e-2
     assert published("primus", 150, from_scratch=True).lr == 3e-4
 
@@ -47,4 +47,4 @@ def test_a_schedule_goes_through_a_plan():
     assert Schedule.from_plan(schedule.as_json() | {"of a later version": 1}) == schedule
     assert Schedule.from_plan({}) == Schedule()
     with pytest.raises(ValueError, match="leave none of 10"):
-        Schedule(epochs=10, warmup=5, frozen=5)
+        Schedule(epochs=10, warmup_epochs=5, frozen=5)

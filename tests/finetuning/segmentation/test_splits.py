@@ -68,7 +68,7 @@ def test_what_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match="does not fit the case"):
         splits.cross_validation(["x"] * 6, PATIENT)
     for pattern in ("(unclosed", "no group"):
-        with pytest.raises(UserError, match="--patient"):
+        with pytest.raises(UserError, match="patient="):
             splits.patient_of("no group", pattern)
     for text in ("{", '{"train": []}'):
         (tmp_path / splits.FILE).write_text(text)

@@ -7,7 +7,7 @@ from viewalign.errors import UserError
 from viewalign.training.gpu.bench import Bench, first_that_fits
 from viewalign.training.gpu.synthetic import SMALL, synthetic_store
 
-SETTINGS = ["views.size=16", "heads.width=16", "batch=2", "runtime.precision=fp32"]
+SETTINGS = ["views.patch_size=16", "heads.width=16", "batch=2", "runtime.precision=fp32"]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ _IDLE = {
 _EXAMPLES = """examples:
   nnssl_train 745 onemmiso -tr AlignedMAEFTTrainer -p nnsslPlans -num_gpus 1 -pretrained_weights FILE
   nnssl_train 745 onemmiso -tr AlignedMAEFTLR3EvaTrainer -p nnsslPlans --c
-  nnssl_train 745 onemmiso -tr MAETrainer --set steps=10 --set 'views.size=[32,32,32]' --set network=resenc-xs
+  nnssl_train 745 onemmiso -tr MAETrainer --set steps=10 --set 'views.patch_size=[32,32,32]' --set network=resenc-xs
 
 It reads $nnssl_preprocessed/DatasetXXX_NAME and writes
 $nnssl_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION/fold_all.
@@ -112,7 +112,7 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
     for setting in options.set:
         if setting.partition("=")[0] in {"data", "out"}:
             raise UserError(f"--set {setting}: nnssl's folders say where data and results lie; leave it out.")
-    machine = [f"runtime.accelerator={_accelerator(options)}", f"runtime.devices={options.num_gpus}", *_environment()]
+    machine = [f"runtime.device={_accelerator(options)}", f"runtime.gpus={options.num_gpus}", *_environment()]
     order = [f"init.token_order={options.token_order}"] if options.token_order else []
     recipe = load(name, [*changes, *machine, *order, *options.set])
     paths: dict[str, object] = {"data": str(data), "out": str(out)}

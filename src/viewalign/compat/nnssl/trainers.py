@@ -35,7 +35,7 @@ def _epochs(count: int) -> str:
 
 
 def _warmup(epochs: int) -> str:
-    return f"optim.warmup={epochs * _STEPS_PER_EPOCH}"
+    return f"optim.warmup_steps={epochs * _STEPS_PER_EPOCH}"
 
 
 _POOLED_ONLY = "heads.projector=pooled"
@@ -44,7 +44,7 @@ _DECODER = "objectives.dense=decoder"
 _CVA = "objectives.consistency_weight"
 _NO_CONTRAST = "objectives.contrastive_weight=0"
 _PLAIN_RECONSTRUCTION = "objectives.reconstruction_weight=1"
-_THIN, _THIN_SMALL = "views.size=[256,256,32]", "views.size=[128,128,32]"
+_THIN, _THIN_SMALL = "views.patch_size=[256,256,32]", "views.patch_size=[128,128,32]"
 
 # nnssl's own MAE: mean squared error, and views that are turned and scaled but keep their intensities.
 _PHOTOMETRICS = ("brightness", "contrast", "gamma", "gamma_inverted", "low_resolution", "blur", "noise")
@@ -59,7 +59,7 @@ RESENC = {
     "BaseMAETrainer": Trainer("mae-resenc-l", ("batch=2", *_MSE)),
     "BaseMAETrainer_BS8": Trainer("mae-resenc-l", _MSE),
     "BaseAlignedMAETrainer": Trainer(
-        "cva-resenc-l", ("views.size=160", "batch=2", _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5", _POOLED_ONLY)
+        "cva-resenc-l", ("views.patch_size=160", "batch=2", _PLAIN_RECONSTRUCTION, f"{_CVA}=0.5", _POOLED_ONLY)
     ),
     "AlignedMAE128Trainer": Trainer("cva-resenc-l", (_PLAIN_RECONSTRUCTION, f"{_CVA}=0.5")),
     "AlignedMAETrainer": Trainer("cva-resenc-l", (_epochs(1000), f"{_CVA}=0.5")),
@@ -156,7 +156,7 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
 
 _ENDINGS: dict[str, Callable[[int], str]] = {
     r"BS(\d+)": lambda n: f"batch={n}",
-    r"(\d+)ps": lambda n: f"views.size={n}",
+    r"(\d+)ps": lambda n: f"views.patch_size={n}",
     r"(\d+)(?i:ep)|(?i:ep)(\d+)": _epochs,
     r"(?i:lr)1e-?(\d)": lambda n: f"optim.lr=1e-{n}",
 }

@@ -62,7 +62,7 @@ DATASETS: dict[str, Archive | HubDataset] = {
         "Task04_Hippocampus",
     ),
     "openmind": HubDataset(
-        "114,570 head-and-neck MR volumes of 800 OpenNeuro studies, with masks (choose with --pattern)",
+        "114,570 head-and-neck MR volumes of 800 OpenNeuro studies, with masks (choose with pattern=)",
         "CC BY 4.0",
         "Wald et al., An OpenMind for 3D medical vision self-supervised learning, arXiv:2412.17041",
         "MIC-DKFZ/OpenMind",
@@ -70,7 +70,7 @@ DATASETS: dict[str, Archive | HubDataset] = {
         "OpenMind/ds001486/*",
     ),
     "fomo60k": HubDataset(
-        "60,529 brain MR volumes of 11,187 persons (choose with --pattern; the Hub asks for consent first)",
+        "60,529 brain MR volumes of 11,187 persons (choose with pattern=; the Hub asks for consent first)",
         "CC BY-NC-SA 4.0, and the licence of each source",
         "Munk et al., A large-scale heterogeneous 3D magnetic resonance brain imaging dataset, arXiv:2506.14432",
         "FOMO25/FOMO60K",
@@ -123,8 +123,8 @@ def subset(dataset: HubDataset, patterns: Sequence[str], endpoint: str | None = 
     """
     if not patterns:
         raise UserError(
-            f"{dataset.repository} is too large to fetch whole by accident: choose with --pattern, "
-            f"such as --pattern '{dataset.example}', or --pattern '*' for all of it."
+            f"{dataset.repository} is too large to fetch whole by accident: choose with pattern=, "
+            f"such as pattern='{dataset.example}', or pattern='*' for all of it."
         )
     return hub.select(dataset.repository, "dataset", [*patterns, *dataset.always], endpoint)
 

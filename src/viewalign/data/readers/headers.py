@@ -218,7 +218,7 @@ def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
         raise ExcludedImageError(f"its header claims a size of {_times(shape[::-1])}")
     if any(n > 1 for n in extra):
         raise ExcludedImageError(
-            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); --frames takes in NIfTI of several"
+            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); frames=true of index takes in NIfTI of several"
         )
     voxels = int(np.prod(shape, dtype=object))
     if voxels > max_voxels:

@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 
 from viewalign.errors import UserError
 from viewalign.evaluation import task_metrics
-from viewalign.evaluation.encoders import Pretrained, build_encoder, default_size, fill_own_pooling, read_pretrained
+from viewalign.evaluation.encoders import (
+    Pretrained,
+    build_encoder,
+    default_size,
+    fill_own_pooling,
+    read_pretrained,
+    with_spacing,
+)
 from viewalign.evaluation.linear_probe import LinearProbeScore, score
 from viewalign.finetuning.classification import network as lora
 from viewalign.finetuning.classification.models import Predictor, in_words, prediction_columns, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork, first_bias
-from viewalign.finetuning.classification.settings import TaskTraining, check_training, settings_that_differ
+from viewalign.finetuning.classification.settings import TaskTraining, settings_that_differ
 from viewalign.finetuning.classification.training import FoldTraining, predict_sample
 from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.folds import Fold, check_learnable, make_folds
@@ -31,6 +38,7 @@ from viewalign.utils.io import atomic_write
 from viewalign.utils.locks import lock_folder
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.precision import choose_device
+from viewalign.utils.settings import checked
 
 Say = Callable[[str], None]
 LOSSES = "losses.json"
@@ -39,7 +47,7 @@ LOSSES = "losses.json"
 
 @reported_out_of_memory(
     "fine-tuning",
-    "Take accumulate=2 or more, precision=auto, mode=lora or frozen, or a smaller size. Finished epochs stay.",
+    "Take accumulate=2 or more, precision=auto, mode=lora or frozen, or a smaller patch_size. Finished epochs stay.",
 )
 def finetune(
     task: str | Path,
@@ -129,15 +137,13 @@ def _keep(file: Path, tree: Any) -> None:
 
 def preprocessor_for(start: Pretrained, spec: TaskSpec, settings: TaskTraining, say: Say) -> Preprocessor:
     """Make the preprocessor: as in pretraining where nothing else is asked for, and say where it departs from that."""
-    changes: dict[str, Any] = {}
-    if settings.spacing != "pretraining":
-        changes["spacing"] = None if settings.spacing == "none" else settings.spacing
+    prepared = with_spacing(start.preparation, settings.spacing)
     if settings.normalise != "pretraining":
-        changes["normalise"] = settings.normalise
-    prepared = start.preparation.model_copy(update=changes)
+        prepared = prepared.model_copy(update={"normalise": settings.normalise})
     if start.source is not None and prepared != start.preparation:
         say(f"Images are prepared as {prepared.describe()}; those of pretraining were {start.preparation.describe()}.")
-    return Preprocessor(spec.channels, settings.size or default_size(start), prepared, settings.strip, settings.frames)
+    size = settings.patch_size or default_size(start)
+    return Preprocessor(spec.channels, size, prepared, settings.strip, settings.frames)
 
 
 def _run_fold(tuning: _Tuning, fold: Fold) -> dict[str, NDArray[np.float64]]:
@@ -177,7 +183,7 @@ def _begin(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
     told = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     file = out / "settings.yaml"
     if file.is_file():
-        before = check_training(yaml.safe_load(file.read_text()), str(file))
+        before = checked(TaskTraining, yaml.safe_load(file.read_text()), str(file))
         if unlike_before := settings_that_differ(before, settings):
             raise UserError(
                 f"{out} holds a fine-tuning with other settings: {unlike_before}. Go on with the same, "

@@ -2,91 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from viewalign.config import Count, Fraction, Millimetres, PhotometricSettings, Positive, Range, Settings, Triple
+from viewalign.config import PhotometricSettings
 from viewalign.errors import UserError
-from viewalign.evaluation.embedding import Pool
-from viewalign.recipes.loading import settings_in
-from viewalign.utils.overrides import closest, diff_settings, format_validation_error, read_override, set_nested
+from viewalign.evaluation.settings import Pool, Spacing
+from viewalign.utils.overrides import diff_settings
+from viewalign.utils.settings import (
+    Count,
+    Fraction,
+    Number,
+    Positive,
+    Range,
+    Settings,
+    Triple,
+    checked,
+    merged,
+    nested,
+    parse_yaml,
+)
 
 Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
 
 
 class AugmentSettings(Settings):
-    """What is drawn anew for a case each time it is seen.
+    """Augmentation of a case each time it is seen."""
 
-    Mirroring is for tasks without laterality alone, and changes of scale for targets that are no size: with a volume to
-    tell, set `p_scale` to 0.
-    """
-
-    mirror: bool = True
-    p_rotation: Fraction = 0.2
-    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 30.0
-    p_scale: Fraction = 0.2
-    scale: Range = (0.8, 1.25)
+    mirror: bool = Field(True, description="Mirror along each axis; false where left and right differ.")
+    p_rotation: Fraction = Field(0.2, description="Probability of a rotation.")
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(
+        30.0, description="Largest angle of a rotation about each axis, in degrees."
+    )
+    p_scale: Fraction = Field(0.2, description="Probability of a change of scale; 0 where the target is a size.")
+    scale: Range = Field((0.8, 1.25), description="Range of the scale factor.")
     photometric: PhotometricSettings = PhotometricSettings()
-    channel_dropout: Fraction = 0.0
+    channel_dropout: Fraction = Field(0.0, description="Probability of leaving out a channel, where there are several.")
 
 
 class LoraSettings(Settings):
-    """Adapters of `mode: lora`: their rank, scale (`alpha / rank`) and dropout."""
+    """Adapters of `mode=lora`."""
 
-    rank: Count = 8
-    alpha: Positive = 16.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rank: Count = Field(8, description="Rank of the adapters.")
+    alpha: Positive = Field(16.0, description="Their scale is alpha / rank.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Dropout of their input.")
 
 
 class TaskTraining(Settings):
-    """A fine-tuning for classification or regression.
+    """Training and evaluation."""
 
-    Attributes:
-        mode: `full`; `head_first` (the head alone for `head_epochs`, then all); `frozen`; `layerwise` (the rate shrinks
-            by `layer_decay` from block to block towards the input); `lora` (low-rank adapters and the head alone).
-        batch: cases an optimizer step; `accumulate` works it out in so many parts.
-        warmup: share of the steps over which the learning rate rises; then it follows half a cosine to 0.
-        smoothing: of labels.
-        class_weights: weigh classes by their rarity; `balanced` draws classes equally often instead.
-        folds: models, each judged on the training cases that it has not seen; 1 learns from all training cases and is
-            judged on the test cases alone.
-        draws: resamplings of subjects for intervals.
-        size, spacing: field of view in voxels and voxel size in mm, three numbers or one; by default as in pretraining.
-    """
-
-    mode: Mode = "full"
-    pool: Pool = "multistage"
-    head_epochs: Count = 10
+    mode: Mode = Field(
+        "full",
+        description="full; head_first: the head alone for `head_epochs`, then all; frozen: the head alone; layerwise: "
+        "the rate shrinks by `layer_decay` from block to block towards the input; lora: low-rank adapters and the "
+        "head.",
+    )
+    pool: Pool = Field("multistage", description="How feature maps become a vector, as for embed; attention is learnt.")
+    head_epochs: Count = Field(10, description="Epochs of the head alone with `mode=head_first`.")
     lora: LoraSettings = LoraSettings()
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
-    epochs: Count = 100
-    batch: Count = 8
-    accumulate: Count = 1
-    lr: Positive = 1e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
-    warmup: Fraction = 0.1
-    clip: Positive = 1.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    class_weights: bool = False
-    balanced: bool = False
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.75, description="Factor of the rate from block to block with `mode=layerwise`."
+    )
+    epochs: Count = Field(100, description="Epochs of each fold.")
+    batch: Count = Field(8, description="Cases of an optimizer step.")
+    accumulate: Count = Field(1, description="Compute a step's cases in so many parts: less memory.")
+    lr: Positive = Field(1e-4, description="Learning rate of adamw after the warm-up; then half a cosine to 0.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-2, description="Weight decay.")
+    warmup_epochs: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="Epochs over which the learning rate rises linearly; null: a tenth of `epochs`."
+    )
+    clip: Positive = Field(1.0, description="Largest norm of a step's gradient.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout in front of the head.")
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Label smoothing.")
+    class_weights: bool = Field(False, description="Weight classes in the loss by their inverse frequency.")
+    balanced: bool = Field(False, description="Draw classes with equal probability.")
     augment: AugmentSettings = AugmentSettings()
-    folds: Count = 5
-    by_site: bool = False
-    size: Triple | None = None
-    spacing: Literal["pretraining", "none"] | Millimetres = "pretraining"
-    normalise: Literal["pretraining", "zscore", "foreground", "none"] = "pretraining"
-    strip: bool = False
-    frames: Literal["same", "resample"] = "same"
-    min_share: Fraction = 0.9
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
-    draws: Annotated[int, Field(ge=100)] = 1000
+    folds: Count = Field(
+        5,
+        description="Models, each evaluated on the training cases that it has not seen; 1 trains on all training cases "
+        "and is evaluated on the test cases only.",
+    )
+    by_site: bool = Field(False, description="Hold out whole sites: folds by the manifest's column `site`.")
+    patch_size: Triple | None = Field(
+        None, description="Field of view (D, H, W) in voxels; null for the views of pretraining."
+    )
+    spacing: Spacing = Field(
+        "pretraining", description="Voxel size in mm along (D, H, W); `pretraining`, or `none` for each image's own."
+    )
+    normalise: Literal["pretraining", "zscore", "foreground", "none"] = Field(
+        "pretraining", description="Normalisation of images, as for prepare."
+    )
+    strip: bool = Field(False, description="Set voxels outside the manifest's mask to 0.")
+    frames: Literal["same", "resample"] = Field(
+        "same", description="Channels of a case on different grids: an error, or resampled to the first one's."
+    )
+    min_share: Fraction = Field(0.9, description="Smallest share of the encoder that the weights must cover.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the network.")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
+    seed: Number = Field(0, description="Seed of folds, head, order and augmentation.")
+    draws: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap samples of subjects for 95 % intervals.")
+
+
+class TaskOptions(TaskTraining):
+    """Recipe and preparation of cases."""
+
+    recipe: str | None = Field(
+        None, description="Settings to start from: ssl3d-abide, fomo-infarct, fomo-brain-age, or a YAML file."
+    )
+    cache: str | None = Field(None, description="Folder that keeps prepared cases for the next encoder.")
+    workers: Number | None = Field(
+        None, description="Processes that prepare cases. null: one per core, up to 16, and 0 for 16 cases or fewer."
+    )
 
 
 def settings_that_differ(before: TaskTraining, now: TaskTraining) -> str:
@@ -104,35 +134,14 @@ def _folder() -> Any:
     return resources.files("viewalign.recipes").joinpath("tasks")
 
 
-def load_training(
-    recipe: str | None, overrides: Sequence[str] = (), settings: Mapping[str, Any] | None = None
-) -> TaskTraining:
-    """Read a recipe by name or path, apply `key=value` overrides, then plain settings, in groups.
+def load_training(recipe: str | None, settings: Mapping[str, Any] | None = None) -> TaskTraining:
+    """Read a recipe by name or path and lay settings over it, in groups or dotted.
 
     Raises:
         UserError: an unknown recipe or key (the nearest right one is named), or a value that does not fit.
     """
-    tree: dict[str, Any] = {}
-    if recipe is not None:
-        tree = _read(recipe)
-    for override in overrides:
-        set_nested(tree, *read_override(override, "lr=0.001"))
-    for name, plain in (settings or {}).items():
-        both = isinstance(plain, Mapping) and isinstance(tree.get(name), dict)
-        tree[name] = {**tree[name], **plain} if both else plain
-    return check_training(tree, recipe or "the settings")
-
-
-def check_training(tree: dict[str, Any], source: str) -> TaskTraining:
-    """Turn plain values into settings; `source` is what a message calls them."""
-    try:
-        return TaskTraining.model_validate(tree)
-    except ValidationError as problem:
-        raise UserError(f"{source}: {format_validation_error(problem, _suggest)}.") from None
-
-
-def _suggest(key: str) -> str:
-    return closest(key, [*TaskTraining.model_fields, *AugmentSettings.model_fields, *LoraSettings.model_fields])
+    tree = {} if recipe is None else _read(recipe)
+    return checked(TaskTraining, merged(tree, nested(settings or {})), recipe or "")
 
 
 def _read(recipe: str) -> dict[str, Any]:
@@ -142,4 +151,4 @@ def _read(recipe: str) -> dict[str, Any]:
         text = _folder().joinpath(f"{recipe}.yaml").read_text()
     else:
         raise UserError(f"There is no recipe '{recipe}'; there are {', '.join(recipe_names())}, or a YAML file's path.")
-    return settings_in(text, recipe)
+    return parse_yaml(text, recipe)

@@ -18,12 +18,13 @@ from torch import Tensor
 from viewalign.errors import UserError
 from viewalign.finetuning.classification import network as lora
 from viewalign.finetuning.classification.network import GlobalNetwork, answers, case_losses, class_weights
-from viewalign.finetuning.classification.settings import TaskTraining, check_training, settings_that_differ
+from viewalign.finetuning.classification.settings import TaskTraining, settings_that_differ
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Sample, sample_tensors
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.precision import autocast, choose_device, gradient_scaler, settle
 from viewalign.utils.rng import derive_seed, make_rng, make_torch_generator
+from viewalign.utils.settings import checked
 from viewalign.views import intensity as photometric
 from viewalign.views import resampling, sampling
 from viewalign.views.intensity import IntensityConfig
@@ -234,7 +235,7 @@ class FoldTraining:
         state, _ = checkpoints.load_newest(self.folder)
         if state is None:
             return 0
-        unlike_before = settings_that_differ(check_training(state["settings"], str(self.folder)), self.settings)
+        unlike_before = settings_that_differ(checked(TaskTraining, state["settings"], str(self.folder)), self.settings)
         if unlike_before or state["cases"] != [case.case for case in self.cases]:
             what = f"settings ({unlike_before})" if unlike_before else "cases"
             raise UserError(f"{self.folder.parent} holds a fold of other {what}; choose another folder.")
@@ -247,8 +248,9 @@ class FoldTraining:
 
 
 def rate(step: int, steps: int, settings: TaskTraining) -> float:
-    """Return the learning rate of a step: a linear rise over the warm-up's share, then half a cosine to 0."""
-    warmup = round(settings.warmup * steps)
+    """Return the learning rate of a step: a linear rise over the warm-up, then half a cosine to 0."""
+    share = 0.1 if settings.warmup_epochs is None else min(1.0, settings.warmup_epochs / settings.epochs)
+    warmup = round(share * steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

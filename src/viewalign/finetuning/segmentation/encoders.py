@@ -27,14 +27,14 @@ from viewalign.weights.names import ENCODER
 FOLDER = "viewalign_encoders"
 
 
-def store(folder: Path, source: sources.Source, name: str, minimum_share: float) -> dict[str, Any]:
+def store(folder: Path, source: sources.Source, name: str, min_share: float) -> dict[str, Any]:
     """Write an encoder into a dataset's folder of plans, and return what a plan says of it.
 
     Args:
         folder: `nnUNet_preprocessed/DatasetXXX_NAME`.
         source: the encoder.
         name: what to call it; a digest of its weights is added.
-        minimum_share: of the target encoder that it must cover.
+        min_share: of the target encoder that it must cover.
 
     Raises:
         UserError: an encoder without a plan.
@@ -45,7 +45,7 @@ def store(folder: Path, source: sources.Source, name: str, minimum_share: float)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:
             torch.save(adaptation_plan.checkpoint(listed_weights(source), _raster_plan(source), 0), partial)
-    return {"file": f"{FOLDER}/{file.name}", "digest": digest, "minimum_share": minimum_share}
+    return {"file": f"{FOLDER}/{file.name}", "digest": digest, "min_share": min_share}
 
 
 def read_stored(folder: Path, told: dict[str, Any]) -> sources.Source:
@@ -115,14 +115,14 @@ def _raster_plan(source: sources.Source) -> dict[str, Any]:
 def plan_of(recipe: Recipe, preparation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the adaptation plan that a run of a recipe has; `preparation` is that of its store."""
     network = recipe.network
-    return adaptation_plan.plan_of(network.name, network.channels, recipe.views.size, recipe.method, preparation)
+    return adaptation_plan.plan_of(network.name, network.channels, recipe.views.patch_size, recipe.method, preparation)
 
 
 def write_untrained(recipe: Recipe, preparation: Mapping[str, Any], file: Path) -> Path:
     """Write the fresh network of a recipe as a checkpoint in nnssl's layout, whole or not at all; returns `file`."""
     network = recipe.network
     torch.manual_seed(recipe.seed)
-    backbone = build_backbone(network.name, recipe.views.size, network.channels, recipe.masking.block)
+    backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
     named = backbone.state_dict().items()
     state = {name.removeprefix("net."): value for name, value in named if name.startswith("net.")}
     with atomic_write(file) as partial:
@@ -139,7 +139,7 @@ def check_before(settings: FinetuneSettings, recipe: Recipe, preparation: Mappin
     plan = plan_of(recipe, preparation)
     architecture = plans.architecture_of(plan, recipe.network.name)
     schedule_of(settings, "primus" if plans.is_primus(architecture) else "resenc")
-    if settings.patch is not None and settings.network == "pretraining":
-        plans.check_patch(architecture, settings.patch)
+    if settings.patch_size is not None and settings.network == "pretraining":
+        plans.check_patch(architecture, settings.patch_size)
     if settings.spacing == "pretraining" and preparation.get("spacing") is None and "nnssl_plans" not in preparation:
         raise UserError("images to pretrain on keep their own voxel sizes; set spacing to `dataset`, or to three mm")

@@ -40,7 +40,7 @@ from viewalign.weights.initial import read_weight_source
 
 @reported_out_of_memory(
     "nnU-Net was fine-tuned or predicted",
-    "Take a smaller patch or batch in another folder (the plan changes with it), or fewer processes where the CPU's "
+    "Use a smaller patch_size or batch in another folder (the plan changes with it), or fewer workers where the CPU's "
     "memory ran out. Finished epochs stay.",
 )
 def finetune(settings: FinetuneSettings, out: Path, machine: Machine, teller: Teller) -> Finetuning:
@@ -136,7 +136,7 @@ def _splits(run: Finetuning) -> list[splits.Split]:
     held = datasets.names_matching(names, settings.validation) if settings.validation else None
     taught = datasets.names_matching(names, settings.training) if settings.training else None
     if taught is not None and settings.shots:
-        raise UserError("--training names the cases to train on, --shots draws them; give one of the two.")
+        raise UserError("training names the cases to train on, shots draws them; use one of the two.")
     if not settings.shots:
         if held is None and taught is None:
             return []
@@ -163,7 +163,7 @@ def _plan(run: Finetuning) -> Planned:
         run.source,
         choices,
         run.schedule,
-        settings.minimum_share,
+        settings.min_share,
         settings.from_scratch,
     )
 
@@ -174,7 +174,7 @@ def _try_encoder(run: Finetuning, plan: dict[str, Any]) -> None:
     d, h, w = configuration["patch_size"]
     network = plans.build_network(configuration["architecture"], run.dataset.channels, 2, (d, h, w))
     if not run.settings.from_scratch:
-        loading.load_encoder_weights(network, run.source, (d, h, w), run.settings.minimum_share, "--min-share")
+        loading.load_encoder_weights(network, run.source, (d, h, w), run.settings.min_share, "min_share")
 
 
 def _number(
@@ -182,7 +182,7 @@ def _number(
 ) -> list[tuple[splits.Split | None, int | str]]:
     """Give every split nnU-Net's number for it; the dataset's own folds are written first where there are none."""
     settings, names = run.settings, [case.name for case in run.dataset.cases]
-    if settings.folds == "all" and not divided:
+    if settings.fold == "all" and not divided:
         return [(None, "all")]
     own = splits.read(planned.folder)
     base = [] if own else _base_folds(names, settings.patient, needed=not divided)
@@ -191,9 +191,7 @@ def _number(
         return list(zip(divided, numbers, strict=True))
     present = splits.read(planned.folder)
     told = splits.read_names(planned.folder)
-    wanted = range(len(present)) if settings.folds == "cv" else [int(fold) for fold in settings.folds]
-    if settings.folds == "cv":
-        wanted = range(min(5, len(present)))
+    wanted = range(min(settings.folds, len(present))) if settings.fold is None else [int(k) for k in settings.fold]
     missing = [fold for fold in wanted if not 0 <= fold < len(present)]
     if missing:
         raise UserError(f"There is no fold {missing[0]}: {planned.folder / splits.FILE} has {len(present)}, from 0.")
@@ -274,7 +272,7 @@ def _predict(run: Finetuning, model: Model, numbers: Sequence[int | str], teller
     out = run.out / PREDICTIONS
     with teller.bar("Predicting") as bar, running.quietly(run.out / LOG):
         bar(0, 1)
-        mirror = run.settings.mirror and run.settings.mirror_validation
+        mirror = run.settings.mirror and run.settings.tta
         running.predict(model.folder, images, out, numbers, run.machine, mirror)
     teller.say(f"Predictions: {out}")
     references = images.parent / "labelsTs"
@@ -286,7 +284,8 @@ def _cross_validate(
     run: Finetuning, model: Model, numbers: Sequence[tuple[splits.Split | None, int | str]], teller: Teller
 ) -> None:
     """Judge a whole cross-validation as one, and postprocess where asked for and where it helps."""
-    if run.settings.folds != "cv" or run.settings.shots or run.settings.validation:
+    settings = run.settings
+    if settings.folds < 5 or settings.fold is not None or settings.shots or settings.training or settings.validation:
         return
     folds = [int(number) for _, number in numbers]
     with running.quietly(run.out / LOG):

@@ -39,8 +39,8 @@ class Machine:
     processes: int = 1
 
     @classmethod
-    def choose(cls, device: str, gpus: int, processes: int | None) -> Machine:
-        """Settle what was left open: a GPU where there is one, and as many processes as cores, at most eight.
+    def choose(cls, device: str, gpus: int, workers: int | None) -> Machine:
+        """Settle what was left open: a GPU where there is one, and as many workers as cores, at most eight.
 
         Apple's `mps` is nnU-Net's to judge.
 
@@ -49,8 +49,8 @@ class Machine:
         """
         device = device if device == "mps" else choose_device(device)
         if gpus > 1 and device != "cuda":
-            raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave --gpus out.")
-        return cls(device, gpus, processes or min(8, default_workers()))
+            raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave gpus out.")
+        return cls(device, gpus, workers or min(8, default_workers()))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _TOLD = (
     *("overwrite_image_reader_writer", KEY),
 )
 """What prediction reads of `dataset.json`. The rest names cases, or is prose that may."""
-_ENCODER = ("file", "digest", "minimum_share")
+_ENCODER = ("file", "digest", "min_share")
 
 
 @dataclass(frozen=True)

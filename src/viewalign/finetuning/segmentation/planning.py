@@ -53,7 +53,7 @@ def base_plan(dataset: Dataset, folders: Folders, processes: int, asked: str | N
     folder = folders.preprocessed / dataset.name
     file = folder / f"{asked or BASE_PLANS}.json"
     if asked is not None and not file.is_file():
-        raise UserError(f"There is no plan {file}; leave --base-plans out to have one made.")
+        raise UserError(f"There is no plan {file}; leave base_plans out to have one made.")
     if not file.is_file():
         _make_base_plan(dataset, folder, processes)
     plan: dict[str, Any] = json.loads(file.read_text())
@@ -75,7 +75,7 @@ def write_plan(
     source: sources.Source,
     choices: nnunet.Choices,
     schedule: Schedule,
-    minimum_share: float,
+    min_share: float,
     from_scratch: bool,
 ) -> Planned:
     """Write our plan, with the encoder beside it; the same plan without its encoder is the baseline from scratch.
@@ -85,7 +85,7 @@ def write_plan(
     """
     folder = folders.preprocessed / dataset.name
     plan = nnunet.make_plan(base, source.plan, choices, source.file, dataset.channels)
-    told = encoders.store(folder, source, Path(source.file).stem, minimum_share)
+    told = encoders.store(folder, source, Path(source.file).stem, min_share)
     block = {"version": 1, "encoder": None if from_scratch else told, "schedule": schedule.as_json()}
     plan[nnunet.BLOCK] = block
     if not from_scratch:

@@ -277,7 +277,7 @@ def _spacing(asked: Spacing | str, told: Mapping[str, Any], file: str) -> Spacin
     value = told.get("spacing") if asked == "pretraining" else asked
     if value is None or isinstance(value, str):
         raise UserError(
-            f"{file} does not tell a voxel size: its images kept their own. Say --spacing dataset, or give one."
+            f"{file} does not tell a voxel size: its images kept their own. Write spacing=dataset, or a voxel size."
         )
     return float(value[0]), float(value[1]), float(value[2])
 
@@ -301,7 +301,7 @@ def _check_scheme(scheme: str, file: str) -> None:
     if scheme not in _SCHEMES:
         raise UserError(
             f"{file} was pretrained on images of another normalisation ({scheme}) than stock nnU-Net has. Say "
-            "--norm dataset, or pretrain on a store of z-scores."
+            "normalise=dataset, or pretrain on a store of z-scores."
         )
 
 

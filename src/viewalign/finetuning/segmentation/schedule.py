@@ -27,13 +27,13 @@ class Schedule:
         lr: the highest learning rate of the whole network.
         weight_decay: as torch means it.
         clip: the largest norm of a step's gradient.
-        warmup: epochs in which the rate rises linearly to `lr`.
+        warmup_epochs: epochs in which the rate rises linearly to `lr`.
         frozen: epochs at the beginning in which the encoder is frozen; the first half of them is a warm-up.
         frozen_scale: the rate of that stage as a share of `lr`.
         drop_path: stochastic depth of a Primus.
         precision: "auto" as nnU-Net (float16 with a scaler on CUDA, float32 elsewhere), "fp32" or "bf16".
         mirror: whether training mirrors images, and prediction averages over mirrored ones.
-        mirror_validation: whether the validation at the end averages over mirrored images too; eight times as long.
+        tta: whether the validation at the end averages over mirrored images too; eight times as long.
         save_every: epochs between checkpoints to resume from.
         seed: of the decoder's first weights and, where one process draws them, of patches and augmentation.
     """
@@ -45,20 +45,21 @@ class Schedule:
     lr: float = 1e-3
     weight_decay: float = 3e-5
     clip: float = 12.0
-    warmup: int = 50
+    warmup_epochs: int = 50
     frozen: int = 0
     frozen_scale: float = 1.0
     drop_path: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     mirror: bool = True
-    mirror_validation: bool = True
+    tta: bool = True
     save_every: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.frozen + self.warmup >= self.epochs and self.epochs > 1:
+        if self.frozen + self.warmup_epochs >= self.epochs and self.epochs > 1:
             raise ValueError(
-                f"{self.frozen} frozen epochs and {self.warmup} of warm-up leave none of {self.epochs} to train in"
+                f"{self.frozen} frozen epochs and {self.warmup_epochs} of warm-up leave none of {self.epochs} to "
+                "train in"
             )
 
     @classmethod
@@ -79,7 +80,7 @@ class Schedule:
         """Return the learning rate of an epoch, counted from 0."""
         if self.stage(epoch) == "frozen":
             return self.frozen_scale * _rise_and_fall(self.lr, epoch, self.frozen // 2, self.frozen)
-        return _rise_and_fall(self.lr, epoch - self.frozen, self.warmup, self.epochs - self.frozen)
+        return _rise_and_fall(self.lr, epoch - self.frozen, self.warmup_epochs, self.epochs - self.frozen)
 
 
 def _rise_and_fall(top: float, epoch: int, warmup: int, epochs: int) -> float:
@@ -108,8 +109,8 @@ def published(family: Family, epochs: int = 1000, from_scratch: bool = False, sa
             lr=lr,
             weight_decay=5e-2,
             clip=1.0,
-            warmup=tenth,
+            warmup_epochs=tenth,
             frozen=frozen,
             frozen_scale=scale,
         )
-    return Schedule(epochs, lr=1e-2 if from_scratch else 1e-3, warmup=tenth, frozen=frozen)
+    return Schedule(epochs, lr=1e-2 if from_scratch else 1e-3, warmup_epochs=tenth, frozen=frozen)

@@ -1,4 +1,4 @@
-"""What a fine-tuning is asked to do, as data: checked, written beside its results, and unpacked here alone."""
+"""Settings of a fine-tuning for segmentation: written beside its results, and unpacked here only."""
 
 from __future__ import annotations
 
@@ -7,82 +7,120 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from viewalign.config import Count, Fraction, Positive, Settings, Triple
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.schedule import Schedule, published
-from viewalign.utils.overrides import closest, format_validation_error
+from viewalign.utils.settings import Count, Counts, Fraction, Millimetres, Number, Positive, Settings, Triple, as_list
 from viewalign.weights.names import Family
 
 FILE = "finetune.yaml"
 _LATER = {"predict"}
 """What may be added to a fine-tuning that is there."""
 _PLAIN_NAMES = {"export", "checkpoint_final", "checkpoint_best", "encoder", "fold_all"}
-_AS_OPTION = {"tta": "mirror_validation", "min_share": "minimum_share"}
-"""Options of the command line that are called otherwise here."""
-_KEPT_OPEN = ("lr", "weight_decay", "clip", "warmup", "optimizer")
+_KEPT_OPEN = ("lr", "weight_decay", "clip", "warmup_epochs", "optimizer")
 
 
-class FinetuneSettings(Settings):
-    """A fine-tuning for segmentation. What is None follows the published schedule or the pretraining."""
+class SplitSettings(Settings):
+    """Splits and scores."""
 
-    dataset: str
-    encoder: str
-    from_scratch: bool = False
-    plans: str | None = None
-    base_plans: str | None = None
-    spacing: Literal["pretraining", "dataset"] | tuple[Positive, Positive, Positive] = "pretraining"
-    norm: Literal["pretraining", "dataset"] = "pretraining"
-    network: Literal["pretraining", "dataset"] = "pretraining"
-    patch: Triple | None = None
-    batch: Count = 2
-    epochs: Count = 150
-    iterations: Count = 250
-    validation_iterations: Count = 50
-    optimizer: Literal["sgd", "adamw"] | None = None
-    lr: Positive | None = None
-    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
-    clip: Positive | None = None
-    warmup: Annotated[int, Field(ge=0)] | None = None
-    sawtooth: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    mirror: bool = True
-    mirror_validation: bool = True
-    save_every: Count = 10
-    seed: Annotated[int, Field(ge=0)] = 0
-    folds: tuple[int, ...] | Literal["cv", "all"] = (0,)
-    shots: tuple[Count, ...] = ()
-    seeds: Count = 1
-    training: str | None = None
-    validation: str | None = None
-    patient: str | None = None
-    tolerance: str = "1"
-    minimum_share: Fraction = 0.9
-    token_order: Literal["auto", "dhw", "hdw"] = "auto"
-    predict: str | None = None
-    postprocess: bool = False
+    folds: Annotated[int, Field(ge=1, le=5)] = Field(
+        1, description="How many folds of nnU-Net's five are trained: 1 trains the first, 5 is a cross-validation."
+    )
+    fold: Annotated[tuple[Number, ...], BeforeValidator(as_list)] | Literal["all"] | None = Field(
+        None, description="Train these folds only (from 0), as in an array job; `all`: every case, without validation."
+    )
+    shots: Counts = Field((), description="Few-shot: train on so many cases, such as 5,10,20.")
+    seeds: Count = Field(1, description="Draws for each number of shots.")
+    training: str | None = Field(None, description="Cases to train on, written as `validation`; null: all others.")
+    validation: str | None = Field(
+        None, description="Cases to validate on: patterns as 'liver_2*,liver_30', or a file of names."
+    )
+    patient: str | None = Field(
+        None, description="Regular expression whose first group is the patient in a case's name, as '(sub-\\d+)'."
+    )
+    tolerance: str = Field(
+        "1", description="Tolerance of the surface distance in mm: for all classes, or of each as tumour=2,oedema=1."
+    )
+    predict: str | None = Field(
+        None, description="Folder of further images, or imagesTs; predicted by all trained folds together."
+    )
+    postprocess: bool = Field(False, description="With folds=5: nnU-Net's postprocessing, where it helps.")
+    tta: bool = Field(True, description="Average validation and prediction over mirrored images: eight times as long.")
 
 
-def check(values: dict[str, Any]) -> FinetuneSettings:
-    """Turn plain values into settings.
+class PlanSettings(Settings):
+    """Plan."""
 
-    Raises:
-        UserError: a value that does not fit.
-    """
-    try:
-        return FinetuneSettings.model_validate(values)
-    except ValidationError as problem:
-        raise UserError(f"{format_validation_error(problem, _suggest)}.") from None
+    spacing: Literal["pretraining", "dataset"] | Millimetres = Field(
+        "pretraining", description="Voxel size in mm along (D, H, W): that of pretraining, or nnU-Net's of the dataset."
+    )
+    normalise: Literal["pretraining", "dataset"] = Field("pretraining", description="Normalisation of images.")
+    network: Literal["pretraining", "dataset"] = Field(
+        "pretraining", description="dataset: nnU-Net's own network, the weights adapted to it."
+    )
+    patch_size: Triple | None = Field(
+        None, description="Patch (D, H, W) in voxels; null: that of pretraining, cut to the images."
+    )
+    batch: Count = Field(2, description="Patches of a step.")
+    plans: str | None = Field(None, description="Name of the plan; null: made of the encoder and a digest.")
+    base_plans: str | None = Field(None, description="A plan of nnU-Net to start from; null: made by nnU-Net.")
+    min_share: Fraction = Field(0.9, description="Smallest share of the encoder that the weights must cover.")
+    token_order: Literal["auto", "dhw", "hdw"] = Field(
+        "auto", description="Token order of a Primus of unknown trainer: hdw for nnssl's EvaMAE, dhw for raster order."
+    )
 
 
-def _suggest(key: str) -> str:
-    option = _AS_OPTION.get(key)
-    return f" (did you mean '{option}'?)" if option else closest(key, FinetuneSettings.model_fields)
+class TrainingSettings(Settings):
+    """Training; null follows the published schedule of the network."""
+
+    from_scratch: bool = Field(False, description="Train the same plan without the weights: the baseline.")
+    epochs: Count = Field(150, description="Epochs of a fold; published are 1000 and 150.")
+    iterations: Count = Field(250, description="Steps of an epoch.")
+    validation_iterations: Count = Field(50, description="Validation steps of an epoch.")
+    optimizer: Literal["sgd", "adamw"] | None = Field(None, description="null: sgd (ResEnc) or adamw (Primus).")
+    lr: Positive | None = Field(
+        None, description="Highest learning rate; null: 1e-3 (ResEnc) or 1e-4 (Primus), from scratch 1e-2 or 3e-4."
+    )
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="Weight decay; null: 3e-5 (ResEnc) or 5e-2 (Primus)."
+    )
+    clip: Positive | None = Field(None, description="Largest gradient norm; null: 12 (ResEnc) or 1 (Primus).")
+    warmup_epochs: Number | None = Field(
+        None, description="Epochs over which the learning rate rises linearly; null: a tenth of `epochs`, at most 50."
+    )
+    sawtooth: bool = Field(False, description="Train the decoder alone first, for as long as a warm-up.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Arithmetic; auto: as nnU-Net.")
+    mirror: bool = Field(True, description="Mirror in training; false where left and right differ.")
+    save_every: Count = Field(10, description="Epochs between checkpoints to resume from.")
+    seed: Number = Field(0, description="Seed of the decoder's first weights.")
+
+
+class FinetuneSettings(SplitSettings, PlanSettings, TrainingSettings):
+    """What is fine-tuned."""
+
+    dataset: str = Field(description="nnU-Net's number, name or folder of the dataset.")
+    encoder: str = Field(description="A run, an export, an nnssl checkpoint, or hf:OWNER/NAME.")
+
+
+class MachineSettings(Settings):
+    """Machine."""
+
+    device: Literal["auto", "cuda", "cpu", "mps"] = Field(
+        "auto", description="auto: CUDA where there is a GPU, else the CPU."
+    )
+    gpus: Count = Field(1, description="GPUs of this machine that train together.")
+    workers: Count | None = Field(
+        None, description="Processes for preprocessing, patches and export. null: one per core, at most 8."
+    )
+
+
+class SegmentationOptions(MachineSettings, FinetuneSettings):
+    """Everything that `viewalign finetune segmentation` takes."""
 
 
 def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
@@ -99,8 +137,8 @@ def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
         if changed:
             key = changed[0]
             raise UserError(
-                f"{out} holds a fine-tuning with {key}={before.get(key)}, not {now[key]}. Give the same settings to go "
-                "on with it, or another folder to -o."
+                f"{out} holds a fine-tuning with {key}={before.get(key)}, not {now[key]}. Use the same settings to "
+                "resume it, or another folder with -o."
             )
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no fine-tuning; name a new folder with -o.")
@@ -122,7 +160,7 @@ def schedule_of(settings: FinetuneSettings, family: Family) -> Schedule:
             "validation_iterations",
             "precision",
             "mirror",
-            "mirror_validation",
+            "tta",
             "save_every",
             "seed",
         )
@@ -138,7 +176,7 @@ def schedule_of(settings: FinetuneSettings, family: Family) -> Schedule:
 def choices_of(settings: FinetuneSettings, name: str) -> nnunet.Choices:
     """Return what the plan takes from where."""
     return nnunet.Choices(
-        name, settings.spacing, settings.norm, settings.patch, settings.batch, settings.network == "dataset"
+        name, settings.spacing, settings.normalise, settings.patch_size, settings.batch, settings.network == "dataset"
     )
 
 
@@ -160,7 +198,17 @@ def plan_name(settings: FinetuneSettings, schedule: Schedule) -> str:
         return settings.plans
     essence = settings.model_dump(
         mode="json",
-        include={"dataset", "encoder", "spacing", "norm", "network", "patch", "batch", "minimum_share", "base_plans"},
+        include={
+            "dataset",
+            "encoder",
+            "spacing",
+            "normalise",
+            "network",
+            "patch_size",
+            "batch",
+            "min_share",
+            "base_plans",
+        },
     )
     text = json.dumps([essence, schedule.as_json(), settings.from_scratch], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -53,12 +53,12 @@ def patient_of(case: str, pattern: str | None) -> str:
         return str(found[1]) if found else _unfit(case, pattern)
     except (re.error, IndexError) as problem:
         raise UserError(
-            f"--patient {pattern!r}: {problem}; write a group around the patient, as in '(sub-\\d+)'."
+            f"patient={pattern!r}: {problem}; write a group around the patient, as in '(sub-\\d+)'."
         ) from None
 
 
 def _unfit(case: str, pattern: str) -> str:
-    raise UserError(f"--patient {pattern!r} does not fit the case {case}.")
+    raise UserError(f"patient={pattern!r} does not fit the case {case}.")
 
 
 def cross_validation(cases: Sequence[str], pattern: str | None = None, folds: int = _FOLDS) -> list[Split]:
@@ -72,7 +72,7 @@ def cross_validation(cases: Sequence[str], pattern: str | None = None, folds: in
     patients = [patient_of(case, pattern) for case in sorted(cases)]
     groups = sorted(set(patients))
     if len(groups) < folds:
-        raise UserError(f"{len(groups)} cases or patients are too few for {folds} folds; train on all (--folds all).")
+        raise UserError(f"{len(groups)} cases or patients are too few for {folds} folds; train on all (fold=all).")
     divided = KFold(folds, shuffle=True, random_state=_NNUNET_SEED).split(groups)
     splits = []
     for number, (_, held) in enumerate(divided):

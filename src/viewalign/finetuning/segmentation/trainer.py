@@ -82,7 +82,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         if nnunet.BLOCK not in plans:
             raise UserError(
                 f"The plan {plans.get('plans_name')} was not made by viewalign: make one with `viewalign finetune "
-                "segmentation` or `viewalign export --nnunet`, and give its name to -p."
+                "segmentation` or `viewalign export RUN format=nnunet`, and give its name to -p."
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
         block = self.plans_manager.plans[nnunet.BLOCK]
@@ -162,7 +162,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def _load_encoder(self, told: dict[str, Any]) -> None:
         source = encoders.read_stored(Path(self.preprocessed_dataset_folder_base), told)
         d, h, w = self.configuration_manager.patch_size
-        fitted = loading.load_encoder_weights(self.module, source, (d, h, w), told["minimum_share"], "--min-share")
+        fitted = loading.load_encoder_weights(self.module, source, (d, h, w), told["min_share"], "min_share")
         self.print_to_log_file(fitted.text(), also_print_to_console=True, add_timestamp=False)
         if self.local_rank == 0:
             write_report(fitted, Path(self.output_folder) / REPORT)
@@ -294,7 +294,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the validation cases whole; mirrored too, where the plan says so."""
         axes = self.inference_allowed_mirroring_axes
-        if not self.schedule.mirror_validation:
+        if not self.schedule.tta:
             self.inference_allowed_mirroring_axes = None
         super().perform_actual_validation(save_probabilities)
         self.inference_allowed_mirroring_axes = axes

@@ -76,7 +76,7 @@ class Bench:
     """
 
     def __init__(self, recipe: str, settings: list[str], store: Path, out: Path, device: str) -> None:
-        own = [f"data={store}", f"out={out}", f"runtime.accelerator={device}", "optim.lr=1e-4", *QUIET]
+        own = [f"data={store}", f"out={out}", f"runtime.device={device}", "optim.lr=1e-4", *QUIET]
         asked = load(recipe, [*own, *settings], say=lambda _: None)
         requirements = requirements_of(asked)
         made, fabric = launch(asked, requirements.group, requirements.has_unused_parameters, requirements.deterministic)

@@ -58,10 +58,10 @@ class Size:
 
 TINY = Size(
     recipe=_SMALL_RECIPE,
-    settings=("views.size=16", "batch=2", "heads.width=16", "runtime.precision=fp32"),
+    settings=("views.patch_size=16", "batch=2", "heads.width=16", "runtime.precision=fp32"),
     shape=SMALL,
     steps=2,
-    small=("views.size=16", "batch=2", "heads.width=16", "runtime.workers=0"),
+    small=("views.patch_size=16", "batch=2", "heads.width=16", "runtime.workers=0"),
 )
 """A check that takes seconds on a CPU and does not measure speed."""
 
@@ -135,7 +135,7 @@ def _large_steps(device: torch.device, folder: Path, size: Size, rate: float) ->
     fitting = first_that_fits(lambda more: _timed(device, store, folder / f"large-{len(more)}", size, more))
     if fitting is None:
         words = f"{size.recipe} does not fit, even with {' '.join(LESS_MEMORY[-1])}"
-        yield Finding("watch", "Memory", words, "Lower views.size, or take a smaller network: `viewalign estimate`.")
+        yield Finding("watch", "Memory", words, "Lower views.patch_size or use a smaller network.")
         return
     more, (bench, times) = fitting
     yield _step(bench, times.median, rate, more)

@@ -39,7 +39,7 @@ def small_recipe(recipe: str, store: Path, out: Path, device: str, settings: Seq
     half = STEPS // 2
     own = [
         f"steps={STEPS}", "batch=4", "log.every=1", f"log.health_every={half}", f"checkpoint.every={half}",
-        "validate.every=0", "log.tensorboard=false", "runtime.workers=1", f"runtime.accelerator={device}",
+        "validate.every=0", "log.tensorboard=false", "runtime.workers=1", f"runtime.device={device}",
         f"data={store}", f"out={out}",
     ]  # fmt: skip
     return load(recipe, [*own, *settings], say=lambda _: None)

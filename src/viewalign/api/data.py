@@ -1,0 +1,181 @@
+"""From images to a store: `index`, `prepare` and `estimate`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viewalign.errors import UserError, report_disk_full
+from viewalign.utils.settings import checked
+
+if TYPE_CHECKING:
+    from viewalign.data.indexing import Index
+    from viewalign.data.layout import Progress
+    from viewalign.data.prepare import PrepareReport
+    from viewalign.training.estimate import Estimate
+
+Listener = Callable[[str, int, int], None]
+"""Takes what is being done in a few words, how many are done, and how many there are."""
+
+
+def stage(listener: Listener | None, what: str) -> Callable[[int, int], None] | None:
+    """Return a listener of (done, total) for one piece of work; None where nobody listens."""
+    return None if listener is None else lambda done, total: listener(what, done, total)
+
+
+@report_disk_full()
+def index(
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path = "catalogue.json",
+    *,
+    on_progress: Listener | None = None,
+    **settings: Any,
+) -> Index:
+    """List 3D images in a catalogue; only headers are read.
+
+    Args:
+        sources: folders, files, patterns or tables, or one of these; BIDS, nnU-Net, OpenMind and FOMO60K datasets.
+        out: the catalogue. Beside it are written `.excluded.json` (files with reasons), `.index.json` (figures) and
+            `.html` (a page).
+        on_progress: called after each header.
+        **settings: those of `viewalign settings index`.
+
+    Returns:
+        The images (`entries`), and `excluded`: file and reason of each one that cannot be used.
+
+    Raises:
+        UserError: an unknown setting, a source that does not exist, no image, or a file that cannot be written.
+
+    Example:
+        ```python
+        found = viewalign.index("scans", "catalogue.json")
+        print(found.images, found.subjects(), len(found.excluded))
+        ```
+    """
+    import re
+
+    from viewalign.data.indexing import index_sources
+    from viewalign.data.inputs import nothing_found
+    from viewalign.data.settings import IndexSettings
+    from viewalign.data.sources import FindOptions
+
+    wanted = checked(IndexSettings, settings)
+    report = None if on_progress is None else lambda done, total: on_progress("Reading headers", done, total)
+    pattern = None if wanted.subject_pattern is None else re.compile(wanted.subject_pattern)
+    names = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
+    options = FindOptions(pattern, wanted.labels, report, wanted.frames)
+    found = index_sources(names, options, on_file=report, workers=wanted.workers)
+    if found.images == 0:
+        raise UserError(nothing_found(names, found))
+    _write_index(found, Path(out))
+    return found
+
+
+def _write_index(found: Index, out: Path) -> None:
+    from viewalign.data.catalogue import write_catalogue
+    from viewalign.data.indexing import write_refused
+    from viewalign.data.summary import summarise, write_summary
+    from viewalign.reports.catalogue import write_index_page
+
+    summary = summarise(found)
+    try:
+        write_catalogue(found.collection, out)
+        write_refused(out, found.excluded)
+        write_summary(summary, out)
+        write_index_page(summary, out)
+    except OSError as error:
+        raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
+
+
+@report_disk_full()
+def prepare(
+    source: str | Path, out: str | Path, *, on_progress: Listener | None = None, **settings: Any
+) -> PrepareReport:
+    """Orient, crop, resample and normalise images into a store; images that are there already are left alone.
+
+    Args:
+        source: a folder of images (NIfTI, NRRD, MetaImage, DICOM) or a catalogue of `index`.
+        out: the store's folder.
+        on_progress: called after each image.
+        **settings: those of `viewalign settings prepare`, such as `spacing=1.5` or `workers=8`.
+
+    Returns:
+        Counts, and `excluded`: file and reason of each image that cannot be used.
+
+    Raises:
+        UserError: settings that do not fit, no images, none that can be used, or a folder that holds something else.
+
+    Example:
+        ```python
+        report = viewalign.prepare("scans", "store", spacing=1.5)
+        for file in report.excluded:
+            print(file.file, file.reason)
+        ```
+    """
+    from viewalign.data.inputs import catalogue_of, stored_settings
+    from viewalign.data.prepare import Shard, prepare_records
+    from viewalign.data.settings import PrepareOptions
+    from viewalign.data.worker_pool import dask_cluster
+
+    wanted = checked(PrepareOptions, settings)
+    shard = Shard.parse(wanted.shard)
+    say = on_progress or (lambda *_: None)
+    found = catalogue_of(Path(source), wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
+    rest: dict[str, Any] = {
+        "excluded": found.excluded,
+        "on_progress": lambda step: say(_words(step), step.done, step.total),
+        "quality": found.quality,
+        "shard": shard,
+        "limits": wanted.limits(),
+    }
+    places = found.records, Path(out), stored_settings(wanted, found.records, say)
+    if wanted.scheduler is None:
+        report = prepare_records(*places, workers=wanted.workers, **rest)
+    else:
+        with dask_cluster(wanted.scheduler, Path(out)) as cluster:
+            report = prepare_records(*places, workers=cluster.threads, executor=cluster.executor, **rest)
+    if report.prepared == 0:
+        reasons = Path(out) / "report.json"
+        raise UserError(f"None of the {len(report.excluded)} images could be used. The reasons are in {reasons}.")
+    return report
+
+
+def estimate(
+    source: str | Path,
+    recipe: str | Path = "cva-resenc-l",
+    *,
+    say: Callable[[str], Any] = warnings.warn,
+    on_progress: Listener | None = None,
+    **settings: Any,
+) -> Estimate:
+    """Estimate disk, memory and hours of a preparation and a pretraining; nothing is written.
+
+    Args:
+        source: a folder of images or a catalogue of `index`.
+        recipe: the pretraining recipe.
+        say: takes a sentence for each setting of a YAML file that has no effect.
+        on_progress: called after each header.
+        **settings: those of `viewalign settings estimate`: of the recipe, of `prepare`, and `gpu`.
+
+    Returns:
+        Lines for a person, and `facts`: all figures.
+
+    Raises:
+        UserError: settings that do not fit, no images, or a GPU whose speed is not known.
+
+    Example:
+        ```python
+        cost = viewalign.estimate("scans", "cva-resenc-xs", gpu=["a100"], prepare={"spacing": 2})
+        print(cost.facts["preparation"]["disk_bytes"])
+        ```
+    """
+    from viewalign.training.estimate import estimate as run
+
+    return run(Path(source), str(recipe), settings, say, on_progress or (lambda *_: None))
+
+
+def _words(step: Progress) -> str:
+    parts = [(step.skipped, "already there"), (step.excluded, "excluded")]
+    return ", ".join(["Preparing", *(f"{count} {what}" for count, what in parts if count)])

@@ -1,0 +1,171 @@
+"""Evaluation: `embed`, `probe` and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viewalign.api.data import stage
+from viewalign.errors import UserError, report_disk_full
+from viewalign.utils.settings import checked
+
+if TYPE_CHECKING:
+    from viewalign.api.data import Listener
+    from viewalign.evaluation.embedding import Embeddings
+    from viewalign.evaluation.results import Evaluation
+    from viewalign.tasks.manifest import TaskCase
+    from viewalign.tasks.spec import TaskSpec
+
+
+@report_disk_full()
+def embed(
+    encoder: str | Path,
+    cases: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    on_progress: Listener | None = None,
+    **settings: Any,
+) -> Embeddings:
+    """Compute one embedding per case; nothing is random.
+
+    Args:
+        encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`, or `untrained:NAME`.
+        cases: image files of one channel (named by their file names), or a task's folder or manifest.
+        out: an .npz or .parquet to write.
+        on_progress: called after each case.
+        **settings: those of `viewalign settings embed`, such as `patch_size=96`.
+
+    Returns:
+        `cases` (N names), `features` (N, C) float32, perhaps `maps`, and `excluded`: name and reason.
+
+    Raises:
+        UserError: no encoder there, a setting that does not fit, or no case that can be used.
+
+    Example:
+        ```python
+        found = viewalign.embed("run", ["a.nii.gz", "b.nii.gz"], patch_size=96)
+        print(found.cases, found.features.shape)
+        ```
+    """
+    from viewalign.evaluation.embedding import embed as embed_cases
+    from viewalign.evaluation.encoders import encoder_and_preprocessor
+    from viewalign.evaluation.settings import EmbedSettings
+
+    wanted = checked(EmbedSettings, settings)
+    spec, listed = _cases_of(cases)
+    network, preprocessor = encoder_and_preprocessor(str(encoder), spec, wanted.patch_size, wanted.spacing, wanted.pool)
+    found = embed_cases(
+        network,
+        preprocessor,
+        listed,
+        wanted.pool,
+        wanted.maps,
+        wanted.device,
+        stage(on_progress, "Embedding"),
+        None if wanted.cache is None else Path(wanted.cache),
+        wanted.workers,
+    )
+    if out is not None:
+        found.write(Path(out))
+    return found
+
+
+def _cases_of(cases: str | Path | Sequence[str | Path]) -> tuple[TaskSpec, list[TaskCase]]:
+    from viewalign.tasks.manifest import TaskCase, read_manifest
+    from viewalign.tasks.spec import TaskSpec, read_spec
+
+    if isinstance(cases, str | Path):
+        spec = read_spec(cases)
+        return spec, read_manifest(cases, spec, targets=False)
+    if not cases:
+        raise UserError("There are no cases to embed: the list is empty.")
+    spec = TaskSpec.model_validate({"name": "images", "kind": "regression", "channels": [{"name": "image"}]})
+    return spec, [TaskCase(str(one), str(one), {"image": Path(one)}) for one in cases]
+
+
+@report_disk_full()
+def probe(
+    task: str | Path,
+    encoders: str | Path | Sequence[str | Path],
+    out: str | Path = "probe.json",
+    *,
+    say: Callable[[str], Any] | None = None,
+    **settings: Any,
+) -> list[tuple[str, str]]:
+    """Evaluate frozen features with a linear probe or nearest neighbours.
+
+    The same networks untrained, and plain intensity statistics, are evaluated on the same cases.
+
+    Args:
+        task: the folder of task.yaml and its manifest.
+        encoders: runs, exports or checkpoints.
+        out: the JSON to write.
+        say: takes the table as text.
+        **settings: those of `viewalign settings probe`.
+
+    Returns:
+        Name and reason of each case that cannot be used.
+
+    Raises:
+        UserError: a missing extra, a setting that does not fit, or no case that can be used.
+
+    Example:
+        ```python
+        viewalign.probe("task", ["run"], "probe.json", say=print, shots=[5, 10])
+        ```
+    """
+    from viewalign.evaluation.probe import run_probe
+    from viewalign.evaluation.settings import ProbeSettings
+
+    paths = [encoders] if isinstance(encoders, str | Path) else encoders
+    wanted = checked(ProbeSettings, settings)
+    return run_probe([str(one) for one in paths], task, Path(out), wanted, say or (lambda _: None))
+
+
+@report_disk_full()
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    out: str | Path | None = None,
+    *,
+    on_progress: Listener | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Score segmentations: Dice and normalised surface distance per class, with bootstrap intervals.
+
+    Args:
+        predictions: folder of label maps.
+        references: folder of label maps of the same names.
+        out: folder for evaluation.json and cases.csv; default `evaluation` in the predictions.
+        on_progress: called after each case.
+        **settings: those of `viewalign settings evaluate`.
+
+    Returns:
+        Scores of each case, `missing` predictions, `excluded` cases; `table()` is a table in text.
+
+    Raises:
+        UserError: no such folder, a setting that does not fit, or no case that can be evaluated.
+
+    Example:
+        ```python
+        scores = viewalign.evaluate("predictions", "labelsTs", tolerance="tumour=2,oedema=1")
+        print(scores.table())
+        ```
+    """
+    from viewalign.evaluation import folders
+    from viewalign.evaluation.segmentation_metrics import Rules
+    from viewalign.evaluation.settings import EvaluateSettings
+    from viewalign.finetuning.segmentation.dataset import names_matching
+
+    wanted = checked(EvaluateSettings, settings)
+    places = Path(predictions), Path(references)
+    description = None if wanted.dataset_json is None else Path(wanted.dataset_json)
+    classes = folders.classes_of(*places, description)
+    value = folders.ignore_of(*places, description) if wanted.ignore is None else wanted.ignore
+    classes = {name: values for name, values in classes.items() if values != (value,)}
+    rules = Rules(classes, folders.tolerances_of(wanted.tolerance, classes), value, wanted.empty)
+    names = names_matching(list(folders.label_files(places[1])), wanted.cases) if wanted.cases else None
+    result = folders.evaluate_folder(*places, rules, names, wanted.workers, stage(on_progress, "Evaluating"))
+    result.write(places[0] / "evaluation" if out is None else Path(out))
+    return result

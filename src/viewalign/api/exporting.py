@@ -1,0 +1,99 @@
+"""Taking weights elsewhere: `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viewalign.errors import UserError, report_disk_full
+from viewalign.utils.settings import checked
+
+if TYPE_CHECKING:
+    from viewalign.weights.settings import ExportSettings
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export.
+
+    Attributes:
+        path: the folder or file that was written.
+        text: what was written and how it is used, in lines for a person.
+    """
+
+    path: Path
+    text: str
+
+
+@report_disk_full()
+def export(run: str | Path, out: str | Path | None = None, **settings: Any) -> Exported:
+    """Write the weights of a run or a fine-tuning in a form that loads elsewhere.
+
+    Args:
+        run: the folder of a pretraining, or of a fine-tuning (formats `nnunet` and `onnx`).
+        out: where to; default is a folder in `run`.
+        **settings: those of `viewalign settings export`, such as `format="onnx"`.
+
+    Returns:
+        The path and how it is used.
+
+    Raises:
+        UserError: no run there, settings that do not fit, or a network that the format does not take.
+
+    Example:
+        ```python
+        print(viewalign.export("run", licence="cc-by-4.0").path)
+        ```
+    """
+    from viewalign.weights.settings import ExportSettings
+
+    wanted, folder, target = checked(ExportSettings, settings), Path(run), None if out is None else Path(out)
+    if wanted.format == "onnx":
+        from viewalign.finetuning.classification.onnx import export_onnx
+
+        place = target or folder / "onnx"
+        return Exported(place, export_onnx(folder, place).text())
+    if wanted.format == "ssl3d":
+        return _ssl3d(folder, target, wanted)
+    return _nnunet(folder, target, wanted) if wanted.format == "nnunet" else _encoder(folder, target, wanted)
+
+
+def _ssl3d(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
+    from viewalign.compat.ssl3d import write_submission
+
+    written = write_submission(run, out, wanted.weights)
+    lines = [f"  holds: {line}" for line in written.passed]
+    return Exported(written.checkpoint, "\n".join([*lines, f"Checkpoint for the challenge: {written.checkpoint}"]))
+
+
+def _nnunet(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
+    """Write a model of a fine-tuning's folder, or a plan and a complete checkpoint of an encoder."""
+    from viewalign.finetuning.segmentation import package
+    from viewalign.finetuning.segmentation.settings import FILE
+
+    if (run / FILE).is_file():
+        target = out or run / "model"
+        folders = package.export_model(run, target)
+        use = "  nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m"
+        return Exported(target, "\n".join(f"Model: {folder}\n{use} {folder}" for folder in folders))
+    if wanted.dataset is None:
+        raise UserError(f"{run} is no fine-tuning; name the dataset to write a plan for: dataset=NUMBER.")
+    written = package.export_start(str(run), wanted.dataset, out or Path("nnunet-export"))
+    lines = [f"Plan:       {written.plan}", f"Checkpoint: {written.checkpoint}", "", *written.commands]
+    return Exported(written.checkpoint, "\n".join(lines))
+
+
+def _encoder(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
+    from viewalign.weights.export import export_run
+
+    folder = export_run(run, out, wanted.weights, wanted.licence, wanted.cite)
+    files = sorted(folder.iterdir())
+    lines = [f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)" for file in files]
+    lines.append(f'Load it in Python with  viewalign.load_encoder("{folder}")')
+    if wanted.hub is not None:
+        from viewalign.data.fetch import hub
+
+        page = hub.publish(folder, wanted.hub, [file.name for file in files], wanted.public)
+        lines.append(f"Published: {page}. Load it elsewhere as  hf:{wanted.hub}")
+    return Exported(folder, "\n".join(lines))

@@ -1,0 +1,221 @@
+"""Fine-tuning: `finetune` and `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from viewalign.api.data import stage
+from viewalign.errors import UserError, report_disk_full
+from viewalign.utils.memory import reported_out_of_memory
+from viewalign.utils.settings import checked, nested
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from viewalign.api.data import Listener
+    from viewalign.evaluation.linear_probe import LinearProbeScore
+    from viewalign.finetuning.segmentation.nnunet import Machine
+    from viewalign.finetuning.segmentation.record import Finetuning, Teller
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What a fine-tuning for classification or regression came to.
+
+    Attributes:
+        folder: its folder; `predict` takes it.
+        score: figures over all held-out cases (`values`, and 95 % `intervals` over subjects).
+        refused: name and reason of each case that could not be used.
+        report: the page, `report.html`.
+    """
+
+    folder: Path
+    score: LinearProbeScore
+    excluded: list[tuple[str, str]]
+    report: Path
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a fine-tuned model says of cases.
+
+    Attributes:
+        columns: what the numbers are: `p_<class>` each, or `value`; none for a segmentation.
+        values: by case, (K,) probabilities or (1,) value in the target's own unit; none for a segmentation.
+        masks: by case, the file of a segmentation's mask, on the voxels of the case's first image.
+        refused: name and reason of each case that could not be used.
+    """
+
+    columns: tuple[str, ...]
+    values: dict[str, NDArray[np.float64]]
+    masks: dict[str, Path]
+    excluded: list[tuple[str, str]]
+
+
+@overload
+def finetune(
+    kind: Literal["segmentation"],
+    data: str | Path,
+    encoder: str | Path,
+    out: str | Path,
+    *,
+    teller: Teller | None = None,
+    **settings: Any,
+) -> Finetuning: ...
+@overload
+def finetune(
+    kind: Literal["classification", "regression"],
+    data: str | Path,
+    encoder: str | Path,
+    out: str | Path,
+    *,
+    teller: Teller | None = None,
+    **settings: Any,
+) -> TaskOutcome: ...
+@report_disk_full()
+def finetune(
+    kind: str,
+    data: str | Path,
+    encoder: str | Path,
+    out: str | Path,
+    *,
+    teller: Teller | None = None,
+    **settings: Any,
+) -> Any:
+    """Fine-tune an encoder on labelled data; the same call resumes a fine-tuning that was stopped.
+
+    Args:
+        kind: `segmentation` (by nnU-Net, extra `nnunet`), `classification` or `regression` (extra `tasks`).
+        data: nnU-Net's number, name or folder of a dataset; else the folder of task.yaml and its manifest.
+        encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
+        out: the fine-tuning's folder.
+        teller: takes lines of progress (`say`) and shows long work (`bar`).
+        **settings: those of `viewalign settings finetune KIND`.
+
+    Returns:
+        For segmentation everything that came out (`judged` has the scores; the page is `report.html`), else a
+        `TaskOutcome`.
+
+    Raises:
+        UserError: a missing extra, or anything of data, encoder or settings that does not fit; said before training.
+
+    Example:
+        ```python
+        viewalign.finetune("segmentation", 4, "run", "liver", shots=(5, 10), epochs=50)
+        tuned = viewalign.finetune("classification", "task", "run", "tuned", epochs=50)
+        print(tuned.score.values)
+        ```
+    """
+    if kind == "segmentation":
+        return _segmentation(str(data), str(encoder), Path(out), teller, settings)
+    if kind in ("classification", "regression"):
+        return _one_answer(kind, data, str(encoder), Path(out), teller, settings)
+    raise UserError(f"finetune takes segmentation, classification or regression, not '{kind}'.")
+
+
+def _segmentation(
+    dataset: str, encoder: str, out: Path, teller: Teller | None, values: Mapping[str, Any]
+) -> Finetuning:
+    from viewalign.finetuning.segmentation import environment
+
+    environment.check_installed()
+    from viewalign.finetuning.segmentation.finetune import finetune as run
+    from viewalign.finetuning.segmentation.nnunet import Machine
+    from viewalign.finetuning.segmentation.record import SilentTeller
+    from viewalign.finetuning.segmentation.settings import FinetuneSettings, SegmentationOptions
+    from viewalign.reports.segmentation import write_page
+
+    wanted = checked(SegmentationOptions, {**values, "dataset": dataset, "encoder": encoder})
+    kept = {name: getattr(wanted, name) for name in FinetuneSettings.model_fields}
+    machine = Machine.choose(wanted.device, wanted.gpus, wanted.workers)
+    done = run(FinetuneSettings.model_validate(kept), out, machine, teller or SilentTeller())
+    write_page(done.out)
+    return done
+
+
+def _one_answer(
+    kind: str, task: str | Path, encoder: str, out: Path, teller: Teller | None, values: Mapping[str, Any]
+) -> TaskOutcome:
+    from viewalign.evaluation.encoders import check_installed
+
+    check_installed()
+    from viewalign.finetuning.classification.finetune import finetune as run
+    from viewalign.finetuning.classification.settings import TaskOptions, TaskTraining, load_training
+    from viewalign.reports.task import write_page
+    from viewalign.tasks.spec import read_spec
+
+    wanted = checked(TaskOptions, values)
+    own = {key: value for key, value in nested(values).items() if key in TaskTraining.model_fields}
+    training = load_training(wanted.recipe, own)
+    found = read_spec(task).kind
+    if (found == "regression") != (kind == "regression"):
+        other = "regression" if found == "regression" else "classification"
+        raise UserError(f"{task} is a {found} task; use `viewalign finetune {other}` (in Python: finetune('{other}')).")
+    cache = None if wanted.cache is None else Path(wanted.cache)
+    say = (lambda _: None) if teller is None else teller.say
+    score, excluded = run(task, encoder, out, training, say, cache=cache, workers=wanted.workers)
+    return TaskOutcome(out, score, excluded, write_page(out))
+
+
+@report_disk_full()
+@reported_out_of_memory("cases were predicted", "Take device=cpu, or fewer workers where the CPU's memory ran out.")
+def predict(
+    model: str | Path,
+    cases: str | Path,
+    out: str | Path | None = None,
+    *,
+    on_progress: Listener | None = None,
+    **settings: Any,
+) -> Predictions:
+    """Predict classes, values or masks of new cases, averaged over a fine-tuning's folds.
+
+    Args:
+        model: the folder of a fine-tuning or one of its folds, an exported `.onnx`, or nnU-Net's folder of a model.
+        cases: a manifest (CSV or JSON lines) or a task's folder; targets are not needed. For a segmentation a manifest
+            or a folder of `CASE_0000.nii.gz`.
+        out: a CSV to write; for a segmentation the folder of masks, which is required.
+        on_progress: called after each case of a classification or regression.
+        **settings: those of `viewalign settings predict`: `tta`, `device`, `workers`.
+
+    Returns:
+        The numbers or masks by case, and the cases that could not be used.
+
+    Raises:
+        UserError: no model there, or cases that cannot be used.
+
+    Example:
+        ```python
+        found = viewalign.predict("tuned", "new/manifest.csv", "predictions.csv")
+        print(found.columns, found.values)
+        ```
+    """
+    from viewalign.finetuning.segmentation.nnunet import Machine
+    from viewalign.finetuning.segmentation.predict import is_segmentation
+    from viewalign.finetuning.settings import PredictSettings
+
+    wanted = checked(PredictSettings, settings)
+    machine = Machine.choose(wanted.device, 1, 1)
+    if is_segmentation(Path(model)):
+        return _masks(Path(model), Path(cases), out, machine, wanted.tta)
+    from viewalign.finetuning.classification import predict as predicting
+
+    table, listener = None if out is None else Path(out), stage(on_progress, "Predicting")
+    found = predicting.predict(Path(model), cases, table, machine.device, wanted.tta, listener, wanted.workers)
+    return Predictions(found.columns, found.values, {}, found.excluded)
+
+
+def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, tta: bool) -> Predictions:
+    from viewalign.finetuning.segmentation import predict as predicting
+
+    if out is None:
+        raise UserError(f"{model} is a segmentation: name the folder of its masks with `out`.")
+    trained = predicting.read_trained(model)
+    given = predicting.cases_in(cases, trained)
+    excluded = predicting.predict(trained, given, Path(out), machine, tta)
+    failed = {name for name, _ in excluded}
+    masks = {case.case: Path(out) / f"{case.case}{trained.ending}" for case in given if case.case not in failed}
+    return Predictions((), {}, masks, excluded)

@@ -1,0 +1,192 @@
+"""Studies: `study` and `compare_methods`."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viewalign.errors import UserError, report_disk_full
+from viewalign.utils.settings import checked
+
+if TYPE_CHECKING:
+    from viewalign.studies.settings import CompareMethodsSettings, Study
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study that is checked, and not yet run.
+
+    Attributes:
+        study: its settings.
+        folder: where its cells and tables are.
+        minutes: begin no further cell after so long; None for no limit.
+        shard: the part of the cells that this process does, `i/n`.
+        command: the words that run it again, without `shard`.
+    """
+
+    study: Study
+    folder: Path
+    minutes: float | None = None
+    shard: str = "1/1"
+    command: tuple[str, ...] = ()
+
+    def cells(self, only: str | None = None) -> dict[str, str]:
+        """Return the name of each cell, with what has become of it; `only` is a pattern of names."""
+        return {cell.name: str(cell.record.get("status", "to do")) for cell in self._chosen(only)}
+
+    def run(self, only: str | None = None, say: Callable[[str], Any] | None = None) -> int:
+        """Do what is not done yet, then write table and page.
+
+        Args:
+            only: a pattern of cells' names; what they need is done too.
+            say: takes lines of progress, and the table.
+
+        Returns:
+            0 when all is done, 3 when some cells failed, 4 when some are left.
+        """
+        from viewalign.reports.study import write_page
+        from viewalign.studies import table
+        from viewalign.studies.cells import Grid
+        from viewalign.studies.run import run_study
+        from viewalign.utils.locks import locked
+
+        report, began, grid = say or (lambda _: None), time.monotonic(), Grid(self.study, self.folder)
+
+        def has_time() -> bool:
+            return self.minutes is None or time.monotonic() - began < 60 * self.minutes
+
+        code = run_study(grid, report, has_time, self._chosen(only))
+        with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
+            report(table.write(grid))
+            report(f"Tables: {grid.out}/table.md, .csv, .json\nPage: {write_page(grid.out)}")
+        return code
+
+    def write_slurm(self, script: Path) -> Path:
+        """Write a SLURM array script that runs the study in parts; return the folder of its logs."""
+        from viewalign.studies.cells import slurm_script
+
+        logs = self.folder.absolute() / "slurm"
+        logs.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "viewalign", *self.command, "-o", str(self.folder.absolute())]
+        script.write_text(slurm_script(self.study, command, str(logs / "%A_%a.log")))
+        return logs
+
+    def _chosen(self, only: str | None) -> list[Any]:
+        from viewalign.studies import cells
+        from viewalign.studies.cells import Grid
+
+        grid = Grid(self.study, self.folder)
+        mine = grid.cells if self.shard == "1/1" else cells.share(self.study, grid.cells, self.shard)
+        return mine if only is None else cells.only(mine, only)
+
+
+@report_disk_full()
+def study(
+    study: str | Path, data: str | Path | None = None, out: str | Path | None = None, **settings: Any
+) -> StudyPlan:
+    """Check a study: arms × seeds × evaluations as a grid that can be stopped and resumed.
+
+    Args:
+        study: the name of a shipped study, or a YAML file.
+        data: the folder of its data (`data.root`).
+        out: the study's folder; default its name.
+        **settings: those of `viewalign settings study`, such as `seeds=8`.
+
+    Returns:
+        The plan; its `run()` does what is not done yet.
+
+    Raises:
+        UserError: an unknown study or setting, or a value that does not fit.
+
+    Example:
+        ```python
+        plan = viewalign.study("geometry-laptop", "hippocampus", "geometry", minutes=60)
+        print(len(plan.cells()))
+        ```
+    """
+    from viewalign.studies import loading
+    from viewalign.studies.settings import ShareSettings
+    from viewalign.utils.settings import merged, nested
+
+    changes = nested(settings)
+    own: dict[str, Any] = {key: changes.pop(key) for key in ("minutes", "shard") if key in changes}
+    share = checked(ShareSettings, own)
+    if data is not None:
+        changes = merged({"data": {"root": str(Path(data).absolute())}}, changes)
+    chosen = loading.load(str(study), changes)
+    named = str(Path(study).absolute()) if Path(study).is_file() else str(study)
+    command = ("study", named, *loading.flatten(changes))
+    return StudyPlan(chosen, Path(out or chosen.name), share.minutes, share.shard, command)
+
+
+@report_disk_full()
+def compare_methods(
+    store: str | Path,
+    images: str | Path,
+    labels: str | Path,
+    out: str | Path | None = None,
+    *,
+    say: Callable[[str], Any] | None = None,
+    **settings: Any,
+) -> StudyPlan:
+    """Plan a comparison of pretraining methods, everything else equal; it is a study.
+
+    Args:
+        store: prepared images to pretrain on.
+        images: folder of images to evaluate on.
+        labels: folder of their label maps, of the same names.
+        out: the study's folder; default `methods-NETWORK`.
+        say: takes a sentence where nnU-Net is not installed, so that nothing is fine-tuned.
+        **settings: those of `viewalign settings compare-methods`; `learn` and `test` are required.
+
+    Returns:
+        The plan; its `run()` does what is not done yet.
+
+    Raises:
+        UserError: no recipe for a method, or a setting that does not fit.
+
+    Example:
+        ```python
+        cases = {"learn": "hippocampus_0*", "test": "hippocampus_2*"}
+        plan = viewalign.compare_methods("store", "hippocampus/images", "hippocampus/labels", methods=["mae"], **cases)
+        print(plan.folder)
+        ```
+    """
+    from viewalign.studies.loading import comparison, tuning_judges
+    from viewalign.studies.settings import CompareMethodsSettings
+
+    wanted = checked(CompareMethodsSettings, settings)
+    places = {"images": str(Path(images).absolute()), "labels": str(Path(labels).absolute())}
+    labelled = {**places, "learn": list(wanted.learn), "test": list(wanted.test)}
+    judges = {"voxels": {"kind": "voxel_probe", "shots": wanted.shots}, "places": {"kind": "retrieval"}}
+    chosen = comparison(
+        wanted.network,
+        {"store": str(Path(store).absolute()), "labelled": labelled},
+        wanted.methods,
+        wanted.common,
+        steps=wanted.steps,
+        seeds=wanted.seeds,
+        threads=wanted.threads,
+        judges=judges | tuning_judges(wanted.network, _tuned(wanted, say), wanted.finetune),
+    )
+    return StudyPlan(chosen, Path(out or chosen.name), wanted.minutes, wanted.shard)
+
+
+def _tuned(wanted: CompareMethodsSettings, say: Callable[[str], Any] | None) -> tuple[int, ...]:
+    """Return the numbers of cases to fine-tune on; as for the probe by default, if nnU-Net is installed."""
+    from viewalign.finetuning.segmentation import environment
+
+    if wanted.finetune_shots is not None:
+        return () if wanted.finetune_shots == "none" else wanted.finetune_shots
+    try:
+        environment.check_installed()
+    except UserError as lacking:
+        if say is not None:
+            say(f"Encoders are evaluated frozen only. {lacking}")
+        return ()
+    return (wanted.shots,)

@@ -1,0 +1,158 @@
+"""The grammar of every command: inputs as positional arguments, `-o`, few flags, and settings as `key=value`."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from viewalign.errors import UserError
+from viewalign.utils.settings import Setting, Settings, describe, read_words, setting_names, suggest
+
+MODELS = {
+    "index": "viewalign.data.settings:IndexSettings",
+    "prepare": "viewalign.data.settings:PrepareOptions",
+    "estimate": "viewalign.training.estimate:EstimateSettings",
+    "pretrain": "viewalign.config:Recipe",
+    "export": "viewalign.weights.settings:ExportSettings",
+    "finetune segmentation": "viewalign.finetuning.segmentation.settings:SegmentationOptions",
+    "finetune classification": "viewalign.finetuning.classification.settings:TaskOptions",
+    "finetune regression": "viewalign.finetuning.classification.settings:TaskOptions",
+    "predict": "viewalign.finetuning.settings:PredictSettings",
+    "embed": "viewalign.evaluation.settings:EmbedSettings",
+    "probe": "viewalign.evaluation.settings:ProbeSettings",
+    "evaluate": "viewalign.evaluation.settings:EvaluateSettings",
+    "study": "viewalign.studies.settings:StudyOptions",
+    "compare-methods": "viewalign.studies.settings:CompareMethodsSettings",
+    "demo": "viewalign.demo.settings:DemoOptions",
+    "fetch": "viewalign.data.settings:FetchSettings",
+    "fomo prepare": "viewalign.compat.fomo:FomoSettings",
+    "task convert": "viewalign.compat.task_conversion:ConvertSettings",
+}
+"""The model of each command's settings; it is imported when it is needed."""
+_SETTING = re.compile(r"[A-Za-z_][\w.+-]*=")
+
+
+def model_of(command: str) -> type[Settings] | None:
+    """Return the model of a command's settings; None where it has none."""
+    if command not in MODELS:
+        return None
+    module, name = MODELS[command].split(":")
+    model: type[Settings] = getattr(import_module(module), name)
+    return model
+
+
+def settings_of(context: typer.Context) -> dict[str, Any]:
+    """Return the settings on the command line as nested plain values; the call that takes them checks them."""
+    values: dict[str, Any] = context.obj
+    return values
+
+
+class Command(TyperCommand):
+    """A command that takes `key=value` anywhere among its arguments, and shows its settings in its help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the settings out of the words; the rest is read as usual, and what is left over is explained."""
+        if ctx.resilient_parsing:  # a shell asks for completions
+            return list(super().parse_args(ctx, args))
+        ctx.allow_extra_args = True
+        known = {name: option for option in self.params for name in option.opts + option.secondary_opts}
+        words, settings, value_next = [], [], False
+        for place, word in enumerate(args):
+            if not value_next and _SETTING.match(word):
+                settings.append(word)
+                continue
+            name = word.partition("=")[0]
+            if not value_next and name.startswith("--") and name not in {*known, *ctx.help_option_names}:
+                raise UserError(self._about_flag(ctx, word, args[place + 1 :]))
+            value_next = not value_next and name in known and "=" not in word and not getattr(known[name], "is_flag", 0)
+            words.append(word)
+        ctx.obj = read_words(settings)
+        self._check_names(ctx, settings)
+        rest: list[str] = super().parse_args(ctx, words)
+        if ctx.args:
+            raise UserError(self._about_argument(ctx, ctx.args[0]))
+        return rest
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Show where settings go in the first line of the help."""
+        pieces: list[str] = super().collect_usage_pieces(ctx)
+        return pieces if self._model(ctx) is None else [*pieces, "[KEY=VALUE]..."]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, then the settings in groups with default and meaning."""
+        super().format_help(ctx, formatter)
+        model = self._model(ctx)
+        if model is not None:
+            places = {param.name for param in self.params}
+            print_settings([one for one in describe(model) if one.name not in places])
+
+    def _model(self, ctx: Any) -> type[Settings] | None:
+        return model_of(ctx.command_path.partition(" ")[2])
+
+    def _check_names(self, ctx: Any, words: list[str]) -> None:
+        """Reject names that are inputs or flags here, or no setting at all; values are checked by the call."""
+        places, model = {param.name: param for param in self.params}, self._model(ctx)
+        for key in ctx.obj:
+            if key in places:
+                raise UserError(f"{key}= is no setting of {ctx.command_path}: {_written(places[key])}.")
+        if model is None:
+            if words:
+                raise UserError(f"{ctx.command_path} has no settings: '{words[0]}' cannot be used. See --help.")
+            return
+        for key in ctx.obj:
+            if key not in {field.alias or name for name, field in model.model_fields.items()}:
+                near = suggest(key, list(setting_names(model, groups=True)))
+                raise UserError(f"There is no setting '{key}'{near}. See {ctx.command_path} --help.")
+
+    def _about_flag(self, ctx: Any, word: str, following: list[str]) -> str:
+        """Explain a flag that the command does not have: a setting, or a misspelt flag."""
+        flag, sign, value = word.partition("=")
+        key = flag.lstrip("-").replace("-", "_")
+        names = list(setting_names(model)) if (model := self._model(ctx)) else []
+        if not sign:
+            value = "false" if key.startswith("no_") else "true"
+            value = following[0] if following and not following[0].startswith("-") else value
+        key = key if key in names else key.removeprefix("no_")
+        if key in names:
+            return f"{flag} is a setting, not a flag: write {key}={value}"
+        flags = [name for option in self.params for name in option.opts if name.startswith("--")]
+        near = suggest(key, names) or suggest(flag, flags)
+        return f"{ctx.command_path} has no flag {flag}{near}. Settings are written key=value; see --help."
+
+    def _about_argument(self, ctx: Any, word: str) -> str:
+        inputs = " ".join(
+            param.metavar or param.name.upper() for param in self.params if param.param_type_name == "argument"
+        )
+        model = self._model(ctx)
+        hint = "" if model is None else f" Settings are written key=value, such as {next(setting_names(model))}=…"
+        return f"'{word}' is one argument too many. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
+
+
+def _written(param: Any) -> str:
+    """Return how an input or output is written."""
+    if param.param_type_name == "argument":
+        return "it is an argument, written without a key"
+    return f"write {param.opts[0]}" + ("" if param.is_flag else " PATH")
+
+
+def print_settings(settings: list[Setting]) -> None:
+    """Print settings as a table for each group."""
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for group, members in groupby(settings, key=lambda one: one.group):
+        table = Table.grid(padding=(0, 2))
+        for one in members:
+            default = f"[default: {one.default}]" if one.default else "[required]"
+            about = Text(f"{one.meaning} ").append(f"{one.values} {default}", style="dim")
+            table.add_row(Text(one.name, style="bold cyan"), about)
+        console.print(Panel(table, title=f"Settings: {group}", title_align="left", border_style="dim"))

@@ -1,0 +1,82 @@
+"""Settings of `viewalign embed`, `probe` and `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from viewalign.utils.settings import Count, Counts, Millimetres, Names, Number, Settings, Triple, as_list
+
+Spacing = Annotated[
+    Literal["pretraining", "none"] | Millimetres, BeforeValidator(lambda value: "none" if value is None else value)
+]
+"""As in pretraining, each image's own, or voxel sizes in mm."""
+
+
+Pool = Literal["multistage", "average", "attention", "pretrained"]
+"""How feature maps become a vector; `attention` is learnt in fine-tuning only."""
+
+
+class CaseSettings(Settings):
+    """Cases and features."""
+
+    patch_size: Triple | None = Field(
+        None, description="Field of view (D, H, W) in voxels; null for the views of pretraining."
+    )
+    spacing: Spacing = Field(
+        "pretraining", description="Voxel size in mm along (D, H, W); `pretraining`, or `none` for each image's own."
+    )
+    pool: Literal["multistage", "average", "pretrained"] = Field(
+        "multistage",
+        description="How feature maps become a vector: averages of all stages, of the last one, or the pooling of the "
+        "pretraining (runs only).",
+    )
+    cache: str | None = Field(None, description="Folder that keeps prepared cases for the next encoder.")
+    workers: Number | None = Field(
+        None,
+        description="Processes that prepare cases; 0 prepares them in this one, without guard against files that crash "
+        "a reader. null: one per core, up to 16, and 0 for 16 cases or fewer.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
+
+
+class EmbedSettings(CaseSettings):
+    """What is written."""
+
+    maps: bool = Field(False, description="Keep the coarsest feature map (C, d, h, w) of each case too.")
+
+
+class ProbeSettings(CaseSettings):
+    """Evaluation."""
+
+    names: Names = Field((), description="Names of the encoders in tables; empty for the names of their files.")
+    learners: Annotated[tuple[Literal["linear", "knn"], ...], BeforeValidator(as_list), Field(min_length=1)] = Field(
+        ("linear", "knn"), description="linear (logistic regression or ridge) and knn (nearest neighbours by cosine)."
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(
+        5, description="Folds of the cross-validation by subject, where the manifest names no test cases or folds."
+    )
+    shots: Counts = Field((), description="Few-shot curve: training cases of each class, or in all for regression.")
+    repeats: Count = Field(10, description="Draws of each number of shots.")
+    draws: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap samples of subjects for 95 % intervals.")
+    seed: Number = Field(0, description="Seed of folds, draws and the untrained network.")
+
+
+class EvaluateSettings(Settings):
+    """Evaluation of segmentations."""
+
+    tolerance: str = Field(
+        "1", description="Tolerance of the surface distance in mm: for all classes, or of each as tumour=2,oedema=1."
+    )
+    dataset_json: str | None = Field(
+        None, description="File with the names of classes and regions; null looks beside both folders."
+    )
+    ignore: int | None = Field(None, description="Value of reference voxels to leave out; null reads dataset_json.")
+    empty: Literal["skip", "one"] = Field(
+        "skip", description="Score of a class in neither map: left out of means, or counted as 1."
+    )
+    cases: str | None = Field(
+        None, description="Evaluate these cases only: patterns as 'liver_2*,liver_30', or a file of names."
+    )
+    workers: Count = Field(1, description="Cases evaluated at a time, one process each.")

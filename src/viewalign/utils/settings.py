@@ -1,0 +1,314 @@
+"""The base of all settings, the types that fields share, and the way from `key=value` to a checked model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from viewalign.errors import UserError
+from viewalign.utils.overrides import closest, format_validation_error, read_override, set_nested
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def as_list(value: object) -> object:
+    """Read `a,b` or one value as a list, which YAML gives for `[a,b]` alone."""
+    if isinstance(value, str):
+        return [_scalar(part) for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, list | tuple) else value if value is None else [value]
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text.strip()  # text that YAML gives a meaning of its own, such as the pattern *.nii
+
+
+def as_triple(value: object) -> object:
+    """Read `a,b,c` or one number for all as a list of three."""
+    parts = as_list(value)
+    if isinstance(parts, list) and len(parts) == 1:
+        return parts * 3
+    if isinstance(parts, list) and len(parts) != 3:
+        raise ValueError(f"needs one number or three in the order (D, H, W), not {parts}")
+    return parts
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0)]
+Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(as_triple)]
+"""Three voxel counts in array order (D, H, W); a single number stands for a cube."""
+Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_triple)]
+"""Three voxel sizes in mm in array order (D, H, W); a single number stands for all."""
+Range = Annotated[tuple[float, float], BeforeValidator(as_list)]
+"""Lower and upper end."""
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are rejected. Each field has a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
+
+
+_OTHER_NAMES = {
+    "accelerator": "device",
+    "batchsize": "batch",
+    "blocksize": "block",
+    "cropsize": "patch_size",
+    "dataset": "data",
+    "devices": "gpus",
+    "ema": "teacher.momentum",
+    "epochs": "steps",
+    "flips": "tta",
+    "gradclip": "clip",
+    "iterations": "steps",
+    "learningrate": "lr",
+    "maskratio": "ratio",
+    "model": "network.name",
+    "norm": "normalise",
+    "normalize": "normalise",
+    "numgpus": "gpus",
+    "numprocesses": "workers",
+    "numworkers": "workers",
+    "output": "out",
+    "patch": "patch_size",
+    "patchsize": "patch_size",
+    "pretrainedweights": "init",
+    "processes": "workers",
+    "roisize": "patch_size",
+    "size": "patch_size",
+    "view": "patch_size",
+    "wd": "weight_decay",
+}
+"""What other tools call a setting (letters only), so that a habit is answered with the right key."""
+
+
+def setting_names(model: type[BaseModel], prefix: str = "", groups: bool = False) -> Iterator[str]:
+    """Yield the dotted name of every setting of a model, and with `groups` those of its groups too."""
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        below = _models_in(field.annotation)
+        if groups or not below:
+            yield path
+        for kind in below:
+            yield from setting_names(kind, path + ".", groups)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models of a group: itself, or those of an optional or annotated one; none for a mapping of models."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """Name the setting that a word means: by the habits of other programs, else the one that is spelt most like it."""
+    leaf = word.rsplit(".", 1)[-1].lower().replace("_", "").replace("-", "")
+    habit = _OTHER_NAMES.get(leaf)
+    same = [name for name in known if habit and f".{name}".endswith(f".{habit}")]
+    return f" (did you mean '{same[0]}'?)" if same else closest(word, known)
+
+
+def read_words(words: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` words as nested values; `config=FILE` stands for the settings of a YAML file, below the others.
+
+    Raises:
+        UserError: a word that is no `key=value`, or a file that holds no settings.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in map(read_override, words):
+        if key == "config":
+            tree = merged(nested(read_yaml(Path(str(value)))), tree)
+        else:
+            set_nested(tree, key, value)
+    return tree
+
+
+def checked(model: type[Model], values: Mapping[str, Any], source: str = "") -> Model:
+    """Check plain values, with dotted keys or in groups; `source` is what a message calls them.
+
+    Raises:
+        UserError: an unknown key (the nearest right one is named), or a value that does not fit.
+    """
+    try:
+        return model.model_validate(nested(values))
+    except ValidationError as problem:
+        names = partial(suggest, known=list(setting_names(model, groups=True)))
+        start = f"{source}: " if source else ""
+        raise UserError(f"{start}{format_validation_error(problem, names)}.") from None
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in groups, where some or all have dotted keys."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        one: dict[str, Any] = {last: value}
+        for parent in reversed(parents):
+            one = {parent: one}
+        tree = merged(tree, one)
+    return tree
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings laid over those of a base, group by group."""
+    out = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file that must hold settings.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except OSError as problem:
+        raise UserError(f"{file} cannot be read: {problem.strerror}.") from None
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Read YAML that must hold settings; `source` is what a message calls it.
+
+    Raises:
+        UserError: it is no YAML, or something else.
+    """
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as problem:
+        raise UserError(f"{source} is not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} must hold settings as 'key: value' lines.")
+    return tree
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a model as a person reads of it.
+
+    Attributes:
+        name: dotted.
+        group: heading of those that belong together: the first line of the docstring of the model that declares it.
+        values: what it takes, in words, such as `> 0` or `sgd | adamw`.
+        default: as YAML; empty where a value is required.
+        meaning: its description.
+        absent: whether its whole group is absent by default.
+    """
+
+    name: str
+    group: str
+    values: str
+    default: str
+    meaning: str
+    absent: bool = False
+
+
+def describe(model: type[BaseModel], prefix: str = "", absent: bool = False) -> Iterator[Setting]:
+    """Yield every setting of a model, groups within it after its own."""
+    groups = []
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        below = _models_in(field.annotation)
+        optional = absent or field.is_required() or field.default is None
+        groups += [(kind, f"{path}.", optional) for kind in below]
+        if get_origin(field.annotation) is dict:
+            groups += [(kind, f"{path}.NAME.", True) for kind in _models_in(get_args(field.annotation)[1])]
+        if not below:
+            owner = next(kind for kind in reversed(model.__mro__) if name in getattr(kind, "model_fields", {}))
+            yield Setting(path, _heading(owner), _values(field), _default(field), field.description or "", absent)
+    for kind, path, optional in groups:
+        yield from describe(kind, path, optional)
+
+
+def _heading(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().split("\n")[0].split(". ")[0].rstrip(".")
+
+
+def _default(field: FieldInfo) -> str:
+    return "" if field.is_required() else in_yaml(field.get_default(call_default_factory=True))
+
+
+def in_yaml(value: Any) -> str:
+    """Return a value as a line of YAML."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+_WORDS = {int: "whole number", float: "number", bool: "true | false", str: "text", Path: "path"}
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def _values(field: FieldInfo) -> str:
+    return _limited(_kind(field.annotation), field.metadata)
+
+
+def _kind(annotation: Any) -> str:
+    """Return in words what an annotation takes."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _limited(_kind(inside[0]), inside[1:])
+    if origin is Literal:
+        return " | ".join(map(str, inside))
+    if origin in (Union, UnionType):
+        return " | ".join("null" if part is NoneType else _kind(part) for part in inside)
+    if origin is tuple:
+        each = _kind(inside[0])
+        if inside[-1] is Ellipsis:
+            return f"list of: {each}"
+        return f"{'one or three' if len(inside) == 3 else len(inside)} × {each}"
+    return _WORDS.get(annotation, "mapping" if origin is dict or annotation is dict else "value")
+
+
+def _limited(kind: str, metadata: Sequence[Any]) -> str:
+    """Add the limits of a number, such as `0 ≤ number ≤ 1`."""
+    parts = [part for one in metadata for part in (*getattr(one, "metadata", ()), one)]
+    found = {key: getattr(part, key) for part in parts for key in _SIGNS if getattr(part, key, None) is not None}
+    if {"ge", "le"} <= found.keys():
+        return f"{kind} from {found['ge']:g} to {found['le']:g}"
+    words = [f"{_SIGNS[key]} {found[key]:g}" for key in _SIGNS if key in found]
+    return f"{kind} {' and '.join(words)}" if words else kind
+
+
+def commented_yaml(tree: Mapping[str, Any], models: Mapping[str, type[BaseModel]], prefix: str = "") -> str:
+    """Return settings as YAML with each one's meaning in a comment above it.
+
+    Args:
+        tree: plain values, in groups.
+        models: the model of all settings under "", and those of groups that it types as plain mappings.
+        prefix: of the keys of `tree`.
+    """
+    known = {one.name: one for name, model in models.items() for one in describe(model, name)}
+    return "".join(_lines(tree, known, prefix))
+
+
+def _lines(tree: Mapping[str, Any], known: Mapping[str, Setting], prefix: str) -> Iterator[str]:
+    indent = "  " * prefix.count(".")
+    for name, value in tree.items():
+        key = prefix + name
+        if isinstance(value, Mapping) and value and key not in known:
+            yield f"{indent}{name}:\n" + "".join(_lines(value, known, f"{key}."))
+            continue
+        about = known.get(key)
+        if about is not None and about.meaning:
+            yield f"{indent}# {about.meaning} [{about.values}]\n"
+        yield f"{indent}{name}: {in_yaml(value)}\n"

@@ -1,0 +1,46 @@
+"""Settings of `viewalign export`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from viewalign.utils.settings import Settings
+
+_READ_BY = {
+    "encoder": {"weights", "licence", "cite", "hub", "public"},
+    "nnunet": {"dataset"},
+    "onnx": set[str](),
+    "ssl3d": {"weights"},
+}
+
+
+class ExportSettings(Settings):
+    """What is exported."""
+
+    format: Literal["encoder", "nnunet", "onnx", "ssl3d"] = Field(
+        "encoder",
+        description="encoder: for viewalign, the Hub, nnssl and nnU-Net; nnunet: for nnU-Net's own commands; onnx: a "
+        "fine-tuned classification or regression; ssl3d: the layout of the SSL3D challenge.",
+    )
+    weights: Literal["student", "teacher"] = Field(
+        "student", description="student: as published; teacher: the student's moving average."
+    )
+    dataset: str | None = Field(
+        None, description="With format=nnunet and an encoder: number, name or folder of the dataset to plan for."
+    )
+    licence: str | None = Field(None, description="Licence of the weights for the model card, such as cc-by-4.0.")
+    cite: str = Field("", description="What the model card asks to cite besides method and software.")
+    hub: str | None = Field(None, description="Publish the export on the Hugging Face Hub as OWNER/NAME.")
+    public: bool = Field(False, description="With hub: a new repository is public instead of private.")
+
+    @model_validator(mode="after")
+    def _all_are_read(self) -> ExportSettings:
+        set_here = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        idle = set_here - {"format"} - _READ_BY[self.format]
+        if idle:
+            raise ValueError(f"{', '.join(sorted(idle))} has no effect with format={self.format}; leave it out")
+        if self.public and self.hub is None:
+            raise ValueError("public needs hub=OWNER/NAME")
+        return self

@@ -1,0 +1,172 @@
+"""Settings are read, checked and described in one way for every command."""
+
+from typing import Annotated, Literal
+
+import pytest
+import yaml
+from pydantic import Field
+from typer.testing import CliRunner
+
+from viewalign.cli.grammar import MODELS, model_of
+from viewalign.cli.main import app
+from viewalign.config import Recipe
+from viewalign.errors import UserError
+from viewalign.utils.settings import (
+    Counts,
+    Fraction,
+    Millimetres,
+    Names,
+    Settings,
+    Triple,
+    checked,
+    commented_yaml,
+    describe,
+    merged,
+    read_words,
+    setting_names,
+    suggest,
+)
+
+
+class Inner(Settings):
+    """Inner settings. More on them."""
+
+    rate: Annotated[float, Field(gt=0)] = Field(0.1, description="Rate.")
+
+
+class Outer(Settings):
+    """Outer settings."""
+
+    patch_size: Triple | None = Field(None, description="Size.")
+    spacing: Literal["own"] | Millimetres = Field("own", description="Spacing.")
+    names: Names = Field((), description="Names.")
+    counts: Counts = Field((), description="Counts.")
+    share: Fraction = Field(0.5, description="Share.")
+    title: str = Field("", description="Title.")
+    required: int = Field(description="Needed.")
+    inner: Inner = Inner()
+
+
+def read(*words):
+    return checked(Outer, read_words(["required=1", *words]))
+
+
+@pytest.mark.parametrize("text", ["96", "96,96,96", "[96,96,96]", "[96, 96, 96]"])
+def test_three_numbers_have_three_forms(text):
+    assert read(f"patch_size={text}").patch_size == (96, 96, 96)
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("spacing=1,1,2.5", "spacing", (1.0, 1.0, 2.5)),
+        ("spacing=own", "spacing", "own"),
+        ("names=a,b", "names", ("a", "b")),
+        ("names=sub_*", "names", ("sub_*",)),
+        ("names=*a*,*b*", "names", ("*a*", "*b*")),
+        ("counts=5", "counts", (5,)),
+        ("counts=5,10", "counts", (5, 10)),
+        ("counts=[5,10]", "counts", (5, 10)),
+        ("title=4", "title", "4"),
+        ("title=a=1,b=2", "title", "a=1,b=2"),
+        ("share=1e-3", "share", 1e-3),
+        ("inner.rate=2", "inner", Inner(rate=2)),
+    ],
+)
+def test_values(word, name, value):
+    assert getattr(read(word), name) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("patchsize=3", r"there is no setting 'patchsize' \(did you mean 'patch_size'\?\)\.$"),
+        ("size=3", "did you mean 'patch_size'"),
+        ("rate=3", r"did you mean 'inner\.rate'"),
+        ("inner.rat=3", r"there is no setting 'inner\.rat' \(did you mean 'inner\.rate'\?\)"),
+        ("patch_size=1,2", r"patch_size = '1,2': needs one number or three in the order \(D, H, W\), not \[1, 2\]"),
+        ("share=2", "share = 2: input should be less than or equal to 1"),
+        ("counts=0", "counts"),
+        ("word", "write key=value"),
+        ("names=[a", r"write lists as key=\[32,32,32\]"),
+    ],
+)
+def test_errors_name_key_and_remedy(word, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read(word)
+
+
+def test_a_required_setting_is_named():
+    with pytest.raises(UserError, match="file: 'required' must be given"):
+        checked(Outer, {}, "file")
+
+
+def test_a_file_lies_below_the_words(tmp_path):
+    (tmp_path / "mine.yaml").write_text("share: 0.25\ninner: {rate: 3}\ninner.rate: 4\ntitle: a\n")
+    found = read(f"config={tmp_path / 'mine.yaml'}", "title=b")
+    assert (found.share, found.inner.rate, found.title) == (0.25, 4, "b")
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+        read(f"config={tmp_path / 'none.yaml'}")
+
+
+def test_groups_are_merged():
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
+
+
+def test_description_of_a_model():
+    found = {one.name: one for one in describe(Outer)}
+    assert list(found) == list(setting_names(Outer))
+    assert (found["share"].values, found["share"].default, found["share"].meaning) == (
+        "number from 0 to 1",
+        "0.5",
+        "Share.",
+    )
+    assert found["patch_size"].values == "one or three × whole number ≥ 1 | null"
+    assert found["spacing"].values == "own | one or three × number > 0"
+    assert found["names"].values == "list of: text"
+    assert found["required"].default == ""
+    assert (found["inner.rate"].group, found["inner.rate"].values) == ("Inner settings", "number > 0")
+
+
+def test_comments_do_not_change_the_yaml():
+    tree = Recipe().model_dump(mode="json", by_alias=True)
+    text = commented_yaml(tree, {"": Recipe})
+    assert yaml.safe_load(text) == tree
+    assert "# Learning rate after the warm-up. [number > 0]\n  lr: 0.01" in text
+
+
+@pytest.mark.parametrize("command", MODELS)
+def test_the_printed_settings_are_the_defaults(command, tmp_path):
+    printed = CliRunner().invoke(app, ["settings", *command.split()]).stdout
+    (tmp_path / "all.yaml").write_text(printed)
+    model = model_of(command)
+    values = read_words([f"config={tmp_path / 'all.yaml'}"])
+    if any(field.is_required() for field in model.model_fields.values()):
+        assert "REQUIRED" in printed
+    else:
+        assert checked(model, values) == model()
+
+
+@pytest.mark.parametrize("command", MODELS)
+def test_every_setting_of_every_command_is_described(command):
+    settings = list(describe(model_of(command)))
+    assert settings
+    for one in settings:
+        if not one.name.endswith(".kind"):
+            assert len(one.meaning) > 6, one.name
+            assert one.meaning[-1] in ".…", one.name
+        assert one.group
+        assert one.values != "value", one.name
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "found"),
+    [
+        ("ema", ["optim.momentum", "teacher.momentum"], "teacher.momentum"),
+        ("devices", ["runtime.device", "runtime.gpus"], "runtime.gpus"),
+        ("batch_size", ["batch"], "batch"),
+        ("warmup", ["optim.warmup_steps"], "optim.warmup_steps"),
+    ],
+)
+def test_habits_of_other_programs_are_understood(word, known, found):
+    assert suggest(word, known) == f" (did you mean '{found}'?)"
