@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from viewalign.demo.cohort import displacement, load_template, mild_affine
+from viewalign.demo.cohort import displacement, load_template, random_affine
 from viewalign.utils.rng import make_rng
 
 SHARED = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -43,7 +43,7 @@ def make_head(path: Path, number: int) -> Path:
     mm = index * np.array([x, x, z])[:, None, None, None]
     moved = np.stack([map_coordinates(part, mm / 4.0, order=1, mode="nearest") for part in field])
     middle = (extent / 2)[:, None, None, None]
-    points = np.tensordot(mild_affine(rng), mm - middle, axes=1) + middle + moved + 4.0
+    points = np.tensordot(random_affine(rng), mm - middle, axes=1) + middle + moved + 4.0
     image = map_coordinates(template.t1, points, order=1, cval=0.0) * 800
     image = np.hypot(image + rng.normal(0, 12, shape), rng.normal(0, 12, shape))
     nibabel.save(nibabel.Nifti1Image(np.rint(image).astype(np.int16), np.diag([-x, -x, z, 1.0])), path)

@@ -27,6 +27,7 @@ from viewalign.evaluation.voxel_features import EncoderFeatures
 from viewalign.evaluation.voxel_probe import Case, compare
 from viewalign.recipes.loading import load
 from viewalign.training.run import pretrain
+from viewalign.utils.io import write_json
 from viewalign.weights.encoder import build_untrained, load_encoder
 from viewalign.weights.run_folder import RunFolder
 
@@ -82,13 +83,12 @@ def main() -> None:
     recipe = RunFolder(arguments.run).recipe()
     features = [EncoderFeatures(one) for one in (load_encoder(arguments.run), build_untrained(recipe, recipe.seed))]
     result = compare(*features, learn, test, "anterior and posterior hippocampus", on_part=print)
-    result.write(arguments.run / "probe.json")
-    told = result.as_json()
+    write_json(arguments.run / "probe.json", result)
     for name in ("pretrained", "untrained", "intensity"):
-        dice = told.get(name, told["baselines"].get(name))
-        print(f"{name:11s} Dice {dice:.3f}  95 % interval {told['interval'].get(name)}")
-    print("gain", told["gain"])
-    ratio = result.untrained.dice / result.pretrained.dice
+        dice = result.get(name, result["baselines"].get(name))
+        print(f"{name:11s} Dice {dice:.3f}  95 % interval {result['interval'].get(name)}")
+    print("gain", result["gain"])
+    ratio = result["untrained"] / result["pretrained"]
     print(json.dumps({"name": "hippocampus_probe", "ratio": round(ratio, 4), "target": 1.0}))
 
 

@@ -127,7 +127,7 @@ def test_finetune_and_predict(run, task, tmp_path):
         (lambda: viewalign.embed("nowhere", ["a.nii.gz"]), "nowhere"),
         (lambda: viewalign.finetune("detection", "t", "e", "o"), "segmentation, classification or regression"),
         (lambda: viewalign.finetune("regression", "nowhere", "e", "o"), "no task at nowhere"),
-        (lambda: viewalign.predict("nowhere", "t"), "holds no trained model"),
+        (lambda: viewalign.predict("nowhere", "t"), "no trained model"),
     ],
 )
 def test_mistakes_are_sentences(call, sentence, tmp_path, monkeypatch):

@@ -25,8 +25,8 @@ from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
 from viewalign.evaluation.embedding import Embeddings
 from viewalign.evaluation.folders import evaluate_folder
+from viewalign.evaluation.predictions import write_predictions
 from viewalign.evaluation.segmentation_metrics import Rules
-from viewalign.finetuning.classification.finetune import write_predictions
 from viewalign.finetuning.classification.models import read_model
 from viewalign.finetuning.segmentation import package as packaging
 from viewalign.finetuning.segmentation import plans as nnunet

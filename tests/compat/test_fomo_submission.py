@@ -1,4 +1,4 @@
-"""The FOMO entry: any subset of sequences, in any orientation, both swi and t2s, an age with its decimals."""
+"""FOMO submissions: any subset of sequences in any orientation, both swi and t2s, an age with decimals."""
 
 import subprocess
 import sys
@@ -59,7 +59,7 @@ def test_an_age_keeps_its_decimals(tmp_path, subject):
     assert value != int(value)
 
 
-def test_the_answer_does_not_depend_on_the_orientation_of_the_file(tmp_path, subject, write_image, head):
+def test_predictions_do_not_depend_on_the_orientation_of_the_file(tmp_path, subject, write_image, head):
     folder, out = model(tmp_path / "m", 3), tmp_path / "age.txt"
     plain = answer(folder, {"t1": subject["t1"]}, out)
     turned = np.ascontiguousarray(head(5)[::-1, :, ::-1].transpose(1, 0, 2))
@@ -68,13 +68,13 @@ def test_the_answer_does_not_depend_on_the_orientation_of_the_file(tmp_path, sub
     assert answer(folder, {"t1": file}, out) == pytest.approx(plain, abs=1e-5)
 
 
-def test_a_broken_sequence_counts_as_missing_and_none_is_an_error(tmp_path, subject, capsys):
+def test_a_broken_sequence_is_missing_and_none_is_an_error(tmp_path, subject, capsys):
     folder, out = model(tmp_path / "m", 3), tmp_path / "age.txt"
     alone = answer(folder, {"t1": subject["t1"]}, out)
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"x")
     assert answer(folder, {"t1": subject["t1"], "t2": broken}, out) == alone
-    assert "t2 is left out" in capsys.readouterr().err
+    assert "t2 is ignored" in capsys.readouterr().err
     assert main(folder, ["--flair", str(subject["flair"]), "--output", str(out)]) == 1
     assert "No sequence can be used; this task takes t1, t2" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Four layouts become a task; nothing is guessed by parts of names, and what is left out is told."""
+"""Conversion of four layouts to tasks, by exact names, with messages for excluded cases."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_fomo_folders(tmp_path, inner):
     assert found.left_out == ["sub_3_ses_1 has no label.txt."]
 
 
-def test_an_age_of_fomo_is_no_whole_number(tmp_path):
+def test_an_age_of_fomo_keeps_decimals(tmp_path):
     source = tmp_path / "fomo"
     touch(source / "preprocessed" / "sub_1" / "ses_1" / "t1.nii.gz")
     touch(source / "labels" / "sub_1" / "label.txt").write_text("72.9")

@@ -1,4 +1,4 @@
-"""Which images have labels, and that no labelled subject of the probe is left to pretraining."""
+"""Label maps are found, and subjects of the probe are excluded from pretraining."""
 
 import nibabel
 import numpy as np
@@ -62,7 +62,7 @@ def test_pretraining_keeps_at_least_half(tmp_path, labelled, plain, count):
     assert bool(held) == (count > 0)
 
 
-def test_labels_go_the_way_of_their_image(tmp_path):
+def test_labels_are_prepared_with_their_image(tmp_path):
     collection = folder_of(tmp_path, labelled=8, plain=0)
     held = hold_out(collection.records(), seed=0)
     case = next(iter(load_cases(held.train, PrepareSettings(spacing=(2.0, 2.0, 2.0)))))
@@ -72,4 +72,4 @@ def test_labels_go_the_way_of_their_image(tmp_path):
     assert inside.min() > case.image[case.labels == 0].max() - 1e-3
 
     held.train[0].labels.write_bytes(b"nonsense")
-    assert "left out of the probe" in next(iter(load_cases(held.train, PrepareSettings())))
+    assert "excluded from the probe" in next(iter(load_cases(held.train, PrepareSettings())))

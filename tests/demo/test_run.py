@@ -1,4 +1,4 @@
-"""The demo from end to end, small; what it does when it is started twice; what it refuses."""
+"""A small demo end to end, resuming, and errors."""
 
 import json
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ class Listener:
 
 
 @pytest.mark.slow
-def test_the_whole_way(tmp_path, monkeypatch):
+def test_the_demo_end_to_end(tmp_path, monkeypatch):
     # One process: at this size, starting workers costs more than they do.
     monkeypatch.setattr("viewalign.demo.cohort.default_workers", lambda: 0)
     monkeypatch.setattr("viewalign.data.prepare.default_workers", lambda: 0)
@@ -59,7 +59,7 @@ def test_the_whole_way(tmp_path, monkeypatch):
     assert result.report == tmp_path / "demo" / "run" / "report.html"
     assert result.report.is_file()
     assert (result.fresh, result.exit_code, len(result.figures)) == (True, 0, 3)
-    assert ("Making images", 9, 9) in listener.done
+    assert ("Generating images", 9, 9) in listener.done
     run = tmp_path / "demo" / "run"
     assert "synthetic" in (run / "data_note.txt").read_text()
     written = json.loads((run / "probe.json").read_text())
@@ -71,7 +71,7 @@ def test_the_whole_way(tmp_path, monkeypatch):
 
     again = run_demo(settings, Listener())
     assert (again.fresh, again.figures) == (False, result.figures)
-    with pytest.raises(UserError, match="holds a demo with steps = 3, not 4"):
+    with pytest.raises(UserError, match="contains a demo with steps = 3, not 4"):
         run_demo(DemoSettings(settings.out, steps=4, cohort=settings.cohort, overrides=settings.overrides), Listener())
 
     # As if it had been stopped before the probe: what is there is not done again.
@@ -80,7 +80,7 @@ def test_the_whole_way(tmp_path, monkeypatch):
     (tmp_path / "demo" / "demo.json").write_text(json.dumps({**state, "finished": False}))
     listener = Listener()
     assert run_demo(settings, listener).figures == result.figures
-    assert "4 Pretraining: done before." in listener.lines
+    assert "4 Pretraining: already complete." in listener.lines
 
 
 @pytest.mark.slow
@@ -96,19 +96,19 @@ def test_own_images_without_labels(tmp_path, monkeypatch):
     result = run_demo(DemoSettings(tmp_path / "out: 2", data=data, steps=1, overrides=SMALL), listener)
     assert result.report is not None
     assert result.report.is_file()
-    assert result.figures[2] == "Probe: none, for there are no labels."
-    assert any("There will be no probe" in line for line in listener.lines)
+    assert result.figures[2] == "Probe: none (no labels)."
+    assert any("The probe is skipped" in line for line in listener.lines)
     assert "synthetic" not in (tmp_path / "out: 2" / "run" / "data_note.txt").read_text()
     assert not (tmp_path / "out: 2" / "images").exists()
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_with_other_contents_is_an_error(tmp_path):
     (tmp_path / "letter.txt").touch()
-    with pytest.raises(UserError, match="holds no demo"):
+    with pytest.raises(UserError, match="does not contain a demo"):
         run_demo(DemoSettings(tmp_path), Listener())
 
 
-def test_a_folder_without_images_is_refused(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match="No volumes were found"):
         run_demo(DemoSettings(tmp_path / "demo", data=tmp_path / "data"), Listener())
@@ -125,7 +125,7 @@ def test_figures_are_read_from_the_run(tmp_path):
     loss, rank, probe = figures.summarise(run)
     assert loss == "Loss in training: 4.00 at step 1 → 3.00 at step 2"
     assert rank == "Effective rank of the features: 3.0 (bad)"
-    assert probe == "Probe: none, for there are no labels."
+    assert probe == "Probe: none (no labels)."
     result = {
         "pretrained": 0.8,
         "untrained": 0.7,

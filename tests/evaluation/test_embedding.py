@@ -1,4 +1,4 @@
-"""Embeddings: the same numbers each time, the same tensor as elsewhere, padding counts for nothing."""
+"""Embeddings: deterministic, and padding is ignored."""
 
 import json
 
@@ -41,7 +41,7 @@ class Pooled:
         return list(self.pooling(self.backbone, images, torch.ones_like(images[:, :1], dtype=torch.bool)))
 
 
-def test_padding_counts_in_no_vector():
+def test_padding_is_ignored_by_pooling():
     features = torch.randn(2, 5, 4, 4, 4)
     valid = torch.ones(2, 1, 8, 8, 8, dtype=torch.bool)
     valid[0, :, :, 4:] = False
@@ -52,14 +52,14 @@ def test_padding_counts_in_no_vector():
 
 @pytest.mark.parametrize("pool", ["average", "multistage", "attention", "pretrained"])
 @pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
-def test_all_poolings_give_the_width_they_tell(name, pool):
+def test_poolings_return_their_width(name, pool):
     backbone, _ = build_encoder(read_pretrained(f"untrained:{name}"), (16, 16, 16), 1)
     pooling = Pooling(backbone, pool)
     rows = pooling(backbone, torch.randn(2, 1, 16, 16, 16), torch.ones(2, 1, 16, 16, 16, dtype=torch.bool))
     assert rows.shape == (2, pooling.width)
 
 
-def test_two_embeddings_are_one(task_folder, tmp_path):
+def test_embedding_is_deterministic(task_folder, tmp_path):
     spec = read_spec(task_folder)
     cases = read_manifest(task_folder, spec)[:3]
     encoder = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 16), "none", "multistage")
@@ -72,16 +72,16 @@ def test_two_embeddings_are_one(task_folder, tmp_path):
     assert again.facts == first.facts
     other = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 24), "none", "multistage")
     assert embed(*other, cases).facts["preprocessing_fingerprint"] != first.facts["preprocessing_fingerprint"]
-    with pytest.raises(UserError, match="no embeddings"):
+    with pytest.raises(UserError, match="embeddings"):
         Embeddings.read(task_folder / "task.yaml")
 
 
-def test_the_own_pooling_of_a_primus_must_be_there(tiny_run):
+def test_pretrained_pooling_needs_its_view_size(tiny_run):
     start = read_pretrained(tiny_run)
     spec = read_spec_of_one()
     encoder_and_preprocessor(str(tiny_run), spec, start.size, "pretraining", "pretrained")
     if start.network.startswith("primus"):
-        with pytest.raises(UserError, match="take that size"):
+        with pytest.raises(UserError, match="view size"):
             encoder_and_preprocessor(str(tiny_run), spec, (32, 32, 32), "pretraining", "pretrained")
 
 
@@ -114,10 +114,10 @@ def test_the_commands(task_folder, tmp_path):
     held = json.loads(out.read_text())
     assert set(held["features"]) == {"fresh, linear", "intensity statistics, linear"}
     assert held["excluded"][0][0] == "c03"
-    assert held["judged"] == 11
+    assert held["evaluated"] == 11
 
 
 @pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
-def test_a_field_of_view_that_does_not_fit_is_told_by_its_own_name(network):
+def test_an_invalid_field_of_view_is_reported_as_size(network):
     with pytest.raises(UserError, match=r"^size = \[18, 16, 16\]: side 0 is 18, but this network needs a multiple of"):
         build_encoder(read_pretrained(f"untrained:{network}"), (18, 16, 16), 1)

@@ -1,4 +1,4 @@
-"""Folders of predictions: who is judged, who is missing, which rules hold, and what is written."""
+"""Evaluation of folders: cases, missing predictions, rules and written files."""
 
 import csv
 import json
@@ -69,7 +69,7 @@ def test_scores_and_files(folders, tmp_path):
     assert "0.8" in again.table()
 
 
-def test_missing_refused_and_extra(folders):
+def test_missing_excluded_and_extra_cases(folders):
     guess, truth = folders
     (guess / "case_3.nrrd").unlink()
     write(guess / "case_4.nrrd", cube(6, 15, size=20))
@@ -99,7 +99,7 @@ def test_two_processes_give_the_same(folders):
     assert one == two
 
 
-def test_the_ignore_label_counts_nowhere():
+def test_ignored_voxels_do_not_count():
     truth, guess = cube(6, 16), cube(6, 16)
     guess[0:3] = 1  # wrong, but where nobody labelled
     truth[0:4] = 9
@@ -161,7 +161,7 @@ def test_a_comparison_is_paired(folders, tmp_path):
     assert one.p_value == pytest.approx(4 / 128)
     assert one.interval[0] > 0
     other = evaluate_folder(guess, truth, rules(tolerances={"a": 2.0, "b": 2.0}))
-    with pytest.raises(UserError, match="judged by different tolerances"):
+    with pytest.raises(UserError, match="different tolerances"):
         compare(worse, other)
     write(truth / "case_0.nii.gz", cube(7, 16) + cube(18, 20, 2))
     with pytest.raises(UserError, match="different references of case_0"):

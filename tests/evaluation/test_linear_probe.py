@@ -1,4 +1,4 @@
-"""Probes of whole cases: what vectors tell is found, noise is at chance, and nothing of the judged cases leaks in."""
+"""Linear and k-NN probes: informative features are detected, noise is at chance, held-out cases do not leak."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def made_up(kind, count=40, signal=4.0, seed=0):
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("learner", ["linear", "knn"])
-def test_what_features_tell_is_found(kind, learner):
+def test_informative_features_are_detected(kind, learner):
     spec, cases, features = made_up(kind)
     folds = make_folds(cases, spec, 3).folds
     score = linear_probe.probe(features, cases, folds, spec, learner, draws=100)
@@ -51,7 +51,7 @@ def test_noise_is_at_chance():
     assert 0.3 < score.values["auroc"] < 0.7
 
 
-def test_what_is_judged_does_not_change_the_fit():
+def test_held_out_features_do_not_change_the_fit():
     """Features of judged cases may be anything: the others' predictions stay the same to the last bit."""
     spec, cases, features = made_up("regression")
     train, held_out = list(range(30)), list(range(30, 40))
@@ -85,7 +85,7 @@ def test_more_shots_help_and_draws_are_the_same_for_all_features(kind):
         linear_probe.draw_shots(cases, spec, 500, (0, 0))
 
 
-def test_a_class_that_nobody_teaches_is_told():
+def test_a_class_without_training_cases_is_an_error():
     spec, cases, features = made_up("binary")
-    with pytest.raises(UserError, match="no case of the class y"):
+    with pytest.raises(UserError, match="class y"):
         linear_probe.fit_and_predict(features, cases, range(0, 20, 2), [1, 3], spec, "linear")

@@ -1,4 +1,4 @@
-"""A probe while pretraining goes on: on its schedule, in log and page, and without a trace in the run itself."""
+"""The online probe: its schedule, log and page, and no effect on the run."""
 
 import random
 
@@ -11,7 +11,7 @@ from viewalign.cli.main import app
 from viewalign.data.readers.itk import sitk
 from viewalign.data.store import store_from_arrays
 from viewalign.errors import UserError
-from viewalign.evaluation.online_probe import make_probe, untouched
+from viewalign.evaluation.online_probe import make_probe, preserved_state
 from viewalign.networks.registry import build_backbone
 from viewalign.recipes.loading import load
 from viewalign.reports.run import write_report
@@ -61,7 +61,7 @@ def curve(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["resenc", "primus"])
-def test_a_run_is_the_same_with_and_without(tmp_path, task, store, network):
+def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, network):
     more = [f"validate.probe.task={task}", "validate.probe.every=2", "validate.probe.folds=2"]
     shared = ["runtime.precision=fp32"]  # `auto` is measured, and may come out otherwise for the second run
     shared += ["network.drop_path=0.2"] if network == "primus" else []
@@ -84,12 +84,12 @@ def test_a_run_is_the_same_with_and_without(tmp_path, task, store, network):
     assert "Step 0 is the network as it began" in page
 
 
-def test_what_must_not_be_touched_is_not():
+def test_modes_and_generators_are_restored():
     backbone = build_backbone("primus-xs", (16, 16, 16), 1)
     backbone.train()
     backbone.feature_decoder.eval()
     states = [torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]
-    with untouched(backbone):
+    with preserved_state(backbone):
         assert not backbone.training
         torch.randn(3), np.random.rand(3), random.random()
     assert torch.equal(states[0], torch.random.get_rng_state())
@@ -99,7 +99,7 @@ def test_what_must_not_be_touched_is_not():
     assert not backbone.feature_decoder.training
 
 
-def test_bad_tasks_are_refused_before_any_step(tmp_path, task, store):
+def test_invalid_tasks_are_rejected_before_any_step(tmp_path, task, store):
     def make(*more):
         return load("cva-resenc-xs", settings(store, tmp_path / "run", f"validate.probe.task={task}", *more))
 

@@ -1,4 +1,4 @@
-"""Figures equal scikit-learn's over the whole set; absent classes and single cases are no crash."""
+"""Metrics equal those of scikit-learn; absent classes and single cases are handled."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_one_class_alone_defines_no_auroc():
 
 
 @pytest.mark.parametrize("kind", list(NAMES))
-def test_one_case_is_no_crash(kind):
+def test_a_single_case_is_evaluated(kind):
     truth = {"multilabel": np.array([[1, 0]]), "regression": np.array([3.0])}.get(kind, np.array([1]))
     predicted = np.array([2.0]) if kind == "regression" else np.array([[0.4, 0.6]])
     got = evaluate(kind, truth, predicted)
@@ -116,7 +116,7 @@ def test_calibration_error_by_hand():
     assert evaluate("binary", truth, p)["ece"] == pytest.approx(0.05)
 
 
-def test_the_whole_set_is_no_mean_over_batches():
+def test_metrics_are_not_averaged_over_batches():
     rng = np.random.default_rng(3)
     truth = rng.integers(0, 2, 21)
     p = softmax(rng.normal(size=(21, 2)) + np.eye(2)[truth])
@@ -126,7 +126,7 @@ def test_the_whole_set_is_no_mean_over_batches():
     assert any(math.isnan(part) for part in parts)
 
 
-def test_subjects_are_drawn_whole():
+def test_subjects_are_resampled_with_all_cases():
     subjects = ["b", "a", "b", "c", "a", "a"]
     sizes = {"a": 3, "b": 2, "c": 1}
     for rows in resample_subjects(subjects, 50, 0):

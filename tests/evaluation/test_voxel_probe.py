@@ -1,4 +1,4 @@
-"""The probe: features are read where they are, labels that features tell are found, and others are not."""
+"""The voxel probe: features at their voxels, and scores of informative and of random features."""
 
 import json
 from types import SimpleNamespace
@@ -51,14 +51,14 @@ def striped(name, shape=(24, 20, 28)):
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (24, 37, 50), (17, 16, 90)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_features_lie_where_the_voxels_are(shape, axis):
+def test_features_are_read_at_their_voxels(shape, axis):
     voxels = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1).reshape(-1, 3)[::7]
     rows = EncoderFeatures(Pyramid())(np.array(ramp(shape, axis)), voxels)
     assert rows.shape == (len(voxels), 3)
     np.testing.assert_allclose(rows, np.repeat(voxels[:, axis, None], 3, axis=1), atol=1e-4)
 
 
-def test_a_volume_smaller_than_a_tile_is_padded_about_its_middle():
+def test_a_volume_smaller_than_a_tile_is_centred():
     shape = (10, 30, 16)
     voxels = np.array([[4, 10, 8], [5, 20, 3]])
     rows = EncoderFeatures(Pyramid())(np.array(ramp(shape, 1)), voxels)
@@ -74,14 +74,14 @@ def test_tiles_cover_an_axis_and_overlap_by_half(length, side):
     assert np.all(np.diff(starts) <= side / 2 + 1)
 
 
-def test_the_number_of_tiles_at_a_time_changes_nothing():
+def test_the_batch_of_tiles_does_not_change_features():
     case = striped("a")
     voxels = probes.draw_voxels(case, 50, 0)
     one, many = (EncoderFeatures(Pyramid(), batch=n)(case.image, voxels) for n in (1, 8))
     np.testing.assert_array_equal(one, many)
 
 
-def test_labels_that_features_tell_are_found():
+def test_informative_voxel_features_are_detected():
     rng = np.random.default_rng(0)
     cases = []
     for name in "abcdefghi":
@@ -96,7 +96,7 @@ def test_labels_that_features_tell_are_found():
     assert score.interval[0] <= score.dice <= score.interval[1]
 
 
-def test_features_of_nothing_are_near_chance():
+def test_noise_features_are_near_chance():
     rng = np.random.default_rng(1)
     cases = [
         Case(name, rng.normal(size=(20, 20, 20)).astype(np.float32), rng.integers(0, 3, size=(20, 20, 20)))
@@ -107,7 +107,7 @@ def test_features_of_nothing_are_near_chance():
     assert score.interval is None
 
 
-def test_a_probe_is_repeated_exactly():
+def test_a_probe_is_deterministic():
     cases = [striped(name) for name in "abcd"]
     scores = [
         probe(IntensityFeatures(), cases[:2], cases[2:], VoxelProbeSettings(seed=3, per_class=20)) for _ in range(2)
@@ -115,7 +115,7 @@ def test_a_probe_is_repeated_exactly():
     assert scores[0] == scores[1]
 
 
-def test_drawn_voxels_depend_on_seed_and_name_alone():
+def test_drawn_voxels_depend_on_seed_and_name_only():
     case = striped("a")
     first = probes.draw_voxels(case, 30, 0)
     np.testing.assert_array_equal(first, probes.draw_voxels(striped("a"), 30, 0))
@@ -124,7 +124,7 @@ def test_drawn_voxels_depend_on_seed_and_name_alone():
     assert np.bincount(case.labels[tuple(first.T)]).tolist() == [30, 30, 30]
 
 
-def test_the_lattice_is_regular_and_no_larger_than_asked():
+def test_the_lattice_is_regular_and_within_its_limit():
     voxels = probes.lattice_voxels((40, 31, 2), 100)
     assert len(voxels) <= 100
     assert (voxels.max(axis=0) < (40, 31, 2)).all()
@@ -139,7 +139,7 @@ def test_dice_and_recall_by_hand():
     assert probes.balanced_accuracy(guess, truth) == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
 
 
-def test_the_penalty_is_one_of_those_tried_and_the_middle_one_without_a_choice():
+def test_the_penalty_is_chosen_by_cross_validation():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(4), 50)
     labels = np.tile(np.repeat([0, 1], 25), 4)
@@ -148,15 +148,14 @@ def test_the_penalty_is_one_of_those_tried_and_the_middle_one_without_a_choice()
     assert probes.choose_penalty(rows[:50], labels[:50], groups[:50]) == 1e-2
 
 
-def test_comparison_and_its_file(tmp_path):
+def test_comparison_and_its_file():
     cases = [striped(name) for name in "abcdefgh"]
     result = compare(
         EncoderFeatures(Pyramid()), EncoderFeatures(Noise()), cases[:3], cases[3:], "bands", note="made up"
     )
-    assert result.pretrained.dice > result.untrained.dice
-    assert result.gain == pytest.approx(result.pretrained.dice - result.untrained.dice)
-    result.write(tmp_path / "probe.json")
-    written = json.loads((tmp_path / "probe.json").read_text())
+    assert result["pretrained"] > result["untrained"]
+    assert result["gain"]["value"] == pytest.approx(result["pretrained"] - result["untrained"])
+    written = json.loads(json.dumps(result))
     keys = {"task", "metric", "pretrained", "untrained", "baselines", "cases_train", "cases_test", "interval", "note"}
     assert keys <= set(written)
     assert (written["cases_train"], written["cases_test"], written["note"]) == (3, 5, "made up")
@@ -164,7 +163,7 @@ def test_comparison_and_its_file(tmp_path):
     assert 0 <= written["baselines"]["intensity"] <= 1
 
 
-def test_what_cannot_be_probed_is_said():
+def test_probes_without_cases_or_classes_are_errors():
     flat = Case("a", np.zeros((16, 16, 16), dtype=np.float32), np.zeros((16, 16, 16), dtype=np.int64))
     with pytest.raises(UserError, match="two classes"):
         probe(IntensityFeatures(), [flat], [flat])

@@ -12,7 +12,15 @@ def row(arm, values, **more):
     middle = sum(values) / len(values)
     ends = {"low": middle - 0.02, "high": middle + 0.02} if len(values) > 1 else {"low": None, "high": None}
     by_seed = {str(seed): value for seed, value in enumerate(values)}
-    told = {"judge": "voxels", "measure": "dice", "arm": arm, "mean": middle, **ends, "seeds": len(values), "rank": 1.0}
+    told = {
+        "evaluation": "voxels",
+        "measure": "dice",
+        "arm": arm,
+        "mean": middle,
+        **ends,
+        "seeds": len(values),
+        "rank": 1.0,
+    }
     return {**told, "values": by_seed, **more}
 
 
@@ -58,5 +66,5 @@ def test_a_folder_without_a_table_is_told(tmp_path):
         study.write_page(tmp_path)
 
 
-def test_a_study_that_has_judged_nothing_says_so():
-    assert "Nothing has been judged yet" in study.render({"study": "s", "reference": "mae", "rows": []})
+def test_a_study_without_results_says_so():
+    assert "No evaluation is complete yet" in study.render({"study": "s", "reference": "mae", "rows": []})

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.evaluation import task_metrics
-from viewalign.finetuning.classification.finetune import write_predictions
-from viewalign.finetuning.classification.outcomes import read_outcomes
+from viewalign.evaluation.predictions import read_predictions, write_predictions
 from viewalign.reports import task_charts
 from viewalign.reports.task import render, write_page
 from viewalign.tasks.manifest import TaskCase
@@ -59,7 +58,7 @@ def test_every_kind_has_its_page(tmp_path, kind):
         assert raw not in text
     assert "&lt;bad&gt;" in text
     assert "a &amp; b" in text
-    outcomes = read_outcomes(tmp_path / "run")
+    outcomes = read_predictions(tmp_path / "run")
     value = task_metrics.evaluate(kind, outcomes.truth, outcomes.predicted)[outcomes.spec.figure]
     assert f"{value:.3f}" in re.search(r'class="headline number">(.*?)<', text)[1]
     titles = re.findall(r"<figcaption><strong>(.*?)</strong>", text)
@@ -75,7 +74,7 @@ def test_every_kind_has_its_page(tmp_path, kind):
 
 
 def test_the_roc_curve_is_scikit_learns(tmp_path):
-    outcomes = read_outcomes(make(tmp_path / "run", "binary"))
+    outcomes = read_predictions(make(tmp_path / "run", "binary"))
     svg = next(c.svg for c in task_charts.charts(outcomes) if c.title == "ROC curve")
     drawn = re.search(r'class="line s0" d="M(.*?)"', svg)[1].split("L")
     x, y = task_charts._scales((0, 1), (0, 1))
@@ -93,7 +92,7 @@ def test_wilsons_interval_is_scipys():
 
 def test_one_class_alone_has_no_roc_and_the_command_writes(tmp_path):
     run = make(tmp_path / "run", "binary")
-    outcomes = read_outcomes(run)
+    outcomes = read_predictions(run)
     only = outcomes.select([k for k, t in enumerate(outcomes.truth) if t == 1])
     assert [c.title for c in task_charts.charts(only)] == ["Calibration"]
     told = CliRunner().invoke(app, ["report", str(run), "-o", str(tmp_path / "page.html")])

@@ -1,4 +1,4 @@
-"""A study on tiny made-up data."""
+"""A study on tiny synthetic data."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def make(tmp_path):
         tree = {
             "data": {"root": str(tmp_path), "store": "store", "labelled": where},
             "arms": arms,
-            "judges": {
+            "evaluations": {
                 "voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 20, "test_voxels": 200},
                 "places": {"kind": "retrieval", "cells": 3},
             },

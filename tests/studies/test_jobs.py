@@ -1,4 +1,4 @@
-"""Shares of a study are whole chains that cover it once, and the SLURM script is one that bash and SLURM take."""
+"""Shards of a study are complete chains, and the SLURM script is valid."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from viewalign.errors import UserError
 from viewalign.studies.cells import chains, only, share, slurm_script
 
 
-def test_shares_cover_every_cell_once_and_bring_what_a_cell_needs(make):
+def test_shards_cover_every_cell_once_with_its_dependencies(make):
     grid = make(seeds=3)
     assert len(chains(grid.study)) == 6  # cva starts from mae
     for count in (1, 2, 4, 6, 9):
@@ -25,17 +25,17 @@ def test_shares_cover_every_cell_once_and_bring_what_a_cell_needs(make):
 
 
 @pytest.mark.parametrize("job", ["0/2", "3/2", "2", "a/b", "1/0"])
-def test_no_share(make, job):
+def test_invalid_shards(make, job):
     grid = make()
     with pytest.raises(UserError, match="write i/n"):
         share(grid.study, grid.cells, job)
 
 
-def test_a_pattern_brings_what_its_cells_need(make):
+def test_a_pattern_selects_dependencies(make):
     grid = make()
-    found = [cell.name for cell in only(grid.cells, "judge/places/cva/*")]
-    assert found == ["pretrain/mae/0", "pretrain/cva/0", "judge/places/cva/0"]
-    with pytest.raises(UserError, match="no cell is called so"):
+    found = [cell.name for cell in only(grid.cells, "evaluate/places/cva/*")]
+    assert found == ["pretrain/mae/0", "pretrain/cva/0", "evaluate/places/cva/0"]
+    with pytest.raises(UserError, match="no cell matches"):
         only(grid.cells, "seg")
 
 
@@ -49,7 +49,7 @@ def test_the_script(make, device):
     assert """'a b/python' 'it'"'"'s' "shard=${SLURM_ARRAY_TASK_ID}/4" &""" in text
 
 
-def test_a_task_that_is_warned_saves_and_queues_itself_again(make, tmp_path):
+def test_a_task_near_its_time_limit_requeues_itself(make, tmp_path):
     """What SLURM does, done by hand: USR1 to the script, which stops its work and calls scontrol."""
     work = tmp_path / "work.sh"
     work.write_text("trap 'echo stopped; exit 143' TERM\necho begun $1\nwhile :; do sleep 0.05; done\n")

@@ -1,4 +1,4 @@
-"""Labelled cases are prepared once for all arms and seeds, and anew when a file changes."""
+"""Labelled cases are prepared once for all arms and seeds, and again when a file changes."""
 
 import os
 
@@ -49,7 +49,7 @@ def test_a_case_is_prepared_once_and_is_the_same(tmp_path, counted):
     assert not list(kept.glob(".*"))
 
 
-def test_what_could_change_unnoticed_is_not_kept_and_what_is_gone_is_a_sentence(tmp_path, counted):
+def test_cases_without_reliable_stamps_are_not_cached(tmp_path, counted):
     """A detached header stays as it is when its voxels change."""
     write_data(tmp_path)
     labels, header = tmp_path / "labels" / "c0.nii.gz", tmp_path / "c0.mhd"

@@ -16,7 +16,7 @@ from viewalign.errors import UserError
 from viewalign.studies.labelled import (
     Labelled,
     LabelledCase,
-    first_there,
+    first_existing,
     in_folders,
     in_table,
     matching,
@@ -51,13 +51,13 @@ def data(tmp_path):
 
 @pytest.mark.slow
 def test_every_shipped_study_can_be_begun(data):
-    """Each is laid out on data of its kind, as `--dry-run` does: recipes, settings and judges are checked."""
+    """Each is laid out on data of its kind, as `--dry-run` does: recipes, settings and evaluations are checked."""
     pytest.importorskip("nnunetv2")
     for name in names():
         told = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
         assert told.exit_code == 0, (name, told.output, told.exception)
         study = load(name)
-        cells = len(study.arms) * len(study.seeds) * (1 + len(study.judges))
+        cells = len(study.arms) * len(study.seeds) * (1 + len(study.evaluations))
         assert told.output.count("to do") == cells, name
         assert study.name == name
         assert not headline(name).startswith("base")
@@ -75,7 +75,7 @@ def test_sizes_and_rows():
             assert all(arm.recipe.split("-")[-2] == network for arm in study.arms.values())
     for size in ("laptop", "one-gpu", "paper"):
         assert {"released", "exact", "independent"} < set(load(f"geometry-{size}").arms)
-    assert load("geometry-one-gpu").judges["tuned"].settings["epochs"] == 50
+    assert load("geometry-one-gpu").evaluations["tuned"].settings["epochs"] == 50
     listed = CliRunner().invoke(app, ["study", "--list"]).output
     assert all(name in listed for name in names())
     assert "_folders" not in listed
@@ -83,10 +83,10 @@ def test_sizes_and_rows():
 
 def test_overrides_reach_every_depth_and_null_leaves_out():
     study = load(
-        "geometry-laptop", read_words(["seeds=4,7", "judges.voxels.shots=5", "arms.mae=null", "common.batch=4"])
+        "geometry-laptop", read_words(["seeds=4,7", "evaluations.voxels.shots=5", "arms.mae=null", "common.batch=4"])
     )
     assert study.seeds == (4, 7)
-    assert study.judges["voxels"].shots == 5
+    assert study.evaluations["voxels"].shots == 5
     assert "mae" not in study.arms
     assert study.common["batch"] == 4
     assert study.common["views"] == {"patch_size": [24, 32, 32]}
@@ -95,16 +95,16 @@ def test_overrides_reach_every_depth_and_null_leaves_out():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("judges.voxels.shot=5", "judges.voxels.shot.*did you mean 'shots'"),
+        ("evaluations.voxels.shot=5", "evaluations.voxels.shot.*did you mean 'shots'"),
         ("sedes=3", "did you mean 'seeds'"),
         ("reference=exakt", "did you mean 'exact'"),
         ("arms.exact.start=maee", "did you mean 'mae'"),
         ("arms.exact.start=exact", "circle"),
-        ("data.labelled=null", "judges.voxels needs labelled images"),
+        ("data.labelled=null", "evaluations.voxels needs labelled images"),
         ("data.store=x", "either `store`"),
         ("seeds=[1,1]", "different numbers"),
         ("steps=0", "steps"),
-        ("name=../x", "names a folder"),
+        ("name=../x", "folder name"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(override, said):
@@ -136,7 +136,7 @@ def test_images_find_their_labels_and_patterns_their_cases(tmp_path):
     assert [case.name for case in found] == [f"case_{k:02d}" for k in range(6)]
     assert found[2].identity == ["case_02", 3, 3]
     assert [case.name for case in matching(found, ["case_0[12]"], "learn")] == ["case_01", "case_02"]
-    with pytest.raises(UserError, match="no case is called liver"):
+    with pytest.raises(UserError, match="no case matches liver"):
         matching(found, ["liver"], "learn")
 
 
@@ -148,7 +148,7 @@ def test_shots_are_spread_or_drawn_and_never_more_than_there_are(tmp_path):
     assert drawn[0] == labelled.shots(3, "seed", 0)
     assert len(set(drawn)) > 1
     assert labelled.shots(None, "seed", 0) == found
-    with pytest.raises(UserError, match="10 shots are asked for"):
+    with pytest.raises(UserError, match="10 shots are requested"):
         labelled.shots(10, "spread", 0)
 
 
@@ -160,10 +160,10 @@ def test_a_table_names_files_and_splits(tmp_path):
     assert found == [LabelledCase("a", tmp_path / "images/case_00_0000.nii.gz", tmp_path / "labels/case_00.nii.gz")]
     assert split == {"a": "learn"}
     (tmp_path / "t.csv").write_text("case,image,labels\na,gone.nii.gz,labels/case_00.nii.gz\n")
-    with pytest.raises(UserError, match="which is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         in_table(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="Name their folder"):
-        first_there(tmp_path, "nothing|neither")
+    with pytest.raises(UserError, match="Name the folder of the data"):
+        first_existing(tmp_path, "nothing|neither")
 
 
 def test_a_dataset_of_nnunet_brings_its_classes(tmp_path):
@@ -192,5 +192,5 @@ def test_a_table_s_split_tells_who_learns(tmp_path):
     with pytest.raises(UserError, match="not both c1"):
         read_labelled(LabelledSettings(manifest="t.csv", learn=("c[01]",)), tmp_path)
     (tmp_path / "t.csv").write_text("\n".join(lines).replace(",learn", ",").replace(",test", ","))
-    with pytest.raises(UserError, match="who learns"):
+    with pytest.raises(UserError, match="choose cases"):
         read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)

@@ -9,7 +9,7 @@ from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import environment
 from viewalign.methods import registry
-from viewalign.studies.loading import comparison, methods_for, tuning_judges
+from viewalign.studies.loading import comparison, finetuning_evaluations, methods_for
 
 from .conftest import write_data
 
@@ -37,17 +37,17 @@ def test_an_unknown_method_or_network_is_answered_with_those_there_are():
         comparison("resnet", DATA)
 
 
-def test_tuned_judges_are_alike_but_for_shots_and_what_is_changed():
-    judges = tuning_judges("resenc-xs", [5, 10], {"epochs": 3, "patch_size": [16, 16, 16]})
-    assert list(judges) == ["tuned-5", "tuned-10"]
-    assert judges["tuned-5"]["settings"] == judges["tuned-10"]["settings"]
-    assert judges["tuned-5"]["settings"]["epochs"] == 3
-    assert comparison("resenc-xs", DATA, judges=judges).judges["tuned-10"].shots == 10
-    assert tuning_judges("primus-xs", [1])["tuned-1"]["settings"]["lr"] == 3e-4
+def test_finetuning_evaluations_differ_only_in_shots():
+    evaluations = finetuning_evaluations("resenc-xs", [5, 10], {"epochs": 3, "patch_size": [16, 16, 16]})
+    assert list(evaluations) == ["tuned-5", "tuned-10"]
+    assert evaluations["tuned-5"]["settings"] == evaluations["tuned-10"]["settings"]
+    assert evaluations["tuned-5"]["settings"]["epochs"] == 3
+    assert comparison("resenc-xs", DATA, evaluations=evaluations).evaluations["tuned-10"].shots == 10
+    assert finetuning_evaluations("primus-xs", [1])["tuned-1"]["settings"]["lr"] == 3e-4
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch):
+def test_the_command_writes_table_and_page_and_resumes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path)
     line = ["compare-methods", "store", "images", "labels", "learn=c0", "test=c1,c2", "methods=mae,genesis", "steps=1"]
@@ -56,7 +56,7 @@ def test_the_command_ends_with_table_and_page_and_goes_on(tmp_path, monkeypatch)
     pytest.importorskip("nnunetv2")
     few = ["finetune.spacing=dataset", "finetune.epochs=1", "finetune.device=cpu"]
     few = CliRunner().invoke(app, [*line, *few, "--dry-run"])
-    assert few.output.count("judge/tuned-1/") == 3, few.output
+    assert few.output.count("evaluate/tuned-1/") == 3, few.output
     wrong = CliRunner().invoke(app, [*line, "finetune_shots=some", "--dry-run"])
     assert "finetune_shots" in str(wrong.exception)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The judge by nnU-Net: checked before anything runs, prepared once, and apart from what the user has set."""
+"""The evaluation by nnU-Net: checked before anything runs, prepared once, and apart from what the user has set."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ QUICK = {
 QUICK |= {"spacing": "dataset", "tta": False, "device": "cpu", "workers": 1}
 
 
-def judge(shots=1, **settings):
+def evaluation(shots=1, **settings):
     chosen = {key: value for key, value in {**QUICK, **settings}.items() if value is not None}
     return {"seg": {"kind": "segmentation", "shots": shots, "settings": chosen}}
 
@@ -35,45 +35,45 @@ def judge(shots=1, **settings):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"epoch": 3}, "judges.seg: there is no setting 'epoch' .did you mean 'epochs'"),
+        ({"epoch": 3}, "evaluations.seg: there is no setting 'epoch' .did you mean 'epochs'"),
         ({"flips": False}, "did you mean 'tta'"),
-        ({"seed": 3}, "judges.seg: settings.seed is settled by the study"),
-        ({"validation": "c*"}, "settings.validation is settled by the study"),
+        ({"seed": 3}, "evaluations.seg: settings.seed is set by the study"),
+        ({"validation": "c*"}, "settings.validation is set by the study"),
         ({"patch_size": [17, 16, 16]}, "17×16×16 does not fit the network"),
         ({"spacing": None}, "set spacing to `dataset`"),
         ({"device": "tpu"}, "settings.device is auto"),
         ({"epochs": 2, "warmup_epochs": 5}, "leave none of 2 to train in"),
         ({"tolerance": "thick"}, "number of millimetres"),
-        ({"folds": "all"}, "settings.folds is settled by the study"),
+        ({"folds": "all"}, "settings.folds is set by the study"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_runs(make, tmp_path, changes, said):
+def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path, changes, said):
     pytest.importorskip("nnunetv2")
     with pytest.raises(UserError, match=said):
-        make(judges=judge(**changes))
+        make(evaluations=evaluation(**changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_more_shots_than_cases(make):
     pytest.importorskip("nnunetv2")
-    with pytest.raises(UserError, match="5 shots are asked for"):
-        make(judges=judge(shots=5))
+    with pytest.raises(UserError, match="5 shots are requested"):
+        make(evaluations=evaluation(shots=5))
 
 
-def test_without_nnunet_it_is_refused_in_a_sentence(make, monkeypatch):
+def test_a_missing_nnunet_is_an_error(make, monkeypatch):
     monkeypatch.setattr(environment.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"judges.seg: .*pip install 'viewalign\[nnunet\]'"):
-        make(judges=judge())
+    with pytest.raises(UserError, match=r"evaluations.seg: .*pip install 'viewalign\[nnunet\]'"):
+        make(evaluations=evaluation())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_cells_share_what_is_prepared_and_go_on(make, tmp_path, monkeypatch):
+def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch):
     pytest.importorskip("nnunetv2")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "the user's own"))
     arms = {"untrained": {"recipe": "mae-resenc-xs", "untrained": True}, "mae": {"recipe": "mae-resenc-xs"}}
     common = {key: value for key, value in COMMON.items() if key != "heads"}
-    grid = make(arms=arms, judges=judge(), common=common)
+    grid = make(arms=arms, evaluations=evaluation(), common=common)
     works = []
     real = segmenting.SegmentationEvaluator._work
     monkeypatch.setattr(
@@ -101,7 +101,7 @@ def test_cells_share_what_is_prepared_and_go_on(make, tmp_path, monkeypatch):
     assert {row["measure"] for row in table.collect(grid)} == {"dice", "nsd"}
     # A cell that was killed goes on in its own folder.
     (grid.cells[2].folder / "cell.json").unlink()
-    assert run_study(make(arms=arms, judges=judge(), common=common), print) == 0
+    assert run_study(make(arms=arms, evaluations=evaluation(), common=common), print) == 0
     assert [job["do"] for job in works[3:]] == ["finetune"]
 
 

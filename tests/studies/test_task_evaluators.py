@@ -1,4 +1,4 @@
-"""Judges on a task: vectors of whole cases, and fine-tunings."""
+"""Evaluations on a task: probes of whole cases, and fine-tuning."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def task(tmp_path):
     return folder
 
 
-def judges(**tuned):
+def evaluations(**tuned):
     settings = {"epochs": 1, "folds": 2, "draws": 100, "device": "cpu", **tuned}
     return {
         "vectors": {"kind": "feature_probe", "task": "task", "folds": 2},
@@ -43,30 +43,30 @@ def judges(**tuned):
 
 
 @pytest.mark.usefixtures("task")
-def test_what_does_not_fit_is_told_before_anything_runs(make, tmp_path):
-    with pytest.raises(UserError, match=r"judges.tuned: .*did you mean 'epochs'"):
-        make(judges=judges(epoch=2))
-    with pytest.raises(UserError, match=r"judges.tuned: settings.seed is settled"):
-        make(judges=judges(seed=2))
-    with pytest.raises(UserError, match=r"judges.vectors: There is no task at"):
-        make(judges={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
+def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path):
+    with pytest.raises(UserError, match=r"evaluations.tuned: .*did you mean 'epochs'"):
+        make(evaluations=evaluations(epoch=2))
+    with pytest.raises(UserError, match=r"evaluations.tuned: settings.seed is set"):
+        make(evaluations=evaluations(seed=2))
+    with pytest.raises(UserError, match=r"evaluations.vectors: There is no task at"):
+        make(evaluations={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_both_judge_every_arm_and_lower_is_better(make, task):
-    grid = make(arms=ARMS, judges=judges(), seeds=2, common=PLAIN)
+def test_both_evaluations_cover_every_arm(make, task):
+    grid = make(arms=ARMS, evaluations=evaluations(), seeds=2, common=PLAIN)
     assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]
-    rows = {(row["judge"], row["measure"], row["arm"]): row for row in table.collect(grid)}
-    for judge in ("vectors", "tuned"):
-        two = {arm: rows[judge, "mae", arm] for arm in ARMS}
+    rows = {(row["evaluation"], row["measure"], row["arm"]): row for row in table.collect(grid)}
+    for evaluation in ("vectors", "tuned"):
+        two = {arm: rows[evaluation, "mae", arm] for arm in ARMS}
         orders = [rankdata([two[arm]["values"][seed] for arm in ARMS]) for seed in "01"]
         assert [two[arm]["rank"] for arm in ARMS] == pytest.approx(np.mean(orders, axis=0).tolist())
     assert len(list((grid.out / "data").glob("task-*"))) == 1  # cases are prepared once
-    assert not list(grid.out.glob("cells/judge/tuned/*/*/*/tuning/fold_*"))
-    names = [cell.folder for cell in make(arms=ARMS, judges=judges(), seeds=2, common=PLAIN).cells]
+    assert not list(grid.out.glob("cells/evaluate/tuned/*/*/*/tuning/fold_*"))
+    names = [cell.folder for cell in make(arms=ARMS, evaluations=evaluations(), seeds=2, common=PLAIN).cells]
     assert names == [cell.folder for cell in grid.cells]
     manifest = task / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("47.0", "48.0"))
-    changed = make(arms=ARMS, judges=judges(), seeds=2, common=PLAIN)
-    assert [cell.done for cell in changed.cells] == [cell.judge is None for cell in changed.cells]
+    changed = make(arms=ARMS, evaluations=evaluations(), seeds=2, common=PLAIN)
+    assert [cell.done for cell in changed.cells] == [cell.evaluation is None for cell in changed.cells]

@@ -12,7 +12,7 @@ def cells_of(folder, taken):
     for seed in (0, 1):
         for arm in ("mae", "cva"):
             before = Cell(f"pretrain/{arm}/{seed}", folder / f"p-{arm}-{seed}", arm, seed, None, None)
-            made += [before, Cell(f"judge/seg/{arm}/{seed}", folder / f"j-{arm}-{seed}", arm, seed, "seg", before)]
+            made += [before, Cell(f"evaluate/seg/{arm}/{seed}", folder / f"j-{arm}-{seed}", arm, seed, "seg", before)]
     for cell in made:
         cell.folder.mkdir()
         if cell.name in taken:
@@ -20,21 +20,21 @@ def cells_of(folder, taken):
     return made
 
 
-def test_cells_take_what_others_of_their_kind_took(tmp_path):
-    taken = {"pretrain/mae/0": 100, "pretrain/cva/0": 300, "judge/seg/mae/0": 10, "judge/seg/cva/0": 20}
+def test_remaining_time_uses_cells_of_the_same_kind(tmp_path):
+    taken = {"pretrain/mae/0": 100, "pretrain/cva/0": 300, "evaluate/seg/mae/0": 10, "evaluate/seg/cva/0": 20}
     cells = cells_of(tmp_path, taken)
     assert time_left(cells, cells) == "about 7 min 10 s left"  # 100 + 300 + 15 + 15
     assert time_left(cells[4:6], cells) == "about 1 min 55 s left"
     assert time_left(cells[:4], cells) == ""
 
 
-def test_what_has_not_been_done_yet_is_not_guessed(tmp_path):
+def test_unknown_durations_are_not_guessed(tmp_path):
     cells = cells_of(tmp_path, {"pretrain/mae/0": 60})
     assert time_left(cells, cells) == "more than 1 min 00 s left"
     assert time_left(cells[2:4], cells) == ""
 
 
-def test_a_record_of_before_tells_no_time(tmp_path):
+def test_records_without_duration_are_ignored(tmp_path):
     cells = cells_of(tmp_path, {})
     (cells[0].folder / FILE).write_text(json.dumps({"status": "done"}))
     assert time_left(cells, cells) == ""

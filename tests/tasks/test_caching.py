@@ -1,4 +1,4 @@
-"""Prepared cases on disk: the same tensors, made once, and made again when a file or the preparation changes."""
+"""Cached cases: the same tensors, prepared once, and again when a file or the preprocessing changes."""
 
 import os
 from dataclasses import replace
@@ -9,7 +9,8 @@ import pytest
 from viewalign.errors import UserError
 from viewalign.evaluation.embedding import Embeddings, embed
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
-from viewalign.tasks.cases import cached, key, prepare_cases
+from viewalign.tasks.cases import cache_key, prepare_case, prepare_cases
+from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor
 
 SIZE = (16, 16, 16)
@@ -54,21 +55,23 @@ def test_a_case_is_prepared_once_and_again_when_something_changes(
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
 
 
-def test_what_cannot_be_told_apart_is_not_kept(tmp_path, striped_task):
+def test_cases_without_reliable_file_stamps_are_not_cached(tmp_path, striped_task):
     spec, cases = striped_task(tmp_path / "task", cases=1)
     preprocessor = Preprocessor(spec.channels, SIZE)
-    assert key(preprocessor, {"t1": tmp_path / "slice.dcm"}, None) is None
-    assert key(preprocessor, cases[0].images, cases[0].images["t1"]) != key(preprocessor, cases[0].images, None)
+    assert cache_key(preprocessor, {"t1": tmp_path / "slice.dcm"}, None) is None
+    assert cache_key(preprocessor, cases[0].images, cases[0].images["t1"]) != cache_key(
+        preprocessor, cases[0].images, None
+    )
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"x")
     with pytest.raises(UserError):
-        cached(preprocessor, tmp_path / "cache")({"t1": broken}, None)
+        prepare_case(TaskCase("broken", "s", {"t1": broken}), preprocessor, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
 @pytest.mark.parametrize("maps", [False, True])
-def test_embeddings_come_back_as_they_were(tmp_path, striped_task, ending, maps):
+def test_embeddings_are_read_as_written(tmp_path, striped_task, ending, maps):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
     spec, cases = striped_task(tmp_path / "task", cases=3)
@@ -90,5 +93,5 @@ def test_embeddings_come_back_as_they_were(tmp_path, striped_task, ending, maps)
         assert table["case"].tolist() == ["c00", "c01", "c02"]
         assert len(table["features"][0]) == found.features.shape[1]
     path.write_bytes(b"x")
-    with pytest.raises(UserError, match="holds no embeddings"):
+    with pytest.raises(UserError, match="embeddings"):
         Embeddings.read(path)

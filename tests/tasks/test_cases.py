@@ -1,4 +1,4 @@
-"""Several processes prepare what one does, in whatever order; what ends a process costs its own case."""
+"""Cases prepared in worker processes: equal samples in the order of cases, and crashes exclude one case."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def mixed(tmp_path, striped_task):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_other_processes_prepare_the_same(mixed, tmp_path, kept):
+def test_worker_processes_prepare_the_same_samples(mixed, tmp_path, kept):
     spec, cases = mixed
     preprocessor, cache = Preprocessor(spec.channels, SIZE), tmp_path / "cache" if kept else None
     alone, excluded = prepare_cases(cases, preprocessor, workers=0)
@@ -41,7 +41,7 @@ def test_other_processes_prepare_the_same(mixed, tmp_path, kept):
             np.testing.assert_array_equal(getattr(sample, part), getattr(alone[name], part))
 
 
-def test_vectors_stand_in_the_order_of_cases(mixed):
+def test_vectors_are_in_the_order_of_cases(mixed):
     spec, cases = mixed
     backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), SIZE, 1)
     preprocessor = Preprocessor(spec.channels, SIZE)
@@ -52,7 +52,7 @@ def test_vectors_stand_in_the_order_of_cases(mixed):
     np.testing.assert_array_equal(together.maps, alone.maps)
 
 
-def test_a_case_that_ends_its_process_is_refused_and_the_others_go_on(tmp_path, striped_task):
+def test_a_case_that_crashes_its_process_is_excluded(tmp_path, striped_task):
     spec, cases = striped_task(tmp_path / "task", cases=4)
     deadly = cases[1].images["t1"].rename(tmp_path / "deadly.nii.gz")
     cases = [*cases[:1], TaskCase("bad", "s", {"t1": deadly}), *cases[2:]]
@@ -67,5 +67,5 @@ def test_few_cases_start_no_processes(monkeypatch, count, expected):
     monkeypatch.setattr(prepared_cases, "run_jobs", lambda work, jobs, workers, seconds: asked.append(workers) or [])
     monkeypatch.setattr(prepared_cases, "default_workers", lambda: 2)
     cases = [TaskCase(str(k), str(k), {"t1": None}) for k in range(count)]
-    assert not list(prepared_cases.prepared(cases, None))
+    assert not list(prepared_cases.iter_prepared(cases, None))
     assert asked == [expected]

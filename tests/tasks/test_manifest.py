@@ -1,4 +1,4 @@
-"""Tasks as data: what a YAML file and a table may say, and every mistake in a sentence with its row."""
+"""Task definitions and manifests: reading, writing and errors with their row."""
 
 import json
 
@@ -21,7 +21,7 @@ def table(folder, text, task=None):
     return folder
 
 
-def test_a_table_comes_back_as_it_was_written(tmp_path):
+def test_a_manifest_is_read_as_written(tmp_path):
     task = spec(channels=[{"name": "flair"}, {"name": "swi", "aliases": ["t2s"], "optional": True}])
     cases = [
         TaskCase("b", "p1", {"flair": tmp_path / "im" / "b.nii"}, target=1, site="x", fold=1),
@@ -35,7 +35,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     assert read_manifest(tmp_path, task) == [cases[1], cases[0]]
 
 
-def test_json_lines_say_the_same(tmp_path):
+def test_json_lines_are_equivalent(tmp_path):
     rows = [{"case": "a", "image.t1": "a.nii", "target": "yes"}, {"case": "b", "image.t1": "b.nii", "target": 0}]
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     assert [case.target for case in read_manifest(tmp_path / "manifest.jsonl", spec())] == [1, 0]
@@ -45,9 +45,9 @@ def test_json_lines_say_the_same(tmp_path):
     ("text", "told"),
     [
         ("case,image.t1,target\na,a.nii,\n", "row 1 (a): has no target"),
-        ("case,image.t1,target\na,a.nii,maybe\n", "'maybe' is no class; classes are no, yes"),
+        ("case,image.t1,target\na,a.nii,maybe\n", "'maybe' is not a class; classes are no, yes"),
         ("case,image.t1,target\na,,yes\n", "has no image"),
-        ("case,image.t1,target\na,a.nii,1\na,b.nii,0\n", "the case a stands 2 times"),
+        ("case,image.t1,target\na,a.nii,1\na,b.nii,0\n", "the case a is listed 2 times"),
         (
             "case,subject,image.t1,target,fold\na,p,a.nii,1,0\nb,p,b.nii,0,1\n",
             "the subject p is in the folds ['0', '1']",
@@ -58,10 +58,10 @@ def test_json_lines_say_the_same(tmp_path):
         ("case,image.t1,target,split\na,a.nii,1,val\n", "split is 'val'"),
         ("case,image.t2,target\na,a.nii,1\n", "image.t2, but the task's channels are image.t1"),
         ("image.t1,target\na.nii,1\n", "no column 'case'"),
-        ("case,image.t1,target\n", "holds no cases"),
+        ("case,image.t1,target\n", "has no cases"),
     ],
 )
-def test_mistakes_are_told_with_their_row(tmp_path, text, told):
+def test_errors_report_the_row(tmp_path, text, told):
     with pytest.raises(UserError) as problem:
         read_manifest(table(tmp_path, text), spec())
     assert told in str(problem.value)
@@ -69,9 +69,9 @@ def test_mistakes_are_told_with_their_row(tmp_path, text, told):
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [("abc", "is no number"), ("nan", None), ("inf", "not finite"), ("130", "outside the task's range")],
+    [("abc", "not a number"), ("nan", None), ("inf", "not finite"), ("130", "range 0 to 120")],
 )
-def test_numbers_that_are_none(value, told):
+def test_invalid_numbers(value, told):
     age = TaskSpec.model_validate({"name": "a", "kind": "regression", "channels": [{"name": "t1"}], "range": [0, 120]})
     if told is None:
         assert parse_target(value, age) is None
@@ -87,7 +87,7 @@ def test_an_age_with_decimals_is_kept():
     assert parse_target(target_text(0.1 + 0.2, age), age) == 0.1 + 0.2
 
 
-def test_labels_of_many():
+def test_multilabel_targets():
     task = spec(kind="multilabel", classes=["acl", "meniscus", "abnormal"])
     assert parse_target("acl|abnormal", task) == (1, 0, 1)
     assert parse_target("", task) == (0, 0, 0)
@@ -100,13 +100,16 @@ def test_labels_of_many():
     [
         ({"classes": ["a"]}, "needs 2 or more names"),
         ({"classes": ["a", "b", "c"]}, "a binary task"),
-        ({"classes": ["a", "a"], "kind": "multiclass"}, "stands twice"),
-        ({"kind": "regression"}, "a regression has none"),
+        ({"classes": ["a", "a"], "kind": "multiclass"}, "must be unique"),
+        ({"kind": "regression"}, "a regression task has none"),
         ({"colour": 1}, "no setting 'colour'"),
-        ({"channels": [{"name": "t1"}, {"name": "t2", "aliases": ["t1"]}]}, "channels: a name or alias stands twice"),
+        (
+            {"channels": [{"name": "t1"}, {"name": "t2", "aliases": ["t1"]}]},
+            "channels: names and aliases must be unique",
+        ),
     ],
 )
-def test_tasks_that_do_not_fit(tmp_path, changes, told):
+def test_invalid_tasks(tmp_path, changes, told):
     import yaml
 
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({**BINARY, **changes}))

@@ -1,6 +1,7 @@
-"""The one preprocessor: as pretraining prepares, the same for every channel and orientation, exact about its window."""
+"""Preprocessing of cases: as in pretraining, for every channel and orientation, with an exact window."""
 
 import json
+from dataclasses import replace
 from itertools import permutations, product
 
 import blosc2
@@ -58,7 +59,7 @@ def test_the_statistics_of_a_mask_are_those_inside_it(tmp_path, write_image, hea
         Preprocessor(T1, (10, 10, 10), settings, strip=True)(files)
 
 
-def test_the_window_lies_about_the_mask(tmp_path, write_image):
+def test_the_window_is_centred_on_the_mask(tmp_path, write_image):
     array = np.arange(20 * 20 * 20, dtype=np.float32).reshape(20, 20, 20) + 1
     mask = np.zeros(array.shape, np.uint8)
     mask[12:16, 2:6, 8:12] = 1
@@ -69,7 +70,7 @@ def test_the_window_lies_about_the_mask(tmp_path, write_image):
     np.testing.assert_array_equal(prepare(files).image[0], array[8:12, 8:12, 8:12])
 
 
-def test_what_lies_beyond_the_volume_is_not_valid(tmp_path, write_image, head):
+def test_voxels_outside_the_volume_are_not_valid(tmp_path, write_image, head):
     file = write_image(tmp_path / "a.nii.gz", head())
     settings = PrepareSettings(spacing=None)
     cropped = prepare_volume(read_volume(file), settings).array.shape
@@ -92,7 +93,7 @@ def test_windows_against_a_plain_loop():
             np.testing.assert_array_equal(out[(slice(None), *index)], array[(slice(None), *at)] if inside else 0)
 
 
-def test_missing_channels_are_zero_and_aliases_stand_in(tmp_path, write_image, head):
+def test_missing_channels_are_zero_and_aliases_replace_them(tmp_path, write_image, head):
     a, b = write_image(tmp_path / "a.nii.gz", head(1)), write_image(tmp_path / "b.nii.gz", head(2))
     prepare = Preprocessor(TWO, (16, 16, 16), PrepareSettings(spacing=None))
     alone, alias, both = prepare({"t1": a}), prepare({"t1": a, "t2s": b}), prepare({"t1": a, "swi": a, "t2s": b})
@@ -123,20 +124,20 @@ def test_the_order_of_files_does_not_matter_and_the_box_is_of_all_channels(tmp_p
         ({"direction": np.diag([-1.0, 1.0, 1.0])}, "another direction"),
     ],
 )
-def test_channels_of_another_frame_are_refused_or_brought_over(tmp_path, change, told, write_image, head):
+def test_channels_on_another_grid_are_rejected_or_resampled(tmp_path, change, told, write_image, head):
     a = write_image(tmp_path / "a.nii.gz", head(1))
     shape = change.pop("shape", (20, 22, 18))
     b = write_image(tmp_path / "b.nii.gz", head(2, shape), **change)
     with pytest.raises(UserError) as problem:
         Preprocessor(TWO, (16, 16, 16))({"t1": a, "swi": b})
     assert told in str(problem.value)
-    assert "b.nii.gz lies in another frame than t1" in str(problem.value)
+    assert "b.nii.gz is on another voxel grid than t1" in str(problem.value)
     if "direction" not in change:
         sample = Preprocessor(TWO, (16, 16, 16), frames="resample")({"t1": a, "swi": b})
         assert sample.image[1].any()
 
 
-def test_resampled_channels_lie_where_they_lay(tmp_path, write_image):
+def test_resampling_keeps_world_coordinates(tmp_path, write_image):
     z = np.broadcast_to(np.arange(1, 21, dtype=np.float32)[:, None, None], (20, 20, 20))
     a = write_image(tmp_path / "a.nii.gz", z)
     b = write_image(tmp_path / "b.nii.gz", z[4:16, ::2, ::2], (2.0, 2.0, 1.0), (0.0, 0.0, 4.0))
@@ -153,7 +154,7 @@ def test_whole_numbers_are_resampled_as_floats(tmp_path, write_image, head):
     np.testing.assert_array_equal(prepare({"t1": a}).image, prepare({"t1": b}).image)
 
 
-def test_prepared_arrays_are_taken_as_they_are(tmp_path):
+def test_prepared_arrays_are_read_unchanged(tmp_path):
     array = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
     blosc2.asarray(array, urlpath=str(tmp_path / "a_0000.b2nd"))
     sample = Preprocessor(T1, (8, 8, 8), PrepareSettings(normalise="none"))({"t1": tmp_path / "a_0000.b2nd"})
@@ -164,8 +165,8 @@ def test_a_preprocessor_is_plain_data(tmp_path):
     one = Preprocessor(TWO, (16, 16, 24), PrepareSettings(spacing=(1.0, 1.0, 2.0)), frames="resample")
     again = Preprocessor.from_json(json.loads(json.dumps(one.as_json())))
     assert again == one
-    assert again.fingerprint() == one.fingerprint() != one.resized((16, 16, 16)).fingerprint()
-    with pytest.raises(UserError, match="of version 9"):
+    assert again.fingerprint() == one.fingerprint() != replace(one, size=(16, 16, 16)).fingerprint()
+    with pytest.raises(UserError, match="version 9"):
         Preprocessor.from_json({**one.as_json(), "version": 9})
 
 

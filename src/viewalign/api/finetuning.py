@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from viewalign.api.data import Listener
-    from viewalign.evaluation.linear_probe import LinearProbeScore
+    from viewalign.evaluation.task_metrics import TaskScore
     from viewalign.finetuning.segmentation.nnunet import Machine
-    from viewalign.finetuning.segmentation.record import Finetuning, Teller
+    from viewalign.finetuning.segmentation.record import Finetuning
+    from viewalign.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TaskOutcome:
     """
 
     folder: Path
-    score: LinearProbeScore
+    score: TaskScore
     excluded: list[tuple[str, str]]
     report: Path
 
@@ -63,7 +64,7 @@ def finetune(
     encoder: str | Path,
     out: str | Path,
     *,
-    teller: Teller | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Finetuning: ...
 @overload
@@ -73,7 +74,7 @@ def finetune(
     encoder: str | Path,
     out: str | Path,
     *,
-    teller: Teller | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> TaskOutcome: ...
 @report_disk_full()
@@ -83,7 +84,7 @@ def finetune(
     encoder: str | Path,
     out: str | Path,
     *,
-    teller: Teller | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Any:
     """Fine-tune an encoder on labelled data; the same call resumes a fine-tuning that was stopped.
@@ -93,11 +94,11 @@ def finetune(
         data: nnU-Net's number, name or folder of a dataset; else the folder of task.yaml and its manifest.
         encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
         out: the fine-tuning's folder.
-        teller: takes lines of progress (`say`) and shows long work (`bar`).
+        progress: prints messages (`say`) and shows progress bars (`bar`); default nothing.
         **settings: those of `viewalign settings finetune KIND`.
 
     Returns:
-        For segmentation everything that came out (`judged` has the scores; the page is `report.html`), else a
+        For segmentation everything that came out (`results` has the scores; the page is `report.html`), else a
         `TaskOutcome`.
 
     Raises:
@@ -111,34 +112,34 @@ def finetune(
         ```
     """
     if kind == "segmentation":
-        return _segmentation(str(data), str(encoder), Path(out), teller, settings)
+        return _segmentation(str(data), str(encoder), Path(out), progress, settings)
     if kind in ("classification", "regression"):
-        return _one_answer(kind, data, str(encoder), Path(out), teller, settings)
+        return _one_answer(kind, data, str(encoder), Path(out), progress, settings)
     raise UserError(f"finetune takes segmentation, classification or regression, not '{kind}'.")
 
 
 def _segmentation(
-    dataset: str, encoder: str, out: Path, teller: Teller | None, values: Mapping[str, Any]
+    dataset: str, encoder: str, out: Path, progress: Progress | None, values: Mapping[str, Any]
 ) -> Finetuning:
     from viewalign.finetuning.segmentation import environment
 
     environment.check_installed()
     from viewalign.finetuning.segmentation.finetune import finetune as run
     from viewalign.finetuning.segmentation.nnunet import Machine
-    from viewalign.finetuning.segmentation.record import SilentTeller
     from viewalign.finetuning.segmentation.settings import FinetuneSettings, SegmentationOptions
     from viewalign.reports.segmentation import write_page
+    from viewalign.utils.progress import NoProgress
 
     wanted = checked(SegmentationOptions, {**values, "dataset": dataset, "encoder": encoder})
     kept = {name: getattr(wanted, name) for name in FinetuneSettings.model_fields}
     machine = Machine.choose(wanted.device, wanted.gpus, wanted.workers)
-    done = run(FinetuneSettings.model_validate(kept), out, machine, teller or SilentTeller())
+    done = run(FinetuneSettings.model_validate(kept), out, machine, progress or NoProgress())
     write_page(done.out)
     return done
 
 
 def _one_answer(
-    kind: str, task: str | Path, encoder: str, out: Path, teller: Teller | None, values: Mapping[str, Any]
+    kind: str, task: str | Path, encoder: str, out: Path, progress: Progress | None, values: Mapping[str, Any]
 ) -> TaskOutcome:
     from viewalign.evaluation.encoders import check_installed
 
@@ -156,7 +157,7 @@ def _one_answer(
         other = "regression" if found == "regression" else "classification"
         raise UserError(f"{task} is a {found} task; use `viewalign finetune {other}` (in Python: finetune('{other}')).")
     cache = None if wanted.cache is None else Path(wanted.cache)
-    say = (lambda _: None) if teller is None else teller.say
+    say = (lambda _: None) if progress is None else progress.say
     score, excluded = run(task, encoder, out, training, say, cache=cache, workers=wanted.workers)
     return TaskOutcome(out, score, excluded, write_page(out))
 

@@ -157,13 +157,13 @@ def compare_methods(
         print(plan.folder)
         ```
     """
-    from viewalign.studies.loading import comparison, tuning_judges
+    from viewalign.studies.loading import comparison, finetuning_evaluations
     from viewalign.studies.settings import CompareMethodsSettings
 
     wanted = checked(CompareMethodsSettings, settings)
     places = {"images": str(Path(images).absolute()), "labels": str(Path(labels).absolute())}
     labelled = {**places, "learn": list(wanted.learn), "test": list(wanted.test)}
-    judges = {"voxels": {"kind": "voxel_probe", "shots": wanted.shots}, "places": {"kind": "retrieval"}}
+    evaluations = {"voxels": {"kind": "voxel_probe", "shots": wanted.shots}, "places": {"kind": "retrieval"}}
     chosen = comparison(
         wanted.network,
         {"store": str(Path(store).absolute()), "labelled": labelled},
@@ -172,7 +172,7 @@ def compare_methods(
         steps=wanted.steps,
         seeds=wanted.seeds,
         threads=wanted.threads,
-        judges=judges | tuning_judges(wanted.network, _tuned(wanted, say), wanted.finetune),
+        evaluations=evaluations | finetuning_evaluations(wanted.network, _tuned(wanted, say), wanted.finetune),
     )
     return StudyPlan(chosen, Path(out or chosen.name), wanted.minutes, wanted.shard)
 

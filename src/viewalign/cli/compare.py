@@ -33,7 +33,7 @@ def compare(
     """
     import json
 
-    from viewalign.finetuning.classification.comparison import compare_any
+    from viewalign.evaluation.comparison import compare_any
     from viewalign.reports.comparison import draw
 
     result = compare_any(a, b)

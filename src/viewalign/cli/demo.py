@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import Teller
+from viewalign.utils.console import ConsoleProgress
 
 
 def demo(
@@ -46,15 +46,15 @@ def demo(
     from viewalign.demo.settings import DemoOptions
     from viewalign.utils.settings import checked
 
-    teller, wanted = Teller(), checked(DemoOptions, settings_of(context))
-    result = run_demo(DemoSettings(out, data, wanted.steps, wanted.spacing), teller)
+    progress, wanted = ConsoleProgress(), checked(DemoOptions, settings_of(context))
+    result = run_demo(DemoSettings(out, data, wanted.steps, wanted.spacing), progress)
     if result.report is None:
         typer.echo("Stopped and saved. The same command resumes it.")
         raise typer.Exit(result.exit_code)
     if not result.fresh:
         typer.echo(f"The demo in {out} is complete. To start anew, remove that folder or name another one with -o.")
     else:
-        teller.say("Done.")
+        progress.say("Done.")
     for line in result.figures:
         typer.echo(f"  {line}")
     typer.echo(f"Report: {result.report}")

@@ -55,9 +55,9 @@ def segmentation(
     finetune.yaml (all settings), nnunet.log, commands.sh.
     """
     import viewalign
-    from viewalign.utils.console import Teller
+    from viewalign.utils.console import ConsoleProgress
 
-    run = viewalign.finetune("segmentation", dataset, encoder, out, teller=Teller(), **settings_of(context))
+    run = viewalign.finetune("segmentation", dataset, encoder, out, progress=ConsoleProgress(), **settings_of(context))
     typer.echo(f"Report: {run.out / 'report.html'}")
 
 
@@ -85,9 +85,9 @@ def _finetune(
     context: typer.Context, kind: Literal["classification", "regression"], task: Path, encoder: str, out: Path
 ) -> None:
     import viewalign
-    from viewalign.utils.console import Teller, tell_refused
+    from viewalign.utils.console import ConsoleProgress, tell_refused
 
-    done = viewalign.finetune(kind, task, encoder, out, teller=Teller(), **settings_of(context))
+    done = viewalign.finetune(kind, task, encoder, out, progress=ConsoleProgress(), **settings_of(context))
     typer.echo(f"Predictions, figures and models: {out}\nReport: {done.report}")
     tell_refused(done.excluded)
 

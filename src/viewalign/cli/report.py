@@ -32,7 +32,7 @@ def report(
 
     The file is self-contained: it loads nothing from the network, and can be mailed, printed and archived.
     """
-    from viewalign.finetuning.classification.outcomes import is_task_run
+    from viewalign.evaluation.predictions import is_task_run
     from viewalign.reports import task
     from viewalign.reports.run import write_report
 

@@ -22,7 +22,7 @@ Only = Annotated[
     typer.Option(
         "--only",
         metavar="PATTERN",
-        help="Do these cells only, such as 'judge/seg10/*', and what they need.",
+        help="Do these cells only, such as 'evaluate/seg10/*', and what they need.",
         show_default=False,
     ),
 ]

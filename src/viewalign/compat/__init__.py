@@ -1,1 +1,1 @@
-"""Other projects' commands, folders and layouts."""
+"""Command lines, layouts and file formats of nnssl, SSL3D and FOMO."""

@@ -1,7 +1,7 @@
-"""FOMO25's task 2, meningioma: its folders as a dataset of nnU-Net in the frame of pretraining.
+"""FOMO25's task 2, meningioma segmentation, as a dataset of nnU-Net in the orientation of pretraining.
 
-`preprocessed/sub_N/ses_1/<sequence>.nii.gz` with `labels/sub_N/[ses_1/]seg.nii.gz`. Sequences that a subject lacks are
-images of zeros, as they are in prediction; `t2s` stands in where there is no `swi`.
+The source has `preprocessed/sub_N/ses_1/<sequence>.nii.gz` and `labels/sub_N/[ses_1/]seg.nii.gz`. Missing sequences are
+images of zeros, as in prediction; `t2s` replaces a missing `swi`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from viewalign.data.readers.headers import read_header
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.finetuning.segmentation import predict
 from viewalign.finetuning.segmentation.predict import KEY
-from viewalign.tasks.preprocessing import frame_difference, onto, read_image
+from viewalign.tasks.preprocessing import grid_difference, read_image, resample_to
 from viewalign.utils.settings import Settings
 
 _CHANNELS = SEQUENCES[2]
@@ -37,13 +37,13 @@ class FomoSettings(Settings):
 
 
 def convert_task(source: Path, out: Path, task: int) -> tuple[int, list[str]]:
-    """Convert a task: 1 and 3 to the folder of a task, 2 to a dataset of nnU-Net.
+    """Convert a task: 1 and 3 to a task with a manifest, 2 to a dataset of nnU-Net.
 
     Returns:
-        Number of cases, and a sentence for each that was left out.
+        Number of cases, and a message for each excluded session.
 
     Raises:
-        UserError: no session can be used, or `out` holds something else.
+        UserError: no session can be used, or `out` has other contents.
     """
     if task == 2:
         names, left_out = prepare(source, out)
@@ -53,17 +53,17 @@ def convert_task(source: Path, out: Path, task: int) -> tuple[int, list[str]]:
 
 
 def prepare(source: Path, out: Path) -> tuple[list[str], list[str]]:
-    """Write a dataset in nnU-Net's layout; the source is only read.
+    """Write a dataset in nnU-Net's layout.
 
     Args:
-        source: the challenge's folder.
-        out: the dataset's folder, for `viewalign finetune segmentation`.
+        source: folder of the challenge.
+        out: folder of the dataset, for `viewalign finetune segmentation`.
 
     Returns:
-        Names of the cases, and a sentence for each session that was left out.
+        Names of the cases, and a message for each excluded session.
 
     Raises:
-        UserError: no session can be used, or `out` holds another dataset.
+        UserError: no session can be used, or `out` is not empty.
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder.")
@@ -100,9 +100,8 @@ def _description(count: int) -> dict[str, object]:
 
 
 def _write_case(source: Path, subject: str, session: Path, name: str, out: Path) -> None:
-    found = sequences_in(session, _CHANNELS)
     volumes: dict[str, Volume] = {}
-    for word, path in found.items():
+    for word, path in sequences_in(session, _CHANNELS).items():
         try:
             volumes[word] = read_image(path)
         except UserError as problem:
@@ -110,16 +109,16 @@ def _write_case(source: Path, subject: str, session: Path, name: str, out: Path)
     if not volumes:
         raise ExcludedImageError("has no sequence of this task")
     first, labels = _labels(_label_file(source, subject, session.name), volumes)
-    # Every image is read and moved before the first is written: no half of a case stays behind.
+    # All images are read and resampled before the first is written, so that no case is incomplete.
     images = []
     for channel in _CHANNELS:
-        there = [volumes[word] for word in (channel.name, *channel.aliases) if word in volumes]
-        one = there[0] if there else replace(first, array=np.zeros_like(first.array))
-        images.append(onto(one, first) if frame_difference(one, first) else one)
-    for number, one in enumerate(images):
-        predict.write_image(predict.to_lps(one), out / "imagesTr" / f"{name}_{number:04d}{_ENDING}")
-    turned = predict.to_lps(replace(first, array=labels.astype(np.float32)))
-    predict.write_labels(turned.array.astype(np.uint8), turned, out / "labelsTr" / f"{name}{_ENDING}", lps=False)
+        found = next((volumes[word] for word in channel.words if word in volumes), None)
+        volume = replace(first, array=np.zeros_like(first.array)) if found is None else found
+        images.append(resample_to(volume, first) if grid_difference(volume, first) else volume)
+    for number, volume in enumerate(images):
+        predict.write_image(predict.to_lps(volume), out / "imagesTr" / f"{name}_{number:04d}{_ENDING}")
+    lps = predict.to_lps(replace(first, array=labels.astype(np.float32)))
+    predict.write_labels(lps.array.astype(np.uint8), lps, out / "labelsTr" / f"{name}{_ENDING}", lps=False)
 
 
 def _label_file(source: Path, subject: str, session: str) -> Path:
@@ -131,17 +130,17 @@ def _label_file(source: Path, subject: str, session: str) -> Path:
 
 
 def _labels(file: Path, volumes: dict[str, Volume]) -> tuple[Volume, NDArray[np.uint8]]:
-    """Return the image on whose voxels the mask lies, and the mask.
+    """Return the image with the voxel grid of the mask, and the mask.
 
     Raises:
-        RefusedImageError: it lies on no sequence's voxels.
+        ExcludedImageError: the mask has the grid of no sequence.
     """
     header = read_header(file)
     empty = np.broadcast_to(np.float32(0), header.shape)
     mask = Volume(empty, header.spacing, header.origin, header.direction)
-    odd = {word: frame_difference(mask, volume) for word, volume in volumes.items()}
-    first = next((volumes[word] for word, difference in odd.items() if not difference), None)
+    differences = {word: grid_difference(mask, volume) for word, volume in volumes.items()}
+    first = next((volumes[word] for word, difference in differences.items() if not difference), None)
     if first is None:
-        word, difference = next(iter(odd.items()))
-        raise ExcludedImageError(f"the mask {file.name} lies on the voxels of no sequence ({word}: {difference})")
+        word, difference = next(iter(differences.items()))
+        raise ExcludedImageError(f"the mask {file.name} has the voxel grid of no sequence ({word}: {difference})")
     return first, (read_mask(file, first) > 0).astype(np.uint8)

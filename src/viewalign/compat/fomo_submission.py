@@ -1,7 +1,7 @@
-"""The entry to FOMO25's three tasks: one offline program that takes any sequences a subject has, and its containers.
+"""Submissions to FOMO25's three tasks: an offline prediction program and definitions of its containers.
 
-The evaluation passes every sequence it finds (`--swi` and `--t2s` may come together) and reads a number from a text
-file, or a mask. A sequence that cannot be read is told on stderr and counts as missing; without any there is no answer.
+The evaluation passes every sequence of a subject (possibly both `--swi` and `--t2s`) and reads a number from a text
+file, or a mask. A sequence that cannot be read is reported on stderr and treated as missing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from viewalign.data.readers.files import Volume
@@ -19,11 +19,11 @@ from viewalign.finetuning.segmentation import package
 from viewalign.finetuning.segmentation import predict as segmentation
 from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase
-from viewalign.tasks.preprocessing import frame_difference, onto, read_image
+from viewalign.tasks.preprocessing import grid_difference, read_image, resample_to
 
 SEQUENCES = ("flair", "adc", "dwi_b1000", "t2s", "swi", "t1", "t2")
 
-PREDICT_PY = '''"""Answers for one subject: python predict.py --flair FILE ... --output FILE"""
+PREDICT_PY = '''"""Predict one subject: python predict.py --flair FILE ... --output FILE"""
 
 import sys
 from pathlib import Path
@@ -61,39 +61,32 @@ ENV OMP_NUM_THREADS=4
 ENTRYPOINT ["python", "/app/predict.py"]
 """
 
-_README = """Wheels first, on a machine that is online:
+_README = """First download the wheels, on a machine with network access:
 
     pip wheel "viewalign[EXTRAS]" -w wheels
 
-Then `apptainer build task.sif Apptainer.def`, or `docker build -t task .`. The containers need no network.
+Then run `apptainer build task.sif Apptainer.def`, or `docker build -t task .`. The containers need no network.
 """
 
 
 def write_submission(model: Path, out: Path) -> Path:
-    """Write `predict.py`, the models, and definitions for Apptainer and Docker.
+    """Write `predict.py`, the models, and container definitions for Apptainer and Docker.
 
     Raises:
         UserError: no trained model.
     """
-    segments = segmentation.is_segmentation(model)
+    is_segmentation = segmentation.is_segmentation(model)
     out.mkdir(parents=True, exist_ok=True)
-    if segments:
-        _copy_segmentation(model, out / "model")
-    else:
-        _copy_folds(model, out / "model")
-    extras = "nnunet" if segments else "tasks"
-    for name, text in (
-        ("predict.py", PREDICT_PY),
-        ("Apptainer.def", _APPTAINER),
-        ("Dockerfile", _DOCKERFILE),
-        ("README.txt", _README),
-    ):
+    (_copy_segmentation if is_segmentation else _copy_folds)(model, out / "model")
+    extras = "nnunet" if is_segmentation else "tasks"
+    files = {"predict.py": PREDICT_PY, "Apptainer.def": _APPTAINER, "Dockerfile": _DOCKERFILE, "README.txt": _README}
+    for name, text in files.items():
         (out / name).write_text(text.replace("EXTRAS", extras))
     return out
 
 
 def _copy_folds(model: Path, target: Path) -> None:
-    Predictor(model)  # refused here rather than in the container
+    Predictor(model)  # fails here rather than in the container
     for fold in sorted(path.parent for path in model.glob(f"fold_*/{FACTS}")):
         (target / fold.name).mkdir(parents=True, exist_ok=True)
         for name in (FACTS, WEIGHTS):
@@ -101,56 +94,41 @@ def _copy_folds(model: Path, target: Path) -> None:
 
 
 def _copy_segmentation(model: Path, target: Path) -> None:
-    """Write a segmentation as stock nnU-Net reads it: no path, no optimizer, nothing that needs our trainer."""
+    """Write a model that stock nnU-Net reads, without paths and optimizer states."""
     exported = package.export_model(model, target.with_name(".model"))[0]
     shutil.rmtree(target, ignore_errors=True)
     exported.replace(target)
     shutil.rmtree(target.with_name(".model"))
 
 
-def predict_subject(predictor: Predictor, given: Mapping[str, Path]) -> float:
-    """Return the probability of the second class, or the value, from whichever sequences can be read.
+def predict_subject(predictor: Predictor, images: Mapping[str, Path]) -> float:
+    """Return the probability of the second class, or the value, from the sequences that can be read.
 
     Raises:
         UserError: none of them can be used.
     """
-    wanted = {word for channel in predictor.spec.channels for word in (channel.name, *channel.aliases)}
-    usable: dict[str, Path] = {}
-    for word, path in given.items():
-        if word not in wanted:
-            continue
-        try:
-            read_image(path, predictor.preprocessor.settings.fill_nonfinite)
-            usable[word] = path
-        except UserError as problem:
-            print(f"{word} is left out: {problem}", file=sys.stderr)
-    if not usable:
-        raise UserError(f"No sequence can be used; this task takes {', '.join(sorted(wanted))}.")
-    answer = predictor.predict(TaskCase("subject", "subject", usable))
-    return float(answer[0] if predictor.spec.kind == "regression" else answer[1])
+    fill = predictor.preprocessor.settings.fill_nonfinite
+    usable = _usable(images, predictor.spec.image_names, lambda path: read_image(path, fill))
+    values = predictor.predict(TaskCase("subject", "subject", usable))
+    return float(values[0] if predictor.spec.kind == "regression" else values[1])
 
 
-def segment_subject(trained: segmentation.Trained, given: Mapping[str, Path], out: Path) -> None:
-    """Write a mask on the voxels of the first sequence given, from whichever sequences can be read.
+def segment_subject(trained: segmentation.Trained, images: Mapping[str, Path], out: Path) -> None:
+    """Write a mask on the voxel grid of the first sequence, from the sequences that can be read.
 
     Raises:
         UserError: none of them can be used.
     """
-    wanted = [word for channel in trained.specs for word in (channel.name, *channel.aliases)]
-    usable: dict[str, Path] = {}
-    first: Volume | None = None
-    for word, path in given.items():
-        if word not in wanted:
-            continue
-        try:
-            volume = read_image(path)
-            if first is not None and frame_difference(volume, first):
-                onto(volume, first)
-            first, usable[word] = first or volume, path
-        except UserError as problem:
-            print(f"{word} is left out: {problem}", file=sys.stderr)
-    if not usable:
-        raise UserError(f"No sequence can be used; this task takes {', '.join(sorted(wanted))}.")
+    first: list[Volume] = []
+
+    def read(path: Path) -> None:
+        volume = read_image(path)
+        if first and grid_difference(volume, first[0]):
+            resample_to(volume, first[0])  # fails unless they overlap
+        first.append(volume)
+
+    names = [word for channel in trained.specs for word in channel.words]
+    usable = _usable(images, names, read)
     with tempfile.TemporaryDirectory() as scratch:
         case = TaskCase("subject", "subject", usable)
         excluded = segmentation.predict(trained, [case], Path(scratch), Machine.choose("auto", 1, 1))
@@ -160,26 +138,42 @@ def segment_subject(trained: segmentation.Trained, given: Mapping[str, Path], ou
         shutil.copyfile(Path(scratch) / f"subject{trained.ending}", out)
 
 
+def _usable(images: Mapping[str, Path], names: Sequence[str], read: Callable[[Path], object]) -> dict[str, Path]:
+    """Return the sequences of a task that can be read, reporting the others on stderr."""
+    usable = {}
+    for word, path in images.items():
+        if word in names:
+            try:
+                read(path)
+                usable[word] = path
+            except UserError as problem:
+                print(f"{word} is ignored: {problem}", file=sys.stderr)
+    if not usable:
+        raise UserError(f"No sequence can be used; this task takes {', '.join(sorted(names))}.")
+    return usable
+
+
 def main(model: Path, arguments: Sequence[str]) -> int:
-    """Run the program of a submission; returns its exit code."""
+    """Run the program of a submission and return its exit code."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog="predict.py", description="Answer a FOMO25 task for one subject.")
+    parser = argparse.ArgumentParser(prog="predict.py", description="Predict a FOMO25 task for one subject.")
     for word in SEQUENCES:
         parser.add_argument(f"--{word}", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    told = vars(parser.parse_args(list(arguments)))
-    # A mask lies on the voxels of the first sequence: that of the command line, not of this list.
-    named = [part.partition("=")[0].removeprefix("--") for part in arguments if part.startswith("--")]
-    given = {word: told[word] for word in dict.fromkeys(named) if word in SEQUENCES and told[word] is not None}
+    options = vars(parser.parse_args(list(arguments)))
+    # A mask has the grid of the first sequence in the order of the command line.
+    names = [part.partition("=")[0].removeprefix("--") for part in arguments if part.startswith("--")]
+    images = {word: options[word] for word in dict.fromkeys(names) if word in SEQUENCES and options[word] is not None}
+    out: Path = options["output"]
     try:
         if segmentation.is_segmentation(model):
-            segment_subject(segmentation.read_trained(model), given, told["output"])
+            segment_subject(segmentation.read_trained(model), images, out)
             return 0
-        value = predict_subject(Predictor(model, Machine.choose("auto", 1, 1).device), given)
+        value = predict_subject(Predictor(model, Machine.choose("auto", 1, 1).device), images)
     except UserError as problem:
         print(f"predict.py: {problem}", file=sys.stderr)
         return 1
-    told["output"].parent.mkdir(parents=True, exist_ok=True)
-    told["output"].write_text(f"{value:.6f}\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(f"{value:.6f}\n")
     return 0

@@ -1,4 +1,4 @@
-"""What every layout's reader gives, and how a task's kind is told from its labels."""
+"""Create tasks from labels: kind and classes are detected unless given."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from viewalign.tasks.manifest import Target, TaskCase, parse_target
 from viewalign.tasks.spec import ChannelSpec, Kind, TaskSpec, check_spec
 from viewalign.utils.settings import Names, Settings
 
-_MANY = 20
-"""More whole numbers than this are a regression's, unless the kind is given."""
+_MAX_CLASSES = 20
+"""More different integers than this are the targets of a regression, unless the kind is given."""
 
 
 class ConvertSettings(Settings):
@@ -31,7 +31,7 @@ class ConvertSettings(Settings):
 
 @dataclass(frozen=True)
 class FoundTask:
-    """A task as found; `left_out` says of each case that was not taken why."""
+    """A converted task; `left_out` has a message for each excluded case."""
 
     spec: TaskSpec
     cases: list[TaskCase]
@@ -39,24 +39,22 @@ class FoundTask:
 
 
 def channel_specs(words: Sequence[str], optional: bool = False) -> list[ChannelSpec]:
-    """Read channels from words such as `T1w` or `swi|t2s`."""
+    """Parse channels such as `T1w` or `swi|t2s`."""
     split = [[part.strip() for part in word.split("|") if part.strip()] for word in words]
     return [ChannelSpec(name=parts[0], aliases=tuple(parts[1:]), optional=optional) for parts in split if parts]
 
 
 def make_spec(name: str, channels: Sequence[ChannelSpec], labels: Iterable[Any], kind: Kind | None) -> TaskSpec:
-    """Make a task of its labels: lists are multilabel, words or few whole numbers classes, all else a regression."""
+    """Create a task from its labels: lists are multilabel, words or few integers classes, others a regression."""
     values = [label for label in labels if label is not None and label != ""]
     kind = kind or _kind_of(values)
-    return check_spec(
-        {
-            "name": name,
-            "kind": kind,
-            "channels": [one.model_dump() for one in channels],
-            "classes": _classes(values, kind),
-        },
-        name,
-    )
+    tree = {
+        "name": name,
+        "kind": kind,
+        "channels": [c.model_dump() for c in channels],
+        "classes": _classes(values, kind),
+    }
+    return check_spec(tree, name)
 
 
 def _kind_of(values: Sequence[Any]) -> Kind:
@@ -65,7 +63,7 @@ def _kind_of(values: Sequence[Any]) -> Kind:
     numbers = [_as_number(value) for value in values]
     if all(number is not None for number in numbers):
         whole = all(number is not None and number == int(number) for number in numbers)
-        if not whole or len(set(numbers)) > _MANY:
+        if not whole or len(set(numbers)) > _MAX_CLASSES:
             return "regression"
     return "binary" if len({str(value) for value in values}) == 2 else "multiclass"
 
@@ -91,7 +89,7 @@ def _as_number(value: Any) -> float | None:
 
 
 def target_of(label: Any, spec: TaskSpec) -> Target | None:
-    """Read a label of a JSON file or table; a multilabel one is a list of 0 and 1 there."""
+    """Read a label of a JSON file or table, in which a multilabel target is a list of 0 and 1."""
     if spec.kind == "multilabel" and isinstance(label, list):
         return tuple(int(bool(part)) for part in label)
     return parse_target(label, spec)
@@ -110,11 +108,11 @@ def read_json(file: Path) -> Any:
 
 
 def folds_of(splits: Sequence[Mapping[str, Sequence[str]]], names: Iterable[str]) -> dict[str, int]:
-    """Return in which fold each case is judged; empty where the validation sets do not hold each case exactly once."""
-    where: dict[str, int] = {}
+    """Return the fold of each case; empty unless each case is in exactly one validation set."""
+    folds: dict[str, int] = {}
     for number, split in enumerate(splits):
         for name in split.get("val", ()):
-            if name in where:
+            if name in folds:
                 return {}
-            where[name] = number
-    return where if set(names) <= set(where) else {}
+            folds[name] = number
+    return folds if set(names) <= set(folds) else {}

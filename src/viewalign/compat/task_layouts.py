@@ -1,7 +1,4 @@
-"""BIDS: the target is a column of `participants.tsv`, the images are `sub-*/[ses-*/]*/…_<suffix>.nii.gz`.
-
-Every session is a case of its own, with the subject's target; a column `site` is taken along.
-"""
+"""Convert folders of BIDS, nnU-Net, SSL3D and FOMO25 to tasks with a manifest."""
 
 from __future__ import annotations
 
@@ -28,43 +25,42 @@ _MISSING = ("", "n/a")
 
 
 def find_bids(source: Path, wanted: ConvertSettings) -> FoundTask:
-    """List each session that has an image of every channel and whose subject has a target.
+    """List sessions with an image of every channel whose subject has a target in `participants.tsv`.
+
+    Images are `sub-*/[ses-*/]*/…_<suffix>.nii.gz`. Each session is a case; a column `site` is copied.
 
     Raises:
         UserError: no table, or no such column.
     """
     rows = _participants(source, wanted.target)
     channels = channel_specs(wanted.channels or ("T1w",))
-    known = {who: row for who, row in rows.items() if row[wanted.target] not in _MISSING}
-    spec = make_spec(source.name, channels, [row[wanted.target] for row in known.values()], wanted.kind)
+    with_target = {who: row for who, row in rows.items() if row[wanted.target] not in _MISSING}
+    spec = make_spec(source.name, channels, [row[wanted.target] for row in with_target.values()], wanted.kind)
     cases = []
-    left_out = [f"{who} has no {wanted.target}." for who in rows if who not in known]
-    for who, row in sorted(known.items()):
+    left_out = [f"{who} has no {wanted.target}." for who in rows if who not in with_target]
+    for who, row in sorted(with_target.items()):
+        target, site = target_of(row[wanted.target], spec), row.get("site") or ""
         for session in _sessions(source / who):
             name = who if session == source / who else f"{who}_{session.name}"
             images = _bids_images(session, spec)
-            if all(any(w in images for w in (c.name, *c.aliases)) for c in spec.channels):
-                cases.append(
-                    TaskCase(name, who, images, target=target_of(row[wanted.target], spec), site=row.get("site") or "")
-                )
-            else:
-                left_out.append(f"{name} lacks an image of {', '.join(c.name for c in spec.channels)}.")
+            try:
+                check_images(images, spec)
+                cases.append(TaskCase(name, who, images, target=target, site=site))
+            except UserError as problem:
+                left_out.append(f"{name} {problem}.")
     return FoundTask(spec, cases, left_out)
 
 
 def _participants(source: Path, column: str) -> dict[str, dict[str, str]]:
     file = source / "participants.tsv"
     if not file.is_file():
-        raise UserError(f"{source} holds no participants.tsv.")
+        raise UserError(f"{source} has no participants.tsv.")
     with file.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     columns = list(rows[0]) if rows else []
     if column not in columns or "participant_id" not in columns:
-        raise UserError(f"{file} has no column '{column}'; target is one of {', '.join(columns)}.")
-    return {
-        row["participant_id"] if row["participant_id"].startswith("sub-") else f"sub-{row['participant_id']}": row
-        for row in rows
-    }
+        raise UserError(f"{file} has no column '{column}'; its columns are {', '.join(columns)}.")
+    return {f"sub-{row['participant_id'].removeprefix('sub-')}": row for row in rows}
 
 
 def _sessions(subject: Path) -> list[Path]:
@@ -73,13 +69,12 @@ def _sessions(subject: Path) -> list[Path]:
 
 
 def _bids_images(session: Path, spec: TaskSpec) -> dict[str, Path]:
-    """Return the first image of each suffix, by name."""
+    """Return the first image of each channel name or alias."""
     images: dict[str, Path] = {}
-    for channel in spec.channels:
-        for word in (channel.name, *channel.aliases):
-            first = next(iter(sorted([*session.glob(f"*/*_{word}.nii.gz"), *session.glob(f"*/*_{word}.nii")])), None)
-            if first is not None:
-                images[word] = first
+    for word in spec.image_names:
+        first = next(iter(sorted([*session.glob(f"*/*_{word}.nii.gz"), *session.glob(f"*/*_{word}.nii")])), None)
+        if first is not None:
+            images[word] = first
     return images
 
 
@@ -92,41 +87,38 @@ def find_nnunet(source: Path, wanted: ConvertSettings) -> FoundTask:
     Raises:
         UserError: no images or no labels.
     """
-    images = _nnunet_images(source / "imagesTr")
+    images = _by_channel(source / "imagesTr", _IMAGE, "<case>_0000.nii.gz")
     labels = _nnunet_labels(source)
-    count = 1 + max(channel for channels in images.values() for channel in channels)
-    names = _channel_names(source, count)
-    spec = make_spec(
-        source.name, channel_specs(wanted.channels or names), [row["target"] for row in labels.values()], wanted.kind
-    )
-    cases, left_out = [], [f"{name} has a label and no image." for name in sorted(set(labels) - set(images))]
-    for name, channels in sorted(images.items()):
-        if name not in labels:
-            left_out.append(f"{name} has no label.")
-            continue
+    names = _channel_names(source, _channel_count(images))
+    targets = [row["target"] for row in labels.values()]
+    spec = make_spec(source.name, channel_specs(wanted.channels or names), targets, wanted.kind)
+    left_out = [f"{name} has a label but no image." for name in sorted(set(labels) - set(images))]
+    left_out += [f"{name} has no label." for name in sorted(set(images) - set(labels))]
+    cases = []
+    for name in sorted(set(images) & set(labels)):
         row = labels[name]
-        files = {spec.channels[k].name: path for k, path in sorted(channels.items())}
-        mask = next(
-            (m for m in (source / "masks" / f"{name}{end}" for end in ("_0000_bet.nii.gz", ".nii.gz")) if m.is_file()),
-            None,
-        )
-        cases.append(
-            TaskCase(
-                name, row.get("subject") or name, files, mask, target_of(row["target"], spec), row.get("site") or ""
-            )
-        )
+        files = {spec.channels[k].name: path for k, path in sorted(images[name].items())}
+        masks = (source / "masks" / f"{name}{ending}" for ending in ("_0000_bet.nii.gz", ".nii.gz"))
+        mask = next((path for path in masks if path.is_file()), None)
+        target, subject, site = target_of(row["target"], spec), row.get("subject") or name, row.get("site") or ""
+        cases.append(TaskCase(name, subject, files, mask, target, site))
     return FoundTask(spec, cases, left_out)
 
 
-def _nnunet_images(folder: Path) -> dict[str, dict[int, Path]]:
+def _by_channel(folder: Path, pattern: re.Pattern[str], example: str) -> dict[str, dict[int, Path]]:
+    """Return the files of each case by channel number."""
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-        match = _IMAGE.match(path.name)
+    for path in sorted(folder.glob("*")):
+        match = pattern.match(path.name)
         if match:
             found.setdefault(match["case"], {})[int(match["channel"])] = path
     if not found:
-        raise UserError(f"{folder} holds no image named as <case>_0000.nii.gz.")
+        raise UserError(f"{folder} has no image with a name like {example}.")
     return found
+
+
+def _channel_count(images: dict[str, dict[int, Path]]) -> int:
+    return 1 + max(channel for channels in images.values() for channel in channels)
 
 
 def _nnunet_labels(source: Path) -> dict[str, dict[str, Any]]:
@@ -139,31 +131,26 @@ def _nnunet_labels(source: Path) -> dict[str, dict[str, Any]]:
     if (source / "labels.json").is_file():
         table = read_json(source / "labels.json")
         return {str(name): {"target": label} for name, label in table.items() if label is not None}
-    raise UserError(f"{source} holds no labels.csv or labels.json, which say each case's target.")
+    raise UserError(f"{source} has no labels.csv or labels.json.")
 
 
 def _channel_names(source: Path, count: int) -> list[str]:
     file = source / "dataset.json"
-    told = read_json(file).get("channel_names", {}) if file.is_file() else {}
-    names = [str(told.get(str(k), f"channel{k}")).replace(" ", "_") for k in range(count)]
+    given = read_json(file).get("channel_names", {}) if file.is_file() else {}
+    names = [str(given.get(str(k), f"channel{k}")).replace(" ", "_") for k in range(count)]
     return names if len(set(names)) == count else [f"{name}{k}" for k, name in enumerate(names)]
 
 
+def _optional(*names: str) -> tuple[ChannelSpec, ...]:
+    return tuple(channel_specs(names, optional=True))
+
+
 SEQUENCES: dict[int, tuple[ChannelSpec, ...]] = {
-    1: (
-        ChannelSpec(name="dwi_b1000", optional=True),
-        ChannelSpec(name="flair", optional=True),
-        ChannelSpec(name="adc", optional=True),
-        ChannelSpec(name="swi", aliases=("t2s",), optional=True),
-    ),
-    2: (
-        ChannelSpec(name="dwi_b1000", optional=True),
-        ChannelSpec(name="flair", optional=True),
-        ChannelSpec(name="swi", aliases=("t2s",), optional=True),
-    ),
-    3: (ChannelSpec(name="t1", optional=True), ChannelSpec(name="t2", optional=True)),
+    1: _optional("dwi_b1000", "flair", "adc", "swi|t2s"),
+    2: _optional("dwi_b1000", "flair", "swi|t2s"),
+    3: _optional("t1", "t2"),
 }
-"""Channels of the three tasks. All are optional: the evaluation passes whatever a subject has."""
+"""Channels of FOMO25's three tasks, all optional: the evaluation passes the sequences that a subject has."""
 
 SPECS: dict[int, TaskSpec] = {
     1: TaskSpec(name="FOMO25 infarct", kind="binary", channels=SEQUENCES[1], classes=("negative", "positive")),
@@ -172,7 +159,7 @@ SPECS: dict[int, TaskSpec] = {
 
 
 def find_fomo(source: Path, wanted: ConvertSettings) -> FoundTask:
-    """List every session of task 1 or 3 with its label, sequences told by the whole file name.
+    """List every session of task 1 or 3 with its label.
 
     Raises:
         UserError: no task number.
@@ -186,26 +173,24 @@ def find_fomo(source: Path, wanted: ConvertSettings) -> FoundTask:
         try:
             images = sequences_in(session, spec.channels)
             check_images(images, spec)
-            cases.append(
-                TaskCase(name, subject, images, target=parse_target(_label(source, subject, session.name), spec))
-            )
+            target = parse_target(_label(source, subject, session.name), spec)
+            cases.append(TaskCase(name, subject, images, target=target))
         except UserError as problem:
             left_out.append(f"{name} {problem}.")
     return FoundTask(spec, cases, left_out)
 
 
 def sessions(source: Path) -> list[tuple[str, Path]]:
-    """Return each subject's sessions, in order of number."""
+    """Return subject and folder of each session, ordered by number."""
     base = source / "preprocessed" if (source / "preprocessed").is_dir() else source
     found = [path for path in base.glob("sub_*/ses_*") if path.is_dir()]
-    return [
-        (path.parent.name, path) for path in sorted(found, key=lambda p: (len(p.parent.name), p.parent.name, p.name))
-    ]
+    ordered = sorted(found, key=lambda path: (len(path.parent.name), path.parent.name, path.name))
+    return [(path.parent.name, path) for path in ordered]
 
 
 def sequences_in(session: Path, channels: tuple[ChannelSpec, ...]) -> dict[str, Path]:
-    """Return the files of a session whose whole name is that of a sequence (`swi.nii.gz`, never `swi_old.nii.gz`)."""
-    words = [word for channel in channels for word in (channel.name, *channel.aliases)]
+    """Return the files of a session that are named exactly like a sequence (`swi.nii.gz`, not `swi_old.nii.gz`)."""
+    words = [word for channel in channels for word in channel.words]
     files = {path.name.split(".")[0].lower(): path for path in sorted(session.glob("*.nii*"))}
     return {word: files[word] for word in words if word in files}
 
@@ -225,36 +210,23 @@ _SSL3D_IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.b2nd$")
 
 
 def find_ssl3d(source: Path, wanted: ConvertSettings) -> FoundTask:
-    """List the labelled cases, with the folds of `splits.json` where each case is judged in exactly one.
+    """List the labelled cases, with the folds of `splits.json` if each case is in exactly one.
 
     Raises:
         UserError: no arrays or no labels.
     """
-    images: dict[str, dict[int, Path]] = {}
-    for path in sorted(source.glob("*.b2nd")):
-        match = _SSL3D_IMAGE.match(path.name)
-        if match:
-            images.setdefault(match["case"], {})[int(match["channel"])] = path
-    if not images:
-        raise UserError(f"{source} holds no array named as <case>_0000.b2nd.")
+    images = _by_channel(source, _SSL3D_IMAGE, "<case>_0000.b2nd")
     labels = _ssl3d_labels(source)
-    count = 1 + max(channel for channels in images.values() for channel in channels)
-    channels = channel_specs(wanted.channels or [f"channel{k}" for k in range(count)])
-    spec = make_spec(source.name, channels, labels.values(), wanted.kind)
-    named = sorted(set(images) & set(labels))
-    folds = folds_of(_splits(source), named)
-    cases = [
-        TaskCase(
-            name,
-            name,
-            {spec.channels[k].name: path for k, path in sorted(images[name].items())},
-            target=target_of(labels[name], spec),
-            fold=folds.get(name),
-        )
-        for name in named
-    ]
+    names = wanted.channels or [f"channel{k}" for k in range(_channel_count(images))]
+    spec = make_spec(source.name, channel_specs(names), labels.values(), wanted.kind)
+    shared = sorted(set(images) & set(labels))
+    folds = folds_of(_splits(source), shared)
+    cases = []
+    for name in shared:
+        files = {spec.channels[k].name: path for k, path in sorted(images[name].items())}
+        cases.append(TaskCase(name, name, files, target=target_of(labels[name], spec), fold=folds.get(name)))
     left_out = [f"{name} has no label." for name in sorted(set(images) - set(labels))]
-    left_out += [f"{name} has a label and no array." for name in sorted(set(labels) - set(images))]
+    left_out += [f"{name} has a label but no array." for name in sorted(set(labels) - set(images))]
     return FoundTask(spec, cases, left_out)
 
 
@@ -264,7 +236,7 @@ def _ssl3d_labels(source: Path) -> dict[str, Any]:
         return {str(name): label for name, label in read_json(new).items() if label is not None}
     if old.is_file():
         return {str(name): label[1] if isinstance(label, list) else label for name, label in read_json(old).items()}
-    raise UserError(f"{source} holds no labels.json or labelsTr.json.")
+    raise UserError(f"{source} has no labels.json or labelsTr.json.")
 
 
 def _splits(source: Path) -> list[dict[str, list[str]]]:
@@ -281,10 +253,10 @@ LAYOUTS: dict[str, Callable[[Path, ConvertSettings], FoundTask]] = {
 
 
 def convert(layout: str, source: Path, out: Path, wanted: ConvertSettings | None = None) -> FoundTask:
-    """Write `task.yaml` and `manifest.csv` for a folder in one of `LAYOUTS`; the folder itself is only read.
+    """Write `task.yaml` and `manifest.csv` for a folder in one of `LAYOUTS`.
 
     Raises:
-        UserError: an unknown layout, or one that this folder does not have.
+        UserError: an unknown layout, or no labelled case in the folder.
     """
     if layout not in LAYOUTS:
         raise UserError(f"There is no layout '{layout}'; there are {', '.join(LAYOUTS)}.")
@@ -293,7 +265,7 @@ def convert(layout: str, source: Path, out: Path, wanted: ConvertSettings | None
     found = LAYOUTS[layout](source, wanted or ConvertSettings())
     if not found.cases:
         raise UserError(
-            f"{source} holds no labelled case in the layout '{layout}'. {' '.join(found.left_out[:3])}".strip()
+            f"{source} has no labelled case in the layout '{layout}'. {' '.join(found.left_out[:3])}".strip()
         )
     write_spec(found.spec, out)
     write_manifest(found.cases, found.spec, out)

@@ -1,1 +1,1 @@
-"""The whole workflow on synthetic data."""
+"""The demo of `viewalign demo`."""

@@ -1,4 +1,4 @@
-"""Which images have label maps, and which of them the probe may have: those are kept out of pretraining."""
+"""The probe of the demo on labelled images, whose subjects are excluded from pretraining."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from viewalign.demo import cohort
 from viewalign.errors import ExcludedImageError
 from viewalign.evaluation.voxel_features import EncoderFeatures
 from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, compare, read_prepared
+from viewalign.utils.io import write_json
 from viewalign.utils.precision import choose_device
 from viewalign.utils.rng import make_rng
 from viewalign.weights.encoder import build_untrained, load_encoder
@@ -22,7 +23,7 @@ from viewalign.weights.run_folder import RunFolder
 
 _FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 _ENDINGS = ("_seg", "_label", "_labels", "_dseg")
-_MOST, _FEWEST, _TRAIN_SHARE = 10, 4, 0.4
+_MAX_SUBJECTS, _MIN_SUBJECTS, _TRAIN_FRACTION = 10, 4, 0.4
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Labelled images of different subjects, one each, for fitting the probe and for judging it."""
+    """Labelled images for training and testing the probe, one per subject."""
 
     train: tuple[Labelled, ...] = ()
     test: tuple[Labelled, ...] = ()
@@ -45,14 +46,14 @@ class Holdout:
 
     @property
     def subjects(self) -> set[str]:
-        """Ids of the subjects that pretraining must not see."""
-        return {each.record.subject_id for each in (*self.train, *self.test)}
+        """Ids of the subjects to exclude from pretraining."""
+        return {labelled.record.subject_id for labelled in (*self.train, *self.test)}
 
 
 def find_labels(image: Path) -> Path | None:
-    """Return the label map of an image: `x_seg` beside `x`, or its namesake in `labels/` beside `images/`.
+    """Return the label map of an image: `x_seg` next to `x`, or the file of the same name in `labels/`.
 
-    nnU-Net's `imagesTr/x_0000` and `labelsTr/x` are known too.
+    nnU-Net's `imagesTr/x_0000` and `labelsTr/x` are supported.
     """
     stem = image.name.removesuffix(suffix_of(image.name) or "")
     folder = _FOLDERS.get(image.parent.name)
@@ -64,9 +65,9 @@ def find_labels(image: Path) -> Path | None:
 
 
 def hold_out(records: Iterable[Record], seed: int) -> Holdout:
-    """Choose up to ten labelled subjects for the probe: two fifths to fit it, the others to judge it.
+    """Choose up to ten labelled subjects for the probe: two fifths for training, the others for testing.
 
-    At least half of all subjects stay for pretraining. Nothing is held out if fewer than four subjects could be.
+    At least half of all subjects are kept for pretraining. Nothing is held out if that leaves fewer than four.
     """
     records = list(records)
     first: dict[str, Labelled] = {}
@@ -74,19 +75,19 @@ def hold_out(records: Iterable[Record], seed: int) -> Holdout:
         labels = find_labels(record.path)
         if labels is not None:
             first.setdefault(record.subject_id, Labelled(record, labels))
-    count = min(_MOST, len(first), len({record.subject_id for record in records}) // 2)
-    if count < _FEWEST:
+    count = min(_MAX_SUBJECTS, len(first), len({record.subject_id for record in records}) // 2)
+    if count < _MIN_SUBJECTS:
         return Holdout()
     drawn = make_rng(seed, "holdout").permutation(sorted(first))[:count].tolist()
-    # Evenly out of the modalities in turn, so that those judged have also been seen by the fit.
+    # Evenly over modalities, so that those in the test cases are also in the training cases.
     order = sorted(drawn, key=lambda name: first[name].record.modality)
-    fitted = {order[round(k)] for k in np.linspace(0, count - 1, round(_TRAIN_SHARE * count))}
-    train = tuple(first[name] for name in sorted(fitted))
-    return Holdout(train, tuple(first[name] for name in sorted(set(order) - fitted)))
+    train = {order[round(k)] for k in np.linspace(0, count - 1, round(_TRAIN_FRACTION * count))}
+    test = set(order) - train
+    return Holdout(*(tuple(first[name] for name in sorted(part)) for part in (train, test)))
 
 
 def without(collection: Collection, subjects: set[str]) -> Collection:
-    """Return a catalogue without some subjects, named by their full ids."""
+    """Return a catalogue without some subjects, given by their full ids."""
     datasets = {}
     for key, dataset in collection.datasets.items():
         prefix = f"{collection.collection_name}__{key}__"
@@ -97,14 +98,15 @@ def without(collection: Collection, subjects: set[str]) -> Collection:
 
 
 def load_cases(chosen: Sequence[Labelled], settings: PrepareSettings) -> Iterator[Case | str]:
-    """Read labelled images, prepared as the store's images are; a sentence stands for one that cannot be used."""
-    for each in chosen:
-        # Not the whole id: it has the folder's name in it, and the name seeds which voxels are taken.
-        name = "__".join((each.record.subject, each.record.session, each.record.name))
+    """Yield labelled images, prepared as in the store, or a message if one cannot be used."""
+    for labelled in chosen:
+        record = labelled.record
+        # Not the full id, which contains the name of the folder: the name seeds the choice of voxels.
+        name = "__".join((record.subject, record.session, record.name))
         try:
-            yield read_prepared(name, each.record.path, each.labels, settings)
+            yield read_prepared(name, record.path, labelled.labels, settings)
         except ExcludedImageError as exclusion:
-            yield f"{each.record.path} is left out of the probe: {exclusion}"
+            yield f"{record.path} is excluded from the probe: {exclusion}"
 
 
 def _with_suffixes(name: Path) -> Iterator[Path]:
@@ -125,11 +127,11 @@ def probe_run(
     """Probe a run and write its `probe.json`.
 
     Args:
-        run: a finished run.
-        held: labelled images that the run has not seen.
-        preparation: how the run's store was prepared.
+        run: a completed run.
+        held: labelled images that were excluded from the run.
+        preparation: preprocessing of the run's store.
         synthetic: whether the images are the demo's cohort.
-        say: told what is being done.
+        say: prints progress.
 
     Raises:
         UserError: the labelled images cannot be used.
@@ -147,7 +149,7 @@ def probe_run(
         note=cohort.NOTE if synthetic else "",
         on_part=lambda name: say(f"  {_NAMES[name]}"),
     )
-    result.write(run.root / "probe.json")
+    write_json(run.root / "probe.json", result)
 
 
 def _cases(chosen: Sequence[Labelled], preparation: PrepareSettings, say: Callable[[str], None]) -> list[Case]:

@@ -1,13 +1,11 @@
-"""The three figures that the demo ends with, read from the run's own files."""
+"""Run the demo: data, pretraining, probe, export and report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from viewalign.data.catalogue import read_catalogue, write_catalogue
 from viewalign.data.settings import PrepareSettings
@@ -16,77 +14,25 @@ from viewalign.demo.probe import Holdout, hold_out, without
 from viewalign.errors import UserError
 from viewalign.methods.health import MEASURES
 from viewalign.recipes import loading
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import write_json
+from viewalign.utils.progress import Progress
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log
-
-
-def summarise(run: RunFolder) -> list[str]:
-    """Return three lines: loss, effective rank with its verdict, and probe."""
-    rows = read_log(run.log)
-    return [_loss(rows), _rank(rows), _probe_figure(run)]
-
-
-def _loss(rows: list[dict[str, Any]]) -> str:
-    kind = "validation" if any(row["kind"] == "validation" for row in rows) else "train"
-    seen = [row for row in rows if row["kind"] == kind and "loss" in row]
-    if not seen:
-        return "Loss: not logged."
-    first, last = seen[0], seen[-1]
-    whose = "on held-out subjects" if kind == "validation" else "in training"
-    return f"Loss {whose}: {first['loss']:.2f} at step {first['step']} → {last['loss']:.2f} at step {last['step']}"
-
-
-def _rank(rows: list[dict[str, Any]]) -> str:
-    seen = [row["effective_rank"] for row in rows if row["kind"] == "health" and "effective_rank" in row]
-    if not seen:
-        return "Effective rank of the features: not measured."
-    level = next(measure for measure in MEASURES if measure.name == "effective_rank").level(seen[-1])
-    return f"Effective rank of the features: {seen[-1]:.1f} ({level})"
-
-
-def _probe_figure(run: RunFolder) -> str:
-    path = run.root / "probe.json"
-    if not path.is_file():
-        return "Probe: none, for there are no labels."
-    result = json.loads(path.read_text(encoding="utf-8"))
-    return (
-        f"Probe (mean Dice): pretrained {_with_interval(result, 'pretrained')}, "
-        f"untrained {_with_interval(result, 'untrained')}, "
-        f"intensities alone {result['baselines']['intensity']:.3f}"
-    )
-
-
-def _with_interval(result: dict[str, Any], name: str) -> str:
-    interval = result["interval"].get(name)
-    text = f"{result[name]:.3f}"
-    return text if interval is None else f"{text} ({interval[0]:.3f} to {interval[1]:.3f})"
-
 
 RECIPE = "cva-resenc-xs"
 _STATE = "demo.json"
 
 
-class Teller(Protocol):
-    """Tells whoever watches how far the demo is."""
-
-    def say(self, text: str) -> None:
-        """Write a line that stays."""
-
-    def bar(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show a long piece of work; the context is a function of (done, total)."""
-
-
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo does.
+    """Settings of the demo.
 
     Attributes:
-        out: its folder.
+        out: output folder.
         data: a folder of images, or None for the synthetic cohort.
         steps: of pretraining.
-        spacing: voxel size of the store in mm; None takes the cohort's, or 1 mm for given images.
-        cohort: what is made where no images are given.
+        spacing: voxel size of the store in mm; default that of the cohort, or 1 mm for other images.
+        cohort: settings of the synthetic cohort.
         overrides: further `key=value` settings of the recipe.
     """
 
@@ -98,13 +44,13 @@ class DemoSettings:
     overrides: tuple[str, ...] = ()
 
     def preparation(self) -> PrepareSettings:
-        """Return how images are prepared."""
-        usual = self.cohort.spacing if self.data is None else 1.0
-        side = usual if self.spacing is None else self.spacing
+        """Return the preprocessing of images."""
+        default = self.cohort.spacing if self.data is None else 1.0
+        side = default if self.spacing is None else self.spacing
         return PrepareSettings(spacing=(side, side, side))
 
     def as_json(self) -> dict[str, Any]:
-        """Return what must be the same for a demo to be continued."""
+        """Return the settings that must not change when a demo is resumed."""
         data = None if self.data is None else str(self.data.absolute())
         return {
             "data": data,
@@ -117,13 +63,13 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """How a demo ended.
+    """Result of a demo.
 
     Attributes:
-        report: the page; None where the demo was stopped before.
-        figures: three lines.
+        report: the HTML report; None if the demo was stopped.
+        figures: three lines of text.
         exit_code: 0, or 128 + the number of the signal that stopped pretraining.
-        fresh: whether anything was done, and the result not only read.
+        fresh: false if the demo was already complete.
     """
 
     report: Path | None
@@ -132,39 +78,39 @@ class DemoResult:
     fresh: bool = True
 
 
-def run_demo(settings: DemoSettings, teller: Teller) -> DemoResult:
-    """Run the demo, or what is missing of it.
+def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
+    """Run the demo, or resume it.
 
     Raises:
-        UserError: extras are missing, no images, or a folder that holds something else.
+        UserError: missing packages or images, or a folder with other contents.
     """
     require_extras()
-    finished = _claim(settings)
+    finished = _open(settings)
     if finished is not None:
         return finished
     run = RunFolder(settings.out / "run")
     if settings.data is None:
-        _make_cohort(settings, teller)
-    held = _index(settings, teller)
-    _prepare(settings, teller)
-    stopped = _pretrain(settings, run, teller)
+        _make_cohort(settings, progress)
+    held = _index(settings, progress)
+    _prepare(settings, progress)
+    stopped = _pretrain(settings, run, progress)
     if stopped is not None:
         return DemoResult(None, exit_code=stopped)
     note = _describe_data(settings, held)
     (run.root / "data_note.txt").write_text(note + "\n", encoding="utf-8")
     if held:
-        _probe(settings, held, run, teller)
-    report = _export_and_report(run, teller)
+        _probe(settings, held, run, progress)
+    report = _export_and_report(run, progress)
     result = DemoResult(report, summarise(run))
     _write_state(settings, result)
     return result
 
 
-def _claim(settings: DemoSettings) -> DemoResult | None:
-    """Make the folder ours; return the result of a demo that is complete there.
+def _open(settings: DemoSettings) -> DemoResult | None:
+    """Create the folder, or return the result if the demo in it is complete.
 
     Raises:
-        UserError: the folder holds something else, or a demo with other settings.
+        UserError: the folder has other contents, or a demo with other settings.
     """
     out, path = settings.out, settings.out / _STATE
     if path.is_file():
@@ -173,7 +119,7 @@ def _claim(settings: DemoSettings) -> DemoResult | None:
         if state["settings"] != wanted:
             changed = next(key for key in wanted if state["settings"].get(key) != wanted[key])
             raise UserError(
-                f"{out} holds a demo with {changed} = {state['settings'].get(changed)}, not {wanted[changed]}. "
+                f"{out} contains a demo with {changed} = {state['settings'].get(changed)}, not {wanted[changed]}. "
                 "Use the same settings to resume it, or another folder with -o."
             )
         report = RunFolder(out / "run").report
@@ -181,91 +127,82 @@ def _claim(settings: DemoSettings) -> DemoResult | None:
             return DemoResult(report, state["figures"], fresh=False)
         return None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and holds no demo. Name another folder with -o.")
+        raise UserError(f"{out} exists and does not contain a demo. Name another folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
     _write_state(settings, None)
     return None
 
 
 def _write_state(settings: DemoSettings, result: DemoResult | None) -> None:
-    state = {
-        "settings": settings.as_json(),
-        "finished": result is not None,
-        "figures": [] if result is None else result.figures,
-    }
-    with atomic_write(settings.out / _STATE) as partial:
-        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    figures = [] if result is None else result.figures
+    state = {"settings": settings.as_json(), "finished": result is not None, "figures": figures}
+    write_json(settings.out / _STATE, state)
 
 
-def _make_cohort(settings: DemoSettings, teller: Teller) -> None:
+def _make_cohort(settings: DemoSettings, progress: Progress) -> None:
     wanted = settings.cohort
-    teller.say(
-        f"1 Images: {wanted.unlabelled} without labels and {wanted.labelled} with labels, made from one template brain "
+    progress.say(
+        f"1 Images: {wanted.unlabelled} without and {wanted.labelled} with labels, generated from one template brain "
         "(MNI152) by random deformations, contrasts, bias fields and noise."
     )
-    with teller.bar("Making images") as bar:
+    with progress.bar("Generating images") as bar:
         make_cohort(settings.out, wanted, on_subject=bar)
 
 
-def _index(settings: DemoSettings, teller: Teller) -> Holdout:
-    """Write the catalogue of what pretraining may see, and return what is kept for the probe."""
+def _index(settings: DemoSettings, progress: Progress) -> Holdout:
+    """Write the catalogue for pretraining, and return the images that are held out for the probe."""
     from viewalign.data.indexing import index_sources, write_refused
 
     path = settings.out / "catalogue.json"
     images = settings.out / "images" if settings.data is None else settings.data
     if settings.data is not None:
-        teller.say(f"1 Images: those in {images}.")
-    with teller.bar("Reading headers") as bar:
+        progress.say(f"1 Images: {images}.")
+    with progress.bar("Reading headers") as bar:
         found = index_sources([str(images.absolute())], on_file=bar)
     if found.images == 0:
-        first = (
-            f" The first that was set aside: {found.excluded[0].file}: {found.excluded[0].reason}."
-            if found.excluded
-            else ""
-        )
+        first = f" First excluded file: {found.excluded[0].file}: {found.excluded[0].reason}." if found.excluded else ""
         raise UserError(f"No volumes were found in {images}.{first}")
     held = hold_out(found.collection.records(settings.out.absolute()), settings.cohort.seed)
     kept = without(found.collection, held.subjects)
     write_catalogue(kept, path)
     write_refused(path, found.excluded)
-    subjects = found.subjects()
-    teller.say(
-        f"2 Catalogue: {found.images} images of {subjects} subjects, {len(held.subjects)} of which are labelled and "
-        f"kept for the probe; {len(found.excluded)} set aside."
+    progress.say(
+        f"2 Catalogue: {found.images} images of {found.subjects()} subjects, {len(held.subjects)} of which are "
+        f"labelled and held out for the probe; {len(found.excluded)} files excluded."
     )
     if not held:
-        teller.say(f"  {NO_PROBE}")
+        progress.say(f"  {NO_PROBE}")
     return held
 
 
 NO_PROBE = (
-    "There will be no probe: it needs label maps (x_seg.nii.gz beside x.nii.gz, or labels/ beside images/) of at least "
-    "four subjects, and twice as many subjects in all."
+    "The probe is skipped: it needs label maps (x_seg.nii.gz next to x.nii.gz, or labels/ next to images/) of at least "
+    "four subjects, and twice as many subjects in total."
 )
 
 
-def _prepare(settings: DemoSettings, teller: Teller) -> None:
+def _prepare(settings: DemoSettings, progress: Progress) -> None:
     from viewalign.data.indexing import read_refused
     from viewalign.data.prepare import prepare_records
 
     catalogue, store = settings.out / "catalogue.json", settings.out / "store"
     records = list(read_catalogue(catalogue).records(catalogue.absolute().parent))
     preparation = settings.preparation()
-    teller.say(f"3 Store: oriented, cropped, {preparation.describe()}.")
-    with teller.bar("Preparing") as bar:
+    progress.say(f"3 Store: oriented, cropped, {preparation.describe()}.")
+    with progress.bar("Preparing") as bar:
         report = prepare_records(
             records, store, preparation, None, read_refused(catalogue), lambda at: bar(at.done, at.total)
         )
     if report.prepared == 0:
-        raise UserError(f"None of the images could be used. The reasons are in {store / 'report.json'}.")
+        raise UserError(f"None of the images could be used; see {store / 'report.json'}.")
     if report.excluded:
-        teller.say(f"  {len(report.excluded)} images were set aside; the reasons are in {store / 'report.json'}.")
+        progress.say(f"  {len(report.excluded)} images were excluded; see {store / 'report.json'}.")
 
 
 def recipe_settings(settings: DemoSettings) -> list[str]:
-    """Return the demo's changes to its recipe, which are there to keep it within minutes on two cores.
+    """Return the settings that let the demo's recipe run within minutes on two cores.
 
-    Aligning first projects 343 vectors a view instead of 4,096: a step takes little more than half the time.
+    `align_first` projects 343 vectors per view instead of 4,096, in little more than half the time per step.
     """
     part = max(1, settings.steps // 6)
     return [
@@ -281,14 +218,14 @@ def recipe_settings(settings: DemoSettings) -> list[str]:
     ]
 
 
-def _pretrain(settings: DemoSettings, run: RunFolder, teller: Teller) -> int | None:
-    """Train to the end; return an exit code if a signal came."""
+def _pretrain(settings: DemoSettings, run: RunFolder, progress: Progress) -> int | None:
+    """Pretrain; return an exit code if a signal came."""
     from viewalign.training.run import pretrain
 
     if checkpoints.steps(run.checkpoints)[-1:] == [settings.steps]:
-        teller.say("4 Pretraining: done before.")
+        progress.say("4 Pretraining: already complete.")
         return None
-    teller.say(f"4 Pretraining: {RECIPE}, {settings.steps} steps.")
+    progress.say(f"4 Pretraining: {RECIPE}, {settings.steps} steps.")
     outcome = pretrain(loading.load(RECIPE, recipe_settings(settings)), resume=run.config.is_file())
     return outcome.stops_caller
 
@@ -296,26 +233,68 @@ def _pretrain(settings: DemoSettings, run: RunFolder, teller: Teller) -> int | N
 def _describe_data(settings: DemoSettings, held: Holdout) -> str:
     if settings.data is None:
         return NOTE
-    return "The images were given by the user." + ("" if held else f" {NO_PROBE}")
+    return "The images were provided by the user." + ("" if held else f" {NO_PROBE}")
 
 
-def _probe(settings: DemoSettings, held: Holdout, run: RunFolder, teller: Teller) -> None:
+def _probe(settings: DemoSettings, held: Holdout, run: RunFolder, progress: Progress) -> None:
     from viewalign.demo.probe import probe_run
 
     if (run.root / "probe.json").is_file():
-        teller.say("5 Probe: done before.")
+        progress.say("5 Probe: already complete.")
         return
-    teller.say(
-        f"5 Probe: a linear classifier on frozen features, {len(held.train)} labelled volumes to fit it, "
-        f"{len(held.test)} others to judge it."
+    progress.say(
+        f"5 Probe: a linear classifier on frozen features, {len(held.train)} labelled training volumes and "
+        f"{len(held.test)} test volumes."
     )
-    probe_run(run, held, settings.preparation(), settings.data is None, teller.say)
+    probe_run(run, held, settings.preparation(), settings.data is None, progress.say)
 
 
-def _export_and_report(run: RunFolder, teller: Teller) -> Path:
+def _export_and_report(run: RunFolder, progress: Progress) -> Path:
     from viewalign.reports.run import write_report
     from viewalign.weights.export import export_run
 
-    teller.say("6 Export and report.")
+    progress.say("6 Export and report.")
     export_run(run.root)
     return Path(write_report(run.root))
+
+
+def summarise(run: RunFolder) -> list[str]:
+    """Return three lines: loss, effective rank with its level, and probe."""
+    rows = read_log(run.log)
+    return [_loss(rows), _rank(rows), _probe_figure(run)]
+
+
+def _loss(rows: list[dict[str, Any]]) -> str:
+    kind = "validation" if any(row["kind"] == "validation" for row in rows) else "train"
+    values = [row for row in rows if row["kind"] == kind and "loss" in row]
+    if not values:
+        return "Loss: not logged."
+    first, last = values[0], values[-1]
+    where = "on held-out subjects" if kind == "validation" else "in training"
+    return f"Loss {where}: {first['loss']:.2f} at step {first['step']} → {last['loss']:.2f} at step {last['step']}"
+
+
+def _rank(rows: list[dict[str, Any]]) -> str:
+    values = [row["effective_rank"] for row in rows if row["kind"] == "health" and "effective_rank" in row]
+    if not values:
+        return "Effective rank of the features: not measured."
+    level = next(measure for measure in MEASURES if measure.name == "effective_rank").level(values[-1])
+    return f"Effective rank of the features: {values[-1]:.1f} ({level})"
+
+
+def _probe_figure(run: RunFolder) -> str:
+    path = run.root / "probe.json"
+    if not path.is_file():
+        return "Probe: none (no labels)."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        f"Probe (mean Dice): pretrained {_with_interval(result, 'pretrained')}, "
+        f"untrained {_with_interval(result, 'untrained')}, "
+        f"intensities alone {result['baselines']['intensity']:.3f}"
+    )
+
+
+def _with_interval(result: dict[str, Any], name: str) -> str:
+    interval = result["interval"].get(name)
+    text = f"{result[name]:.3f}"
+    return text if interval is None else f"{text} ({interval[0]:.3f} to {interval[1]:.3f})"

@@ -1,1 +1,1 @@
-"""Metrics, statistics, probes, retrieval and embeddings."""
+"""Evaluation of encoders, of segmentations and of predictions for whole cases."""

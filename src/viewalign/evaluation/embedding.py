@@ -1,4 +1,4 @@
-"""From feature maps to one vector an image. Padding counts in none: each cell weighs what share of it is valid."""
+"""Compute one feature vector per case with a frozen encoder, and store vectors as NumPy or Parquet files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import viewalign
 from viewalign.errors import UserError
+from viewalign.evaluation.settings import Pool
 from viewalign.networks.backbone import Backbone
-from viewalign.tasks.cases import in_order, prepared
-from viewalign.tasks.manifest import Target, TaskCase
+from viewalign.tasks.cases import iter_prepared, split_results
+from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample, sample_tensors
 from viewalign.utils.io import atomic_write
 from viewalign.utils.memory import reported_out_of_memory
@@ -26,124 +27,54 @@ from viewalign.utils.pooling import masked_mean, valid_fraction
 from viewalign.utils.precision import at_least_float32, choose_device
 from viewalign.utils.shapes import spatial_size
 
-Pool = Literal["average", "multistage", "attention", "pretrained"]
-
-
-def maps_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
-    """Return the encoder's maps (N, C, d, h, w), finest first; a transformer has one."""
-    encoded = backbone.encode(images)
-    if encoded.tokens is None:
-        return list(encoded.maps)
-    return [encoded.tokens.transpose(1, 2).unflatten(2, encoded.grid)]
+Rows = NDArray[np.float32]
 
 
 class Pooling(nn.Module):
-    """One vector an image, by one of four ways.
+    """Reduces feature maps to one vector per image, ignoring padding.
 
-    `average` takes the coarsest map's mean, `multistage` the means of all maps (for a transformer they are one),
-    `attention` a learned weighting of the coarsest map's cells, `pretrained` what pretraining pooled by: all stages of
-    a ResEnc, the feature decoder and attention of a Primus.
+    `average` is the mean of the coarsest map, `multistage` the means of all maps (a transformer has only one),
+    `attention` a learned weighting of the coarsest map, `pretrained` the pooling used in pretraining: all stages of a
+    ResEnc, feature decoder and attention of a Primus.
     """
 
     def __init__(self, backbone: Backbone, kind: Pool) -> None:
         super().__init__()
         self.kind = kind
-        last, everything = backbone.stage_channels[-1], sum(backbone.stage_channels)
-        self.width = {"average": last, "attention": last, "multistage": everything}.get(kind, backbone.pooled_channels)
+        last, total = backbone.stage_channels[-1], sum(backbone.stage_channels)
+        self.width = {"average": last, "attention": last, "multistage": total}.get(kind, backbone.pooled_channels)
         self.score = nn.Linear(last, 1) if kind == "attention" else None
-        if self.score is not None:  # begins as the average
+        if self.score is not None:  # initially equal to `average`
             nn.init.zeros_(self.score.weight)
             nn.init.zeros_(self.score.bias)
 
     def forward(self, backbone: Backbone, images: Tensor, valid: Tensor) -> Tensor:
-        """Encode and pool images (N, C, D, H, W) with their valid voxels (N, 1, D, H, W); float32 (N, width)."""
+        """Encode and pool images (N, C, D, H, W) with valid voxels (N, 1, D, H, W); float32 (N, width)."""
+        encoded = backbone.encode(images)
         if self.kind == "pretrained":
-            return backbone.pool(backbone.dense(backbone.encode(images)), valid)
-        maps = maps_of(backbone, images)
-        if self.kind == "multistage":
-            return masked_mean(maps, valid)
-        if self.score is None:
-            return masked_mean(maps[-1:], valid)
-        return self._attended(maps[-1], valid)
+            return backbone.pool(backbone.dense(encoded), valid)
+        maps = backbone.maps(encoded)
+        if self.score is not None:
+            return self._attention(self.score, maps[-1], valid)
+        return masked_mean(maps if self.kind == "multistage" else maps[-1:], valid)
 
-    def _attended(self, features: Tensor, valid: Tensor) -> Tensor:
-        assert self.score is not None
+    def _attention(self, score: nn.Linear, features: Tensor, valid: Tensor) -> Tensor:
         cells = at_least_float32(features).flatten(2).transpose(1, 2)
-        share = valid_fraction(valid, spatial_size(features)).flatten(1)
-        score = self.score(cells)[..., 0].float() + share.clamp(min=1e-6).log()
-        return (torch.softmax(score, dim=1)[..., None] * cells).sum(1)
-
-
-Rows = NDArray[np.float32]
-_FACTS, _SHAPE = b"viewalign.facts", b"viewalign.map_shape"
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("Parquet needs one more package: pip install 'viewalign[parquet]'.") from None
-    return pyarrow
-
-
-def write(path: Path, cases: Sequence[str], features: Rows, maps: Rows | None, facts: dict[str, Any]) -> None:
-    """Write a row a case; `features` (N, C) and flattened `maps` (N, ...) are lists of fixed length.
-
-    Raises:
-        UserError: pyarrow is not installed.
-    """
-    pa = _pyarrow()
-    columns = {"case": pa.array(list(cases), pa.string()), "features": _lists(pa, features)}
-    metadata = {_FACTS: json.dumps(facts)}
-    if maps is not None:
-        columns["maps"] = _lists(pa, maps)
-        metadata[_SHAPE] = json.dumps(maps.shape[1:])
-    table = pa.table(columns)
-    pa.parquet.write_table(table.replace_schema_metadata(metadata), path)
-
-
-def _lists(pa: Any, rows: Rows) -> Any:
-    flat = np.ascontiguousarray(rows, dtype=np.float32).reshape(len(rows), -1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-
-
-def read(path: Path) -> tuple[tuple[str, ...], Rows, dict[str, Any], Rows | None]:
-    """Read names, features, facts and maps.
-
-    Raises:
-        UserError: it is no such file.
-    """
-    pa = _pyarrow()
-    try:
-        table = pa.parquet.read_table(path)
-        metadata = table.schema.metadata or {}
-        facts = json.loads(metadata[_FACTS])
-        names = tuple(table["case"].to_pylist())
-        features = _matrix(table["features"], len(names))
-        maps = None
-        if "maps" in table.column_names:
-            maps = _matrix(table["maps"], len(names)).reshape(len(names), *json.loads(metadata[_SHAPE]))
-    except (OSError, KeyError, ValueError) as problem:
-        raise UserError(f"{path} holds no embeddings of viewalign: {problem}.") from None
-    return names, features, facts, maps
-
-
-def _matrix(column: Any, count: int) -> Rows:
-    values: Rows = np.asarray(column.combine_chunks().flatten(), dtype=np.float32).reshape(count, -1)
-    return values
+        fraction = valid_fraction(valid, spatial_size(features)).flatten(1)
+        logits = score(cells)[..., 0].float() + fraction.clamp(min=1e-6).log()
+        return (torch.softmax(logits, dim=1)[..., None] * cells).sum(1)
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of cases.
+    """Feature vectors of cases.
 
     Attributes:
         cases: names, in order.
         features: (N, C) float32.
-        maps: the coarsest map of each case (N, C, d, h, w), or None.
-        facts: what they were made with: hashes of the encoder and the preprocessing among them.
-        refused: name and reason of each case that could not be used.
+        facts: how they were computed, with hashes of encoder and preprocessing.
+        maps: the coarsest feature map of each case (N, C, d, h, w), or None.
+        excluded: name and reason of each case that could not be used.
     """
 
     cases: tuple[str, ...]
@@ -153,40 +84,84 @@ class Embeddings:
     excluded: tuple[tuple[str, str], ...] = field(default=())
 
     def write(self, path: Path) -> None:
-        """Write an `.npz` (arrays `case`, `features`, perhaps `maps`, and `facts` as JSON), whole or not at all.
+        """Write `.npz` with arrays `case`, `features`, `maps` (if any) and `facts` as JSON, or `.parquet`.
 
-        A name that ends in `.parquet` gives a table of the same columns, with `facts` in its metadata.
+        A Parquet file has the same columns, with `facts` in its metadata.
+
+        Raises:
+            UserError: pyarrow is not installed.
         """
-        arrays: dict[str, NDArray[Any]] = {"case": np.array(self.cases), "features": self.features}
-        arrays["facts"] = np.array(json.dumps(self.facts))
-        if self.maps is not None:
-            arrays["maps"] = self.maps
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
             if path.suffix == ".parquet":
-                write(partial, self.cases, self.features, self.maps, self.facts)
-            else:
-                with partial.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **arrays)
+                _write_parquet(partial, self)
+                return
+            arrays: dict[str, NDArray[Any]] = {"case": np.array(self.cases), "features": self.features}
+            arrays["facts"] = np.array(json.dumps(self.facts))
+            if self.maps is not None:
+                arrays["maps"] = self.maps
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> Embeddings:
-        """Read what `write` wrote.
+        """Read a file written by `write`.
 
         Raises:
-            UserError: it is no such file.
+            UserError: another file, or pyarrow is not installed.
         """
-        if path.suffix == ".parquet":
-            return cls(*read(path))
         try:
-            with np.load(path) as held:
-                maps = held["maps"] if "maps" in held.files else None
-                return cls(tuple(held["case"].tolist()), held["features"], json.loads(str(held["facts"])), maps)
+            if path.suffix == ".parquet":
+                return _read_parquet(path)
+            with np.load(path) as arrays:
+                maps = arrays["maps"] if "maps" in arrays.files else None
+                return cls(tuple(arrays["case"].tolist()), arrays["features"], json.loads(str(arrays["facts"])), maps)
         except (OSError, ValueError, KeyError) as problem:
-            raise UserError(f"{path} holds no embeddings of viewalign: {problem}.") from None
+            raise UserError(f"{path} does not contain embeddings of viewalign: {problem}.") from None
 
 
-@reported_out_of_memory("cases were embedded", "Take a smaller patch_size, or device=cpu.")
+_FACTS, _MAP_SHAPE = b"viewalign.facts", b"viewalign.map_shape"
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("Parquet files need pyarrow: pip install 'viewalign[parquet]'.") from None
+    return pyarrow
+
+
+def _write_parquet(path: Path, embeddings: Embeddings) -> None:
+    """Write one row per case; features and flattened maps are lists of fixed length."""
+    pa = _pyarrow()
+
+    def column(rows: Rows) -> Any:
+        flat = np.ascontiguousarray(rows, dtype=np.float32).reshape(len(rows), -1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+
+    columns = {"case": pa.array(list(embeddings.cases), pa.string()), "features": column(embeddings.features)}
+    metadata = {_FACTS: json.dumps(embeddings.facts)}
+    if embeddings.maps is not None:
+        columns["maps"] = column(embeddings.maps)
+        metadata[_MAP_SHAPE] = json.dumps(embeddings.maps.shape[1:])
+    pa.parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+def _read_parquet(path: Path) -> Embeddings:
+    table = _pyarrow().parquet.read_table(path)
+    metadata = table.schema.metadata or {}
+    names = tuple(table["case"].to_pylist())
+
+    def rows(column: str, shape: Sequence[int]) -> Rows:
+        flat = table[column].combine_chunks().flatten()
+        return np.asarray(flat, dtype=np.float32).reshape(len(names), *shape)
+
+    maps = rows("maps", json.loads(metadata[_MAP_SHAPE])) if "maps" in table.column_names else None
+    return Embeddings(names, rows("features", (-1,)), json.loads(metadata[_FACTS]), maps)
+
+
+@reported_out_of_memory("cases were embedded", "Use a smaller patch_size, or device=cpu.")
 @torch.no_grad()
 def embed(
     backbone: Backbone,
@@ -199,61 +174,63 @@ def embed(
     cache: Path | None = None,
     workers: int | None = None,
 ) -> Embeddings:
-    """Embed cases one by one, in float32, with nothing random; others are prepared meanwhile.
+    """Embed cases one at a time in float32, deterministically, while further cases are prepared.
 
     Args:
-        backbone: from `tasks.encoders.build_encoder`.
+        backbone: from `evaluation.encoders.build_encoder`.
         preprocessor: of the task.
-        cases: their targets are not looked at.
-        pool: how a vector is made of maps.
-        with_maps: whether to keep the coarsest map of each case.
-        device: where the encoder runs: auto, cuda or cpu.
-        progress: takes how many cases are done and how many there are.
-        cache: folder of prepared cases, see `tasks.caching`.
-        workers: processes that prepare cases, see `tasks.prepared_cases`.
+        cases: their targets are not used.
+        pool: kind of pooling.
+        with_maps: whether to keep the coarsest feature map of each case.
+        device: auto, cuda or cpu.
+        progress: called with (done, total) after each case.
+        cache, workers: see `tasks.cases.iter_prepared`.
+
+    Raises:
+        UserError: none of the cases could be used.
     """
     device = choose_device(device)
     backbone = backbone.eval().to(device)
     pooling = Pooling(backbone, pool).to(device)
-    found: dict[str, Rows | str] = {}
+    results: dict[str, Rows | str] = {}
     maps: dict[str, Rows] = {}
-    for number, (case, sample) in enumerate(prepared(cases, preprocessor, cache, workers), 1):
+    for case, sample in iter_prepared(cases, preprocessor, cache, workers):
         if isinstance(sample, str):
-            found[case.case] = sample
+            results[case.case] = sample
         else:
             image, valid = sample_tensors(sample, device)
-            found[case.case] = pooling(backbone, image, valid)[0].cpu().numpy()
+            results[case.case] = pooling(backbone, image, valid)[0].cpu().numpy()
             if with_maps:
-                maps[case.case] = maps_of(backbone, image)[-1][0].float().cpu().numpy()
+                maps[case.case] = backbone.maps(backbone.encode(image))[-1][0].float().cpu().numpy()
         if progress:
-            progress(number, len(cases))
-    vectors, excluded = in_order(cases, found)
+            progress(len(results), len(cases))
+    vectors, excluded = split_results(cases, results)
     if not vectors:
         raise UserError(f"None of the {len(cases)} cases could be used. The first: {excluded[0][0]}: {excluded[0][1]}.")
     facts = {
         "viewalign_version": viewalign.__version__,
-        "encoder_sha256": digest(backbone),
+        "encoder_sha256": weights_digest(backbone),
         "preprocessing": preprocessor.as_json(),
         "preprocessing_fingerprint": preprocessor.fingerprint(),
         "pool": pool,
     }
-    kept = np.stack([maps[name] for name in vectors]) if with_maps else None
-    return Embeddings(tuple(vectors), np.stack(list(vectors.values())), facts, kept, tuple(excluded))
+    stacked = np.stack([maps[name] for name in vectors]) if with_maps else None
+    return Embeddings(tuple(vectors), np.stack(list(vectors.values())), facts, stacked, tuple(excluded))
 
 
-def digest(backbone: Backbone) -> str:
-    """Return a SHA-256 of names and numbers of an encoder's parameters."""
-    total = hashlib.sha256()
+def weights_digest(backbone: Backbone) -> str:
+    """Return the SHA-256 of the names and values of an encoder's parameters."""
+    digest = hashlib.sha256()
     for name, value in sorted(backbone.named_parameters()):
-        total.update(name.encode())
-        total.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def intensity_statistics(sample: Sample) -> Rows:
-    """Describe a case by what needs no network: quantiles, moments, edges of each channel, and its extent.
+    """Return quantiles, moments and mean gradients of each channel, and the extent of the image, as a vector.
 
-    The baseline that tells whether a task asks for more than brightness and size.
+    A baseline without a network: a task on which it does well depends on brightness and size.
     """
     inside = sample.valid[0]
     rows: list[float] = [float(inside.any(axis=tuple(k for k in range(3) if k != axis)).sum()) for axis in range(3)]
@@ -265,16 +242,3 @@ def intensity_statistics(sample: Sample) -> Rows:
         rows += [float((centred**p).mean() / deviation**p) for p in (3, 4)]
         rows += [float(np.abs(np.diff(channel, axis=axis)).mean()) for axis in range(3)]
     return np.array(rows, dtype=np.float32)
-
-
-def targets_of(cases: Sequence[TaskCase], names: Sequence[str]) -> list[Target]:
-    """Return the targets of named cases, in order.
-
-    Raises:
-        UserError: a case without one.
-    """
-    known = {case.case: case.target for case in cases}
-    missing = [name for name in names if known.get(name) is None]
-    if missing:
-        raise UserError(f"There is no target for {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}.")
-    return [target for name in names if (target := known[name]) is not None]

@@ -1,4 +1,4 @@
-"""From pretrained weights to an encoder for a task's channels and field of view, and to how it wants its images."""
+"""Build an encoder for a task's channels and field of view from pretrained weights, and its preprocessor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, build_plain, network_names
-from viewalign.tasks.preprocessing import Frames, Preprocessor
+from viewalign.tasks.preprocessing import Preprocessor
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.shapes import Size
 from viewalign.weights import initial, loading, sources
@@ -22,22 +22,22 @@ from viewalign.weights.loading import FittedWeights
 from viewalign.weights.names import ENCODER
 from viewalign.weights.token_order import Order
 
-UNTRAINED = "untrained:"
-"""`untrained:NAME` stands for a network of that name with fresh weights: the baseline that pretraining has to beat."""
 Spacing = Literal["pretraining", "none"] | tuple[float, float, float]
+UNTRAINED = "untrained:"
+"""`untrained:NAME` is the network NAME with random weights, as a baseline."""
 _OWN_POOLING = ("feature_decoder.", "attention_pool.")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a task starts from.
+    """Pretrained weights and how they were pretrained.
 
     Attributes:
         network: a name of `networks.registry`.
         source: weights, or None for an untrained network.
-        preparation: how the images of pretraining were prepared.
-        size: (D, H, W) of the views of pretraining, None where it is not known.
-        pooling: weights of a Primus's own pooling, empty where the file does not hold them.
+        preparation: preprocessing of the pretraining images.
+        size: (D, H, W) of the pretraining views, or None if unknown.
+        pooling: weights of a Primus's pooling; empty if the file has none.
     """
 
     network: str
@@ -48,10 +48,10 @@ class Pretrained:
 
 
 def read_pretrained(encoder: str | Path, token_order: Order | None = None) -> Pretrained:
-    """Read what there is at a path, or prepare an untrained network (`untrained:resenc-l`).
+    """Read pretrained weights, or name an untrained network (`untrained:resenc-l`).
 
     Raises:
-        UserError: nothing there, or weights of a network that this package does not build.
+        UserError: no weights, or weights of an unknown network.
     """
     text = str(encoder)
     if text.startswith(UNTRAINED):
@@ -64,10 +64,10 @@ def read_pretrained(encoder: str | Path, token_order: Order | None = None) -> Pr
 
 
 def network_of(source: sources.Source) -> str:
-    """Return the network of this package that weights are of, told by names and shapes alone.
+    """Return the name of the network that weights belong to, by the names and shapes of its parameters.
 
     Raises:
-        UserError: none fits.
+        UserError: no network matches.
     """
     architectures: Mapping[str, Any] = RESENC if source.family == "resenc" else PRIMUS
     starts = ENCODER[source.family]
@@ -78,7 +78,7 @@ def network_of(source: sources.Source) -> str:
         wanted = {k: v.shape for k, v in net.named_parameters() if k.startswith(starts) and v.ndim == 1}
         if all(k in source.state and source.state[k].shape == shape for k, shape in wanted.items()) and wanted:
             return name
-    raise UserError(f"{source.file} holds an encoder that is none of {', '.join(architectures)}.")
+    raise UserError(f"{source.file} contains an encoder that is none of {', '.join(architectures)}.")
 
 
 def _primus_size(name: str, source: sources.Source) -> Size:
@@ -89,7 +89,7 @@ def _primus_size(name: str, source: sources.Source) -> Size:
 
 
 def preparation_of(plan: Mapping[str, Any]) -> PrepareSettings:
-    """Read spacing and normalisation of a pretraining from its adaptation plan; the defaults where it does not tell."""
+    """Return spacing and normalisation of a pretraining from its adaptation plan, or the defaults."""
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     first = next(iter(configurations.values()), None)
     if not isinstance(first, Mapping):
@@ -104,7 +104,7 @@ def preparation_of(plan: Mapping[str, Any]) -> PrepareSettings:
 
 
 def _pooling(encoder: str | Path, source: sources.Source) -> dict[str, torch.Tensor]:
-    """Return the pooling of a Primus's pretraining, which runs alone hold: an encoder's export has none."""
+    """Return the pooling weights of a Primus, which only run folders contain."""
     from viewalign.weights import checkpoints
     from viewalign.weights.run_folder import RunFolder
 
@@ -119,17 +119,17 @@ def _pooling(encoder: str | Path, source: sources.Source) -> dict[str, torch.Ten
 def build_encoder(
     start: Pretrained, size: Size, channels: int, min_share: float = 0.9, seed: int = 0
 ) -> tuple[Backbone, FittedWeights | None]:
-    """Build a backbone without decoder for a field of view, filled with what was learnt.
+    """Build a backbone without decoder and load pretrained weights.
 
     Args:
         start: from `read_pretrained`.
-        size: (D, H, W) of the images; a Primus's table of positions is resized to it.
-        channels: image channels; the first convolution is repeated over them and divided by how often.
-        min_share: of the encoder's elements that the weights must cover.
-        seed: of fresh weights.
+        size: (D, H, W) of the images; a Primus's position embedding is resized to it.
+        channels: number of image channels; the first convolution is repeated over them and rescaled.
+        min_share: fraction of the encoder's elements that must be loaded.
+        seed: of random weights.
 
     Raises:
-        UserError: a size that the network cannot take, or weights that cover too little.
+        UserError: a size that the network does not support, or too few weights that match.
     """
     torch.manual_seed(seed)
     backbone = build_backbone(start.network, size, channels, key="size")
@@ -141,34 +141,33 @@ def build_encoder(
 
 
 @torch.no_grad()
-def fill_own_pooling(backbone: Backbone, start: Pretrained) -> None:
-    """Fill a Primus's own pooling from the run that it was pretrained in; a ResEnc's has no weights.
+def load_pretrained_pooling(backbone: Backbone, start: Pretrained) -> None:
+    """Load a Primus's pooling from its pretraining; that of a ResEnc has no weights.
 
     Raises:
-        UserError: the weights are not there, or are of another field of view.
+        UserError: the weights are missing, or of another field of view.
     """
     own = {k: v for k, v in backbone.named_parameters() if k.startswith(_OWN_POOLING)}
     if start.source is None:
         return
-    lacking = [name for name in own if name not in start.pooling]
-    if lacking:
-        raise UserError("The pretraining's own pooling is in a run's folder alone; name that, or take pool=average.")
+    if any(name not in start.pooling for name in own):
+        raise UserError("pool=pretrained needs the run folder of a Primus's pretraining; use it, or pool=average.")
     if any(start.pooling[name].shape != value.shape for name, value in own.items()):
-        raise UserError(f"The pretraining's own pooling is of views of {start.size}; take that size, or pool=average.")
+        raise UserError(f"pool=pretrained needs the view size of the pretraining, {start.size}; or use pool=average.")
     for name, value in own.items():
         value.copy_(start.pooling[name])
 
 
 def default_size(start: Pretrained) -> Size:
-    """Return the field of view where none was asked for: the views of pretraining, else 64³."""
+    """Return the field of view of the pretraining, or 64³ if it is unknown."""
     return start.size or (64, 64, 64)
 
 
 def check_installed() -> None:
-    """Say which extra classification and regression need.
+    """Check that the packages for classification and regression are installed.
 
     Raises:
-        UserError: it is not installed.
+        UserError: which are missing.
     """
     wanted = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics", "scipy": "scipy"}
     missing = [name for name, module in wanted.items() if importlib.util.find_spec(module) is None]
@@ -184,37 +183,30 @@ def encoder_and_preprocessor(
     pool: str,
     like: Pretrained | None = None,
 ) -> tuple[Backbone, Preprocessor]:
-    """Read an encoder and make it and its preprocessor fit a task.
+    """Build an encoder and its preprocessor for a task.
 
     Args:
         encoder: see `read_pretrained`.
         spec: the task.
-        patch_size: (D, H, W) in voxels; None for the views of pretraining.
+        patch_size: (D, H, W) in voxels; None for the pretraining views.
         spacing: see `with_spacing`.
-        pool: how vectors will be made.
-        like: an encoder whose preparation and size are taken instead (for an untrained network).
+        pool: kind of pooling.
+        like: take preprocessing and default size of this pretraining instead (for an untrained network).
 
     Raises:
-        UserError: what does not fit.
+        UserError: an encoder that cannot be built.
     """
     start = read_pretrained(encoder)
-    voxels = patch_size or default_size(like or start)
+    size = patch_size or default_size(like or start)
     settings = with_spacing((like or start).preparation, spacing)
-    backbone, _ = build_encoder(start, voxels, len(spec.channels))
+    backbone, _ = build_encoder(start, size, len(spec.channels))
     if pool == "pretrained":
-        fill_own_pooling(backbone, start)
-    return backbone, make_preprocessor(spec, voxels, settings)
-
-
-def make_preprocessor(
-    spec: TaskSpec, size: Size, settings: PrepareSettings, strip: bool = False, frames: Frames = "same"
-) -> Preprocessor:
-    """Make the preprocessor of a task."""
-    return Preprocessor(spec.channels, size, settings, strip, frames)
+        load_pretrained_pooling(backbone, start)
+    return backbone, Preprocessor(spec.channels, size, settings)
 
 
 def with_spacing(settings: PrepareSettings, spacing: Spacing) -> PrepareSettings:
-    """Return settings with another spacing in mm; `pretraining` leaves it, `none` is each image's own."""
+    """Return settings with another spacing in mm; `pretraining` keeps it, `none` is the spacing of each image."""
     if spacing == "pretraining":
         return settings
     return settings.model_copy(update={"spacing": None if spacing == "none" else spacing})

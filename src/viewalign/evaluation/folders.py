@@ -1,4 +1,4 @@
-"""A folder of predictions against a folder of references: who is judged, who is missing, and what it comes to."""
+"""Evaluate a folder of predicted segmentations against a folder of references."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from viewalign.evaluation.results import Evaluation
 from viewalign.evaluation.segmentation_metrics import CaseScore, Rules, score_files
 
 DEFAULT_TOLERANCE = 1.0
-"""In mm, where none is given."""
-_MOST_CLASSES = 1000
-_NAMED = 4
+"""In mm."""
+_MAX_CLASSES = 1000
+_MAX_REPORTED = 4
 
 
 def label_files(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by their names without ending, sorted.
+    """Return the images of a folder by file name without extension, sorted.
 
     Raises:
-        UserError: no folder, or two files of one name.
+        UserError: no such folder, or two files with the same name.
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.")
@@ -39,72 +39,76 @@ def label_files(folder: Path) -> dict[str, Path]:
             continue
         name = path.name[: -len(suffix)]
         if name in found:
-            raise UserError(f"{folder} holds {name} twice: {found[name].name} and {path.name}.")
+            raise UserError(f"{folder} has {name} twice: {found[name].name} and {path.name}.")
         found[name] = path
     return found
 
 
+def label_values(description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the label values of each foreground class or region in the contents of a `dataset.json`."""
+    values: dict[str, tuple[int, ...]] = {}
+    for name, value in description["labels"].items():
+        members = tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+        if name != "ignore" and members != (0,):
+            values[name] = members
+    return values
+
+
 def classes_of(predictions: Path, references: Path, description: Path | None = None) -> dict[str, tuple[int, ...]]:
-    """Return which classes there are: by a `dataset.json`, else every value in the references.
+    """Return the classes by name: those of a `dataset.json`, otherwise every value in the references.
 
     Args:
-        predictions: a folder; its `dataset.json` is taken.
-        references: a folder; a `dataset.json` in or above it is taken.
-        description: a `dataset.json`.
+        predictions: folder; its `dataset.json` is used first.
+        references: folder; a `dataset.json` in it or its parent is used next.
+        description: a `dataset.json` to use instead.
 
     Raises:
-        UserError: it cannot be read, or there is no class at all.
+        UserError: it cannot be read, or there are no classes.
     """
     tree = _description(predictions, references, description)
     if tree is not None:
-        return {name: values for name, values in _label_values(tree).items() if values != (0,) and name != "ignore"}
+        return label_values(tree)
     values: set[int] = set()
     for path in label_files(references).values():
-        image = sitk.ReadImage(str(path))  # kept by name: a view of an image that is gone shows freed memory
+        image = sitk.ReadImage(str(path))  # in a variable: the array view does not keep the image alive
         values |= {round(value) for value in np.unique(sitk.GetArrayViewFromImage(image)).tolist()}
     values -= {0}
     if not values:
-        raise UserError(f"The references in {references} hold no class but background.")
-    if len(values) > _MOST_CLASSES:
-        raise UserError(f"The references in {references} hold {len(values)} values; they are no label maps.")
+        raise UserError(f"The references in {references} have no class but background.")
+    if len(values) > _MAX_CLASSES:
+        raise UserError(f"The references in {references} have {len(values)} values; they are not label maps.")
     return {str(value): (value,) for value in sorted(values)}
 
 
 def ignore_of(predictions: Path, references: Path, description: Path | None = None) -> int | None:
-    """Return the ignore label that a `dataset.json` names, if there is one."""
+    """Return the ignore label of the `dataset.json` that `classes_of` uses, if it has one."""
     tree = _description(predictions, references, description) or {"labels": {}}
     value = tree["labels"].get("ignore")
     return None if value is None else int(value)
 
 
-def _description(predictions: Path, references: Path, given: Path | None) -> dict[str, Any] | None:
-    places = [given] if given else [f / "dataset.json" for f in (predictions, references, references.parent)]
-    for file in places:
-        if not file.is_file():
-            continue
-        try:
-            tree: dict[str, Any] = json.loads(file.read_text())
-            _label_values(tree)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{file} is no dataset.json with labels by name.") from None
-        return tree
-    if given:
-        raise UserError(f"There is no file {given}.")
-    return None
-
-
-def _label_values(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {
-        name: tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
-        for name, value in tree["labels"].items()
-    }
+def _description(predictions: Path, references: Path, requested: Path | None) -> dict[str, Any] | None:
+    if requested and not requested.is_file():
+        raise UserError(f"There is no file {requested}.")
+    candidates = (
+        [requested] if requested else [f / "dataset.json" for f in (predictions, references, references.parent)]
+    )
+    file = next((file for file in candidates if file.is_file()), None)
+    if file is None:
+        return None
+    try:
+        tree: dict[str, Any] = json.loads(file.read_text())
+        label_values(tree)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is not a dataset.json with labels by name.") from None
+    return tree
 
 
 def tolerances_of(text: str, classes: Iterable[str]) -> dict[str, float]:
-    """Read tolerances in mm: `1.5` for every class, or `tumour=2,oedema=1` with 1 for the rest.
+    """Parse tolerances in mm: `1.5` for every class, or `tumour=2,oedema=1` with 1 for the others.
 
     Raises:
-        UserError: no number, a negative one, or no such class.
+        UserError: not a number, a negative number, or an unknown class.
     """
     names = list(classes)
     tolerances = dict.fromkeys(names, DEFAULT_TOLERANCE)
@@ -115,9 +119,9 @@ def tolerances_of(text: str, classes: Iterable[str]) -> dict[str, float]:
         except ValueError:
             raise UserError(f"A tolerance is a number of millimetres, not {number!r}.") from None
         if not 0 <= value < float("inf"):
-            raise UserError(f"A tolerance is not negative and finite, so not {number}.")
+            raise UserError(f"A tolerance must be finite and not negative, but is {number}.")
         if sign and name not in names:
-            raise UserError(f"There is no class {name!r} to set a tolerance for; there are {', '.join(names)}.")
+            raise UserError(f"There is no class {name!r} for a tolerance; classes are {', '.join(names)}.")
         tolerances.update({name: value} if sign else dict.fromkeys(names, value))
     return tolerances
 
@@ -130,34 +134,34 @@ def evaluate_folder(
     processes: int = 1,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Judge every reference that has a prediction, and tell which have none.
+    """Score every reference that has a prediction, and report those without.
 
     Args:
         predictions: folder of label maps.
-        references: folder of label maps that are called alike, whatever their endings.
-        rules: how cases are judged.
-        cases: names of the cases that are expected; None expects all references.
-        processes: how many cases at a time.
-        on_case: called with (done, total).
+        references: folder of label maps with the same names; file formats may differ.
+        rules: how cases are scored.
+        cases: names of the expected cases; None expects all references.
+        processes: number of processes.
+        on_case: called with (done, total) after each case.
 
     Raises:
-        UserError: no folder, or not one case to judge.
+        UserError: no such folder, or no case could be evaluated.
     """
-    guesses, truths = label_files(predictions), label_files(references)
+    predicted, truths = label_files(predictions), label_files(references)
     expected = sorted(truths) if cases is None else sorted(cases)
     unknown = [name for name in expected if name not in truths]
     if unknown:
-        raise UserError(f"{references} has no {', '.join(unknown[:_NAMED])}; references are needed for all cases.")
-    present = [name for name in expected if name in guesses]
+        raise UserError(f"{references} has no {', '.join(unknown[:_MAX_REPORTED])}; every case needs a reference.")
+    present = [name for name in expected if name in predicted]
     if not present:
-        raise UserError(f"None of the {len(expected)} references in {references} has a prediction in {predictions}.")
-    jobs = {name: partial(score_files, name, guesses[name], truths[name], rules) for name in present}
+        raise UserError(f"{predictions} has no prediction for any of the {len(expected)} references in {references}.")
+    jobs = {name: partial(score_files, name, predicted[name], truths[name], rules) for name in present}
     scores, excluded = _run(jobs, processes, on_case)
     if not scores:
         name, reason = next(iter(excluded.items()))
-        raise UserError(f"No case could be judged. {name}: {reason}.")
-    missing = tuple(name for name in expected if name not in guesses)
-    extra = tuple(sorted(set(guesses) - set(truths)))
+        raise UserError(f"No case could be evaluated. {name}: {reason}.")
+    missing = tuple(name for name in expected if name not in predicted)
+    extra = tuple(sorted(set(predicted) - set(truths)))
     return Evaluation(rules, tuple(scores), missing, excluded, extra)
 
 
@@ -167,9 +171,9 @@ def _run(
     scores: list[CaseScore] = []
     excluded: dict[str, str] = {}
 
-    def take(done: int, name: str, job: Callable[[], CaseScore]) -> None:
+    def collect(done: int, name: str, result: Callable[[], CaseScore]) -> None:
         try:
-            scores.append(job())
+            scores.append(result())
         except UserError as problem:
             excluded[name] = str(problem)
         if on_case:
@@ -177,10 +181,10 @@ def _run(
 
     if processes <= 1 or len(jobs) == 1:
         for done, (name, job) in enumerate(jobs.items(), start=1):
-            take(done, name, job)
+            collect(done, name, job)
         return scores, excluded
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures: dict[str, Future[CaseScore]] = {name: pool.submit(job) for name, job in jobs.items()}
         for done, (name, future) in enumerate(futures.items(), start=1):
-            take(done, name, future.result)
+            collect(done, name, future.result)
     return scores, excluded

@@ -1,7 +1,7 @@
-"""A probe while pretraining goes on: what a linear learner tells from the encoder of the moment, on a small task.
+"""Linear probe of the encoder during pretraining, on a small task.
 
-It draws nothing from the generators that training may use and changes nothing in the network: with or without it a run
-is the same to the last bit (`tests/evaluation/test_online_probe.py`).
+It does not use the random generators of training and does not change the network: a run is bit-identical with or
+without it (`tests/evaluation/test_online_probe.py`).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.evaluation.embedding import Pooling
 from viewalign.evaluation.linear_probe import probe
-from viewalign.evaluation.probe import judged_folds
+from viewalign.evaluation.probe import evaluation_folds
 from viewalign.networks.backbone import Backbone
 from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec
 
-_DRAWS = 200
+_BOOTSTRAP_SAMPLES = 200
 
 
 class OnlineProbe:
-    """Embeds the task's cases with an encoder and judges a linear learner over folds.
+    """Embeds the task's cases with an encoder and evaluates a linear probe over folds.
 
     Args:
         spec: the task.
         cases: with targets.
-        preprocessor: field of view and preparation of the pretraining.
-        folds: how many, where no case is marked as test.
+        preprocessor: with the field of view and preprocessing of the pretraining.
+        folds: number of folds, if there are no test cases.
         seed: of folds and intervals.
     """
 
@@ -44,30 +44,30 @@ class OnlineProbe:
         self, spec: TaskSpec, cases: list[TaskCase], preprocessor: Preprocessor, folds: int, seed: int
     ) -> None:
         self.spec, self.cases, self.preprocessor, self.seed = spec, cases, preprocessor, seed
-        self.folds = judged_folds(cases, spec, folds, seed)
+        self.folds = evaluation_folds(cases, spec, folds, seed)
         self._samples: dict[str, Sample] | None = None
 
     def __call__(self, backbone: Backbone) -> dict[str, float]:
-        """Return the task's first figure, and the ends of its interval where there is one.
+        """Return the primary metric, and the ends of its interval if it has one.
 
         Raises:
-            UserError: a case cannot be prepared (told at the first call, before any step).
+            UserError: a case cannot be used (at the first call, before any training step).
         """
         if self._samples is None:
             self._samples, excluded = prepare_cases(self.cases, self.preprocessor)
             if excluded:
                 raise UserError(f"validate.probe: case {excluded[0][0]} cannot be used: {excluded[0][1]}.")
-        with untouched(backbone):
-            rows = np.stack([_vector(backbone, self._samples[case.case]) for case in self.cases])
-            score = probe(rows, self.cases, self.folds, self.spec, "linear", _DRAWS, self.seed)
+        with preserved_state(backbone):
+            rows = np.stack([_embed(backbone, self._samples[case.case]) for case in self.cases])
+            score = probe(rows, self.cases, self.folds, self.spec, "linear", _BOOTSTRAP_SAMPLES, self.seed)
         name = self.spec.figure
-        told = {name: score.values[name]}
         ends = score.intervals[name]
-        return told if ends is None else told | {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        interval = {} if ends is None else {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        return {name: score.values[name], **interval}
 
 
 @torch.no_grad()
-def _vector(backbone: Backbone, sample: Sample) -> np.ndarray:
+def _embed(backbone: Backbone, sample: Sample) -> np.ndarray:
     parameter = next(backbone.parameters())
     image = torch.from_numpy(np.array(sample.image))[None].to(parameter.device, parameter.dtype)
     valid = torch.from_numpy(np.array(sample.valid))[None].to(parameter.device)
@@ -76,10 +76,10 @@ def _vector(backbone: Backbone, sample: Sample) -> np.ndarray:
 
 
 @contextmanager
-def untouched(backbone: Backbone) -> Iterator[None]:
-    """Leave every generator's state and the network's mode as they were."""
+def preserved_state(backbone: Backbone) -> Iterator[None]:
+    """Switch a network to evaluation, and restore its modes and all random generators at the end."""
     training = {module: module.training for module in backbone.modules()}
-    python, plain = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [parameter.device for parameter in backbone.parameters() if parameter.is_cuda][:1]
     with torch.random.fork_rng(devices):
         backbone.eval()
@@ -89,15 +89,15 @@ def untouched(backbone: Backbone) -> Iterator[None]:
         finally:
             for module, mode in training.items():
                 module.training = mode
-            random.setstate(python)
-            np.random.set_state(plain)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def make_probe(recipe: Recipe) -> OnlineProbe | None:
-    """Read the task of a recipe's `validate.probe`; None where it names none.
+    """Build the probe of a recipe's `validate.probe`, or None if it has none.
 
     Raises:
-        UserError: no such task, or channels that the network does not have.
+        UserError: no such task, or another number of channels than the network.
     """
     settings = recipe.validate_.probe
     if settings is None:
@@ -108,7 +108,7 @@ def make_probe(recipe: Recipe) -> OnlineProbe | None:
         raise UserError(
             f"validate.probe: {spec.name} has {len(spec.channels)} channels, the network {recipe.network.channels}."
         )
-    told = Store.open(recipe.data).recipe if recipe.data else {}
-    kept = {key: value for key, value in told.items() if key in ("spacing", "normalise")}
-    preprocessor = Preprocessor(spec.channels, recipe.views.patch_size, PrepareSettings.model_validate(kept))
+    preparation = Store.open(recipe.data).recipe if recipe.data else {}
+    used = {key: value for key, value in preparation.items() if key in ("spacing", "normalise")}
+    preprocessor = Preprocessor(spec.channels, recipe.views.patch_size, PrepareSettings.model_validate(used))
     return OnlineProbe(spec, cases, preprocessor, settings.folds, recipe.seed)

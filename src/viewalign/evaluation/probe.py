@@ -1,8 +1,8 @@
-"""A whole probe: several encoders, the untrained network and plain intensities on one task, in one table."""
+"""Probe several encoders, untrained networks and intensity statistics on one task, and tabulate the results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from viewalign.errors import UserError
 from viewalign.evaluation import linear_probe, task_metrics
 from viewalign.evaluation.embedding import embed, intensity_statistics
 from viewalign.evaluation.encoders import UNTRAINED, check_installed, encoder_and_preprocessor, read_pretrained
-from viewalign.evaluation.linear_probe import CurvePoint, LinearProbeScore
+from viewalign.evaluation.linear_probe import CurvePoint
 from viewalign.evaluation.settings import ProbeSettings
+from viewalign.evaluation.task_metrics import TaskScore
 from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.folds import Fold, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec
+from viewalign.utils.io import write_json
 
 INTENSITIES = "intensity statistics"
 
@@ -30,28 +32,28 @@ def run_probe(
     plan: ProbeSettings,
     say: Callable[[str], None],
 ) -> list[tuple[str, str]]:
-    """Probe encoders on a task, write the JSON, and tell a table.
+    """Probe encoders on a task, write a JSON file and print a table.
 
     Args:
         encoders: paths.
-        task: its folder.
-        out: where the JSON goes.
-        plan: what to do.
-        say: takes lines of text.
+        task: the task's folder.
+        out: the JSON file.
+        plan: settings.
+        say: prints text.
 
     Returns:
         Name and reason of each case that could not be used.
 
     Raises:
-        UserError: what cannot be probed.
+        UserError: the task or an encoder cannot be used.
     """
     check_installed()
     spec = read_spec(task)
     cases = read_manifest(task, spec)
-    features, excluded, facts = _all_features(encoders, spec, cases, plan)
+    features, excluded, facts = _compute_features(encoders, spec, cases, plan)
     usable = [case for case in cases if case.case not in dict(excluded)]
-    folds = judged_folds(usable, spec, plan.folds, plan.seed)
-    scores: dict[str, LinearProbeScore] = {}
+    folds = evaluation_folds(usable, spec, plan.folds, plan.seed)
+    scores: dict[str, TaskScore] = {}
     curves: dict[str, list[CurvePoint]] = {}
     for learner in plan.learners:
         for name, rows in features.items():
@@ -61,110 +63,124 @@ def run_probe(
                 curves[key] = linear_probe.few_shot_curve(
                     rows, usable, folds[0], spec, plan.shots, plan.repeats, learner, plan.seed
                 )
-    told = linear_probe.as_json(scores, curves, spec)
-    told["differences"] = _differences(scores, usable, spec, plan)
-    told |= {
+    differences = _differences(scores, usable, spec, plan)
+    results = {
+        **_as_json(scores, curves, spec),
+        "differences": differences,
         "encoders": facts,
         "excluded": [list(pair) for pair in excluded],
-        "judged": len(scores[next(iter(scores))].cases),
+        "evaluated": len(next(iter(scores.values())).cases),
     }
-    linear_probe.write(out, told)
-    say(summary(scores, curves, told["differences"], spec))
-    say(f"All figures: {out}")
+    write_json(out, results)
+    say(summary(scores, curves, differences, spec))
+    say(f"Results: {out}")
     return excluded
 
 
-def judged_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int) -> list[Fold]:
-    """Return one fold that judges the test cases where there are any, else the folds of all cases."""
+def evaluation_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int) -> list[Fold]:
+    """Return a single fold that holds out the test cases if there are any, otherwise folds of all cases."""
     test = tuple(case.case for case in cases if case.split == "test")
     if test:
         return [Fold(0, tuple(case.case for case in cases if case.split == "train"), test)]
     return list(make_folds(cases, spec, count, seed).folds)
 
 
-def _all_features(
+def _compute_features(
     encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbeSettings
 ) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any]]:
-    """Embed all cases by each encoder, its untrained twin, and plain intensities, on the same cases."""
+    """Return features by name, excluded cases, and facts about each encoder."""
     features: dict[str, NDArray[Any]] = {}
     facts: dict[str, Any] = {}
     excluded: list[tuple[str, str]] | None = None
-    cache = None if plan.cache is None else Path(plan.cache)
-    ready: dict[str, Any] = {"cache": cache, "workers": plan.workers}
+    preparing: dict[str, Any] = {"cache": plan.cache and Path(plan.cache), "workers": plan.workers}
     if plan.names and len(plan.names) != len(encoders):
         raise UserError(f"names has {len(plan.names)} names for {len(encoders)} encoders.")
     for name, path in zip(plan.names or [Path(path).name or path for path in encoders], encoders, strict=True):
         if name in features:
-            raise UserError(f"Two encoders are called '{name}'; name them, as names=first,second.")
+            raise UserError(f"Two encoders are called '{name}'; set names=first,second.")
         backbone, preprocessor = encoder_and_preprocessor(path, spec, plan.patch_size, plan.spacing, plan.pool)
-        found = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **ready)
-        features[name], facts[name] = found.features, found.facts
-        if excluded is not None and dict(excluded).keys() != dict(found.excluded).keys():
-            raise UserError(f"{name} is prepared otherwise and can use other cases; set spacing, or probe it alone.")
-        excluded = list(found.excluded)
+        result = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **preparing)
+        features[name], facts[name] = result.features, result.facts
+        if excluded is not None and dict(excluded).keys() != dict(result.excluded).keys():
+            raise UserError(f"{name} is preprocessed differently and excludes other cases; set spacing or patch_size.")
+        excluded = list(result.excluded)
         start = read_pretrained(path)
-        twin = f"untrained {start.network}"
-        if start.source is not None and twin not in features:
-            fresh, same = encoder_and_preprocessor(
+        baseline = f"untrained {start.network}"
+        if start.source is not None and baseline not in features:
+            untrained = encoder_and_preprocessor(
                 UNTRAINED + start.network, spec, plan.patch_size, plan.spacing, "multistage", like=start
             )
-            features[twin] = embed(
-                fresh, same, cases, "multistage", device=plan.device, cache=cache, workers=plan.workers
-            ).features
+            features[baseline] = embed(*untrained, cases, "multistage", device=plan.device, **preparing).features
         if INTENSITIES not in features:
-            samples, _ = prepare_cases(cases, preprocessor, **ready)
-            features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in found.cases])
+            samples, _ = prepare_cases(cases, preprocessor, **preparing)
+            features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in result.cases])
     return features, excluded or [], facts
 
 
 def _differences(
-    scores: dict[str, LinearProbeScore], cases: Sequence[TaskCase], spec: TaskSpec, plan: ProbeSettings
+    scores: Mapping[str, TaskScore], cases: Sequence[TaskCase], spec: TaskSpec, plan: ProbeSettings
 ) -> dict[str, Any]:
-    """Return, for each kind of features, the primary figure's gain over each baseline, with paired intervals."""
-    known = {case.case: case for case in cases}
-    told: dict[str, Any] = {}
-    for key, one in scores.items():
+    """Return the difference of the primary metric between all features and each baseline, with paired intervals."""
+    by_name = {case.case: case for case in cases}
+    differences: dict[str, Any] = {}
+    for key, score in scores.items():
         name, learner = key.rsplit(", ", 1)
-        for base_key, base in scores.items():
-            base_name, base_learner = base_key.rsplit(", ", 1)
-            plain = base_name.startswith("untrained ") or base_name == INTENSITIES
-            if learner != base_learner or name == base_name or not plain:
+        evaluated = [by_name[case] for case in score.cases]
+        truth, subjects = np.array([case.target for case in evaluated]), [case.subject for case in evaluated]
+        for baseline_key, baseline in scores.items():
+            other, other_learner = baseline_key.rsplit(", ", 1)
+            is_baseline = other.startswith("untrained ") or other == INTENSITIES
+            if learner != other_learner or name == other or not is_baseline:
                 continue
-            judged = [known[case] for case in one.cases]
-            ends = task_metrics.difference_intervals(
-                spec.kind,
-                np.array([case.target for case in judged]),
-                base.predicted,
-                one.predicted,
-                [case.subject for case in judged],
-                plan.draws,
-                plan.seed,
+            interval = task_metrics.difference_intervals(
+                spec.kind, truth, baseline.predicted, score.predicted, subjects, plan.draws, plan.seed
             )[spec.figure]
-            value = one.values[spec.figure] - base.values[spec.figure]
-            told[f"{key} - {base_name}"] = {"value": value, "interval": None if ends is None else list(ends)}
-    return told
+            value = score.values[spec.figure] - baseline.values[spec.figure]
+            differences[f"{key} - {other}"] = {"value": value, "interval": interval and list(interval)}
+    return differences
+
+
+def _as_json(
+    scores: Mapping[str, TaskScore], curves: Mapping[str, Sequence[CurvePoint]], spec: TaskSpec
+) -> dict[str, Any]:
+    return {
+        "task": spec.name,
+        "kind": spec.kind,
+        "primary": spec.figure,
+        "features": {
+            name: {
+                "values": score.values,
+                "intervals": {k: interval and list(interval) for k, interval in score.intervals.items()},
+                "chosen": list(score.chosen),
+                "cases": list(score.cases),
+                "predicted": score.predicted.tolist(),
+            }
+            for name, score in scores.items()
+        },
+        "curves": {name: [{**vars(p), "draws": list(p.draws)} for p in points] for name, points in curves.items()},
+    }
 
 
 def summary(
-    scores: dict[str, LinearProbeScore],
-    curves: dict[str, list[CurvePoint]],
-    differences: dict[str, Any],
+    scores: Mapping[str, TaskScore],
+    curves: Mapping[str, Sequence[CurvePoint]],
+    differences: Mapping[str, Any],
     spec: TaskSpec,
 ) -> str:
-    """Return a table for a terminal: the primary figure of each kind of features."""
-    judged = len(next(iter(scores.values())).cases)
+    """Format the primary metric of all features as a table for a terminal."""
+    count = len(next(iter(scores.values())).cases)
     better = "lower" if spec.figure in task_metrics.LOWER_IS_BETTER else "higher"
-    lines = [f"{spec.name}: {spec.figure} over {judged} cases, 95 % interval over subjects ({better} is better)"]
+    lines = [f"{spec.name}: {spec.figure} over {count} cases, 95 % interval over subjects ({better} is better)"]
     width = max(len(name) for name in scores)
-    for name, one in scores.items():
-        ends = one.intervals[spec.figure]
-        told = "" if ends is None else f"  {ends[0]:.3f} to {ends[1]:.3f}"
-        lines.append(f"  {name:<{width}}  {one.values[spec.figure]:.3f}{told}")
+    for name, score in scores.items():
+        ends = score.intervals[spec.figure]
+        interval = "" if ends is None else f"  {ends[0]:.3f} to {ends[1]:.3f}"
+        lines.append(f"  {name:<{width}}  {score.values[spec.figure]:.3f}{interval}")
     for name, points in curves.items():
-        told = "  ".join(f"{p.shots}: {p.mean:.3f} ({p.low:.3f} to {p.high:.3f})" for p in points)
-        lines.append(f"  few shots, {name}:  {told}")
-    for name, one_told in differences.items():
-        ends = one_told["interval"]
+        text = "  ".join(f"{p.shots}: {p.mean:.3f} ({p.low:.3f} to {p.high:.3f})" for p in points)
+        lines.append(f"  few shots, {name}:  {text}")
+    for name, difference in differences.items():
+        ends = difference["interval"]
         if ends is not None:
-            lines.append(f"  {name}: {one_told['value']:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})")
+            lines.append(f"  {name}: {difference['value']:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Dice and normalised surface distance of one class in one case."""
+"""Dice and normalised surface distance of segmentations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 
 def dice(prediction: Mask, reference: Mask) -> float:
-    """Return 2|A∩B| / (|A|+|B|); NaN where both masks are empty."""
+    """Return 2|A∩B| / (|A|+|B|); NaN if both masks are empty."""
     total = int(prediction.sum()) + int(reference.sum())
     return float("nan") if total == 0 else 2.0 * int((prediction & reference).sum()) / total
 
@@ -28,7 +28,7 @@ def dice(prediction: Mask, reference: Mask) -> float:
 def surface_dice(prediction: Mask, reference: Mask, spacing: Sequence[float], tolerance: float) -> float:
     """Return the normalised surface distance at a tolerance (Nikolov et al., arXiv:1809.04430, equation 2).
 
-    It is the area of both surfaces that lies within `tolerance` of the other, over the area of both. Areas are those of
+    It is the fraction of the area of both surfaces that is within `tolerance` of the other surface. Areas are those of
     marching-cubes surface elements between voxel centres, as in DeepMind's code, computed by MONAI.
 
     Args:
@@ -38,16 +38,16 @@ def surface_dice(prediction: Mask, reference: Mask, spacing: Sequence[float], to
         tolerance: in mm, not negative.
 
     Returns:
-        A share in [0, 1]; NaN where both masks are empty, 0 where one is.
+        A value in [0, 1]; NaN if both masks are empty, 0 if one is.
     """
     if not prediction.any() or not reference.any():
         return 0.0 if prediction.any() or reference.any() else float("nan")
     compute = _monai()
-    # Distances are taken between the two surfaces alone, so what lies outside both, but for a rim, changes nothing.
+    # Distances are measured between the surfaces, so voxels beyond a margin around both change nothing.
     box = _box(prediction | reference)
     pair = [torch.from_numpy(np.pad(mask[box], 1))[None, None].float() for mask in (prediction, reference)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of its own deprecations
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's own deprecations
         limits = {"class_thresholds": [float(tolerance)], "spacing": list(spacing)}
         return float(compute(*pair, **limits, include_background=True, use_subvoxels=True))
 
@@ -62,13 +62,10 @@ def _monai() -> Callable[..., torch.Tensor]:
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:
-    """Return the slices of the smallest box around a mask."""
-    spans = []
-    for axis in range(mask.ndim):
-        others = tuple(k for k in range(mask.ndim) if k != axis)
-        filled = np.flatnonzero(mask.any(axis=others))
-        spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(spans)
+    """Return the slices of the bounding box of a mask."""
+    profiles = (mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)) for axis in range(mask.ndim))
+    ends = [np.flatnonzero(profile)[[0, -1]] for profile in profiles]
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 
 
 Empty = Literal["skip", "one"]
@@ -76,14 +73,14 @@ Empty = Literal["skip", "one"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How cases are judged.
+    """How segmentations are scored.
 
     Attributes:
-        classes: the label values of each class by name; several make a region.
+        classes: label values of each class by name; several values form a region.
         tolerances: of the surface distance in mm, by class.
-        ignore: the value of reference voxels that count nowhere.
-        empty: what a class counts that is in neither map: "skip" leaves it out of means, "one" counts it as perfect. A
-            class that is in one of the two alone counts 0 either way.
+        ignore: value of reference voxels that are ignored.
+        empty: score of a class that is in neither map: "skip" leaves it out of means, "one" counts it as 1. A class in
+            only one of the two maps scores 0.
     """
 
     classes: Mapping[str, tuple[int, ...]]
@@ -94,7 +91,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """What one class came to in one case; NaN where it is in neither map."""
+    """Scores of one class in one case; NaN if it is in neither map."""
 
     dice: float
     nsd: float
@@ -104,13 +101,13 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """What one case came to.
+    """Scores of one case.
 
     Attributes:
         name: of the case.
         classes: scores by class.
         prediction_sha256, reference_sha256: of the files.
-        note: anything odd that did not keep it from being judged.
+        note: a warning about the files.
     """
 
     name: str
@@ -120,17 +117,17 @@ class CaseScore:
     note: str = ""
 
     def mean(self, metric: Literal["dice", "nsd"]) -> float:
-        """Return the mean over those classes that count; NaN where none does."""
+        """Return the mean over the classes that count; NaN if none does."""
         values = [getattr(score, metric) for score in self.classes.values()]
         counted = [value for value in values if np.isfinite(value)]
         return float(np.mean(counted)) if counted else float("nan")
 
 
 def score_files(name: str, prediction: Path, reference: Path, rules: Rules) -> CaseScore:
-    """Judge one case.
+    """Score one case.
 
     Raises:
-        UserError: a file that cannot be read, or two that do not lie on one grid; the text is the reason alone.
+        UserError: a file cannot be read, or the files differ in size or voxel size; the text is the reason alone.
     """
     guess, truth = _read(prediction), _read(reference)
     if guess.GetSize() != truth.GetSize():
@@ -138,20 +135,19 @@ def score_files(name: str, prediction: Path, reference: Path, rules: Rules) -> C
         raise UserError(f"prediction and reference have different sizes ({sizes})")
     if not np.allclose(guess.GetSpacing(), truth.GetSpacing(), rtol=1e-3):
         raise UserError("prediction and reference have different voxel sizes")
-    alike = np.allclose(guess.GetOrigin(), truth.GetOrigin(), atol=0.1) and np.allclose(
-        guess.GetDirection(), truth.GetDirection(), atol=0.02
-    )
     scores = score_maps(_array(guess), _array(truth), truth.GetSpacing()[::-1], rules)
-    note = "" if alike else "prediction and reference have different origins or directions; voxels were compared"
-    return CaseScore(name, scores, _digest(prediction), _digest(reference), note)
+    same_origin = np.allclose(guess.GetOrigin(), truth.GetOrigin(), atol=0.1)
+    same_grid = same_origin and np.allclose(guess.GetDirection(), truth.GetDirection(), atol=0.02)
+    note = "" if same_grid else "prediction and reference have different origins or directions; voxels were compared"
+    return CaseScore(name, scores, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in (prediction, reference)), note)
 
 
 def score_maps(
     prediction: NDArray[Any], reference: NDArray[Any], spacing: tuple[float, ...], rules: Rules
 ) -> dict[str, ClassScore]:
-    """Judge label maps (D, H, W) of one voxel size (D, H, W) in mm.
+    """Score label maps (D, H, W) with voxels of `spacing` (D, H, W) in mm.
 
-    Voxels that the reference ignores are background in both maps, for every class.
+    Ignored voxels of the reference are background in both maps, for every class.
     """
     counted = np.ones(reference.shape, bool) if rules.ignore is None else reference != rules.ignore
     scores = {}
@@ -173,13 +169,9 @@ def _read(path: Path) -> sitk.Image:
         reason = str(problem).strip().splitlines()[-1]
         raise UserError(f"{path.name} cannot be read ({reason})") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(f"{path.name} is no 3D label map")
+        raise UserError(f"{path.name} is not a 3D label map")
     return image
 
 
 def _array(image: sitk.Image) -> NDArray[Any]:
     return np.asarray(np.rint(sitk.GetArrayViewFromImage(image))).astype(np.int64)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,7 +1,8 @@
-"""How sure a mean over cases is, and whether two methods differ on the same cases."""
+"""Bootstrap intervals of a mean over cases, and paired comparisons on the same cases."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,15 +10,17 @@ from numpy.typing import NDArray
 
 from viewalign.utils.rng import make_rng
 
-_FEWEST_FOR_INTERVAL = 5
+Interval = tuple[float, float]
+
+_MIN_CASES_FOR_INTERVAL = 5
 _RESAMPLINGS = 2000
 _SIGN_FLIPS = 9999
 
 
-def bootstrap_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float] | None:
+def bootstrap_interval(values: NDArray[np.float64], seed: int) -> Interval | None:
     """Return the 95 % percentile interval of the mean over cases, or None below five cases."""
     values = values[np.isfinite(values)]
-    if len(values) < _FEWEST_FOR_INTERVAL:
+    if len(values) < _MIN_CASES_FOR_INTERVAL:
         return None
     rng = make_rng(seed, "bootstrap")
     means = values[rng.integers(0, len(values), size=(_RESAMPLINGS, len(values)))].mean(axis=1)
@@ -32,13 +35,13 @@ class Difference:
     Attributes:
         mean: of the differences.
         interval: 95 % bootstrap interval of the mean over cases; None below five.
-        p_value: two-sided, by sign flips (exact for few cases); None below two.
-        pairs: how many cases both have.
-        better, worse: on how many b is above, below a.
+        p_value: two-sided, of a sign-flip permutation test (exact for few cases); None below two.
+        pairs: number of cases.
+        better, worse: number of cases in which b is above or below a.
     """
 
     mean: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     p_value: float | None
     pairs: int
     better: int
@@ -46,10 +49,7 @@ class Difference:
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64], seed: int = 0) -> Difference:
-    """Compare two methods on the same cases; pairs in which either is not finite are left out.
-
-    The p-value is of the permutation test in which each case's difference may have either sign (`scipy.stats`).
-    """
+    """Compare two methods on the same cases, ignoring pairs with a value that is not finite."""
     from scipy.stats import permutation_test
 
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
@@ -58,15 +58,16 @@ def paired(a: NDArray[np.float64], b: NDArray[np.float64], seed: int = 0) -> Dif
         return Difference(float("nan"), None, None, 0, 0, 0)
     p_value = None
     if len(differences) > 1:
-        test = permutation_test(
-            (differences,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=_SIGN_FLIPS,
-            vectorized=True,
-            rng=make_rng(seed, "sign flips"),
-        )
-        p_value = float(test.pvalue)
+        rng = make_rng(seed, "sign flips")
+        options = {"permutation_type": "samples", "n_resamples": _SIGN_FLIPS, "vectorized": True, "rng": rng}
+        p_value = float(permutation_test((differences,), np.mean, **options).pvalue)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     mean = float(differences.mean())
     return Difference(mean, bootstrap_interval(differences, seed), p_value, len(differences), better, worse)
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of equal length as a table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

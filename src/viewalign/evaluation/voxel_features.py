@@ -1,4 +1,4 @@
-"""What is known of single voxels of a volume: an encoder's dense features, or plain intensities beside them."""
+"""Features of single voxels: feature maps of a frozen encoder, or blurred intensities as a baseline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.utils.shapes import spatial_size
 from viewalign.views.affines import identity
 from viewalign.views.alignment import sample, volume_to_grid
 from viewalign.views.resampling import resample
@@ -23,24 +24,23 @@ Rows = NDArray[np.float32]
 
 
 class FeatureReader(Protocol):
-    """Anything that describes voxels by numbers."""
+    """Computes features of voxels."""
 
     def __call__(self, image: NDArray[np.float32], voxels: Voxels) -> Rows:
-        """Describe voxels (P, 3), in (D, H, W) order, of an image (D, H, W) by rows (P, C)."""
+        """Return features (P, C) of voxels (P, 3), indices in (D, H, W) order, of an image (D, H, W)."""
 
 
 class EncoderFeatures:
-    """All feature maps of a frozen encoder, read linearly at voxels and concatenated.
+    """All feature maps of a frozen encoder, interpolated at voxels and concatenated.
 
-    The image is seen in tiles of the size the encoder was trained with, half overlapping; a voxel's features are the
-    mean over the tiles it lies in, each weighing the more the closer the voxel lies to its middle. A whole volume at
-    once would be quicker for a CNN, but its instance normalisation would then work with statistics of another field of
-    view than it was trained with.
+    The image is processed in half-overlapping tiles of the training view size. A voxel's features are a mean over its
+    tiles, weighted by the distance to their borders. A whole volume at once would be faster for a CNN, but would change
+    the statistics of its instance normalisation.
 
     Args:
-        encoder: as `load_encoder` gives it.
+        encoder: from `load_encoder`.
         device: where it runs.
-        batch: tiles at a time.
+        batch: number of tiles at a time.
     """
 
     def __init__(self, encoder: Encoder, device: torch.device | str = "cpu", batch: int = 8) -> None:
@@ -49,46 +49,46 @@ class EncoderFeatures:
 
     @torch.no_grad()
     def __call__(self, image: NDArray[np.float32], voxels: Voxels) -> Rows:
-        """Describe voxels (P, 3) of an image (D, H, W), prepared as in pretraining, by rows (P, ΣC)."""
+        """Return features (P, ΣC) of voxels (P, 3) of an image (D, H, W) that is prepared as in pretraining."""
         volume = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None]
         tiles = list(tiles_with_voxels((image.shape[0], image.shape[1], image.shape[2]), self._size, voxels))
         total = torch.zeros(len(voxels), 1)
-        rows = torch.zeros(len(voxels), 0)
+        rows: Tensor | None = None
         for first in range(0, len(tiles), self._batch):
             chunk = tiles[first : first + self._batch]
-            seen = torch.stack([resample(volume, _shift(tile.start), self._size) for tile in chunk])
-            maps = self._encoder(seen.to(self._device)).maps
+            images = torch.stack([resample(volume, _translation(tile.start), self._size) for tile in chunk])
+            maps = self._encoder(images.to(self._device)).maps
             for number, tile in enumerate(chunk):
-                read = self._read([one[number : number + 1] for one in maps], voxels[tile.voxels] - tile.start)
-                rows = rows if rows.shape[1] else rows.new_zeros(len(voxels), read.shape[1])
-                mine, weight = torch.from_numpy(tile.voxels), torch.from_numpy(tile.weights)[:, None]
-                rows[mine] += weight * read
-                total[mine] += weight
+                values = self._read([m[number : number + 1] for m in maps], voxels[tile.voxels] - tile.start)
+                rows = torch.zeros(len(voxels), values.shape[1]) if rows is None else rows
+                index, weight = torch.from_numpy(tile.voxels), torch.from_numpy(tile.weights)[:, None]
+                rows[index] += weight * values
+                total[index] += weight
+        assert rows is not None, "every voxel is in a tile"
         return np.asarray((rows / total).numpy(), dtype=np.float32)
 
-    def _read(self, maps: Sequence[Tensor], places: Voxels) -> Tensor:
-        """Read one tile's maps (1, C, d, h, w) at places (P, 3) in its voxels."""
-        points, still = torch.from_numpy(places).double()[None], identity(1)[None]
+    def _read(self, maps: Sequence[Tensor], voxels: Voxels) -> Tensor:
+        """Interpolate one tile's maps (1, C, d, h, w) at voxels (P, 3) of the tile."""
+        points, still = torch.from_numpy(voxels).double()[None], identity(1)[None]
         columns = []
-        for one in maps:
-            grid = (one.shape[2], one.shape[3], one.shape[4])
-            where = volume_to_grid(points, still, self._size, grid)[0]
-            columns.append(sample(one, where.to(one.device))[0])
+        for features in maps:
+            where = volume_to_grid(points, still, self._size, spatial_size(features))[0]
+            columns.append(sample(features, where.to(features.device))[0])
         return torch.cat(columns, dim=1).float().cpu()
 
 
 class IntensityFeatures:
-    """A voxel's intensity, and that of its neighbourhood under Gaussian blurs: what needs no network at all.
+    """A voxel's intensity in the image and in Gaussian-blurred images.
 
     Args:
-        sigmas: of the blurs, in voxels.
+        sigmas: standard deviations of the blurs, in voxels.
     """
 
     def __init__(self, sigmas: Sequence[float] = (1.0, 2.0, 4.0)) -> None:
         self._sigmas = tuple(sigmas)
 
     def __call__(self, image: NDArray[np.float32], voxels: Voxels) -> Rows:
-        """Describe voxels (P, 3) of an image (D, H, W) by rows (P, 1 + number of blurs)."""
+        """Return features (P, 1 + number of blurs) of voxels (P, 3) of an image (D, H, W)."""
         from scipy.ndimage import gaussian_filter
 
         where = tuple(voxels.T)
@@ -97,9 +97,9 @@ class IntensityFeatures:
 
 
 def tile_starts(length: int, side: int) -> NDArray[np.int64]:
-    """Return where tiles of `side` voxels begin along an axis of `length`: evenly spread, overlapping by half or more.
+    """Return the starts of tiles of `side` voxels along an axis: evenly spaced, overlapping by at least half.
 
-    A volume shorter than a tile gets one tile, centred on it, which then begins before the volume.
+    An axis shorter than a tile has one centred tile, with a negative start.
     """
     if length <= side:
         return np.array([-((side - length) // 2)], dtype=np.int64)
@@ -109,12 +109,12 @@ def tile_starts(length: int, side: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a volume, and what is asked of it.
+    """A tile of a volume and the requested voxels inside it.
 
     Attributes:
-        start: its first voxel (3,), which may lie before the volume.
-        voxels: numbers (K,) of the voxels that lie in it.
-        weights: float32 (K,), 1 in its middle and falling linearly to almost 0 at its faces, multiplied over the axes.
+        start: its first voxel (3,), which may be outside the volume.
+        voxels: indices (K,) of requested voxels.
+        weights: float32 (K,), 1 in the middle, decreasing linearly towards the faces, multiplied over axes.
     """
 
     start: Voxels
@@ -123,9 +123,9 @@ class Tile:
 
 
 def tiles_with_voxels(shape: Size, size: Size, voxels: Voxels) -> Iterator[Tile]:
-    """Yield the tiles of a volume in which any of the voxels (P, 3) lie."""
+    """Yield the tiles of a volume that contain any of the voxels (P, 3)."""
     for start in product(*(tile_starts(n, side) for n, side in zip(shape, size, strict=True))):
-        # Distances are taken to the outer faces, so that the outermost voxels of a tile still weigh a little.
+        # Distances are relative to the outer faces, so that the outermost voxels have small positive weights.
         away = np.abs(voxels - start - (np.array(size) - 1) / 2) / (np.array(size) / 2)
         inside = np.flatnonzero((away < 1).all(axis=1))
         if len(inside):
@@ -133,6 +133,6 @@ def tiles_with_voxels(shape: Size, size: Size, voxels: Voxels) -> Iterator[Tile]
             yield Tile(np.array(start, dtype=np.int64), inside, weights.astype(np.float32))
 
 
-def _shift(start: Voxels) -> Tensor:
-    """Return the affine (3, 4) of a tile: its voxel 0 is the volume's voxel `start`."""
+def _translation(start: Voxels) -> Tensor:
+    """Return the affine (3, 4) that maps voxel 0 of a tile to voxel `start` of the volume."""
     return torch.cat([torch.eye(3, dtype=torch.float64), torch.from_numpy(start).double()[:, None]], dim=1)

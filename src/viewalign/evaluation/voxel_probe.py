@@ -1,16 +1,14 @@
-"""A frozen-feature probe: what a linear classifier can tell of a voxel from an encoder's features alone.
+"""Linear probe of voxels: logistic regression on features of a frozen encoder.
 
-The encoder is not trained. A few voxels of every class are taken from a few labelled volumes, a logistic regression is
-fitted to their standardised features, and it is judged on other volumes. The same network with the weights it had
-before training, and plain intensities, are judged in the same way on the same voxels.
+It is fitted to a few voxels of every class from a few labelled volumes, and evaluated on other volumes. The untrained
+network and plain intensities are evaluated on the same voxels.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,13 @@ from viewalign.data.preprocessing import prepare_volume
 from viewalign.data.readers.files import read_mask, read_volume
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
+from viewalign.evaluation.segmentation_metrics import dice
 from viewalign.evaluation.statistics import bootstrap_interval
 from viewalign.evaluation.voxel_features import FeatureReader, IntensityFeatures, Voxels
-from viewalign.utils.io import atomic_write
 from viewalign.utils.rng import make_rng
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse strengths C of the regularisation that are tried; the best on left-out training cases is taken."""
+"""Candidate inverse penalties C; the best by cross-validation over training cases is used."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Case:
     """A labelled volume.
 
     Attributes:
-        name: told apart from all others; it seeds which voxels are taken.
-        image: (D, H, W), prepared as the images of pretraining were.
-        labels: (D, H, W), whole numbers from 0, which is background.
+        name: unique; it seeds the choice of voxels.
+        image: (D, H, W), prepared as in pretraining.
+        labels: (D, H, W), integers from 0, which is background.
     """
 
     name: str
@@ -52,10 +50,10 @@ class Case:
 
 
 def read_prepared(name: str, image: Path, labels: Path, settings: PrepareSettings) -> Case:
-    """Read a labelled image, prepared as the images of pretraining were.
+    """Read a labelled image and prepare it as in pretraining.
 
     Raises:
-        RefusedImageError: one of the files cannot be used.
+        ExcludedImageError: a file cannot be used.
     """
     volume = read_volume(image, settings.fill_nonfinite)
     prepared = prepare_volume(volume, settings, {"labels": read_mask(labels, volume)})
@@ -67,9 +65,9 @@ class VoxelProbeSettings:
     """How voxels are chosen.
 
     Attributes:
-        seed: of the training voxels and of the bootstrap.
-        per_class: training voxels of each class and case.
-        test_voxels: a test case is judged on the densest regular lattice of at most so many voxels.
+        seed: of the training voxels and the bootstrap.
+        per_class: training voxels per class and case.
+        test_voxels: maximum number of voxels per test case, on the densest regular lattice.
     """
 
     seed: int = 0
@@ -79,14 +77,14 @@ class VoxelProbeSettings:
 
 @dataclass(frozen=True)
 class VoxelProbeScore:
-    """How well one kind of features did on the test cases.
+    """Scores of one kind of features on the test cases.
 
     Attributes:
         dice: mean over cases of the mean Dice over foreground classes, in [0, 1].
         balanced_accuracy: mean over cases of the mean recall over all classes, in [0, 1].
         cases: mean foreground Dice of each test case.
         interval: 95 % bootstrap interval of `dice` over test cases; None below five of them.
-        penalty: the C that was chosen.
+        penalty: the chosen C.
     """
 
     dice: float
@@ -94,55 +92,6 @@ class VoxelProbeScore:
     cases: tuple[float, ...]
     interval: tuple[float, float] | None
     penalty: float
-
-
-@dataclass(frozen=True)
-class VoxelProbeResult:
-    """A probe of a pretrained encoder beside what it must beat.
-
-    Attributes:
-        task: what is told apart, in words.
-        pretrained, untrained: the same network after and before pretraining.
-        baselines: other features by name.
-        cases_train, cases_test: numbers of labelled volumes.
-        gain: mean difference of Dice, pretrained minus untrained, over the same test cases.
-        gain_interval: its 95 % paired bootstrap interval; None below five test cases.
-        note: anything a reader should know about the data.
-    """
-
-    task: str
-    pretrained: VoxelProbeScore
-    untrained: VoxelProbeScore
-    cases_train: int
-    cases_test: int
-    gain: float
-    gain_interval: tuple[float, float] | None
-    baselines: dict[str, VoxelProbeScore] = field(default_factory=dict)
-    note: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `probe.json` holds."""
-        scores = {"pretrained": self.pretrained, "untrained": self.untrained, **self.baselines}
-        return {
-            "task": self.task,
-            "metric": "mean Dice over foreground classes",
-            "pretrained": self.pretrained.dice,
-            "untrained": self.untrained.dice,
-            "baselines": {name: score.dice for name, score in self.baselines.items()},
-            "cases_train": self.cases_train,
-            "cases_test": self.cases_test,
-            "interval": {name: list(score.interval) for name, score in scores.items() if score.interval is not None},
-            "balanced_accuracy": {name: score.balanced_accuracy for name, score in scores.items()},
-            "gain": {"value": self.gain, "interval": None if self.gain_interval is None else list(self.gain_interval)},
-            "per_case": {name: list(score.cases) for name, score in scores.items()},
-            "penalty": {name: score.penalty for name, score in scores.items()},
-            "note": self.note,
-        }
-
-    def write(self, path: Path) -> None:
-        """Write `probe.json`, whole or not at all."""
-        with atomic_write(path) as partial:
-            partial.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def compare(
@@ -154,22 +103,26 @@ def compare(
     settings: VoxelProbeSettings | None = None,
     note: str = "",
     on_part: Callable[[str], None] | None = None,
-) -> VoxelProbeResult:
+) -> dict[str, Any]:
     """Probe a pretrained encoder, the same one untrained, and plain intensities, on the same voxels.
 
     Args:
         pretrained, untrained: features of the network after and before pretraining.
         train, test: labelled volumes of different subjects.
-        task: what is told apart, in words.
-        settings: default `ProbeSettings()`.
-        note: kept with the result.
-        on_part: called with the name of each kind of features before it is judged.
+        task: description of the classes.
+        settings: default `VoxelProbeSettings()`.
+        note: about the data, stored with the result.
+        on_part: called with the name of each kind of features before it is evaluated.
+
+    Returns:
+        The contents of `probe.json`: scores by kind of features, and the mean difference in Dice (`gain`), pretrained
+        minus untrained, with its paired interval (None below five test cases).
 
     Raises:
         UserError: no cases, or fewer than two classes in the training cases.
     """
     settings = settings or VoxelProbeSettings()
-    readers: Mapping[str, FeatureReader] = {
+    readers: dict[str, FeatureReader] = {
         "pretrained": pretrained,
         "untrained": untrained,
         "intensity": IntensityFeatures(),
@@ -180,23 +133,28 @@ def compare(
             on_part(name)
         scores[name] = probe(reader, train, test, settings)
     differences = np.subtract(scores["pretrained"].cases, scores["untrained"].cases)
-    return VoxelProbeResult(
-        task=task,
-        pretrained=scores["pretrained"],
-        untrained=scores["untrained"],
-        cases_train=len(train),
-        cases_test=len(test),
-        gain=float(np.nanmean(differences)),
-        gain_interval=bootstrap_interval(differences, settings.seed),
-        baselines={"intensity": scores["intensity"]},
-        note=note,
-    )
+    gain_interval = bootstrap_interval(differences, settings.seed)
+    return {
+        "task": task,
+        "metric": "mean Dice over foreground classes",
+        "pretrained": scores["pretrained"].dice,
+        "untrained": scores["untrained"].dice,
+        "baselines": {"intensity": scores["intensity"].dice},
+        "cases_train": len(train),
+        "cases_test": len(test),
+        "interval": {name: list(score.interval) for name, score in scores.items() if score.interval is not None},
+        "balanced_accuracy": {name: score.balanced_accuracy for name, score in scores.items()},
+        "gain": {"value": float(np.nanmean(differences)), "interval": gain_interval and list(gain_interval)},
+        "per_case": {name: list(score.cases) for name, score in scores.items()},
+        "penalty": {name: score.penalty for name, score in scores.items()},
+        "note": note,
+    }
 
 
 def probe(
     read: FeatureReader, train: Sequence[Case], test: Sequence[Case], settings: VoxelProbeSettings | None = None
 ) -> VoxelProbeScore:
-    """Fit a linear classifier to features of the training cases' voxels and judge it on the test cases.
+    """Fit a linear classifier to features of voxels of the training cases and evaluate it on the test cases.
 
     Raises:
         UserError: no cases, or fewer than two classes in the training cases.
@@ -225,7 +183,7 @@ def probe(
 
 
 def draw_voxels(case: Case, per_class: int, seed: int) -> Voxels:
-    """Draw up to `per_class` voxels (P, 3) of every class of a case; a function of (seed, name, class) alone."""
+    """Draw up to `per_class` voxels (P, 3) of every class of a case, seeded by seed, name and class."""
     drawn = []
     for label in np.unique(case.labels).tolist():
         where = np.flatnonzero(case.labels == label)
@@ -236,7 +194,7 @@ def draw_voxels(case: Case, per_class: int, seed: int) -> Voxels:
 
 
 def lattice_voxels(shape: tuple[int, ...], most: int) -> Voxels:
-    """Return a regular lattice (P, 3) over a volume: the smallest step, alike on all axes, of at most `most` points."""
+    """Return the densest regular lattice (P, 3) over a volume with at most `most` points."""
     step = 1
     while np.prod([max(1, len(range(step // 2, n, step))) for n in shape]) > most:
         step += 1
@@ -245,9 +203,9 @@ def lattice_voxels(shape: tuple[int, ...], most: int) -> Voxels:
 
 
 def choose_penalty(rows: NDArray[np.float32], labels: NDArray[Any], groups: NDArray[np.int64]) -> float:
-    """Choose C of `PENALTIES` by the mean balanced accuracy on left-out training cases (at most four folds).
+    """Choose C of `PENALTIES` by mean balanced accuracy in cross-validation over cases, with at most four folds.
 
-    With a single case there is nothing to leave out, and the middle one is taken.
+    The middle value is used if there is only one case.
     """
     cases = np.unique(groups)
     folds = [cases[k :: min(4, len(cases))] for k in range(min(4, len(cases)))]
@@ -266,7 +224,7 @@ def choose_penalty(rows: NDArray[np.float32], labels: NDArray[Any], groups: NDAr
 
 
 def _fit(rows: NDArray[np.float32], labels: NDArray[Any], penalty: float) -> Any:
-    """Fit standardisation and multinomial logistic regression, every class weighing the same."""
+    """Fit standardisation and multinomial logistic regression with balanced class weights."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -276,24 +234,20 @@ def _fit(rows: NDArray[np.float32], labels: NDArray[Any], penalty: float) -> Any
     except ImportError:
         raise UserError("A probe needs scikit-learn: pip install 'viewalign[tasks]'.") from None
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200, class_weight="balanced"))
-    # One thread: the products are small, and the result does not depend on how many cores there are.
+    # One thread, so that the result does not depend on the number of cores.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # Weak penalties may stop at the last iteration; that is an early stop, the same each time, and no fault.
+        # Weak penalties may reach the iteration limit, a deterministic early stop.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(rows.astype(np.float64), labels)
 
 
 def mean_dice(guess: NDArray[Any], truth: NDArray[Any], classes: Sequence[int]) -> float:
-    """Return the mean Dice over `classes`; one that is in neither `guess` nor `truth` is left out, NaN if all are."""
-    dices = []
-    for label in classes:
-        ours, theirs = guess == label, truth == label
-        total = int(ours.sum() + theirs.sum())
-        if total:
-            dices.append(2 * int((ours & theirs).sum()) / total)
-    return float(np.mean(dices)) if dices else float("nan")
+    """Return the mean Dice over classes that occur in `guess` or `truth`; NaN if none does."""
+    values = [dice(guess == label, truth == label) for label in classes]
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def balanced_accuracy(guess: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Return the mean, over the classes in `truth`, of the share that was recognised."""
+    """Return the mean recall over the classes in `truth`."""
     return float(np.mean([(guess[truth == label] == label).mean() for label in np.unique(truth)]))

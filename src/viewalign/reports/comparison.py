@@ -9,9 +9,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.evaluation.comparison import Comparison
+from viewalign.evaluation.comparison import Comparison, TaskComparison
 from viewalign.evaluation.results import MEAN, METRICS
-from viewalign.finetuning.classification.comparison import TaskComparison
 from viewalign.reports.curves import Scale, padded, ticks
 
 _SIDE, _LEFT, _TOP, _GAP = 260, 60, 60, 70

@@ -51,7 +51,7 @@ def render(told: dict[str, Any]) -> str:
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in told["rows"]:
-        groups.setdefault((row["judge"], row["measure"]), []).append(row)
+        groups.setdefault((row["evaluation"], row["measure"]), []).append(row)
     filters = {
         "signed": lambda value: "–" if value is None else f"{value:+.4f}",
         "plain": lambda value: "–" if value is None else f"{value:.4f}",
@@ -64,13 +64,13 @@ def render(told: dict[str, Any]) -> str:
         seeds=max((row["seeds"] for row in told["rows"]), default=0),
         groups=[
             {
-                "judge": judge,
+                "evaluation": evaluation,
                 "title": title(rows[0].get("kind", ""), measure),
                 "rows": rows,
                 "chart": chart(rows),
                 "on_cases": any("cases_mean" in row for row in rows),
             }
-            for (judge, measure), rows in groups.items()
+            for (evaluation, measure), rows in groups.items()
         ],
         version=__version__,
     )

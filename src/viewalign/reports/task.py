@@ -14,8 +14,8 @@ import yaml
 
 from viewalign import __version__
 from viewalign.evaluation import task_metrics
+from viewalign.evaluation.predictions import TaskPredictions, read_predictions
 from viewalign.finetuning.classification.finetune import LOSSES
-from viewalign.finetuning.classification.outcomes import Outcomes, read_outcomes
 from viewalign.reports import task_charts
 from viewalign.reports.page import counted, number, render_template, without_paths, write_text
 from viewalign.tasks.spec import TaskSpec
@@ -65,7 +65,7 @@ def write_page(run: Path, output: Path | None = None) -> Path:
 
 def render(run: Path) -> str:
     """Return the page as HTML; every name in it is escaped."""
-    outcomes, told = read_outcomes(run), _json(run / "metrics.json") or {}
+    outcomes, told = read_predictions(run), _json(run / "metrics.json") or {}
     held_out, test = outcomes.of_folds(test=False), outcomes.of_folds(test=True)
     in_folds = bool(held_out.cases)
     judged = held_out if in_folds else test
@@ -132,7 +132,7 @@ def _shown(spec: TaskSpec) -> list[str]:
     return list(dict.fromkeys([spec.figure, *usual]))
 
 
-def _folds(outcomes: Outcomes) -> list[tuple[str, int, list[str]]]:
+def _folds(outcomes: TaskPredictions) -> list[tuple[str, int, list[str]]]:
     """Return each fold's number, cases and figures, then mean and deviation over folds."""
     names, rows, found = _shown(outcomes.spec), [], []
     for fold in sorted(set(outcomes.folds), key=lambda text: (len(text), text)):
@@ -151,7 +151,7 @@ def _three(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
-def _confusion(outcomes: Outcomes) -> list[list[tuple[int, float]]]:
+def _confusion(outcomes: TaskPredictions) -> list[list[tuple[int, float]]]:
     """Return counts of true (rows) and told classes, with the share of the row."""
     if outcomes.spec.kind not in ("binary", "multiclass") or not outcomes.cases:
         return []
@@ -161,7 +161,7 @@ def _confusion(outcomes: Outcomes) -> list[list[tuple[int, float]]]:
     return [[(int(n), float(n / max(1, row.sum()))) for n in row] for row in table]
 
 
-def _worst(outcomes: Outcomes) -> list[tuple[str, str, str, str]]:
+def _worst(outcomes: TaskPredictions) -> list[tuple[str, str, str, str]]:
     """Return case, fold, truth and answer of the cases that went worst."""
     spec, scores = outcomes.spec, outcomes.case_scores()
     order = np.argsort(scores if spec.kind != "regression" else -scores, kind="stable")[:_WORST]
@@ -196,7 +196,7 @@ def _settings(run: Path) -> str:
         return ""
 
 
-def _about(run: Path, outcomes: Outcomes, told: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _about(run: Path, outcomes: TaskPredictions, told: Mapping[str, Any]) -> list[tuple[str, str]]:
     spec = outcomes.spec
     settings = yaml.safe_load(_settings(run) or "{}") or {}
     rows = [("Task", f"{spec.name}: {spec.kind}")]

@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from viewalign.evaluation.predictions import TaskPredictions
 from viewalign.evaluation.task_metrics import resample_subjects
-from viewalign.finetuning.classification.outcomes import Outcomes
 from viewalign.reports.curves import Scale, dot, padded, path, ticks
 from viewalign.reports.page import number
 
@@ -36,7 +36,7 @@ class TaskChart:
     legend: tuple[tuple[int, str], ...] = ()
 
 
-def charts(outcomes: Outcomes) -> list[TaskChart]:
+def charts(outcomes: TaskPredictions) -> list[TaskChart]:
     """Draw what suits the kind of task; what the cases do not define (ROC of one class) is left out."""
     if outcomes.spec.kind == "regression":
         return [_identity(outcomes), _errors(outcomes)]
@@ -67,7 +67,7 @@ def _of(lines: Sequence[Points]) -> list[tuple[int, Points]]:
     return [(k, line) for k, line in enumerate(lines) if line]
 
 
-def _sides(outcomes: Outcomes) -> list[tuple[int, str, NDArray[np.int64], Array]]:
+def _sides(outcomes: TaskPredictions) -> list[tuple[int, str, NDArray[np.int64], Array]]:
     """Return colour, name, truth and score of each class that is judged against the rest and has both sides."""
     spec, truth, score = outcomes.spec, outcomes.truth, outcomes.predicted
     one_hot = truth if spec.kind == "multilabel" else np.eye(len(spec.classes), dtype=np.int64)[truth]
@@ -76,7 +76,7 @@ def _sides(outcomes: Outcomes) -> list[tuple[int, str, NDArray[np.int64], Array]
     return [column for column in columns if 0 < column[2].sum() < len(column[2])]
 
 
-def _curves(outcomes: Outcomes, which: str) -> TaskChart | None:
+def _curves(outcomes: TaskPredictions, which: str) -> TaskChart | None:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     sides = _sides(outcomes)
@@ -133,7 +133,7 @@ def _band(truth: NDArray[np.int64], score: Array, subjects: Sequence[str], x: Sc
     return Markup('<path class="range train" d="{}Z"/>').format(path(around, x, y))
 
 
-def _calibration(outcomes: Outcomes) -> TaskChart:
+def _calibration(outcomes: TaskPredictions) -> TaskChart:
     """Draw the share that was right in each tenth of stated probability, with Wilson's 95 % interval."""
     kind, score = outcomes.spec.kind, outcomes.predicted
     if kind == "binary":
@@ -180,7 +180,7 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _identity(outcomes: Outcomes) -> TaskChart:
+def _identity(outcomes: TaskPredictions) -> TaskChart:
     truth, guess, unit = outcomes.truth.astype(float), outcomes.predicted, outcomes.spec.unit
     low, high = padded([*truth.tolist(), *guess.tolist()])
     x, y = _scales((low, high), (low, high))
@@ -197,7 +197,7 @@ def _identity(outcomes: Outcomes) -> TaskChart:
     return TaskChart("Predicted against true", caption, svg)
 
 
-def _errors(outcomes: Outcomes) -> TaskChart:
+def _errors(outcomes: TaskPredictions) -> TaskChart:
     """Draw errors over the mean of both, with the limits of agreement (Bland and Altman, 1986)."""
     truth, guess, unit = outcomes.truth.astype(float), outcomes.predicted, outcomes.spec.unit
     error, middle = guess - truth, (guess + truth) / 2
@@ -219,7 +219,7 @@ def _errors(outcomes: Outcomes) -> TaskChart:
     return TaskChart("Errors", "Line: the mean error. Dashed: 95 % limits of agreement (Bland and Altman).", svg)
 
 
-def _cases(outcomes: Outcomes, across: Array, up: Array, x: Scale, y: Scale) -> list[Markup]:
+def _cases(outcomes: TaskPredictions, across: Array, up: Array, x: Scale, y: Scale) -> list[Markup]:
     return [
         Markup("<g><title>{}: {} for {}</title>{}</g>").format(
             name, number(float(p)), number(float(t)), dot("case", x(a), y(b), 3.2)

@@ -1,1 +1,1 @@
-"""Arms × seeds × evaluations, in one table."""
+"""Comparison of pretrainings (arms) over seeds by several evaluations, in one table."""

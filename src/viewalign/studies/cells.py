@@ -1,6 +1,6 @@
-"""What a study has to do: a cell for every pretraining and every judge's verdict, each with a folder of its own.
+"""The cells of a study: one pretraining per arm and seed, and one evaluation of each.
 
-A folder is named by a digest of all that its cell depends on, so that what is done stays and what changed is done anew.
+A cell's folder is named by a digest of all that its result depends on, so that only changed cells are run again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.recipes import loading as recipes
 from viewalign.recipes.unused import unread
-from viewalign.studies import evaluators
-from viewalign.studies.labelled import Labelled, prepared_store, read_labelled, will_be_prepared
+from viewalign.studies.evaluators import Evaluator
+from viewalign.studies.labelled import planned_preparation, prepared_store, read_labelled
 from viewalign.studies.loading import flatten
 from viewalign.studies.settings import Study, digest_of
 
@@ -32,12 +32,13 @@ FILE = "cell.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece of work: an arm's pretraining with a seed, or a judge's verdict on it.
+    """The pretraining of an arm with a seed, or an evaluation of it.
 
     Attributes:
-        name: `pretrain/ARM/SEED` or `judge/JUDGE/ARM/SEED`.
-        folder: what it leaves; the last part is the digest of all it depends on.
-        arm, seed, judge: of whom; the judge is None for a pretraining.
+        name: `pretrain/ARM/SEED` or `evaluate/EVALUATION/ARM/SEED`.
+        folder: of its files; the last part is the digest of all that its result depends on.
+        arm, seed: of the pretraining.
+        evaluation: its name; None for a pretraining.
         needs: the pretraining that must be done before.
     """
 
@@ -45,82 +46,86 @@ class Cell:
     folder: Path
     arm: str
     seed: int
-    judge: str | None
+    evaluation: str | None
     needs: Cell | None
 
     @property
     def record(self) -> dict[str, Any]:
-        """What it came to; empty before."""
+        """Its result; empty before it was run."""
         file = self.folder / FILE
-        told: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-        return told
+        record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        return record
 
     @property
     def done(self) -> bool:
-        """Whether it came to its end."""
+        """Whether it is complete."""
         return self.record.get("status") == "done"
 
 
 class Grid:
-    """All cells of a study whose data are there.
+    """All cells of a study.
+
+    Args:
+        study: its settings.
+        out: the study's folder.
 
     Raises:
-        UserError: anything that does not fit; nothing has been run then.
+        UserError: missing data or invalid settings, before anything is run.
     """
 
     def __init__(self, study: Study, out: Path) -> None:
         self.study, self.out = study, out
         root = Path(study.data.root)
-        self.labelled: Labelled | None = (
-            None if study.data.labelled is None else read_labelled(study.data.labelled, root)
-        )
+        self.labelled = None if study.data.labelled is None else read_labelled(study.data.labelled, root)
         self.recipes = {(arm, seed): self._recipe(arm, seed) for arm in study.arms for seed in study.seeds}
         self._check_common()
-        bench = evaluators.Evaluator(study, self.labelled, will_be_prepared(study.data, root), out)
-        bench.check([self.recipes[arm, study.seeds[0]] for arm in study.arms])
+        checked = Evaluator(study, self.labelled, planned_preparation(study.data, root), out)
+        checked.check([self.recipes[arm, study.seeds[0]] for arm in study.arms])
         self.store_path = prepared_store(study.data, root, out)
-        self.store = Store.open(self.store_path)
-        self.bench = evaluators.Evaluator(study, self.labelled, self.store.recipe, out)
+        self.evaluator = Evaluator(study, self.labelled, Store.open(self.store_path).recipe, out)
         self.cells = list(self._cells())
 
-    def _recipe(self, arm: str, seed: int) -> Recipe:
-        study, one = self.study, self.study.arms[arm]
-        own = [f"runtime.precision={study.precision}", f"runtime.threads={study.threads}"]
-        own += [f"runtime.device={study.device}", *([f"steps={study.steps}"] if study.steps else [])]
-        settings = [*own, *flatten(one.settings), f"seed={seed}"]
-        return recipes.load(one.recipe, settings, common=list(flatten(study.common)))
+    def _recipe(self, name: str, seed: int) -> Recipe:
+        study, arm = self.study, self.study.arms[name]
+        settings = [f"runtime.precision={study.precision}", f"runtime.threads={study.threads}"]
+        settings += [f"runtime.device={study.device}", *([f"steps={study.steps}"] if study.steps else [])]
+        settings += [*flatten(arm.settings), f"seed={seed}"]
+        return recipes.load(arm.recipe, settings, common=list(flatten(study.common)))
 
     def _check_common(self) -> None:
-        """Refuse common settings that no arm reads; an arm that does not read one that others do is as it would be."""
-        arms = [unread(recipe) for recipe in self.recipes.values()]
+        """Check that some arm uses each common setting; other arms ignore it."""
+        unused = [unread(recipe) for recipe in self.recipes.values()]
         for setting in flatten(self.study.common):
             key = setting.partition("=")[0]
-            if all(key in idle for idle in arms):
-                raise UserError(f"common: {key} changes nothing in any arm: {arms[0][key]}.")
+            if all(key in keys for keys in unused):
+                raise UserError(f"common: {key} changes nothing in any arm: {unused[0][key]}.")
 
     def _cells(self) -> Iterator[Cell]:
         index = hashlib.sha256((self.store_path / "index.json").read_bytes()).hexdigest()
 
         @cache
-        def trained(arm: str, seed: int) -> Cell:
-            one = self.study.arms[arm]
-            start = trained(one.start, seed) if one.start else None
-            told = self.recipes[arm, seed].model_dump(mode="json", by_alias=True)
+        def pretraining(name: str, seed: int) -> Cell:
+            arm = self.study.arms[name]
+            start = pretraining(arm.start, seed) if arm.start else None
+            values = self.recipes[name, seed].model_dump(mode="json", by_alias=True)
             for key in ("data", "out", "log", "checkpoint"):
-                del told[key]
-            told["runtime"] = told["runtime"]["precision"]
-            digest = digest_of([told, one.untrained, index, start.folder.name if start else None])
-            name = f"pretrain/{arm}/{seed}"
-            return Cell(name, self.out / "cells" / name / digest, arm, seed, None, start)
+                del values[key]
+            values["runtime"] = values["runtime"]["precision"]
+            depends = [values, arm.untrained, index, start.folder.name if start else None]
+            return self._cell(f"pretrain/{name}/{seed}", depends, name, seed, None, start)
 
         pairs = [(arm, seed) for seed in self.study.seeds for arm in self.study.arms]
-        yield from (trained(arm, seed) for arm, seed in sorted(pairs, key=lambda pair: len(self.study.chain(pair[0]))))
-        for judge in self.study.judges:
-            depends = self.bench.depends_on(judge)
+        for arm, seed in sorted(pairs, key=lambda pair: len(self.study.chain(pair[0]))):
+            yield pretraining(arm, seed)
+        for evaluation in self.study.evaluations:
+            settings, *others = self.evaluator.depends_on(evaluation)
             for arm, seed in pairs:
-                before, name = trained(arm, seed), f"judge/{judge}/{arm}/{seed}"
-                digest = digest_of([*depends[:2], before.folder.name, *depends[2:]])
-                yield Cell(name, self.out / "cells" / name / digest, arm, seed, judge, before)
+                needs = pretraining(arm, seed)
+                depends = [settings, others, needs.folder.name]
+                yield self._cell(f"evaluate/{evaluation}/{arm}/{seed}", depends, arm, seed, evaluation, needs)
+
+    def _cell(self, name: str, depends: Any, arm: str, seed: int, evaluation: str | None, needs: Cell | None) -> Cell:
+        return Cell(name, self.out / "cells" / name / digest_of(depends), arm, seed, evaluation, needs)
 
 
 _SCRIPT = """#!/bin/bash
@@ -133,9 +138,9 @@ _SCRIPT = """#!/bin/bash
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 #SBATCH --output={logs}
-# Each of the {count} tasks does an arm (with those that start from it) and a seed, judges included. It goes on where it
-# was stopped: five minutes before its time is over it saves and queues itself again. Adapt time, cores, memory and
-# partition to your cluster; the study is the same whatever they are.
+# Each of the {count} tasks runs an arm (with those that start from it) for one seed, with its evaluations. Five minutes
+# before its time limit it saves and requeues itself, and resumes. Adapt time, cores, memory and partition to your
+# cluster; they do not change the results.
 
 again() {{
     kill -TERM "$!" && wait "$!"
@@ -150,20 +155,20 @@ wait "$!"
 
 
 def chains(study: Study) -> list[tuple[str, int]]:
-    """Return (arm, seed) of every chain: an arm that starts from no other, with all that start from it.
+    """Return (arm, seed) of every chain: an arm that starts from no other arm, with all that start from it.
 
-    The longest come first, so that shares which take every n-th are alike.
+    The longest are first, so that jobs that take every n-th chain are balanced.
     """
     roots = Counter(study.chain(arm)[-1] for arm in study.arms if not study.arms[arm].untrained)
-    roots.update(dict.fromkeys((arm for arm, one in study.arms.items() if one.untrained), 0))
+    roots.update(dict.fromkeys((name for name, arm in study.arms.items() if arm.untrained), 0))
     return [(arm, seed) for arm, _ in roots.most_common() for seed in study.seeds]
 
 
 def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
-    """Return the cells of shard `i/n`: every n-th chain, from the i-th on.
+    """Return the cells of shard `i/n`: every n-th chain, starting with the i-th.
 
     Raises:
-        UserError: it is no share.
+        UserError: an invalid `job`.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", job.strip())
     number, count = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -174,10 +179,10 @@ def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
 
 
 def only(cells: Sequence[Cell], pattern: str) -> list[Cell]:
-    """Return the cells whose names fit a pattern, and those that they need.
+    """Return the cells whose names match a pattern, and those that they need.
 
     Raises:
-        UserError: none fits.
+        UserError: no cell matches.
     """
     wanted: set[str] = set()
     for cell in cells:
@@ -186,17 +191,17 @@ def only(cells: Sequence[Cell], pattern: str) -> list[Cell]:
             wanted.add(step.name)
             step = step.needs
     if not wanted:
-        raise UserError(f"--only {pattern}: no cell is called so; they are like {cells[-1].name}. See --dry-run.")
+        raise UserError(f"--only {pattern}: no cell matches; names are like {cells[-1].name}. See --dry-run.")
     return [cell for cell in cells if cell.name in wanted]
 
 
 def slurm_script(study: Study, command: Sequence[str], logs: str) -> str:
-    """Write a SLURM array with a task for each chain.
+    """Return a SLURM array script with a task for each chain.
 
     Args:
         study: the study.
-        command: what runs it, without `shard`.
-        logs: pattern of the files that SLURM writes.
+        command: command line that runs it, without `shard`.
+        logs: pattern of SLURM's log files.
     """
     gpu = "" if study.device == "cpu" else "#SBATCH --gres=gpu:1\n"
     return _SCRIPT.format(

@@ -1,4 +1,4 @@
-"""Who judges a pretrained encoder, and how: every kind of judge, checked before anything runs."""
+"""Evaluate a pretrained encoder in a study; settings are checked before anything runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from viewalign.errors import UserError
 from viewalign.evaluation import linear_probe
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import check_installed, encoder_and_preprocessor
-from viewalign.evaluation.probe import judged_folds
-from viewalign.evaluation.retrieval import find_places
+from viewalign.evaluation.probe import evaluation_folds
+from viewalign.evaluation.retrieval import evaluate_retrieval
 from viewalign.evaluation.voxel_features import EncoderFeatures
 from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, probe
 from viewalign.finetuning.classification.finetune import finetune
@@ -42,15 +42,18 @@ from viewalign.tasks.spec import read_spec
 from viewalign.utils.precision import choose_device
 from viewalign.weights.encoder import Encoder, build_untrained, load_encoder
 
+_FOLDS_SEED = 0
+"""All arms and seeds have the same folds."""
+
 
 @dataclass(frozen=True)
 class Evaluator:
-    """All judges of a study.
+    """All evaluations of a study.
 
     Attributes:
         study: its settings.
-        labelled: labelled cases, where there are some.
-        preparation: how the images of pretraining are prepared.
+        labelled: labelled cases, if there are any.
+        preparation: preprocessing of the pretraining images.
         out: the study's folder.
     """
 
@@ -60,62 +63,58 @@ class Evaluator:
     out: Path
 
     def check(self, recipes: Sequence[Recipe]) -> None:
-        """Check everything about judges that can be known before anything is trained.
+        """Check the settings of all evaluations.
 
         Args:
             recipes: one of every arm.
 
         Raises:
-            UserError: what does not fit, with the judge's name.
+            UserError: an invalid setting, with the name of the evaluation.
         """
-        for name, judge in self.study.judges.items():
+        for name, settings in self.study.evaluations.items():
             try:
-                if isinstance(judge, VoxelProbeEvaluation):
-                    self._cases.shots(judge.shots, judge.draw, 0)
-                elif isinstance(judge, SegmentationEvaluation):
-                    self._segmenting(judge).check(recipes)
-                elif isinstance(judge, FeatureProbeEvaluation | FinetuneEvaluation):
-                    self._on_task(judge).check(recipes)
+                if isinstance(settings, VoxelProbeEvaluation):
+                    self._cases.shots(settings.shots, settings.draw, 0)
+                elif not isinstance(settings, RetrievalEvaluation):
+                    self._evaluator(settings).check(recipes)
             except UserError as problem:
-                raise UserError(f"judges.{name}: {problem}") from None
+                raise UserError(f"evaluations.{name}: {problem}") from None
 
     def depends_on(self, name: str) -> list[Any]:
-        """Return plain values of all that a judge's verdict depends on beside the encoder."""
-        judge = self.study.judges[name]
-        told = judge.model_dump(mode="json", exclude={"keep"})
-        if isinstance(judge, FeatureProbeEvaluation | FinetuneEvaluation):
-            return [{**told, "task": None}, self._on_task(judge).identity()]
+        """Return plain values that change whenever the results of an evaluation would, except for the encoder."""
+        settings = self.study.evaluations[name]
+        values = settings.model_dump(mode="json", exclude={"keep"})
+        if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
+            return [{**values, "task": None}, self._evaluator(settings).identity()]
         files = [[case.identity for case in group] for group in (self._cases.learn, self._cases.test)]
-        classes = [self._cases.classes] if isinstance(judge, SegmentationEvaluation) else []
-        return [told, files, *classes]
+        classes = [self._cases.classes] if isinstance(settings, SegmentationEvaluation) else []
+        return [values, files, *classes]
 
-    def judge(self, name: str, folder: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """Judge an encoder.
+    def evaluate(self, name: str, folder: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """Evaluate an encoder.
 
         Args:
-            name: the judge's.
-            folder: the cell's.
-            run: of the pretraining; None for the untrained network.
+            name: of the evaluation.
+            folder: of the cell.
+            run: folder of the pretraining; None for the untrained network.
             recipe: of the pretraining.
             seed: of the pretraining.
 
         Returns:
-            `measures`, and where they are known `cases`: values of each case.
+            `measures`, and `cases` with the values of each case if there are any.
 
         Raises:
-            UserError: it cannot be judged.
+            UserError: the encoder cannot be evaluated.
         """
-        judge = self.study.judges[name]
+        settings = self.study.evaluations[name]
         if self.study.threads:
             torch.set_num_threads(self.study.threads)
-        if isinstance(judge, SegmentationEvaluation):
-            return self._segmenting(judge).judge_cell(folder, run, recipe, seed)
-        if isinstance(judge, FeatureProbeEvaluation | FinetuneEvaluation):
-            return self._on_task(judge).judge_cell(folder, run, recipe, seed)
+        if not isinstance(settings, VoxelProbeEvaluation | RetrievalEvaluation):
+            return self._evaluator(settings).evaluate(folder, run, recipe, seed)
         encoder = build_untrained(recipe, seed) if run is None else load_encoder(run)
-        if isinstance(judge, VoxelProbeEvaluation):
-            return self._probe_voxels(judge, encoder, seed)
-        return self._find_places(judge, encoder)
+        if isinstance(settings, VoxelProbeEvaluation):
+            return self._probe_voxels(settings, encoder, seed)
+        return self._retrieve(settings, encoder)
 
     @property
     def _cases(self) -> Labelled:
@@ -123,124 +122,121 @@ class Evaluator:
             raise UserError("it needs labelled images: name them in data.labelled")
         return self.labelled
 
-    def _segmenting(self, judge: SegmentationEvaluation) -> SegmentationEvaluator:
-        return SegmentationEvaluator(judge, self._cases, self.preparation, self.out, self.study.threads)
+    def _evaluator(
+        self, settings: SegmentationEvaluation | FeatureProbeEvaluation | FinetuneEvaluation
+    ) -> SegmentationEvaluator | TaskEvaluator:
+        if isinstance(settings, SegmentationEvaluation):
+            return SegmentationEvaluator(settings, self._cases, self.preparation, self.out, self.study.threads)
+        task = Path(self.study.data.root) / settings.task
+        return TaskEvaluator(settings, task, self.preparation, self.out, self.study.device)
 
-    def _on_task(self, judge: FeatureProbeEvaluation | FinetuneEvaluation) -> TaskEvaluator:
-        return TaskEvaluator(judge, Path(self.study.data.root), self.preparation, self.out, self.study.device)
-
-    def _probe_voxels(self, judge: VoxelProbeEvaluation, encoder: Encoder, seed: int) -> dict[str, Any]:
+    def _probe_voxels(self, evaluation: VoxelProbeEvaluation, encoder: Encoder, seed: int) -> dict[str, Any]:
         test = self._read(self._cases.test)
-        learn = self._read(self._cases.shots(judge.shots, judge.draw, seed))
-        settings = VoxelProbeSettings(0, judge.per_class, judge.test_voxels)
+        learn = self._read(self._cases.shots(evaluation.shots, evaluation.draw, seed))
+        settings = VoxelProbeSettings(0, evaluation.per_class, evaluation.test_voxels)
         score = probe(EncoderFeatures(encoder, choose_device(self.study.device)), learn, test, settings)
-        each = {case.name: {"dice": value} for case, value in zip(test, score.cases, strict=True)}
-        return {"measures": {"dice": score.dice, "balanced_accuracy": score.balanced_accuracy}, "cases": each}
+        cases = {case.name: {"dice": value} for case, value in zip(test, score.cases, strict=True)}
+        return {"measures": {"dice": score.dice, "balanced_accuracy": score.balanced_accuracy}, "cases": cases}
 
-    def _find_places(self, judge: RetrievalEvaluation, encoder: Encoder) -> dict[str, Any]:
+    def _retrieve(self, evaluation: RetrievalEvaluation, encoder: Encoder) -> dict[str, Any]:
         images = [case.image for case in self._read(self._cases.test)]
-        places = find_places(encoder, images, seed=1, cells=judge.cells, device=choose_device(self.study.device))
-        distance = mean(places.distances)
-        # Smaller views have nearer places, so that arms with views of other sizes compare by the ratio alone.
-        relative = distance / mean(places.chance)
-        return {"measures": {"hit": mean(places.hits), "distance": distance, "relative_distance": relative}}
+        device = choose_device(self.study.device)
+        result = evaluate_retrieval(encoder, images, seed=1, cells=evaluation.cells, device=device)
+        distance = mean(result.distances)
+        # Points of smaller views are closer, so arms with different view sizes are comparable only by the ratio.
+        relative = distance / mean(result.chance)
+        return {"measures": {"hit": mean(result.hits), "distance": distance, "relative_distance": relative}}
 
     def _read(self, cases: Sequence[LabelledCase]) -> list[Case]:
         settings = PrepareSettings.model_validate(self.preparation)
         return [read_case(case, settings, self.out / "data" / "cases") for case in cases]
 
 
-_FOLDS_SEED = 0
-"""Cases are divided alike for all arms and seeds, so that what differs is the encoder."""
-
-
 @dataclass(frozen=True)
 class TaskEvaluator:
-    """What all cells of a judge on a task share.
+    """Evaluates encoders on a task, by a probe of frozen features or by fine-tuning.
 
     Attributes:
-        judge: its settings.
-        root: what the task's path is relative to.
-        preparation: of the store that was pretrained on.
+        settings: of the evaluation.
+        task: the task's folder or its YAML file.
+        preparation: of the pretraining store.
         out: the study's folder.
         device: where encoders run: auto, cuda or cpu.
     """
 
-    judge: FeatureProbeEvaluation | FinetuneEvaluation
-    root: Path
+    settings: FeatureProbeEvaluation | FinetuneEvaluation
+    task: Path
     preparation: Mapping[str, Any]
     out: Path
     device: str
 
-    @property
-    def task(self) -> Path:
-        """The task's folder, or its YAML file."""
-        return self.root / self.judge.task
-
     def check(self, recipes: Sequence[Recipe]) -> None:
-        """Check task and settings before anything is trained.
+        """Check task and settings.
 
         Args:
             recipes: one of every arm.
 
         Raises:
-            UserError: what does not fit.
+            UserError: an invalid task or setting.
         """
         check_installed()
         spec = read_spec(self.task)
         cases = read_manifest(self.task, spec)
-        odd = [recipe.network.channels for recipe in recipes if recipe.network.channels not in (1, len(spec.channels))]
-        if odd:
-            raise UserError(f"{spec.name} has {len(spec.channels)} channels, the pretrained network {odd[0]}")
-        if isinstance(self.judge, FinetuneEvaluation):
-            if "seed" in self.judge.settings:
-                raise UserError("settings.seed is settled by the study itself")
-            load_training(self.judge.recipe, self.judge.settings)
-        else:
-            judged_folds(cases, spec, self.judge.folds, _FOLDS_SEED)
+        for recipe in recipes:
+            if recipe.network.channels not in (1, len(spec.channels)):
+                raise UserError(
+                    f"{spec.name} has {len(spec.channels)} channels, the pretrained network {recipe.network.channels}"
+                )
+        if isinstance(self.settings, FeatureProbeEvaluation):
+            evaluation_folds(cases, spec, self.settings.folds, _FOLDS_SEED)
+            return
+        if "seed" in self.settings.settings:
+            raise UserError("settings.seed is set by the study")
+        load_training(self.settings.recipe, self.settings.settings)
 
     def identity(self) -> list[Any]:
-        """Return plain values that tell the task and its files from any other."""
+        """Return plain values that identify the task and its files."""
         spec = read_spec(self.task)
         cases = read_manifest(self.task, spec)
         files = [[case.case, str(case.target), case.split, case.fold] for case in cases]
         sizes = [[path.stat().st_size for _, path in sorted(case.images.items())] for case in cases]
         return [spec.model_dump(mode="json"), files, sizes]
 
-    def judge_cell(self, folder: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """Judge one encoder; see `Bench.judge`."""
-        fresh = folder / "untrained.pth"
-        encoder = write_untrained(recipe, self.preparation, fresh) if run is None else run
-        cache = (
-            self.out / "data" / f"task-{digest_of([self.identity(), dict(self.preparation), recipe.views.patch_size])}"
-        )
+    def evaluate(self, folder: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """Evaluate one encoder; see `Evaluator.evaluate`."""
+        untrained = folder / "untrained.pth"
+        encoder = write_untrained(recipe, self.preparation, untrained) if run is None else run
+        depends = [self.identity(), dict(self.preparation), recipe.views.patch_size]
+        cache = self.out / "data" / f"task-{digest_of(depends)}"
         try:
-            if isinstance(self.judge, FeatureProbeEvaluation):
-                return self._probe(self.judge, str(encoder), cache)
-            return self._tune(self.judge, folder / "tuning", str(encoder), cache, seed)
+            if isinstance(self.settings, FeatureProbeEvaluation):
+                return self._probe(self.settings, str(encoder), cache)
+            return self._finetune(self.settings, folder / "tuning", str(encoder), cache, seed)
         finally:
-            fresh.unlink(missing_ok=True)
+            untrained.unlink(missing_ok=True)
 
-    def _probe(self, judge: FeatureProbeEvaluation, encoder: str, cache: Path) -> dict[str, Any]:
+    def _probe(self, settings: FeatureProbeEvaluation, encoder: str, cache: Path) -> dict[str, Any]:
         spec = read_spec(self.task)
         backbone, preprocessor = encoder_and_preprocessor(encoder, spec, None, "pretraining", "multistage")
         cases = read_manifest(self.task, spec)
-        found = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
-        usable = [case for case in cases if case.case in set(found.cases)]
-        folds = judged_folds(usable, spec, judge.folds, _FOLDS_SEED)
-        score = linear_probe.probe(found.features, usable, folds, spec, judge.learner, seed=_FOLDS_SEED)
-        return _verdict(score.values, found.excluded)
+        embeddings = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
+        usable = [case for case in cases if case.case in set(embeddings.cases)]
+        folds = evaluation_folds(usable, spec, settings.folds, _FOLDS_SEED)
+        score = linear_probe.probe(embeddings.features, usable, folds, spec, settings.learner, seed=_FOLDS_SEED)
+        return _result(score.values, embeddings.excluded)
 
-    def _tune(self, judge: FinetuneEvaluation, folder: Path, encoder: str, cache: Path, seed: int) -> dict[str, Any]:
-        training = load_training(judge.recipe, {"device": self.device, **judge.settings, "seed": seed})
+    def _finetune(
+        self, settings: FinetuneEvaluation, folder: Path, encoder: str, cache: Path, seed: int
+    ) -> dict[str, Any]:
+        training = load_training(settings.recipe, {"device": self.device, **settings.settings, "seed": seed})
         _, excluded = finetune(self.task, encoder, folder, training, lambda _: None, cache=cache)
-        told = json.loads((folder / "metrics.json").read_text())
-        if not judge.keep:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        if not settings.keep:
             for fold in folder.glob("fold_*"):
                 shutil.rmtree(fold)
-        return _verdict(told["test" if "test" in told else "held_out"]["values"], excluded)
+        return _result(metrics["test" if "test" in metrics else "held_out"]["values"], excluded)
 
 
-def _verdict(values: Mapping[str, float], excluded: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _result(values: Mapping[str, float], excluded: Sequence[tuple[str, str]]) -> dict[str, Any]:
     measures = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
     return {"measures": measures, **({"excluded": [list(pair) for pair in excluded]} if excluded else {})}

@@ -1,4 +1,4 @@
-"""From a study's name or file and `key=value` overrides to a checked `Study`."""
+"""Load a study by name or file, with further settings."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def names() -> list[str]:
-    """Return the names of the studies that come with the package, sorted; `_name` is a part that others share."""
+    """Return the names of the built-in studies, sorted; names beginning with `_` are parts of others."""
     files = [one.name for one in _folder().iterdir() if one.name.endswith(".yaml")]
     return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
 
 
 def headline(name: str) -> str:
-    """Return a shipped study's first line, which says in a comment what it is."""
+    """Return the description of a built-in study, from its first line."""
     text: str = _folder().joinpath(f"{name}.yaml").read_text()
     return text.splitlines()[0].removeprefix("#").strip()
 
 
 def load(name_or_path: str, settings: Mapping[str, Any] | None = None) -> Study:
-    """Read a study, lay nested settings over it and check everything that can be known without its data.
+    """Read a study, apply nested settings and validate it, without reading its data.
 
-    Relative paths in a file are relative to `data.root`, and that to the file's folder.
+    Paths in a file are relative to `data.root`, which is relative to the file's folder.
 
     Raises:
-        UserError: unknown study or key (the nearest right one is named), or a value that does not fit.
+        UserError: an unknown study or key (with a suggestion), or an invalid value.
     """
     return check(merged(_read(name_or_path), settings or {}), name_or_path)
 
 
 def check(tree: Mapping[str, Any], source: str) -> Study:
-    """Turn plain values into a `Study`; arms and judges that are null are left out."""
+    """Validate plain values as a `Study`; arms and evaluations that are null are removed."""
     tree = dict(tree)
-    for group in ("arms", "judges"):
+    for group in ("arms", "evaluations"):
         if isinstance(tree.get(group), dict):
-            tree[group] = {name: one for name, one in tree[group].items() if one is not None}
+            tree[group] = {name: value for name, value in tree[group].items() if value is not None}
     try:
         study = Study.model_validate(tree)
     except ValidationError as problem:
         raise UserError(f"{source}: " + format_validation_error(problem, _suggest, tags=_KINDS)) from None
-    for word in (study.name, *study.arms, *study.judges):
+    for word in (study.name, *study.arms, *study.evaluations):
         if not _NAME.fullmatch(word):
-            raise UserError(f"{source}: '{word}' names a folder; use letters, digits, -, _, + and dots.")
+            raise UserError(f"{source}: '{word}' is used as a folder name; use letters, digits, -, _, + and dots.")
     _check_names(study, source)
     return study
 
@@ -85,9 +85,10 @@ def _check_names(study: Study, source: str) -> None:
                 raise UserError(f"{source}: the arms {', '.join(chain)} start from each other in a circle.")
             chain.append(start)
             start = study.arms[start].start
-    wanting = [name for name, one in study.judges.items() if one.kind in ("voxel_probe", "retrieval", "segmentation")]
-    if wanting and study.data.labelled is None:
-        raise UserError(f"{source}: judges.{wanting[0]} needs labelled images: name them in data.labelled.")
+    kinds = ("voxel_probe", "retrieval", "segmentation")
+    missing = [name for name, settings in study.evaluations.items() if settings.kind in kinds]
+    if missing and study.data.labelled is None:
+        raise UserError(f"{source}: evaluations.{missing[0]} needs labelled images: name them in data.labelled.")
 
 
 def _folder() -> Any:
@@ -96,12 +97,12 @@ def _folder() -> Any:
 
 def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
-    shipped = (
+    built_in = (
         bool(_NAME.fullmatch(name_or_path.removeprefix("_"))) and _folder().joinpath(f"{name_or_path}.yaml").is_file()
     )
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         text = path.read_text(encoding="utf-8")
-    elif shipped:
+    elif built_in:
         text = _folder().joinpath(f"{name_or_path}.yaml").read_text()
     else:
         raise UserError(
@@ -112,7 +113,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     base = tree.pop("base", None)
     tree = merged(_read(str(base)), tree) if base else tree
     data = tree.get("data")
-    if not shipped and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
+    if not built_in and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
         tree["data"] = {**data, "root": str(path.parent.absolute() / str(data.get("root") or ""))}
     return tree
 
@@ -131,13 +132,15 @@ def methods_for(network: str) -> list[str]:
     return sorted(name for name in plain if "-" not in name)
 
 
-def tuning_judges(network: str, shots: Sequence[int], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return judges `tuned-N` that fine-tune on N cases by nnU-Net, briefly and alike for all arms.
+def finetuning_evaluations(
+    network: str, shots: Sequence[int], changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return evaluations `tuned-N` by short fine-tunings with nnU-Net on N cases.
 
     Args:
-        network: the second half of recipe names.
-        shots: a judge for each.
-        changes: settings of a fine-tuning, laid over 20 epochs of 25 steps of AdamW without mirroring.
+        network: network part of recipe names.
+        shots: numbers of cases, one evaluation for each.
+        changes: settings of the fine-tuning; default 20 epochs of 25 steps of AdamW without mirroring.
     """
     rate = 3e-4 if network.startswith("primus") else 1e-3
     settings: dict[str, Any] = {"epochs": 20, "iterations": 25, "validation_iterations": 1, "optimizer": "adamw"}
@@ -153,17 +156,17 @@ def comparison(
     common: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Study:
-    """Build the study; every method's own recipe rules over all that `settings` leave open.
+    """Build a study that compares methods, each with its own recipe.
 
     Args:
-        network: the second half of recipe names, such as `resenc-xs`.
+        network: network part of recipe names, such as `resenc-xs`.
         data: as `data` in a study file.
-        methods: the first halves; none for all that have a recipe for the network.
-        common: settings of a recipe, for all of them.
-        **settings: further keys of a study file: steps, seeds, threads …
+        methods: method part of recipe names; default all that have a recipe for the network.
+        common: settings of all recipes.
+        **settings: further keys of a study file, such as steps, seeds and threads.
 
     Raises:
-        UserError: no such network or method, or settings that do not fit.
+        UserError: an unknown network or method, or invalid settings.
     """
     known = methods_for(network)
     if not known:
@@ -179,7 +182,7 @@ def comparison(
         "name": f"methods-{network}",
         "data": dict(data),
         "arms": arms,
-        "judges": {"voxels": {"kind": "voxel_probe"}, "places": {"kind": "retrieval"}},
+        "evaluations": {"voxels": {"kind": "voxel_probe"}, "places": {"kind": "retrieval"}},
         "reference": "mae" if "mae" in chosen else chosen[0],
         "common": dict(common or {}),
         **settings,

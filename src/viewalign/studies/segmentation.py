@@ -1,8 +1,7 @@
-"""The judge `segmentation`: an encoder fine-tuned by stock nnU-Net, in a process of its own.
+"""The evaluation `segmentation`: fine-tune an encoder by stock nnU-Net in a separate process.
 
-nnU-Net reads its folders from the environment when it is imported. So it is imported in a process that has this study's
-alone, and what the user has set changes nothing. All cells of one voxel size and normalisation share one dataset that
-is laid out and preprocessed once.
+nnU-Net reads its folders from the environment when it is imported, so it runs in a process with the study's folders.
+Cells with equal voxel size and normalisation share one preprocessed dataset.
 """
 
 from __future__ import annotations
@@ -22,49 +21,48 @@ from typing import Any
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.evaluation.folders import tolerances_of
-from viewalign.finetuning.segmentation import encoders as untrained
-from viewalign.finetuning.segmentation import environment
+from viewalign.finetuning.segmentation import encoders, environment
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.studies import labelled as labels
 from viewalign.studies.labelled import Labelled, LabelledCase
 from viewalign.studies.settings import SegmentationEvaluation, digest_of
+from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
 from viewalign.utils.precision import DEVICES
 from viewalign.utils.settings import checked
 
 _DATASET = "Dataset900_Study"
 _MACHINE = {"device", "gpus", "workers"}
-_DECIDED = {
+_SET_BY_STUDY = {
     "dataset",
     "encoder",
     "from_scratch",
     "plans",
     "seed",
     "folds",
-    "fold",
     "shots",
     "seeds",
     "training",
     "validation",
 }
-_DECIDED |= {"patient", "predict", "postprocess"}
-"""What the study settles by its arms, seeds, shots and cases."""
+_SET_BY_STUDY |= {"patient", "predict", "postprocess"}
+"""Settings that follow from arms, seeds, shots and cases of the study."""
 _WORKER = "viewalign.studies.segmentation_worker"
 
 
 @dataclass(frozen=True)
 class SegmentationEvaluator:
-    """What all cells of a judge share.
+    """Evaluates encoders by fine-tuning for segmentation.
 
     Attributes:
-        judge: its settings.
+        evaluation: its settings.
         labelled: cases with their classes.
-        preparation: of the store that was pretrained on.
+        preparation: of the pretraining store.
         out: the study's folder.
-        threads: of the CPU; 0 for torch's own choice.
+        threads: of the CPU; 0 for torch's default.
     """
 
-    judge: SegmentationEvaluation
+    evaluation: SegmentationEvaluation
     labelled: Labelled
     preparation: Mapping[str, Any]
     out: Path
@@ -72,74 +70,72 @@ class SegmentationEvaluator:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What to compute on; as many workers as threads by default."""
+        """Devices and processes; by default as many workers as threads."""
         chosen = {"device": "auto", "gpus": 1, "workers": self.threads or None}
-        return {**chosen, **{key: value for key, value in self.judge.settings.items() if key in _MACHINE}}
+        return {**chosen, **{key: value for key, value in self.evaluation.settings.items() if key in _MACHINE}}
 
     def settings(self, encoder: Path, seed: int, **more: Any) -> dict[str, Any]:
-        """Return the settings of one fine-tuning."""
-        own = {key: value for key, value in self.judge.settings.items() if key not in _MACHINE}
+        """Return the settings of a fine-tuning."""
+        own = {key: value for key, value in self.evaluation.settings.items() if key not in _MACHINE}
         return {**own, "dataset": _DATASET, "encoder": str(encoder.absolute()), "seed": seed, **more}
 
     def check(self, recipes: Sequence[Recipe]) -> None:
-        """Check everything that can be known before anything is trained.
+        """Check the settings.
 
         Raises:
-            UserError: nnU-Net is not there, or settings that do not fit.
+            UserError: nnU-Net is not installed, or invalid settings.
         """
         environment.check_installed()
-        odd = sorted(_DECIDED & self.judge.settings.keys())
+        odd = sorted(_SET_BY_STUDY & self.evaluation.settings.keys())
         if odd:
-            raise UserError(f"settings.{odd[0]} is settled by the study itself (arms, seeds, shots, data.labelled)")
+            raise UserError(f"settings.{odd[0]} is set by the study (arms, seeds, shots, data.labelled)")
         if self.machine["device"] not in DEVICES:
-            raise UserError(f"settings.device is {', '.join(DEVICES)}, not {self.machine['device']!r}")
-        asked = checked(FinetuneSettings, self.settings(Path("encoder"), 0))
-        tolerances_of(asked.tolerance, self.labelled.classes or self._tolerated(asked))
+            raise UserError(f"settings.device must be {', '.join(DEVICES)}, not {self.machine['device']!r}")
+        settings = checked(FinetuneSettings, self.settings(Path("encoder"), 0))
+        # Without names of classes, the labels are not read yet.
+        named = [part.partition("=")[0].strip() for part in settings.tolerance.split(",") if "=" in part]
+        tolerances_of(settings.tolerance, self.labelled.classes or named)
         for recipe in recipes:
-            untrained.check_before(asked, recipe, self.preparation)
-        self.labelled.shots(self.judge.shots, self.judge.draw, 0)
+            encoders.check_before(settings, recipe, self.preparation)
+        self.labelled.shots(self.evaluation.shots, self.evaluation.draw, 0)
 
-    def _tolerated(self, asked: FinetuneSettings) -> list[str]:
-        """Return the classes that tolerances name, where the labels are not read yet."""
-        return [part.partition("=")[0].strip() for part in asked.tolerance.split(",") if "=" in part]
-
-    def judge_cell(self, cell: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """Fine-tune and judge; go on where that was stopped.
+    def evaluate(self, cell: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """Fine-tune and evaluate, resuming an interrupted fine-tuning.
 
         Args:
             cell: the cell's folder.
             run: of the pretraining; None to train from scratch.
             recipe: of the pretraining.
-            seed: of the draw of cases, the decoder's first weights and the patches.
+            seed: of the draw of cases, the decoder's initial weights and the patches.
 
         Returns:
             `measures`, and `cases`: Dice and surface Dice of each test case.
 
         Raises:
-            UserError: whatever keeps nnU-Net from it.
+            UserError: an error of the fine-tuning.
         """
         shared = self.shared(recipe)
         cell.mkdir(parents=True, exist_ok=True)
-        learn = self.labelled.shots(self.judge.shots, self.judge.draw, seed)
-        encoder = untrained.write_untrained(recipe, self.preparation, cell / "untrained.pth") if run is None else run
-        sides = {"training": _listed(cell / "training.txt", learn)}
-        sides |= {"validation": _listed(cell / "validation.txt", self.labelled.test)}
-        settings = self.settings(encoder, seed, from_scratch=run is None, **sides)
-        _forget_others(cell, settings)
+        learn = self.labelled.shots(self.evaluation.shots, self.evaluation.draw, seed)
+        encoder = encoders.write_untrained(recipe, self.preparation, cell / "untrained.pth") if run is None else run
+        training = _write_names(cell / "training.txt", learn)
+        validation = _write_names(cell / "validation.txt", self.labelled.test)
+        settings = self.settings(encoder, seed, from_scratch=run is None, training=training, validation=validation)
+        _remove_outdated(cell, settings)
         _link(shared / "preprocessed" / _DATASET, cell / "nnunet" / "preprocessed" / _DATASET)
-        told = self._work(cell, {"do": "finetune", "settings": settings}, shared / "raw", cell / "nnunet")
-        if not self.judge.keep:
+        result = self._run_worker(cell, {"do": "finetune", "settings": settings}, shared / "raw", cell / "nnunet")
+        if not self.evaluation.keep:
             shutil.rmtree(cell / "nnunet")
             (cell / "untrained.pth").unlink(missing_ok=True)
-        return told
+        return result
 
     def shared(self, recipe: Recipe) -> Path:
-        """Return the folder of the dataset laid out and preprocessed, made where it is not there."""
+        """Return the folder of the preprocessed dataset, creating it if necessary."""
         files = [[str(case.image.absolute()), *case.identity] for case in self.labelled.all]
-        plan = untrained.plan_of(recipe, self.preparation)["pretrain_plan"]
+        plan = encoders.plan_of(recipe, self.preparation)["pretrain_plan"]
         for configuration in plan["configurations"].values():
             configuration.pop("patch_size", None)
-        own = [self.judge.settings.get(key) for key in ("spacing", "normalise", "base_plans")]
+        own = [self.evaluation.settings.get(key) for key in ("spacing", "normalise", "base_plans")]
         place = self.out / "data" / f"nnunet-{digest_of([files, self.labelled.classes, plan, own])}"
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place.with_name(f".{place.name}.lock"), math.inf):
@@ -151,22 +147,22 @@ class SegmentationEvaluator:
         shutil.rmtree(place, ignore_errors=True)
         (place / "raw").mkdir(parents=True)
         labels.write_dataset(place / "raw" / _DATASET, self.labelled.all, self.labelled.classes)
-        encoder = untrained.write_untrained(recipe, self.preparation, place / "untrained.pth")
+        encoder = encoders.write_untrained(recipe, self.preparation, place / "untrained.pth")
         settings = self.settings(encoder, 0, from_scratch=True)
-        self._work(place, {"do": "prepare", "settings": settings}, place / "raw", place)
+        self._run_worker(place, {"do": "prepare", "settings": settings}, place / "raw", place)
         folder = place / "preprocessed" / _DATASET
-        for plan in folder.glob("viewalign_*.json"):  # that of the untrained network; every cell makes its own
+        for plan in folder.glob("viewalign_*.json"):  # of the untrained network; every cell writes its own
             if not plan.name.endswith(".complete.json"):
                 plan.unlink()
         shutil.rmtree(folder / "viewalign_encoders", ignore_errors=True)
         return place
 
-    def _work(self, folder: Path, job: dict[str, Any], raw: Path, own: Path) -> dict[str, Any]:
-        """Let another process do a job that nnU-Net is needed for, and return what it came to."""
+    def _run_worker(self, folder: Path, job: dict[str, Any], raw: Path, own: Path) -> dict[str, Any]:
+        """Run a job of nnU-Net in another process and return its result."""
         answer = folder / "answer.json"
         answer.unlink(missing_ok=True)
-        told = {**job, "out": str(folder / "tuning"), "machine": self.machine, "threads": self.threads}
-        (folder / "job.json").write_text(json.dumps(told, indent=1))
+        machine = {"machine": self.machine, "threads": self.threads}
+        write_json(folder / "job.json", {**job, "out": str(folder / "tuning"), **machine})
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
         places = {"raw": raw, "preprocessed": own / "preprocessed", "results": own / "results"}
         clean |= {f"nnUNet_{name}": str(path.absolute()) for name, path in places.items()}
@@ -174,7 +170,7 @@ class SegmentationEvaluator:
             code = _wait([sys.executable, "-m", _WORKER, str(folder / "job.json"), str(answer)], clean, log)
         if not answer.is_file():
             tail = (folder / "worker.log").read_text(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"nnU-Net's process ended with code {code}: {' '.join(tail) or 'it said nothing'}")
+            raise UserError(f"nnU-Net's process ended with code {code}: {' '.join(tail) or 'no output'}")
         result: dict[str, Any] = json.loads(answer.read_text())
         if "error" in result:
             raise UserError(result["error"])
@@ -182,7 +178,7 @@ class SegmentationEvaluator:
 
 
 def _wait(command: list[str], variables: dict[str, str], log: Any) -> int:
-    """Run a process in a group of its own, which ends with this process or with whatever interrupts it."""
+    """Run a process in its own group, which ends with this process."""
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=variables, start_new_session=True
     )
@@ -196,13 +192,13 @@ def _wait(command: list[str], variables: dict[str, str], log: Any) -> int:
             child.wait()
 
 
-def _listed(file: Path, cases: Sequence[LabelledCase]) -> str:
+def _write_names(file: Path, cases: Sequence[LabelledCase]) -> str:
     file.write_text("\n".join(case.name for case in cases) + "\n")
     return str(file.absolute())
 
 
-def _forget_others(cell: Path, settings: Mapping[str, Any]) -> None:
-    """Remove what a fine-tuning with other settings left, such as one from before the study was moved."""
+def _remove_outdated(cell: Path, settings: Mapping[str, Any]) -> None:
+    """Remove a fine-tuning with other settings, such as that of a study that was moved."""
     before = json.loads((cell / "job.json").read_text()).get("settings") if (cell / "job.json").is_file() else None
     if before != json.loads(json.dumps(settings)):
         for name in ("tuning", "nnunet"):
@@ -210,7 +206,7 @@ def _forget_others(cell: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _link(shared: Path, own: Path) -> None:
-    """Show a cell what is shared; plans, splits and encoders are its own."""
+    """Link shared files into a cell's folder, to which plans, splits and encoders are added."""
     own.mkdir(parents=True, exist_ok=True)
     for path in shared.iterdir():
         link = own / path.name

@@ -1,6 +1,6 @@
-"""The process in which a study lets nnU-Net work: `python -m viewalign.studies.segmentation_worker JOB ANSWER`.
+"""The process in which a study runs nnU-Net: `python -m viewalign.studies.segmentation_worker JOB ANSWER`.
 
-It ends when its standard input does, and so never outlives the study that began it.
+It ends when its standard input is closed, and thus with the study.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import write_json
 
 
 def main(job: Path, answer: Path) -> None:
-    """Do a job and write what it came to, whole or not at all; a user's mistake is an answer too."""
+    """Run a job and write its result, or the message of a `UserError`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        told = work(json.loads(job.read_text()))
+        result = work(json.loads(job.read_text()))
     except UserError as problem:
-        told = {"error": str(problem)}
-    with atomic_write(answer) as partial:
-        partial.write_text(json.dumps(told, indent=1))
+        result = {"error": str(problem)}
+    write_json(answer, result)
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
-    """Prepare a dataset, or fine-tune and judge an encoder on it."""
+    """Prepare a dataset, or fine-tune and evaluate an encoder on it."""
     import torch
 
     from viewalign.finetuning.segmentation.finetune import finetune, prepare
     from viewalign.finetuning.segmentation.nnunet import Machine
-    from viewalign.finetuning.segmentation.record import SilentTeller
     from viewalign.finetuning.segmentation.settings import FinetuneSettings
+    from viewalign.utils.progress import NoProgress
     from viewalign.utils.settings import checked
 
     if job["threads"]:
@@ -44,19 +43,19 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     machine = Machine.choose(job["machine"]["device"], job["machine"]["gpus"], job["machine"]["workers"])
     settings, out = checked(FinetuneSettings, job["settings"]), Path(job["out"])
     if job["do"] == "prepare":
-        prepare(settings, out, machine, SilentTeller())
+        prepare(settings, out, machine, NoProgress())
         return {}
-    (judged,) = finetune(settings, out, machine, SilentTeller()).judged
-    found = judged.evaluation
-    if found is None or not found.complete:
-        raise UserError(f"Not every test case was predicted and judged; see {out / 'nnunet.log'}.")
-    cases = {case.name: {"dice": case.mean("dice"), "nsd": case.mean("nsd")} for case in found.cases}
-    return {"measures": {name: found.summary(name).mean for name in ("dice", "nsd")}, "cases": cases}
+    (result,) = finetune(settings, out, machine, NoProgress()).results
+    evaluation = result.evaluation
+    if not evaluation.complete:
+        raise UserError(f"Not every test case was predicted and evaluated; see {out / 'nnunet.log'}.")
+    cases = {case.name: {"dice": case.mean("dice"), "nsd": case.mean("nsd")} for case in evaluation.cases}
+    return {"measures": {name: evaluation.summary(name).mean for name in ("dice", "nsd")}, "cases": cases}
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of standard input, then end this process and all that it began."""
-    # Not by `sys.stdin`: a forked process would inherit its lock as held by this thread, and wait for it for ever.
+    """Wait for the end of standard input, then end this process and its children."""
+    # Not by `sys.stdin`: a forked process would inherit its lock, held by this thread, and deadlock.
     with contextlib.suppress(OSError):
         while os.read(0, 1):
             pass

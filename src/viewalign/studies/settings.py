@@ -150,7 +150,7 @@ class Study(Settings):
     name: str = Field("study", description="Name of its folder and page.")
     data: DataSettings
     arms: dict[str, ArmSettings] = Field(min_length=1, description="What is pretrained.")
-    judges: dict[str, Evaluation] = Field(min_length=1, description="How each arm is evaluated.")
+    evaluations: dict[str, Evaluation] = Field(min_length=1, description="How each arm is evaluated.")
     seeds: Annotated[tuple[Number, ...], BeforeValidator(_as_seeds)] = Field(
         (0, 1, 2), description="Seeds, or how many."
     )

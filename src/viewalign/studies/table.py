@@ -1,13 +1,10 @@
-"""What seeds and cases tell of arms: means with intervals, paired differences with tests, ranks."""
+"""The results of a study: means with intervals, paired differences with tests, and ranks of arms."""
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ import numpy as np
 from viewalign.evaluation.statistics import Difference, paired
 from viewalign.reports.study import LOWER_IS_BETTER
 from viewalign.studies.cells import Grid
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import atomic_write, write_json
 
 Values = Mapping[str, Mapping[int, float]]
 """A measure by arm and seed."""
@@ -25,7 +22,7 @@ CaseValues = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval by Student's t; no interval from a single seed."""
+    """A mean over seeds with its 95 % interval by Student's t; no interval for a single seed."""
 
     mean: float
     low: float | None
@@ -39,8 +36,8 @@ class Paired:
 
     Attributes:
         difference: its mean and 95 % interval.
-        p_value: of the paired t-test, two-sided; None below two seeds, or where no difference varies.
-        holm: the same, corrected for all arms compared by this measure (Holm, 1979).
+        p_value: of the paired t-test, two-sided; None below two seeds, or if all differences are equal.
+        holm: the same, corrected for the number of compared arms (Holm, 1979).
     """
 
     difference: Estimate
@@ -49,7 +46,7 @@ class Paired:
 
 
 def estimate(values: list[float]) -> Estimate:
-    """Return mean and interval of values that are finite; the mean of none is NaN."""
+    """Return mean and interval of finite values; NaN if there are none."""
     from scipy.stats import t as student
 
     kept = np.array([value for value in values if np.isfinite(value)])
@@ -68,34 +65,34 @@ def against(values: Values, reference: str) -> dict[str, Paired]:
         if arm == reference:
             continue
         shared = sorted(by_seed.keys() & values.get(reference, {}).keys())
-        apart = [by_seed[seed] - values[reference][seed] for seed in shared]
-        apart = [one for one in apart if np.isfinite(one)]
-        varies = len(apart) > 1 and float(np.ptp(apart)) > 0
-        found[arm] = (estimate(apart), float(ttest_1samp(apart, 0.0).pvalue) if varies else None)
+        differences = [by_seed[seed] - values[reference][seed] for seed in shared]
+        differences = [value for value in differences if np.isfinite(value)]
+        varies = len(differences) > 1 and float(np.ptp(differences)) > 0
+        found[arm] = (estimate(differences), float(ttest_1samp(differences, 0.0).pvalue) if varies else None)
     corrected = holm({arm: p for arm, (_, p) in found.items() if p is not None})
-    return {arm: Paired(one, p, corrected.get(arm)) for arm, (one, p) in found.items()}
+    return {arm: Paired(mean, p, corrected.get(arm)) for arm, (mean, p) in found.items()}
 
 
 def over_cases(values: CaseValues, reference: str) -> dict[str, Difference]:
-    """Compare every other arm with the reference, paired by case: for each case the mean over the seeds of both counts.
+    """Compare every other arm with the reference, paired by case, by means over the seeds of both.
 
-    It knows of the chance in test cases and not of that in training, which is what `against` knows of.
+    This reflects variance between test cases, but not between training seeds (see `against`).
     """
     found: dict[str, Difference] = {}
     for arm, by_seed in values.items():
         seeds = sorted(by_seed.keys() & values.get(reference, {}).keys())
         if arm == reference or not seeds:
             continue
-        runs = [one[seed] for one in (values[reference], by_seed) for seed in seeds]
+        runs = [arm_values[seed] for arm_values in (values[reference], by_seed) for seed in seeds]
         cases = sorted(set.intersection(*(set(run) for run in runs)))
-        apart = np.array([[by_seed[seed][c] - values[reference][seed][c] for c in cases] for seed in seeds])
-        means = apart.mean(axis=0)  # a case that is not finite with any seed is left out
+        differences = [[by_seed[seed][c] - values[reference][seed][c] for c in cases] for seed in seeds]
+        means = np.array(differences).mean(axis=0)  # `paired` ignores cases that are not finite for some seed
         found[arm] = paired(np.zeros_like(means), means)
     return found
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Correct p-values for their number, step by step from the smallest (Holm, 1979)."""
+    """Correct p-values for multiple comparisons (Holm, 1979)."""
     ordered = sorted(p_values, key=lambda name: p_values[name])
     corrected: dict[str, float] = {}
     highest = 0.0
@@ -106,7 +103,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def ranks(values: Values, lower_is_better: bool = False) -> dict[str, float]:
-    """Return each arm's mean rank (1 is best, ties share) over the seeds that all arms have; empty without any."""
+    """Return each arm's mean rank (1 is best, ties are averaged) over the seeds of all arms; empty without any."""
     from scipy.stats import rankdata
 
     shared = sorted(set.intersection(*(set(by_seed) for by_seed in values.values()))) if values else []
@@ -118,38 +115,40 @@ def ranks(values: Values, lower_is_better: bool = False) -> dict[str, float]:
 
 
 def collect(grid: Grid) -> list[dict[str, Any]]:
-    """Return a row for each judge, measure and arm that has been judged."""
+    """Return a row for each evaluation, measure and arm with results."""
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     by_case: dict[tuple[str, str], dict[str, dict[int, dict[str, float]]]] = {}
     for cell in grid.cells:
-        if cell.judge is not None and cell.done:
-            record = cell.record
-            for measure, value in record["measures"].items():
-                values.setdefault((cell.judge, measure), {}).setdefault(cell.arm, {})[cell.seed] = value
-                each = {case: told[measure] for case, told in record.get("cases", {}).items() if measure in told}
-                by_case.setdefault((cell.judge, measure), {}).setdefault(cell.arm, {})[cell.seed] = each
+        if cell.evaluation is None or not cell.done:
+            continue
+        record = cell.record
+        for measure, value in record["measures"].items():
+            key = (cell.evaluation, measure)
+            cases = {case: scores[measure] for case, scores in record.get("cases", {}).items() if measure in scores}
+            values.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = value
+            by_case.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = cases
     rows = []
-    for (judge, measure), by_arm in values.items():
-        compared, order = against(by_arm, grid.study.against), ranks(by_arm, measure in LOWER_IS_BETTER)
-        on_cases = over_cases(by_case[judge, measure], grid.study.against)
+    for (evaluation, measure), by_arm in values.items():
+        compared = against(by_arm, grid.study.against)
+        on_cases = over_cases(by_case[evaluation, measure], grid.study.against)
+        order = ranks(by_arm, measure in LOWER_IS_BETTER)
         for arm, by_seed in by_arm.items():
-            row: dict[str, Any] = {
-                "judge": judge,
-                "kind": grid.study.judges[judge].kind,
-                "measure": measure,
-                "arm": arm,
-            }
+            kind = grid.study.evaluations[evaluation].kind
+            row: dict[str, Any] = {"evaluation": evaluation, "kind": kind, "measure": measure, "arm": arm}
             row |= asdict(estimate(list(by_seed.values())))
-            other = compared.get(arm)
-            row |= {f"difference_{k}": v for k, v in asdict(other.difference).items()} if other else {}
-            row |= {"p": other.p_value, "p_holm": other.holm} if other else {}
-            row |= _told(on_cases.get(arm))
+            row |= _difference_columns(compared.get(arm)) | _case_columns(on_cases.get(arm))
             rows.append({**row, "rank": order.get(arm), "values": {str(k): v for k, v in by_seed.items()}})
     return rows
 
 
-def _told(on_cases: Difference | None) -> dict[str, Any]:
-    """Return a difference over cases as columns; none where a judge tells of no cases."""
+def _difference_columns(paired_seeds: Paired | None) -> dict[str, Any]:
+    if paired_seeds is None:
+        return {}
+    columns = {f"difference_{name}": value for name, value in asdict(paired_seeds.difference).items()}
+    return {**columns, "p": paired_seeds.p_value, "p_holm": paired_seeds.holm}
+
+
+def _case_columns(on_cases: Difference | None) -> dict[str, Any]:
     if on_cases is None or not on_cases.pairs:
         return {}
     low, high = on_cases.interval or (None, None)
@@ -157,50 +156,46 @@ def _told(on_cases: Difference | None) -> dict[str, Any]:
     return {f"cases_{name}": value for name, value in ends.items()}
 
 
+_COLUMNS = (
+    *("evaluation", "measure", "arm", "mean", "low", "high", "seeds"),
+    *("difference_mean", "difference_low", "difference_high", "difference_seeds", "p", "p_holm"),
+    *("cases_mean", "cases_low", "cases_high", "cases_pairs", "cases_p", "rank"),
+)
+
+
 def write(grid: Grid) -> str:
-    """Write `table.json`, `table.csv` and `table.md` into the study's folder; returns the last."""
+    """Write `table.json`, `table.csv` and `table.md` into the study's folder; return the text of the last."""
     rows = collect(grid)
     grid.out.mkdir(parents=True, exist_ok=True)
-    told = {"study": grid.study.name, "reference": grid.study.against, "rows": rows}
-    _write(grid.out / "table.json", json.dumps(told, indent=1) + "\n")
-    names = ["judge", "measure", "arm", "mean", "low", "high", "seeds"]
-    names += ["difference_mean", "difference_low", "difference_high", "difference_seeds", "p", "p_holm"]
-    names += ["cases_mean", "cases_low", "cases_high", "cases_pairs", "cases_p", "rank"]
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _write(grid.out / "table.csv", lines.getvalue())
+    write_json(grid.out / "table.json", {"study": grid.study.name, "reference": grid.study.against, "rows": rows})
+    with atomic_write(grid.out / "table.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     text = _markdown(rows, grid.study.against)
-    _write(grid.out / "table.md", text)
+    with atomic_write(grid.out / "table.md") as partial:
+        partial.write_text(text, encoding="utf-8")
     return text
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(text)
 
 
 def _markdown(rows: list[dict[str, Any]], reference: str) -> str:
     minus = f"minus {reference}"
-    lines = [
-        f"| judge | measure | arm | mean (95 %) | {minus} (95 %, seeds) | p (Holm) | {minus}, cases | rank | seeds |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    names = ["evaluation", "measure", "arm", "mean (95 %)", f"{minus} (95 %, seeds)", "p (Holm)"]
+    names += [f"{minus}, cases", "rank", "seeds"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
-        cells = [row["judge"], row["measure"], row["arm"], _words(row["mean"], row["low"], row["high"], "")]
-        cells.append(_difference(row, "difference"))
-        cells += ["" if row.get("p_holm") is None else f"{row['p_holm']:.3f}", _difference(row, "cases")]
-        cells += ["" if row["rank"] is None else f"{row['rank']:.1f}", str(row["seeds"])]
+        cells = [row["evaluation"], row["measure"], row["arm"], _interval(row["mean"], row["low"], row["high"], "")]
+        cells += [_difference(row, "difference"), "" if row.get("p_holm") is None else f"{row['p_holm']:.3f}"]
+        cells += [_difference(row, "cases"), "" if row["rank"] is None else f"{row['rank']:.1f}", str(row["seeds"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _difference(row: dict[str, Any], kind: str) -> str:
-    middle, low, high = (row.get(f"{kind}_{part}") for part in ("mean", "low", "high"))
-    return "" if middle is None else _words(middle, low, high, "+")
+    mean, low, high = (row.get(f"{kind}_{part}") for part in ("mean", "low", "high"))
+    return "" if mean is None else _interval(mean, low, high, "+")
 
 
-def _words(middle: float, low: float | None, high: float | None, sign: str) -> str:
+def _interval(mean: float, low: float | None, high: float | None, sign: str) -> str:
     ends = "" if low is None or high is None else f" ({low:{sign}.4f} to {high:{sign}.4f})"
-    return f"{middle:{sign}.4f}{ends}"
+    return f"{mean:{sign}.4f}{ends}"

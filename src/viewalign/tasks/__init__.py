@@ -1,1 +1,1 @@
-"""Labelled cases: definition, table, folds, prepared tensors."""
+"""Labelled cases: task definition, manifest, cross-validation folds and preprocessing."""

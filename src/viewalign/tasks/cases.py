@@ -1,4 +1,4 @@
-"""Arrays that are worked out once and kept in a folder; read again they are mapped, not loaded."""
+"""Preprocess the cases of a task in worker processes, with an optional cache of memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -20,80 +20,72 @@ from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 
 Arrays = Mapping[str, NDArray[Any]]
-_WHOLE_FILES = (".nii", ".nii.gz", ".mha", ".nrrd", ".b2nd")
-"""Files that hold all of an image. A DICOM slice or a detached header says nothing of its neighbours."""
+T = TypeVar("T")
+
+_SINGLE_FILE_FORMATS = (".nii", ".nii.gz", ".mha", ".nrrd", ".b2nd")
+"""Formats with the whole image in one file. A DICOM slice or a detached header does not change with its data."""
+_MIN_CASES_FOR_WORKERS = 17
+"""Starting processes takes about as long as preparing fewer cases."""
+_MAX_DEFAULT_WORKERS = 16
+"""Each process holds a volume or two in memory, and finished ones wait for their consumer."""
+_SECONDS_PER_CASE = 600.0
 
 
-def stamps(paths: Iterable[Path]) -> list[list[str | int]] | None:
-    """Return each file's path, size and time of change; None where a change of its image could not be told by them."""
-    told: list[list[str | int]] = []
+def file_stamps(paths: Iterable[Path]) -> list[list[str | int]] | None:
+    """Return path, size and modification time of each file, or None if they could not reveal a change of the image."""
+    stamps: list[list[str | int]] = []
     for path in paths:
-        if not path.name.lower().endswith(_WHOLE_FILES) or not path.is_file():
+        if not path.name.lower().endswith(_SINGLE_FILE_FORMATS) or not path.is_file():
             return None
-        facts = path.stat()
-        told.append([str(path.resolve()), facts.st_size, facts.st_mtime_ns])
-    return told
+        stat = path.stat()
+        stamps.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    return stamps
 
 
-def kept(place: Path, make: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:
-    """Return the arrays that lie in a folder, after making and writing them where there is none.
+def cached_arrays(folder: Path, compute: Callable[[], Arrays]) -> dict[str, NDArray[Any]]:
+    """Return the arrays stored in a folder, computing and storing them if the folder does not exist.
 
-    What is changed in them stays with the caller. Processes may call this together: the folder appears whole.
+    Arrays are mapped copy-on-write. Several processes may call this together: the folder is renamed into place.
     """
-    if not place.is_dir():
-        _write(make(), place)
-    return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in sorted(place.glob("*.npy"))}
+    if not folder.is_dir():
+        _write_arrays(compute(), folder)
+    return {file.stem: np.load(file, mmap_mode="c", allow_pickle=False) for file in sorted(folder.glob("*.npy"))}
 
 
-def _write(arrays: Arrays, place: Path) -> None:
-    partial = place.with_name(f".writing-{place.name}-{os.getpid()}")
+def _write_arrays(arrays: Arrays, folder: Path) -> None:
+    partial = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array, allow_pickle=False)
-        partial.rename(place)
+        partial.rename(folder)
     except OSError:
         shutil.rmtree(partial)
-        if not place.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
 
 
-Prepare = Callable[[Mapping[str, Path], Path | None], Sample]
-
-
-def cached(preprocessor: Preprocessor, folder: Path | None) -> Prepare:
-    """Return a preprocessor that keeps what it made in a folder; the preprocessor itself without a folder."""
-    if folder is None:
-        return preprocessor
-
-    def prepare(images: Mapping[str, Path], mask: Path | None = None) -> Sample:
-        name = key(preprocessor, images, mask)
-        if name is None:
-            return preprocessor(images, mask)
-        return Sample(**kept(folder / name, lambda: vars(preprocessor(images, mask))))
-
-    return prepare
-
-
-def key(preprocessor: Preprocessor, images: Mapping[str, Path], mask: Path | None) -> str | None:
-    """Return what a case is kept under; None where a change of its files could not be told."""
-    named = [*sorted(images.items()), *([("mask", mask)] if mask is not None else [])]
-    files = stamps(path for _, path in named)
-    if files is None:
+def cache_key(preprocessor: Preprocessor, images: Mapping[str, Path], mask: Path | None) -> str | None:
+    """Return the name of a case's cache folder, or None if changes of its files could not be detected."""
+    files = dict(sorted(images.items())) | ({} if mask is None else {"mask": mask})
+    stamps = file_stamps(files.values())
+    if stamps is None:
         return None
-    told: list[list[str | int]] = [["preprocessing", preprocessor.fingerprint()]]
-    told += [[word, *file] for (word, _), file in zip(named, files, strict=True)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    entries: list[list[str | int]] = [["preprocessing", preprocessor.fingerprint()]]
+    entries += [[name, *stamp] for name, stamp in zip(files, stamps, strict=True)]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:32]
 
 
-T = TypeVar("T")
+def prepare_case(case: TaskCase, preprocessor: Preprocessor, cache: Path | None = None) -> Sample:
+    """Preprocess one case, or read it from the cache folder.
 
-_FEW = 16
-"""So many cases this process prepares by itself: starting others takes about as long."""
-_MOST = 16
-"""Processes at most, unless told: each holds a volume or two, and as many wait to be taken."""
-_SECONDS = 600.0
-"""How long a case may take."""
+    Raises:
+        ExcludedImageError: the case cannot be used.
+    """
+    key = None if cache is None else cache_key(preprocessor, case.images, case.mask)
+    if cache is None or key is None:
+        return preprocessor(case.images, case.mask)
+    return Sample(**cached_arrays(cache / key, lambda: vars(preprocessor(case.images, case.mask))))
 
 
 @dataclass(frozen=True)
@@ -103,43 +95,44 @@ class _Job:
     cache: Path | None
 
 
-def prepared(
+def iter_prepared(
     cases: Sequence[TaskCase], preprocessor: Preprocessor, cache: Path | None = None, workers: int | None = None
 ) -> Iterator[tuple[TaskCase, Sample | str]]:
-    """Yield each case with its sample, or with the reason why it cannot be used, as they get ready: in any order.
+    """Yield each case with its sample, or with the reason why it cannot be used, in order of completion.
 
     Args:
-        cases: their targets are not looked at.
-        preprocessor: of the task.
-        cache: folder of prepared cases, see `tasks.caching`; what lies there is mapped, not loaded.
-        workers: processes; 0 works in this one, without guard. Default: one a core, and this one for few cases.
+        cases: cases to prepare; their targets are not used.
+        preprocessor: the task's preprocessor.
+        cache: folder of cached samples, which are memory-mapped; None keeps samples in memory.
+        workers: number of processes; 0 prepares in this process without protection against crashing readers. Default:
+            one per core, at most 16, and 0 for up to 16 cases.
     """
     if workers is None:
-        workers = 0 if len(cases) <= _FEW else min(default_workers(), _MOST)
+        workers = 0 if len(cases) < _MIN_CASES_FOR_WORKERS else min(default_workers(), _MAX_DEFAULT_WORKERS)
     jobs = (_Job(case, preprocessor, cache) for case in cases)
-    for job, found in run_jobs(_prepare, jobs, workers, _SECONDS):
-        if isinstance(found, WorkerLost):
-            yield job.case, found.reason
-        elif found is None:
-            yield job.case, cached(preprocessor, cache)(job.case.images, job.case.mask)
+    for job, result in run_jobs(_run_job, jobs, workers, _SECONDS_PER_CASE):
+        if isinstance(result, WorkerLost):
+            yield job.case, result.reason
         else:
-            yield job.case, found
+            yield job.case, prepare_case(job.case, preprocessor, cache) if result is None else result
 
 
-def _prepare(job: _Job) -> Sample | str | None:
-    """Return a case's sample, why there is none, or None where it lies in the cache now."""
+def _run_job(job: _Job) -> Sample | str | None:
+    """Return a sample, the reason for its exclusion, or None if it is in the cache."""
     try:
-        sample = cached(job.preprocessor, job.cache)(job.case.images, job.case.mask)
+        sample = prepare_case(job.case, job.preprocessor, job.cache)
     except UserError as problem:
         return str(problem)
     return None if isinstance(sample.image, np.memmap) else sample
 
 
-def in_order(cases: Sequence[TaskCase], found: Mapping[str, T | str]) -> tuple[dict[str, T], list[tuple[str, str]]]:
-    """Part what came of cases, by name, into results and reasons, both in the order of the cases."""
-    told = [(case.case, found[case.case]) for case in cases]
-    results = {name: value for name, value in told if not isinstance(value, str)}
-    return results, [(name, value) for name, value in told if isinstance(value, str)]
+def split_results(
+    cases: Sequence[TaskCase], results: Mapping[str, T | str]
+) -> tuple[dict[str, T], list[tuple[str, str]]]:
+    """Separate results by case name into values and (name, reason) of excluded cases, both in the order of `cases`."""
+    ordered = [(case.case, results[case.case]) for case in cases]
+    values = {name: value for name, value in ordered if not isinstance(value, str)}
+    return values, [(name, value) for name, value in ordered if isinstance(value, str)]
 
 
 def prepare_cases(
@@ -149,15 +142,15 @@ def prepare_cases(
     cache: Path | None = None,
     workers: int | None = None,
 ) -> tuple[dict[str, Sample], list[tuple[str, str]]]:
-    """Prepare all cases, in memory or in a cache; returns their samples, and name and reason of each that is refused.
+    """Prepare all cases; return samples by case name, and (name, reason) of excluded cases.
 
     Args:
-        cases, preprocessor, cache, workers: as `prepared` takes them.
-        progress: takes how many cases are done and how many there are.
+        cases, preprocessor, cache, workers: see `iter_prepared`.
+        progress: called with (done, total) after each case.
     """
-    found: dict[str, Sample | str] = {}
-    for number, (case, sample) in enumerate(prepared(cases, preprocessor, cache, workers), 1):
-        found[case.case] = sample
+    results: dict[str, Sample | str] = {}
+    for case, result in iter_prepared(cases, preprocessor, cache, workers):
+        results[case.case] = result
         if progress:
-            progress(number, len(cases))
-    return in_order(cases, found)
+            progress(len(results), len(cases))
+    return split_results(cases, results)

@@ -1,6 +1,6 @@
-"""Who is judged when: folds grouped by subject, stratified by class or by quantile, the same on every machine.
+"""Cross-validation folds: grouped by subject or site, stratified by class or quantile of the target.
 
-They follow from the sorted names of cases and a seed alone. Test cases are in no fold.
+Folds depend only on the sorted case names and a seed. Test cases are in no fold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _QUANTILES = 5
 
 @dataclass(frozen=True)
 class Fold:
-    """Names of the cases that one model learns from and is judged on."""
+    """Names of the training and held-out cases of one model."""
 
     number: int
     train: tuple[str, ...]
@@ -38,9 +38,9 @@ class Folds:
 
     Attributes:
         folds: in order.
-        test: cases for a last judgement.
-        how: in words.
-        digest: changes whenever the folds do.
+        test: names of the test cases.
+        how: description of the split.
+        seed: of the shuffle.
     """
 
     folds: tuple[Fold, ...]
@@ -50,7 +50,7 @@ class Folds:
 
     @property
     def digest(self) -> str:
-        """Return 16 hex digits of who is where."""
+        """16 hex digits that identify the assignment of cases."""
         plain = [[list(fold.train), list(fold.held_out)] for fold in self.folds]
         return hashlib.sha256(json.dumps([plain, list(self.test)]).encode()).hexdigest()[:16]
 
@@ -64,71 +64,75 @@ def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int 
     """Split a task's training cases.
 
     Args:
-        cases: all cases with their targets; folds of the manifest are taken as they are.
+        cases: all cases with targets; folds of the manifest are used if it has any.
         spec: the task.
-        count: how many folds, where the manifest names none; 1 teaches with all training cases and holds none out.
+        count: number of folds otherwise; 1 trains on all training cases and needs test cases.
         seed: of the shuffle.
         by_site: hold out whole sites instead of subjects.
 
     Raises:
-        UserError: too few subjects, sites or cases of a class; no test cases to judge a single fold by.
+        UserError: too few subjects, sites or cases of a class, or no test cases for a single fold.
     """
-    ordered = sorted((case for case in cases if case.split == "train"), key=lambda case: case.case)
+    train = sorted((case for case in cases if case.split == "train"), key=lambda case: case.case)
     test = tuple(sorted(case.case for case in cases if case.split == "test"))
-    if not ordered:
+    if not train:
         raise UserError("There are no training cases.")
-    if ordered[0].fold is not None:
-        numbers, how = [int(case.fold or 0) for case in ordered], "as the manifest says"
-    elif count == 1:
-        return _all_teach(ordered, test, spec, seed)
+    if train[0].fold is None and count == 1:
+        return _single_fold(train, test, spec, seed)
+    if train[0].fold is not None:
+        numbers, how = [int(case.fold or 0) for case in train], "folds of the manifest"
     else:
-        numbers, how = _assigned(ordered, spec, count, seed, by_site)
-    folds = tuple(_fold(ordered, numbers, number) for number in sorted(set(numbers)))
-    for fold in folds:
-        _check(fold, ordered, spec)
-    return Folds(folds, test, how, seed)
+        numbers, how = _assign(train, spec, count, seed, by_site)
+    folds = []
+    for number in sorted(set(numbers)):
+        learn = [case for case, k in zip(train, numbers, strict=True) if k != number]
+        held_out = tuple(case.case for case, k in zip(train, numbers, strict=True) if k == number)
+        if not learn:
+            raise UserError(f"Fold {number} has no training cases.")
+        check_learnable(learn, spec, f"Fold {number}")
+        folds.append(Fold(number, tuple(case.case for case in learn), held_out))
+    return Folds(tuple(folds), test, how, seed)
 
 
-def _all_teach(cases: Sequence[TaskCase], test: tuple[str, ...], spec: TaskSpec, seed: int) -> Folds:
+def _single_fold(train: Sequence[TaskCase], test: tuple[str, ...], spec: TaskSpec, seed: int) -> Folds:
     if not test:
         raise UserError(
-            "folds=1 teaches with all training cases, so test cases must be there to judge by: give them the split "
-            "'test' in the manifest, or take folds=5."
+            "folds=1 trains on all training cases and needs test cases: set the split 'test' for some cases of the "
+            "manifest, or use folds=5."
         )
-    check_learnable(cases, spec, "The one model")
-    everyone = tuple(case.case for case in cases)
-    return Folds((Fold(0, everyone, ()),), test, "all training cases teach, test cases judge", seed)
+    check_learnable(train, spec, "Fold 0")
+    fold = Fold(0, tuple(case.case for case in train), ())
+    return Folds((fold,), test, "train on all training cases, evaluate on the test cases", seed)
 
 
-def _assigned(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int, by_site: bool) -> tuple[list[int], str]:
+def _assign(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int, by_site: bool) -> tuple[list[int], str]:
+    """Return the fold in which each case is held out, and a description."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     groups = [case.site if by_site else case.subject for case in cases]
-    word = "site" if by_site else "subject"
+    unit = "site" if by_site else "subject"
     if by_site and "" in groups:
         raise UserError("Folds by site need a site for every case.")
     if len(set(groups)) < count:
-        raise UserError(f"{count} folds need {count} {word}s or more; there are {len(set(groups))}.")
-    kinds = strata(cases, spec, count)
-    if np.bincount(kinds).max() < count:
-        raise UserError(f"{count} folds need {count} cases of a class or more; no class has so many.")
+        raise UserError(f"{count} folds need at least {count} {unit}s; there are {len(set(groups))}.")
+    classes = strata(cases, spec, count)
+    if np.bincount(classes).max() < count:
+        raise UserError(f"{count} folds need at least {count} cases of a class; no class has as many.")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=derive_seed(seed, "folds") % 2**32)
     numbers = [0] * len(cases)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that a class has fewer members than folds is told by `_check` where it matters
-        for number, (_, held_out) in enumerate(splitter.split(groups, kinds, groups)):
+        warnings.simplefilter("ignore")  # classes with fewer cases than folds; `check_learnable` rejects what matters
+        for number, (_, held_out) in enumerate(splitter.split(groups, classes, groups)):
             for k in held_out:
                 numbers[k] = number
-    kind = "quantile" if spec.kind == "regression" else "class"
-    return numbers, f"{count} folds by {word}, stratified by {kind}"
+    stratum = "quantile" if spec.kind == "regression" else "class"
+    return numbers, f"{count} folds by {unit}, stratified by {stratum}"
 
 
 def strata(cases: Sequence[TaskCase], spec: TaskSpec, folds: int = 1) -> NDArray[np.int64]:
-    """Return the class of each case, the quantile of its value, or the number of its combination of labels.
+    """Return each case's class, the index of its label combination, or the quantile of its value.
 
-    There are up to five quantiles, fewer where one would have fewer members than there are `folds`.
+    There are at most five quantiles, fewer if one would have fewer cases than `folds`.
     """
     targets = [case.target for case in cases]
     if spec.kind == "regression":
@@ -137,35 +141,28 @@ def strata(cases: Sequence[TaskCase], spec: TaskSpec, folds: int = 1) -> NDArray
         edges = np.quantile(values, np.linspace(0, 1, parts + 1)[1:-1])
         return np.searchsorted(edges, values, side="right")
     if spec.kind == "multilabel":
-        known = {target: number for number, target in enumerate(sorted(set(targets), key=str))}
-        return np.array([known[target] for target in targets])
+        index = {target: number for number, target in enumerate(sorted(set(targets), key=str))}
+        return np.array([index[target] for target in targets])
     return np.array(targets, dtype=np.int64)
 
 
-def _fold(cases: Sequence[TaskCase], numbers: Sequence[int], number: int) -> Fold:
-    train = tuple(case.case for case, n in zip(cases, numbers, strict=True) if n != number)
-    held_out = tuple(case.case for case, n in zip(cases, numbers, strict=True) if n == number)
-    return Fold(number, train, held_out)
-
-
-def _check(fold: Fold, cases: Sequence[TaskCase], spec: TaskSpec) -> None:
-    if not fold.train or not fold.held_out:
-        raise UserError(f"Fold {fold.number} has no cases to {'judge' if fold.train else 'learn from'}.")
-    check_learnable([case for case in cases if case.case in set(fold.train)], spec, f"Fold {fold.number}")
-
-
 def check_learnable(cases: Sequence[TaskCase], spec: TaskSpec, name: str) -> None:
-    """Refuse training cases that all have one answer, or lack a class.
+    """Check that training cases contain every class, or more than one target.
+
+    Args:
+        cases: the training cases.
+        spec: the task.
+        name: of the fold or model, for the message.
 
     Raises:
-        UserError: what is missing.
+        UserError: a class has no case, or all targets are equal.
     """
     targets = {case.target for case in cases}
     if spec.kind in ("binary", "multiclass"):
-        lacking = [word for k, word in enumerate(spec.classes) if k not in targets]
-        if lacking:
+        missing = [word for k, word in enumerate(spec.classes) if k not in targets]
+        if missing:
             raise UserError(
-                f"{name} would learn from no case of the class {', '.join(lacking)}; take fewer folds or leave it out."
+                f"{name} has no training case of the class {', '.join(missing)}; use fewer folds or remove the class."
             )
     elif len(targets) < 2:
-        raise UserError(f"{name} would learn from cases that all have the target {targets.pop()}.")
+        raise UserError(f"{name} has training cases that all have the target {targets.pop()}.")

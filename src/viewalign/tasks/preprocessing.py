@@ -1,8 +1,8 @@
-"""A case's files → the one tensor that training, validation, embedding, prediction and export see.
+"""Preprocess the images of a case into the tensor used by training, evaluation, embedding, prediction and export.
 
-The steps are those of `viewalign prepare` (`volumes.preparing`), on all channels together: orient, crop to what is not
-zero in any channel, resample, normalise each channel. Then a field of view of fixed size is cut about the centre of the
-mask, or of the crop. A preprocessor is plain data, and is kept beside every model that was trained behind it.
+The steps of `viewalign prepare` (`data.preprocessing`) are applied to all channels together: orient, crop to non-zero
+voxels of any channel, resample, normalise each channel. Then a field of view of fixed size is cut around the centre of
+the mask, or of the crop. A preprocessor consists of plain values and is stored with each model.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from viewalign.tasks.spec import ChannelSpec, TaskSpec
 Size = tuple[int, int, int]
 Frames = Literal["same", "resample"]
 VERSION = 1
-"""Raised whenever the same preprocessor would give other tensors."""
+"""Increased whenever the same settings would give other tensors."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A case as a network sees it.
+    """A preprocessed case.
 
     Attributes:
-        image: float32 (C, D, H, W) of the field of view; 0 beyond the volume and in channels that are missing.
-        valid: bool (1, D, H, W), false beyond the volume.
-        present: bool (C,), which channels the case has.
+        image: float32 (C, D, H, W) in the field of view; 0 outside the volume and in missing channels.
+        valid: bool (1, D, H, W), false outside the volume.
+        present: bool (C,), false for missing channels.
     """
 
     image: NDArray[np.float32]
@@ -51,14 +51,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How files become a tensor.
+    """Converts image files to a `Sample`.
 
     Attributes:
-        channels: in order, with aliases.
-        size: the field of view (D, H, W) in voxels.
+        channels: input channels in order.
+        size: field of view (D, H, W) in voxels.
         settings: orientation, spacing and normalisation, as for pretraining.
-        strip: set what is outside the mask to 0 first; with `normalise: foreground` statistics are then the mask's.
-        frames: `same` refuses channels that do not share their voxels, `resample` brings them to the first one's.
+        strip: set voxels outside the mask to 0 first; `normalise: foreground` then uses statistics of the mask.
+        frames: `same` rejects channels on different voxel grids, `resample` resamples them to the first channel's grid.
     """
 
     channels: tuple[ChannelSpec, ...]
@@ -68,24 +68,25 @@ class Preprocessor:
     frames: Frames = "same"
 
     def __call__(self, images: Mapping[str, Path], mask: Path | None = None) -> Sample:
-        """Prepare a case.
+        """Preprocess a case.
 
         Args:
-            images: files by channel name or alias; names that are no channel of the task are not looked at.
-            mask: on the voxels of the first channel that is there; needed for `strip`.
+            images: files by channel name or alias; other names are ignored.
+            mask: on the voxel grid of the first available channel; required for `strip`.
 
         Raises:
-            RefusedImageError: what cannot be used, with the file's name.
+            ExcludedImageError: a file that cannot be used.
         """
-        chosen = {c.name: word for c in self.channels for word in reversed((c.name, *c.aliases)) if word in images}
+        chosen = {c.name: word for c in self.channels for word in reversed(c.words) if word in images}
         check_images(images, TaskSpec(name="-", kind="regression", channels=self.channels))
         if not chosen:
             raise ExcludedImageError(f"has no image of {', '.join(channel.name for channel in self.channels)}")
         volumes = self._volumes({name: images[word] for name, word in chosen.items()})
-        first = next(iter(volumes.values()))
-        region = None if mask is None else _read_region(mask, first)
+        region = None if mask is None else _read_region(mask, next(iter(volumes.values())))
         if self.strip:
-            volumes = {name: _stripped(volume, region) for name, volume in volumes.items()}
+            if region is None:
+                raise ExcludedImageError("has no mask, which strip=true needs")
+            volumes = {name: replace(volume, array=volume.array * region) for name, volume in volumes.items()}
         masks = {} if region is None else {"anatomy": region}
         prepared = prepare_channels(list(volumes.values()), self.settings, masks)
         return self._field_of_view(prepared.array, list(volumes), prepared.masks.get("anatomy"))
@@ -98,25 +99,25 @@ class Preprocessor:
             except UserError as problem:
                 raise ExcludedImageError(f"{path.name}: {problem}") from None
             first = next(iter(volumes.values()), volume)
-            odd = frame_difference(volume, first)
-            if odd and self.frames == "same":
-                raise ExcludedImageError(f"{path.name} lies in another frame than {next(iter(volumes))}: {odd}")
-            volumes[name] = onto(volume, first) if odd else volume
+            difference = grid_difference(volume, first)
+            if difference and self.frames == "same":
+                raise ExcludedImageError(
+                    f"{path.name} is on another voxel grid than {next(iter(volumes))}: {difference}"
+                )
+            volumes[name] = resample_to(volume, first) if difference else volume
         return volumes
 
-    def _field_of_view(self, array: NDArray[Any], there: Sequence[str], region: NDArray[np.uint8] | None) -> Sample:
-        present = np.array([channel.name in there for channel in self.channels])
-        whole = np.zeros((len(present), *array.shape[1:]), dtype=np.float32)
-        whole[present] = array[[there.index(channel.name) for channel in self.channels if channel.name in there]]
-        starts = [
-            floor(middle - (side - 1) / 2 + 0.5)
-            for middle, side in zip(centre(region, array.shape[1:]), self.size, strict=True)
-        ]
+    def _field_of_view(self, array: NDArray[Any], names: Sequence[str], region: NDArray[np.uint8] | None) -> Sample:
+        present = np.array([channel.name in names for channel in self.channels])
+        image = np.zeros((len(present), *array.shape[1:]), dtype=np.float32)
+        image[present] = array[[names.index(channel.name) for channel in self.channels if channel.name in names]]
+        middle = centre(region, array.shape[1:])
+        starts = [floor(c - (side - 1) / 2 + 0.5) for c, side in zip(middle, self.size, strict=True)]
         valid = np.ones((1, *array.shape[1:]), dtype=bool)
-        return Sample(window(whole, starts, self.size), window(valid, starts, self.size), present)
+        return Sample(window(image, starts, self.size), window(valid, starts, self.size), present)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values, for a checkpoint."""
+        """Return plain values, for a checkpoint."""
         return {
             "version": VERSION,
             "channels": [channel.model_dump(mode="json") for channel in self.channels],
@@ -127,40 +128,34 @@ class Preprocessor:
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Preprocessor:
-        """Make one again from what `as_json` gave.
+    def from_json(cls, tree: Mapping[str, Any]) -> Preprocessor:
+        """Restore a preprocessor from `as_json`.
 
         Raises:
-            UserError: it is of a newer version, whose tensors this one would not give.
+            UserError: it was written by a version that preprocesses differently.
         """
-        if told.get("version") != VERSION:
+        if tree.get("version") != VERSION:
             raise UserError(
-                f"This model's preprocessing is of version {told.get('version')}; this viewalign has {VERSION}."
+                f"The model's preprocessing has version {tree.get('version')}; this viewalign supports {VERSION}."
             )
-        d, h, w = told["size"]
-        channels = tuple(ChannelSpec.model_validate(channel) for channel in told["channels"])
-        settings = PrepareSettings.model_validate(told["settings"])
-        return cls(channels, (d, h, w), settings, bool(told["strip"]), told["frames"])
+        d, h, w = tree["size"]
+        channels = tuple(ChannelSpec.model_validate(channel) for channel in tree["channels"])
+        settings = PrepareSettings.model_validate(tree["settings"])
+        return cls(channels, (d, h, w), settings, bool(tree["strip"]), tree["frames"])
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change whenever some case's tensor would."""
-        told = {**self.as_json(), "settings": self.settings.fingerprint()}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-    def resized(self, size: Size) -> Preprocessor:
-        """Return the same with another field of view."""
-        return replace(self, size=size)
+        """Return 16 hex digits that change whenever the tensor of some case would."""
+        tree = {**self.as_json(), "settings": self.settings.fingerprint()}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_image(path: Path, fill_nonfinite: bool = False) -> Volume:
-    """Read an image of any kind that `volumes.reading` knows, or a prepared array (1, D, H, W) in `.b2nd` at 1 mm.
+    """Read an image of any supported format, or a prepared array (1, D, H, W) in `.b2nd` with 1 mm voxels.
 
     Raises:
-        RefusedImageError: it cannot be used.
+        ExcludedImageError: it cannot be used.
     """
-    if path.suffix == ".b2nd":
-        return _read_array(path)
-    return read_volume(path, fill_nonfinite)
+    return _read_array(path) if path.suffix == ".b2nd" else read_volume(path, fill_nonfinite)
 
 
 def _read_array(path: Path) -> Volume:
@@ -174,12 +169,12 @@ def _read_array(path: Path) -> Volume:
     if array.ndim != 3:
         raise ExcludedImageError(f"the array has the shape {array.shape}, not (1, D, H, W)")
     if not np.isfinite(array).all():
-        raise ExcludedImageError("the array holds numbers that are not finite")
+        raise ExcludedImageError("the array contains values that are not finite")
     return Volume(array, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
 
 
-def frame_difference(volume: Volume, first: Volume) -> str:
-    """Say in what the voxels of two images differ: nothing, size, voxel size, direction or origin."""
+def grid_difference(volume: Volume, first: Volume) -> str:
+    """Describe how the voxel grids of two images differ in size, voxel size, direction or origin; empty if equal."""
     if volume.array.shape != first.array.shape:
         return "×".join(map(str, volume.array.shape)) + " voxels instead of " + "×".join(map(str, first.array.shape))
     if not np.allclose(volume.spacing, first.spacing, rtol=1e-2):
@@ -190,19 +185,22 @@ def frame_difference(volume: Volume, first: Volume) -> str:
     return f"moved by {shift:.1f} mm" if shift > 0.5 * min(first.spacing) else ""
 
 
-def onto(volume: Volume, first: Volume) -> Volume:
-    """Resample an image linearly to the voxels of another; 0 beyond it."""
-    moved = sitk.Resample(
-        itk_image(volume), itk_image(first), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 0.0
-    )
+def resample_to(volume: Volume, first: Volume) -> Volume:
+    """Resample an image to the voxel grid of another by trilinear interpolation, with 0 outside the image.
+
+    Raises:
+        ExcludedImageError: the images do not overlap.
+    """
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    moved = sitk.Resample(itk_image(volume), itk_image(first), identity, sitk.sitkLinear, 0.0)
     array = np.array(sitk.GetArrayViewFromImage(moved), dtype=np.float32)
     if not array.any():
-        raise ExcludedImageError("one channel does not overlap another")
+        raise ExcludedImageError("the channels do not overlap")
     return replace(first, array=array, filled=volume.filled)
 
 
 def itk_image(volume: Volume) -> Any:
-    """Return a volume as SimpleITK's image."""
+    """Convert a volume to a SimpleITK image."""
     image = sitk.GetImageFromArray(volume.array)
     image.SetSpacing(volume.spacing[::-1])
     image.SetOrigin(volume.origin)
@@ -217,14 +215,8 @@ def _read_region(mask: Path, first: Volume) -> NDArray[np.uint8]:
     return region
 
 
-def _stripped(volume: Volume, region: NDArray[np.uint8] | None) -> Volume:
-    if region is None:
-        raise ExcludedImageError("has no mask, but preprocessing strips what is outside one")
-    return replace(volume, array=volume.array * region)
-
-
 def centre(region: NDArray[np.uint8] | None, shape: Sequence[int]) -> NDArray[np.float64]:
-    """Return the mask's centre of mass as an index, or the middle of the array."""
+    """Return the centre of mass (3,) of a mask in voxel indices, or the middle of the array."""
     if region is None or not region.any():
         return (np.array(shape, dtype=np.float64) - 1) / 2
     counts = [region.sum(axis=tuple(k for k in range(3) if k != axis), dtype=np.float64) for axis in range(3)]
@@ -232,19 +224,19 @@ def centre(region: NDArray[np.uint8] | None, shape: Sequence[int]) -> NDArray[np
 
 
 def window(array: NDArray[Any], starts: Sequence[int], size: Size) -> NDArray[Any]:
-    """Cut a box (C, *size) that begins at `starts` out of (C, D, H, W); 0 or false beyond the array."""
+    """Crop a box (C, *size) that begins at `starts` from an array (C, D, H, W), padded with 0 or false."""
     out = np.zeros((array.shape[0], *size), dtype=array.dtype)
     source, target = [], []
     for start, side, length in zip(starts, size, array.shape[1:], strict=True):
-        low, high = max(start, 0), min(start + side, length)
-        source.append(slice(low, max(low, high)))
-        target.append(slice(low - start, max(low, high) - start))
+        low, high = max(start, 0), max(start, 0, min(start + side, length))
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
     if all(part.stop > part.start for part in source):
         out[(slice(None), *target)] = array[(slice(None), *source)]
     return out
 
 
 def sample_tensors(sample: Sample, device: str) -> tuple[Tensor, Tensor]:
-    """Return a case's image (1, C, D, H, W) and its valid voxels (1, 1, D, H, W) on a device."""
+    """Return image (1, C, D, H, W) and valid voxels (1, 1, D, H, W) of a sample on a device."""
     image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
     return image, valid

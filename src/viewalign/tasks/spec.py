@@ -1,4 +1,4 @@
-"""What a task asks: its kind, its channels, its classes or its unit. One YAML file, no code per dataset."""
+"""Definition of a task in `task.yaml`: kind of target, image channels, classes or unit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRIMARY: dict[Kind, str] = {
     "multilabel": "auroc",
     "regression": "mae",
 }
-"""The figure that stands first where a task names none."""
+"""Default primary metric by kind of task."""
 
 
 def _as_tuple(value: object) -> object:
@@ -37,28 +37,33 @@ class ChannelSpec(Settings):
     """One input channel.
 
     Attributes:
-        name: what the manifest's column `image.<name>` is called.
-        aliases: other names of images that may take its place, the first that a case has (`swi`, else `t2s`).
-        optional: whether a case may lack it; it is then a channel of zeros.
+        name: suffix of the manifest's column `image.<name>`.
+        aliases: alternative image names, used in order if a case lacks `name` (`swi`, else `t2s`).
+        optional: whether a case may lack the channel, which is then filled with zeros.
     """
 
     name: str
     aliases: Names = ()
     optional: bool = False
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The name, then the aliases."""
+        return (self.name, *self.aliases)
+
 
 class TaskSpec(Settings):
-    """A task with one answer a case.
+    """A task with one target per case.
 
     Attributes:
-        name: for titles.
-        kind: binary and multiclass have one true class, multilabel any number of them, regression a number.
+        name: of the task, for titles.
+        kind: binary and multiclass have one true class, multilabel any number of classes, regression a number.
         channels: input channels in order.
-        classes: names of classes in the order of their numbers; the second of a binary task is the positive one.
-        unit: of a regression's target, for tables.
-        range: a regression's lowest and highest possible value; predictions are held within it. None: no limit.
-        primary: the figure that stands first.
-        laterality: whether left and right matter, so that nothing may be mirrored along them.
+        classes: class names in order of their indices; the second class of a binary task is the positive class.
+        unit: of a regression target, for tables.
+        range: lowest and highest possible regression target, to which predictions are clipped. None: no limits.
+        primary: metric that is shown first; default by kind.
+        laterality: whether left and right differ, so that images must not be mirrored.
     """
 
     name: str
@@ -71,73 +76,78 @@ class TaskSpec(Settings):
     laterality: bool = True
 
     @model_validator(mode="after")
-    def _fits(self) -> TaskSpec:
-        fewest = {"binary": 2, "multiclass": 2, "multilabel": 1, "regression": 0}[self.kind]
-        if len(self.classes) < fewest or (self.kind == "binary" and len(self.classes) != 2):
-            raise ValueError(f"classes: a {self.kind} task needs {fewest} or more names, not {list(self.classes)}")
+    def _validate(self) -> TaskSpec:
+        minimum = {"binary": 2, "multiclass": 2, "multilabel": 1, "regression": 0}[self.kind]
+        if len(self.classes) < minimum or (self.kind == "binary" and len(self.classes) != 2):
+            raise ValueError(f"classes: a {self.kind} task needs {minimum} or more names, not {list(self.classes)}")
         if self.kind == "regression" and self.classes:
-            raise ValueError("classes: a regression has none")
+            raise ValueError("classes: a regression task has none")
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: a name stands twice")
-        names = [word for channel in self.channels for word in (channel.name, *channel.aliases)]
-        if len(set(names)) != len(names):
-            raise ValueError("channels: a name or alias stands twice")
+            raise ValueError("classes: names must be unique")
+        if len(set(self.image_names)) != len(self.image_names):
+            raise ValueError("channels: names and aliases must be unique")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range: needs low < high, not {list(self.range)}")
         return self
 
     @property
+    def image_names(self) -> list[str]:
+        """Names and aliases of all channels."""
+        return [word for channel in self.channels for word in channel.words]
+
+    @property
     def outputs(self) -> int:
-        """How many numbers a network gives for a case."""
+        """Number of network outputs per case."""
         return len(self.classes) if self.kind != "regression" else 1
 
     @property
     def figure(self) -> str:
-        """The figure that stands first."""
+        """The primary metric."""
         return self.primary or PRIMARY[self.kind]
 
 
 def task_file(path: str | Path) -> Path:
-    """Return the YAML file of a task given as a folder or as that file.
+    """Return the YAML file of a task, from its folder or the file itself.
 
     Raises:
         UserError: there is none.
     """
-    given = Path(path)
-    file = given / FILE if given.is_dir() else given
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"There is no task at {given}: a folder with {FILE} and manifest.csv, or the YAML file itself.")
+        raise UserError(
+            f"There is no task at {path}: expected a folder with {FILE} and manifest.csv, or the YAML file."
+        )
     return file
 
 
 def read_spec(path: str | Path) -> TaskSpec:
-    """Read a task's YAML.
+    """Read a task definition.
 
     Raises:
-        UserError: no such file, no YAML, or settings that do not fit.
+        UserError: no such file, invalid YAML or invalid settings.
     """
     file = task_file(path)
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise UserError(f"{file} is no valid YAML: {problem}") from None
+        raise UserError(f"{file} is not valid YAML: {problem}") from None
     return check_spec(tree, str(file))
 
 
 def check_spec(tree: object, source: str) -> TaskSpec:
-    """Turn plain values into a `TaskSpec`; `source` is what a message calls them."""
+    """Validate plain values as a `TaskSpec`; `source` names them in messages."""
     try:
         return TaskSpec.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(
-            f"{source}: {format_validation_error(problem, partial(closest, known=TaskSpec.model_fields))}."
-        ) from None
+        suggest = partial(closest, known=TaskSpec.model_fields)
+        raise UserError(f"{source}: {format_validation_error(problem, suggest)}.") from None
 
 
 def write_spec(spec: TaskSpec, folder: Path) -> Path:
-    """Write a task's YAML into its folder."""
+    """Write `task.yaml` into a folder and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
-    with atomic_write(folder / FILE) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with atomic_write(folder / FILE) as partial_file:
+        partial_file.write_text(text, encoding="utf-8")
     return folder / FILE

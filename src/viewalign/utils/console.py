@@ -118,20 +118,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class Teller:
-    """Says what is done."""
+class ConsoleProgress:
+    """Prints messages with the elapsed time, and progress bars."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     def say(self, text: str) -> None:
-        """Write a line that stays."""
+        """Print a line."""
         seconds = round(time.monotonic() - self._began)
         typer.echo(f"[{seconds // 60}:{seconds % 60:02d}] {text}")
 
     def bar(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show a long piece of work."""
-
+        """Show a progress bar while the context is open."""
         return progress_bar(what)
 
 

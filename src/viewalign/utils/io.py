@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,3 +42,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as partial:
         partial.write_bytes(save(held, metadata={"format": "pt"}))
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write plain values as an indented JSON file, replacing it atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

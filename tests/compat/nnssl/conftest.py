@@ -1,4 +1,4 @@
-"""A small raw dataset in nnssl's layout, made by code."""
+"""A small synthetic raw dataset in nnssl's layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nnssl's command lines for data, as a user types them."""
+"""nnssl's command lines for data."""
 
 import importlib
 import json
@@ -120,7 +120,7 @@ def test_from_raw_files_to_the_published_run(home):
     done = typed("nnssl_train", *line, str(weights), *small(*HEADS))
     assert done.returncode == 0, done.stderr
     assert "MAETrainer__nnsslPlans__onemmiso is taken" in done.stdout
-    assert torch.cuda.is_available() or "no GPU here; the run trains on the CPU" in done.stdout
+    assert torch.cuda.is_available() or "no GPU; the run trains on the CPU" in done.stdout
     run = results / "AlignedMAEFTTrainer__nnsslPlans__onemmiso"
     assert json_of(run / "plans.json") == json_of(folder_of(home) / "nnsslPlans.json")
     plan = json_of(run / "adaptation_plan.json")["pretrain_plan"]
@@ -173,7 +173,7 @@ def test_step_by_step_gives_what_one_command_gives(home, capsys):
 def test_the_flags_of_measuring(home, capsys):
     assert call(capsys, "nnssl_extract_fingerprint", "-d 745 -np 0")[0] == 0
     code, out, _ = call(capsys, "nnssl_extract_fingerprint", "-d 745")
-    assert (code, "--clean reads them anew" in out) == (0, True)
+    assert (code, "use --clean" in out) == (0, True)
     write(home / "raw" / NAME / "sub-0" / "t1.nii.gz", head(0), (1.0, 1.0, 5.0))
     code, out, _ = call(capsys, "nnssl_extract_fingerprint", "-d 745 --clean --verbose -np 0")
     assert code == 0
@@ -199,33 +199,33 @@ def test_the_flags_of_preparing(home, capsys):
 def test_parts(home, capsys):
     assert call(capsys, "nnssl_plan_and_preprocess", "-d 745 --no_pp")[0] == 0
     code, out, _ = call(capsys, "nnssl_preprocess", "-d 745 -np 0 -part 2 -total_parts 4")
-    assert (code, "the lists are written when all parts are done" in out) == (0, True)
+    assert (code, "the lists are written when all parts are complete" in out) == (0, True)
     for part in (0, 3, 1):
         code, out, _ = call(capsys, "nnssl_preprocess", f"-d 745 -np 0 -part {part} -total_parts 4")
         assert code == 0
     assert "6 images prepared" in out
-    assert "all parts are done" in out
+    assert "all parts are complete" in out
     assert len(json_of(folder_of(home) / "valid_imgs.json")) == 6
     code, _, err = call(capsys, "nnssl_preprocess", "-d 745 -part 4 -total_parts 4")
-    assert (code, "parts go from 0 to 3" in err) == (1, True)
+    assert (code, "-part 4 must be less" in err) == (1, True)
 
 
-def test_a_broken_file_costs_itself_alone(home, capsys):
+def test_a_broken_file_is_excluded(home, capsys):
     (home / "raw" / NAME / "sub-3" / "t1.nii.gz").write_bytes(b"nothing")
     code, out, _ = call(capsys, "nnssl_plan_and_preprocess", "-d 745 -np 0")
     assert code == 3
-    assert "5 images prepared; 1 set aside" in out
+    assert "5 images prepared; 1 excluded" in out
     assert "sub-3" in out
     code, out, _ = call(capsys, "nnssl_preprocess", "-d 745 -np 0")
     assert code == 3
-    assert "5 were there already" in out
+    assert "5 already there" in out
 
 
-def test_rocket_preprocessed_is_told(home, capsys, monkeypatch):
+def test_rocket_preprocessed_is_reported(home, capsys, monkeypatch):
     monkeypatch.setenv("rocket_preprocessed", str(home / "elsewhere"))
     code, out, _ = call(capsys, "nnssl_plan_and_preprocess", "-d 745 --no_pp")
     assert code == 0
-    assert "rocket_preprocessed is set and stands for nnssl_preprocessed" in out
+    assert "rocket_preprocessed is set and replaces nnssl_preprocessed" in out
     assert (home / "elsewhere" / NAME / "nnsslPlans.json").is_file()
 
 
@@ -244,7 +244,7 @@ def test_rocket_preprocessed_is_told(home, capsys, monkeypatch):
         ("nnssl_train_wandb", "745 onemmiso -fold 0", "all"),
     ],
 )
-def test_unknown_flags_and_choices_are_refused(home, capsys, command, line, sentence):
+def test_unknown_flags_and_choices_are_errors(home, capsys, command, line, sentence):
     code, _, err = call(capsys, command, line)
     assert code == 2
     assert sentence in err
@@ -258,7 +258,7 @@ def test_unknown_flags_and_choices_are_refused(home, capsys, command, line, sent
         ("nnssl_plan_and_preprocess", "-d 745 -np 1 2 3", "-np has 3 numbers for 1 configurations"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence(home, capsys, command, line, sentence):
+def test_errors_are_messages(home, capsys, command, line, sentence):
     code, _, err = call(capsys, command, line)
     assert code == 1
     assert sentence in err
@@ -267,13 +267,13 @@ def test_a_mistake_ends_in_a_sentence(home, capsys, command, line, sentence):
 def test_planning_needs_a_fingerprint(home, capsys, monkeypatch):
     folder_of(home).mkdir(parents=True)
     code, _, err = call(capsys, "nnssl_plan_experiment", "-d 745")
-    assert (code, "`nnssl_extract_fingerprint -d 745` makes it" in err) == (1, True)
+    assert (code, "`nnssl_extract_fingerprint -d 745`" in err) == (1, True)
     monkeypatch.delenv("nnssl_raw")
     code, _, err = call(capsys, "nnssl_extract_fingerprint", "-d 745")
     assert (code, "nnssl_raw is not set" in err) == (1, True)
 
 
-def test_the_number_of_processes_of_nnunet_is_heeded(monkeypatch):
+def test_the_number_of_processes_of_nnunet_is_used(monkeypatch):
     from viewalign.compat.nnssl.flags import default_processes
     from viewalign.errors import UserError
 

@@ -1,4 +1,4 @@
-"""A raw dataset prepared in nnssl's layout: what nnssl would find, and what a broken file or run does to it."""
+"""A raw dataset prepared in nnssl's layout: its files, and broken files and runs."""
 
 import json
 import pickle
@@ -48,7 +48,7 @@ def names(catalogue):
     return [subject for dataset in catalogue["datasets"].values() for subject in dataset["subjects"]]
 
 
-def test_a_normalisation_that_is_not_built_is_refused_before_work(raw, folder):
+def test_an_unsupported_normalisation_is_an_error(raw, folder):
     path = folder / "nnsslPlans.json"
     told = json_of(path)
     told["configurations"]["onemmiso"]["use_mask_for_norm"] = [True]
@@ -58,7 +58,7 @@ def test_a_normalisation_that_is_not_built_is_refused_before_work(raw, folder):
     assert not list(folder.rglob("*.b2nd"))
 
 
-def test_nnssl_finds_what_it_looks_for(raw, folder):
+def test_files_are_those_of_nnssl(raw, folder):
     report = prepare(raw, folder)
     assert (report.prepared, report.made, report.skipped) == (4, 4, 0)
     session = folder / SESSION.format("sub-2")
@@ -76,7 +76,7 @@ def test_nnssl_finds_what_it_looks_for(raw, folder):
     assert properties["sitk_stuff"]["origin"] == pytest.approx((3.0, -4.0, 5.0))
 
 
-def test_masks_lie_under_their_own_names(raw, folder):
+def test_masks_have_their_own_names(raw, folder):
     prepare(raw, folder)
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     k = next(k for k in range(len(store)) if "sub-2" in store.ids[k])
@@ -91,7 +91,7 @@ def test_masks_lie_under_their_own_names(raw, folder):
     assert not np.array_equal(anatomy, anonymisation)
 
 
-def test_the_lists_name_what_came_through_and_nothing_else(raw, folder):
+def test_the_lists_contain_prepared_images_only(raw, folder):
     report = prepare(raw, folder)
     assert [one.file for one in report.excluded] == [str(raw / "sub-9" / "t1.nii.gz")]
     assert json_of(folder / "report__onemmiso.json")["excluded"][0]["reason"]
@@ -123,7 +123,7 @@ def test_axes_stay_as_in_the_file_but_for_the_plans(raw, folder):
     assert store.notes == ()
 
 
-def test_what_is_there_is_left_alone_and_what_changed_is_made_anew(raw, folder):
+def test_complete_images_are_skipped_and_changed_ones_prepared_again(raw, folder):
     prepare(raw, folder)
     array = folder / SESSION.format("sub-0") / "t1.b2nd"
     before = array.stat().st_mtime_ns
@@ -162,7 +162,7 @@ def test_processes_and_parts_give_the_same_bytes(raw, folder, tmp_path):
     assert not (other / "valid_imgs__0_of_2.json").exists(), "what another number of parts left is swept"
 
 
-def test_names_that_cannot_be_files_are_set_aside(raw, folder):
+def test_names_that_cannot_be_files_are_excluded(raw, folder):
     catalogue = json_of(raw / "pretrain_data.json")
     subjects = catalogue["datasets"]["ds01"]["subjects"]
     images = subjects["sub-0"]["sessions"]["ses-DEFAULT"]["images"]
@@ -171,7 +171,7 @@ def test_names_that_cannot_be_files_are_set_aside(raw, folder):
     (raw / "pretrain_data.json").write_text(json.dumps(catalogue))
     report = prepare(raw, folder)
     reasons = [one.reason for one in report.excluded if "sub-0" in one.file]
-    assert sum("cannot be the name of a file" in reason for reason in reasons) == 1
+    assert sum("cannot be used as a file name" in reason for reason in reasons) == 1
     assert sum("same id" in reason for reason in reasons) == 1
     assert sum("another image's mask" in reason for reason in reasons) == 1
     assert report.prepared == 6
@@ -182,26 +182,26 @@ def test_names_that_cannot_be_files_are_set_aside(raw, folder):
     assert not list(folder.rglob("out*"))
 
 
-def test_a_file_beyond_its_limits_is_set_aside(raw, folder):
+def test_a_file_beyond_its_limits_is_excluded(raw, folder):
     report = prepare(raw, folder, limits=Limits(max_voxels=1000))
     assert report.prepared == 0
     assert any("1,000" in one.reason for one in report.excluded)
 
 
-def test_a_file_that_hangs_is_set_aside(raw, folder):
+def test_a_file_that_hangs_is_excluded(raw, folder):
     report = prepare(raw, folder, processes=1, limits=Limits(seconds=0.001))
     assert report.prepared == 0
     assert any("longer than the time limit" in one.reason for one in report.excluded)
     assert prepare(raw, folder).prepared == 4, "what was given up leaves nothing that is in the way"
 
 
-def test_a_disk_that_cannot_be_written_ends_in_a_sentence(raw, folder):
+def test_an_unwritable_disk_is_an_error(raw, folder):
     (folder / "nnsslPlans_onemmiso").write_text("a file where a folder must be")
     with pytest.raises(UserError, match="cannot be written"):
         prepare(raw, folder)
 
 
-def test_what_nnssl_wrote_over_is_read_as_nnssl_s(raw, folder):
+def test_images_overwritten_by_nnssl_are_read_as_nnssl_s(raw, folder):
     prepare(raw, folder)
     session = folder / SESSION.format("sub-2")
     shape = blosc2.open(str(session / "t1.b2nd"), mode="r").shape
@@ -211,7 +211,7 @@ def test_what_nnssl_wrote_over_is_read_as_nnssl_s(raw, folder):
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     k = next(k for k in range(len(store)) if "sub-2" in store.ids[k])
     assert not store.ours[k]
-    assert store.read_mask(k, "anatomy").all(), "nnssl writes masks under each other's names"
+    assert store.read_mask(k, "anatomy").all(), "nnssl swaps the names of masks"
     assert len(store.notes) == 1
 
 
@@ -224,9 +224,9 @@ def test_the_dataset_s_split_is_kept(raw, folder):
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert store.held_out == {whose(2)}
     assert list(store.subjects) == [whose(0), whose(1), whose(2)]
-    assert "1 images of subjects whom splits_final.json does not name" in store.notes[0]
+    assert "1 images of subjects that are not in splits_final.json" in store.notes[0]
     lists.write_split(folder, lists.Split(frozenset({"x"}), frozenset()))
-    with pytest.raises(UserError, match="names no subject for training"):
+    with pytest.raises(UserError, match="names no training subject"):
         open_preprocessed(folder, "nnsslPlans", "onemmiso")
     (folder / "splits_final.json").write_text("[]")
     with pytest.raises(UserError, match="Remove it"):

@@ -1,4 +1,4 @@
-"""One image's way, against a plain reference that does the same steps with whole float64 arrays."""
+"""Preprocessing of an image against a plain reference in float64."""
 
 import pickle
 
@@ -58,7 +58,7 @@ def test_voxels_agree_with_the_plain_reference(spacing, configuration):
     assert made.pickled["bbox_used_for_cropping"] == [[ends.start, ends.stop] for ends in box]
 
 
-def test_masks_follow_the_image_and_hold_no_minus_one():
+def test_masks_are_prepared_as_the_image_without_minus_one():
     given = volume(SPACINGS["isotropic"])
     mask = np.zeros(given.array.shape, dtype=np.uint8)
     mask[:, 10:] = 1
@@ -81,7 +81,7 @@ def test_the_axis_of_the_largest_voxels_comes_first():
     assert made.facts["spacing"] == [4.0, 0.8, 0.9]
 
 
-def test_the_pickled_properties_are_plain_and_say_what_nnssl_reads():
+def test_the_pickled_properties_are_plain_values_of_nnssl():
     given = volume(SPACINGS["isotropic"])
     plans = plan("Dataset001_X", [given.spacing])
     pickled = prepare_image(given, {}, plans.configurations["onemmiso"], plans.transpose_forward).pickled
@@ -95,7 +95,7 @@ def test_the_pickled_properties_are_plain_and_say_what_nnssl_reads():
     assert not class_names, "only plain numbers, so that reading needs no class"
 
 
-def test_what_cannot_be_prepared_is_refused_with_the_reason():
+def test_unusable_images_are_excluded_with_the_reason():
     plans = plan("Dataset001_X", [(1.0, 1.0, 1.0)])
     thin = Volume(volume((1, 1, 1)).array[2:5], (0.1, 1.0, 1.0), (0, 0, 0), np.eye(3))
     with pytest.raises(ExcludedImageError, match="one slice would be left at this voxel size"):

@@ -67,7 +67,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_it_is_a_store_of_what_is_there(folder, tmp_path):
+def test_the_store_has_all_images(folder, tmp_path):
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert len(store) == SUBJECTS
     assert store.ids[3] == f"{COLLECTION}__ds01__sub-3__ses-DEFAULT__t1"
@@ -94,7 +94,7 @@ def test_inside_a_mask_is_above_zero(folder):
     assert store.read_mask(1, "anonymisation", (0, 0, 0), (4, 4, 4)) is None
 
 
-def test_two_masks_lie_under_each_other_s_name(folder):
+def test_two_masks_have_swapped_names(folder):
     save(np.ones((1, 20, 21, 22)), image_path(folder, 0).with_name("t1__anat.b2nd"))
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert len(store) == SUBJECTS
@@ -111,14 +111,14 @@ def test_valid_imgs_is_respected(folder):
 
 
 @pytest.mark.parametrize("content", ["[{}]", "{", "[]", '[{"dataset_index": 1, "subject_id": 1, "session_id": 1}]'])
-def test_a_strange_valid_imgs_is_told_and_not_used(folder, content):
+def test_an_invalid_valid_imgs_is_reported_and_ignored(folder, content):
     (folder / "valid_imgs.json").write_text(content)
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert len(store) == SUBJECTS
-    assert "not used" in store.notes[0]
+    assert "ignored" in store.notes[0]
 
 
-def test_damaged_images_are_left_out(folder):
+def test_damaged_images_are_excluded(folder):
     broken = image_path(folder, 2)
     broken.write_bytes(broken.read_bytes()[:40])
     other = image_path(folder, 9)
@@ -142,11 +142,13 @@ def test_spacing_is_the_configuration_s(folder):
     assert "1 mm is assumed" in store.notes[0]
 
 
-def test_what_is_not_there_is_said_with_the_command_that_makes_it(folder):
-    with pytest.raises(UserError, match=r"nnsslPlans_median is not there.*nnssl_plan_and_preprocess -d 745 -c median"):
+def test_missing_data_are_reported_with_the_command_that_creates_them(folder):
+    with pytest.raises(
+        UserError, match=r"nnsslPlans_median does not exist.*nnssl_plan_and_preprocess -d 745 -c median"
+    ):
         open_preprocessed(folder, "nnsslPlans", "median")
     (folder / "nnsslPlans_median").mkdir()
-    with pytest.raises(UserError, match="holds none that can be read"):
+    with pytest.raises(UserError, match="has none that can be read"):
         open_preprocessed(folder, "nnsslPlans", "median")
     with pytest.raises(UserError, match=r"no plans .*otherPlans\.json"):
         open_preprocessed(folder, "otherPlans", "median")
@@ -161,7 +163,7 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(folder):
 def test_a_dataset_is_found_by_id_and_name(folder):
     root = folder.parent
     assert find_dataset(root, "745") == find_dataset(root, "Dataset745_OpenMind") == folder
-    with pytest.raises(UserError, match=r"no dataset 746 .*holds Dataset745_OpenMind.*-d 746"):
+    with pytest.raises(UserError, match=r"no dataset 746 .*has Dataset745_OpenMind.*-d 746"):
         find_dataset(root, "746")
     with pytest.raises(UserError, match="no dataset"):
         find_dataset(root, "OpenMind")

@@ -92,7 +92,7 @@ def test_the_published_command_lines_run(home, capsys, line, first, network):
     assert f"{first}__nnsslPlans__onemmiso is taken" in out
     assert "100.0% of the encoder is covered" in out + err
     if not torch.cuda.is_available():
-        assert "no GPU here; the run trains on the CPU" in out
+        assert "no GPU; the run trains on the CPU" in out
     folder = results(home, line.split()[3])
     state = torch.load(folder / "fold_all" / "checkpoint_final.pth", weights_only=True)
     assert "nnssl_adaptation_plan" in state
@@ -104,15 +104,15 @@ def test_the_published_command_lines_run(home, capsys, line, first, network):
 
 
 @pytest.mark.slow
-def test_c_goes_on_and_a_second_start_is_refused(home, capsys):
+def test_c_resumes_and_a_second_start_is_an_error(home, capsys):
     line = "Dataset745_OpenMind onemmiso -tr MAETrainer -device cpu --disable_checkpointing --npz --val_best"
     code, out, err = call(capsys, line, "--c", network="resenc-xs", steps=2)
     assert code == 0, err
-    for sentence in ("no run in", "--npz does nothing", "--val_best does nothing", "saved at its end"):
+    for sentence in ("no run in", "--npz does nothing", "--val_best does nothing", "only at its end"):
         assert sentence in out
     code, _, err = call(capsys, line, network="resenc-xs", steps=2)
     assert code == 1
-    assert "holds a run already. Continue it with --c" in err
+    assert "Resume it with --c" in err
     code, out, err = call(capsys, line, "--c", network="resenc-xs", steps=2)
     assert code == 0, err
     assert "Going on from step 2 of 2" in out + err
@@ -141,7 +141,7 @@ def test_an_unset_variable(home, capsys, monkeypatch, variable):
         ("745 onemmiso -tr AlignedMAEFTTrainer -num_gpus 0 -device cpu", "runtime.gpus"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence(home, capsys, line, sentence):
+def test_errors_are_messages(home, capsys, line, sentence):
     code, _, err = call(capsys, line)
     assert code == 1
     assert sentence in err
@@ -156,7 +156,7 @@ def test_a_mistake_ends_in_a_sentence(home, capsys, line, sentence):
         ("745 twomm -tr AlignedMAEFTTrainer", "onemmiso"),
     ],
 )
-def test_unknown_flags_are_refused(home, capsys, line, sentence):
+def test_unknown_flags_are_errors(home, capsys, line, sentence):
     code, _, err = call(capsys, line)
     assert code == 2
     assert sentence in err
@@ -166,7 +166,7 @@ def test_unknown_flags_are_refused(home, capsys, line, sentence):
 def test_more_gpus_than_none(home, capsys):
     code, _, err = call(capsys, "745 onemmiso -tr AlignedMAEFTTrainer -num_gpus 2")
     assert code == 1
-    assert "-num_gpus 2: there is no GPU here" in err
+    assert "-num_gpus 2: there is no GPU" in err
 
 
 def test_val_trains_nothing(home, capsys):

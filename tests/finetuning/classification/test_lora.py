@@ -6,7 +6,7 @@ import torch
 from task_fixtures import trained_by
 
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
-from viewalign.finetuning.classification import network as lora
+from viewalign.finetuning.classification import lora
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.models import Predictor, read_model, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork

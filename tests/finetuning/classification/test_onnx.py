@@ -13,7 +13,7 @@ from viewalign.errors import UserError
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification import onnx as onnx_export
 from viewalign.finetuning.classification.models import Predictor, write_model
-from viewalign.finetuning.classification.network import GlobalNetwork, answer_tensor
+from viewalign.finetuning.classification.network import GlobalNetwork, predictions_from_outputs
 from viewalign.finetuning.classification.onnx import OnnxPredictor, export_onnx, open_session
 from viewalign.tasks.preprocessing import Preprocessor
 
@@ -55,7 +55,7 @@ def test_every_batch_size_gives_what_torch_gives(tmp_path, striped_task, kind, n
         valid = rng.random((count, 1, *SIZE)) > 0.3
         with torch.no_grad():
             parts = [
-                answer_tensor(m.network(torch.from_numpy(image), torch.from_numpy(valid)), spec, *m.scale)
+                predictions_from_outputs(m.network(torch.from_numpy(image), torch.from_numpy(valid)), spec, *m.scale)
                 for m in torch_side.models
             ]
         (found,) = session.run(None, {"image": image, "valid": valid})
@@ -96,7 +96,7 @@ def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
 def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch):
     spec, cases = striped_task(tmp_path / "task", cases=1)
     folder = model(tmp_path / "m", spec, "resenc-xs", "average")
-    monkeypatch.setattr(onnx_export, "_ONE_FILE", 0)
+    monkeypatch.setattr(onnx_export, "_MAX_INLINE_BYTES", 0)
     written = export_onnx(folder, tmp_path / "x")
     assert written.file.stat().st_size < (tmp_path / "x" / "model.onnx.data").stat().st_size
     (tmp_path / "x").rename(tmp_path / "moved")
@@ -105,8 +105,8 @@ def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch)
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no trained model"):
+    with pytest.raises(UserError, match="no trained model"):
         export_onnx(tmp_path, tmp_path / "x")
     (tmp_path / "a.onnx").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="no ONNX graph"):
+    with pytest.raises(UserError, match="not an ONNX graph"):
         OnnxPredictor(tmp_path / "a.onnx")

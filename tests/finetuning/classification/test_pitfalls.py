@@ -14,7 +14,7 @@ from viewalign.evaluation.embedding import Pooling
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.models import Predictor
-from viewalign.finetuning.classification.network import GlobalNetwork, answers
+from viewalign.finetuning.classification.network import GlobalNetwork, predictions_from_outputs
 from viewalign.finetuning.classification.training import FoldTraining, augment
 from viewalign.networks.registry import build_backbone
 from viewalign.tasks.cases import prepare_cases
@@ -72,7 +72,7 @@ def test_training_and_prediction_resample_alike(tmp_path, striped_task, head, wr
 def test_an_age_above_a_hundred_can_be_told():
     """A sigmoid times 100 could not."""
     age = TaskSpec.model_validate({"name": "age", "kind": "regression", "channels": [{"name": "t1"}]})
-    assert answers(torch.tensor([[4.0]]), age, 60.0, 12.5) == pytest.approx([110.0])
+    assert predictions_from_outputs(torch.tensor([[4.0]]), age, 60.0, 12.5).item() == pytest.approx(110.0)
 
 
 @pytest.mark.parametrize("pool", ["average", "multistage", "attention"])

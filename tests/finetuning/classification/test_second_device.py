@@ -15,7 +15,7 @@ from task_fixtures import trained_by
 
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
-from viewalign.evaluation.retrieval import find_places
+from viewalign.evaluation.retrieval import evaluate_retrieval
 from viewalign.evaluation.voxel_features import EncoderFeatures
 from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, probe
 from viewalign.finetuning.classification.finetune import finetune
@@ -31,11 +31,11 @@ SMALL = ["epochs=1", "batch=4", "draws=100", "patch_size=16", "spacing=none"]
 @contextmanager
 def elsewhere():
     """Let every choice of a device be the second one."""
-    places = ("finetuning.classification.training", "finetuning.classification.finetune", "evaluation.embedding")
+    modules = ("finetuning.classification.training", "finetuning.classification.finetune", "evaluation.embedding")
     with ExitStack() as stack:
         stack.enter_context(second_device())
-        for place in places:
-            stack.enter_context(mock.patch(f"viewalign.{place}.choose_device", return_value=DEVICE.type))
+        for module in modules:
+            stack.enter_context(mock.patch(f"viewalign.{module}.choose_device", return_value=DEVICE.type))
         yield
 
 
@@ -83,7 +83,7 @@ def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_case_is_changed_on_the_device_that_trains(seed):
-    """A GPU would wait for a CPU that turns and blurs 160³ voxels."""
+    """A GPU would wait for augmentation of 160³ voxels on a CPU."""
     image = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 12, 10, 11)).astype(np.float32))
     valid = torch.ones(1, 12, 10, 11, dtype=torch.bool)
     geometry = ViewSamplingConfig(size=(12, 10, 11), p_rotation=1.0, p_scale=1.0)
@@ -123,6 +123,6 @@ def test_voxel_probe_and_places_stay_on_their_device():
         with second_device():
             torch.manual_seed(0)
             score = probe(EncoderFeatures(encoder, where), cases[:1], cases[1:], VoxelProbeSettings(0, 50, 500))
-            places = find_places(encoder, images, seed=1, cells=3, device=where)
+            places = evaluate_retrieval(encoder, images, seed=1, cells=3, device=where)
             found.append([score.dice, *places.distances])
     assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -14,11 +14,23 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
-from viewalign.finetuning.classification.finetune import finetune, preprocessor_for
+from viewalign.finetuning.classification.finetune import finetune, make_preprocessor
 from viewalign.finetuning.classification.models import Predictor, read_model
-from viewalign.finetuning.classification.network import GlobalNetwork, answers, case_losses, class_weights, first_bias
+from viewalign.finetuning.classification.network import (
+    GlobalNetwork,
+    case_losses,
+    class_weights,
+    initial_bias,
+    predictions_from_outputs,
+)
 from viewalign.finetuning.classification.settings import recipe_names
-from viewalign.finetuning.classification.training import FoldTraining, augment, parameter_groups, rate, target_scale
+from viewalign.finetuning.classification.training import (
+    FoldTraining,
+    augment,
+    learning_rate,
+    parameter_groups,
+    target_scale,
+)
 from viewalign.reports.task import write_page
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Sample
@@ -73,7 +85,7 @@ def test_the_head_sees_training_features_of_mean_0_and_spread_1_and_takes_that_o
     images, valid = torch.randn(2, 1, *SIZE), torch.ones(2, 1, *SIZE, dtype=torch.bool)
     with torch.no_grad():
         before = network(images, valid)
-        network.fold_in()
+        network.fold_standardisation()
         torch.testing.assert_close(network(images, valid), before, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(network.head(network.vectors(images, valid)), before, rtol=1e-4, atol=1e-4)
 
@@ -87,7 +99,7 @@ def test_equal_cases_are_not_blown_up():
 def test_features_are_measured_on_the_cases_of_the_fold_alone(tmp_path):
     training = training_of("binary", tmp_path, epochs=1)
     images = torch.stack([torch.from_numpy(training.samples[c.case].image) for c in training.cases[:4]])
-    training.cases, training.per_epoch = training.cases[:4], 1  # as if two were held out
+    training.cases, training.steps_per_epoch = training.cases[:4], 1  # as if two were held out
     with torch.no_grad():
         told = training.network.eval().vectors(images, torch.ones_like(images, dtype=torch.bool)).mean(0)
     measured = []
@@ -111,18 +123,19 @@ def test_the_first_loss_is_that_of_chance(kind, chance, name):
     targets = torch.from_numpy((raw - centre) / spread).float() if kind == "regression" else torch.from_numpy(raw)
     assert float(case_losses(out, targets, spec, 0.0).mean()) == pytest.approx(chance, rel=1e-5)
     if kind == "regression":
-        np.testing.assert_allclose(answers(out, spec, centre, spread), raw.mean())
+        np.testing.assert_allclose(predictions_from_outputs(out.detach().double(), spec, centre, spread), raw.mean())
 
 
 def test_a_bias_is_the_share_of_classes():
     spec = spec_of("binary")
-    p = answers(torch.tensor([first_bias([0, 0, 0, 1] * 100, spec, even=False)]), spec)
+    p = predictions_from_outputs(torch.tensor([initial_bias([0, 0, 0, 1] * 100, spec, balanced=False)]), spec)
     np.testing.assert_allclose(p, [[0.75, 0.25]], atol=2e-3)
-    assert first_bias([0, 0, 0, 1], spec, even=True) == [0.0, 0.0]
+    assert initial_bias([0, 0, 0, 1], spec, balanced=True) == [0.0, 0.0]
     weights = class_weights([0, 0, 0, 1], spec)
     torch.testing.assert_close(weights, torch.tensor([2 / 3, 2.0]))
-    many = answers(
-        torch.tensor([first_bias([(1, 0), (1, 1), (1, 0)], spec_of("multilabel"), even=False)]), spec_of("multilabel")
+    many = predictions_from_outputs(
+        torch.tensor([initial_bias([(1, 0), (1, 1), (1, 0)], spec_of("multilabel"), balanced=False)]),
+        spec_of("multilabel"),
     )
     np.testing.assert_allclose(many, [[3.5 / 4, 1.5 / 4]])
 
@@ -162,7 +175,7 @@ def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
     assert resumed.losses == straight.losses
     for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(UserError, match=r"fold of other settings \(lr=0\.0001, not 0\.5; dropout=0\.3, not 0\.0\)"):
+    with pytest.raises(UserError, match=r"fold with other settings \(lr=0\.0001, not 0\.5; dropout=0\.3, not 0\.0\)"):
         training_of("binary", tmp_path / "b", epochs=3, lr=0.5).run()
 
 
@@ -204,7 +217,7 @@ def test_rates_shrink_towards_the_input_and_positions_do_not_decay(name):
 
 def test_the_schedule_rises_then_falls_to_nothing():
     settings = trained_by(None, ["lr=1", "warmup_epochs=10"])
-    rates = [rate(step, 100, settings) for step in range(100)]
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1.0
     assert rates[-1] < 1e-3
@@ -283,7 +296,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
 
 @pytest.mark.slow
 def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task, mark_as_test):
-    """The route of a benchmark whose test cases are named: one model, its page and figures over the test cases."""
+    """Training on all training cases with test cases: one model, its page and metrics over the test cases."""
     striped_task(tmp_path / "task", "regression", 12)
     judged = mark_as_test(tmp_path / "task", 4)
     lines, out = [], tmp_path / "out"
@@ -327,10 +340,10 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
 
 def test_a_departure_from_pretraining_is_said(tiny_run):
     start, lines = read_pretrained(tiny_run), []
-    same = preprocessor_for(start, spec_of("binary"), trained_by(None), lines.append)
+    same = make_preprocessor(start, spec_of("binary"), trained_by(None), lines.append)
     assert not lines
     assert same.size == start.size
-    preprocessor_for(start, spec_of("binary"), trained_by(None, ["normalise=none"]), lines.append)
+    make_preprocessor(start, spec_of("binary"), trained_by(None, ["normalise=none"]), lines.append)
     assert "those of pretraining were" in lines[0]
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of nnU-Net's training is there whole, or the one before is."""
+"""Checkpoints of nnU-Net's training are written atomically."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def fails_half_way(problem):
 
 
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
-def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on(trainer, tmp_path, monkeypatch, problem):
+def test_a_full_disk_keeps_the_previous_checkpoint(trainer, tmp_path, monkeypatch, problem):
     latest = tmp_path / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(latest))
     before = latest.read_bytes()
@@ -51,13 +51,13 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on(trainer, 
     assert latest.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
     assert len(trainer.told) == 1
-    assert "the one before stays" in trainer.told[0]
-    with pytest.raises(UserError, match="Free some space; the same command goes on"):
+    assert "the previous one is kept" in trainer.told[0]
+    with pytest.raises(UserError, match="Free some space"):
         trainer.save_checkpoint(str(tmp_path / "checkpoint_final.pth"))
     assert not (tmp_path / "checkpoint_final.pth").exists(), "half a final one would pass for a finished training"
 
 
-def test_what_is_killed_while_it_writes_leaves_the_checkpoint_before(trainer, tmp_path, monkeypatch):
+def test_a_kill_while_writing_keeps_the_previous_checkpoint(trainer, tmp_path, monkeypatch):
     latest = tmp_path / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(latest))
     written = []

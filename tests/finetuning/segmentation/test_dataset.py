@@ -1,4 +1,4 @@
-"""Datasets: found by number, name and folder, and everything wrong with one told before training."""
+"""Datasets: found by number, name and folder, and errors before training."""
 
 import json
 
@@ -62,13 +62,13 @@ def test_regions_and_an_ignore_label(raw):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda root: (root / "dataset.json").unlink(), "There is no dataset|holds no dataset.json"),
-        (lambda root: (root / "dataset.json").write_text("{"), "is no JSON"),
+        (lambda root: (root / "dataset.json").unlink(), "There is no dataset|has no dataset.json"),
+        (lambda root: (root / "dataset.json").write_text("{"), "not valid JSON"),
         (lambda root: (root / "dataset.json").write_text('{"labels": {}}'), "has no file_ending and no channel_names"),
-        (lambda root: change(root, labels={"background": 0}), "names no class but background"),
-        (lambda root: change(root, file_ending=".mha"), r"holds no images named CASE_0000\.mha"),
-        (lambda root: change(root, channel_names={"0": "a", "1": "b"}), r"lacks imagesTr/case_00_0001.nii.gz.* and"),
-        (lambda root: (root / "labelsTr" / "case_01.nii.gz").unlink(), "lacks labelsTr/case_01.nii.gz"),
+        (lambda root: change(root, labels={"background": 0}), "no class but background"),
+        (lambda root: change(root, file_ending=".mha"), r"has no images named CASE_0000\.mha"),
+        (lambda root: change(root, channel_names={"0": "a", "1": "b"}), r"has no imagesTr/case_00_0001.nii.gz.* and"),
+        (lambda root: (root / "labelsTr" / "case_01.nii.gz").unlink(), "has no labelsTr/case_01.nii.gz"),
         (lambda root: [path.unlink() for path in (root / "labelsTr").iterdir()], "has no labels"),
     ],
 )
@@ -114,5 +114,5 @@ def test_patterns(tmp_path):
     assert datasets.names_matching(cases, "liver_2*, liver_1") == cases
     (tmp_path / "held.txt").write_text("liver_1\nliver_20\n")
     assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
-    with pytest.raises(UserError, match="No case is called spleen"):
+    with pytest.raises(UserError, match="No case matches spleen"):
         datasets.names_matching(cases, "spleen_*")

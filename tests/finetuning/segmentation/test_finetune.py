@@ -68,7 +68,7 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
     monkeypatch.setattr(nnunet, "train", lambda *_: pytest.fail("trained again"))
     code, told, _ = call(capfd, *asked, *few)
     assert code == 0
-    assert told.count("trained already") == 2
+    assert told.count("already trained") == 2
     code, _, err = call(capfd, *asked, *few, "batch=4")
     assert code == 1
     assert "holds a fine-tuning with batch=2, not 4" in err
@@ -120,12 +120,12 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["patch_size=a,b,c"], "patch_size"),
         (["spacing=thick"], "spacing = 'thick'"),
         (["device=tpu"], "device = 'tpu': input should be 'auto'"),
-        (["gpus=2"], "several GPUs of CUDA alone"),
+        (["gpus=2"], "several GPUs only with CUDA"),
         (["shots=5"], "too few for 5 folds"),
-        (["shots=5", "validation=case_00"], "5 shots are asked for, but there are 2"),
-        (["validation=liver_*"], "No case is called liver_*"),
+        (["shots=5", "validation=case_00"], "5 shots are requested, but there are 2"),
+        (["validation=liver_*"], "No case matches liver_*"),
         (["training=case_00", "validation=case_0*"], "case_00 is named for training and for validation"),
-        (["training=case_00", "shots=1"], "use one of the two"),
+        (["training=case_00", "shots=1"], "use only one of them"),
         (["predict=nowhere"], "There is no folder nowhere to predict"),
         (["tolerance=kidney=1", "shots=1", "validation=case_00"], "no class 'kidney'"),
     ],
@@ -197,7 +197,7 @@ def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, mo
     whole = read_evaluation(out / results["results"][-1]["evaluation"])
     assert [case.name for case in whole.cases] == [f"case_{k:02d}" for k in range(6)]  # each case once
     assert (out / "predictions" / "test_00.nii.gz").is_file()
-    assert ("Postprocessing would not help" in told) != (out / "predictions_postprocessed").is_dir()
+    assert ("Postprocessing is not applied" in told) != (out / "predictions_postprocessed").is_dir()
 
 
 def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_path):
@@ -218,7 +218,7 @@ def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_p
     thread = threading.Thread(target=first)
     thread.start()
     assert holding.wait(60)
-    with finetune._dataset_alone(work, say):
+    with finetune._dataset_lock(work, say):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]

@@ -1,4 +1,4 @@
-"""FOMO25's task 2 from the challenge's folder to a mask on the input's own voxels, in every orientation."""
+"""FOMO25's task 2: from the challenge's folder to a mask on the grid of the input, in every orientation."""
 
 import json
 
@@ -63,7 +63,7 @@ def challenge(tmp_path):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_turning_to_lps_moves_nothing_in_the_world(tmp_path, code):
+def test_reorientation_keeps_world_coordinates(tmp_path, code):
     image, mask = image_of(1)
     volume = read_volume(save(image, tmp_path / "a.nii.gz", code))
     turned = lps.to_lps(volume)
@@ -80,7 +80,7 @@ def test_turning_to_lps_moves_nothing_in_the_world(tmp_path, code):
     np.testing.assert_array_equal(own.get_fdata(), nibabel.load(tmp_path / "true.nii.gz").get_fdata())
 
 
-def test_masks_stay_on_their_voxels_and_missing_sequences_are_zeros(challenge, tmp_path):
+def test_masks_keep_their_grid_and_missing_sequences_are_zeros(challenge, tmp_path):
     names, left_out = prepare(challenge, tmp_path / "Dataset602_M")
     assert names == [f"sub_{k}_ses_1" for k in range(1, 6)]
     assert not left_out
@@ -107,7 +107,7 @@ def read_maybe(file):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
 
-def test_what_cannot_be_used_is_left_out_with_its_reason(challenge, tmp_path):
+def test_unusable_sessions_are_excluded_with_their_reason(challenge, tmp_path):
     (challenge / "labels/sub_1/ses_1/seg.nii.gz").unlink()
     _, mask = image_of(2)
     mask.SetOrigin((0.0, 0.0, 90.0))
@@ -118,7 +118,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(challenge, tmp_path):
     assert "2 cases" in told.output
     for words in (
         "sub_1_ses_1: has no seg.nii.gz",
-        "lies on the voxels of no sequence (dwi_b1000: moved",
+        "the voxel grid of no sequence (dwi_b1000: moved",
         "swi.nii.gz:",
     ):
         assert words in told.output

@@ -156,9 +156,9 @@ def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared,
 
 def test_what_stock_nnunet_cannot_do_is_said(prepared, nnunet_home, tmp_path, monkeypatch):
     path, _ = write_encoder(tmp_path, "primus-xs")
-    with pytest.raises(UserError, match=r"Primus S, B, M and L with tokens of 8³ alone"):
+    with pytest.raises(UserError, match="Primus S, B, M and L"):
         package.export_start(str(path), "901", tmp_path / "out")
-    with pytest.raises(UserError, match="holds no results yet"):
+    with pytest.raises(UserError, match="no results yet"):
         package.export_model(tmp_path, tmp_path / "out")
     monkeypatch.delenv("nnUNet_preprocessed")
     with pytest.raises(UserError, match="nnUNet_preprocessed is not set"):

@@ -1,4 +1,4 @@
-"""Plans as data: voxel size, normalisation, patch and network of a pretraining in nnU-Net's words."""
+"""Plans: voxel size, normalisation, patch and network of a pretraining in nnU-Net's format."""
 
 import copy
 
@@ -80,7 +80,7 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
     none = prepared_by("none")
     assert make(none)[1]["normalization_schemes"] == ["NoNormalization"]
     for other in ("percentile", "window"):
-        with pytest.raises(UserError, match=r"another normalisation \(\w+\) than stock nnU-Net has"):
+        with pytest.raises(UserError, match=r"normalisation \(\w+\)"):
             make(prepared_by(other))
         assert make(prepared_by(other), norm="dataset")[1]["normalization_schemes"] == ["CTNormalization"]
 
@@ -98,7 +98,7 @@ def test_patches():
     assert make(patch=(64, 48, 40))[1]["patch_size"] == [64, 48, 40]
     with pytest.raises(UserError, match="sides must be multiples of 8×8×8"):
         make(patch=(36, 32, 32))
-    with pytest.raises(UserError, match="one voxel at the bottom"):
+    with pytest.raises(UserError, match="single voxel"):
         make(patch=(8, 8, 8))
     assert make(adaptation("primus-xs"), patch=(36, 32, 32))[1]["patch_size"] == [36, 32, 32]
 
@@ -123,9 +123,9 @@ def test_a_plan_s_network_can_be_built(network):
 def test_a_plan_makes_nothing_be_imported():
     architecture = copy.deepcopy(make()[1]["architecture"])
     architecture["arch_kwargs"]["conv_op"] = "os.system"
-    with pytest.raises(UserError, match=r"names a layer os\.system"):
+    with pytest.raises(UserError, match=r"unknown layer os\.system"):
         plans.build_network(architecture, 1, 2, (32, 32, 32))
-    with pytest.raises(UserError, match="names a network Evil"):
+    with pytest.raises(UserError, match="unknown network Evil"):
         plans.build_network({**architecture, "network_class_name": "x.Evil"}, 1, 2, (32, 32, 32))
 
 
@@ -138,12 +138,12 @@ def test_equal_preprocessing_is_shared_and_other_is_not():
 
 
 def test_what_is_refused():
-    with pytest.raises(UserError, match="splits folder names at two underscores"):
+    with pytest.raises(UserError, match="two underscores"):
         plans.make_plan(BASE, adaptation(), plans.Choices("a__b"), "x.pth", 1)
     with pytest.raises(UserError, match=r"x\.pth has no adaptation plan"):
         plans.make_plan(BASE, {}, plans.Choices("mine"), "x.pth", 1)
     odd = {"architecture_plans": {"arch_class_name": "NoSkipResEncL", "arch_kwargs": None}}
-    with pytest.raises(UserError, match="network 'NoSkipResEncL' that is not known"):
+    with pytest.raises(UserError, match="unknown network 'NoSkipResEncL'"):
         plans.architecture_of(odd, "x.pth")
     with pytest.raises(UserError, match="no 3d_fullres"):
         plans.make_plan({**BASE, "configurations": {"2d": {}}}, adaptation(), plans.Choices("mine"), "x.pth", 1)

@@ -63,9 +63,9 @@ def test_the_dataset_s_own_folds_come_first_where_there_are_none(tmp_path):
 def test_what_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match="4 cases or patients are too few for 5 folds"):
         splits.cross_validation(["a", "b", "c", "d"])
-    with pytest.raises(UserError, match="30 shots are asked for, but there are 12"):
+    with pytest.raises(UserError, match="30 shots"):
         splits.few_shot(CASES, [], 30, 0, PATIENT)
-    with pytest.raises(UserError, match="does not fit the case"):
+    with pytest.raises(UserError, match="does not match the case"):
         splits.cross_validation(["x"] * 6, PATIENT)
     for pattern in ("(unclosed", "no group"):
         with pytest.raises(UserError, match="patient="):
@@ -84,5 +84,5 @@ def test_named_cases_are_one_side_and_the_rest_the_other():
     assert (both.train, both.validation) == (("a",), ("d",))
     with pytest.raises(UserError, match="b is named for training and for validation"):
         splits.given(names, ["a", "b"], ["b"])
-    with pytest.raises(UserError, match="leave none to train on"):
+    with pytest.raises(UserError, match="leave no case"):
         splits.given(names, None, names)

@@ -1,1 +1,1 @@
-"""nnssl's commands, folders, plans and stores."""
+"""The command lines of nnssl and its layout of datasets."""

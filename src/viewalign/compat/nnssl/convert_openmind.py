@@ -1,4 +1,4 @@
-"""`nnssl_convert_openmind`: OpenMind as it was downloaded, as a raw dataset of nnssl's."""
+"""`nnssl_convert_openmind`: list the downloaded OpenMind dataset as a raw dataset of nnssl."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _EXAMPLES = """examples:
   nnssl_convert_openmind --openmind_root_dir ~/OpenMind
 
 It reads OpenMind, whole or in part, and writes $nnssl_raw/Dataset745_OpenMind/pretrain_data.json. No file is copied or
-renamed. Exit code: 0 all taken in, 3 some files were set aside, 1 no image found.
+renamed. Exit code: 0 all files included, 3 some files excluded, 1 no image found.
 """
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = Parser("nnssl_convert_openmind", "List OpenMind's images for nnssl.", _EXAMPLES)
-    parser.flag("--openmind_root_dir", required=True, metavar="PATH", help="the folder that was downloaded")
+    parser.flag("--openmind_root_dir", required=True, metavar="PATH", help="folder of the downloaded dataset")
     execute(parser, _convert, arguments)
 
 
@@ -39,7 +39,7 @@ def _convert(options: argparse.Namespace) -> int:
     if found.images == 0:
         raise UserError(nothing_found([options.openmind_root_dir], found))
     path = write_raw_dataset(root, _NAME, found.collection)
-    aside = f", {len(found.excluded)} set aside" if found.excluded else ""
-    say(f"{found.images} images of {found.subjects()} subjects{aside}: {path}")
+    excluded = f", {len(found.excluded)} excluded" if found.excluded else ""
+    say(f"{found.images} images of {found.subjects()} subjects{excluded}: {path}")
     say("Next: nnssl_plan_and_preprocess -d 745")
     return 3 if found.excluded else 0

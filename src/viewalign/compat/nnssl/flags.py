@@ -1,4 +1,4 @@
-"""What nnssl's command lines share: flags that are refused where they are unknown, datasets by id, sentences."""
+"""Argument parser and output shared by nnssl's command lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PLANNERS = ("ExperimentPlanner",)
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses flags it does not know; argparse would take `-pre x` for `-p re` and a stray `x`."""
+    """Rejects unknown flags; argparse would read `-pre x` as `-p re` and an argument `x`."""
 
     def __init__(self, prog: str, description: str, examples: str) -> None:
         super().__init__(
@@ -40,12 +40,12 @@ class Parser(argparse.ArgumentParser):
         self.flags: list[str] = ["-h", "--help"]
 
     def flag(self, *names: str, **settings: Any) -> None:
-        """Add a flag and remember its names."""
+        """Add a flag."""
         self.flags += names
         self.add_argument(*names, **settings)
 
-    def refuse_unknown(self, arguments: Sequence[str]) -> None:
-        """End with a sentence where an argument looks like a flag and is none."""
+    def reject_unknown(self, arguments: Sequence[str]) -> None:
+        """Exit with a message if an argument looks like a flag but is not one."""
         for argument in arguments:
             word = argument.partition("=")[0]
             if word.startswith("-") and word not in self.flags and not _is_number(word):
@@ -57,17 +57,17 @@ def _is_number(word: str) -> bool:
 
 
 def execute(parser: Parser, do: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None) -> None:
-    """Run a command line; a user's mistake ends in a sentence and exit code 1, never in a traceback."""
+    """Run a command line; a `UserError` is printed and ends with exit code 1."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    given = sys.argv[1:] if arguments is None else arguments
-    parser.refuse_unknown(given)
+    words = sys.argv[1:] if arguments is None else arguments
+    parser.reject_unknown(words)
     try:
-        code = do(parser.parse_args(given))
+        code = do(parser.parse_args(words))
     except UserError as problem:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print("Stopped. What is done stays.", file=sys.stderr)
+        print("Stopped. Completed work is kept.", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,13 +77,13 @@ def execute(parser: Parser, do: Callable[[argparse.Namespace], int], arguments: 
 
 
 def add_datasets(parser: Parser, several: bool = True) -> None:
-    """Add `-d`, which names datasets."""
+    """Add `-d` for datasets."""
     count: dict[str, Any] = {"nargs": "+"} if several else {}
     parser.flag("-d", required=True, metavar="ID", help="id or name, such as 745 or Dataset745_OpenMind", **count)
 
 
 def add_configurations(parser: Parser) -> None:
-    """Add `-c` and `-np`, which say what to prepare and with how many processes."""
+    """Add `-c` for configurations and `-np` for processes."""
     parser.flag("-c", nargs="+", default=["onemmiso"], choices=CONFIGURATIONS, help="configurations; default onemmiso")
     parser.flag(
         "-np",
@@ -95,27 +95,27 @@ def add_configurations(parser: Parser) -> None:
 
 
 def add_planner(parser: Parser) -> None:
-    """Add `-pl`, which has one choice."""
-    parser.flag("-pl", default="ExperimentPlanner", choices=_PLANNERS, help="planner; there is this one")
+    """Add `-pl` for the planner."""
+    parser.flag("-pl", default="ExperimentPlanner", choices=_PLANNERS, help="planner; only this one")
 
 
 def add_limits(parser: Parser) -> None:
-    """Add what one file may ask for; ours, for one huge or hanging file must not stop the rest."""
+    """Add limits per file, so that one huge or hanging file does not stop the others."""
     parser.flag("--time_limit", type=at_least(1), default=900, metavar="SECONDS",
-                help="set a file aside that takes longer; default 900, none with 0 processes")  # fmt: skip
+                help="exclude files that take longer; default 900, none with 0 processes")  # fmt: skip
     parser.flag("--max_voxels", type=at_least(8), metavar="N",
-                help="set larger images aside; default what this machine's memory allows")  # fmt: skip
+                help="exclude larger images; default as many as fit into this machine's memory")  # fmt: skip
 
 
 def limits_of(options: argparse.Namespace) -> Limits:
-    """Return the limits that were given."""
+    """Return the limits per file."""
     from viewalign.data.settings import Limits, voxels_that_fit
 
     return Limits(options.time_limit, options.max_voxels or voxels_that_fit())
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers that refuses smaller ones."""
+    """Return a parser of integers with a minimum."""
 
     def number(text: str) -> int:
         if int(text) < lowest:
@@ -127,7 +127,7 @@ def at_least(lowest: int) -> Callable[[str], int]:
 
 
 def default_processes(at_most: int = 8) -> int:
-    """Return how many processes prepare data where nothing is said: `nnUNet_def_n_proc`, or one per core."""
+    """Return the default number of processes: `nnUNet_def_n_proc`, or one per core."""
     from viewalign.data.worker_pool import default_workers
 
     written = os.environ.get("nnUNet_def_n_proc", "")  # noqa: SIM112 (nnU-Net's name)
@@ -139,11 +139,11 @@ def default_processes(at_most: int = 8) -> int:
 
 
 def preprocessed_root(make: bool = False) -> Path:
-    """Return nnssl's folder of preprocessed data; say so where another variable stands for it."""
+    """Return nnssl's folder of preprocessed data, and report if another variable replaces it."""
     from viewalign.compat.nnssl.folders import REPLACEMENT, variable_folder
 
     if os.environ.get(REPLACEMENT):
-        say(f"{REPLACEMENT} is set and stands for nnssl_preprocessed.")
+        say(f"{REPLACEMENT} is set and replaces nnssl_preprocessed.")
     return variable_folder("nnssl_preprocessed", make)
 
 
@@ -162,15 +162,15 @@ def raw_dataset(dataset: str) -> tuple[Path, Collection]:
 
 @contextmanager
 def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
-    """Show how far a piece of work is; `verbose` prints a line for each file."""
+    """Show a progress bar; `verbose` prints a line for each file."""
     from viewalign.data.layout import Progress
     from viewalign.utils.console import progress_bar
 
     latest: list[Progress] = []
 
     def note() -> str:
-        counts = [(latest[-1].skipped, "already there"), (latest[-1].excluded, "set aside")] if latest else []
-        return ", ".join(f"{count} {what}" for count, what in counts if count)
+        counts = [(latest[-1].skipped, "already there"), (latest[-1].excluded, "excluded")] if latest else []
+        return ", ".join(f"{count} {state}" for count, state in counts if count)
 
     with progress_bar(what, note) as bar:
 
@@ -184,7 +184,7 @@ def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
 
 
 def tell_refused(excluded: Sequence[Exclusion]) -> None:
-    """Print which files were set aside, and why."""
+    """Print excluded files with reasons."""
     from rich.console import Console
 
     from viewalign.utils.console import show_refused
@@ -193,6 +193,6 @@ def tell_refused(excluded: Sequence[Exclusion]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line, once where one machine runs several processes."""
+    """Print a line, once per machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, flush=True)

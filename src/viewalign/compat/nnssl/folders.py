@@ -1,4 +1,4 @@
-"""Where nnssl keeps things: the folders its environment variables name, and the files of a dataset.
+"""nnssl's folders, given by environment variables, and the files of a dataset.
 
 ```
 $nnssl_raw/DatasetXXX_Name/pretrain_data.json
@@ -8,8 +8,8 @@ $nnssl_preprocessed/DatasetXXX_Name/dataset_fingerprint.json, nnsslPlans.json, v
         <image>.b2nd          voxels (1, Z, Y, X), float32
         <image>__anon.b2nd    anonymisation mask
         <image>__anat.b2nd    anatomy mask
-        <image>.pkl           nnssl's properties, pickled: never opened here
-        <image>.json          ours: properties, and the mark of an image that is wholly there
+        <image>.pkl           nnssl's properties, pickled; never read here
+        <image>.json          ours: properties; written last, when the image is complete
 $nnssl_results/DatasetXXX_Name/<Trainer>__<Plans>__<configuration>/fold_all
 ```
 """
@@ -29,42 +29,42 @@ CONFIGURATIONS = ("onemmiso", "median", "noresample")
 MASK_FILES = {"anonymisation": "__anon.b2nd", "anatomy": "__anat.b2nd"}
 FINGERPRINT, VALID, SPLITS = "dataset_fingerprint.json", "valid_imgs.json", "splits_final.json"
 REPLACEMENT = "rocket_preprocessed"
-"""A variable that, where it is set, stands for `nnssl_preprocessed`."""
+"""A variable that replaces `nnssl_preprocessed` if it is set."""
 
-_LONGEST = 200
+_MAX_NAME_LENGTH = 200
 
 
 def variable_folder(name: str, make: bool = False) -> Path:
-    """Return the folder that one of nnssl's environment variables names.
+    """Return the folder of one of nnssl's environment variables.
 
     Args:
         name: "nnssl_raw", "nnssl_preprocessed" or "nnssl_results".
-        make: whether the folder may be missing, because it will be made.
+        make: whether the folder may be missing, because it will be created.
 
     Raises:
-        UserError: it is not set, or there is no such folder.
+        UserError: the variable is not set, or the folder does not exist.
     """
     if name == "nnssl_preprocessed" and os.environ.get(REPLACEMENT):
         name = REPLACEMENT
-    written = os.environ.get(name, "")
-    if not written:
+    value = os.environ.get(name, "")
+    if not value:
         raise UserError(f"The environment variable {name} is not set; set it to nnssl's folder: export {name}=FOLDER.")
-    folder = Path(written)
+    folder = Path(value)
     if not make and not folder.is_dir():
         raise UserError(f"The environment variable {name} is {folder}, and there is no such folder.")
     return folder
 
 
 def find_dataset(root: Path, dataset: str, variable: str = "nnssl_preprocessed") -> Path:
-    """Return the folder of a dataset below one of nnssl's roots.
+    """Return the folder of a dataset.
 
     Args:
         root: the folder of the variable.
         dataset: an id such as "745", or a name such as "Dataset745_OpenMind".
-        variable: which root it is, for messages.
+        variable: name of the variable, for messages.
 
     Raises:
-        UserError: there is none, or more than one of that id.
+        UserError: there is none, or several with that id.
     """
     if dataset.isdecimal():
         found = sorted(path for path in root.glob(f"Dataset{int(dataset):03d}_*") if path.is_dir())
@@ -73,49 +73,51 @@ def find_dataset(root: Path, dataset: str, variable: str = "nnssl_preprocessed")
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"The id {dataset} is of {', '.join(path.name for path in found)}; name the dataset in full.")
-    there = ", ".join(sorted(path.name for path in root.glob("Dataset*") if path.is_dir())) or "no dataset"
+        raise UserError(
+            f"Several datasets have the id {dataset}: {', '.join(path.name for path in found)}; use the full name."
+        )
+    present = ", ".join(sorted(path.name for path in root.glob("Dataset*") if path.is_dir())) or "no dataset"
     remedy = (
-        "Put a pretrain_data.json into a folder DatasetXXX_Name there (`viewalign index SCANS -o FILE` makes one)."
+        "Create DatasetXXX_Name/pretrain_data.json there with `viewalign index SCANS -o FILE`."
         if variable == "nnssl_raw"
-        else how_to_make(dataset, "onemmiso")
+        else creation_hint(dataset, "onemmiso")
     )
-    raise UserError(f"There is no dataset {dataset} in ${variable} ({root}), which holds {there}. {remedy}")
+    raise UserError(f"There is no dataset {dataset} in ${variable} ({root}), which has {present}. {remedy}")
 
 
-def how_to_make(dataset: str, configuration: str) -> str:
-    """Return the sentence that names the command by which a missing dataset comes about."""
+def creation_hint(dataset: str, configuration: str) -> str:
+    """Return a sentence with the command that creates a missing dataset."""
     number = dataset.removeprefix("Dataset").split("_")[0]
-    return f"It is made by `nnssl_plan_and_preprocess -d {number} -c {configuration}`."
+    return f"Create it with `nnssl_plan_and_preprocess -d {number} -c {configuration}`."
 
 
 def image_place(collection: str, dataset: str, subject: str, session: str, image: str, taken: Container[str]) -> str:
-    """Return an image's place below `<plans>_<configuration>`, without suffix, as nnssl builds it from the names.
+    """Return the path of an image in `<plans>_<configuration>`, without suffix, as built by nnssl from the names.
 
-    The extension of its file is dropped from the image's name, unless that place is taken.
+    The file extension is removed from the image's name unless another image has that path.
 
     Raises:
-        ValueError: a name that cannot be one of a file; the text is the reason.
+        ValueError: a name that cannot be that of a file; the text is the reason.
     """
     parts = (collection, dataset, subject, session, image)
     for part in parts:
-        if part in ("", ".", "..") or "/" in part or "\0" in part or len(part) > _LONGEST:
-            raise ValueError(f"its name {part!r} cannot be the name of a file, which nnssl's layout makes of it")
-    whole = "/".join(parts)
-    bare = whole.removesuffix(suffix_of(image) or "")
-    return whole if bare in taken or bare.endswith("/") else bare
+        if part in ("", ".", "..") or "/" in part or "\0" in part or len(part) > _MAX_NAME_LENGTH:
+            raise ValueError(f"{part!r} cannot be used as a file name, as nnssl's layout requires")
+    full = "/".join(parts)
+    bare = full.removesuffix(suffix_of(image) or "")
+    return full if bare in taken or bare.endswith("/") else bare
 
 
 CATALOGUE = "pretrain_data.json"
 
 
 def write_raw_dataset(root: Path, name: str, catalogue: Collection) -> Path:
-    """Write a catalogue as a raw dataset and return the file; no image is copied.
+    """Write a catalogue as a raw dataset, without copying images, and return the file.
 
-    What lies below `root` is written as `$nnssl_raw/…`, so that the folder may move; other paths stay as they are.
+    Paths below `root` are written as `$nnssl_raw/…`, so that the folder can be moved.
 
     Args:
-        root: the folder of the variable.
+        root: folder of the variable.
         name: such as "Dataset745_OpenMind".
         catalogue: with absolute paths.
     """
@@ -142,6 +144,6 @@ def _portable_masks(masks: AssociatedMasks | None, root: Path) -> AssociatedMask
     return AssociatedMasks(*(path and _portable(path, root) for path in paths))
 
 
-def _portable(written: str, root: Path) -> str:
-    path, base = Path(written), root.absolute()
-    return f"$nnssl_raw/{path.relative_to(base).as_posix()}" if path.is_relative_to(base) else written
+def _portable(text: str, root: Path) -> str:
+    path, base = Path(text), root.absolute()
+    return f"$nnssl_raw/{path.relative_to(base).as_posix()}" if path.is_relative_to(base) else text

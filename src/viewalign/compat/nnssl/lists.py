@@ -1,9 +1,8 @@
-"""The lists nnssl keeps beside a prepared dataset: which images came through, and who trains and who validates."""
+"""nnssl's lists of a preprocessed dataset: its images, and training and validation subjects."""
 
 from __future__ import annotations
 
-from collections.abc import Collection as Some
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from viewalign.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Subjects for training and for validation, as `collection__dataset__subject`."""
+    """Training and validation subjects, as `collection__dataset__subject`."""
 
     train: frozenset[str]
     validation: frozenset[str]
@@ -25,14 +24,14 @@ class Split:
 def write_prepared(
     folder: Path, images: str, configuration: str, catalogue: Collection, done: Mapping[str, str]
 ) -> None:
-    """Write `pretrain_data__<configuration>.json` and `valid_imgs.json` with what was prepared and nothing else.
+    """Write `pretrain_data__<configuration>.json` and `valid_imgs.json` with the prepared images.
 
     Args:
         folder: `$nnssl_preprocessed/DatasetXXX_Name`.
-        images: name of the folder of prepared images in it.
-        configuration: which was prepared.
+        images: name of the folder with prepared images in it.
+        configuration: its name.
         catalogue: of the raw dataset.
-        done: the place (`folders.image_place`) of each image that is wholly there, by its id.
+        done: path (`folders.image_place`) of each complete image, by id.
     """
     kept = Collection(catalogue.collection_index, catalogue.collection_name)
     for (key, dataset), (subject_id, subject), (session_id, session), image in _walk(catalogue):
@@ -47,10 +46,10 @@ def write_prepared(
     write_json(folder / VALID, [_flat(kept, *item) for item in _walk(kept)])
 
 
-def write_part(folder: Path, part: int, parts: int, places: Some[str]) -> bool:
-    """Write what one of several parts has prepared; return whether all parts have written theirs.
+def write_part(folder: Path, part: int, parts: int, places: Iterable[str]) -> bool:
+    """Write the list of a part; return whether those of all parts exist.
 
-    What stays of another number of parts is removed once all are there.
+    Lists with another number of parts are removed when all exist.
     """
     write_json(part_file(folder, part, parts), sorted(places))
     ours = {part_file(folder, number, parts) for number in range(parts)}
@@ -63,12 +62,12 @@ def write_part(folder: Path, part: int, parts: int, places: Some[str]) -> bool:
 
 
 def part_file(folder: Path, part: int, parts: int) -> Path:
-    """Return the file in which a part says that it is done."""
+    """Return the file that is written when a part is complete."""
     return folder / f"valid_imgs__{part}_of_{parts}.json"
 
 
 def read_split(folder: Path) -> Split | None:
-    """Read `splits_final.json`; None where there is none.
+    """Read `splits_final.json`, or return None if there is none.
 
     Raises:
         UserError: it is damaged.
@@ -81,12 +80,12 @@ def read_split(folder: Path) -> Split | None:
         return None
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise UserError(
-            f"{path} cannot be used ({type(problem).__name__}: {problem}). Remove it; a new one is made."
+            f"{path} cannot be used ({type(problem).__name__}: {problem}). Remove it to create a new one."
         ) from None
 
 
 def write_split(folder: Path, split: Split) -> None:
-    """Write `splits_final.json`, which nnssl and later runs reuse."""
+    """Write `splits_final.json`, for later runs and nnssl."""
     write_json(folder / SPLITS, {"train": sorted(split.train), "val": sorted(split.validation)})
 
 
@@ -102,7 +101,7 @@ def _walk(catalogue: Collection) -> Iterator[_Item]:
 
 
 def _moved(image: Image, path: str) -> Image:
-    """Return an image whose paths are those of the prepared arrays, without extension as nnssl has them."""
+    """Return an image with the paths of the prepared arrays, without extension, as written by nnssl."""
     masks = image.associated_masks
     if masks is not None:
         anonymisation, anatomy = (f"{path}{MASK_FILES[kind].removesuffix('.b2nd')}" for kind in MASK_FILES)

@@ -1,4 +1,4 @@
-"""A dataset's fingerprint: the voxel size of every image, from the headers alone (nnssl decodes every voxel for it)."""
+"""Fingerprint and plans of a dataset in nnssl's format; the fingerprint is read from headers alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from viewalign.compat.nnssl.folders import FINGERPRINT, how_to_make
+from viewalign.compat.nnssl.folders import FINGERPRINT, creation_hint
 from viewalign.data.catalogue import Record
 from viewalign.data.layout import Progress, ProgressListener, read_json, write_json
 from viewalign.data.readers.headers import read_header
@@ -21,11 +21,11 @@ from viewalign.errors import ExcludedImageError, UserError
 
 Spacing = tuple[float, float, float]
 CRASHED = "the reader crashed on this file"
-_WORTH_A_PROCESS = 64
-"""Headers that are read in the time another process takes to start, roughly."""
+_HEADERS_PER_PROCESS = 64
+"""About as many headers are read in the time that a process takes to start."""
 
 
-class _Looked(NamedTuple):
+class _Measured(NamedTuple):
     spacing: Spacing | None
     reason: str | None = None
 
@@ -33,28 +33,28 @@ class _Looked(NamedTuple):
 def measure(
     records: Sequence[Record], processes: int, on_progress: ProgressListener | None = None
 ) -> tuple[list[Spacing], list[Exclusion]]:
-    """Read the voxel sizes (z, y, x) in mm, sorted by file, and name the files whose headers are no volume's."""
-    workers = min(processes, len(records) // _WORTH_A_PROCESS)
+    """Return voxel sizes (z, y, x) in mm, sorted by file, and excluded files."""
+    workers = min(processes, len(records) // _HEADERS_PER_PROCESS)
     found: dict[str, Spacing] = {}
     excluded: list[Exclusion] = []
-    for done, (record, result) in enumerate(run_jobs(_look, records, workers), 1):
-        looked = result if isinstance(result, _Looked) else _Looked(None, getattr(result, "reason", CRASHED))
-        if looked.spacing is not None:
-            found[str(record.path)] = looked.spacing
+    for done, (record, result) in enumerate(run_jobs(_measure, records, workers), 1):
+        measured = result if isinstance(result, _Measured) else _Measured(None, getattr(result, "reason", CRASHED))
+        if measured.spacing is not None:
+            found[str(record.path)] = measured.spacing
         else:
-            excluded.append(Exclusion(str(record.path), looked.reason or "no voxel size"))
+            excluded.append(Exclusion(str(record.path), measured.reason or "no voxel size"))
         if on_progress is not None:
-            on_progress(Progress(done, len(records), 0, len(excluded), str(record.path), looked.reason))
+            on_progress(Progress(done, len(records), 0, len(excluded), str(record.path), measured.reason))
     return [found[path] for path in sorted(found)], sorted(excluded)
 
 
-def _look(record: Record) -> _Looked:
+def _measure(record: Record) -> _Measured:
     try:
-        return _Looked(read_header(record.path).spacing)
+        return _Measured(read_header(record.path).spacing)
     except ExcludedImageError as exclusion:
-        return _Looked(None, str(exclusion))
+        return _Measured(None, str(exclusion))
     except Exception as error:  # one file must never stop the run
-        return _Looked(None, f"unexpected {type(error).__name__}: {error}")
+        return _Measured(None, f"unexpected {type(error).__name__}: {error}")
 
 
 def write_fingerprint(folder: Path, spacings: Sequence[Spacing]) -> Path:
@@ -68,38 +68,38 @@ def read_fingerprint(folder: Path) -> list[Spacing]:
     """Read the voxel sizes.
 
     Raises:
-        UserError: there is no fingerprint, or it is damaged.
+        UserError: no fingerprint, or a damaged one.
     """
     path = folder / FINGERPRINT
     try:
         return [(float(z), float(y), float(x)) for z, y, x in read_json(path)["spacings"]]
     except FileNotFoundError:
         number = folder.name.removeprefix("Dataset").split("_")[0]
-        raise UserError(f"There is no {path}. `nnssl_extract_fingerprint -d {number}` makes it.") from None
+        raise UserError(f"There is no {path}. Create it with `nnssl_extract_fingerprint -d {number}`.") from None
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise UserError(
             f"{path} cannot be used ({type(problem).__name__}: {problem}). "
-            "`nnssl_extract_fingerprint --clean` makes it anew."
+            "Replace it with `nnssl_extract_fingerprint --clean`."
         ) from None
 
 
 PLANNER = "ExperimentPlanner"
 PLANS_NAME = "nnsslPlans"
 _VERSION = 1
-"""Raised whenever the same plans would give other voxels."""
+"""Increased whenever the same plans would give other voxels."""
 _RESAMPLE = "resample_data_or_seg_to_shape"
 Axis = Annotated[int, Field(ge=0, le=2)]
 Size = Annotated[float, Field(ge=0.01, le=100.0)]
 
 
-class _Read(BaseModel):
-    """Keys that nnssl adds are kept and written back, for its plans are its own."""
+class _Model(BaseModel):
+    """Keeps unknown keys of nnssl."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Interpolation(_Read):
-    """How voxels are resampled: spline order in the plane, nearest neighbour across it where slices are thick."""
+class Interpolation(_Model):
+    """Resampling: spline order in the plane, nearest neighbour across thick slices."""
 
     is_seg: bool = False
     order: Annotated[int, Field(ge=0, le=5)] = 3
@@ -107,11 +107,11 @@ class Interpolation(_Read):
     force_separate_z: bool | None = None
 
 
-class Configuration(_Read):
+class Configuration(_Model):
     """One way to prepare a dataset.
 
     Attributes:
-        data_identifier: name of the folder of its images.
+        data_identifier: name of the folder with its images.
         spacing: voxel size in mm along the transposed axes; None keeps each image's own.
     """
 
@@ -133,7 +133,7 @@ class Configuration(_Read):
         return self.normalization_schemes == ("ZScoreNormalization",)
 
 
-class Plans(_Read):
+class Plans(_Model):
     """The plans of a dataset.
 
     Attributes:
@@ -152,21 +152,21 @@ class Plans(_Read):
     @model_validator(mode="after")
     def _each_axis_once(self) -> Plans:
         if sorted(self.transpose_forward) != [0, 1, 2]:
-            raise ValueError(f"transpose_forward is {list(self.transpose_forward)}, which is no order of three axes")
+            raise ValueError(f"transpose_forward is {list(self.transpose_forward)}, but must be an order of three axes")
         return self
 
     def images_folder(self, name: str) -> str:
-        """Return the name of the folder that holds a configuration's images."""
+        """Return the name of the folder with a configuration's images."""
         return self.configurations[name].data_identifier or f"{self.plans_name}_{name}"
 
     def fingerprint(self, name: str) -> str:
         """Return 16 hex digits that change whenever the stored voxels of some image would."""
-        how = self.configurations[name].model_dump(mode="json", exclude={"data_identifier", "patch_size"})
-        essence = {"version": _VERSION, "forward": list(self.transpose_forward), "how": how}
+        settings = self.configurations[name].model_dump(mode="json", exclude={"data_identifier", "patch_size"})
+        essence = {"version": _VERSION, "forward": list(self.transpose_forward), "how": settings}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()[:16]
 
     def single(self, name: str, patch_size: Sequence[int]) -> dict[str, Any]:
-        """Return the plans as an adaptation plan carries them: one configuration, with the size of the views."""
+        """Return the plans for an adaptation plan: one configuration, with the size of the views."""
         chosen = self.configurations[name].model_copy(update={"patch_size": tuple(patch_size)})
         return self.model_copy(update={"configurations": {name: chosen}}).model_dump(mode="json")
 
@@ -174,26 +174,26 @@ class Plans(_Read):
 def plan(dataset: str, spacings: Sequence[Sequence[float]]) -> Plans:
     """Plan nnssl's three configurations.
 
-    The axis of the largest median voxel size comes first, and `median` takes the median of each axis over all images.
+    The axis with the largest median voxel size is the first; `median` has the median of each axis over all images.
 
     Args:
         dataset: name such as "Dataset745_OpenMind".
-        spacings: (z, y, x) in mm of every image, as the files have them.
+        spacings: voxel size (z, y, x) in mm of every image.
 
     Raises:
         UserError: there are none.
     """
     if not len(spacings):
-        raise UserError(f"{dataset} has no image whose voxel size is known, so that nothing can be planned.")
+        raise UserError(f"{dataset} has no image with a known voxel size; nothing can be planned.")
     median = np.percentile(np.asarray(spacings, dtype=np.float64), 50, axis=0)
     first = int(np.argmax(median))
     forward = [first, *(axis for axis in range(3) if axis != first)]
-    turned = tuple(float(median[axis]) for axis in forward)
-    sizes = {"onemmiso": (1.0, 1.0, 1.0), "median": turned, "noresample": None}
+    permuted = tuple(float(median[axis]) for axis in forward)
+    sizes = {"onemmiso": (1.0, 1.0, 1.0), "median": permuted, "noresample": None}
     return Plans.model_validate(
         {
             "dataset_name": dataset,
-            "original_median_spacing_after_transp": turned,
+            "original_median_spacing_after_transp": permuted,
             "transpose_forward": forward,
             "transpose_backward": [forward.index(axis) for axis in range(3)],
             "configurations": {
@@ -212,7 +212,7 @@ def write_plans(folder: Path, plans: Plans) -> Path:
 
 
 def read_plans(folder: Path, name: str, configuration: str) -> Plans:
-    """Read a dataset's plans, which must have a configuration.
+    """Read a dataset's plans, which must contain a configuration.
 
     Args:
         folder: `$nnssl_preprocessed/DatasetXXX_Name`.
@@ -220,15 +220,15 @@ def read_plans(folder: Path, name: str, configuration: str) -> Plans:
         configuration: "onemmiso", "median" or "noresample".
 
     Raises:
-        UserError: no plans, damaged ones, some that ask for what is not built here, or no such configuration.
+        UserError: no plans, damaged or unsupported plans, or no such configuration.
     """
     path = folder / f"{name}.json"
     try:
         plans = Plans.model_validate({"plans_name": name, **read_json(path)})
     except FileNotFoundError:
         raise UserError(
-            f"There are no plans {path} ($nnssl_preprocessed and the plans' name say where). "
-            f"{how_to_make(folder.name, configuration)}"
+            f"There are no plans {path} (in $nnssl_preprocessed, by the name of the plans). "
+            f"{creation_hint(folder.name, configuration)}"
         ) from None
     except ValidationError as problem:
         first = problem.errors()[0]

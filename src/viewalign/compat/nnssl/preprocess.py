@@ -1,6 +1,6 @@
-"""The files of one prepared image: written so that a broken run leaves nothing that looks whole.
+"""Prepare the images of a dataset in nnssl's layout, resumable and in parts.
 
-The only place where a pickle is made, for nnssl wants its properties in one: a dictionary of numbers. None is opened.
+The properties that nnssl reads are pickled dictionaries of numbers. Pickles are only written, never read.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _ARRAYS = (".b2nd", *MASK_FILES.values())
 
 
 def write_image(root: Path, place: str, image: PreparedImage, whose: dict[str, Any]) -> None:
-    """Write voxels, masks and properties, and last the JSON that marks the image as done.
+    """Write voxels, masks and properties, and last the JSON file that marks the image as complete.
 
-    Masks are float32 as nnssl's are, each under its own name.
+    Masks are float32, as those of nnssl.
 
     Args:
         root: `<plans>_<configuration>`.
         place: from `folders.image_place`.
-        image: what to write.
-        whose: ids and the like, for the JSON.
+        image: the prepared image.
+        whose: ids and other facts for the JSON file.
     """
     forget_image(root, place)
     contents = {".b2nd": compress(image.array[None]), ".pkl": pickle.dumps(image.pickled, protocol=4)}
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to prepare, and where to."""
+    """An image to prepare."""
 
     root: Path
     place: str
@@ -86,14 +86,14 @@ class Job:
 
 @dataclass
 class Report:
-    """What a run did.
+    """Result of `preprocess`.
 
     Attributes:
-        prepared: images of the dataset that are wholly there.
-        made: of these, made by this run.
-        skipped: of this run's part, there already.
-        refused: files that were set aside, sorted.
-        complete: whether all parts are done, so that the lists were written.
+        prepared: number of complete images of the dataset.
+        made: number of these that were prepared by this run.
+        skipped: number of images of this part that were already complete.
+        excluded: excluded files, sorted.
+        complete: whether all parts are complete and the lists are written.
     """
 
     prepared: int = 0
@@ -115,28 +115,27 @@ def preprocess(
     on_progress: ProgressListener | None = None,
     limits: Limits | None = None,
 ) -> Report:
-    """Prepare every image of a dataset for one configuration; what is there already is left alone.
+    """Prepare every image of a dataset for one configuration, skipping complete ones.
 
     Args:
         catalogue: of the raw dataset.
-        raw: its folder, from which relative paths are taken.
+        raw: its folder, for relative paths.
         folder: `$nnssl_preprocessed/DatasetXXX_Name`.
         plans: of the dataset.
-        configuration: which to prepare.
-        processes: how many at once; 0 works in this one.
+        configuration: the one to prepare.
+        processes: number of processes; 0 for this process.
         part: number of this part.
-        parts: of how many; they may run on different machines.
+        parts: number of parts, which may run on different machines.
         on_progress: called after each image.
-        limits: time and size that one file may ask for; no time limit with 0 processes.
+        limits: time and size per file; no time limit with 0 processes.
 
     Raises:
-        UserError: the plans ask for what is not built here, the disk is full, or the folder cannot be written.
+        UserError: unsupported plans, a full disk, or a folder that cannot be written.
     """
     if any(plans.configurations[configuration].use_mask_for_norm):
         raise UserError(
             f"{folder / plans.plans_name}.json: configurations.{configuration}.use_mask_for_norm is true, which is not "
-            "built here (nnssl's planner writes false). Set it to [false], or preprocess this dataset with nnssl; what "
-            "nnssl has prepared so can be trained on."
+            "supported (nnssl's planner writes false). Set it to [false], or preprocess this dataset with nnssl."
         )
     root = folder / plans.images_folder(configuration)
     limits = limits or Limits()
@@ -147,7 +146,7 @@ def preprocess(
         root.mkdir(parents=True, exist_ok=True)
         part_file(folder, part, parts).unlink(missing_ok=True)
         if parts == 1:
-            sweep_temporary(root)  # with several parts, some of these are being written
+            sweep_temporary(root)  # other parts may be writing theirs
         mine = list(places.items())[part::parts]
         run.total = len(mine) + len(run.report.excluded)
         for job, result in run_jobs(_work, run.missing(mine), min(processes, max(len(mine), 1)), limits.seconds):
@@ -160,7 +159,7 @@ def preprocess(
 
 @dataclass
 class _Run:
-    """The tally of one run."""
+    """Counts results and reports progress."""
 
     root: Path
     plans: Plans
@@ -172,7 +171,7 @@ class _Run:
     done: int = 0
 
     def places(self, records: Sequence[Record]) -> dict[str, Record]:
-        """Return each image by its place, in the order of the catalogue; refuse what cannot have a place of its own."""
+        """Return images by path, in the order of the catalogue, excluding those without a unique path."""
         found: dict[str, Record] = {}
         seen: set[str] = set()
         for record in records:
@@ -189,7 +188,7 @@ class _Run:
         return found
 
     def missing(self, places: Sequence[tuple[str, Record]]) -> Iterator[Job]:
-        """Yield the jobs that are not done yet; tick off the others."""
+        """Yield the jobs that are not complete, and count the others."""
         how, fingerprint = self.plans.configurations[self.configuration], self.plans.fingerprint(self.configuration)
         for place, record in places:
             job = Job(self.root, place, record, how, self.plans.transpose_forward, fingerprint, self.max_voxels)
@@ -200,7 +199,7 @@ class _Run:
                 yield job
 
     def take(self, job: Job, result: object) -> None:
-        """Count one result; what is none stands for a process that was lost with its file."""
+        """Count a result; if it is not an `ImageOutcome`, the process was lost."""
         if not isinstance(result, ImageOutcome):
             forget_image(job.root, job.place)
             self.refuse(job.record, getattr(result, "reason", CRASHED))
@@ -213,12 +212,12 @@ class _Run:
             self.tell(job.record)
 
     def refuse(self, record: Record, reason: str) -> None:
-        """Set an image aside."""
+        """Exclude an image."""
         self.report.excluded.append(Exclusion(str(record.path), reason))
         self.tell(record, reason)
 
     def tell(self, record: Record, reason: str | None = None) -> None:
-        """Tell the listener."""
+        """Report progress."""
         self.done += 1
         if self.listener is not None:
             report = self.report
@@ -232,7 +231,7 @@ def _masked(place: str, ending: str) -> str:
 
 
 def is_done(job: Job) -> bool:
-    """Say whether an image is wholly there, made from the same file by the same plans."""
+    """Return whether an image is complete, from the same file and by the same plans."""
     facts = done_properties(job.root, job.place)
     if facts is None:
         return False
@@ -246,7 +245,7 @@ def is_done(job: Job) -> bool:
 
 def _work(job: Job) -> ImageOutcome:
     """Prepare one image; runs in a worker."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the cores are shared out among processes
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # processes share the cores
     return catch_image_errors(lambda: _prepare_one(job), lambda: forget_image(job.root, job.place))
 
 
@@ -260,7 +259,7 @@ def _prepare_one(job: Job) -> int:
         masks["anatomy"] = read_mask(record.anatomy_mask, volume)
     try:
         image = prepare_image(volume, masks, job.how, job.forward, job.max_voxels)
-    except UserError as problem:  # the plans ask for what is not built here, for every image alike
+    except UserError as problem:  # unsupported plans, for every image
         raise UnwritableError(str(problem)) from None
     whose = {
         "id": record.image_id,
@@ -280,7 +279,7 @@ def _prepare_one(job: Job) -> int:
 def _write_lists(
     folder: Path, catalogue: Collection, run: _Run, places: dict[str, Record], part: int, parts: int
 ) -> None:
-    """Write this part's list, and the dataset's lists once all parts have theirs."""
+    """Write the list of this part, and those of the dataset when all parts are complete."""
     report, name = run.report, run.configuration
     report.excluded.sort()
     excluded = [exclusion.as_json() for exclusion in report.excluded]

@@ -1,7 +1,7 @@
-"""Resampling as nnssl and nnU-Net do it: cubic splines, and across thick slices the nearest slice.
+"""Resampling as in nnssl and nnU-Net: cubic splines, and nearest neighbour across thick slices.
 
-Voxels are taken as cells: the outer faces stay, a new voxel's centre is `(i + ½)·old/new − ½`, edge values hold beyond
-the outermost centres, and results keep within the range of the values they come from.
+Voxels are cells: outer faces are kept, the centre of a new voxel is `(i + ½)·old/new − ½`, border values are repeated
+beyond the outermost centres, and results are clipped to the range of the input.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _TIE = 1e-5
 
 
 def thick_axis(current: Sequence[float], target: Sequence[float], force: bool | None = None) -> int | None:
-    """Return the axis along which slices are thick: over three times the smallest voxel size, and alone in that.
+    """Return the axis of thick slices: the only one with over three times the smallest voxel size.
 
     Args:
-        current: voxel size in mm before.
-        target: and after; judged where the image's own slices are not thick.
-        force: True treats the axis of the largest size as thick whatever the ratio, False none.
+        current: voxel size in mm before resampling.
+        target: voxel size after resampling, used if `current` has no thick slices.
+        force: True uses the axis of the largest size regardless of the ratio, False none.
     """
     if force is False:
         return None
@@ -45,7 +45,7 @@ def thick_axis(current: Sequence[float], target: Sequence[float], force: bool | 
 def resample_image(
     array: NDArray[np.float32], new_shape: Shape, thick: int | None = None, order: int = 3
 ) -> NDArray[np.float32]:
-    """Resample an image (Z, Y, X) with splines of an order; along the axis `thick` the nearest slice is taken.
+    """Resample an image (Z, Y, X) by splines of `order`, and by nearest neighbour along the axis `thick`.
 
     Raises:
         UserError: SciPy is not installed.
@@ -60,7 +60,7 @@ def resample_image(
 def resample_mask(
     labels: NDArray[np.uint8], new_shape: Shape, thick: int | None = None, order: int = 1
 ) -> NDArray[np.uint8]:
-    """Resample labels (Z, Y, X): each label's indicator is interpolated and the largest wins, on a tie the nearest.
+    """Resample labels (Z, Y, X) by the largest interpolated indicator; on a tie, the nearest label.
 
     Raises:
         UserError: SciPy is not installed.
@@ -73,7 +73,7 @@ def resample_mask(
 
 
 def _by_slice(array: NDArray[Any], new_shape: Shape, thick: int, resize: Any) -> NDArray[Any]:
-    """Resize slice by slice those slices that are the nearest to some new one."""
+    """Resize the slices that are nearest to a new slice."""
     slices = np.moveaxis(array, thick, 0)
     depth = new_shape[thick]
     plane = tuple(n for axis, n in enumerate(new_shape) if axis != thick)
@@ -110,19 +110,19 @@ def _ndimage() -> Any:
     try:
         from scipy import ndimage
     except ImportError:
-        raise UserError("Resampling as nnssl does needs SciPy: pip install 'viewalign[nnssl]'.") from None
+        raise UserError("Resampling as in nnssl needs SciPy: pip install 'viewalign[nnssl]'.") from None
     return ndimage
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """What is stored of one image.
+    """A prepared image.
 
     Attributes:
-        array: float32 (Z, Y, X), axes in the plans' order.
-        masks: uint8 on the same voxels, by kind (`anonymisation`, `anatomy`).
-        pickled: the properties that nnssl keeps in `<image>.pkl`.
-        facts: what we keep in `<image>.json`.
+        array: float32 (Z, Y, X), axes in the order of the plans.
+        masks: uint8 on the same grid, by kind (`anonymisation`, `anatomy`).
+        pickled: nnssl's properties for `<image>.pkl`.
+        facts: our properties for `<image>.json`.
     """
 
     array: NDArray[np.float32]
@@ -142,19 +142,19 @@ def prepare_image(
 
     Args:
         volume: as read.
-        masks: on the voxels of `volume`, by kind.
-        how: one configuration of the plans.
-        forward: the file's axes in the order of the stored ones.
-        max_voxels: refuse an image that would have more after resampling.
+        masks: on the grid of `volume`, by kind.
+        how: a configuration of the plans.
+        forward: axes of the file in the stored order.
+        max_voxels: maximum number of voxels after resampling.
 
     Raises:
-        RefusedImageError: nothing to crop to, no contrast, or too few or too many voxels after resampling.
+        ExcludedImageError: nothing to crop to, no contrast, or too few or too many voxels after resampling.
     """
-    turned = volume.array.transpose(forward)
+    permuted = volume.array.transpose(forward)
     spacing = _permuted(volume.spacing, forward)
-    box = content_box(turned)
+    box = content_box(permuted)
     inside = tuple(slice(*ends) for ends in box)
-    array = np.array(turned[inside], order="C")
+    array = np.array(permuted[inside], order="C")
     mean, std = normalise(array, "zscore" if how.normalised else "none")
     old = _shape(array)
     new = resampled_shape(old, spacing, how.spacing) if how.spacing else old
@@ -179,17 +179,17 @@ def prepare_image(
         "mean": mean,
         "std": std,
     }
-    return PreparedImage(array, kept, nnssl_properties(volume, _shape(turned), box, old), facts)
+    return PreparedImage(array, kept, nnssl_properties(volume, _shape(permuted), box, old), facts)
 
 
 def nnssl_properties(volume: Volume, before: Shape, box: Box, cropped: Shape) -> dict[str, Any]:
-    """Return what nnssl keeps of an image, in plain numbers, lists and dictionaries.
+    """Return nnssl's properties of an image as plain values.
 
     Args:
         volume: as read.
         before: its shape along the transposed axes.
-        box: what was cropped to, along the transposed axes.
-        cropped: the shape after that.
+        box: crop box, along the transposed axes.
+        cropped: shape after cropping.
     """
     return {
         "sitk_stuff": {
@@ -207,7 +207,7 @@ def nnssl_properties(volume: Volume, before: Shape, box: Box, cropped: Shape) ->
 def _check_size(shape: Shape, max_voxels: int) -> None:
     named = "×".join(map(str, shape))
     if min(shape) < 2:
-        raise ExcludedImageError(f"nothing but one slice would be left at this voxel size ({named})")
+        raise ExcludedImageError(f"only one slice would be left at this voxel size ({named})")
     if int(np.prod(shape, dtype=object)) > max_voxels:
         raise ExcludedImageError(f"it would have {named} voxels at this voxel size; the limit is {max_voxels:,}")
 

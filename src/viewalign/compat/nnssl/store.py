@@ -1,12 +1,11 @@
-"""Datasets in nnssl's layout, read where they lie, whether nnssl prepared them or we did.
+"""Datasets in nnssl's layout as a store, prepared by nnssl or by us.
 
-- Pickled properties are never opened: unpickling runs code. What we prepare has the same in a JSON beside it, whose
-  file sizes tell whether the image is still ours.
-- A voxel is inside a mask where that is above 0. nnssl's crop writes −1 where mask and image are empty: outside.
-- Where an image has both masks, nnssl writes each under the other's name; they are read accordingly. Ours are not.
-- Images are z-scored, so foreground is what lies above the mean, 0, where we have no better threshold.
-- `valid_imgs.json` names the images that came through nnssl; others may be half-written and are left out.
-- `splits_final.json` says who trains and who validates.
+- Pickled properties are never read: unpickling runs code. Ours are also in a JSON file, with sizes of the arrays.
+- Mask voxels are inside if they are above 0. nnssl's crop writes −1 where mask and image are empty.
+- If an image of nnssl has both masks, each is stored under the other's name. Ours are not swapped.
+- Images are z-scored, so values above the mean, 0, are foreground if there is no better threshold.
+- `valid_imgs.json` names nnssl's complete images; others may be incomplete and are excluded.
+- `splits_final.json` names training and validation subjects.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.compat.nnssl.folders import MASK_FILES, SPLITS, VALID, how_to_make
+from viewalign.compat.nnssl.folders import MASK_FILES, SPLITS, VALID, creation_hint
 from viewalign.compat.nnssl.lists import Split, read_split
 from viewalign.compat.nnssl.plans import Configuration, read_plans
 from viewalign.data.columns import INDEX_COLUMNS, Row
@@ -34,11 +33,11 @@ _RECORD_KEYS = ("dataset_index", "subject_id", "session_id")
 
 
 class PreprocessedStore(Store):
-    """A dataset in nnssl's layout, offered as a store.
+    """A dataset in nnssl's layout.
 
     Attributes:
-        notes: sentences on what was assumed or left out.
-        ours: bool (N,), whether an image was prepared here and its masks have their own names.
+        notes: messages about assumptions and excluded images.
+        ours: bool (N,), whether an image was prepared by us, with correctly named masks.
     """
 
     notes: tuple[str, ...] = ()
@@ -47,14 +46,14 @@ class PreprocessedStore(Store):
     def read_mask(
         self, k: int, kind: str, start: Corner | None = None, stop: Corner | None = None
     ) -> NDArray[np.bool_] | None:
-        """Read a box of a mask of image k; see `Store.read_mask`. Inside is what is above 0."""
+        """Read a box of a mask of image k, true where it is above 0; see `Store.read_mask`."""
         if not self.has_mask(k, kind):
             return None
         swapped = not self.ours[k] and self.has_mask(k, _OTHER[kind])
         return np.asarray(self._read(k, MASK_FILES[_OTHER[kind] if swapped else kind], start, stop)[0] > 0)
 
     def properties(self, k: int) -> dict[str, Any]:
-        """Return what is known of image k without its pickle: id, subject, shape and spacing; more where it is ours."""
+        """Return properties of image k: id, subject, shape and spacing, and more if it is ours."""
         if self.ours[k]:
             return super().properties(k)
         names = {"id": self.ids[k], "subject": self.subjects[k], "dataset": self.datasets[k]}
@@ -62,7 +61,7 @@ class PreprocessedStore(Store):
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Entry:
     row: Row
     ours: bool
 
@@ -76,23 +75,23 @@ def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> Prep
         configuration: "onemmiso", "median" or "noresample".
 
     Raises:
-        UserError: no plans, no such configuration, or no image that can be read.
+        UserError: no plans, no such configuration, or no readable image.
     """
     plans = read_plans(folder, plans_name, configuration)
     settings = plans.configurations[configuration]
     root = folder / plans.images_folder(configuration)
     notes: list[str] = []
     arrays = sorted(root.glob("*/*/*/*/*.b2nd"))
-    found = list(_look(folder, arrays, settings, plans.fingerprint(configuration), notes))
+    found = list(_entries(folder, arrays, settings, plans.fingerprint(configuration), notes))
     if not found:
-        why = "holds none that can be read" if root.is_dir() else "is not there"
+        why = "has none that can be read" if root.is_dir() else "does not exist"
         raise UserError(
             f"There are no preprocessed images in $nnssl_preprocessed for {configuration}: {root} {why}. "
-            f"{how_to_make(folder.name, configuration)}"
+            f"{creation_hint(folder.name, configuration)}"
         )
     split = read_split(folder)
-    found = _named(found, split, notes)
-    columns = {name: [getattr(one.row, name) for one in found] for name in INDEX_COLUMNS}
+    found = _in_split(found, split, notes)
+    columns = {name: [getattr(entry.row, name) for entry in found] for name in INDEX_COLUMNS}
     recipe = {
         "spacing": list(settings.spacing) if settings.spacing else None,
         "normalise": _normalisation(settings),
@@ -100,7 +99,7 @@ def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> Prep
         "nnssl_plans": plans.single(configuration, ()),
     }
     store = PreprocessedStore(folder, {"recipe": recipe}, columns)
-    store.ours = np.array([one.ours for one in found], dtype=bool)
+    store.ours = np.array([entry.ours for entry in found], dtype=bool)
     store.held_out = None if split is None else split.validation
     _note_assumptions(store, settings, configuration, notes)
     store.notes = tuple(notes)
@@ -108,15 +107,17 @@ def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> Prep
 
 
 def _note_assumptions(store: PreprocessedStore, settings: Configuration, configuration: str, notes: list[str]) -> None:
-    strangers = [k for k in range(len(store)) if not store.ours[k]]
-    if settings.spacing is None and strangers:
+    foreign = [k for k in range(len(store)) if not store.ours[k]]
+    if settings.spacing is None and foreign:
         notes.append(
-            f"{configuration} keeps each image's own voxel size, which for {len(strangers)} images only pickles tell; "
+            f"{configuration} keeps each image's voxel size, which is only in the pickles of {len(foreign)} images; "
             "1 mm is assumed."
         )
-    both = sum(all(store.has_mask(k, kind) for kind in MASK_FILES) for k in strangers)
+    both = sum(all(store.has_mask(k, kind) for kind in MASK_FILES) for k in foreign)
     if both:
-        notes.append(f"{both} images have both masks, which nnssl writes under each other's names; they are read so.")
+        notes.append(
+            f"{both} images have both masks, which nnssl stores under swapped names; they are read accordingly."
+        )
 
 
 def _normalisation(settings: Configuration) -> str:
@@ -125,12 +126,12 @@ def _normalisation(settings: Configuration) -> str:
     return "foreground" if settings.use_mask_for_norm == (True,) else "zscore"
 
 
-def _look(
+def _entries(
     folder: Path, arrays: Sequence[Path], settings: Configuration, fingerprint: str, notes: list[str]
-) -> Iterator[_Found]:
-    """Yield what is whole; ours is told from nnssl's by the mark that we leave."""
-    there = {str(path) for path in arrays}
-    masks = {path[: -len(".b2nd")] + suffix for path in there for suffix in MASK_FILES.values()}
+) -> Iterator[_Entry]:
+    """Yield complete images; those with our JSON file are ours."""
+    names = {str(path) for path in arrays}
+    masks = {path[: -len(".b2nd")] + suffix for path in names for suffix in MASK_FILES.values()}
     foreign, outdated = [], 0
     for path in arrays:
         if str(path) in masks:
@@ -139,11 +140,11 @@ def _look(
         facts = done_properties(folder, relative)
         if facts is not None:
             outdated += facts["recipe_hash"] != fingerprint
-            yield _Found(_our_row(relative, facts), True)
+            yield _Entry(_our_row(relative, facts), True)
         else:
             foreign.append(path)
     if outdated:
-        notes.append(f"{outdated} images were prepared by other plans than those there now; nnssl_preprocess mends it.")
+        notes.append(f"{outdated} images were prepared by other plans; run nnssl_preprocess to update them.")
     spacing = settings.spacing or (1.0, 1.0, 1.0)
     yield from _foreign(folder, _chosen(folder, foreign, notes), spacing, notes)
 
@@ -165,40 +166,40 @@ def _our_row(relative: str, facts: Mapping[str, Any]) -> Row:
 
 
 def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
-    """Return nnssl's images without those that `valid_imgs.json` does not name."""
+    """Return nnssl's images that are in `valid_imgs.json`."""
     valid = _valid_images(folder / VALID, notes) if images else None
     if valid is None:
         return images
     kept = [path for path in images if (*path.parts[-4:-1], path.stem) in valid]
     if images and not kept:
-        notes.append("valid_imgs.json names none of the images that are there, and is not used.")
+        notes.append("valid_imgs.json names none of the images, and is ignored.")
         return images
     if len(kept) < len(images):
-        notes.append(f"{len(images) - len(kept)} images that valid_imgs.json does not name are left out.")
+        notes.append(f"{len(images) - len(kept)} images that are not in valid_imgs.json are excluded.")
     return kept
 
 
 def _valid_images(path: Path, notes: list[str]) -> set[tuple[str, ...]] | None:
-    """Return (dataset, subject, session, image) of each record; None where there is no list or it is not understood."""
+    """Return (dataset, subject, session, image) of each record; None if there is no valid list."""
     if not path.is_file():
         return None
     try:
         records = read_json(path)
         records = list(records.values()) if isinstance(records, dict) else records
-        return {(*(str(one[key]) for key in _RECORD_KEYS), name) for one in records for name in _names(one)}
+        return {(*(str(record[k]) for k in _RECORD_KEYS), name) for record in records for name in _names(record)}
     except (OSError, ValueError, TypeError, KeyError) as problem:
-        notes.append(f"valid_imgs.json is not understood ({type(problem).__name__}: {problem}), and is not used.")
+        notes.append(f"valid_imgs.json is invalid ({type(problem).__name__}: {problem}), and is ignored.")
         return None
 
 
 def _names(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return an image's name with and without the extension of its file, for either names the array."""
+    """Return an image's name with and without file extension, either of which may be that of the array."""
     name = str(record["name"] if "name" in record else record["image_name"])
     suffix = suffix_of(name)
     return (name, name[: -len(suffix)]) if suffix else (name,)
 
 
-def _foreign(folder: Path, files: Sequence[Path], spacing: tuple[float, ...], notes: list[str]) -> Iterator[_Found]:
+def _foreign(folder: Path, files: Sequence[Path], spacing: tuple[float, ...], notes: list[str]) -> Iterator[_Entry]:
     excluded = []
     for path in files:
         shape = _shape(path)
@@ -219,13 +220,13 @@ def _foreign(folder: Path, files: Sequence[Path], spacing: tuple[float, ...], no
             anonymisation=beside(folder, relative, MASK_FILES["anonymisation"]).is_file(),
             anatomy=beside(folder, relative, MASK_FILES["anatomy"]).is_file(),
         )
-        yield _Found(row, False)
+        yield _Entry(row, False)
     if excluded:
-        notes.append(f"{len(excluded)} images are damaged or no volumes and are left out, such as {excluded[0]}.")
+        notes.append(f"{len(excluded)} images are damaged or not 3D and are excluded, such as {excluded[0]}.")
 
 
 def _shape(path: Path) -> tuple[int, ...] | None:
-    """Return (Z, Y, X) from an array's header alone; None where it is no volume."""
+    """Return (Z, Y, X) from an array's header; None if it is not 3D."""
     try:
         shape = tuple(int(n) for n in blosc2.open(str(path), mode="r").shape)
     except (OSError, RuntimeError, ValueError, AttributeError):
@@ -233,17 +234,16 @@ def _shape(path: Path) -> tuple[int, ...] | None:
     return shape[1:] if len(shape) == 4 and min(shape) > 0 else None
 
 
-def _named(found: list[_Found], split: Split | None, notes: list[str]) -> list[_Found]:
-    """Leave out the images of subjects whom the dataset's split names neither for training nor for validation."""
+def _in_split(found: list[_Entry], split: Split | None, notes: list[str]) -> list[_Entry]:
+    """Exclude images of subjects that are in neither part of the dataset's split."""
     if split is None:
         return found
     everyone = split.train | split.validation
-    kept = [one for one in found if one.row.subject in everyone]
-    if not any(one.row.subject in split.train for one in kept):
+    kept = [entry for entry in found if entry.row.subject in everyone]
+    if not any(entry.row.subject in split.train for entry in kept):
         raise UserError(
-            f"{SPLITS} of the dataset names no subject for training of whom there are images. "
-            "Remove it; a new one is made."
+            f"{SPLITS} of the dataset names no training subject with images. Remove it to create a new one."
         )
     if len(kept) < len(found):
-        notes.append(f"{len(found) - len(kept)} images of subjects whom {SPLITS} does not name are left out.")
+        notes.append(f"{len(found) - len(kept)} images of subjects that are not in {SPLITS} are excluded.")
     return kept

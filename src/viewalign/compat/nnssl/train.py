@@ -1,6 +1,6 @@
-"""`nnssl_train`: nnssl's training command with nnssl's flags, on data that nnssl has preprocessed.
+"""`nnssl_train`: nnssl's training command with nnssl's flags, on data preprocessed by nnssl or by us.
 
-The published command lines run as they stand; `--set`, `--network` and `--token-order` are ours.
+Published command lines run unchanged; `--set`, `--network` and `--token-order` are additions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from viewalign.training.run import RunResult
 
 _TRAINER = "AlignedMAEFTTrainer"
-"""What is trained where no trainer is named; nnssl's own default is a class that does not exist."""
+"""Default trainer; that of nnssl is a class that does not exist."""
 
 _WORKERS, _COMPILE = "nnUNet_n_proc_DA", "nnUNet_compile"
-_IDLE = {
+_NO_EFFECT = {
     "npz": "--npz does nothing here: there are no predictions to save.",
     "val_best": "--val_best does nothing here: pretraining has no validation of its own to run afterwards.",
 }
@@ -47,17 +47,17 @@ def make_parser(prog: str = "nnssl_train", examples: str = _EXAMPLES) -> Parser:
     flag = parser.flag
     flag("-tr", metavar="TRAINER", help=f"a class of LatentCampus or nnssl; default {_TRAINER}")
     flag("-p", default="nnsslPlans", metavar="PLANS", help="name of the plans; default nnsslPlans")
-    flag("-pretrained_weights", metavar="FILE", help="weights to start from")
+    flag("-pretrained_weights", metavar="FILE", help="initial weights")
     flag("-num_gpus", type=int, default=1, metavar="N", help="GPUs, or processes of -device cpu; default 1")
-    flag("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default cuda; without a GPU the CPU is taken")
-    flag("--c", action="store_true", help="go on from the newest checkpoint")
-    flag("--disable_checkpointing", action="store_true", help="save at the end alone")
+    flag("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default cuda; the CPU if there is no GPU")
+    flag("--c", action="store_true", help="resume from the newest checkpoint")
+    flag("--disable_checkpointing", action="store_true", help="save only at the end")
     flag("--npz", action="store_true", help="does nothing here")
-    flag("--val", action="store_true", help="trains nothing and says so")
+    flag("--val", action="store_true", help="does not train")
     flag("--val_best", action="store_true", help="does nothing here")
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of a recipe; repeatable")
-    flag("--network", choices=("resenc-l", "primus-m"), help="which of two trainers of the same name")
-    flag("--token-order", choices=("dhw", "hdw"), help="of Primus weights whose trainer is unknown")
+    flag("--network", choices=("resenc-l", "primus-m"), help="network, if two trainers have the same name")
+    flag("--token-order", choices=("dhw", "hdw"), help="token order of Primus weights of an unknown trainer")
     return parser
 
 
@@ -67,14 +67,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: argparse.Namespace, settings: Sequence[str] = ()) -> int:
-    """Do what the flags ask for and return the exit code.
+    """Train, and return the exit code.
 
     Args:
         options: the flags.
-        settings: `key=value` of the recipe that a command adds by itself.
+        settings: further `key=value` settings of the recipe.
 
     Raises:
-        UserError: an unset variable, an unknown trainer or dataset, or settings that do not fit.
+        UserError: an unset variable, an unknown trainer or dataset, or invalid settings.
     """
     if options.val:
         say("--val does nothing here: pretraining has no validation to repeat. Nothing was trained.")
@@ -85,19 +85,19 @@ def train(options: argparse.Namespace, settings: Sequence[str] = ()) -> int:
 
     name = options.tr or _TRAINER
     if options.tr is None:
-        say(f"No trainer is named with -tr; {name} is taken.")
+        say(f"No trainer is given with -tr; {name} is used.")
     trainer = resolve_trainer(name, options.network)
     folder = find_dataset(preprocessed_root(), options.dataset)
     results = variable_folder("nnssl_results", make=True)
     out = results / folder.name / f"{name}__{options.p}__{options.configuration}"
-    for flag, sentence in _IDLE.items():
+    for flag, sentence in _NO_EFFECT.items():
         if getattr(options, flag):
             say(sentence)
     recipe = _recipe(options, trainer.recipe, [*trainer.overrides, *settings], folder, out / "fold_all")
     store = open_preprocessed(folder, options.p, options.configuration)
     for note in store.notes:
         say(note)
-    _refuse_second_start(out / "fold_all", options.c)
+    _check_resume(out / "fold_all", options.c)
     _keep_split(store, recipe)
     from viewalign.training.run import pretrain
 
@@ -120,22 +120,22 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
         weights = _weights(options.pretrained_weights, recipe.network.name)
         paths["init"] = recipe.init.model_copy(update={"weights": weights})
     if options.disable_checkpointing:
-        say("--disable_checkpointing: the run is saved at its end, or when it is stopped, and not in between.")
+        say("--disable_checkpointing: the run is saved only at its end, or when it is stopped.")
         paths["checkpoint"] = recipe.checkpoint.model_copy(update={"every": recipe.steps})
     return recipe.model_copy(update=paths)
 
 
 def _environment() -> list[str]:
-    """Return the settings that nnssl's variables stand for: reading processes for a GPU, and compilation."""
-    written = os.environ.get(_WORKERS, "")
-    if written and not written.isdecimal():
-        raise UserError(f"The environment variable {_WORKERS} is {written!r}; it must be a number of processes.")
+    """Return the settings of nnssl's environment variables: data loading processes and compilation."""
+    workers = os.environ.get(_WORKERS, "")
+    if workers and not workers.isdecimal():
+        raise UserError(f"The environment variable {_WORKERS} is {workers!r}; it must be a number of processes.")
     compiled = os.environ.get(_COMPILE, "").lower() in ("true", "1", "t")
-    return [*([f"runtime.workers={written}"] if written else []), *(["runtime.compile=true"] if compiled else [])]
+    return [*([f"runtime.workers={workers}"] if workers else []), *(["runtime.compile=true"] if compiled else [])]
 
 
 def _keep_split(store: PreprocessedStore, recipe: Recipe) -> None:
-    """Choose who validates where the dataset has no `splits_final.json` yet, and write one that nnssl can use too."""
+    """Choose validation subjects if the dataset has no `splits_final.json`, and write one."""
     from viewalign.compat.nnssl.lists import Split, write_split
     from viewalign.training.data import number_subjects, split_by_subject
 
@@ -143,64 +143,64 @@ def _keep_split(store: PreprocessedStore, recipe: Recipe) -> None:
         return
     split = split_by_subject(number_subjects(store.subjects), recipe.validate_.share, recipe.seed)
     if not len(split.validation):
-        return  # nnssl fails at an empty validation set, so none is written
+        return  # nnssl fails with an empty validation set
     names = [frozenset(store.subjects[int(k)] for k in part) for part in (split.train, split.validation)]
     store.held_out = names[1]
     if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
         try:
             write_split(store.path, Split(*names))
         except OSError as problem:
-            say(f"splits_final.json cannot be written ({problem.strerror}); the same subjects will be held out again.")
+            say(f"splits_final.json cannot be written ({problem.strerror}); the next run holds out the same subjects.")
 
 
-def _weights(asked: str, network: str) -> str:
+def _weights(requested: str, network: str) -> str:
     from viewalign.weights.remote import resolve_checkpoint
 
-    path, note = resolve_checkpoint(asked, network)
+    path, note = resolve_checkpoint(requested, network)
     if note:
         say(note)
     return str(path)
 
 
 def _accelerator(options: argparse.Namespace) -> str:
-    """Return the device asked for, or the CPU in place of the one GPU that is not there."""
+    """Return the requested device, or the CPU if there is no GPU."""
     import torch
 
     if options.device == "mps":
-        say("Apple's GPUs have no float64, which geometry needs; the run trains on the CPU.")
+        say("Apple's GPUs do not support float64; the run trains on the CPU.")
         return "cpu"
     if options.device != "cuda" or torch.cuda.is_available():
         return str(options.device)
     if options.num_gpus > 1:
         raise UserError(
-            f"-num_gpus {options.num_gpus}: there is no GPU here. -device cpu trains in {options.num_gpus} processes "
+            f"-num_gpus {options.num_gpus}: there is no GPU. Use -device cpu to train in {options.num_gpus} processes "
             "on the CPU."
         )
-    say("There is no GPU here; the run trains on the CPU.")
+    say("There is no GPU; the run trains on the CPU.")
     return "cpu"
 
 
-def _refuse_second_start(fold: Path, resume: bool) -> None:
+def _check_resume(fold: Path, resume: bool) -> None:
     begun = (fold / "config.yaml").is_file()
     if begun and not resume:
-        raise UserError(f"{fold} holds a run already. Continue it with --c, or move it away.")
+        raise UserError(f"{fold} already contains a run. Resume it with --c, or move it.")
     if resume and not begun:
-        say(f"--c: there is no run in {fold} yet; a new one begins.")
+        say(f"--c: there is no run in {fold}; a new one is started.")
 
 
 def _finish(outcome: RunResult, plans: Path) -> int:
-    """Write the weights of a finished run, and the plans, where nnssl's users look for them."""
+    """Write the weights and plans of a completed run to the files of nnssl."""
     if not outcome.first:
         return outcome.exit_code
     if not outcome.finished:
-        say(f"Stopped and saved at step {outcome.step} of {outcome.steps}. The same command with --c goes on.")
+        say(f"Stopped and saved at step {outcome.step} of {outcome.steps}. Resume with the same command and --c.")
     else:
         say(f"Done: {outcome.step} steps. The encoder is in {_export(outcome.folder.root, plans)}")
     return outcome.exit_code
 
 
 def _export(fold: Path, plans: Path) -> Path:
-    """Write `checkpoint_final.pth` into a run's folder, `adaptation_plan.json` and `plans.json` beside it."""
+    """Write `checkpoint_final.pth` into a run's folder, and `adaptation_plan.json` and `plans.json` next to it."""
     from viewalign.weights.export import export_run
 
     with tempfile.TemporaryDirectory(dir=fold.parent, prefix=".export-") as scratch:
@@ -217,14 +217,14 @@ _WANDB_EXAMPLES = """examples:
   WANDB_MODE=offline nnssl_train_wandb 745 onemmiso -tr MAETrainer --c
 
 The variables WANDB_ENTITY, WANDB_PROJECT (default nnssl), WANDB_RUN_ID and WANDB_MODE are W&B's own.
-Everything else is as in nnssl_train, and so are the results.
+Everything else is as in nnssl_train.
 """
 
 
 def run_with_wandb(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = make_parser("nnssl_train_wandb", _WANDB_EXAMPLES)
-    parser.flag("-fold", default="all", choices=("all",), help="there is this one: every subject")
+    parser.flag("-fold", default="all", choices=("all",), help="only `all`: every subject")
     execute(parser, _train, arguments)
 
 

@@ -1,8 +1,7 @@
-"""Trainer classes of LatentCampus and nnssl by name: the recipe that each stands for, and what it changes in it.
+"""Recipes and settings of the trainer classes of LatentCampus and nnssl.
 
-Names without "Gram" stand for the cosine objective, which those classes had when the paper's results were made; a
-switch that LatentCampus added on 2025-09-09 turned them to Gram matrices without a change of name.
-`objectives.consistency=gram` gives what they run since.
+Names without "Gram" have the cosine objective, as in the paper's results. A later change of LatentCampus (2025-09-09)
+switched these classes to Gram matrices without renaming them; `objectives.consistency=gram` gives that behaviour.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ _STEPS_PER_EPOCH = 250
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a trainer's name stands for.
+    """A trainer class.
 
     Attributes:
-        recipe: a recipe's name.
+        recipe: name of its recipe.
         overrides: `key=value` settings that differ from the recipe.
     """
 
@@ -46,7 +45,7 @@ _NO_CONTRAST = "objectives.contrastive_weight=0"
 _PLAIN_RECONSTRUCTION = "objectives.reconstruction_weight=1"
 _THIN, _THIN_SMALL = "views.patch_size=[256,256,32]", "views.patch_size=[128,128,32]"
 
-# nnssl's own MAE: mean squared error, and views that are turned and scaled but keep their intensities.
+# nnssl's MAE: mean squared error, and views with rotation and scaling but without intensity transforms.
 _PHOTOMETRICS = ("brightness", "contrast", "gamma", "gamma_inverted", "low_resolution", "blur", "noise")
 _MSE = (
     "objectives.reconstruction=mse",
@@ -131,27 +130,26 @@ NETWORKS = {"resenc-l": RESENC, "primus-m": PRIMUS}
 
 
 def resolve_trainer(name: str, network: str | None = None) -> Trainer:
-    """Return what a trainer's name stands for.
+    """Return the trainer of a name.
 
     Args:
-        name: a class of LatentCampus' aligned trainers or of nnssl's, with any of its endings: `_BS8` (batch),
-            `_192ps` (views), `_4000ep` or `_EP4000` (epochs), `_lr1e4` (rate); where blocks are hidden also `_mask60`
-            (percent) and `_block8` (voxels a side).
-        network: "resenc-l" or "primus-m"; needed where classes of the same name train different networks.
+        name: a class of LatentCampus or nnssl, with optional endings: `_BS8` (batch), `_192ps` (views), `_4000ep` or
+            `_EP4000` (epochs), `_lr1e4` (learning rate); with masking also `_mask60` (percent) and `_block8` (voxels).
+        network: "resenc-l" or "primus-m"; required if classes of the same name train different networks.
 
     Raises:
-        UserError: an unknown name, or a name of the other network or of both.
+        UserError: an unknown name, or one of the other network or of both.
     """
-    meant = {key: found for key, table in NETWORKS.items() if (found := _find(name, table)) is not None}
-    if not meant:
+    matches = {key: found for key, table in NETWORKS.items() if (found := _find(name, table)) is not None}
+    if not matches:
         raise UserError(f"There is no trainer '{name}'. {_nearest(name)}")
-    if network is None and len(meant) > 1:
+    if network is None and len(matches) > 1:
         raise UserError(
-            f"There are two trainers {name}. Say which: {' or '.join(f'--network {key}' for key in meant)}."
+            f"There are two trainers {name}. Choose one with {' or '.join(f'--network {key}' for key in matches)}."
         )
-    if network is not None and network not in meant:
-        raise UserError(f"{name} trains {' or '.join(meant)}, not {network}. Leave --network out, or name its trainer.")
-    return meant[network or next(iter(meant))]
+    if network is not None and network not in matches:
+        raise UserError(f"{name} trains {' or '.join(matches)}, not {network}. Omit --network, or use another trainer.")
+    return matches[network or next(iter(matches))]
 
 
 _ENDINGS: dict[str, Callable[[int], str]] = {
@@ -160,18 +158,18 @@ _ENDINGS: dict[str, Callable[[int], str]] = {
     r"(\d+)(?i:ep)|(?i:ep)(\d+)": _epochs,
     r"(?i:lr)1e-?(\d)": lambda n: f"optim.lr=1e-{n}",
 }
-"""What the endings of nnssl's names change."""
+"""Settings of the endings of nnssl's names."""
 
 _MASK_ENDINGS: dict[str, Callable[[int], str]] = {
     r"(?i:mask|maskratio|mr)(\d\d)": lambda n: f"masking.ratio={n / 100:g}",
     r"(?i:block|blocksize)(\d+)": lambda n: f"masking.block={n}",
 }
-"""Further ones of methods that hide blocks; Primus hides its own tokens, so its blocks have no size to set."""
+"""Endings of methods with masked blocks; a Primus masks its tokens, whose size is fixed."""
 _MASKED = ("mae-", "simmim-", "spark-")
 
 
 def _find(name: str, table: dict[str, Trainer]) -> Trainer | None:
-    """Return a table's trainer, or one whose name goes on with endings that are known."""
+    """Return a trainer of a table, with the settings of the endings of its name."""
     if name in table:
         return table[name]
     base, *endings = name.split("_")
@@ -190,7 +188,7 @@ def _ending(text: str, recipe: str) -> str | None:
             number = next(int(group) for group in found.groups() if group)
             if "primus" in recipe and change(number).startswith("masking.block"):
                 return None
-            # Two volumes make one fused image, which is what nnssl counts.
+            # nnssl counts fused images, each of two volumes.
             twice = recipe.startswith("fusion") and text.startswith("BS")
             return change(2 * number if twice else number)
     return None

@@ -1,1 +1,1 @@
-"""Classification and regression: one answer per case."""
+"""Fine-tuning for classification and regression: one target per case."""

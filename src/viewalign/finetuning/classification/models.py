@@ -1,9 +1,8 @@
-"""A trained fold as it is kept: weights, and beside them everything that prediction needs. No pickle, no path."""
+"""Trained models on disk: weights in safetensors, and a JSON file with all that prediction needs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,29 @@ from viewalign.networks.registry import build_backbone
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, check_spec
-from viewalign.utils.io import atomic_write, write_tensors
+from viewalign.utils.io import write_json, write_tensors
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 FORMAT = "viewalign-task-model"
+
+
+@dataclass
+class TaskModel:
+    """The model of one fold.
+
+    Attributes:
+        network: in evaluation mode.
+        spec: the task.
+        preprocessor: for images of new cases.
+        scale: mean and standard deviation of a regression target.
+        facts: contents of `model.json`.
+    """
+
+    network: GlobalNetwork
+    spec: TaskSpec
+    preprocessor: Preprocessor
+    scale: tuple[float, float]
+    facts: dict[str, Any]
 
 
 def write_model(
@@ -35,7 +53,7 @@ def write_model(
     preprocessor: Preprocessor,
     scale: tuple[float, float],
 ) -> None:
-    """Write a model's two files, weights last."""
+    """Write a model's two files, weights last; `name` is that of its network, the others are as in `TaskModel`."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "format": FORMAT,
@@ -48,94 +66,72 @@ def write_model(
         "target_mean": scale[0],
         "target_deviation": scale[1],
     }
-    with atomic_write(folder / FACTS) as partial:
-        partial.write_text(json.dumps(facts, indent=1))
+    write_json(folder / FACTS, facts)
     write_tensors(dict(network.named_parameters()), folder / WEIGHTS)
 
 
-@dataclass
-class TaskModel:
-    """One trained fold."""
-
-    network: GlobalNetwork
-    spec: TaskSpec
-    preprocessor: Preprocessor
-    scale: tuple[float, float]
-    facts: dict[str, Any]
-
-
 def read_model(folder: Path) -> TaskModel:
-    """Read a model; every weight must be there and fit.
+    """Read a model with all its weights.
 
     Raises:
-        UserError: no model, or one whose weights do not fit what it says it is.
+        UserError: no model, or weights that do not match its network.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as problem:
-        raise UserError(f"{folder} holds no model that can be read: {problem}.") from None
+        raise UserError(f"{folder} has no model that can be read: {problem}.") from None
     if facts.get("format") != FORMAT or facts.get("version") != 1:
-        raise UserError(f"{folder / FACTS} is of format {facts.get('format')!r}, version {facts.get('version')}.")
+        raise UserError(f"{folder / FACTS} has format {facts.get('format')!r}, version {facts.get('version')}.")
     spec = check_spec(facts["task"], str(folder / FACTS))
     preprocessor = Preprocessor.from_json(facts["preprocessing"])
     backbone = build_backbone(facts["network"], preprocessor.size, len(spec.channels))
     backbone.drop_decoder()
     network = GlobalNetwork(backbone, spec.outputs, facts["pool"], 0.0, [0.0] * spec.outputs)
     own = dict(network.named_parameters())
-    odd = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
-    if odd:
-        raise UserError(
-            f"The weights in {folder} do not fit the network they name; the first that does not is {odd[0]}."
-        )
+    mismatched = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
+    if mismatched:
+        raise UserError(f"The weights in {folder} do not match their network; the first mismatch is {mismatched[0]}.")
     for name, value in state.items():
         own[name].data.copy_(value)
     return TaskModel(network.eval(), spec, preprocessor, (facts["target_mean"], facts["target_deviation"]), facts)
 
 
 class Predictor:
-    """Predicts new cases by the mean over a fine-tuning's folds.
+    """Predicts new cases by the mean over the folds of a fine-tuning.
 
     Args:
         folder: of a fine-tuning, or of one of its folds.
-        device: where networks compute.
+        device: where the networks run.
+
+    Raises:
+        UserError: no models, or models of different tasks.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
-        given = Path(folder)
-        folders = [given] if (given / FACTS).is_file() else sorted(p.parent for p in given.glob(f"fold_*/{FACTS}"))
+        root = Path(folder)
+        folders = [root] if (root / FACTS).is_file() else sorted(p.parent for p in root.glob(f"fold_*/{FACTS}"))
         if not folders:
-            raise UserError(f"{given} holds no trained model: no fold_*/{FACTS}.")
-        self.models = [read_model(one) for one in folders]
+            raise UserError(f"{root} has no trained model: no fold_*/{FACTS}.")
+        self.models = [read_model(path) for path in folders]
         self.device = device
-        for one in self.models:
-            one.network.to(device)
         self.spec, self.preprocessor = self.models[0].spec, self.models[0].preprocessor
-        if any(
-            m.preprocessor.fingerprint() != self.preprocessor.fingerprint() or m.spec != self.spec for m in self.models
-        ):
-            raise UserError(f"The folds of {given} were trained for different tasks or behind different preprocessing.")
+        fingerprint = self.preprocessor.fingerprint()
+        for model in self.models:
+            model.network.to(device)
+            if model.preprocessor.fingerprint() != fingerprint or model.spec != self.spec:
+                raise UserError(f"The folds of {root} were trained for different tasks or preprocessing.")
 
     def predict(self, case: TaskCase, flips: bool = False) -> NDArray[np.float64]:
-        """Return a case's probabilities (K,), or its value (1,).
+        """Return a case's probabilities (K,), or its value (1,); with `flips` the mean over all eight mirrorings.
 
         Raises:
-            UserError: the case cannot be prepared.
+            UserError: the case cannot be used.
         """
-        return self.answer(self.preprocessor(case.images, case.mask), flips)
+        return self.predict_sample(self.preprocessor(case.images, case.mask), flips)
 
-    def answer(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
-        """Return the same of a case that is prepared."""
-        found = [predict_sample(m.network, sample, self.spec, m.scale, self.device, flips) for m in self.models]
-        mean: NDArray[np.float64] = np.mean(found, axis=0)
+    def predict_sample(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
+        """Return the same for a prepared case."""
+        values = [predict_sample(m.network, sample, self.spec, m.scale, self.device, flips) for m in self.models]
+        mean: NDArray[np.float64] = np.mean(values, axis=0)
         return mean
-
-
-def prediction_columns(spec: TaskSpec) -> list[str]:
-    """Return the columns of a table of predictions."""
-    return ["value"] if spec.kind == "regression" else [f"p_{name}" for name in spec.classes]
-
-
-def in_words(predicted: Sequence[float]) -> list[str]:
-    """Return numbers as a table holds them: with all their digits, never cut to whole ones."""
-    return [repr(float(value)) for value in predicted]

@@ -1,8 +1,8 @@
-"""A fine-tuned task as one ONNX file: from a prepared image to probabilities or values, averaged over folds.
+"""Export a fine-tuned task as one ONNX file, averaged over folds, and predict with it.
 
-The graph takes `image` float32 (N, C, D, H, W) and `valid` bool (N, 1, D, H, W) as `preparation.Preprocessor` gives
-them, for any N, and returns `answer` float32: probabilities (N, K), or values (N, 1) in the target's unit. How images
-are prepared stands in the file's metadata under `viewalign`, and in the JSON beside it.
+The graph takes `image` float32 (N, C, D, H, W) and `valid` bool (N, 1, D, H, W) from `Preprocessor`, for any N, and
+returns `answer` float32: probabilities (N, K), or values (N, 1) in the target's unit. Preprocessing is described in the
+metadata of the file under `viewalign`, and in a JSON file next to it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from torch import Tensor, nn
 import viewalign
 from viewalign.errors import UserError
 from viewalign.finetuning.classification.models import Predictor, TaskModel
-from viewalign.finetuning.classification.network import answer_tensor
+from viewalign.finetuning.classification.network import predictions_from_outputs
 from viewalign.finetuning.classification.training import flipped_axes
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import check_spec
+from viewalign.utils.io import write_json
 
 FORMAT, KEY = "viewalign-task-onnx", "viewalign"
 MODEL, FACTS = "model.onnx", "model.json"
 OPSET = 18
 BATCHES = (1, 2, 3)
-_ONE_FILE = 1.8e9
-"""Bytes of weights up to which they stand in the file itself: protobuf ends at 2 GB."""
+_MAX_INLINE_BYTES = 1.8e9
+"""Larger weights, in bytes, are stored in a second file: protobuf is limited to 2 GB."""
 _TOLERANCE = 1e-3
-_NEEDS = "This needs more packages: pip install 'viewalign[onnx]'."
+_NEEDS = "ONNX export and prediction need more packages: pip install 'viewalign[onnx]'."
 
 
-class _Answers(nn.Module):
-    """All folds of a task as one module."""
+class _Ensemble(nn.Module):
+    """The mean prediction of all folds."""
 
     def __init__(self, models: Sequence[TaskModel]) -> None:
         super().__init__()
@@ -46,21 +47,19 @@ class _Answers(nn.Module):
         self.spec, self.scales = models[0].spec, [model.scale for model in models]
 
     def forward(self, image: Tensor, valid: Tensor) -> Tensor:
-        found = [
-            answer_tensor(network(image, valid), self.spec, *scale)
-            for network, scale in zip(self.networks, self.scales, strict=True)
-        ]
-        return torch.stack(found).mean(0)
+        pairs = zip(self.networks, self.scales, strict=True)
+        values = [predictions_from_outputs(network(image, valid), self.spec, *scale) for network, scale in pairs]
+        return torch.stack(values).mean(0)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported graph.
 
     Attributes:
-        file: the graph.
-        folds: how many networks are in it.
-        difference: the largest between torch and onnxruntime on random images, batches of 1, 2 and 3.
+        file: the ONNX file.
+        folds: number of averaged networks.
+        difference: largest difference between torch and onnxruntime on random images, batches of 1, 2 and 3.
     """
 
     file: Path
@@ -68,7 +67,7 @@ class Exported:
     difference: float
 
     def text(self) -> str:
-        """Say it to a person."""
+        """Return a summary for a terminal."""
         return (
             f"  {self.file}  ({self.folds} {'fold' if self.folds == 1 else 'folds averaged'}, any batch size)\n"
             f"  {self.file.with_name(FACTS)}  (how images are prepared)\n"
@@ -77,10 +76,10 @@ class Exported:
 
 
 def export_onnx(folder: str | Path, out: Path) -> Exported:
-    """Write a fine-tuned task, or one fold of it, as ONNX, and compare it with torch through onnxruntime.
+    """Export a fine-tuned task, or one fold, as ONNX, and compare onnxruntime's outputs with those of torch.
 
     Raises:
-        UserError: no trained model, packages that are not there, or a graph that answers otherwise than torch.
+        UserError: no trained model, missing packages, or outputs that differ from those of torch.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -88,24 +87,26 @@ def export_onnx(folder: str | Path, out: Path) -> Exported:
     except ImportError:
         raise UserError(_NEEDS) from None
     predictor = Predictor(folder)
-    model = _Answers(predictor.models).eval()
-    program = _translate(model, predictor)
+    model = _Ensemble(predictor.models).eval()
+    program = _export(model, predictor)
     facts = _facts(predictor)
     program.model.metadata_props[KEY] = json.dumps(facts)
     out.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    program.save(str(out / MODEL), external_data=size > _ONE_FILE)
+    program.save(str(out / MODEL), external_data=size > _MAX_INLINE_BYTES)
     difference = _difference(model, predictor, out / MODEL)
     scale = max(abs(model.scale[1]) for model in predictor.models)
     if not difference <= _TOLERANCE * scale:
         (out / MODEL).unlink()
-        raise UserError(f"The ONNX graph answers otherwise than torch, by {difference:.1e}; it was not kept.")
-    (out / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        raise UserError(
+            f"The outputs of the ONNX graph differ from those of torch by {difference:.1e}; it was removed."
+        )
+    write_json(out / FACTS, facts)
     return Exported(out / MODEL, len(predictor.models), difference)
 
 
-def _translate(model: nn.Module, predictor: Predictor) -> Any:
-    """Export by torch.export, with a batch of any size."""
+def _export(model: nn.Module, predictor: Predictor) -> Any:
+    """Export with a dynamic batch size."""
     image, valid = _example(predictor, 2)
     batch = {0: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
@@ -123,7 +124,7 @@ def _translate(model: nn.Module, predictor: Predictor) -> Any:
 
 
 def _cell_means(self: Any, output_size: Sequence[int]) -> Any:
-    """Average cells of equal size: what ONNX has of adaptive pooling, and all that a backbone's stride needs."""
+    """Average pooling by a whole factor, in place of adaptive pooling, which ONNX does not have."""
     from onnxscript import opset18 as op
 
     kernel = [int(n) // int(m) for n, m in zip(self.shape[2:], output_size, strict=True)]
@@ -152,6 +153,10 @@ def _difference(model: nn.Module, predictor: Predictor, file: Path) -> float:
 
 def _facts(predictor: Predictor) -> dict[str, Any]:
     spec, size = predictor.spec, list(predictor.preprocessor.size)
+    meaning = "probabilities of " + ", ".join(spec.classes)
+    if spec.kind == "regression":
+        meaning = f"value in {spec.unit or 'the unit of the target'}"
+    image_shape, axes = ["N", len(spec.channels), *size], "N, channel, z, y, x (LPS)"
     return {
         "format": FORMAT,
         "version": 1,
@@ -159,22 +164,10 @@ def _facts(predictor: Predictor) -> dict[str, Any]:
         "network": predictor.models[0].facts["network"],
         "folds": len(predictor.models),
         "inputs": {
-            "image": {
-                "type": "float32",
-                "shape": ["N", len(spec.channels), *size],
-                "axes": "N, channel, z, y, x (LPS)",
-            },
-            "valid": {"type": "bool", "shape": ["N", 1, *size], "means": "false beyond the volume"},
+            "image": {"type": "float32", "shape": image_shape, "axes": axes},
+            "valid": {"type": "bool", "shape": ["N", 1, *size], "means": "false outside the volume"},
         },
-        "outputs": {
-            "answer": {
-                "type": "float32",
-                "shape": ["N", spec.outputs],
-                "means": f"value in {spec.unit or 'the unit of the target'}"
-                if spec.kind == "regression"
-                else "probabilities of " + ", ".join(spec.classes),
-            }
-        },
+        "outputs": {"answer": {"type": "float32", "shape": ["N", spec.outputs], "means": meaning}},
         "task": spec.model_dump(mode="json"),
         "preprocessing": predictor.preprocessor.as_json(),
     }
@@ -184,7 +177,7 @@ def open_session(file: Path) -> Any:
     """Open a graph with onnxruntime on the CPU.
 
     Raises:
-        UserError: onnxruntime is not there, or cannot read the file.
+        UserError: onnxruntime is not installed, or cannot read the file.
     """
     try:
         import onnxruntime
@@ -193,11 +186,11 @@ def open_session(file: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's own exceptions have no common base
-        raise UserError(f"{file} is no ONNX graph that onnxruntime can read: {problem}.") from None
+        raise UserError(f"{file} is not an ONNX graph that onnxruntime can read: {problem}.") from None
 
 
 class OnnxPredictor:
-    """Predicts new cases by an exported graph; the same interface as `models.Predictor`.
+    """Predicts new cases with an exported graph; same interface as `models.Predictor`.
 
     Args:
         file: written by `export_onnx`.
@@ -210,7 +203,7 @@ class OnnxPredictor:
         self.session = open_session(file)
         facts = json.loads(self.session.get_modelmeta().custom_metadata_map.get(KEY, "{}"))
         if facts.get("format") != FORMAT or facts.get("version") != 1:
-            raise UserError(f"{file} does not say how images are prepared: it was not written by viewalign.")
+            raise UserError(f"{file} has no description of preprocessing: it was not exported by viewalign.")
         self.spec = check_spec(facts["task"], str(file))
         self.preprocessor = Preprocessor.from_json(facts["preprocessing"])
 
@@ -218,19 +211,16 @@ class OnnxPredictor:
         """Return a case's probabilities (K,), or its value (1,); with `flips` the mean over all eight mirrorings.
 
         Raises:
-            UserError: the case cannot be prepared.
+            UserError: the case cannot be used.
         """
-        return self.answer(self.preprocessor(case.images, case.mask), flips)
+        return self.predict_sample(self.preprocessor(case.images, case.mask), flips)
 
-    def answer(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
-        """Return the same of a case that is prepared."""
-        image, valid = sample.image[None], sample.valid[None]
-        found = [
-            self.session.run(
-                None,
-                {"image": np.ascontiguousarray(np.flip(image, a)), "valid": np.ascontiguousarray(np.flip(valid, a))},
-            )[0]
-            for a in flipped_axes(flips)
-        ]
-        mean: NDArray[np.float64] = np.mean(np.asarray(found, dtype=np.float64), axis=0)[0]
+    def predict_sample(self, sample: Sample, flips: bool = False) -> NDArray[np.float64]:
+        """Return the same for a prepared case."""
+        inputs = {"image": sample.image[None], "valid": sample.valid[None]}
+        values = []
+        for axes in flipped_axes(flips):
+            flipped = {name: np.ascontiguousarray(np.flip(array, axes)) for name, array in inputs.items()}
+            values.append(self.session.run(None, flipped)[0])
+        mean: NDArray[np.float64] = np.mean(np.asarray(values, dtype=np.float64), axis=0)[0]
         return mean

@@ -1,6 +1,6 @@
-"""What changes each time a case is seen in training: geometry and intensities, by the rules of pretraining's views.
+"""Training of one fold: augmentation, optimizer, schedule and checkpoints.
 
-It is worked out on the device that the case lies on: a GPU would wait for a CPU that does it.
+Augmentation uses the transforms of the pretraining views, on the device of the network.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.finetuning.classification import network as lora
-from viewalign.finetuning.classification.network import GlobalNetwork, answers, case_losses, class_weights
+from viewalign.finetuning.classification import lora
+from viewalign.finetuning.classification.network import (
+    GlobalNetwork,
+    case_losses,
+    class_weights,
+    predictions_from_outputs,
+)
 from viewalign.finetuning.classification.settings import TaskTraining, settings_that_differ
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Sample, sample_tensors
@@ -25,11 +30,13 @@ from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.precision import autocast, choose_device, gradient_scaler, settle
 from viewalign.utils.rng import derive_seed, make_rng, make_torch_generator
 from viewalign.utils.settings import checked
-from viewalign.views import intensity as photometric
+from viewalign.views import intensity as transforms
 from viewalign.views import resampling, sampling
 from viewalign.views.intensity import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints
+
+_NO_DECAY = ("pos_embed",)
 
 
 def augment(
@@ -38,42 +45,39 @@ def augment(
     present: np.ndarray,
     rng: np.random.Generator,
     geometry: ViewSamplingConfig,
-    colours: IntensityConfig,
+    intensity: IntensityConfig,
     channel_dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Draw one change of a case.
+    """Apply a random transform to a case; return image and valid voxels.
 
     Args:
         image: float32 (C, D, H, W), on any device.
-        valid: bool (1, D, H, W), on the same.
-        present: bool (C,), which channels the case has; at least one of them always stays.
-        rng: the sample's own generator.
-        geometry: mirror, rotation, scale; its size is the field of view.
-        colours: changes of intensity, drawn for each channel by itself.
-        channel_dropout: probability that a channel is taken away.
+        valid: bool (1, D, H, W), on the same device.
+        present: bool (C,), channels that the case has; at least one of them is kept.
+        rng: generator of the sample.
+        geometry: mirroring, rotation and scale.
+        intensity: intensity transforms, sampled for each channel.
+        channel_dropout: probability of setting a channel to 0.
     """
     size = (image.shape[1], image.shape[2], image.shape[3])
     affine = sampling.sample_affine(rng, size, geometry)
     moved = resampling.resample(image, affine, size)
     inside = resampling.resample(valid.float(), affine, size) > 0.5
-    kept = np.flatnonzero(present)
-    drops = rng.random(len(present)) < channel_dropout
-    spared = int(rng.choice(kept))
+    channels = np.flatnonzero(present)
+    dropped = rng.random(len(present)) < channel_dropout
+    dropped[int(rng.choice(channels))] = False
     out = torch.zeros_like(moved)
-    for channel in kept:
-        change = photometric.sample_intensity_parameters(rng, colours)
+    for channel in channels:
+        parameters = transforms.sample_intensity_parameters(rng, intensity)
         noise = make_torch_generator(image.device, int(rng.integers(2**31)))
-        if not drops[channel] or channel == spared:
-            view = photometric.intensity_transform(moved[channel : channel + 1], inside, change)
-            out[channel] = photometric.degradation_transform(view, inside, change, noise)[0]
+        if not dropped[channel]:
+            view = transforms.intensity_transform(moved[channel : channel + 1], inside, parameters)
+            out[channel] = transforms.degradation_transform(view, inside, parameters, noise)[0]
     return out, inside
 
 
-_NO_DECAY = ("pos_embed",)
-
-
 def target_scale(cases: Sequence[TaskCase], spec: TaskSpec) -> tuple[float, float]:
-    """Return mean and deviation of training targets, by which a regression is standardised; 0 and 1 of classes."""
+    """Return mean and standard deviation of regression targets, or 0 and 1 for other tasks."""
     if spec.kind != "regression":
         return 0.0, 1.0
     values = np.array([case.target for case in cases], dtype=np.float64)
@@ -81,16 +85,16 @@ def target_scale(cases: Sequence[TaskCase], spec: TaskSpec) -> tuple[float, floa
 
 
 class FoldTraining:
-    """Trains one network on the training cases of a fold.
+    """Trains a network on the training cases of a fold.
 
     Args:
         network: freshly built.
-        cases: training cases, with targets.
-        samples: their tensors by name.
+        cases: training cases with targets.
+        samples: prepared cases by name.
         spec: the task.
         settings: of the fine-tuning.
         number: of the fold.
-        folder: where checkpoints go.
+        folder: of the checkpoints.
     """
 
     def __init__(
@@ -103,72 +107,82 @@ class FoldTraining:
         number: int,
         folder: Path,
     ) -> None:
-        settings = settings.model_copy(update={"device": choose_device(settings.device)})
-        self.network, self.cases, self.samples = network.to(settings.device), list(cases), samples
+        self.device = choose_device(settings.device)
+        self.network, self.cases, self.samples = network.to(self.device), list(cases), samples
         self.spec, self.settings, self.number, self.folder = spec, settings, number, folder
-        precision = settle(settings.precision, settings.device, key="precision").precision
-        self.autocast = partial(autocast, settings.device, precision)
-        self.scaler = gradient_scaler(settings.device, precision)
-        self.centre, self.spread = target_scale(cases, spec)
+        precision = settle(settings.precision, self.device, key="precision").precision
+        self.autocast = partial(autocast, self.device, precision)
+        self.scaler = gradient_scaler(self.device, precision)
+        self.scale = target_scale(cases, spec)
         targets = [case.target for case in cases if case.target is not None]
         self.weights = class_weights(targets, spec) if settings.class_weights else None
         self.optimizer = torch.optim.AdamW(parameter_groups(network, settings), lr=settings.lr)
-        self.per_epoch = max(1, math.ceil(len(self.cases) / settings.batch))
+        self.steps_per_epoch = max(1, math.ceil(len(self.cases) / settings.batch))
         self.losses: list[float] = []
 
     def run(self, say: Callable[[str], None] = lambda _: None) -> None:
-        """Train to the end, from the newest checkpoint where there is one."""
-        done = self._restore()
-        if not done:
+        """Train to the end, resuming from the newest checkpoint.
+
+        Raises:
+            UserError: the loss is not finite, or the checkpoint has other settings or cases.
+        """
+        start = self._restore()
+        if not start:
             self.network.standardise(torch.cat([self._vector(case) for case in self.cases]))
-        for epoch in range(done, self.settings.epochs):
-            losses = [self._step(epoch, epoch * self.per_epoch + k) for k in range(self.per_epoch)]
+        for epoch in range(start, self.settings.epochs):
+            first = epoch * self.steps_per_epoch
+            losses = [self._step(epoch, first + k) for k in range(self.steps_per_epoch)]
             self.losses.append(float(np.mean(losses)))
             if not math.isfinite(self.losses[-1]):
-                raise UserError(f"The loss of fold {self.number} is not finite in epoch {epoch + 1}; lower lr.")
+                raise UserError(f"The loss of fold {self.number} is not finite in epoch {epoch + 1}; reduce lr.")
             self._save(epoch + 1)
             say(f"fold {self.number}  epoch {epoch + 1}/{self.settings.epochs}  loss {self.losses[-1]:.4f}")
-        self.network.fold_in()
+        self.network.fold_standardisation()
 
     @torch.no_grad()
     def _vector(self, case: TaskCase) -> Tensor:
-        """Return a training case's features before training, nothing of it changed."""
+        """Return the pooled features (1, width) of a training case without augmentation."""
         self.network.eval()
         with self.autocast():
-            return self.network.vectors(*sample_tensors(self.samples[case.case], self.settings.device))
+            return self.network.vectors(*sample_tensors(self.samples[case.case], self.device))
 
     def _step(self, epoch: int, step: int) -> float:
+        """Run one optimizer step and return its loss."""
         settings = self.settings
-        frozen = settings.mode == "frozen" or (settings.mode == "head_first" and epoch < settings.head_epochs)
-        self.network.train()
-        if settings.mode == "lora":
-            lora.only_adapters(self.network.backbone)
-        else:
-            self.network.backbone.requires_grad_(not frozen)
-        chosen = self._drawn(epoch, step)
-        weights = torch.ones(len(chosen)) if self.weights is None else self.weights[[int(c.target) for c in chosen]]  # type: ignore[arg-type]
+        self._set_trainable(epoch)
+        cases = self._sample_cases(epoch, step)
+        weights = torch.ones(len(cases)) if self.weights is None else self.weights[[int(c.target) for c in cases]]  # type: ignore[arg-type]
         torch.manual_seed(derive_seed(settings.seed, self.number, step, "dropout"))
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for part in np.array_split(np.arange(len(chosen)), min(settings.accumulate, len(chosen))):
-            images, valid = self._batch([chosen[k] for k in part], step, int(part[0]))
+        for part in np.array_split(np.arange(len(cases)), min(settings.accumulate, len(cases))):
+            chosen = [cases[k] for k in part]
+            images, valid = self._batch(chosen, step, int(part[0]))
             with self.autocast():
                 outputs = self.network(images, valid)
-            targets = self.targets([chosen[k] for k in part])
-            losses = case_losses(outputs, targets, self.spec, settings.smoothing)
+            losses = case_losses(outputs, self.targets(chosen), self.spec, settings.smoothing)
             loss = (losses * weights[part].to(losses)).sum() / weights.sum().to(losses)
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * rate(step, self.per_epoch * settings.epochs, settings)
+            group["lr"] = group["scale"] * learning_rate(step, self.steps_per_epoch * settings.epochs, settings)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return total
 
-    def _drawn(self, epoch: int, step: int) -> list[TaskCase]:
-        """Return a step's cases: a share of the epoch's shuffle, or classes drawn equally often."""
+    def _set_trainable(self, epoch: int) -> None:
+        settings = self.settings
+        self.network.train()
+        if settings.mode == "lora":
+            lora.train_adapters_only(self.network.backbone)
+            return
+        frozen = settings.mode == "frozen" or (settings.mode == "head_first" and epoch < settings.head_epochs)
+        self.network.backbone.requires_grad_(not frozen)
+
+    def _sample_cases(self, epoch: int, step: int) -> list[TaskCase]:
+        """Return the cases of a step: a part of the shuffled epoch, or classes in turn if `balanced`."""
         settings = self.settings
         if settings.balanced and self.spec.kind in ("binary", "multiclass"):
             rng = make_rng(settings.seed, self.number, step, "balanced")
@@ -176,48 +190,44 @@ class FoldTraining:
             turns = [(step * settings.batch + slot) % len(classes) for slot in range(settings.batch)]
             return [classes[k][int(rng.integers(len(classes[k])))] for k in turns]
         order = make_rng(settings.seed, self.number, epoch, "order").permutation(len(self.cases))
-        first = (step - epoch * self.per_epoch) * settings.batch
+        first = (step - epoch * self.steps_per_epoch) * settings.batch
         return [self.cases[k] for k in order[first : first + settings.batch]]
 
     def _batch(self, cases: Sequence[TaskCase], step: int, first: int) -> tuple[Tensor, Tensor]:
-        drawn = self.settings.augment
-        images, masks = [], []
+        """Return augmented images (N, C, D, H, W) and valid voxels; `first` is the first case's index in the step."""
+        settings = self.settings.augment
+        size = self.samples[cases[0].case].image.shape[1:]
+        geometry = ViewSamplingConfig(
+            size=(size[0], size[1], size[2]),
+            mirror=settings.mirror and not self.spec.laterality,
+            p_rotation=settings.p_rotation,
+            rotation_degrees=settings.rotation_degrees,
+            p_scale=settings.p_scale,
+            scale=settings.scale,
+        )
+        intensity = IntensityConfig(**settings.photometric.model_dump())
+        pairs = []
         for slot, case in enumerate(cases, first):
             sample = self.samples[case.case]
+            image, valid = sample_tensors(sample, self.device)
             rng = make_rng(self.settings.seed, self.number, step, slot, "augment")
-            size = (sample.image.shape[1], sample.image.shape[2], sample.image.shape[3])
-            geometry = ViewSamplingConfig(
-                size=size,
-                mirror=drawn.mirror and not self.spec.laterality,
-                p_rotation=drawn.p_rotation,
-                rotation_degrees=drawn.rotation_degrees,
-                p_scale=drawn.p_scale,
-                scale=drawn.scale,
+            pairs.append(
+                augment(image[0], valid[0], sample.present, rng, geometry, intensity, settings.channel_dropout)
             )
-            whole, seen = sample_tensors(sample, self.settings.device)
-            image, valid = augment(
-                whole[0],
-                seen[0],
-                sample.present,
-                rng,
-                geometry,
-                IntensityConfig(**drawn.photometric.model_dump()),
-                drawn.channel_dropout,
-            )
-            images.append(image)
-            masks.append(valid)
+        images, masks = zip(*pairs, strict=True)
         return torch.stack(images), torch.stack(masks)
 
     def targets(self, cases: Sequence[TaskCase]) -> Tensor:
-        """Return targets as the loss wants them: class numbers, labels, or standardised values."""
+        """Return targets for the loss: class indices, labels, or standardised values."""
         raw = np.array([case.target for case in cases])
         if self.spec.kind == "regression":
-            told = torch.from_numpy((raw.astype(np.float64) - self.centre) / self.spread).float()
+            mean, deviation = self.scale
+            targets = torch.from_numpy((raw.astype(np.float64) - mean) / deviation).float()
         elif self.spec.kind == "multilabel":
-            told = torch.from_numpy(raw).float()
+            targets = torch.from_numpy(raw).float()
         else:
-            told = torch.from_numpy(raw.astype(np.int64))
-        return told.to(self.settings.device)
+            targets = torch.from_numpy(raw.astype(np.int64))
+        return targets.to(self.device)
 
     def _save(self, epoch: int) -> None:
         state = {
@@ -232,13 +242,14 @@ class FoldTraining:
         checkpoints.prune(self.folder, 1)
 
     def _restore(self) -> int:
+        """Load the newest checkpoint and return its epoch, or 0."""
         state, _ = checkpoints.load_newest(self.folder)
         if state is None:
             return 0
-        unlike_before = settings_that_differ(checked(TaskTraining, state["settings"], str(self.folder)), self.settings)
-        if unlike_before or state["cases"] != [case.case for case in self.cases]:
-            what = f"settings ({unlike_before})" if unlike_before else "cases"
-            raise UserError(f"{self.folder.parent} holds a fold of other {what}; choose another folder.")
+        changes = settings_that_differ(checked(TaskTraining, state["settings"], str(self.folder)), self.settings)
+        if changes or state["cases"] != [case.case for case in self.cases]:
+            what = f"settings ({changes})" if changes else "cases"
+            raise UserError(f"{self.folder.parent} contains a fold with other {what}; choose another folder.")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):  # empty unless the precision was fp16
@@ -247,8 +258,8 @@ class FoldTraining:
         return int(state["step"])
 
 
-def rate(step: int, steps: int, settings: TaskTraining) -> float:
-    """Return the learning rate of a step: a linear rise over the warm-up, then half a cosine to 0."""
+def learning_rate(step: int, steps: int, settings: TaskTraining) -> float:
+    """Return the learning rate of a step: linear warm-up, then half a cosine to 0."""
     share = 0.1 if settings.warmup_epochs is None else min(1.0, settings.warmup_epochs / settings.epochs)
     warmup = round(share * steps)
     if step < warmup:
@@ -257,15 +268,15 @@ def rate(step: int, steps: int, settings: TaskTraining) -> float:
 
 
 def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dict[str, object]]:
-    """Group parameters by how fast they learn and whether they decay: norms, biases and positions do not."""
+    """Group parameters by learning rate and weight decay; norms, biases and position embeddings do not decay."""
     blocks = network.backbone.blocks()
     depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if settings.mode == "lora" and not parameter.requires_grad:
             continue
-        below = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
-        scale = settings.layer_decay**below if settings.mode == "layerwise" else 1.0
+        layers_above = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
+        scale = settings.layer_decay**layers_above if settings.mode == "layerwise" else 1.0
         decays = parameter.ndim > 1 and not name.endswith(_NO_DECAY)
         groups.setdefault((scale, decays), []).append(parameter)
     return [
@@ -275,7 +286,7 @@ def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dic
 
 
 def flipped_axes(flips: bool) -> list[tuple[int, ...]]:
-    """Return which axes of (N, C, D, H, W) to mirror for each pass: none once, or all eight ways."""
+    """Return the axes of (N, C, D, H, W) to mirror in each pass: none in one pass, or all eight combinations."""
     return [tuple(2 + a for a in range(3) if bits >> a & 1) for bits in range(8 if flips else 1)]
 
 
@@ -291,6 +302,7 @@ def predict_sample(
     """Return a case's probabilities (K,) or value (1,), with `flips` the mean over all eight mirrorings."""
     network.eval()
     image, valid = sample_tensors(sample, device)
-    found = [answers(network(image.flip(one), valid.flip(one)), spec, *scale) for one in flipped_axes(flips)]
-    mean: NDArray[np.float64] = np.mean(found, axis=0).reshape(-1)
+    outputs = [network(image.flip(axes), valid.flip(axes)).double().cpu() for axes in flipped_axes(flips)]
+    values = [predictions_from_outputs(out, spec, *scale).numpy() for out in outputs]
+    mean: NDArray[np.float64] = np.mean(values, axis=0).reshape(-1)
     return mean

@@ -1,4 +1,4 @@
-"""A labelled dataset in nnU-Net's raw layout: found, checked before hours are spent, and made visible to nnU-Net."""
+"""Find and check a labelled dataset in nnU-Net's raw layout, and link it into nnU-Net's folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
+from viewalign.evaluation.folders import label_values
 
 _NAME = re.compile(r"Dataset(\d{3})_\w+")
-_ID_OF_FOLDERS = 900
-"""Ids from here on are given to folders that have none."""
-_NAMED = 4
+_FIRST_FREE_ID = 900
+"""First id for datasets in folders without one."""
+_MAX_REPORTED = 4
 
 
 @dataclass(frozen=True)
 class Case:
-    """A labelled case: its name, its images in the order of channels, and its labels."""
+    """A labelled case, with images in the order of channels."""
 
     name: str
     images: tuple[Path, ...]
@@ -37,8 +38,8 @@ class Dataset:
     Attributes:
         root: its folder, with `dataset.json`.
         name: `DatasetXXX_NAME`.
-        description: what `dataset.json` holds.
-        cases: the training cases, sorted by name.
+        description: contents of `dataset.json`.
+        cases: training cases, sorted by name.
     """
 
     root: Path
@@ -48,74 +49,64 @@ class Dataset:
 
     @property
     def id(self) -> int:
-        """Its number."""
+        """The number in its name."""
         found = _NAME.fullmatch(self.name)
         assert found is not None, "names are checked when a dataset is found"
         return int(found[1])
 
     @property
     def channels(self) -> int:
-        """How many images a case has."""
+        """Number of images per case."""
         return len(self.description.get("channel_names") or self.description["modality"])
 
     @property
     def ending(self) -> str:
-        """What its files' names end with."""
+        """File name extension of its images."""
         return str(self.description["file_ending"])
 
     @property
     def labels(self) -> dict[str, tuple[int, ...]]:
-        """The values of each class or region by name, background and ignore label left out."""
+        """Values of each class or region by name, without background and ignore label."""
         return label_values(self.description)
 
     @property
     def ignore(self) -> int | None:
-        """The value of voxels that nobody labelled."""
+        """Value of unlabelled voxels."""
         value = self.description["labels"].get("ignore")
         return None if value is None else int(value)
 
 
-def label_values(description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the values of each foreground class or region that a `dataset.json` names."""
-    values: dict[str, tuple[int, ...]] = {}
-    for name, value in description["labels"].items():
-        members = tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
-        if name != "ignore" and members != (0,):
-            values[name] = members
-    return values
-
-
-def find(asked: str, raw: Path) -> Dataset:
-    """Find a dataset by number, name or folder, and read what it says of itself.
+def find(requested: str, raw: Path) -> Dataset:
+    """Find a dataset by number, name or folder, and read its description.
 
     Args:
-        asked: `42`, `Dataset042_Liver`, or a folder in nnU-Net's raw layout.
+        requested: `42`, `Dataset042_Liver`, or a folder in nnU-Net's raw layout.
         raw: nnU-Net's folder of raw datasets.
 
     Raises:
-        UserError: it is not there, or its description or files are incomplete.
+        UserError: no such dataset, or its description or files are incomplete.
     """
-    root = _root_of(asked, raw)
+    root = _root_of(requested, raw)
     description = _description(root)
     name = root.name if _NAME.fullmatch(root.name) else _name_for(root, raw)
     return Dataset(root, name, description, tuple(_cases(root, description)))
 
 
-def _root_of(asked: str, raw: Path) -> Path:
-    folder = Path(asked)
+def _root_of(requested: str, raw: Path) -> Path:
+    folder = Path(requested)
     if (folder / "dataset.json").is_file():
         return folder.absolute()
-    if asked.isdigit():
-        found = sorted(path for path in raw.glob(f"Dataset{int(asked):03d}_*") if path.is_dir())
+    if requested.isdigit():
+        found = sorted(path for path in raw.glob(f"Dataset{int(requested):03d}_*") if path.is_dir())
     else:
-        found = [raw / asked] if (raw / asked / "dataset.json").is_file() else []
+        found = [raw / requested] if (raw / requested / "dataset.json").is_file() else []
     if len(found) > 1:
-        raise UserError(f"Dataset {asked} is ambiguous in {raw}: {', '.join(path.name for path in found)}.")
+        raise UserError(f"Dataset {requested} is ambiguous in {raw}: {', '.join(path.name for path in found)}.")
     if found:
         return found[0]
     if folder.is_dir():
-        raise UserError(f"{folder} holds no dataset.json. nnU-Net's layout is dataset.json, imagesTr/ and labelsTr/.")
-    raise UserError(f"There is no dataset {asked}: no such folder, and nothing of that name in {raw} (nnUNet_raw).")
+        raise UserError(f"{folder} has no dataset.json. nnU-Net's layout is dataset.json, imagesTr/ and labelsTr/.")
+    raise UserError(f"There is no dataset {requested}: no such folder, and no such name in {raw} (nnUNet_raw).")
 
 
 def _description(root: Path) -> dict[str, Any]:
@@ -125,32 +116,36 @@ def _description(root: Path) -> dict[str, Any]:
     except OSError as problem:
         raise UserError(f"{file} cannot be read: {problem.strerror}.") from None
     except ValueError as problem:
-        raise UserError(f"{file} is no JSON: {problem}.") from None
+        raise UserError(f"{file} is not valid JSON: {problem}.") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{file} holds no description of a dataset.")
+        raise UserError(f"{file} does not describe a dataset.")
     missing = [key for key in ("labels", "file_ending") if key not in tree]
     missing += [] if "channel_names" in tree or "modality" in tree else ["channel_names"]
     if missing:
         raise UserError(f"{file} has no {' and no '.join(missing)}.")
     if not isinstance(tree["labels"], dict) or not label_values(tree):
-        raise UserError(f'{file} names no class but background; "labels" is like {{"background": 0, "tumour": 1}}.')
+        raise UserError(f'{file} has no class but background; "labels" must be like {{"background": 0, "tumour": 1}}.')
     return tree
 
 
 def _name_for(root: Path, raw: Path) -> str:
-    """Return a name for a folder that has none: the one it was given before, or the next free."""
+    """Return a name for a folder without id: its previous one, or the next free one."""
     word = re.sub(r"\W+", "", root.name.title()) or "Data"
     taken = {path.name for path in raw.iterdir()} if raw.is_dir() else set()
     for name in sorted(taken):
         if _NAME.fullmatch(name) and (raw / name).resolve() == root.resolve():
             return name
     used = {int(found[1]) for name in taken if (found := _NAME.fullmatch(name))}
-    free = next(number for number in range(_ID_OF_FOLDERS, 1000) if number not in used)
+    free = next(number for number in range(_FIRST_FREE_ID, 1000) if number not in used)
     return f"Dataset{free}_{word}"
 
 
 def _cases(root: Path, description: dict[str, Any]) -> Iterable[Case]:
-    """Yield the training cases; every image must have all its channels and labels."""
+    """Yield the training cases.
+
+    Raises:
+        UserError: a case lacks a channel or labels.
+    """
     ending = str(description["file_ending"])
     count = len(description.get("channel_names") or description["modality"])
     names = _case_names(root, ending)
@@ -161,9 +156,9 @@ def _cases(root: Path, description: dict[str, Any]) -> Iterable[Case]:
         missing += [file for file in (*images, labels) if not file.is_file()]
         yield Case(name, images, labels)
     if missing:
-        shown = ", ".join(str(file.relative_to(root)) for file in missing[:_NAMED])
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise UserError(f"{root.name} lacks {shown}{more}: each case needs {count} image(s) and its labels.")
+        shown = ", ".join(str(file.relative_to(root)) for file in missing[:_MAX_REPORTED])
+        more = f" and {len(missing) - _MAX_REPORTED} more" if len(missing) > _MAX_REPORTED else ""
+        raise UserError(f"{root.name} has no {shown}{more}: each case needs {count} image(s) and labels.")
 
 
 def _case_names(root: Path, ending: str) -> list[str]:
@@ -171,19 +166,19 @@ def _case_names(root: Path, ending: str) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{root} has no folder imagesTr.")
     if not (root / "labelsTr").is_dir() or not any((root / "labelsTr").iterdir()):
-        raise UserError(f"{root} has no labels: the folder labelsTr is missing or empty, and nothing can be learnt.")
+        raise UserError(f"{root} has no labels: the folder labelsTr is missing or empty.")
     pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
     names = {found[1] for path in folder.iterdir() if (found := pattern.fullmatch(path.name))}
     if not names:
-        raise UserError(f"{folder} holds no images named CASE_0000{ending} (dataset.json says file_ending={ending}).")
+        raise UserError(f"{folder} has no images named CASE_0000{ending} (file_ending={ending} in dataset.json).")
     return sorted(names)
 
 
 def check(dataset: Dataset, on_case: Callable[[int, int], None] | None = None) -> None:
-    """Read all labels and the headers of all images; tell everything that is wrong at once.
+    """Check all labels and image headers.
 
     Raises:
-        UserError: labels that `dataset.json` does not list, or images and labels of different grids.
+        UserError: labels that `dataset.json` does not list, or images and labels of different sizes or voxel sizes.
     """
     allowed = {0} | {value for values in dataset.labels.values() for value in values}
     allowed |= set() if dataset.ignore is None else {dataset.ignore}
@@ -193,8 +188,8 @@ def check(dataset: Dataset, on_case: Callable[[int, int], None] | None = None) -
         if on_case:
             on_case(number, len(dataset.cases))
     if problems:
-        more = f" And {len(problems) - _NAMED} more." if len(problems) > _NAMED else ""
-        raise UserError(f"{dataset.name} cannot be used: " + " ".join(problems[:_NAMED]) + more)
+        more = f" And {len(problems) - _MAX_REPORTED} more." if len(problems) > _MAX_REPORTED else ""
+        raise UserError(f"{dataset.name} cannot be used: " + " ".join(problems[:_MAX_REPORTED]) + more)
 
 
 def _faults(case: Case, allowed: set[int]) -> list[str]:
@@ -212,9 +207,9 @@ def _faults(case: Case, allowed: set[int]) -> list[str]:
         elif not np.allclose(header.GetSpacing(), labels.GetSpacing(), atol=1e-3):
             faults.append(f"{path.name} and its labels have different voxel sizes.")
     values: NDArray[Any] = np.unique(sitk.GetArrayViewFromImage(labels))
-    strangers = [f"{value:g}" for value in values.tolist() if value not in allowed]
-    if strangers:
-        faults.append(f"{case.labels.name} has labels that dataset.json does not list: {', '.join(strangers)}.")
+    unknown = [f"{value:g}" for value in values.tolist() if value not in allowed]
+    if unknown:
+        faults.append(f"{case.labels.name} has labels that dataset.json does not list: {', '.join(unknown)}.")
     return faults
 
 
@@ -226,37 +221,39 @@ def _header(path: Path) -> Any:
 
 
 def link(dataset: Dataset, raw: Path) -> None:
-    """Make a dataset visible in nnU-Net's folder of raw data; nothing is copied.
+    """Link a dataset into nnU-Net's folder of raw data.
 
     Raises:
-        UserError: something else lies there under that name, or links cannot be made.
+        UserError: another dataset has its name there, or the link cannot be created.
     """
     target = raw / dataset.name
     try:
         if not target.exists():
             target.symlink_to(dataset.root, target_is_directory=True)
     except FileExistsError:
-        pass  # another fold that starts now has linked it
+        pass  # created by another process meanwhile
     except OSError as problem:
         raise UserError(f"{dataset.root} cannot be linked as {target}: {problem.strerror}.") from None
     if target.resolve() != dataset.root.resolve():
         raise UserError(f"{target} is another dataset than {dataset.root}; rename one of them.")
 
 
-def names_matching(cases: Sequence[str], asked: str) -> list[str]:
-    """Return the cases that a file of names or comma-separated patterns such as `liver_2*,liver_30` ask for.
+def names_matching(cases: Sequence[str], requested: str) -> list[str]:
+    """Return the cases that match comma-separated patterns such as `liver_2*,liver_30`, or a file of names.
 
     Raises:
-        UserError: a name or pattern without a case.
+        UserError: a name or pattern that matches no case.
     """
     from fnmatch import fnmatchcase
 
-    file = Path(asked)
-    words = file.read_text().split() if file.is_file() else [word.strip() for word in asked.split(",") if word.strip()]
+    file = Path(requested)
+    words = (
+        file.read_text().split() if file.is_file() else [word.strip() for word in requested.split(",") if word.strip()]
+    )
     chosen: set[str] = set()
     for word in words:
         found = [word] if word in cases else [name for name in cases if fnmatchcase(name, word)]
         if not found:
-            raise UserError(f"No case is called {word}; there are {', '.join(cases[:_NAMED])} and so on.")
+            raise UserError(f"No case matches {word}; the first cases are {', '.join(cases[:_MAX_REPORTED])}.")
         chosen.update(found)
     return sorted(chosen)

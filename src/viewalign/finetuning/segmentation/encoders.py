@@ -1,7 +1,7 @@
-"""A pretrained encoder beside a dataset's plans: a copy in nnssl's layout, named and checked by its contents.
+"""Store pretrained encoders next to a dataset's plans, as checkpoints in nnssl's layout.
 
-A plan names the copy relative to the dataset's folder, so it holds no path of this machine and still works when the
-folder is moved; and the file is one that nnU-Net's coming native commands read too.
+A plan names the file relative to the dataset's folder, so that the folder can be moved, and a digest of the weights.
+nnU-Net's native commands for pretrained encoders read the same file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans
-from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.settings import FinetuneSettings, schedule_of
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.io import atomic_write
@@ -28,13 +27,13 @@ FOLDER = "viewalign_encoders"
 
 
 def store(folder: Path, source: sources.Source, name: str, min_share: float) -> dict[str, Any]:
-    """Write an encoder into a dataset's folder of plans, and return what a plan says of it.
+    """Write an encoder into a dataset's folder of plans, and return its entry in a plan.
 
     Args:
         folder: `nnUNet_preprocessed/DatasetXXX_NAME`.
         source: the encoder.
-        name: what to call it; a digest of its weights is added.
-        min_share: of the target encoder that it must cover.
+        name: of the file, to which a digest of the weights is added.
+        min_share: fraction of the target encoder that must be loaded.
 
     Raises:
         UserError: an encoder without a plan.
@@ -48,26 +47,26 @@ def store(folder: Path, source: sources.Source, name: str, min_share: float) -> 
     return {"file": f"{FOLDER}/{file.name}", "digest": digest, "min_share": min_share}
 
 
-def read_stored(folder: Path, told: dict[str, Any]) -> sources.Source:
-    """Read an encoder that a plan names.
+def read_stored(folder: Path, entry: dict[str, Any]) -> sources.Source:
+    """Read the encoder of a plan's entry.
 
     Raises:
-        UserError: it is gone, damaged, or not the one that the plan was made with.
+        UserError: the file is missing or damaged, or has other weights.
     """
-    file = folder / told["file"]
+    file = folder / entry["file"]
     if not file.is_file():
         raise UserError(
-            f"The plan's encoder {file} is not there. Run `viewalign finetune segmentation` again, or copy it from "
+            f"The plan's encoder {file} is missing. Run `viewalign finetune segmentation` again, or copy the file from "
             "where the plan was made."
         )
     source = sources.read_weights(file, order="dhw")
-    if digest_of(source) != told["digest"]:
-        raise UserError(f"{file} holds other weights than the plan was made with; make the plan again.")
+    if digest_of(source) != entry["digest"]:
+        raise UserError(f"{file} has other weights than the plan; create the plan again.")
     return source
 
 
 def digest_of(source: sources.Source) -> str:
-    """Return the SHA-256 of an encoder's names and numbers, whatever file they came in."""
+    """Return the SHA-256 of the names and values of an encoder's parameters, independent of the file format."""
     digest = hashlib.sha256()
     for name in sorted(name for name in source.state if name.startswith(ENCODER[source.family])):
         digest.update(name.encode())
@@ -76,34 +75,34 @@ def digest_of(source: sources.Source) -> str:
 
 
 def listed_weights(source: sources.Source) -> dict[str, Tensor]:
-    """Return an encoder's weights as dynamic-network-architectures lists them, a tensor under each of its names.
+    """Return an encoder's weights under all names that dynamic-network-architectures gives them.
 
     Raises:
-        UserError: weights that do not fill the network that their plan describes.
+        UserError: weights that do not match the network of their plan.
     """
     network = pretraining_network(source)
     starts = ENCODER[source.family]
-    # Names are taken from a real network, for which of its modules are listed twice is the library's business.
+    # Names come from a network, as the library decides which modules it lists twice.
     return {name: value for name, value in network.state_dict().items() if name.startswith(starts)}
 
 
 def pretraining_network(source: sources.Source) -> nn.Module:
-    """Build the network of a pretraining with the encoder that it gave; the rest of it is fresh."""
+    """Build the network of a pretraining with its encoder; other weights are random."""
     from viewalign.weights.loading import load_encoder_weights
 
-    architecture = nnunet.architecture_of(source.plan, source.file)
+    architecture = plans.architecture_of(source.plan, source.file)
     size = source.size or tuple(source.plan.get("pretrain_patch_size") or (160, 160, 160))
     if source.family == "primus" and source.grid is not None:
-        d, h, w = (cells * side for cells, side in zip(source.grid, nnunet.strides_of(architecture), strict=True))
+        d, h, w = (cells * side for cells, side in zip(source.grid, plans.strides_of(architecture), strict=True))
         size = (d, h, w)
     channels = int(source.plan.get("pretrain_num_input_channels", 1))
-    network = nnunet.build_network(architecture, channels, 1, size)
-    load_encoder_weights(network, source, size, 1.0, "the share of the pretraining's own network")
+    network = plans.build_network(architecture, channels, 1, size)
+    load_encoder_weights(network, source, size, 1.0, "the share of the pretraining network")
     return network
 
 
 def _raster_plan(source: sources.Source) -> dict[str, Any]:
-    """Return the source's plan; where its token order was repaired, the trainer's name must no longer tell the old."""
+    """Return the source's plan. A Primus gets another trainer name, as the name implies the token order."""
     plan = dict(source.plan)
     if source.family == "primus":
         name = str(plan.get("trainer_name") or source.trainer_name)
@@ -113,13 +112,13 @@ def _raster_plan(source: sources.Source) -> dict[str, Any]:
 
 
 def plan_of(recipe: Recipe, preparation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the adaptation plan that a run of a recipe has; `preparation` is that of its store."""
+    """Return the adaptation plan of a run of a recipe; `preparation` is that of its store."""
     network = recipe.network
     return adaptation_plan.plan_of(network.name, network.channels, recipe.views.patch_size, recipe.method, preparation)
 
 
 def write_untrained(recipe: Recipe, preparation: Mapping[str, Any], file: Path) -> Path:
-    """Write the fresh network of a recipe as a checkpoint in nnssl's layout, whole or not at all; returns `file`."""
+    """Write the untrained network of a recipe as a checkpoint in nnssl's layout and return `file`."""
     network = recipe.network
     torch.manual_seed(recipe.seed)
     backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
@@ -131,10 +130,10 @@ def write_untrained(recipe: Recipe, preparation: Mapping[str, Any], file: Path) 
 
 
 def check_before(settings: FinetuneSettings, recipe: Recipe, preparation: Mapping[str, Any]) -> None:
-    """Check what can be known of a fine-tuning before its encoder is pretrained.
+    """Check a fine-tuning before its encoder is pretrained.
 
     Raises:
-        UserError: a schedule without a step, a patch that the network cannot take, or no voxel size to be had.
+        UserError: an invalid schedule or patch, or an unknown voxel size.
     """
     plan = plan_of(recipe, preparation)
     architecture = plans.architecture_of(plan, recipe.network.name)
@@ -142,4 +141,6 @@ def check_before(settings: FinetuneSettings, recipe: Recipe, preparation: Mappin
     if settings.patch_size is not None and settings.network == "pretraining":
         plans.check_patch(architecture, settings.patch_size)
     if settings.spacing == "pretraining" and preparation.get("spacing") is None and "nnssl_plans" not in preparation:
-        raise UserError("images to pretrain on keep their own voxel sizes; set spacing to `dataset`, or to three mm")
+        raise UserError(
+            "the pretraining images keep their own voxel sizes; set spacing to `dataset`, or to three values in mm"
+        )

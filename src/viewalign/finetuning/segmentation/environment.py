@@ -1,4 +1,4 @@
-"""Where nnU-Net finds data, results and our trainer: environment variables are the only way that it takes."""
+"""Environment variables by which nnU-Net finds data, results and our trainer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from viewalign.errors import UserError
 
 EXTERNAL = Path(__file__).parent / "external"
-"""The folder that `nnUNet_extTrainer` names."""
+"""Folder of our trainer, for `nnUNet_extTrainer`."""
 LOADERS = "nnUNet_n_proc_DA"
-"""The variable that says how many processes prepare patches."""
+"""Variable with the number of processes that load patches."""
 _TRAINERS = "nnUNet_extTrainer"
 _FOLDERS = ("raw", "preprocessed", "results")
-_LOWEST, _TOO_HIGH = (2, 8, 1), (2, 9)
+_MIN_VERSION, _MAX_VERSION = (2, 8, 1), (2, 9)
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,25 @@ class Folders:
 
     @classmethod
     def of(cls, fallback: Path) -> Folders:
-        """Take what the environment names, and folders below `fallback` for what it does not."""
-        found = {name: Path(os.environ.get(f"nnUNet_{name}") or fallback / name).absolute() for name in _FOLDERS}
-        return cls(**found)
+        """Return the folders of the environment, with folders in `fallback` for those it does not name."""
+        return cls(*(Path(os.environ.get(f"nnUNet_{name}") or fallback / name).absolute() for name in _FOLDERS))
 
     def make(self) -> None:
-        """Make the folders that are not there.
+        """Create missing folders.
 
         Raises:
-            UserError: one cannot be made.
+            UserError: a folder cannot be created.
         """
         for name in _FOLDERS:
             folder: Path = getattr(self, name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as problem:
-                raise UserError(f"nnU-Net's folder {folder} cannot be made: {problem.strerror}.") from None
+                raise UserError(f"nnU-Net's folder {folder} cannot be created: {problem.strerror}.") from None
 
 
 def variables(folders: Folders | None) -> dict[str, str]:
-    """Return what nnU-Net's own commands need to find our trainer, and the folders where some are given."""
+    """Return the variables with which nnU-Net's commands find our trainer, and optionally its folders."""
     named = {} if folders is None else {f"nnUNet_{name}": str(getattr(folders, name)) for name in _FOLDERS}
     others = [part for part in os.environ.get(_TRAINERS, "").split(os.pathsep) if part]
     paths = [*(part for part in others if Path(part) != EXTERNAL), str(EXTERNAL)]
@@ -56,38 +55,38 @@ def variables(folders: Folders | None) -> dict[str, str]:
 
 
 def as_shell(values: dict[str, str]) -> str:
-    """Return lines for `eval` in a POSIX shell."""
+    """Format variables for `eval` in a POSIX shell."""
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
 
 
 def enter(folders: Folders, processes: int, device: str) -> None:
-    """Set the environment of this process and its children; nnU-Net reads it when it is imported and later.
+    """Set the environment of this process and its children.
 
     Raises:
-        UserError: nnU-Net is not installed, or is of a version that this was not built for.
+        UserError: nnU-Net is not installed, or its version is not supported.
     """
     check_installed()
     os.environ.update(variables(folders))
     os.environ.setdefault("nnUNet_def_n_proc", str(processes))
-    # Planning hands this number to torch.set_num_threads, which refuses 0; `loading` says what training shall have.
+    # Planning passes this number to torch.set_num_threads, which rejects 0; `nnunet.train` sets it for training.
     os.environ[LOADERS] = str(max(1, loaders(processes, device)))
 
 
 def loaders(processes: int, device: str) -> int:
-    """Return how many processes prepare patches: none on a CPU, where the network needs the cores."""
+    """Return the number of processes that load patches: 0 on a CPU, where the network needs the cores."""
     return 0 if device == "cpu" else processes
 
 
 def check_installed() -> None:
-    """Refuse to begin without a fitting nnU-Net.
+    """Check that a supported nnU-Net is installed.
 
     Raises:
-        UserError: it is missing or of another version.
+        UserError: it is missing, or its version is not supported.
     """
-    wanted = "pip install 'viewalign[nnunet]'"
+    install = "pip install 'viewalign[nnunet]'"
     if util.find_spec("nnunetv2") is None:
-        raise UserError(f"Segmentation is fine-tuned by nnU-Net, which is not installed: {wanted}")
+        raise UserError(f"Fine-tuning for segmentation needs nnU-Net: {install}")
     version = metadata.version("nnunetv2")
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    if not _LOWEST <= numbers < _TOO_HIGH:
-        raise UserError(f"nnunetv2 {version} is installed; this needs 2.8.1 or a later 2.8: {wanted}")
+    if not _MIN_VERSION <= numbers < _MAX_VERSION:
+        raise UserError(f"nnunetv2 {version} is installed; viewalign needs 2.8.1 or a later 2.8: {install}")

@@ -1,4 +1,4 @@
-"""Stock nnU-Net's training, validation and prediction, called in this process."""
+"""Call stock nnU-Net's training, validation and prediction in this process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch
 from viewalign.data.worker_pool import default_workers
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import environment
-from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.environment import Folders
+from viewalign.finetuning.segmentation.plans import CONFIGURATION
 from viewalign.utils.precision import choose_device
-from viewalign.weights import files as nnunet_models
+from viewalign.weights import files
 
 TRAINER = "ViewalignTrainer"
 _RESUMABLE = ("checkpoint_latest.pth", "checkpoint_best.pth")
@@ -26,12 +26,12 @@ _RESUMABLE = ("checkpoint_latest.pth", "checkpoint_best.pth")
 
 @dataclass(frozen=True)
 class Machine:
-    """What is computed on.
+    """Devices and processes.
 
     Attributes:
         device: "cuda", "cpu" or "mps".
-        gpus: how many of them train together.
-        processes: for preprocessing, patches and export.
+        gpus: number of GPUs that train together.
+        processes: for preprocessing, data loading and export.
     """
 
     device: str
@@ -40,22 +40,20 @@ class Machine:
 
     @classmethod
     def choose(cls, device: str, gpus: int, workers: int | None) -> Machine:
-        """Settle what was left open: a GPU where there is one, and as many workers as cores, at most eight.
-
-        Apple's `mps` is nnU-Net's to judge.
+        """Resolve defaults: a GPU if there is one, and one process per core, at most eight. nnU-Net checks `mps`.
 
         Raises:
-            UserError: a device that is not there.
+            UserError: the device is not available.
         """
         device = device if device == "mps" else choose_device(device)
         if gpus > 1 and device != "cuda":
-            raise UserError(f"nnU-Net trains on several GPUs of CUDA alone, not on {device}; leave gpus out.")
+            raise UserError(f"nnU-Net trains on several GPUs only with CUDA, not on {device}; omit gpus.")
         return cls(device, gpus, workers or min(8, default_workers()))
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained or to be trained network in nnU-Net's folder of results."""
+    """A model in nnU-Net's folder of results, trained or not."""
 
     dataset: str
     plans: str
@@ -64,29 +62,29 @@ class Model:
     @property
     def folder(self) -> Path:
         """`nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`."""
-        return self.folders.results / self.dataset / f"{TRAINER}__{self.plans}__{nnunet.CONFIGURATION}"
+        return self.folders.results / self.dataset / f"{TRAINER}__{self.plans}__{CONFIGURATION}"
 
     def fold(self, number: int | str) -> Path:
         """Return the folder of a fold."""
         return self.folder / f"fold_{number}"
 
     def is_trained(self, number: int | str) -> bool:
-        """Say whether a fold's training has come to its end."""
-        return (self.fold(number) / nnunet_models.CHECKPOINT).is_file()
+        """Return whether the training of a fold is complete."""
+        return (self.fold(number) / files.CHECKPOINT).is_file()
 
     def is_validated(self, number: int | str) -> bool:
-        """Say whether a fold's validation cases are predicted."""
+        """Return whether the validation cases of a fold are predicted."""
         return (self.fold(number) / "validation" / "summary.json").is_file()
 
 
 def train(model: Model, fold: int | str, machine: Machine, probabilities: bool = False) -> None:
-    """Train a fold and predict its validation cases; go on where an interrupted training stopped.
+    """Train a fold, or resume its training, and predict its validation cases.
 
     Args:
-        model: what to train.
-        fold: nnU-Net's number of a split, or "all".
-        machine: where.
-        probabilities: keep the softmax of the validation, which choosing among ensembles needs.
+        model: the model to train.
+        fold: nnU-Net's fold number, or "all".
+        machine: devices and processes.
+        probabilities: keep the softmax of the validation, for choosing ensembles.
     """
     from nnunetv2.run.run_training import run_training
 
@@ -95,7 +93,7 @@ def train(model: Model, fold: int | str, machine: Machine, probabilities: bool =
     with _loaders(machine):
         run_training(
             model.dataset,
-            nnunet.CONFIGURATION,
+            CONFIGURATION,
             str(fold),
             TRAINER,
             model.plans,
@@ -109,7 +107,7 @@ def train(model: Model, fold: int | str, machine: Machine, probabilities: bool =
 
 @contextlib.contextmanager
 def _loaders(machine: Machine) -> Iterator[None]:
-    """Let nnU-Net draw patches in as many processes as the device calls for, and in none while it plans."""
+    """Set the number of nnU-Net's data loading processes for training."""
     before = os.environ.get(environment.LOADERS)
     os.environ[environment.LOADERS] = str(environment.loaders(machine.processes, machine.device))
     try:
@@ -128,21 +126,21 @@ def predict(
     mirror: bool = True,
     probabilities: bool = False,
 ) -> None:
-    """Predict a folder of images with one fold, or with the mean of several.
+    """Predict a folder of images with the mean of some folds.
 
     Args:
         model: a folder of nnU-Net's results, `TRAINER__PLANS__CONFIGURATION`.
-        images: `CASE_0000.nii.gz` and so on, in the dataset's channels.
-        out: where the label maps go.
+        images: folder of `CASE_0000.nii.gz` etc., with the dataset's channels.
+        out: folder for label maps.
         folds: whose networks are averaged.
-        machine: where.
-        mirror: average over mirrored images too, where training mirrored.
+        machine: devices and processes.
+        mirror: average over mirrored images, if training used mirroring.
         probabilities: keep the softmax.
 
     Raises:
-        UserError: a model that could run code, see `formats.nnunet_models`.
+        UserError: a model that could run code, see `weights.files.check_model`.
     """
-    nnunet_models.check_model(model, folds)
+    files.check_model(model, folds)
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     device = torch.device(machine.device)
@@ -165,10 +163,7 @@ def predict(
 
 @contextlib.contextmanager
 def quietly(log: Path) -> Iterator[Callable[[str], None]]:
-    """Send what nnU-Net prints to a file; yields a function that still reaches the terminal.
-
-    What worker processes print by themselves is not caught.
-    """
+    """Redirect what nnU-Net prints in this process to a file; yield a function that prints to the terminal."""
     terminal = sys.stdout
     log.parent.mkdir(parents=True, exist_ok=True)
 
@@ -180,7 +175,7 @@ def quietly(log: Path) -> Iterator[Callable[[str], None]]:
 
 
 def accumulate(model: Model, folds: Sequence[int], processes: int) -> tuple[Path, list[Any], list[Any]]:
-    """Collect a cross-validation's predictions, and find which postprocessing helps them.
+    """Collect the predictions of a cross-validation and determine the postprocessing that improves them.
 
     Returns:
         The folder of collected predictions, and nnU-Net's postprocessing functions with their arguments.
@@ -198,7 +193,7 @@ def accumulate(model: Model, folds: Sequence[int], processes: int) -> tuple[Path
 
 
 def postprocess(predictions: Path, out: Path, functions: list[Any], arguments: list[Any], processes: int) -> None:
-    """Apply what `accumulate` found to a folder of predictions."""
+    """Apply the postprocessing found by `accumulate` to a folder of predictions."""
     from nnunetv2.postprocessing.remove_connected_components import apply_postprocessing_to_folder
 
     files = (str(predictions / "plans.json"), str(predictions / "dataset.json"))

@@ -1,8 +1,7 @@
-"""For nnU-Net without viewalign: a start that its own training takes, and a model that its own prediction takes."""
+"""Export for nnU-Net without viewalign: initial weights for training, and trained models for prediction."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,37 +13,35 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import dataset as datasets
-from viewalign.finetuning.segmentation import environment, planning
-from viewalign.finetuning.segmentation import nnunet as running
-from viewalign.finetuning.segmentation import plans as nnunet
+from viewalign.finetuning.segmentation import environment, nnunet, planning, plans
 from viewalign.finetuning.segmentation.dataset import Dataset
 from viewalign.finetuning.segmentation.environment import Folders
 from viewalign.finetuning.segmentation.predict import KEY
 from viewalign.finetuning.segmentation.schedule import published
 from viewalign.finetuning.segmentation.settings import encoder_name
+from viewalign.utils.io import write_json
 from viewalign.weights import files, loading
-from viewalign.weights import files as nnunet_models
 from viewalign.weights.initial import read_weight_source, write_report
 
 _FROM_SCRATCH = {"unet": "nnUNetTrainer_warmup", "primus": "nnUNet_Primus_{}_Trainer"}
 _INFERENCE = {"unet": "nnUNetTrainer", "primus": "nnUNet_Primus_{}_Trainer"}
 _SEED = 0
-_TOLD = (
+_DATASET_KEYS = (
     *("channel_names", "modality", "labels", "regions_class_order", "file_ending"),
     *("overwrite_image_reader_writer", KEY),
 )
-"""What prediction reads of `dataset.json`. The rest names cases, or is prose that may."""
-_ENCODER = ("file", "digest", "min_share")
+"""Entries of `dataset.json` that prediction reads. Others may contain names of cases."""
+_ENCODER_KEYS = ("file", "digest", "min_share")
 
 
 @dataclass(frozen=True)
 class Start:
-    """What was written for nnU-Net's own training.
+    """Files for nnU-Net's own training.
 
     Attributes:
         plan: in `nnUNet_preprocessed`.
-        checkpoint: the complete network for `-pretrained_weights`.
-        commands: to type next.
+        checkpoint: complete network for `-pretrained_weights`.
+        commands: of nnU-Net to run next.
     """
 
     plan: Path
@@ -52,83 +49,80 @@ class Start:
     commands: list[str]
 
 
-def export_start(encoder: str, asked: str, out: Path, plans: str | None = None, patch: Any = None) -> Start:
+def export_start(encoder: str, dataset: str, out: Path, plan_name: str | None = None, patch: Any = None) -> Start:
     """Write a plan and a complete, dataset-specific checkpoint for unmodified nnU-Net.
 
-    The checkpoint holds the whole network of the plan: the pretrained encoder, and a decoder as it would begin. The
-    plan also carries `pretrain_info`, by which nnU-Net's coming native commands read the same encoder, and it works
-    with our trainer too.
+    The checkpoint contains the planned network with the pretrained encoder and a randomly initialised decoder. The plan
+    also has `pretrain_info`, by which nnU-Net's native commands read the same encoder, and works with our trainer.
 
     Args:
-        encoder: see `transfer.weights.read_source`.
-        asked: the dataset's number, name or folder.
-        out: folder for the checkpoint and the report of what was loaded.
-        plans: the plan's name.
+        encoder: see `weights.initial.read_weight_source`.
+        dataset: its number, name or folder.
+        out: folder for the checkpoint and the report of loaded weights.
+        plan_name: name of the plan.
         patch: (D, H, W) in voxels.
 
     Raises:
-        UserError: nnU-Net's folders are not set, or a network that stock nnU-Net has no trainer for.
+        UserError: nnU-Net's folders are not set, or stock nnU-Net has no trainer for the network.
     """
-    folders = _named_folders()
+    folders = _environment_folders()
     environment.enter(folders, 1, "cpu")
-    data = datasets.find(asked, folders.raw)
+    data = datasets.find(dataset, folders.raw)
     datasets.link(data, folders.raw)
     source = read_weight_source(encoder)
-    name = plans or f"viewalign_{encoder_name(encoder)}"
-    choices = nnunet.Choices(name, patch=patch)
-    architecture = nnunet.architecture_of(source.plan, source.file)
-    trainer = _stock_trainer(architecture, _FROM_SCRATCH)
+    name = plan_name or f"viewalign_{encoder_name(encoder)}"
+    choices = plans.Choices(name, patch=patch)
+    trainer = _stock_trainer(plans.architecture_of(source.plan, source.file), _FROM_SCRATCH)
     out.mkdir(parents=True, exist_ok=True)
-    with running.quietly(out / "nnunet.log"):
+    with nnunet.quietly(out / "nnunet.log"):
         base = planning.base_plan(data, folders, 1)
         planned = planning.write_plan(data, folders, base, source, choices, published(source.family), 0.9, False)
     d, h, w = planned.configuration["patch_size"]
     torch.manual_seed(_SEED)
-    network = nnunet.build_network(planned.configuration["architecture"], data.channels, heads(data), (d, h, w))
+    network = plans.build_network(planned.configuration["architecture"], data.channels, output_count(data), (d, h, w))
     write_report(loading.load_encoder_weights(network, source, (d, h, w)), out / "transfer.json")
     file = out / f"{name}_{data.name}.pth"
     torch.save({"network_weights": {key: value.detach().cpu() for key, value in network.state_dict().items()}}, file)
     return Start(planned.folder / f"{name}.json", file, _commands(data, name, trainer, file))
 
 
-def _named_folders() -> Folders:
+def _environment_folders() -> Folders:
     unset = [key for key in ("raw", "preprocessed", "results") if not os.environ.get(f"nnUNet_{key}")]
     if unset:
         raise UserError(
-            f"nnUNet_{unset[0]} is not set. Stock nnU-Net looks for plans where nnUNet_raw, nnUNet_preprocessed and "
-            "nnUNet_results say; set all three."
+            f"nnUNet_{unset[0]} is not set. Stock nnU-Net needs nnUNet_raw, nnUNet_preprocessed and nnUNet_results."
         )
     folders = Folders.of(Path.cwd())
     folders.make()
     return folders
 
 
-def heads(data: Dataset) -> int:
-    """Return how many outputs nnU-Net's network has: regions, or classes with background."""
+def output_count(data: Dataset) -> int:
+    """Return the number of outputs of nnU-Net's network: regions, or classes with background."""
     if any(isinstance(value, list | tuple) for value in data.description["labels"].values()):
         return len(data.labels)
     return len(data.labels) + 1
 
 
 def _stock_trainer(architecture: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Return nnU-Net's own trainer that builds a network.
+    """Return the trainer of stock nnU-Net that builds a network.
 
     Raises:
-        UserError: it has none.
+        UserError: there is none.
     """
-    if not nnunet.is_primus(architecture):
+    if not plans.is_primus(architecture):
         return names["unet"]
-    letter = nnunet.primus_preset(architecture)
+    letter = plans.primus_preset(architecture)
     if letter is None:
         raise UserError(
-            "Stock nnU-Net has trainers for Primus S, B, M and L with tokens of 8³ alone, not for this one. Use "
+            "Stock nnU-Net only has trainers for Primus S, B, M and L with tokens of 8³ voxels. Use "
             '`viewalign finetune segmentation`, or nnU-Net\'s commands after eval "$(viewalign nnunet env)".'
         )
     return names["primus"].format(letter)
 
 
 def _commands(data: Dataset, name: str, trainer: str, file: Path) -> list[str]:
-    configuration = nnunet.CONFIGURATION
+    configuration = plans.CONFIGURATION
     return [
         f"nnUNetv2_preprocess -d {data.id} -plans_name {name} -c {configuration} -np 4",
         f"nnUNetv2_train {data.id} {configuration} 0 -p {name} -tr {trainer} -pretrained_weights {file}",
@@ -137,51 +131,51 @@ def _commands(data: Dataset, name: str, trainer: str, file: Path) -> list[str]:
 
 
 def export_model(run: Path, out: Path) -> list[Path]:
-    """Write a fine-tuned model for nnU-Net's own prediction where viewalign is not installed.
+    """Write a fine-tuned model for prediction by nnU-Net without viewalign.
 
     Args:
-        run: a fine-tuning's folder.
-        out: where to; laid out as nnU-Net's folder of results.
+        run: folder of a fine-tuning.
+        out: output folder, with the layout of nnU-Net's results.
 
     Returns:
-        The model's folder in a list, ready for `nnUNetv2_predict_from_modelfolder`.
+        The model's folder in a list, for `nnUNetv2_predict_from_modelfolder`.
 
     Raises:
-        UserError: nothing is trained yet, or a network that stock nnU-Net cannot build.
+        UserError: training is not complete, or stock nnU-Net cannot build the network.
     """
     results = files.read_json(run / "results.json")
     if not results:
-        raise UserError(f"{run} holds no results yet; let the fine-tuning come to its end first.")
+        raise UserError(f"{run} has no results yet; complete the fine-tuning first.")
     model = Path(results["model"])
     plan = files.read_json(model / "plans.json")
-    trainer = _stock_trainer(plan["configurations"][nnunet.CONFIGURATION]["architecture"], _INFERENCE)
-    target = out / str(results["dataset"]) / f"{trainer}__{plan['plans_name']}__{nnunet.CONFIGURATION}"
+    trainer = _stock_trainer(plan["configurations"][plans.CONFIGURATION]["architecture"], _INFERENCE)
+    target = out / str(results["dataset"]) / f"{trainer}__{plan['plans_name']}__{plans.CONFIGURATION}"
     numbers = [row["fold"] for row in results["results"] if row["fold"] is not None]
     partial = target.with_name(f".writing-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     description = files.read_json(model / "dataset.json")
-    (partial / "dataset.json").write_text(json.dumps({key: description[key] for key in _TOLD if key in description}))
-    (partial / "plans.json").write_text(json.dumps(_without_paths(plan), indent=1))
+    write_json(partial / "dataset.json", {key: description[key] for key in _DATASET_KEYS if key in description})
+    write_json(partial / "plans.json", _without_paths(plan))
     for number in numbers:
-        _rewrite(model / f"fold_{number}" / "checkpoint_final.pth", partial / f"fold_{number}", trainer)
+        _write_checkpoint(model / f"fold_{number}" / "checkpoint_final.pth", partial / f"fold_{number}", trainer)
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
     return [target]
 
 
 def _without_paths(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plan without where the pretraining's file was."""
+    """Return a plan without paths of the pretrained encoder."""
     kept = {key: value for key, value in plan.items() if key not in {"pretrain_info", "continue_training"}}
-    block = dict(kept.get(nnunet.BLOCK, {}))
+    block = dict(kept.get(plans.BLOCK, {}))
     if block.get("encoder"):
-        block["encoder"] = {key: block["encoder"][key] for key in _ENCODER if key in block["encoder"]}
-    return {**kept, nnunet.BLOCK: block} if block else kept
+        block["encoder"] = {key: block["encoder"][key] for key in _ENCODER_KEYS if key in block["encoder"]}
+    return {**kept, plans.BLOCK: block} if block else kept
 
 
-def _rewrite(file: Path, folder: Path, trainer: str) -> None:
-    """Write a checkpoint with nothing but what prediction reads, under a trainer that stock nnU-Net has."""
-    root = files.load_checkpoint(file, nnunet_models.harmless())
+def _write_checkpoint(file: Path, folder: Path, trainer: str) -> None:
+    """Write a checkpoint for a trainer of stock nnU-Net with only the entries that prediction reads."""
+    root = files.load_checkpoint(file, files.harmless())
     folder.mkdir()
     kept = {
         "network_weights": root["network_weights"],

@@ -1,4 +1,4 @@
-"""From a dataset and an encoder to a plan and preprocessed cases, by stock nnU-Net with our choices in the plan."""
+"""Plan and preprocess a dataset by stock nnU-Net, with an encoder and our choices in the plan."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
-from viewalign.finetuning.segmentation import encoders
-from viewalign.finetuning.segmentation import plans as nnunet
+from viewalign.finetuning.segmentation import encoders, plans
 from viewalign.finetuning.segmentation.dataset import Dataset
 from viewalign.finetuning.segmentation.environment import Folders
 from viewalign.finetuning.segmentation.schedule import Schedule
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import write_json
 from viewalign.weights import sources
 
 BASE_PLANNER, BASE_PLANS = "nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"
-_DONE = "{}.complete.json"
-"""Written beside a folder of preprocessed cases when all are there; an interrupted run leaves none. Inside the folder
-nnU-Net would take it for a case."""
+_COMPLETE = "{}.complete.json"
+"""Written next to a folder of preprocessed cases when all are complete. nnU-Net reads all files inside as cases."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan in its place.
+    """A written plan.
 
     Attributes:
         name: of the plan, for `-p`.
@@ -39,28 +37,28 @@ class Planned:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """The one configuration."""
-        found: dict[str, Any] = self.plan["configurations"][nnunet.CONFIGURATION]
-        return found
+        """Its only configuration."""
+        configuration: dict[str, Any] = self.plan["configurations"][plans.CONFIGURATION]
+        return configuration
 
 
-def base_plan(dataset: Dataset, folders: Folders, processes: int, asked: str | None = None) -> dict[str, Any]:
-    """Return nnU-Net's own plan for a dataset, made where there is none.
+def base_plan(dataset: Dataset, folders: Folders, processes: int, name: str | None = None) -> dict[str, Any]:
+    """Return nnU-Net's own plan for a dataset, creating it if necessary; `name` is that of an existing plan.
 
     Raises:
-        UserError: a plan was asked for by name and is not there, or nnU-Net cannot plan the dataset.
+        UserError: the named plan does not exist, or nnU-Net cannot plan the dataset.
     """
     folder = folders.preprocessed / dataset.name
-    file = folder / f"{asked or BASE_PLANS}.json"
-    if asked is not None and not file.is_file():
-        raise UserError(f"There is no plan {file}; leave base_plans out to have one made.")
+    file = folder / f"{name or BASE_PLANS}.json"
     if not file.is_file():
-        _make_base_plan(dataset, folder, processes)
+        if name is not None:
+            raise UserError(f"There is no plan {file}; omit base_plans to create one.")
+        _create_base_plan(dataset, folder, processes)
     plan: dict[str, Any] = json.loads(file.read_text())
     return plan
 
 
-def _make_base_plan(dataset: Dataset, folder: Path, processes: int) -> None:
+def _create_base_plan(dataset: Dataset, folder: Path, processes: int) -> None:
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
     if not (folder / "dataset_fingerprint.json").is_file():
@@ -73,63 +71,59 @@ def write_plan(
     folders: Folders,
     base: dict[str, Any],
     source: sources.Source,
-    choices: nnunet.Choices,
+    choices: plans.Choices,
     schedule: Schedule,
     min_share: float,
     from_scratch: bool,
 ) -> Planned:
-    """Write our plan, with the encoder beside it; the same plan without its encoder is the baseline from scratch.
+    """Write a plan where nnU-Net reads it, and the encoder next to it.
+
+    Args:
+        dataset: for which to plan.
+        folders: of nnU-Net.
+        base: from `base_plan`.
+        source: the encoder.
+        choices: see `plans.make_plan`.
+        schedule: of the training.
+        min_share: fraction of the encoder that must be loaded.
+        from_scratch: train the same plan without the encoder, as a baseline.
 
     Raises:
-        UserError: an encoder without a plan, or choices that do not fit; nothing is written then.
+        UserError: an encoder without a plan, or invalid choices; nothing is written then.
     """
     folder = folders.preprocessed / dataset.name
-    plan = nnunet.make_plan(base, source.plan, choices, source.file, dataset.channels)
-    told = encoders.store(folder, source, Path(source.file).stem, min_share)
-    block = {"version": 1, "encoder": None if from_scratch else told, "schedule": schedule.as_json()}
-    plan[nnunet.BLOCK] = block
+    plan = plans.make_plan(base, source.plan, choices, source.file, dataset.channels)
+    encoder = encoders.store(folder, source, Path(source.file).stem, min_share)
+    plan[plans.BLOCK] = {"version": 1, "encoder": None if from_scratch else encoder, "schedule": schedule.as_json()}
     if not from_scratch:
-        plan["pretrain_info"] = nnunet.pretrain_info(source.plan, str(folder / told["file"]), Path(told["file"]).stem)
-    return Planned(choices.name, write(folder, plan), folder)
-
-
-def write(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Write a plan where nnU-Net looks for it, whole or not at all, and return it."""
-    file = folder / f"{plan['plans_name']}.json"
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(plan, indent=2))
-    return plan
+        file = folder / encoder["file"]
+        plan["pretrain_info"] = plans.pretrain_info(source.plan, str(file), file.stem)
+    write_json(folder / f"{choices.name}.json", plan)
+    return Planned(choices.name, plan, folder)
 
 
 def preprocess(dataset: Dataset, planned: Planned, processes: int) -> bool:
-    """Preprocess all cases as the plan says, unless that was done; return whether there was anything to do."""
+    """Preprocess all cases unless they are complete; return whether there was anything to do."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
     target = planned.folder / str(planned.configuration["data_identifier"])
     names = [case.name for case in dataset.cases]
-    if _is_complete(target, names) and _has_references(planned.folder, dataset):
+    complete = target.with_name(_COMPLETE.format(target.name))
+    references = [planned.folder / "gt_segmentations" / case.labels.name for case in dataset.cases]
+    if _is_complete(target, complete, names) and all(file.is_file() for file in references):
         return False
-    _done(target).unlink(missing_ok=True)
+    complete.unlink(missing_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     api.preprocess_dataset(
         dataset.id,
         planned.name,
-        configurations=[nnunet.CONFIGURATION],
+        configurations=[plans.CONFIGURATION],
         num_processes=[processes],
         show_progress_bar=False,
     )
-    _done(target).write_text(json.dumps({"cases": names}))
+    write_json(complete, {"cases": names})
     return True
 
 
-def _is_complete(target: Path, names: list[str]) -> bool:
-    done = _done(target)
-    return done.is_file() and target.is_dir() and json.loads(done.read_text()).get("cases") == names
-
-
-def _done(target: Path) -> Path:
-    return target.with_name(_DONE.format(target.name))
-
-
-def _has_references(folder: Path, dataset: Dataset) -> bool:
-    return all((folder / "gt_segmentations" / case.labels.name).is_file() for case in dataset.cases)
+def _is_complete(target: Path, complete: Path, names: list[str]) -> bool:
+    return complete.is_file() and target.is_dir() and json.loads(complete.read_text()).get("cases") == names

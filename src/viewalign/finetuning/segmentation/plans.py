@@ -1,6 +1,6 @@
-"""nnU-Net's plans as data: the network of a pretraining, its voxel size and normalisation, in stock nnU-Net's words.
+"""nnU-Net plans from adaptation plans: the network of a pretraining, its voxel size and normalisation.
 
-Nothing of nnU-Net is imported. A plan made here names built-in classes alone, so that nnU-Net's own commands take it.
+nnU-Net is not imported. Plans only name built-in classes, so that nnU-Net's own commands accept them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Norm = Literal["pretraining", "dataset"]
 
 CONFIGURATION = "3d_fullres"
 BLOCK = "viewalign"
-"""The key of a plan under which our trainer finds what it needs."""
+"""Key of our trainer's settings in a plan."""
 
 _SCHEMES = ("ZScoreNormalization", "NoNormalization")
 _UNETS = {"ResidualEncoderUNet": ResidualEncoderUNet, "PlainConvUNet": PlainConvUNet}
@@ -49,36 +49,36 @@ _OPERATIONS = {
 
 
 def architecture_of(plan: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """Return the `architecture` block of a plan for the network that an adaptation plan describes, presets expanded.
+    """Return the `architecture` block of a plan for the network of an adaptation plan, with presets expanded.
 
     Args:
         plan: nnssl's adaptation plan of a checkpoint.
-        file: the checkpoint's name, for messages.
+        file: name of the checkpoint, for messages.
 
     Raises:
-        UserError: no plan, or a network that is not known.
+        UserError: no plan, or an unknown network.
     """
-    told = plan.get("architecture_plans")
-    if not isinstance(told, Mapping) or "arch_class_name" not in told:
+    described = plan.get("architecture_plans")
+    if not isinstance(described, Mapping) or "arch_class_name" not in described:
         raise UserError(
-            f"{file} has no adaptation plan: nothing tells its network, voxel size and normalisation. Put "
-            "adaptation_plan.json beside it, or export the run with `viewalign export`."
+            f"{file} has no adaptation plan, which describes its network, voxel size and normalisation. Put "
+            "adaptation_plan.json next to it, or export the run with `viewalign export`."
         )
-    name, given = str(told["arch_class_name"]).rsplit(".", 1)[-1], told.get("arch_kwargs")
+    name, arguments = str(described["arch_class_name"]).rsplit(".", 1)[-1], described.get("arch_kwargs")
     if name == "ResEncL":
         return _unet("ResidualEncoderUNet", unet_arguments("resenc-l"))
     if name in _PRIMUS:
         return _primus({**_PRIMUS[name], "patch_embed_size": [8, 8, 8]})
-    if not isinstance(given, Mapping):
-        raise UserError(f"{file} is of a network '{name}' that is not known here, and its plan gives no arguments.")
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"{file} has an unknown network '{name}', and its plan has no arguments.")
     if name in _UNETS:
-        return _unet(name, given)
-    if "embed_dim" in given:
-        depth = given.get("encoder_eva_depth", given.get("eva_depth"))
-        heads = given.get("encoder_eva_numheads", given.get("eva_numheads"))
-        sizes = {"embed_dim": given["embed_dim"], "eva_depth": depth, "eva_numheads": heads}
-        return _primus({**sizes, "patch_embed_size": list(given["patch_embed_size"])})
-    raise UserError(f"{file} is of a network '{name}'; known are ResEnc U-Nets and Primus.")
+        return _unet(name, arguments)
+    if "embed_dim" in arguments:
+        depth = arguments.get("encoder_eva_depth", arguments.get("eva_depth"))
+        heads = arguments.get("encoder_eva_numheads", arguments.get("eva_numheads"))
+        sizes = {"embed_dim": arguments["embed_dim"], "eva_depth": depth, "eva_numheads": heads}
+        return _primus({**sizes, "patch_embed_size": list(arguments["patch_embed_size"])})
+    raise UserError(f"{file} has a network '{name}'; supported are ResEnc U-Nets and Primus.")
 
 
 def _unet(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def _primus(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_primus(architecture: Mapping[str, Any]) -> bool:
-    """Say whether a plan's network is a Primus."""
+    """Return whether a plan's network is a Primus."""
     return str(architecture["network_class_name"]).endswith(".Primus")
 
 
 def primus_preset(architecture: Mapping[str, Any]) -> str | None:
-    """Return the letter S, B, M or L of a Primus that stock nnU-Net has a trainer for; None for any other network."""
+    """Return the size S, B, M or L of a Primus for which stock nnU-Net has a trainer; None for other networks."""
     arguments = architecture["arch_kwargs"]
     for name, sizes in _PRIMUS.items():
         fits = is_primus(architecture) and all(arguments.get(key) == value for key, value in sizes.items())
@@ -116,28 +116,28 @@ def primus_preset(architecture: Mapping[str, Any]) -> str | None:
 def build_network(
     architecture: Mapping[str, Any], channels: int, outputs: int, patch: Sequence[int], drop_path: float = 0.0
 ) -> nn.Module:
-    """Build the network of a plan, freshly initialised as nnU-Net does, without deep supervision.
+    """Build the network of a plan, initialised as by nnU-Net, without deep supervision.
 
     Args:
-        architecture: a plan's block of that name.
-        channels: image channels.
-        outputs: classes with background, or regions.
-        patch: (D, H, W) in voxels; a Primus takes this size alone.
+        architecture: `architecture` block of a plan.
+        channels: number of image channels.
+        outputs: number of classes with background, or of regions.
+        patch: (D, H, W) in voxels; the only size that a Primus accepts.
         drop_path: stochastic depth of a Primus.
 
     Raises:
-        UserError: a network that is not known, or a patch that it cannot take.
+        UserError: an unknown network, or an invalid patch.
     """
     name = str(architecture["network_class_name"]).rsplit(".", 1)[-1]
     arguments = copy.deepcopy(dict(architecture["arch_kwargs"]))
     check_patch(architecture, patch)
     if name == "Primus":
-        from dynamic_network_architectures.architectures.primus import Primus  # brings timm along: seconds
+        from dynamic_network_architectures.architectures.primus import Primus  # imports timm, which takes seconds
 
         size = {"input_shape": tuple(patch), "drop_path_rate": drop_path}
         return cast(nn.Module, Primus(input_channels=channels, num_classes=outputs, **arguments, **size))
     if name not in _UNETS:
-        raise UserError(f"The plan names a network {name}; known are {', '.join(_UNETS)} and Primus.")
+        raise UserError(f"The plan names an unknown network {name}; supported are {', '.join(_UNETS)} and Primus.")
     for key in architecture["_kw_requires_import"]:
         if arguments.get(key) is not None:
             arguments[key] = _operation(arguments[key])
@@ -147,14 +147,14 @@ def build_network(
 
 
 def _operation(name: str) -> type[nn.Module]:
-    """Return a layer by the name that plans use; a fixed list, for a plan must not make anything be imported."""
+    """Return a layer by its name in plans, from a fixed list: a plan must not import arbitrary modules."""
     if name not in _OPERATIONS:
-        raise UserError(f"The plan names a layer {name}; known are {', '.join(sorted(_OPERATIONS))}.")
+        raise UserError(f"The plan names an unknown layer {name}; supported are {', '.join(sorted(_OPERATIONS))}.")
     return _OPERATIONS[name]
 
 
 def strides_of(architecture: Mapping[str, Any]) -> Size:
-    """Return what each side of a patch must be a multiple of."""
+    """Return the factors (D, H, W) that the sides of a patch must be multiples of."""
     arguments = architecture["arch_kwargs"]
     if is_primus(architecture):
         d, h, w = arguments["patch_embed_size"]
@@ -165,26 +165,26 @@ def strides_of(architecture: Mapping[str, Any]) -> Size:
 
 
 def check_patch(architecture: Mapping[str, Any], patch: Sequence[int]) -> None:
-    """Refuse a patch that a network cannot take.
+    """Check the patch of a network.
 
     Raises:
-        UserError: sides that its stride does not divide, or that leave a single voxel at the bottom.
+        UserError: sides that are not multiples of its stride, or a single voxel at the bottleneck.
     """
     strides = strides_of(architecture)
     shown = "×".join(str(side) for side in patch)
     if len(patch) != 3 or any(side < 1 or side % step for side, step in zip(patch, strides, strict=True)):
         steps = "×".join(str(step) for step in strides)
-        raise UserError(f"A patch of {shown} does not fit the network: its sides must be multiples of {steps}.")
+        raise UserError(f"A patch of {shown} is invalid for this network: sides must be multiples of {steps}.")
     if not is_primus(architecture) and math.prod(patch) == math.prod(strides):
-        raise UserError(f"A patch of {shown} leaves one voxel at the bottom of the network; take a larger one.")
+        raise UserError(f"A patch of {shown} has a single voxel at the bottleneck of the network; use a larger one.")
 
 
 def choose_patch(architecture: Mapping[str, Any], wanted: Sequence[int], median: Sequence[float]) -> Size:
-    """Choose a patch: the wanted one, cut to what the median image fills, in whole strides.
+    """Choose a patch: the recommended one, limited to the size of the median image, in multiples of the stride.
 
     Args:
         architecture: of the plan.
-        wanted: the patch that the pretraining recommends.
+        wanted: patch recommended by the pretraining.
         median: (D, H, W) of the median image at the plan's voxel size.
     """
     sides = []
@@ -198,15 +198,15 @@ def choose_patch(architecture: Mapping[str, Any], wanted: Sequence[int], median:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a plan takes from where.
+    """Which settings a plan takes from the pretraining or from nnU-Net's plan of the dataset.
 
     Attributes:
-        name: of the plan; nnU-Net splits folder names at two underscores, so it may hold none.
+        name: of the plan; must not contain two underscores, at which nnU-Net splits folder names.
         spacing: voxel size in mm in array order, or "pretraining" or "dataset".
-        norm: "pretraining" normalises as the pretraining did, "dataset" as nnU-Net planned.
+        norm: normalisation of the "pretraining" or the "dataset".
         patch: (D, H, W), or None to choose one.
-        batch: patches a step.
-        own_network: keep the dataset's own network, and bend the weights to it.
+        batch: patches per step.
+        own_network: keep the dataset's network, to which weights are adapted.
     """
 
     name: str
@@ -220,43 +220,37 @@ class Choices:
 def make_plan(
     base: Mapping[str, Any], pretraining: Mapping[str, Any], choices: Choices, file: str, channels: int
 ) -> dict[str, Any]:
-    """Make a plan for a dataset from nnU-Net's own and a pretraining's adaptation plan.
+    """Create a plan for a dataset from nnU-Net's plan and the adaptation plan of a pretraining.
 
     Args:
-        base: a plan of nnU-Net for the dataset, with a configuration `3d_fullres`.
+        base: nnU-Net's plan of the dataset, with a configuration `3d_fullres`.
         pretraining: nnssl's adaptation plan.
-        choices: what to take from where.
-        file: the checkpoint's name, for messages.
-        channels: of the dataset.
+        choices: which settings to take from which.
+        file: name of the checkpoint, for messages.
+        channels: number of channels of the dataset.
 
     Raises:
-        UserError: a name with two underscores, no `3d_fullres`, a pretraining without a plan or without a voxel size
-            where one is wanted, or a patch that does not fit.
+        UserError: an invalid name or patch, no `3d_fullres`, or no plan or voxel size of the pretraining.
     """
     if "__" in choices.name:
-        raise UserError(f"A plan cannot be called {choices.name}: nnU-Net splits folder names at two underscores.")
+        raise UserError(f"A plan must not be called {choices.name}: nnU-Net splits folder names at two underscores.")
     if CONFIGURATION not in base.get("configurations", {}):
-        raise UserError(f"The base plan has no {CONFIGURATION}; images of one slice are no volumes.")
+        raise UserError(f"The base plan has no {CONFIGURATION}; images with one slice are not supported.")
     plan = {key: copy.deepcopy(value) for key, value in base.items() if key != "configurations"}
     configuration = copy.deepcopy(dict(base["configurations"][CONFIGURATION]))
     for key in ("next_stage", "previous_stage", "inherits_from"):
         configuration.pop(key, None)
-    architecture = configuration["architecture"] if choices.own_network else architecture_of(pretraining, file)
-    told = _first_configuration(pretraining)
-    spacing = _spacing(choices.spacing, told, file)
+    pretrained = _first_configuration(pretraining)
+    architecture, wanted = configuration["architecture"], configuration["patch_size"]
+    if not choices.own_network:
+        architecture = architecture_of(pretraining, file)
+        wanted = _recommended_patch(pretraining, pretrained) or wanted
+    spacing = _spacing(choices.spacing, pretrained, file)
     if spacing is not None:
         _set_spacing(plan, configuration, spacing)
     if choices.norm == "pretraining":
-        _check_scheme(_scheme(told, "normalization_schemes", "ZScoreNormalization"), file)
-        configuration["normalization_schemes"] = [
-            _scheme(told, "normalization_schemes", "ZScoreNormalization")
-        ] * channels
-        configuration["use_mask_for_norm"] = [bool(_scheme(told, "use_mask_for_norm", False))] * channels
-    median = configuration["median_image_size_in_voxels"]
-    wanted = _wanted_patch(pretraining, told) or configuration["patch_size"]
-    if choices.own_network:
-        wanted = configuration["patch_size"]
-    patch = choices.patch or choose_patch(architecture, wanted, median)
+        _set_normalisation(configuration, pretrained, channels, file)
+    patch = choices.patch or choose_patch(architecture, wanted, configuration["median_image_size_in_voxels"])
     check_patch(architecture, patch)
     configuration.update(architecture=architecture, patch_size=list(patch), batch_size=choices.batch)
     configuration["data_identifier"] = data_identifier(plan, configuration)
@@ -270,54 +264,54 @@ def _first_configuration(pretraining: Mapping[str, Any]) -> Mapping[str, Any]:
     return first if isinstance(first, Mapping) else {}
 
 
-def _spacing(asked: Spacing | str, told: Mapping[str, Any], file: str) -> Spacing | None:
+def _spacing(requested: Spacing | str, pretrained: Mapping[str, Any], file: str) -> Spacing | None:
     """Return the voxel size to set; None keeps the dataset's."""
-    if asked == "dataset":
+    if requested == "dataset":
         return None
-    value = told.get("spacing") if asked == "pretraining" else asked
+    value = pretrained.get("spacing") if requested == "pretraining" else requested
     if value is None or isinstance(value, str):
-        raise UserError(
-            f"{file} does not tell a voxel size: its images kept their own. Write spacing=dataset, or a voxel size."
-        )
+        raise UserError(f"{file} has no voxel size: its images kept their own. Use spacing=dataset, or a voxel size.")
     return float(value[0]), float(value[1]), float(value[2])
 
 
 def _set_spacing(plan: dict[str, Any], configuration: dict[str, Any], spacing: Spacing) -> None:
-    """Set a voxel size in array order; axes are no longer transposed, for the pretraining's were not either."""
+    """Set a voxel size in array order, without transposing axes, as in pretraining."""
     backward = plan["transpose_backward"]
     size = [plan["original_median_shape_after_transp"][axis] for axis in backward]
-    was = [plan["original_median_spacing_after_transp"][axis] for axis in backward]
+    original = [plan["original_median_spacing_after_transp"][axis] for axis in backward]
     plan.update(
         original_median_shape_after_transp=size,
-        original_median_spacing_after_transp=was,
+        original_median_spacing_after_transp=original,
         transpose_forward=[0, 1, 2],
         transpose_backward=[0, 1, 2],
     )
-    median = [n * a / b for n, a, b in zip(size, was, spacing, strict=True)]
+    median = [n * a / b for n, a, b in zip(size, original, spacing, strict=True)]
     configuration.update(spacing=list(spacing), median_image_size_in_voxels=median)
 
 
-def _check_scheme(scheme: str, file: str) -> None:
+def _set_normalisation(configuration: dict[str, Any], pretrained: Mapping[str, Any], channels: int, file: str) -> None:
+    scheme = _first(pretrained.get("normalization_schemes"), "ZScoreNormalization")
     if scheme not in _SCHEMES:
         raise UserError(
-            f"{file} was pretrained on images of another normalisation ({scheme}) than stock nnU-Net has. Say "
+            f"{file} was pretrained with a normalisation ({scheme}) that stock nnU-Net does not have. Use "
             "normalise=dataset, or pretrain on a store of z-scores."
         )
+    configuration["normalization_schemes"] = [scheme] * channels
+    configuration["use_mask_for_norm"] = [bool(_first(pretrained.get("use_mask_for_norm"), False))] * channels
 
 
-def _scheme(told: Mapping[str, Any], key: str, default: Any) -> Any:
-    given = told.get(key)
-    return given[0] if isinstance(given, Sequence) and not isinstance(given, str) and given else default
+def _first(values: Any, default: Any) -> Any:
+    return values[0] if isinstance(values, Sequence) and not isinstance(values, str) and values else default
 
 
-def _wanted_patch(pretraining: Mapping[str, Any], told: Mapping[str, Any]) -> list[int] | None:
-    """Return the recommended patch, else that of the pretraining."""
-    value = pretraining.get("recommended_downstream_patchsize") or told.get("patch_size")
+def _recommended_patch(pretraining: Mapping[str, Any], pretrained: Mapping[str, Any]) -> list[int] | None:
+    """Return the recommended patch, or that of the pretraining."""
+    value = pretraining.get("recommended_downstream_patchsize") or pretrained.get("patch_size")
     return [int(side) for side in value] if isinstance(value, Sequence) and len(value) == 3 else None
 
 
 def data_identifier(plan: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-    """Name the folder of preprocessed cases by everything that changes their voxels, so that equal plans share it."""
+    """Return a name for the folder of preprocessed cases that changes with anything that changes their voxels."""
     keys = ["spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name"]
     keys += [key for key in configuration if key.startswith(("resampling_fn_data", "resampling_fn_seg"))]
     essence = {key: configuration.get(key) for key in sorted(keys)}
@@ -328,14 +322,14 @@ def data_identifier(plan: Mapping[str, Any], configuration: Mapping[str, Any]) -
 
 
 def pretrain_info(pretraining: Mapping[str, Any], checkpoint: str, name: str) -> dict[str, Any]:
-    """Return the block by which nnU-Net's coming native commands find a checkpoint.
+    """Return the block by which nnU-Net's native commands read a pretrained checkpoint.
 
     Args:
         pretraining: nnssl's adaptation plan.
-        checkpoint: path of the checkpoint in nnssl's layout, as those commands shall open it.
-        name: what to call it.
+        checkpoint: path of the checkpoint in nnssl's layout.
+        name: of the checkpoint.
     """
-    told = _first_configuration(pretraining)
+    pretrained = _first_configuration(pretraining)
     return {
         "checkpoint_path": checkpoint,
         "checkpoint_name": name,
@@ -344,7 +338,7 @@ def pretrain_info(pretraining: Mapping[str, Any], checkpoint: str, name: str) ->
         "keys_to_in_proj": list(pretraining["keys_to_in_proj"]),
         "key_to_lpe": pretraining.get("key_to_lpe"),
         "pt_num_in_channels": pretraining["pretrain_num_input_channels"],
-        "pt_used_patchsize": list(pretraining.get("pretrain_patch_size") or told.get("patch_size") or []),
+        "pt_used_patchsize": list(pretraining.get("pretrain_patch_size") or pretrained.get("patch_size") or []),
         "pt_recommended_downstream_patchsize": list(pretraining["recommended_downstream_patchsize"]),
         "citations": list(pretraining.get("citations", [])),
     }

@@ -1,156 +1,134 @@
-"""What a fine-tuning is, what it came to, and how it is told: in sentences, as nnU-Net's commands, as JSON."""
+"""The state and results of a fine-tuning, as text, as nnU-Net's commands and as JSON."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from viewalign.evaluation.results import Evaluation
 from viewalign.evaluation.segmentation_metrics import Rules
-from viewalign.finetuning.segmentation import environment, splits
-from viewalign.finetuning.segmentation import nnunet as running
-from viewalign.finetuning.segmentation import plans as nnunet
-from viewalign.finetuning.segmentation import settings as asked
+from viewalign.finetuning.segmentation import environment
 from viewalign.finetuning.segmentation.dataset import Dataset
 from viewalign.finetuning.segmentation.environment import Folders
-from viewalign.finetuning.segmentation.nnunet import Machine, Model
+from viewalign.finetuning.segmentation.nnunet import TRAINER, Machine, Model
 from viewalign.finetuning.segmentation.planning import Planned
+from viewalign.finetuning.segmentation.plans import CONFIGURATION
 from viewalign.finetuning.segmentation.schedule import Schedule
-from viewalign.finetuning.segmentation.settings import FinetuneSettings
-from viewalign.utils.io import atomic_write
+from viewalign.finetuning.segmentation.settings import FinetuneSettings, encoder_name
+from viewalign.utils.io import write_json
+from viewalign.utils.progress import Progress
 from viewalign.weights import sources
 
 RESULTS, LOG, EVALUATIONS, PREDICTIONS = "results.json", "nnunet.log", "evaluation", "predictions"
-Bar = Callable[[int, int], None]
-
-
-class Teller(Protocol):
-    """How a fine-tuning tells a person what it does."""
-
-    def say(self, text: str) -> None:
-        """Write a line that stays."""
-
-    def bar(self, what: str) -> AbstractContextManager[Bar]:
-        """Show a long piece of work."""
-
-
-class SilentTeller:
-    """Says nothing."""
-
-    def say(self, text: str) -> None:
-        """Leave a line out."""
-
-    def bar(self, what: str) -> AbstractContextManager[Bar]:  # noqa: ARG002
-        """Show nothing."""
-        return nullcontext(lambda done, total: None)  # noqa: ARG005
 
 
 @dataclass(frozen=True)
 class EvaluatedFold:
-    """Predictions of one split or folder, and what they came to.
+    """Predictions of one split or folder with their evaluation.
 
     Attributes:
         name: of the split, or "test images".
-        fold: nnU-Net's number of it; None where it is no fold.
+        fold: nnU-Net's fold number, or None.
         predictions, references, images: folders.
-        evaluation: None where there are no references.
-        folder: where the evaluation is written.
+        evaluation: scores.
+        folder: of the written evaluation.
     """
 
     name: str
     fold: int | str | None
     predictions: Path
-    references: Path | None
+    references: Path
     images: Path
-    evaluation: Evaluation | None
-    folder: Path | None
+    evaluation: Evaluation
+    folder: Path
 
 
 @dataclass
 class Finetuning:
-    """A fine-tuning as it goes on; the steps below fill it in.
+    """A fine-tuning for segmentation.
 
     Attributes:
-        settings: what was asked for.
-        out: its folder.
-        machine: what is computed on.
-        folders: nnU-Net's.
+        settings: of the fine-tuning.
+        out: the output folder.
+        machine: devices and processes.
+        progress: shows messages and progress bars.
+        folders: of nnU-Net.
         dataset: the labelled data.
         source: the encoder.
         schedule: of the training.
-        rules: how predictions are judged.
-        judged: what came out.
+        rules: how predictions are scored.
+        results: evaluated folds and predictions, filled during the run.
     """
 
     settings: FinetuneSettings
     out: Path
     machine: Machine
+    progress: Progress
     folders: Folders
     dataset: Dataset
     source: sources.Source
     schedule: Schedule
     rules: Rules
-    judged: list[EvaluatedFold] = field(default_factory=list)
+    results: list[EvaluatedFold] = field(default_factory=list)
 
 
 def summary(run: Finetuning, planned: Planned, model: Model) -> str:
-    """Say in a sentence what will be trained, and where nnU-Net puts it."""
+    """Describe what is trained and where nnU-Net writes its results."""
     configuration, schedule = planned.configuration, run.schedule
-    sizes = ["×".join(f"{n:g}" for n in configuration[key]) for key in ("patch_size", "spacing")]
+    patch, spacing = ("×".join(f"{n:g}" for n in configuration[key]) for key in ("patch_size", "spacing"))
     start = "from scratch" if run.settings.from_scratch else f"from {run.settings.encoder}"
     return (
-        f"Plan {planned.name}: patch {sizes[0]}, batch {configuration['batch_size']}, {sizes[1]} mm, "
+        f"Plan {planned.name}: patch {patch}, batch {configuration['batch_size']}, {spacing} mm, "
         f"{schedule.epochs} epochs of {schedule.iterations} steps {start}, on {run.machine.device}.\n"
         f"nnU-Net's results: {model.folder}"
     )
 
 
-def write_commands(run: Finetuning, planned: Planned, numbers: Sequence[tuple[splits.Split | None, int | str]]) -> None:
-    """Write nnU-Net's own commands for what is done here."""
-    lines = [environment.as_shell(environment.variables(run.folders))]
-    common = f"-p {planned.name} -tr {running.TRAINER}"
+def write_commands(run: Finetuning, planned: Planned, numbers: Sequence[int | str]) -> None:
+    """Write the equivalent commands of nnU-Net to `commands.sh`."""
     device = "" if run.machine.device == "cuda" else f" -device {run.machine.device}"
-    lines += [
-        f"nnUNetv2_train {run.dataset.id} {nnunet.CONFIGURATION} {number} {common}{device}" for _, number in numbers
+    common, folds = f"-p {planned.name} -tr {TRAINER}", " ".join(str(number) for number in numbers)
+    lines = [
+        environment.as_shell(environment.variables(run.folders)),
+        *(f"nnUNetv2_train {run.dataset.id} {CONFIGURATION} {number} {common}{device}" for number in numbers),
+        f"nnUNetv2_predict -d {run.dataset.id} -i IMAGES -o OUT -c {CONFIGURATION} {common} -f {folds}{device}",
     ]
-    folds = " ".join(str(number) for _, number in numbers)
-    lines.append(
-        f"nnUNetv2_predict -d {run.dataset.id} -i IMAGES -o OUT -c {nnunet.CONFIGURATION} {common} -f {folds}{device}"
-    )
     (run.out / "commands.sh").write_text("\n".join(lines) + "\n")
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder's."""
+    """Convert a name to a folder name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
 
 
 def write_results(run: Finetuning, planned: Planned) -> None:
-    """Write what came out so far, whole or not at all."""
-    rows = []
-    for one in run.judged:
-        row: dict[str, Any] = {"name": one.name, "fold": one.fold, "predictions": str(one.predictions)}
-        row |= {"images": str(one.images), "references": str(one.references)}
-        if one.evaluation is not None and one.folder is not None:
-            row["evaluation"] = str(one.folder.relative_to(run.out))
-            row |= {metric: one.evaluation.summary(metric).mean for metric in ("dice", "nsd")}
-        rows.append(row)
+    """Write the results so far to `results.json`."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": result.name,
+            "fold": result.fold,
+            "predictions": str(result.predictions),
+            "images": str(result.images),
+            "references": str(result.references),
+            "evaluation": str(result.folder.relative_to(run.out)),
+            "dice": result.evaluation.summary("dice").mean,
+            "nsd": result.evaluation.summary("nsd").mean,
+        }
+        for result in run.results
+    ]
     tree = {
         "dataset": run.dataset.name,
         "labels": {name: list(values) for name, values in run.dataset.labels.items()},
         "plans": planned.name,
-        "trainer": running.TRAINER,
+        "trainer": TRAINER,
         "model": str(Model(run.dataset.name, planned.name, run.folders).folder),
-        "encoder": None if run.settings.from_scratch else asked.encoder_name(run.settings.encoder),
+        "encoder": None if run.settings.from_scratch else encoder_name(run.settings.encoder),
         "patch": planned.configuration["patch_size"],
         "spacing": planned.configuration["spacing"],
         "schedule": run.schedule.as_json(),
         "results": rows,
     }
-    with atomic_write(run.out / RESULTS) as partial:
-        partial.write_text(json.dumps(tree, indent=1) + "\n")
+    write_json(run.out / RESULTS, tree)

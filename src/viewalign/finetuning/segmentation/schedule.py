@@ -1,7 +1,7 @@
-"""How a fine-tuning goes: its stages and learning rates, as functions of the epoch and of nothing else.
+"""Learning rate and stages of a fine-tuning as functions of the epoch, so that they are the same after resuming.
 
-What depends on the epoch alone is right after every resume. The published schedules of the SSL3D fine-tuning are the
-defaults: a linear warm-up, then a polynomial decay; optionally a first stage in which the encoder is frozen.
+Defaults are the published schedules of the SSL3D fine-tuning: linear warm-up and polynomial decay, optionally after a
+stage with a frozen encoder.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ _POWER = 0.9
 
 @dataclass(frozen=True)
 class Schedule:
-    """A fine-tuning.
+    """Schedule of a fine-tuning.
 
     Attributes:
-        epochs: in all, a frozen first stage included.
-        iterations, validation_iterations: of an epoch.
+        epochs: in total, including the frozen stage.
+        iterations, validation_iterations: steps per epoch.
         optimizer: "sgd" (Nesterov, momentum 0.99) or "adamw" (betas 0.9, 0.98).
-        lr: the highest learning rate of the whole network.
-        weight_decay: as torch means it.
-        clip: the largest norm of a step's gradient.
-        warmup_epochs: epochs in which the rate rises linearly to `lr`.
-        frozen: epochs at the beginning in which the encoder is frozen; the first half of them is a warm-up.
-        frozen_scale: the rate of that stage as a share of `lr`.
+        lr: peak learning rate of the whole network.
+        weight_decay: of the optimizer.
+        clip: maximum gradient norm.
+        warmup_epochs: epochs of linear warm-up.
+        frozen: first epochs with a frozen encoder; the first half of them is a warm-up.
+        frozen_scale: learning rate of the frozen stage relative to `lr`.
         drop_path: stochastic depth of a Primus.
         precision: "auto" as nnU-Net (float16 with a scaler on CUDA, float32 elsewhere), "fp32" or "bf16".
-        mirror: whether training mirrors images, and prediction averages over mirrored ones.
-        tta: whether the validation at the end averages over mirrored images too; eight times as long.
-        save_every: epochs between checkpoints to resume from.
-        seed: of the decoder's first weights and, where one process draws them, of patches and augmentation.
+        mirror: whether to mirror images in training and average over mirrored images in prediction.
+        tta: whether to average over mirrored images in the final validation, which takes 8 times as long.
+        save_every: epochs between checkpoints.
+        seed: of the decoder's initial weights and, with a single process, of patches and augmentation.
     """
 
     epochs: int = 1000
@@ -64,7 +64,7 @@ class Schedule:
 
     @classmethod
     def from_plan(cls, block: Mapping[str, Any]) -> Schedule:
-        """Read a schedule from a plan; keys that are not known here are left out, missing ones take their default."""
+        """Read a schedule from a plan, ignoring unknown keys; missing keys have their defaults."""
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in block.items() if key in known})
 
@@ -73,44 +73,43 @@ class Schedule:
         return asdict(self)
 
     def stage(self, epoch: int) -> Stage:
-        """Return what is trained in an epoch, counted from 0."""
+        """Return the stage of an epoch, counted from 0."""
         return "frozen" if epoch < self.frozen else "whole"
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""
         if self.stage(epoch) == "frozen":
-            return self.frozen_scale * _rise_and_fall(self.lr, epoch, self.frozen // 2, self.frozen)
-        return _rise_and_fall(self.lr, epoch - self.frozen, self.warmup_epochs, self.epochs - self.frozen)
+            return self.frozen_scale * _warmup_and_decay(self.lr, epoch, self.frozen // 2, self.frozen)
+        return _warmup_and_decay(self.lr, epoch - self.frozen, self.warmup_epochs, self.epochs - self.frozen)
 
 
-def _rise_and_fall(top: float, epoch: int, warmup: int, epochs: int) -> float:
-    """Return the rate after a linear rise over `warmup` epochs and a polynomial decay over the rest."""
+def _warmup_and_decay(peak: float, epoch: int, warmup: int, epochs: int) -> float:
+    """Return the learning rate for a linear warm-up and a polynomial decay over the remaining epochs."""
     if epoch < warmup:
-        return top * (epoch + 1) / warmup
+        return peak * (epoch + 1) / warmup
     left = max(0.0, 1.0 - (epoch - warmup) / max(1, epochs - warmup))
-    return float(top * left**_POWER)
+    return float(peak * left**_POWER)
 
 
 def published(family: Family, epochs: int = 1000, from_scratch: bool = False, sawtooth: bool = False) -> Schedule:
-    """Return the published schedule of a network for a length.
+    """Return the published schedule of a network, scaled to a number of epochs.
 
-    Warm-ups are of 50 epochs in 1000 and of a tenth in shorter runs (15 of 150, 3 of 30). From scratch the rate is
-    the one of networks that know nothing: 1e-2 in place of 1e-3 for a ResEnc, 3e-4 in place of 1e-4 for a Primus. A
-    sawtooth freezes the encoder for as long as a warm-up first; a Primus's decoder then takes a tenth of the rate.
+    The warm-up is 50 of 1000 epochs and a tenth of shorter runs (15 of 150, 3 of 30). From scratch the learning rate is
+    higher: 1e-2 instead of 1e-3 for a ResEnc, 3e-4 instead of 1e-4 for a Primus. `sawtooth` first trains with a frozen
+    encoder for as many epochs as the warm-up; the decoder of a Primus then has a tenth of the rate.
     """
-    tenth = min(50, round(0.1 * epochs))
-    frozen = tenth if sawtooth else 0
-    if family == "primus":
-        lr = 3e-4 if from_scratch else 1e-4
-        scale = 0.1
-        return Schedule(
-            epochs,
-            optimizer="adamw",
-            lr=lr,
-            weight_decay=5e-2,
-            clip=1.0,
-            warmup_epochs=tenth,
-            frozen=frozen,
-            frozen_scale=scale,
-        )
-    return Schedule(epochs, lr=1e-2 if from_scratch else 1e-3, warmup_epochs=tenth, frozen=frozen)
+    warmup = min(50, round(0.1 * epochs))
+    frozen = warmup if sawtooth else 0
+    if family == "resenc":
+        return Schedule(epochs, lr=1e-2 if from_scratch else 1e-3, warmup_epochs=warmup, frozen=frozen)
+    lr = 3e-4 if from_scratch else 1e-4
+    return Schedule(
+        epochs,
+        optimizer="adamw",
+        lr=lr,
+        weight_decay=5e-2,
+        clip=1.0,
+        warmup_epochs=warmup,
+        frozen=frozen,
+        frozen_scale=0.1,
+    )

@@ -1,20 +1,20 @@
-"""Which cases are trained on and which are held out: cross-validation and few-shot draws, patients kept whole.
+"""Training and validation cases: cross-validation, few-shot draws and named cases, with patients kept together.
 
-nnU-Net knows splits only as numbered folds in `splits_final.json`. Folds that are there stay as they are; ours are
-added behind them, and a file beside it says what each stands for.
+nnU-Net reads splits only as numbered folds of `splits_final.json`. Existing folds are kept and ours are appended; a
+second file stores their names.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import write_json
 from viewalign.utils.rng import make_rng
 
 FILE, NAMES = "splits_final.json", "viewalign_splits.json"
@@ -24,10 +24,10 @@ _NNUNET_SEED = 12345
 
 @dataclass(frozen=True)
 class Split:
-    """One division of cases.
+    """Names of training and validation cases.
 
     Attributes:
-        name: what it stands for, such as "5 shots, seed 0".
+        name: a description, such as "5 shots, seed 0".
         train, validation: names of cases.
     """
 
@@ -36,108 +36,101 @@ class Split:
     validation: tuple[str, ...]
 
     def as_json(self) -> dict[str, list[str]]:
-        """Return it as nnU-Net writes it."""
+        """Return a fold of `splits_final.json`."""
         return {"train": list(self.train), "val": list(self.validation)}
 
 
 def patient_of(case: str, pattern: str | None) -> str:
-    """Return whose a case is: the first group of a regular expression found in its name, else the name itself.
+    """Return the patient of a case: the first group of a regular expression, or the name if there is no pattern.
 
     Raises:
-        UserError: the pattern is no regular expression, has no group, or does not fit the name.
+        UserError: the pattern is invalid, has no group, or does not match the name.
     """
     if pattern is None:
         return case
     try:
         found = re.search(pattern, case)
-        return str(found[1]) if found else _unfit(case, pattern)
+        patient = found and found[1]
     except (re.error, IndexError) as problem:
         raise UserError(
             f"patient={pattern!r}: {problem}; write a group around the patient, as in '(sub-\\d+)'."
         ) from None
-
-
-def _unfit(case: str, pattern: str) -> str:
-    raise UserError(f"patient={pattern!r} does not fit the case {case}.")
+    if patient is None:
+        raise UserError(f"patient={pattern!r} does not match the case {case}.")
+    return patient
 
 
 def cross_validation(cases: Sequence[str], pattern: str | None = None, folds: int = _FOLDS) -> list[Split]:
-    """Return the folds of a cross-validation; without patients the very ones that nnU-Net makes.
+    """Return the folds of a cross-validation; without patients they are the same as nnU-Net's.
 
     Raises:
         UserError: fewer patients than folds.
     """
     from sklearn.model_selection import KFold
 
-    patients = [patient_of(case, pattern) for case in sorted(cases)]
-    groups = sorted(set(patients))
+    patients = {case: patient_of(case, pattern) for case in sorted(cases)}
+    groups = sorted(set(patients.values()))
     if len(groups) < folds:
         raise UserError(f"{len(groups)} cases or patients are too few for {folds} folds; train on all (fold=all).")
-    divided = KFold(folds, shuffle=True, random_state=_NNUNET_SEED).split(groups)
     splits = []
-    for number, (_, held) in enumerate(divided):
-        out = {groups[index] for index in held}
-        pairs = list(zip(sorted(cases), patients, strict=True))
-        splits.append(
-            Split(
-                f"fold {number} of {folds}",
-                tuple(case for case, patient in pairs if patient not in out),
-                tuple(case for case, patient in pairs if patient in out),
-            )
-        )
+    for number, (_, index) in enumerate(KFold(folds, shuffle=True, random_state=_NNUNET_SEED).split(groups)):
+        held_out = {groups[k] for k in index}
+        train = tuple(case for case, patient in patients.items() if patient not in held_out)
+        validation = tuple(case for case, patient in patients.items() if patient in held_out)
+        splits.append(Split(f"fold {number} of {folds}", train, validation))
     return splits
 
 
 def few_shot(pool: Sequence[str], held: Sequence[str], shots: int, seed: int, pattern: str | None = None) -> Split:
-    """Draw a few training cases, whole patients at a time; a function of seed and patients' names alone.
+    """Draw training cases, whole patients at a time, depending only on the seed and the names of patients.
 
-    The draws of one seed are nested: its 5 shots are among its 10. So more shots never mean other cases.
+    Draws of one seed are nested: the 5 shots are among the 10.
 
     Args:
-        pool: cases to draw from; those of held-out patients are left aside.
-        held: cases to validate on.
-        shots: how many patients.
+        pool: cases to draw from, without those of validation patients.
+        held: validation cases.
+        shots: number of patients.
         seed: of the draw.
         pattern: see `patient_of`.
 
     Raises:
-        UserError: too few cases for that many shots.
+        UserError: fewer patients than shots.
     """
-    out = {patient_of(case, pattern) for case in held}
-    whose = {case: patient_of(case, pattern) for case in pool}
-    patients = sorted(set(whose.values()) - out)
+    held_out = {patient_of(case, pattern) for case in held}
+    patients_of = {case: patient_of(case, pattern) for case in pool}
+    patients = sorted(set(patients_of.values()) - held_out)
     if shots > len(patients):
-        raise UserError(f"{shots} shots are asked for, but there are {len(patients)} cases or patients to draw from.")
+        raise UserError(f"{shots} shots are requested, but there are {len(patients)} cases or patients to draw from.")
     order = make_rng(seed, "few-shot").permutation(len(patients))
     drawn = {patients[index] for index in order[:shots]}
-    train = tuple(sorted(case for case, patient in whose.items() if patient in drawn))
+    train = tuple(sorted(case for case, patient in patients_of.items() if patient in drawn))
     return Split(f"{shots} shots, seed {seed}", train, tuple(sorted(held)))
 
 
-def given(cases: Sequence[str], taught: Sequence[str] | None, held: Sequence[str] | None) -> Split:
-    """Return the split of cases that are named; who is not named for one side is on the other where that names none.
+def given(cases: Sequence[str], train: Sequence[str] | None, validation: Sequence[str] | None) -> Split:
+    """Return a split of named cases; if only training or validation cases are named, the others are all remaining.
 
     Raises:
-        UserError: a case is named for both.
+        UserError: a case is named for both, or none is left for one of them.
     """
-    both = sorted(set(taught or ()) & set(held or ()))
+    both = sorted(set(train or ()) & set(validation or ()))
     if both:
         raise UserError(f"{both[0]} is named for training and for validation.")
-    train = [name for name in cases if name not in set(held or ())] if taught is None else taught
-    validation = [name for name in cases if name not in set(train)] if held is None else held
+    name = "" if train is None else f"trained on {len(train)} and "
+    train = [case for case in cases if case not in set(validation or ())] if train is None else train
+    validation = [case for case in cases if case not in set(train)] if validation is None else validation
     if not train or not validation:
-        raise UserError("The cases that are named leave none to train on, or none to validate on.")
-    start = "" if taught is None else f"trained on {len(train)} and "
-    return Split(f"{start}validated on {len(validation)} given cases", tuple(train), tuple(validation))
+        raise UserError("The named cases leave no case for training or none for validation.")
+    return Split(f"{name}validated on {len(validation)} given cases", tuple(train), tuple(validation))
 
 
 def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[int]:
-    """Write splits into a dataset's folder and return nnU-Net's numbers for them.
+    """Write splits into a dataset's folder and return their fold numbers.
 
     Args:
         folder: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        splits: what is wanted; one that is there already keeps its number.
-        base: written first where there is no file yet: nnU-Net's own folds.
+        splits: to write; existing ones keep their number.
+        base: nnU-Net's own folds, written first if there is no file.
 
     Raises:
         UserError: the file cannot be read.
@@ -146,28 +139,29 @@ def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[in
     if not present:
         present = [split.as_json() for split in base]
         names = {str(number): split.name for number, split in enumerate(base)}
+    keys = [_key(fold) for fold in present]
     numbers = []
     for split in splits:
-        wanted = split.as_json()
-        number = next((k for k, one in enumerate(present) if _alike(one, wanted)), len(present))
-        if number == len(present):
-            present.append(wanted)
-        names[str(number)] = split.name
-        numbers.append(number)
-    _write(folder / FILE, present)
-    _write(folder / NAMES, names)
+        key = _key(split.as_json())
+        if key not in keys:
+            present.append(split.as_json())
+            keys.append(key)
+        numbers.append(keys.index(key))
+        names[str(numbers[-1])] = split.name
+    write_json(folder / FILE, present)
+    write_json(folder / NAMES, names)
     return numbers
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(sorted(one.get(key, [])) == sorted(other[key]) for key in ("train", "val"))
+def _key(fold: dict[str, Any]) -> tuple[list[str], list[str]]:
+    return sorted(fold["train"]), sorted(fold["val"])
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the splits of a dataset's folder; none where there is no file.
+    """Return the folds of a dataset's `splits_final.json`, empty if there is no file.
 
     Raises:
-        UserError: the file is no list of splits.
+        UserError: the file is not a list of splits.
     """
     file = folder / FILE
     if not file.is_file():
@@ -175,19 +169,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         tree = json.loads(file.read_text())
     except ValueError as problem:
-        raise UserError(f"{file} is no JSON: {problem}.") from None
-    if not isinstance(tree, list) or not all(isinstance(one, dict) and {"train", "val"} <= set(one) for one in tree):
-        raise UserError(f"{file} is no list of splits with 'train' and 'val'.")
+        raise UserError(f"{file} is not valid JSON: {problem}.") from None
+    if not isinstance(tree, list) or not all(isinstance(fold, dict) and {"train", "val"} <= set(fold) for fold in tree):
+        raise UserError(f"{file} is not a list of splits with 'train' and 'val'.")
     return tree
 
 
 def read_names(folder: Path) -> dict[str, str]:
-    """Return what the numbers of a dataset's splits stand for, as far as we know."""
+    """Return the names of folds by number, as far as they were written by `add`."""
     file = folder / NAMES
-    tree = json.loads(file.read_text()) if file.is_file() else {}
-    return {str(key): str(value) for key, value in tree.items()}
-
-
-def _write(file: Path, tree: Any) -> None:
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(tree, indent=1))
+    return json.loads(file.read_text()) if file.is_file() else {}

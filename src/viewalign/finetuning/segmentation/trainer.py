@@ -1,8 +1,7 @@
-"""The trainer that stock nnU-Net runs: its data, losses, augmentation and inference, our weights and schedule.
+"""The trainer that stock nnU-Net runs: nnU-Net's data, losses, augmentation and inference, our weights and schedule.
 
-Everything it needs stands in the plan (`formats.nnunet.BLOCK`), so that `nnUNetv2_train`, `--c`, `--val` and
-`nnUNetv2_predict` work with nothing but the plan's name. Prediction needs neither the pretraining's file nor its
-report.
+All its settings are in the plan (`plans.BLOCK`), so that `nnUNetv2_train`, `--c`, `--val` and `nnUNetv2_predict` only
+need the name of the plan.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch.optim import Optimizer
 
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import encoders
-from viewalign.finetuning.segmentation import plans as nnunet
+from viewalign.finetuning.segmentation import plans as network_plans
 from viewalign.finetuning.segmentation.schedule import Schedule, Stage
 from viewalign.utils import precision as arithmetic
 from viewalign.utils.io import atomic_write
@@ -38,7 +37,7 @@ REPORT = "transfer.json"
 
 @dataclass(frozen=True)
 class EpochFacts:
-    """What a listener hears after an epoch: how many are done of how many, losses, pseudo Dice, and seconds."""
+    """Progress after an epoch: completed and total epochs, losses, pseudo Dice, and seconds."""
 
     done: int
     epochs: int
@@ -49,27 +48,24 @@ class EpochFacts:
 
 
 class EpochRate:
-    """Sets the learning rate of an epoch; nnU-Net calls `step` with the epoch's number."""
+    """Learning rate scheduler; nnU-Net calls `step` with the number of the epoch."""
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
         self._optimizer, self._schedule = optimizer, schedule
 
     def step(self, epoch: int) -> None:
-        """Set the rate of all parameters."""
+        """Set the learning rate of all parameters."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.rate(epoch)
 
 
 class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
-    """Fine-tunes a pretrained encoder, or trains the same network from scratch on the same plan.
-
-    Whether it is a ResEnc or a Primus, how long and how fast it is trained and from what, is data of the plan.
-    """
+    """Fine-tunes a pretrained encoder, or trains the network of the same plan from scratch."""
 
     network: Any
     grad_scaler: Any
     listener: ClassVar[Callable[[EpochFacts], None] | None] = None
-    """Called after each epoch, for a progress bar in this process."""
+    """Called after each epoch."""
 
     def __init__(
         self,
@@ -79,13 +75,13 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  the signature is nnU-Net's
     ) -> None:
-        if nnunet.BLOCK not in plans:
+        if network_plans.BLOCK not in plans:
             raise UserError(
-                f"The plan {plans.get('plans_name')} was not made by viewalign: make one with `viewalign finetune "
-                "segmentation` or `viewalign export RUN format=nnunet`, and give its name to -p."
+                f"The plan {plans.get('plans_name')} was not made by viewalign: create one with `viewalign finetune "
+                "segmentation` or `viewalign export RUN format=nnunet`, and pass its name to -p."
             )
         super().__init__(plans, configuration, fold, dataset_json, device)
-        block = self.plans_manager.plans[nnunet.BLOCK]
+        block = self.plans_manager.plans[network_plans.BLOCK]
         self.schedule = Schedule.from_plan(block["schedule"])
         self.encoder: dict[str, Any] | None = block["encoder"]
         self.num_epochs, self.initial_lr = self.schedule.epochs, self.schedule.lr
@@ -98,8 +94,6 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.grad_scaler = None
         _check_precision(self.schedule, self.device, self.configuration_manager)
 
-    # What nnU-Net builds.
-
     @staticmethod
     def build_network_architecture(
         plans_manager: Any,
@@ -108,10 +102,10 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         num_output_channels: int,
         enable_deep_supervision: bool = True,  # noqa: ARG004  the signature is nnU-Net's
     ) -> nn.Module:
-        """Build the plan's network; training and prediction come through here."""
+        """Build the plan's network, for training and prediction."""
         configuration = configuration_manager.configuration
-        schedule = Schedule.from_plan(plans_manager.plans.get(nnunet.BLOCK, {}).get("schedule", {}))
-        return nnunet.build_network(
+        schedule = Schedule.from_plan(plans_manager.plans.get(network_plans.BLOCK, {}).get("schedule", {}))
+        return network_plans.build_network(
             configuration["architecture"],
             num_input_channels,
             num_output_channels,
@@ -120,13 +114,13 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         )
 
     def initialize(self) -> None:
-        """Build network and optimizer; the decoder's first weights follow from seed and fold alone."""
+        """Build network and optimizer; the decoder's initial weights depend on seed and fold."""
         self._seed("network")
         super().initialize()
 
     def configure_optimizers(self) -> tuple[Optimizer, EpochRate]:
-        """Return one optimizer for the whole training: frozen weights have no gradient, and so are left alone."""
-        self._free_of_unused()
+        """Return one optimizer for all stages: frozen weights have no gradient and are skipped."""
+        self._freeze_unused_outputs()
         self._freeze(self.schedule.stage(self.current_epoch))
         parameters, lr, decay = self.network.parameters(), self.schedule.lr, self.schedule.weight_decay
         optimizer: Optimizer
@@ -138,19 +132,17 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         return optimizer, EpochRate(optimizer, self.schedule)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802  nnU-Net's spelling
-        """Leave out mirroring where the plan says so."""
+        """Disable mirroring if the plan does."""
         rotation, flat, initial, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.schedule.mirror:
             axes, self.inference_allowed_mirroring_axes = None, None
         return rotation, flat, initial, axes
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Do nothing: there is no deep supervision here."""
-
-    # Weights and stages.
+        """Do nothing: there is no deep supervision."""
 
     def on_train_start(self) -> None:
-        """Load the encoder before anything else, unless a checkpoint brought all weights."""
+        """Load the encoder unless a checkpoint was loaded, and enter the first stage."""
         if not self.was_initialized:
             self.initialize()
         if not self._restored and self.encoder is not None:
@@ -159,25 +151,25 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         self._seed("first batches")
         super().on_train_start()
 
-    def _load_encoder(self, told: dict[str, Any]) -> None:
-        source = encoders.read_stored(Path(self.preprocessed_dataset_folder_base), told)
+    def _load_encoder(self, entry: dict[str, Any]) -> None:
+        source = encoders.read_stored(Path(self.preprocessed_dataset_folder_base), entry)
         d, h, w = self.configuration_manager.patch_size
-        fitted = loading.load_encoder_weights(self.module, source, (d, h, w), told["min_share"], "min_share")
-        self.print_to_log_file(fitted.text(), also_print_to_console=True, add_timestamp=False)
+        report = loading.load_encoder_weights(self.module, source, (d, h, w), entry["min_share"], "min_share")
+        self.print_to_log_file(report.text(), also_print_to_console=True, add_timestamp=False)
         if self.local_rank == 0:
-            write_report(fitted, Path(self.output_folder) / REPORT)
+            write_report(report, Path(self.output_folder) / REPORT)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """Go on from a checkpoint of this training; the stage follows from its epoch."""
+        """Load a checkpoint of this training and enter the stage of its epoch."""
         super().load_checkpoint(filename_or_checkpoint)
         self._restored = True
         self._enter_stage(self.schedule.stage(self.current_epoch))
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint whole or not at all: a kill or a full disk must not take the last good one with it.
+        """Write a checkpoint atomically, keeping the previous one on a full disk.
 
         Raises:
-            UserError: it is the last one.
+            UserError: the final checkpoint cannot be written.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             return
@@ -185,23 +177,23 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         try:
             with atomic_write(path) as partial:
                 super().save_checkpoint(str(partial))
-        except (OSError, RuntimeError) as problem:  # torch raises the latter where a disk is full
+        except (OSError, RuntimeError) as problem:  # torch raises the latter on a full disk
             if path.name == files.CHECKPOINT:
                 raise UserError(
-                    f"The last checkpoint of {path.parent} could not be written ({problem}). Free some space; the same "
-                    "command goes on from the one before."
+                    f"The final checkpoint of {path.parent} could not be written ({problem}). Free some space "
+                    "and run the same command again to resume."
                 ) from None
-            self.print_to_log_file(f"{path.name} could not be written ({problem}); the one before stays.")
+            self.print_to_log_file(f"{path.name} could not be written ({problem}); the previous one is kept.")
 
     def on_train_epoch_start(self) -> None:
-        """Enter the epoch's stage; its draws follow from seed, fold and epoch, so a resumed training repeats them."""
+        """Enter the epoch's stage and seed its random draws, so that a resumed training repeats them."""
         self._enter_stage(self.schedule.stage(self.current_epoch))
         self._seed(f"epoch {self.current_epoch}")
         super().on_train_epoch_start()
 
     @property
     def module(self) -> nn.Module:
-        """The network without what DDP and torch.compile put around it."""
+        """The network without the wrappers of DDP and torch.compile."""
         network: Any = self.network
         if isinstance(network, DistributedDataParallel):
             network = network.module
@@ -209,20 +201,20 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         return bare
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the encoder's parameters, which a decoder of dynamic-network-architectures lists a second time."""
+        """Return the encoder's parameters, which a decoder of dynamic-network-architectures lists again."""
         own = dict(self.module.named_parameters())
         place = loading.find_encoder(list(own))
         starts = tuple(place.prefix + name for name in names.ENCODER[place.family])
         return [parameter for name, parameter in own.items() if name.startswith(starts)]
 
-    def _free_of_unused(self) -> None:
-        """Ask for no gradient of outputs for deep supervision, which are built and never used: DDP waits for them."""
+    def _freeze_unused_outputs(self) -> None:
+        """Freeze unused outputs for deep supervision, for whose gradients DDP would wait."""
         outputs = getattr(getattr(self.module, "decoder", None), "seg_layers", ())
         for output in outputs[:-1]:
             output.requires_grad_(False)
 
     def _freeze(self, stage: Stage) -> bool:
-        """Freeze or free the encoder; return whether that changed anything."""
+        """Freeze or unfreeze the encoder; return whether anything changed."""
         wanted = stage == "whole"
         parameters = self.encoder_parameters()
         changed = any(parameter.requires_grad != wanted for parameter in parameters)
@@ -231,9 +223,9 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         return changed
 
     def _enter_stage(self, stage: Stage) -> None:
-        """Change the stage; DDP has to be told anew which parameters will have gradients."""
+        """Enter a stage; DDP is wrapped again if parameters with gradients change."""
         if self._freeze(stage):
-            self.print_to_log_file(f"From here the encoder is {'frozen' if stage == 'frozen' else 'trained too'}.")
+            self.print_to_log_file(f"The encoder is now {'frozen' if stage == 'frozen' else 'trained'}.")
             if isinstance(self.network, DistributedDataParallel):
                 ids = [self.local_rank] if self.device.type == "cuda" else None
                 self.network = DistributedDataParallel(self.network.module, device_ids=ids)
@@ -241,13 +233,11 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
     def _seed(self, purpose: str) -> None:
         seed = derive_seed(self.schedule.seed, str(self.fold), purpose, self.local_rank) % 2**32
         random.seed(seed)
-        np.random.seed(seed)  # nnU-Net's loaders draw from the global generator
+        np.random.seed(seed)  # nnU-Net's data loaders use the global generator
         torch.manual_seed(seed)
 
-    # Steps.
-
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do one step, with the plan's precision and clipping."""
+        """Run one step with the plan's precision and gradient clipping."""
         images = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"].to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,7 +257,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision: str = self.schedule.precision
-        if precision == "auto":  # as nnU-Net, whatever the GPU
+        if precision == "auto":  # as nnU-Net, on every GPU
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         return arithmetic.autocast(self.device.type, precision)
 
@@ -276,7 +266,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
         torch.nn.utils.clip_grad_norm_(trained, self.schedule.clip)
 
     def on_epoch_end(self) -> None:
-        """Tell the listener, if there is one."""
+        """Call the listener."""
         super().on_epoch_end()
         if ViewalignTrainer.listener is not None and self.local_rank == 0:
             value = self.logger.get_value
@@ -292,7 +282,7 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
             )
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the validation cases whole; mirrored too, where the plan says so."""
+        """Predict the validation cases, averaging over mirrored images if the plan does."""
         axes = self.inference_allowed_mirroring_axes
         if not self.schedule.tta:
             self.inference_allowed_mirroring_axes = None
@@ -301,13 +291,13 @@ class ViewalignTrainer(nnUNetTrainer):  # type: ignore[misc]
 
 
 def _check_precision(schedule: Schedule, device: torch.device, configuration: Any) -> None:
-    """Refuse bfloat16 where a CPU's convolutions cannot be trusted with it (docs/decisions.md)."""
+    """Reject bfloat16 on CPUs for networks whose convolutions may be wrong (docs/decisions.md)."""
     architecture = configuration.configuration["architecture"]
-    if schedule.precision != "bf16" or device.type != "cpu" or nnunet.is_primus(architecture):
+    if schedule.precision != "bf16" or device.type != "cpu" or network_plans.is_primus(architecture):
         return
-    depth = configuration.patch_size[0] // nnunet.strides_of(architecture)[0]
+    depth = configuration.patch_size[0] // network_plans.strides_of(architecture)[0]
     if depth < 3:
         raise UserError(
-            f"precision=bf16 is refused here: the network's deepest maps are {depth} cells deep, and torch's bfloat16 "
-            "convolutions on CPUs may return wrong gradients for maps two deep. Take fp32, or a larger patch."
+            f"precision=bf16 is not supported here: the network's deepest maps are {depth} cells deep, and torch's "
+            "bfloat16 convolutions on CPUs may return wrong gradients for such maps. Use fp32, or a larger patch."
         )

@@ -1,4 +1,4 @@
-"""Two runs on the same cases: differences, chance by exchange, and one command for all kinds of results."""
+"""Comparison of two runs: differences, permutation tests, and one command for all kinds of results."""
 
 import itertools
 import json
@@ -10,10 +10,9 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.errors import UserError
-from viewalign.finetuning.classification import comparison as comparing
-from viewalign.finetuning.classification.comparison import compare_any, compare_runs, exchange_p_values
-from viewalign.finetuning.classification.finetune import write_predictions
-from viewalign.finetuning.classification.outcomes import Outcomes, read_outcomes
+from viewalign.evaluation import comparison as comparing
+from viewalign.evaluation.comparison import compare_any, compare_runs, exchange_p_values
+from viewalign.evaluation.predictions import TaskPredictions, read_predictions, write_predictions
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec, write_spec
 
@@ -34,7 +33,7 @@ def ages(count=20):
     return [TaskCase(f"c{k:02d}", f"s{k // 2}", {}, target=float(50 + k)) for k in range(count)]
 
 
-def test_the_better_run_is_told(tmp_path):
+def test_the_better_run_is_detected(tmp_path):
     rng, cases = np.random.default_rng(0), ages()
     for name, error in (("a", 6.0), ("b", 1.0)):
         write_run(tmp_path / name, AGE, cases, [c.target + error * rng.normal() for c in cases])
@@ -62,7 +61,7 @@ def test_a_p_value_is_that_of_all_exchanges_of_subjects():
     rng = np.random.default_rng(1)
     truth, a, b = (rng.normal(size=12) for _ in range(3))
     people = np.repeat(np.arange(6), 2)
-    left = Outcomes(AGE, tuple("abcdefghijkl"), tuple(map(str, people)), ("0",) * 12, truth, a)
+    left = TaskPredictions(AGE, tuple("abcdefghijkl"), tuple(map(str, people)), ("0",) * 12, truth, a)
     gain = np.abs(b - truth) - np.abs(a - truth)
     means = [
         np.mean(gain * np.array(signs)[people]) for signs in itertools.product((1, -1), repeat=6)
@@ -72,12 +71,12 @@ def test_a_p_value_is_that_of_all_exchanges_of_subjects():
     assert exchange_p_values(left, a)["mae"] == 1.0
 
 
-def test_p_values_are_even_where_nothing_differs():
+def test_p_values_are_uniform_without_a_difference():
     found = []
     for seed in range(16):
         rng = np.random.default_rng(seed)
         truth, a, b = (rng.normal(size=6) for _ in range(3))
-        left = Outcomes(AGE, tuple(map(str, range(6))), tuple(map(str, range(6))), ("0",) * 6, truth, a)
+        left = TaskPredictions(AGE, tuple(map(str, range(6))), tuple(map(str, range(6))), ("0",) * 6, truth, a)
         found.append(exchange_p_values(left, b, draws=64)["mae"])
     assert np.mean(np.array(found) <= 0.2) < 0.4
     assert 0.3 < np.mean(found) < 0.7
@@ -102,7 +101,7 @@ def test_one_command_compares_fine_tunings(tmp_path, spec, monkeypatch):
     assert svg.count("<circle") == 20
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
+def test_runs_that_cannot_be_compared_are_errors(tmp_path):
     cases = ages(6)
     a = write_run(tmp_path / "a", AGE, cases, range(6))
     write_run(tmp_path / "b", AGE, [TaskCase("x", "x", {}, target=1.0)], [1.0])
@@ -112,8 +111,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UserError, match="subject or target of c03"):
         compare_any(a, write_run(tmp_path / "c", AGE, other, range(6)))
     (tmp_path / "evaluation").mkdir()
-    with pytest.raises(UserError, match=r"with predictions\.csv, but .*evaluation is not"):
+    with pytest.raises(UserError, match=r"predictions\.csv"):
         compare_any(tmp_path / "evaluation", a)
     (a / "predictions.csv").write_text("case,target\nx,1\n")
-    with pytest.raises(UserError, match="no table of predictions"):
-        read_outcomes(a)
+    with pytest.raises(UserError, match="not a table of predictions"):
+        read_predictions(a)
