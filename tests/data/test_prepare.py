@@ -42,7 +42,7 @@ def test_stores_are_the_same_bytes_for_any_number_of_workers(tmp_path: Path, rec
         prepare_records(records, tmp_path / f"store{workers}", SMALL, workers)
     made = [contents(tmp_path / f"store{workers}") for workers in (0, 1, 2)]
     assert made[0] == made[1] == made[2]
-    assert len(made[0]) == 3 + 2 * 4
+    assert len(made[0]) == 4 + 2 * 4, "header, index, report, lock; two files per image"
 
 
 def test_what_is_stored_is_normalised_and_reported(tmp_path: Path, records: list[Record]) -> None:
@@ -85,7 +85,7 @@ def test_an_interrupted_run_leaves_a_store_and_goes_on(tmp_path: Path, records: 
     with pytest.raises(KeyboardInterrupt):
         prepare_records(records, tmp_path / "s", SMALL, workers=0, on_progress=interrupt)
     assert len(Store.open(tmp_path / "s")) == 2
-    (tmp_path / "s/volumes/scans/.left.b2nd.1.tmp").write_bytes(b"half")
+    (tmp_path / "s/volumes/scans/.writing-1-left.b2nd").write_bytes(b"half")
     assert prepare_records(records, tmp_path / "s", SMALL, workers=0).made == 2
     prepare_records(records, tmp_path / "whole", SMALL, workers=0)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
@@ -95,14 +95,14 @@ def test_another_recipe_is_refused_with_both_named(tmp_path: Path, records: list
     prepare_records(records[:1], tmp_path / "s", SMALL, workers=0)
     with pytest.raises(
         UserError,
-        match=r"2×2×2 mm, normalise zscore.*asked for now: own spacing, normalise none.*"
-        r"differ in: spacing \[2.0, 2.0, 2.0\] there, null asked for; normalise",
+        match=r"2×2×2 mm, normalise zscore.*requested: own spacing, normalise none.*"
+        r"differ in: spacing \[2.0, 2.0, 2.0\] there, null requested; normalise",
     ):
         prepare_records(records, tmp_path / "s", PrepareSettings(spacing=None, normalise="none"), workers=0)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path, records: list[Record]) -> None:
-    with pytest.raises(UserError, match="not empty and holds no store"):
+    with pytest.raises(UserError, match="not empty and contains no store"):
         prepare_records(records, tmp_path / "scans", SMALL, workers=0)
 
 

@@ -21,9 +21,9 @@ from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import Shard, prepare_records
 from viewalign.data.settings import Limits, PrepareSettings, voxels_that_fit, worker_bytes
 from viewalign.data.store import Store
-from viewalign.data.store_lock import held
 from viewalign.data.worker_pool import dask_cluster
 from viewalign.errors import UserError
+from viewalign.utils.locks import lock_folder
 
 SETTINGS = PrepareSettings(spacing=(0.8, 0.8, 0.8), interpolation="cubic", dtype="int16")
 
@@ -127,13 +127,16 @@ def test_no_scheduler_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pass
 
 
-def test_two_runs_at_the_same_store_are_kept_apart(tmp_path: Path, records) -> None:
-    (tmp_path / "s").mkdir()
+def test_parts_share_a_store_and_a_whole_run_holds_it_alone(tmp_path: Path, records, monkeypatch) -> None:
+    monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.0)
     prepare_records(records[:1], tmp_path / "s", SETTINGS, 0)
-    with held(tmp_path / "s", alone=False):
+    with lock_folder(tmp_path / "s", "2-of-2"):
         prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))
-        with pytest.raises(UserError, match="Another run is preparing the store"):
-            prepare_records(records, tmp_path / "s", SETTINGS, 0)
+        for shard in (None, Shard(2, 2)):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} is writing into .*--shard"):
+                prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=shard)
+    with lock_folder(tmp_path / "s"), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))
 
 
 def test_a_huge_image_is_set_aside_by_its_header(tmp_path: Path, records) -> None:

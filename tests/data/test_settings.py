@@ -30,7 +30,7 @@ def test_what_is_not_in_use_changes_no_fingerprint() -> None:
 
 def test_differences_are_told_by_name() -> None:
     told = diff_preparation(PrepareSettings(), PrepareSettings(dtype="int16", spacing=None))
-    assert told == 'spacing [1.0, 1.0, 1.0] there, null asked for; dtype "float32" there, "int16" asked for'
+    assert told == 'spacing [1.0, 1.0, 1.0] there, null requested; dtype "float32" there, "int16" requested'
 
 
 def test_every_setting_that_counts_is_described() -> None:

@@ -1,11 +1,13 @@
-"""A lock is held by one process, says by whom, and ends with it."""
+"""A lock is held by one process, names it, and ends with it."""
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from viewalign.errors import UserError
 from viewalign.utils.locks import LOCK, BusyError, lock_folder, locked
@@ -14,7 +16,12 @@ HOLD = "import sys, time\nfrom pathlib import Path\nfrom viewalign.utils.locks i
 HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
 
 
-def test_another_process_is_named_and_a_dead_one_forgotten(tmp_path):
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
+
+
+def test_another_process_is_named_and_the_lock_of_a_killed_process_is_free(tmp_path):
     file = tmp_path / "lock"
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(file)], stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"held\n"
@@ -30,8 +37,8 @@ def test_another_process_is_named_and_a_dead_one_forgotten(tmp_path):
         pass
 
 
-def test_one_that_waits_tells_for_whom_and_gets_its_turn(tmp_path):
-    file, told = tmp_path / "lock", []
+def test_a_waiting_process_reports_the_holder_once_and_gets_the_lock(tmp_path):
+    file, reported = tmp_path / "lock", []
     brief = HOLD.replace("time.sleep(60)", "sys.stdin.read()")
     other = subprocess.Popen(
         [sys.executable, "-c", brief, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -39,20 +46,19 @@ def test_one_that_waits_tells_for_whom_and_gets_its_turn(tmp_path):
     assert other.stdout.readline() == "held\n"
 
     def release(holder):
-        told.append(holder)
+        reported.append(holder)
         other.stdin.close()
 
     with locked(file, 60, release):
         assert other.wait(60) == 0
-    assert told == [f"{socket.gethostname()}, process {other.pid}"]
-    assert file.read_text() == "", "nothing of this machine stays"
+    assert reported == [f"{socket.gethostname()}, process {other.pid}"]
+    assert file.read_text().strip("\0") == "", "nothing of this machine stays"
 
 
-def test_a_folder_is_held_by_one_and_told_of_in_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
+def test_a_folder_is_held_by_one_process(tmp_path, impatient):
     with lock_folder(tmp_path / "run"):
         with (
-            pytest.raises(UserError, match=rf"process {os.getpid()} is at work in .*run; .*name another folder"),
+            pytest.raises(UserError, match=rf"process {os.getpid()} is writing into .*run; .*use another folder"),
             lock_folder(tmp_path / "run"),
         ):
             pass
@@ -60,3 +66,36 @@ def test_a_folder_is_held_by_one_and_told_of_in_a_sentence(tmp_path, monkeypatch
             pass
     with lock_folder(tmp_path / "run"):
         assert (tmp_path / "run" / LOCK).is_file()
+
+
+def test_parts_hold_a_folder_together_and_leave_no_file(tmp_path, impatient):
+    with lock_folder(tmp_path, "a"), lock_folder(tmp_path, "b"):
+        for part in ("", "a"):
+            with pytest.raises(UserError), lock_folder(tmp_path, part):
+                pass
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    (tmp_path / f"{LOCK}-killed").touch()
+    with lock_folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+        with pytest.raises(UserError), lock_folder(tmp_path, "a"):
+            pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock_folder(tmp_path), lock_folder(tmp_path):
+        assert "file system without locks" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] in ([LOCK], [])
+
+
+def test_other_errors_are_raised(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(PermissionError), locked(tmp_path / "lock"):
+        pass

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
+from viewalign.utils.io import write_text
 
 DEFAULT_SESSION = "ses-DEFAULT"
 Info = dict[str, Any] | None
@@ -145,11 +146,8 @@ def _resolve_optional(written: str | None, folder: Path) -> Path | None:
 
 
 def write_catalogue(collection: Collection, path: Path) -> None:
-    """Write `pretrain_data.json`; a half-written file never takes the place of a whole one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(asdict(collection), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write `pretrain_data.json` atomically."""
+    write_text(path, json.dumps(asdict(collection), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_catalogue(path: Path) -> Collection:

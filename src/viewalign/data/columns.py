@@ -11,7 +11,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from viewalign.data.layout import MASK_KINDS, done_properties, write_atomic
+from viewalign.data.layout import MASK_KINDS, done_properties
+from viewalign.utils.io import PARTIAL_PREFIX, write_bytes
 
 INDEX_COLUMNS = (
     "id",
@@ -113,7 +114,7 @@ def write_index(store: Path, rows: Iterable[Row]) -> None:
         if name not in OPTIONAL_COLUMNS or any(value != OPTIONAL_COLUMNS[name] for value in values)
     ]
     lines = (f"{json.dumps(name)}: {json.dumps(values, ensure_ascii=False)}" for name, values in told)
-    write_atomic(store / "index.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8"))
+    write_bytes(store / "index.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8"))
 
 
 def rows_on_disk(store: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -133,5 +134,5 @@ def sweep_temporary(store: Path, below: bool = True) -> None:
         if not below:
             folders.clear()
         for name in files:
-            if name.startswith(".") and name.endswith(".tmp"):
+            if name.startswith(PARTIAL_PREFIX):
                 (Path(folder) / name).unlink(missing_ok=True)

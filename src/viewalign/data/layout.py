@@ -3,7 +3,8 @@
 ```
 STORE/store.json                                        recipe, versions, counts
 STORE/index.json                                        one column per property, sorted by id
-STORE/report.json                                       {"prepared": n, "refused": [{"file", "reason"}]}
+STORE/report.json                                       {"prepared": n, "excluded": [{"file", "reason"}]}
+STORE/.run.lock                                         empty unless a run is writing (`utils.locks`)
 STORE/volumes/<dataset>/<subject>/<session>/<image>.b2nd            voxels (C, D, H, W)
                                             <image>.json            properties; written last, marks the image as done
                                             <image>.<kind>.b2nd     a mask, uint8 (1, D, H, W)
@@ -19,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from typing import Any
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
+
+from viewalign.utils.io import PARTIAL_PREFIX, write_bytes
 
 STORE_FORMAT = "viewalign-store"
 STORE_VERSION = 2
@@ -63,23 +65,9 @@ def safe_name(name: str) -> str:
     return f"{clean}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under another name in the same folder, flush it to disk, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically, keys in the order given."""
-    write_atomic(path, (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
 
 
 def read_json(path: Path) -> Any:
@@ -124,7 +112,7 @@ def write_entry(
     contents = {f".{kind}.b2nd": compress(mask[None], sizes) for kind, mask in (masks or {}).items()}
     contents[".b2nd"] = compress(array, sizes)
     for suffix, content in contents.items():
-        write_atomic(beside(store, relative, suffix), content)
+        write_bytes(beside(store, relative, suffix), content)
     files = {suffix: len(content) for suffix, content in sorted(contents.items())}
     write_json(beside(store, relative, ".json"), {**properties, "files": files})
 
@@ -134,7 +122,7 @@ def forget_entry(store: Path, relative: str) -> None:
     for suffix in (".json", ".b2nd", *(f".{kind}.b2nd" for kind in MASK_KINDS)):
         path = beside(store, relative, suffix)
         path.unlink(missing_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        for left in path.parent.glob(f"{PARTIAL_PREFIX}*-{glob.escape(path.name)}"):
             left.unlink(missing_ok=True)
 
 

@@ -18,10 +18,11 @@ from viewalign.data.inputs import quality_scores
 from viewalign.data.layout import Progress, ProgressListener, read_json, write_json
 from viewalign.data.settings import Limits, PrepareSettings
 from viewalign.data.sources import Exclusion
-from viewalign.data.store_lock import held, lock_store, write_header
+from viewalign.data.store_header import open_for_writing, write_header
 from viewalign.data.worker import ImageOutcome, Job, entries_done, forget, unwritable, work
 from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
 from viewalign.errors import UserError
+from viewalign.utils.locks import lock_folder
 
 
 @dataclass
@@ -96,8 +97,9 @@ def prepare_records(
     """
     settings, shard, limits = settings or PrepareSettings(), shard or Shard(), limits or Limits()
     store = store.absolute()
-    lock_store(store, settings)
-    with held(store, alone=shard.whole):
+    open_for_writing(store, settings)
+    part = "" if shard.whole else f"{shard.number}-of-{shard.count}"
+    with lock_folder(store, part, "divide the work: each run with its own --shard i/n"):
         if shard.whole:
             sweep_temporary(store)
         else:

@@ -139,10 +139,10 @@ class PrepareSettings(Settings):
 
 
 def diff_preparation(made_with: PrepareSettings, wanted: PrepareSettings) -> str:
-    """Say in words which settings of two recipes differ: `spacing [1, 1, 1] there, null asked for`."""
+    """Say in words which settings of two recipes differ: `spacing [1, 1, 1] there, null requested`."""
     there, asked = made_with.essence(), wanted.essence()
     return "; ".join(
-        f"{key} {json.dumps(there.get(key))} there, {json.dumps(asked.get(key))} asked for"
+        f"{key} {json.dumps(there.get(key))} there, {json.dumps(asked.get(key))} requested"
         for key in PrepareSettings.model_fields
         if there.get(key) != asked.get(key)
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from viewalign.errors import UserError
 from viewalign.tasks.spec import TaskSpec, task_file
+from viewalign.utils.io import atomic_write
 
 FILES = ("manifest.csv", "manifest.jsonl")
 _IMAGE = "image."
@@ -230,7 +231,7 @@ def write_manifest(cases: Sequence[TaskCase], spec: TaskSpec, folder: Path) -> P
     columns = ["case", "subject", "site", *(_IMAGE + word for word in used), "mask", "target", "fold", "split"]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILES[0]
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for case in sorted(cases, key=lambda case: case.case):

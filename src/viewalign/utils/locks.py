@@ -1,99 +1,141 @@
-"""One process at a time: a lock on a file that ends with its process and says who holds it."""
+"""Locks on folders between processes: they end with their process and name their holder."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
+import math
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from viewalign.errors import UserError
 
 LOCK = ".run.lock"
-"""In the folder of a run or a fine-tuning, while it is at work."""
-_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+"""File in the folder of a run, a fine-tuning or a store. It stays: removing it would let two processes hold it."""
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 _PATIENCE, _PAUSE = 20.0, 0.2
-"""Seconds. Readers of a process that was killed hold its lock until they see that it is gone, which takes them five."""
+"""Seconds. Reader processes of a killed process hold its lock until they notice its end, which takes them five."""
+_log = logging.getLogger(__name__)
 
 
 class BusyError(Exception):
-    """Another process holds the lock; the text is its host and number."""
+    """Another process holds the lock; the text is its host and process number."""
 
 
 @contextmanager
 def locked(file: Path, patience: float = 0.0, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a lock while the block runs.
 
-    The system lets go of it when its process ends, however it ends, so there are no stale locks. On a file system
-    without locks, and on Windows, there is none. The file stays, for removing it would let two hold it.
+    The operating system releases it when the process ends, however it ends, so there are no stale locks. On a file
+    system without locks there is none, and a warning is logged; filelock's replacement by a file that merely exists is
+    not used, because a job that was killed would keep its successor on another node from resuming.
 
     Args:
-        file: made where it is not there; while the lock is held, it holds the host and number of who holds it.
+        file: created if missing; while the lock is held, it contains host and process number of the holder.
         patience: seconds to wait for another process; infinity for as long as it takes.
-        on_wait: takes the host and number of the other process, once, where one is waited for.
+        on_wait: called once with host and process number of the other process before waiting for it.
 
     Raises:
         BusyError: another process still holds it.
     """
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    end = time.monotonic() + patience
+    lock = FileLock(file, poll_interval=_PAUSE, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)
     try:
-        while not _take(handle):
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-            if time.monotonic() >= end:
-                raise BusyError(holder)
-            if on_wait is not None:
-                on_wait(holder)
-                on_wait = None
-            time.sleep(_PAUSE)
-        _write(handle, f"{socket.gethostname()}, process {os.getpid()}\n")
-        try:
-            yield
-        finally:
-            _write(handle, "")  # a folder that is handed on names no machine
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(handle)
-
-
-def _take(handle: int) -> bool:
-    """Take a lock; whether it is ours now, or there are no locks here."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _acquire(lock, file, patience, on_wait)
     except OSError as problem:
-        return problem.errno not in _HELD
-    return True
+        if problem.errno not in _NO_LOCKS:
+            raise
+        _log.warning("%s: file system without locks; do not start two processes in this folder", file.parent)
+    with suppress(OSError):  # on a full disk the holder stays unnamed
+        _write_holder(file, f"{socket.gethostname()}, process {os.getpid()}")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            _write_holder(file, "")  # a folder that is passed on names no machine
+        lock.release()
 
 
-def _write(handle: int, text: str) -> None:
-    """Write who holds a lock; a full disk is no reason to do without it."""
-    with contextlib.suppress(OSError):
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
+def _acquire(lock: FileLock, file: Path, patience: float, on_wait: Callable[[str], None] | None) -> None:
+    try:
+        lock.acquire(timeout=0)
+        return
+    except Timeout:
+        if on_wait is not None:
+            on_wait(_holder(file))
+    try:
+        lock.acquire(timeout=-1 if math.isinf(patience) else patience)
+    except Timeout:
+        raise BusyError(_holder(file)) from None
+
+
+def _write_holder(file: Path, text: str) -> None:
+    """Write after the first byte, which is locked on Windows and cannot be written or read there."""
+    with file.open("rb+", buffering=0) as stream:
+        stream.seek(1)
+        stream.write(text.encode())
+        stream.truncate()
+
+
+def _holder(file: Path) -> str:
+    with suppress(OSError), file.open("rb", buffering=0) as stream:
+        stream.seek(1)
+        return stream.read(200).decode(errors="replace").strip() or "another process"
+    return "another process"
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder while a run or a fine-tuning works in it: two would mix their logs and checkpoints.
+def lock_folder(folder: Path, part: str = "", otherwise: str = "use another folder") -> Iterator[None]:
+    """Hold a folder while a command writes into it: two would mix their files.
+
+    Args:
+        folder: created if missing.
+        part: name of a part of the work. Parts hold the folder together, each with a name of its own; without a name
+            the folder is held alone.
+        otherwise: what the error message suggests besides waiting.
 
     Raises:
-        UserError: another process is at work in it.
+        UserError: another process is writing into it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder / LOCK, _PATIENCE))
+            stack.enter_context(_part(folder, part) if part else _alone(folder))
         except BusyError as other:
             raise UserError(
-                f"{other} is at work in {folder}; two at once would spoil each other's files. Wait for it or end it, "
-                "or name another folder."
+                f"{other} is writing into {folder}; two processes at once would mix their files. Wait for it or end "
+                f"it, or {otherwise}."
             ) from None
         yield
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with locked(folder / LOCK, _PATIENCE):
+        for part in folder.glob(f"{LOCK}-*"):
+            with locked(part):
+                _remove(part)
+        yield
+
+
+@contextmanager
+def _part(folder: Path, part: str) -> Iterator[None]:
+    """Hold a part; the folder's own lock is held only while that is acquired, so that others may join."""
+    file = folder / f"{LOCK}-{part}"
+    with ExitStack() as stack:
+        with locked(folder / LOCK, _PATIENCE):
+            stack.enter_context(locked(file))
+        try:
+            yield
+        finally:
+            _remove(file)
+
+
+def _remove(file: Path) -> None:
+    """Remove a part's lock file while it is held; Windows keeps open files, which is harmless."""
+    with suppress(OSError):
+        file.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.base import Method
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import write_text
 from viewalign.utils.shapes import Size
 from viewalign.weights import adaptation_plan, checkpoints, loading, remote, sources
 from viewalign.weights import names as weight_names
@@ -43,7 +43,7 @@ def start_run(method: Method, recipe: Recipe, folder: RunFolder, say: Callable[[
     start = load_initial(method, settings.weights, recipe.views.patch_size, settings.token_order, settings.min_share)
     say(start.text())
     if write:
-        folder.initial.write_text(json.dumps(start.as_json(), indent=1))
+        write_text(folder.initial, json.dumps(start.as_json(), indent=1))
 
 
 def load_initial(
@@ -182,5 +182,4 @@ def transfer_encoder(
 
 def write_report(fitted: FittedWeights, path: Path) -> None:
     """Write what became of each weight as JSON, whole or not at all."""
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(fitted.as_json(), indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(fitted.as_json(), indent=1) + "\n")

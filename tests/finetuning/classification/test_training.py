@@ -182,7 +182,7 @@ def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
 def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monkeypatch):
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
-    with lock_folder(tmp_path / "out"), pytest.raises(UserError, match="is at work in"):
+    with lock_folder(tmp_path / "out"), pytest.raises(UserError, match="is writing into"):
         finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", trained_by(None), print)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 

@@ -25,7 +25,6 @@ from viewalign.data.layout import (
     beside,
     compress,
     done_properties,
-    write_atomic,
     write_json,
 )
 from viewalign.data.readers.files import read_mask, read_volume
@@ -36,6 +35,7 @@ from viewalign.data.sources import Exclusion
 from viewalign.data.worker import ImageOutcome, UnwritableError, catch_image_errors, record_bytes, unwritable
 from viewalign.data.worker_pool import run_jobs
 from viewalign.errors import UserError
+from viewalign.utils.io import write_bytes
 
 _ARRAYS = (".b2nd", *MASK_FILES.values())
 
@@ -56,7 +56,7 @@ def write_image(root: Path, place: str, image: PreparedImage, whose: dict[str, A
     for kind, mask in image.masks.items():
         contents[MASK_FILES[kind]] = compress(mask[None].astype(np.float32))
     for suffix, content in contents.items():
-        write_atomic(beside(root, place, suffix), content)
+        write_bytes(beside(root, place, suffix), content)
     files = {suffix: len(content) for suffix, content in sorted(contents.items())}
     write_json(beside(root, place, ".json"), {**whose, **image.facts, "files": files})
 

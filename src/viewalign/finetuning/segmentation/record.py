@@ -18,7 +18,7 @@ from viewalign.finetuning.segmentation.planning import Planned
 from viewalign.finetuning.segmentation.plans import CONFIGURATION
 from viewalign.finetuning.segmentation.schedule import Schedule
 from viewalign.finetuning.segmentation.settings import FinetuneSettings, encoder_name
-from viewalign.utils.io import write_json
+from viewalign.utils.io import write_json, write_text
 from viewalign.utils.progress import Progress
 from viewalign.weights import sources
 
@@ -96,7 +96,7 @@ def write_commands(run: Finetuning, planned: Planned, numbers: Sequence[int | st
         *(f"nnUNetv2_train {run.dataset.id} {CONFIGURATION} {number} {common}{device}" for number in numbers),
         f"nnUNetv2_predict -d {run.dataset.id} -i IMAGES -o OUT -c {CONFIGURATION} {common} -f {folds}{device}",
     ]
-    (run.out / "commands.sh").write_text("\n".join(lines) + "\n")
+    write_text(run.out / "commands.sh", "\n".join(lines) + "\n")
 
 
 def slug(name: str) -> str:

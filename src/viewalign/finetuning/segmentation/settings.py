@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.schedule import Schedule, published
+from viewalign.utils.io import write_text
 from viewalign.utils.settings import Count, Counts, Fraction, Millimetres, Number, Positive, Settings, Triple, as_list
 from viewalign.weights.names import Family
 
@@ -143,7 +144,7 @@ def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no fine-tuning; name a new folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    write_text(file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     return settings
 
 

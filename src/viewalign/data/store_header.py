@@ -1,0 +1,71 @@
+"""The header of a store, `store.json`: which settings made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from viewalign.data.layout import STORE_FORMAT, STORE_VERSION, write_json
+from viewalign.data.settings import RECIPE_VERSION, PrepareSettings, diff_preparation
+from viewalign.data.store import read_store_header
+from viewalign.errors import UserError
+from viewalign.utils.io import PARTIAL_PREFIX
+
+
+def open_for_writing(store: Path, settings: PrepareSettings) -> None:
+    """Make a folder the store of these settings, or check that it is one already.
+
+    Raises:
+        UserError: the folder contains other files or a store with other settings, or cannot be written.
+    """
+    header = read_store_header(store)
+    if header is None and store.is_dir() and any(not _is_ours(path) for path in store.iterdir()):
+        header = read_store_header(store)  # another part may have created the store in the meantime
+        if header is None:
+            raise UserError(f"The folder {store} is not empty and contains no store. Use another folder.")
+    if header is not None and header.get("recipe_hash") != settings.fingerprint():
+        raise UserError(_other_recipe(store, header, settings))
+    try:
+        if header is None:
+            write_header(store, settings, None)
+    except OSError as error:
+        raise UserError(f"The store {store} cannot be written: {error.strerror}.") from None
+
+
+def write_header(store: Path, settings: PrepareSettings, images: int | None) -> None:
+    """Write `store.json`; `images` is None until a run has finished."""
+    write_json(
+        store / "store.json",
+        {
+            "format": STORE_FORMAT,
+            "version": STORE_VERSION,
+            "recipe": settings.model_dump(mode="json"),
+            "recipe_version": RECIPE_VERSION,
+            "recipe_hash": settings.fingerprint(),
+            "images": images,
+        },
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is a `store.json` that is being written, by another part or by a run that was killed."""
+    return path.name.startswith(PARTIAL_PREFIX) and path.name.endswith("-store.json")
+
+
+def _other_recipe(store: Path, header: dict[str, Any], settings: PrepareSettings) -> str:
+    recipe, version = header.get("recipe"), header.get("recipe_version")
+    if recipe is None:
+        made_with, difference = "from arrays, unprepared", ""
+    else:
+        try:
+            there = PrepareSettings(**recipe)
+            made_with, difference = f"{there.describe()}, version {version}", diff_preparation(there, settings)
+        except (TypeError, ValueError):
+            made_with, difference = f"{recipe}, version {version}", ""
+    if not difference and version != RECIPE_VERSION:
+        difference = f"version {version} there, {RECIPE_VERSION} requested"
+    return (
+        f"The store {store} was made with other settings ({made_with}; requested: {settings.describe()}, "
+        f"version {RECIPE_VERSION}). {f'They differ in: {difference}. ' if difference else ''}"
+        "Use another folder or the same settings."
+    )
