@@ -23,7 +23,7 @@ from viewalign.data.readers.itk import sitk
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("nnunetv2", "monai", "matplotlib", "plotly", "sklearn", "scipy", "torchmetrics", "nilearn", "pooch", "onnx")
+EXTRAS = ("nnunetv2", "monai", "matplotlib", "sklearn", "scipy", "torchmetrics", "nilearn", "pooch", "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     source = ROOT / "src"
     wanted = [path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert held == {path.relative_to(source).as_posix() for path in wanted}
-    assert {"viewalign/py.typed", "viewalign/recipes/cva-resenc-l.yaml", "viewalign/reports/template.html"} <= held
+    assert {"viewalign/py.typed", "viewalign/recipes/cva-resenc-l.yaml", "viewalign/reports/run.html"} <= held
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_what_was_done_before_is_not_taken_for_fast_work(clock, capsys):
         report(900, 1000)
         clock.now += 20
         report(910, 1000)
-    assert told(capsys) == ["Preparing: 910 of 1000, 3 min left, 3 refused"]
+    assert told(capsys) == ["Preparing: 910 of 1000, 3 min 00 s left, 3 refused"]
 
 
 def test_lines_are_few(clock, capsys):
@@ -42,3 +42,8 @@ def test_lines_are_few(clock, capsys):
             clock.now += 0.5
             report(done, 100)
     assert len(told(capsys)) == 5
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations_read_well(seconds, text):
+    assert console.duration(seconds) == text

@@ -95,10 +95,10 @@ def test_one_command_compares_fine_tunings(tmp_path, spec, monkeypatch):
     assert told.exit_code == 0, told.output
     figures = json.loads((out / "comparison.json").read_text())["figures"]
     assert 0 < figures["mae" if spec is AGE else "auroc"]["p_value"] <= 1
-    svg = (out / "comparison.svg").read_text()
-    assert "&lt;b&gt;" in svg
-    assert "<b>" not in svg
-    assert svg.count("<circle") == 20
+    page = (out / "comparison.html").read_text()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert page.count(": A 0.") == 20 if spec is SICK else page.count(": A ") == 20
 
 
 def test_runs_that_cannot_be_compared_are_errors(tmp_path):

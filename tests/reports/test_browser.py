@@ -33,7 +33,14 @@ def page_path(make_run, report_pictures, report_rows):
     return write_report(root)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (480, "light")])
+def wait_for_charts(page):
+    """Wait until every chart is drawn."""
+    page.wait_for_function(
+        "[...document.querySelectorAll('.plot')].every(one => one.querySelector('.main-svg'))", timeout=200_000
+    )
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
 def test_page_in_a_browser(browser, page_path, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
@@ -43,6 +50,7 @@ def test_page_in_a_browser(browser, page_path, width, scheme):
     page.on("requestfailed", lambda request: failed.append(request.url))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_path.as_uri())
+    wait_for_charts(page)
     assert said == []
     assert failed == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
@@ -56,13 +64,19 @@ def test_page_in_a_browser(browser, page_path, width, scheme):
     context.close()
 
 
-def test_values_are_told_under_the_pointer(browser, page_path):
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+def test_charts_show_values_and_follow_the_colour_scheme(browser, page_path):
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    page.set_default_timeout(200_000)
     page.goto(page_path.as_uri())
-    page.locator("svg.chart").first.hover()
-    told = page.locator(".told").first.text_content()
-    assert told.startswith("training 1.0")
-    assert "held out" in told
+    wait_for_charts(page)
+    first = page.locator("figure .plot").first
+    first.scroll_into_view_if_needed()
+    first.locator(".nsewdrag").first.hover()
+    page.wait_for_function("document.querySelector('figure .hoverlayer').textContent.includes('held out')")
+    line = "getComputedStyle(document.querySelector('figure .js-line')).stroke"
+    light = page.evaluate(line)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{line} !== '{light}'")
     page.close()
 
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from viewalign.errors import UserError
+from viewalign.reports.charts import scripts
 from viewalign.reports.run import write_report
 
 PROBE = {
@@ -56,11 +57,11 @@ def test_a_whole_run(whole):
     assert [name for name in ("health", "curves", "pictures", "probe", "settings") if name in outline.ids] == [
         "health", "curves", "pictures", "probe", "settings",
     ]  # fmt: skip
-    assert "Healthy: every figure is in its good range." in text
+    assert "Healthy: every metric is in its good range." in text
     assert "Finished: 200 steps" in text
     assert "A synthetic cohort." in text
     assert "Good is at least 0.5; below 0.2 is bad." in text
-    assert "so chance alone hardly explains it" in text
+    assert "which excludes 0" in text
     assert len(outline.images) == 9 + 9 + 12
     assert all(image["alt"] for image in outline.images)
     assert "url(#hatch-16)" in text, "padding is hatched"
@@ -97,7 +98,7 @@ def test_what_comes_from_files_is_escaped(make_run, report_pictures):
     probe = {**PROBE, "task": evil, "metric": evil, "baselines": {evil: 0.1}, "note": evil}
     root = make_run("<script>alert(1)<", rows, report_pictures(), probe__json=probe, data_note__txt=evil)
     text = page(root)
-    assert Outline(text).tags.count("script") == 1
+    assert Outline(text).tags.count("script") == 2 + text.count('class="chart"')
     assert evil not in text
     assert not re.search(r"<[^>]*\sonload=", text)
     assert text.count("&lt;script&gt;") >= 6
@@ -123,8 +124,8 @@ def test_kinds_of_pictures(make_run, report_pictures, options):
 def test_without_any_mask_the_caption_says_so(make_run, report_pictures):
     arrays = report_pictures()
     text = page(make_run(arrays={**arrays, "mask": np.zeros_like(arrays["mask"])}))
-    assert "sees the whole of view 1" in text
-    assert "hidden from the student" not in text
+    assert "sees all of view 1" in text
+    assert 'mark masked"' not in text
 
 
 def test_anisotropic_voxels_keep_their_ratio(make_run, report_pictures):
@@ -141,12 +142,11 @@ def test_an_unfinished_run(make_run):
     assert "Not finished: step 7 of 200" in text
     assert "There are no pictures yet" in text
     assert "Frozen-feature probe" not in text
-    assert "held-out subjects</p>" not in text
 
 
 def test_a_run_that_only_began(make_run):
     text = page(make_run(rows=[]))
-    assert "Nothing to judge yet" in text
+    assert "No health metrics have been logged yet" in text
     assert "No row of training has been logged yet." in text
 
 
@@ -173,12 +173,23 @@ def test_a_recipe_this_version_does_not_know(make_run):
     assert "a_future_setting: 3" in page(root)
 
 
+@pytest.mark.parametrize(
+    ("method", "views"),
+    [("cva", ", two views each"), ("mae", ", one view each"), ("simclr", ", two views each"), ("voco", "")],
+)
+def test_the_batch_counts_views_of_its_method(make_run, method, views):
+    root = make_run()
+    text = (root / "config.yaml").read_text()
+    (root / "config.yaml").write_text(text.replace("method: cva", f"method: {method}").replace("batch: 4", "batch: 3"))
+    assert f"<dt>Batch</dt><dd>3 volumes{views}</dd>" in page(root)
+
+
 def test_long_runs_stay_small(make_run):
     rows = [
         {"kind": "train", "step": s, "loss": 1.0 / s, "cosine": 0.5, "lr": 1e-3, "data_wait": 0.0}
         for s in range(1, 20_000)
     ]
-    assert len(page(make_run(rows=rows, steps=20_000))) < 150_000
+    assert len(page(make_run(rows=rows, steps=20_000))) - len(scripts()["plotly"]) < 250_000
 
 
 def test_mistakes_are_told(make_run, tmp_path):

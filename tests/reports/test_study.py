@@ -26,29 +26,29 @@ def row(arm, values, **more):
 
 def test_every_seed_and_mean_is_drawn_where_it_belongs():
     rows = [row("mae", [0.5, 0.6, 0.7]), row("cva", [0.6, 0.7, 0.8], difference_mean=0.1, p_holm=0.03)]
-    drawn = study.chart(rows)
-    assert drawn.count("<circle") == 6
-    assert drawn.count('class="mean"') == 2
-    assert drawn.count('class="whisk"') == 2
-    places = [float(part.split('"')[1]) for part in drawn.split("cx=")[1:]]
-    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.11)
-    assert places[3] == places[1], "0.6 is at one place for both arms"
+    figure = study.chart(rows).figure
+    seeds, means = figure["data"][::2], figure["data"][1::2]
+    assert [trace["x"] for trace in seeds] == [[0.5, 0.6, 0.7], [0.6, 0.7, 0.8]]
+    assert [trace["x"][0] for trace in means] == pytest.approx([0.6, 0.7])
+    assert [trace["y"] for trace in means] == [[0], [1]]
+    assert all(trace["error_x"]["array"] == pytest.approx([0.02]) for trace in means)
+    assert figure["layout"]["yaxis"]["ticktext"] == ["mae", "cva"]
 
 
 def test_one_seed_has_no_interval_and_a_value_that_is_none_is_left_out():
-    drawn = study.chart([row("mae", [0.5]), row("cva", [float("nan")])])
-    assert "whisk" not in drawn
-    assert drawn.count("<circle") == 1
-    assert "nan" not in drawn
+    chart = study.chart([row("mae", [0.5]), row("cva", [float("nan")])])
+    assert [trace["x"] for trace in chart.figure["data"]] == [[0.5], [0.5]], "one seed and its mean"
+    assert "error_x" not in chart.figure["data"][1]
+    assert study.chart([row("cva", [float("nan")])]) is None
 
 
 def test_the_page_keeps_names_as_text_and_shows_dashes(tmp_path):
     told = {"study": "<script>x</script>", "reference": "mae", "rows": [row('"><img src=x onerror=y>', [0.5])]}
     (tmp_path / "table.json").write_text(json.dumps(told))
     text = study.write_page(tmp_path).read_text()
-    assert "<script" not in text
+    assert "<script>x" not in text
     assert "<img" not in text
-    assert "With 1 seed nothing follows" in text
+    assert "With 1 seed no conclusion" in text
     assert "–" in text
 
 
@@ -62,7 +62,7 @@ def test_intervals_over_cases_are_shown_where_there_are_some():
 
 
 def test_a_folder_without_a_table_is_told(tmp_path):
-    with pytest.raises(UserError, match="holds no table of a study"):
+    with pytest.raises(UserError, match="contains no table of a study"):
         study.write_page(tmp_path)
 
 

@@ -108,7 +108,7 @@ def test_small_volumes_are_counted_and_explained():
     rows = [{"kind": "data", "step": 0, "volumes": 10, "smaller_than_view": 3}]
     finding = find(record(rows), "Volumes smaller")
     assert (finding.value, finding.level) == ("3 of 10", "good")
-    assert "Padding counts in no loss" in finding.means
+    assert "excluded from losses" in finding.means
     many = find(record([{**rows[0], "smaller_than_view": 6}]), "Volumes smaller")
     assert many.level == "watch"
     assert many.remedy
@@ -123,7 +123,7 @@ def test_probe(interval, level):
 
 def test_one_sentence_for_all():
     good = record([train(data_wait=0.01)])
-    assert overall(good, assess(good)) == ("good", "Healthy: every figure is in its good range.")
+    assert overall(good, assess(good)) == ("good", "Healthy: every metric is in its good range.")
     going = record([train(500, data_wait=0.01)])
     assert overall(going, assess(going))[1].startswith("Healthy so far")
     slow = record([train(data_wait=0.2)])

@@ -105,11 +105,6 @@ def test_averages_of_two_processes_are_restored_by_any_number(processes):
     assert sum(found) / processes == pytest.approx((1 + 3 + 5 + 4 + 8 + 5) / 6)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(7.4, "7 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
-def test_durations(seconds, text):
-    assert logs.duration(seconds) == text
-
-
 def test_progress_without_a_terminal():
     stream = io.StringIO()
     ticker = logs.ConsoleProgress(stream, seconds=1000)

@@ -15,7 +15,8 @@ def compare(
     ],
     b: Annotated[Path, typer.Argument(help="Another, of the same cases.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for comparison.json and .svg.", show_default=False)
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for comparison.json and comparison.html.", show_default=False),
     ] = None,
 ) -> None:
     """Compare two results on the same cases: difference of B and A, 95 % interval, p-value.
@@ -34,16 +35,15 @@ def compare(
     import json
 
     from viewalign.evaluation.comparison import compare_any
-    from viewalign.reports.comparison import draw
+    from viewalign.reports.comparison import write_page
+    from viewalign.utils.io import write_text
 
     result = compare_any(a, b)
     typer.echo(f"A = {a}\nB = {b}\n{len(result.cases)} cases of both" + _left_out(result.left_out))
     typer.echo(result.table())
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
-        (out / "comparison.svg").write_text(draw(result))
-        typer.echo(f"Picture: {out / 'comparison.svg'}")
+        write_text(out / "comparison.json", json.dumps(result.as_json(), indent=1) + "\n")
+        typer.echo(f"Page: {write_page(result, out)}")
 
 
 def _left_out(names: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""A catalogue's page: what was found, looks strange or was set aside. One file that asks the network for nothing."""
+"""A catalogue's page: images found, suspect and excluded. One file that needs no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from viewalign.data.summary import size_text
-from viewalign.reports.page import render_template, write_text
+from viewalign.reports.page import render_template, save_page
 
 _MOST_ROWS = 1000
 _MOST_DATASETS = 100
@@ -22,14 +22,14 @@ def page_path(catalogue: Path) -> Path:
 
 def write_index_page(summary: dict[str, Any], catalogue: Path) -> Path:
     """Write the page of an index beside its catalogue and return the path."""
-    return write_text(page_path(catalogue), render(summary, catalogue.name))
+    return save_page(page_path(catalogue), render(summary, catalogue.name))
 
 
 def render(summary: dict[str, Any], title: str) -> str:
     """Return the page of `summarise`'s figures as HTML; every name and reason in it is escaped."""
     entries = summary["entries"]
     return render_template(
-        "index_page.html",
+        "catalogue.html",
         filters={"size": size_text},
         title=title,
         summary=summary,

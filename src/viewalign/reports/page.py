@@ -1,4 +1,4 @@
-"""How every page is made and written: template and common style, with everything that is shown escaped."""
+"""Templates, common style, formatting and writing of every page; everything shown is escaped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def file_text(name: str) -> str:
     return resources.files("viewalign.reports").joinpath(name).read_text(encoding="utf-8")
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a page, whole or not at all, and return its path.
+def save_page(path: Path, text: str) -> Path:
+    """Write a page atomically and return its path.
 
     Raises:
         UserError: it cannot be written.
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def render_template(template: str, /, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """Fill a template of this folder; `style` is given to it."""
+    """Fill a template of this folder; `style` is passed to it."""
     environment = Environment(
         loader=FunctionLoader(file_text),
         autoescape=True,
@@ -87,6 +87,6 @@ def leaf(path: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Shorten absolute paths in a text to their last part: a page is shown to others, a machine's folders are not."""
+    """Shorten absolute paths in a text to their last part: pages are shared, folders of a machine are not."""
     text = _QUOTED_PATH.sub(lambda found: f"{found[1]}…/{leaf(found[2])}{found[1]}", text)
     return _PATH.sub(lambda found: f"…/{leaf(found[0])}", text)

@@ -1,42 +1,26 @@
-"""Slices as PNG data, in the few bytes that they need: no plotting library is wanted for that."""
+"""Slices of views, reconstructions and features as PNG data, with outlines drawn over them."""
 
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
+from PIL import Image
 
 from viewalign.reports.planes import PLANES, Plane, Points, Scene, Size, cut, flat, scene, section
 from viewalign.reports.run_data import Array
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def encode(image: NDArray[np.uint8]) -> bytes:
-    """Write an image (rows, columns) in grey or (rows, columns, 3) in colour as PNG (ISO/IEC 15948)."""
-    rows, columns = image.shape[:2]
-    colour = 2 if image.ndim == 3 else 0
-    flat = np.ascontiguousarray(image).reshape(rows, -1)
-    lines = np.concatenate([np.zeros((rows, 1), np.uint8), flat], axis=1)
-    header = struct.pack(">IIBBBBB", columns, rows, 8, colour, 0, 0, 0)
-    return (
-        _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + _chunk(b"IEND", b"")
-    )
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
 
 def data_url(image: NDArray[np.uint8]) -> str:
-    """Return an image as an address that holds the image itself."""
-    return "data:image/png;base64," + base64.b64encode(encode(image)).decode("ascii")
+    """Return an image (rows, columns) in grey or (rows, columns, 3) in colour as a data URL in PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 Bool = NDArray[np.bool_]
@@ -46,11 +30,11 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class Slice:
-    """One picture: pixels, what is drawn over them, and words for who cannot see them.
+    """One picture: pixels, overlay and alternative text.
 
     Attributes:
-        url: the pixels, as an address that holds them.
-        alt: what is seen.
+        url: the pixels as a data URL.
+        alt: the alternative text.
         ratio: width over height in millimetres.
         width, height: in voxels; drawings use them as their units.
         overlay: lines, points and hatched areas.
@@ -77,7 +61,7 @@ class Panel:
     """A picture of several strips.
 
     Attributes:
-        title, caption: its words.
+        title, caption: its text.
         legend: (kind of mark, meaning) of what is drawn over the slices.
         strips: its rows.
     """
@@ -92,7 +76,7 @@ _VIEW_NEEDS = {"views", "valid", "to_volume"}
 
 
 def panels(arrays: dict[str, Array]) -> list[Panel]:
-    """Draw what the arrays allow; another method may have no mask or no reconstruction."""
+    """Draw the panels that the arrays allow; some methods have no mask or no reconstruction."""
     if not set(arrays) >= _VIEW_NEEDS:
         return []
     gallery = Gallery(arrays)
@@ -107,10 +91,10 @@ def panels(arrays: dict[str, Array]) -> list[Panel]:
 
 
 class Gallery:
-    """Draws the panels of one pair of views, or of one view alone, which has no lattice.
+    """Draws the panels of a pair of views, or of a single view, which has no correspondences.
 
     Args:
-        arrays: as `training.pictures.snapshot` gives them, and optionally `spacing` (3,) of the volume in mm.
+        arrays: from `training.pictures.snapshot`, and optionally `spacing` (3,) of the volume in mm.
     """
 
     def __init__(self, arrays: dict[str, Array]) -> None:
@@ -126,48 +110,47 @@ class Gallery:
         self._window = window(np.concatenate([image[self._valid] for image in seen]))
 
     def views(self) -> Panel:
-        """Draw both views in the volume, and each with its overlap and lattice."""
+        """Draw both views in the volume, and each with its overlap and correspondences."""
         strips = [self._volume()] if {"crop", "start"} <= set(self._arrays) else []
         strips += [Strip(self._name(view), [self._view(view, plane) for plane in PLANES]) for view in self._numbers]
         return Panel(
             "Two views of one volume",
-            "Above, where both views lie in the volume; below, each view mirrored, turned and scaled as networks see "
-            "it, without the changes of intensity that training adds. The dots are the places at which features are "
-            "compared: the same dot of the grid in view 1 and in view 2 is one place of the body.",
+            "Above, the position of both views in the volume; below, each view after flips, rotation and scaling, "
+            "without intensity augmentation. The dots are the locations at which features are compared: the same dot "
+            "of the grid in view 1 and in view 2 is one location of the body.",
             [
                 ("box-a", "view 1"),
                 ("box-b", "view 2"),
                 ("box-common", "shared region"),
-                ("dots", "places compared, near the plane"),
+                ("dots", "compared locations near the plane"),
                 *self._hatched(),
             ],
             strips,
         )
 
     def view(self) -> Panel:
-        """Draw one view in the volume, and as the network would see it whole."""
+        """Draw one view in the volume, and the view itself."""
         strips = [self._volume()] if {"crop", "start"} <= set(self._arrays) else []
         strips.append(Strip("View", [self._view(0, plane, dots=False) for plane in PLANES]))
         return Panel(
             "A view of a volume",
-            "Above, where the view lies in the volume; below, the view mirrored, turned and scaled as the network sees "
-            "it, without the changes of intensity that training adds.",
+            "Above, the position of the view in the volume; below, the view after flips, rotation and scaling, without "
+            "intensity augmentation.",
             [("box-a", "view"), *self._hatched()],
             strips,
         )
 
     def restoration(self) -> Panel:
-        """Draw what the network was given, what it made of it, and what it should have been."""
-        rows = [("Given", "input", "what the network was given"), ("Restored", "reconstruction", "what it made of it")]
-        rows.append(("Target", "targets", "what it should have been"))
+        """Draw input, output and target of the network."""
+        rows = [("Input", "input", "input of the network"), ("Output", "reconstruction", "output of the network")]
+        rows.append(("Target", "targets", "target"))
         strips = []
         for name, key, words in rows:
             image = self._arrays[key][0].astype(np.float32)
             strips.append(Strip(name, [self._plain(image, None, words, plane) for plane in PLANES]))
         return Panel(
             "Restoration",
-            "The network is given the view as its task spoils it, and has to give back the clean one. All three rows "
-            "share one grey window.",
+            "The network receives a corrupted view and reconstructs the original. All rows share one grey window.",
             self._hatched(),
             strips,
         )
@@ -176,15 +159,15 @@ class Gallery:
         return f"View {view + 1}" if len(self._numbers) > 1 else "View"
 
     def reconstruction(self) -> Panel:
-        """Draw what the student saw, what it made of it, and what it should have been."""
+        """Draw masked input, reconstruction and target of the student."""
         hidden = self._arrays["mask"][0].astype(bool)
         target = self._arrays["targets"][0].astype(np.float32)
-        # What the decoder makes of blocks that were seen is in no loss and means nothing: these are shown as they were.
+        # The decoder's output in visible blocks is in no loss and has no meaning: these show the input.
         made = np.where(hidden if hidden.any() else True, self._arrays["reconstruction"][0].astype(np.float32), target)
         share = f"{hidden.mean():.0%}".replace("%", " %")
         rows: list[tuple[str, Grey, Bool | None, str]] = [
-            ("Seen by the student", self._views[0], hidden, f"view 1 with {share} of its blocks hidden"),
-            ("Reconstruction", made, None, "what the student fills in, among what it saw"),
+            ("Input of the student", self._views[0], hidden, f"view 1 with {share} of its blocks masked"),
+            ("Reconstruction", made, None, "masked blocks as reconstructed, others as the input"),
             ("Target", target, None, "view 1"),
         ]
         strips = [
@@ -194,18 +177,18 @@ class Gallery:
         return Panel(
             "Reconstruction",
             (
-                f"The student sees view 1 with {share} of its blocks hidden and has to fill them in; the loss counts "
-                "these alone, and the blocks that it saw are shown as they were. "
+                f"The student sees view 1 with {share} of its blocks masked and reconstructs them; the loss covers "
+                "only these, and visible blocks are shown as in the input. "
                 if hidden.any()
-                else "The student sees the whole of view 1 and has to give it back through its bottleneck. "
+                else "The student sees all of view 1 and reconstructs it through its bottleneck. "
             )
-            + "All three rows share one grey window.",
-            [*([("masked", "hidden from the student")] if hidden.any() else []), *self._hatched()],
+            + "All rows share one grey window.",
+            [*([("masked", "masked")] if hidden.any() else []), *self._hatched()],
             strips,
         )
 
     def features(self) -> Panel:
-        """Draw both views beside their features' principal components as colours."""
+        """Draw the views and the principal components of their features as colours."""
         strips = []
         for view in self._numbers:
             name = self._name(view)
@@ -214,22 +197,22 @@ class Gallery:
                 Strip(f"Features of {name[:1].lower()}{name[1:]}", [self._colours(view, plane) for plane in PLANES])
             )
         if len(self._numbers) == 1:
-            words = "The three strongest directions of the encoder's features, as red, green and blue."
+            words = "The first three principal components of the encoder's features, as red, green and blue."
             return Panel("Features as colours", words, self._hatched(), strips)
         return Panel(
             "Features as colours",
-            "The three strongest directions of the teacher's dense features, of both views together, as red, green and "
-            "blue; their sign and order mean nothing. Inside the shared region the same anatomy should have the same "
+            "The first three principal components of the teacher's dense features of both views, as red, green and "
+            "blue; their sign and order are arbitrary. Within the shared region, the same anatomy should have the same "
             "colour in both views.",
             [("box-common", "shared region"), *self._hatched()],
             strips,
         )
 
     def _hatched(self) -> list[tuple[str, str]]:
-        return [] if self._valid.all() else [("invalid", "padding, or masked for anonymity: counted nowhere")]
+        return [] if self._valid.all() else [("invalid", "padding or anonymised: excluded from all losses")]
 
     def _volume(self) -> Strip:
-        """Draw the volume around the views; where a box leaves the volume, what is outside is hatched."""
+        """Draw the volume around the views; parts of boxes outside of the volume are hatched."""
         crop, start = self._arrays["crop"].astype(np.float32), self._arrays["start"].astype(np.float64)
         views = [self._scene.box_in_volume(view) - start for view in self._numbers]
         shades = window(crop[crop > crop.min()] if np.ptp(crop) > 0 else crop)
@@ -331,7 +314,7 @@ def shaded(image: Array, limits: Window) -> NDArray[np.uint8]:
 
 
 def hatchings(drawn: list[Panel]) -> list[int]:
-    """Return the widths of the pictures, each of which may ask for a hatching of that name."""
+    """Return the widths of the pictures, each of which may refer to a hatching of that name."""
     return sorted({piece.width for panel in drawn for strip in panel.strips for piece in strip.slices})
 
 

@@ -1,7 +1,7 @@
-"""Where a plane cuts views, boxes and lattices: the geometry of the page's pictures.
+"""Intersections of planes with views, boxes and correspondences: the geometry of the page's pictures.
 
 Arrays are (D, H, W) in an LPS frame: D grows towards the head, H towards the back, W towards the patient's left. Slices
-are shown as radiologists hang them: the patient's right is on the left, front and head are up.
+are shown in radiological convention: the patient's right is on the left, anterior and superior are up.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Plane:
     """One of the three planes of a volume.
 
     Attributes:
-        name: what it is called.
-        axis: the axis that it stands on.
+        name: its name.
+        axis: the axis perpendicular to it.
         rows, columns: the axes of its slices.
         upward: whether the row axis grows towards the top of the picture.
     """
@@ -66,10 +66,10 @@ _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if (a ^ b) in {1, 2,
 
 
 def section(box: Points, axis: int, position: float) -> Points:
-    """Cut a box, given by its corners under any affine map, by the plane `axis = position`.
+    """Cut a box, defined by its corners under any affine map, with the plane `axis = position`.
 
     Returns:
-        (N, 3) vertices of the convex polygon in order, N from 3 to 6; empty where the plane misses the box.
+        (N, 3) vertices of the convex polygon in order, N from 3 to 6; empty if the plane misses the box.
     """
     found = []
     for a, b in _EDGES:
@@ -86,12 +86,12 @@ def section(box: Points, axis: int, position: float) -> Points:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two views of one volume: their boxes, and what they share.
+    """Two views of one volume: their boxes, and the region they share.
 
     Attributes:
         to_volume: (2, 3, 4), from a view's voxel index to the volume's.
         size: of a view.
-        points: (2, P, 3), the lattice in each view's voxel index.
+        points: (2, P, 3), the compared locations in each view's voxel index.
         common: (8, 3), the corners of the shared box in the first view's voxel index.
     """
 
@@ -115,7 +115,7 @@ class Scene:
         return _apply(inverse, self.common_in_volume())
 
     def centre_in(self, view: int) -> tuple[int, int, int]:
-        """Return the voxel of a view that holds the middle of what is shared."""
+        """Return the voxel of a view at the centre of the shared region."""
         d, h, w = (
             int(np.clip(round(float(c)), 0, n - 1))
             for c, n in zip(self.common_in(view).mean(0), self.size, strict=True)
@@ -123,7 +123,7 @@ class Scene:
         return d, h, w
 
     def near(self, view: int, plane: Plane, position: int) -> Points:
-        """Return the lattice points of the layer next to a plane of a view."""
+        """Return the compared locations of the layer next to a plane of a view."""
         away = np.abs(self.points[view][:, plane.axis] - position)
         box = self.common_in(view)
         count = max(round(len(away) ** (1 / 3)), 1)
@@ -133,7 +133,7 @@ class Scene:
 
 
 def scene(to_volume: Points, size: Size, points: Points) -> Scene:
-    """Work out what two views share; one view alone (1, 3, 4) shares all of itself."""
+    """Compute the region that two views share; of a single view (1, 3, 4), its own box."""
     maps = torch.from_numpy(np.asarray(to_volume, dtype=np.float64))
     low, high = lattice.common_box(maps[:1], maps[-1:], size)
     common = corners(low[0].numpy(), high[0].numpy())
@@ -149,7 +149,7 @@ Bool = NDArray[np.bool_]
 
 
 def outline(kind: str, mask: Bool) -> Markup:
-    """Draw the border of the true pixels of a mask (rows, columns), with a dark rim beneath so that it is seen.
+    """Draw the border of the true pixels of a mask (rows, columns), with a dark rim beneath for contrast.
 
     Args:
         kind: class of the line.

@@ -1,4 +1,4 @@
-"""A run's page: everything of it in one HTML file that asks the network for nothing."""
+"""A run's page: everything in one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from viewalign import __version__
+from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.reports import curves, pictures, verdicts
-from viewalign.reports import curves as panels
-from viewalign.reports.page import counted, file_text, leaf, number, percent, render_template, without_paths, write_text
+from viewalign.methods.registry import requirements_of
+from viewalign.reports import pictures, run_charts, verdicts
+from viewalign.reports.charts import scripts
+from viewalign.reports.page import counted, leaf, number, percent, render_template, save_page, without_paths
 from viewalign.reports.run_data import RunRecord, read_run, setting
 from viewalign.reports.verdicts import probe_gain
-from viewalign.training.logs import duration
+from viewalign.utils.console import duration
+from viewalign.views.latentcampus import sample_latentcampus
+from viewalign.views.sampling import sample_one, sample_pair
 
 _MOST_EVENTS = 20
 
@@ -34,13 +37,13 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         The page's path.
 
     Raises:
-        UserError: the folder holds no run, or the page cannot be written.
+        UserError: the folder contains no run, or the page cannot be written.
     """
     record = read_run(run)
     path = run / "report.html" if out is None else out
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file for the page.")
-    return write_text(path, render(record))
+        raise UserError(f"{path} is a folder; use the name of a file for the page.")
+    return save_page(path, render(record))
 
 
 def render(run: RunRecord) -> str:
@@ -49,8 +52,7 @@ def render(run: RunRecord) -> str:
     level, sentence = verdicts.overall(run, found)
     drawn = pictures.panels(run.pictures)
     return render_template(
-        "template.html",
-        script=Markup(file_text("hover.js")),
+        "run.html",
         title=run.name,
         run=run,
         level=level,
@@ -60,14 +62,15 @@ def render(run: RunRecord) -> str:
         about=_about(run),
         figures=_figures(run),
         note=without_paths(run.note),
-        findings=[(finding, panels.band_curve(finding)) for finding in found],
-        charts=curves.loss_charts(run),
+        findings=[(finding, run_charts.band_curve(finding)) for finding in found],
+        charts=run_charts.loss_charts(run),
         events=_events(run),
         panels=drawn,
         hatchings=pictures.hatchings(drawn),
         probe=probe_view(run),
         settings=_settings(run.config),
         versions=_versions(run),
+        **scripts(),
     )
 
 
@@ -87,7 +90,7 @@ def _state(run: RunRecord) -> str:
 
 
 def _about(run: RunRecord) -> list[tuple[str, str]]:
-    """Return the head's table; what a recipe or log does not have is left out."""
+    """Return the head's table; unknown values are omitted."""
     facts, config = run.facts, run.config
     size = setting(config, "views.patch_size")
     volumes = facts.get("volumes")
@@ -96,7 +99,7 @@ def _about(run: RunRecord) -> list[tuple[str, str]]:
         ("Network", setting(config, "network.name", setting(config, "network"))),
         ("Parameters trained", _plain(facts.get("parameters"))),
         ("Views", f"{' × '.join(str(n) for n in size)} voxels" if isinstance(size, list) else None),
-        ("Batch", f"{counted(batch, 'volume')}, two views each" if (batch := _batch(run)) else None),
+        ("Batch", f"{counted(batch, 'volume')}{_views(config)}" if (batch := _batch(run)) else None),
         ("Data", _data(run) if isinstance(volumes, int) else leaf(str(setting(config, "data", "") or ""))),
         ("Precision", _precision(run)),
     ]
@@ -112,6 +115,17 @@ def _precision(run: RunRecord) -> str | None:
 def _batch(run: RunRecord) -> int:
     batch = run.config.get("batch")
     return batch if isinstance(batch, int) else 0
+
+
+def _views(config: dict[str, Any]) -> str:
+    """Return how many views are taken of each volume; empty for other layouts and recipes of other versions."""
+    try:
+        sampler = requirements_of(Recipe.model_validate(config)).sampler
+    except (ValueError, UserError):
+        return ""
+    if sampler is sample_one:
+        return ", one view each"
+    return ", two views each" if sampler in (sample_pair, sample_latentcampus) else ""
 
 
 def _plain(value: Any) -> str | None:
@@ -149,7 +163,7 @@ def _median(values: tuple[float, ...]) -> float:
 
 
 def _duration(run: RunRecord) -> str:
-    """Estimate the time of training from each row's speed; validation and saving are inside it."""
+    """Estimate the training time from each row's speed, including validation and saving."""
     speed, batch = run.series("train", "samples_per_second"), _batch(run)
     before, seconds = 0, 0.0
     for step, rate in zip(speed.steps, speed.values, strict=True):
@@ -159,7 +173,7 @@ def _duration(run: RunRecord) -> str:
 
 
 def _events(run: RunRecord) -> list[tuple[str, str]]:
-    """Return (step, what happened), the first of them where there are many."""
+    """Return (step, event), the first ones if there are many."""
     told = []
     for row in run.of("event"):
         event = str(row.get("event", "event"))
@@ -178,13 +192,13 @@ def _events(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """Write the recipe as YAML; of every path only its last part, for a page is shown to others."""
+    """Write the recipe as YAML; of every path only its last part, since pages are shared."""
     shown = {**config, **{key: leaf(str(config[key])) for key in ("data", "out") if config.get(key)}}
     return without_paths(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
 
 
 def _versions(run: RunRecord) -> str:
-    """Return the versions of the run where its log tells them, else those that made the page."""
+    """Return the versions of the run if logged, else those that made the page."""
     told = run.facts.get("versions")
     if isinstance(told, dict):
         return "The run was made with " + ", ".join(f"{name} {version}" for name, version in told.items()) + "."
@@ -262,12 +276,12 @@ def _interval(result: dict[str, Any], name: str) -> tuple[float, float] | None:
 
 
 def _sentence(run: RunRecord, values: dict[str, float]) -> str:
-    """Say what came out, and how sure that is."""
+    """Describe the result and its uncertainty."""
     gain, ends = probe_gain(run), run.probe.get("gain")
     train, test = run.probe.get("cases_train"), run.probe.get("cases_test")
     fitted = (
         f"A linear classifier was fitted to frozen features of {counted(train, 'labelled volume')} "
-        f"and judged on {counted(test, 'other')}. "
+        f"and evaluated on {counted(test, 'other')}. "
         if isinstance(train, int) and isinstance(test, int)
         else ""
     )
@@ -277,8 +291,8 @@ def _sentence(run: RunRecord, values: dict[str, float]) -> str:
     )
     pair = ends.get("interval") if isinstance(ends, dict) else None
     if not (isinstance(pair, list) and len(pair) == 2):
-        return f"{text}; with so few cases there is no interval for it." if train else f"{text}."
-    sure = "so chance alone hardly explains it" if pair[0] > 0 else "so chance may explain it"
+        return f"{text}; there are too few cases for an interval." if train else f"{text}."
+    sure = "which excludes 0" if pair[0] > 0 else "which includes 0"
     if pair[1] < 0:
-        sure = "so pretraining made these features worse"
+        sure = "below 0: pretraining made these features worse"
     return f"{text} (95 % interval over cases {pair[0]:+.3f} to {pair[1]:+.3f}), {sure}."

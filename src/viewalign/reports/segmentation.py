@@ -1,4 +1,4 @@
-"""The page of a fine-tuning: scores with intervals, and the best, a middling and the worst case as pictures."""
+"""The page of a segmentation fine-tuning: scores with intervals, and the best, median and worst case as pictures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from viewalign.data.file_types import SUFFIXES
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
-from viewalign.reports import pictures as png
-from viewalign.reports.page import render_template, without_paths, write_text
-from viewalign.reports.pictures import Panel, Slice, Strip, shaded, window
+from viewalign.reports.page import render_template, save_page, without_paths
+from viewalign.reports.pictures import Panel, Slice, Strip, data_url, shaded, window
 from viewalign.reports.planes import PLANES, Plane, cut, outline
 
 RESULTS, PAGE = "results.json", "report.html"
 COLOURS = 6
-"""Colours of classes in the style sheet; further classes begin again."""
+"""Colours of classes in the style sheet; further classes start again."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scored:
-    """A case with its files, as far as they are there."""
+    """A case with its files, as far as they exist."""
 
     name: str
     split: str
@@ -55,23 +54,23 @@ def write_page(run: Path) -> Path:
     """Write `report.html` into a fine-tuning's folder and return its path.
 
     Raises:
-        UserError: the folder holds no results, or the page cannot be written.
+        UserError: the folder contains no results, or the page cannot be written.
     """
     results = _results(run)
-    evaluations = {row["name"]: read_evaluation(run / row["evaluation"]) for row in _judged(results)}
+    evaluations = {row["name"]: read_evaluation(run / row["evaluation"]) for row in _evaluated(results)}
     text = _render(run, results, evaluations)
-    return write_text(run / PAGE, text)
+    return save_page(run / PAGE, text)
 
 
 def _results(run: Path) -> dict[str, Any]:
     try:
         tree: dict[str, Any] = json.loads((run / RESULTS).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{run} holds no results of a fine-tuning ({RESULTS}).") from None
+        raise UserError(f"{run} contains no results of a fine-tuning ({RESULTS}).") from None
     return tree
 
 
-def _judged(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _evaluated(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in results["results"] if "evaluation" in row]
 
 
@@ -119,7 +118,7 @@ def _rows(evaluations: Mapping[str, Evaluation]) -> list[Row]:
 
 
 def _missing(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Return every case that counts in no mean."""
+    """Return every case that is excluded from the means."""
     return [f"{split}: {name}" for split, one in evaluations.items() for name in (*one.missing, *(one.excluded or {}))]
 
 
@@ -130,7 +129,7 @@ def _tolerances(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _transfer_report(results: Mapping[str, Any]) -> str:
-    """Say in a sentence what became of the weights, by the report of the first fold that has one."""
+    """Describe which weights were loaded, from the report of the first fold that has one."""
     for path in sorted(Path(results["model"]).glob("fold_*/transfer.json")):
         tree = json.loads(path.read_text())
         counts = ", ".join(f"{count} {what}" for what, count in tree["counts"].items() if count)
@@ -141,7 +140,7 @@ def _transfer_report(results: Mapping[str, Any]) -> str:
 def _chosen(results: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> list[tuple[str, Scored]]:
     """Choose the best, the median and the worst case by mean Dice, over all splits."""
     scored = []
-    for row in _judged(results):
+    for row in _evaluated(results):
         for case, dice in zip((one := evaluations[row["name"]]).cases, one.values("dice"), strict=True):
             prediction = _file(Path(row["predictions"]), case.name)
             reference = _file(Path(row["references"]), case.name)
@@ -160,7 +159,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _panel(title: str, case: Scored, labels: Mapping[str, tuple[int, ...]]) -> Panel:
-    """Draw a case on three planes: each plane where most is labelled."""
+    """Draw a case on three planes, each at the slice with most labelled voxels."""
     guess, truth = _upright(case.prediction), _upright(case.reference)
     image = _upright(case.image) if case.image else None
     maps = [sitk.GetArrayFromImage(one) for one in (guess, truth)]
@@ -204,4 +203,4 @@ def _slice(
     rows, columns = pixels.shape[:2]
     ratio = columns * spacing[plane.columns] / (rows * spacing[plane.rows])
     words = f"{plane.name} slice" + ("" if labelled is None else " with outlines of the classes")
-    return Slice(png.data_url(pixels), words, round(float(ratio), 4), columns, rows, lines)
+    return Slice(data_url(pixels), words, round(float(ratio), 4), columns, rows, lines)

@@ -1,33 +1,33 @@
-"""The page of a study: every measure as dots of seeds with intervals, and the table beneath."""
+"""The page of a study: every measure as dots of seeds with intervals, and its table."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.evaluation import task_metrics
-from viewalign.reports.curves import Scale, padded, ticks
-from viewalign.reports.page import render_template, write_text
+from viewalign.reports.charts import Chart, Trace, dots, escaped, figure, scripts
+from viewalign.reports.page import render_template, save_page
 
 PAGE = "report.html"
 TITLES = {
     ("voxel_probe", "dice"): "Linear voxel probe, mean Dice",
     ("voxel_probe", "balanced_accuracy"): "Linear voxel probe, balanced accuracy",
-    ("retrieval", "hit"): "Places found again in another view, share",
-    ("retrieval", "distance"): "Distance of the place found, voxels",
-    ("retrieval", "relative_distance"): "Distance of the place found ÷ that of a random guess",
+    ("retrieval", "hit"): "Share of locations found again in another view",
+    ("retrieval", "distance"): "Distance to the true location, voxels",
+    ("retrieval", "relative_distance"): "Distance to the true location ÷ that of a random guess",
     ("segmentation", "dice"): "Fine-tuned by nnU-Net, mean Dice",
     ("segmentation", "nsd"): "Fine-tuned by nnU-Net, surface Dice",
 }
-KINDS = {"feature_probe": "Vectors of whole cases", "finetune": "Fine-tuned on a task"}
+KINDS = {"feature_probe": "Probe on embeddings", "finetune": "Fine-tuned on a task"}
 LOWER_IS_BETTER = {"distance", "relative_distance", *task_metrics.LOWER_IS_BETTER}
-_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 170, 20, 30, 10
+_ROW = 32
+"""Pixels for each arm."""
 
 
 def write_page(folder: Path) -> Path:
@@ -39,15 +39,15 @@ def write_page(folder: Path) -> Path:
     try:
         told = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{folder} holds no table of a study; run `viewalign study` first.") from None
-    return write_text(folder / PAGE, render(told))
+        raise UserError(f"{folder} contains no table of a study; run `viewalign study` first.") from None
+    return save_page(folder / PAGE, render(told))
 
 
 def render(told: dict[str, Any]) -> str:
     """Return the page as HTML; every name in it is escaped.
 
     Args:
-        told: what `table.json` holds: study, reference, and a row for each judge, measure and arm.
+        told: what `table.json` holds: study, reference, and a row for each evaluator, measure and arm.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in told["rows"]:
@@ -73,47 +73,41 @@ def render(told: dict[str, Any]) -> str:
             for (evaluation, measure), rows in groups.items()
         ],
         version=__version__,
+        **scripts(),
     )
 
 
 def title(kind: str, measure: str) -> str:
-    """Say what a judge of a kind measures, and which way is better where that is not plain."""
-    name = TITLES.get((kind, measure), f"{KINDS.get(kind, kind)}, {measure}")
+    """Return the title of a measure, and which way is better if that is not obvious."""
+    name = TITLES.get((kind, measure), ", ".join(filter(None, (KINDS.get(kind, kind), measure))))
     return f"{name} (lower is better)" if measure in LOWER_IS_BETTER else name
 
 
-def chart(rows: Sequence[dict[str, Any]]) -> Markup:
-    """Draw one measure: a line for each arm with a dot for each seed, the mean, and its 95 % interval."""
-    drawn = [v for row in rows for v in (*row["values"].values(), row["low"], row["high"])]
-    values = [v for v in drawn if v is not None and v == v]
-    if not values:
-        return Markup("")
-    low, high = min(values), max(values)
-    low, high = padded([low, high]) if high > low else (low - 0.5, high + 0.5)
-    bottom = _TOP + _ROW * len(rows)
-    x = Scale(low, high, _LEFT, _WIDTH - _RIGHT)
-    parts = [
-        Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(x(at), _TOP, bottom)
-        + Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(x(at), bottom + 16, at)
-        for at in ticks(low, high, 6)
-    ]
-    for number, row in enumerate(rows):
-        parts += _arm(row, x, _TOP + _ROW * (number + 0.5))
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="Values of each arm and seed">')
-    return head.format(_WIDTH, bottom + 24) + Markup("").join(parts) + Markup("</svg>")
+def chart(rows: Sequence[dict[str, Any]]) -> Chart | None:
+    """Draw one measure: a row for each arm with a dot for each seed, the mean, and its 95 % interval."""
+    traces = [trace for place, row in enumerate(rows) for trace in _arm(row, place)]
+    if not traces:
+        return None
+    names = [escaped(row["arm"]) for row in rows]
+    axis = {"tickvals": list(range(len(rows))), "ticktext": names, "range": [len(rows) - 0.5, -0.5], "showgrid": False}
+    return Chart("Each arm and seed", "", figure(traces, "", "", 70 + _ROW * len(rows), yaxis=axis))
 
 
-def _arm(row: dict[str, Any], x: Scale, y: float) -> list[Markup]:
-    text = '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-    parts = [Markup(text).format(_LEFT - 10, y + 4, escape(row["arm"]))]
-    if row["low"] is not None and row["high"] is not None:
-        line = '<line class="whisk" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
-        parts.append(Markup(line).format(x(row["low"]), x(row["high"]), y, y))
-    for seed, value in row["values"].items():
-        if value == value:  # a judge may have had nothing to count
-            dot = '<circle class="dot case" cx="{:.1f}" cy="{:.1f}" r="4"><title>seed {}: {:.4f}</title></circle>'
-            parts.append(Markup(dot).format(x(value), y, seed, value))
-    mean = '<line class="mean" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>'
-    if row["mean"] == row["mean"]:
-        parts.append(Markup(mean).format(x(row["mean"]), y - 9, y + 9))
-    return parts
+def _arm(row: dict[str, Any], place: int) -> list[Trace]:
+    """Return the dots of an arm's seeds and its mean; a measure may have been undefined for some seeds."""
+    seeds = {seed: value for seed, value in row["values"].items() if value is not None and math.isfinite(value)}
+    if not seeds:
+        return []
+    texts = [f"{row['arm']}, seed {seed}: {value:.4f}" for seed, value in seeds.items()]
+    traces = [dots(list(seeds.values()), [place] * len(seeds), texts)]
+    mean, low, high = row["mean"], row["low"], row["high"]
+    if mean is not None and math.isfinite(mean):
+        interval = "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
+        marker = {"color": "--validation", "symbol": "line-ns-open", "size": 16, "opacity": 1.0, "line": {"width": 3}}
+        more: dict[str, Any] = {"error_x": _interval(mean, low, high)} if interval else {}
+        traces.append(dots([mean], [place], [f"{row['arm']}, mean: {mean:.4f}{interval}"], marker=marker, **more))
+    return traces
+
+
+def _interval(mean: float, low: float, high: float) -> dict[str, Any]:
+    return {"symmetric": False, "array": [high - mean], "arrayminus": [mean - low], "color": "--validation", "width": 0}

@@ -1,4 +1,4 @@
-"""The page of a fine-tuned classification or regression: figures with intervals, folds, curves, what went worst."""
+"""The page of a fine-tuned classification or regression: metrics with intervals, folds, curves, worst cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from viewalign.evaluation import task_metrics
 from viewalign.evaluation.predictions import TaskPredictions, read_predictions
 from viewalign.finetuning.classification.finetune import LOSSES
 from viewalign.reports import task_charts
-from viewalign.reports.page import counted, number, render_template, without_paths, write_text
+from viewalign.reports.charts import Chart, scripts
+from viewalign.reports.page import counted, number, render_template, save_page, without_paths
 from viewalign.tasks.spec import TaskSpec
 
 PAGE = "report.html"
@@ -44,7 +45,7 @@ _IN_UNIT = {"mae", "rmse", "mean_error"}
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure in words; `bars` are percentages of a track from 0 to 1: value, low, high."""
+    """One metric as text; `bars` are percentages of a track from 0 to 1: value, low, high."""
 
     name: str
     value: str
@@ -57,10 +58,10 @@ def write_page(run: Path, output: Path | None = None) -> Path:
     """Write `report.html` into a fine-tuning's folder, or elsewhere, and return its path.
 
     Raises:
-        UserError: the folder holds no predictions, or the page cannot be written.
+        UserError: the folder contains no predictions, or the page cannot be written.
     """
     text = render(run)
-    return write_text(output or run / PAGE, text)
+    return save_page(output or run / PAGE, text)
 
 
 def render(run: Path) -> str:
@@ -92,6 +93,7 @@ def render(run: Path) -> str:
         excluded=_json(run / "refused.json") or [],
         settings=_settings(run),
         version=__version__,
+        **scripts(),
     )
 
 
@@ -103,7 +105,7 @@ def _json(file: Path) -> Any:
 
 
 def figures_of(told: Mapping[str, Any], spec: TaskSpec) -> list[Figure]:
-    """Return the figures, the task's first one first."""
+    """Return the metrics, the task's primary metric first."""
     values: dict[str, float] = told.get("values", {})
     names = sorted(values, key=lambda name: name != spec.figure)
     return [_figure(name, values[name], told.get("intervals", {}).get(name), spec) for name in names]
@@ -122,7 +124,7 @@ def _figure(name: str, value: float | None, ends: Sequence[float] | None, spec: 
 
 
 def _shown(spec: TaskSpec) -> list[str]:
-    """Return the figures of the table of folds: the first one and a few that people ask for."""
+    """Return the metrics of the table of folds: the primary one and the usual ones."""
     usual = {
         "binary": ["auroc", "balanced_accuracy", "average_precision", "sensitivity", "specificity"],
         "multiclass": ["balanced_accuracy", "auroc", "f1", "accuracy"],
@@ -133,7 +135,7 @@ def _shown(spec: TaskSpec) -> list[str]:
 
 
 def _folds(outcomes: TaskPredictions) -> list[tuple[str, int, list[str]]]:
-    """Return each fold's number, cases and figures, then mean and deviation over folds."""
+    """Return each fold's number, cases and metrics, then mean and standard deviation over folds."""
     names, rows, found = _shown(outcomes.spec), [], []
     for fold in sorted(set(outcomes.folds), key=lambda text: (len(text), text)):
         part = outcomes.select([k for k, one in enumerate(outcomes.folds) if one == fold])
@@ -152,7 +154,7 @@ def _three(value: float) -> str:
 
 
 def _confusion(outcomes: TaskPredictions) -> list[list[tuple[int, float]]]:
-    """Return counts of true (rows) and told classes, with the share of the row."""
+    """Return counts of true (rows) and predicted classes, with the share of the row."""
     if outcomes.spec.kind not in ("binary", "multiclass") or not outcomes.cases:
         return []
     count = len(outcomes.spec.classes)
@@ -162,7 +164,7 @@ def _confusion(outcomes: TaskPredictions) -> list[list[tuple[int, float]]]:
 
 
 def _worst(outcomes: TaskPredictions) -> list[tuple[str, str, str, str]]:
-    """Return case, fold, truth and answer of the cases that went worst."""
+    """Return case, fold, truth and prediction of the worst cases."""
     spec, scores = outcomes.spec, outcomes.case_scores()
     order = np.argsort(scores if spec.kind != "regression" else -scores, kind="stable")[:_WORST]
     rows = []
@@ -183,7 +185,7 @@ def _worst(outcomes: TaskPredictions) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _losses(run: Path) -> list[task_charts.TaskChart]:
+def _losses(run: Path) -> list[Chart]:
     files = sorted(run.glob(f"fold_*/{LOSSES}"), key=lambda file: (len(file.parent.name), file.parent.name))
     chart = task_charts.loss_chart([_json(file) or [] for file in files])
     return [] if chart is None else [chart]
@@ -212,7 +214,7 @@ def _about(run: Path, outcomes: TaskPredictions, told: Mapping[str, Any]) -> lis
             ("Targets", f"{number(float(outcomes.truth.min()))} to {number(float(outcomes.truth.max()))} {spec.unit}")
         )
     rows.append(("Channels", ", ".join("|".join((c.name, *c.aliases)) for c in spec.channels)))
-    rows.append(("Started from", without_paths(str(told.get("encoder", told.get("network", "not told"))))))
+    rows.append(("Started from", without_paths(str(told.get("encoder", told.get("network", "unknown"))))))
     if settings:
         rows.append(
             (

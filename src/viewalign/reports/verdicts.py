@@ -1,4 +1,4 @@
-"""Is the run healthy? Every figure of the log judged in plain words, and one sentence for all of them.
+"""Is the run healthy? Every logged health metric evaluated in a sentence, and one sentence for all of them.
 
 The limits of features come from `training.health`; those of the machinery (time waiting for data, steps skipped,
 volumes lost) stand here. A verdict never rests on a colour: its level is written out.
@@ -24,11 +24,11 @@ WAIT = Measure(
 SKIPPED_WATCH = 0.01
 _SCALE_SEARCH, _SCALE_GROWTH = 16, 2000
 """torch's gradient scaler starts at 2^16, is halved by a step that overflows, and doubled after 2,000 that do not."""
-"""Up to this share of steps, skipped ones are worth watching; beyond it they are a fault."""
+"""Up to this share of steps, skipped steps are worth watching; beyond it they are a fault."""
 RISE = 1.05
 """A held-out loss this many times its lowest value has risen."""
 EARLY_STEPS, EARLY_SHARE = 100, 0.05
-"""Before the later of these two, what is learnt slowly is too early to judge."""
+"""Before the later of these two, metrics that improve slowly are not evaluated yet."""
 
 _KINDS = {"feature_std": "health", "effective_rank": "health", "alignment_error": "data"}
 _LEARNT_SLOWLY = {"cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"}
@@ -36,8 +36,8 @@ _RANK: dict[Level, int] = {"good": 0, "watch": 1, "bad": 2}
 
 _SAYINGS: dict[str, dict[Level, str]] = {
     "feature_std": {
-        "good": "Features differ from place to place, as they should.",
-        "watch": "Features of different places are becoming alike.",
+        "good": "Features differ between locations, as they should.",
+        "watch": "Features of different locations are becoming similar.",
         "bad": "Features are nearly the same everywhere: the representation has collapsed.",
     },
     "effective_rank": {
@@ -46,39 +46,39 @@ _SAYINGS: dict[str, dict[Level, str]] = {
         "bad": "Features use hardly any directions: the representation has collapsed.",
     },
     "cosine": {
-        "good": "At the same place of the volume the two views agree.",
-        "watch": "The two views agree only weakly at the same place.",
-        "bad": "The two views do not agree at the same place.",
+        "good": "The two views agree at corresponding locations.",
+        "watch": "The two views agree only weakly at corresponding locations.",
+        "bad": "The two views do not agree at corresponding locations.",
     },
     "contrast_accuracy": {
-        "good": "Images of different subjects are told apart.",
-        "watch": "Images of different subjects are told apart only now and then.",
-        "bad": "Images of different subjects are hardly told apart.",
+        "good": "Images of different subjects are distinguished.",
+        "watch": "Images of different subjects are distinguished only sometimes.",
+        "bad": "Images of different subjects are hardly distinguished.",
     },
     "rotation_accuracy": {
-        "good": "Turns of a view are told.",
-        "watch": "Turns of a view are told only now and then.",
-        "bad": "Turns of a view are guessed.",
+        "good": "Rotations are recognised.",
+        "watch": "Rotations are recognised only sometimes.",
+        "bad": "Rotations are recognised no better than by guessing.",
     },
     "fusion_accuracy": {
-        "good": "It is told how volumes were fused.",
-        "watch": "It is told only roughly how volumes were fused.",
-        "bad": "It is hardly told how volumes were fused.",
+        "good": "Fused volumes are separated.",
+        "watch": "Fused volumes are separated only roughly.",
+        "bad": "Fused volumes are hardly separated.",
     },
     "overlap_error": {
-        "good": "Views are as alike as they overlap.",
-        "watch": "Views are only roughly as alike as they overlap.",
-        "bad": "How alike views are says little of how they overlap.",
+        "good": "Similarities of views match their overlaps.",
+        "watch": "Similarities of views match their overlaps only roughly.",
+        "bad": "Similarities of views hardly depend on their overlaps.",
     },
     "alignment_error": {
-        "good": "The two views are compared at exactly the same places.",
-        "watch": "The places that are compared differ a little.",
-        "bad": "The places that are compared are not the same.",
+        "good": "Features are compared at exactly corresponding locations.",
+        "watch": "The compared locations differ slightly.",
+        "bad": "The compared locations do not correspond.",
     },
     "data_wait": {
-        "good": "Data arrive in time.",
-        "watch": "Some time is lost to waiting for data.",
-        "bad": "Much of the time is lost to waiting for data.",
+        "good": "Data loading keeps up.",
+        "watch": "Some time is spent waiting for data.",
+        "bad": "Much of the time is spent waiting for data.",
     },
 }
 
@@ -91,12 +91,12 @@ class Finding:
     """One line of the health panel.
 
     Attributes:
-        title: what is judged.
+        title: what is evaluated.
         value: the latest value, as text.
-        level: how it is.
+        level: good, watch or bad.
         verdict: the same in a sentence.
-        means: what the figure is.
-        remedy: what to try; empty where all is well.
+        means: what the metric is.
+        remedy: what to try; empty if good.
         measure: the limits, where there are any to draw.
         series: the values over the steps, where there are any to draw.
     """
@@ -112,7 +112,7 @@ class Finding:
 
 
 def assess(run: RunRecord) -> list[Finding]:
-    """Judge all that the run has, features first; what it does not have is left out."""
+    """Evaluate what the run logged, features first."""
     found = [_measure(run, measure) for measure in MEASURES]
     found += [
         _held_out(run),
@@ -127,16 +127,16 @@ def assess(run: RunRecord) -> list[Finding]:
 
 
 def overall(run: RunRecord, findings: list[Finding]) -> tuple[Level | None, str]:
-    """Return the worst level and one sentence; the level is None where there is nothing to judge."""
+    """Return the worst level and one sentence; the level is None without health metrics."""
     if not any(finding.measure for finding in findings):
-        return None, "Nothing to judge yet: the log holds no figures of health."
+        return None, "No health metrics have been logged yet."
     worst = max((finding.level for finding in findings), key=_RANK.__getitem__)
     names = _listed([finding.title for finding in findings if finding.level == worst])
     so_far = "" if run.finished else " so far"
     if worst == "good":
-        return worst, f"Healthy{so_far}: every figure is in its good range."
+        return worst, f"Healthy{so_far}: every metric is in its good range."
     if worst == "watch":
-        return worst, f"Worth watching{so_far}: {names}. Nothing is at fault."
+        return worst, f"Worth watching{so_far}: {names}. No fault was found."
     return worst, f"Not healthy{so_far}: {names}. See below for what to try."
 
 
@@ -154,10 +154,10 @@ def _measure(run: RunRecord, measure: Measure) -> Finding | None:
     remedy = "" if level == "good" else measure.remedy
     early = run.step < max(EARLY_STEPS, EARLY_SHARE * run.steps)
     if not math.isfinite(series.last):
-        sentence = "The figure is not finite: something in the features overflowed."
+        sentence = "The metric is not finite: features overflowed."
     elif measure.name in _LEARNT_SLOWLY and early and level != "good":
-        level, sentence = "watch", f"Low, but at step {run.step:,} it is too early to judge."
-        remedy = "Look again after more steps."
+        level, sentence = "watch", f"Low, but at step {run.step:,} it is too early to conclude."
+        remedy = "Check again after more steps."
     verdict = f"{sentence} {_against(measure, series.last)}".strip()
     return Finding(measure.title, number(series.last), level, verdict, measure.means, remedy, measure, series)
 
@@ -207,8 +207,8 @@ def _held_out(run: RunRecord) -> Finding | None:
         number(series.last),
         "watch" if risen else "good",
         verdict,
-        "The whole loss on subjects that are never trained on, always with the same views and masks.",
-        "The best checkpoint is kept; more images, fewer steps or stronger masking help against fitting by heart."
+        "Total loss on subjects excluded from training, always with the same views and masks.",
+        "The best checkpoint is kept; more images, fewer steps or stronger masking reduce overfitting."
         if risen
         else "",
     )
@@ -226,8 +226,8 @@ def _skipped(run: RunRecord) -> Finding | None:
         "Steps skipped",
         number(count),
         level,
-        f"{counted(count, 'step')} of {run.step:,} ({percent(share)})." if count else "No step had to be skipped.",
-        "Steps whose loss or gradient was not finite; they change no weight."
+        f"{counted(count, 'step')} of {run.step:,} ({percent(share)})." if count else "No step was skipped.",
+        "Steps whose loss or gradient was not finite; they do not change weights."
         + (f" With fp16, up to {expected} are those by which the gradient scaler finds its scale." if fp16 else ""),
         "Look at the volumes named below, lower optim.lr, or set runtime.precision=fp32." if count > expected else "",
     )
@@ -245,8 +245,8 @@ def _unreadable(run: RunRecord) -> Finding | None:
         "Volumes that cannot be read",
         number(len(lost)),
         level,
-        f"{counted(len(lost), 'volume')}{of} set aside; others took their place." if lost else "All could be read.",
-        "Volumes of the store that failed while training; the run goes on with the others.",
+        f"{counted(len(lost), 'volume')}{of} excluded; others were used instead." if lost else "All could be read.",
+        "Volumes of the store that failed during training, which continues with the others.",
         "Look at the reasons below, and prepare the store again." if lost else "",
     )
 
@@ -261,8 +261,9 @@ def _unsaved(run: RunRecord) -> Finding | None:
         "Checkpoints that could not be written",
         number(len(failures)),
         "watch" if mended else "bad",
-        f"The last failure was at step {last:,}; " + ("a later one was written." if mended else "none came after."),
-        "Without a new checkpoint, a run that stops goes on from an older one.",
+        f"The last failure was at step {last:,}; "
+        + ("a later checkpoint was written." if mended else "none was written since."),
+        "Without a new checkpoint, an interrupted run resumes from an older checkpoint.",
         "Free some space on the run's disk.",
     )
 
@@ -280,7 +281,7 @@ def _small(run: RunRecord) -> Finding | None:
         "watch" if many else "good",
         (f"{percent(count / total)} of the volumes are" if count else "No volume is")
         + f" smaller than a view of {shown} voxels along some axis.",
-        "Such volumes are padded. Padding counts in no loss and in no figure of this page; the network does see it.",
+        "Such volumes are padded. Padding is excluded from losses and metrics, but the network sees it.",
         "More than half of the volumes are padded: a smaller views.patch_size wastes less." if many else "",
     )
 
@@ -296,8 +297,8 @@ def _probe(run: RunRecord) -> Finding | None:
         f"{gain:+.3f}",
         "good" if better else "watch",
         f"The pretrained features {words if better else 'do not clearly beat'} those of the same network untrained.",
-        "Pretrained minus untrained, by the probe's own measure; the section below tells the rest.",
-        "" if better else "Train longer, on more images, or on images more like those of the task.",
+        "Pretrained minus untrained, in the probe's metric; details are in the section below.",
+        "" if better else "Train longer, on more images, or on images closer to those of the task.",
     )
 
 

@@ -11,8 +11,8 @@ from statistics import mean
 from typing import Any
 
 from viewalign.studies.cells import FILE, Cell, Grid
-from viewalign.training.logs import duration
 from viewalign.training.run import pretrain
+from viewalign.utils.console import duration
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import BusyError, locked
 

@@ -185,12 +185,3 @@ class ConsoleProgress:
         except OSError as problem:
             if not is_full(problem):
                 raise
-
-
-def duration(seconds: float) -> str:
-    """Write a number of seconds as a person would: `2 h 05 min`, `3 min 20 s`, `12 s`."""
-    total = round(seconds)
-    hours, minutes, rest = total // 3600, total % 3600 // 60, total % 60
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

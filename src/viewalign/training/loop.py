@@ -20,11 +20,12 @@ from viewalign.networks.backbone import Backbone
 from viewalign.training import accumulate, optimizers, pictures
 from viewalign.training.data import DataModule, Samples, UnreadableVolumes
 from viewalign.training.launch import Fabric
-from viewalign.training.logs import ConsoleProgress, MetricAccumulator, RunLog, duration
+from viewalign.training.logs import ConsoleProgress, MetricAccumulator, RunLog
 from viewalign.training.optimizers import Update, update_if_finite, volumes_of
 from viewalign.training.prefetch import Prefetcher
 from viewalign.training.state import TrainingState
 from viewalign.training.trackers import open_trackers
+from viewalign.utils.console import duration
 from viewalign.utils.distributed import gather_objects, sum_over_processes
 from viewalign.utils.precision import autocast, gradient_scaler, read_later, send
 from viewalign.views.batch import ViewBatch

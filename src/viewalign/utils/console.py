@@ -1,4 +1,4 @@
-"""How commands tell of cases that could not be used."""
+"""Messages and progress on the console."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 EXIT_CODE = 3
-"""Some cases were set aside, the rest went through."""
+"""Some cases were excluded, the others succeeded."""
 
 
 def tell_refused(excluded: Sequence[tuple[str, str]]) -> None:
-    """List the cases that could not be used, and end with exit code 3 if there are any."""
+    """List the cases that could not be used, and exit with code 3 if there are any."""
     if not excluded:
         return
     typer.echo(f"{len(excluded)} cases could not be used:", err=True)
@@ -33,7 +33,7 @@ REFUSED_SHOWN = 10
 
 
 def show_refused(console: Console, excluded: list[tuple[str, str]]) -> None:
-    """Print the first few files that were set aside."""
+    """Print the first few excluded files."""
     for file, reason in excluded[:REFUSED_SHOWN]:
         console.print(f"  excluded: {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if len(excluded) > REFUSED_SHOWN:
@@ -45,11 +45,11 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that shows how far the work is.
+    """Yield a function of (done, total) that shows progress.
 
     Args:
         what: the work, e.g. `Preparing`.
-        note: called for a few words to show behind the bar.
+        note: called for a short text to show behind the bar.
     """
     from rich.console import Console
 
@@ -59,8 +59,7 @@ def progress_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[C
 
 
 @contextmanager
-def _bar(what: str, note: Callable[[], str] | None, console: object) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
+def _bar(what: str, note: Callable[[], str] | None, console: Console) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -70,7 +69,6 @@ def _bar(what: str, note: Callable[[], str] | None, console: object) -> Iterator
         TimeRemainingColumn,
     )
 
-    assert isinstance(console, Console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -86,17 +84,14 @@ def _bar(what: str, note: Callable[[], str] | None, console: object) -> Iterator
 
 
 @contextmanager
-def _lines(what: str, note: Callable[[], str] | None, console: object) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-
-    assert isinstance(console, Console)
+def _lines(what: str, note: Callable[[], str] | None, console: Console) -> Iterator[Callable[[int, int], None]]:
     last = time.monotonic()
     first: tuple[float, int] | None = None
 
     def report(done: int, total: int) -> None:
         nonlocal last, first
         now = time.monotonic()
-        # The first comes late, for it waits for what starts up, or it counts what an earlier call has done.
+        # The first report comes late, after start-up, or counts what an earlier call has done.
         first = first or (now, done)
         if now - last < SECONDS_BETWEEN_LINES:
             return
@@ -110,12 +105,12 @@ def _lines(what: str, note: Callable[[], str] | None, console: object) -> Iterat
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words: `8 s`, `3 min`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    """Return a number of seconds as text: `2 h 05 min`, `3 min 20 s`, `12 s`."""
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total % 3600 // 60, total % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class ConsoleProgress:

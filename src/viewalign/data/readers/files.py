@@ -1,4 +1,4 @@
-"""Read one file into a volume, or say in a sentence why not."""
+"""Read one file into a volume, or report in a sentence why it cannot be used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DAMAGE = ("uncompress failed", "not read completely")
 
 @dataclass(frozen=True)
 class Volume:
-    """A 3D image with its place in the world.
+    """A 3D image with its position in the world.
 
     Attributes:
         array: float32 (D, H, W), as SimpleITK gives it: the last axis is x.
@@ -49,12 +49,12 @@ def read_volume(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_
     """Read a NIfTI, NRRD or MetaImage file, or the DICOM stack that a file belongs to.
 
     Args:
-        path: the file; its type is told by its name.
-        fill_nonfinite: replace NaN and infinity by 0 instead of refusing.
-        max_voxels: refuse a header that claims more.
+        path: the file; its type follows from its name.
+        fill_nonfinite: replace NaN and infinity by 0 instead of excluding the image.
+        max_voxels: exclude a header that claims more.
 
     Raises:
-        RefusedImageError: the text is the reason alone, without the file's name.
+        ExcludedImageError: the text is the reason alone, without the file's name.
     """
     header = read_header(path, max_voxels)
     array = _voxels(path, header)
@@ -64,12 +64,12 @@ def read_volume(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_
 
 
 def read_frames(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> list[Volume]:
-    """Read the frames of a 4-D NIfTI file, or the one volume that any other file holds; see `read_volume`.
+    """Read the frames of a 4-D NIfTI file, or the single volume of any other file; see `read_volume`.
 
     Args:
         path: the file.
-        fill_nonfinite: replace NaN and infinity by 0 instead of refusing.
-        max_voxels: refuse a header that claims more, all frames together.
+        fill_nonfinite: replace NaN and infinity by 0 instead of excluding the image.
+        max_voxels: exclude a header that claims more, all frames together.
     """
     header = read_header(path, max_voxels, frames=True)
     if header.frames == 1 or header.nifti is None:
@@ -89,10 +89,10 @@ def read_frames(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_
 
 
 def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
-    """Read a mask that lies on the voxels of `like`, as uint8 (D, H, W).
+    """Read a mask on the voxels of `like`, as uint8 (D, H, W).
 
     Raises:
-        RefusedImageError: unreadable, or of another size or direction than the image.
+        ExcludedImageError: unreadable, or of another size or direction than the image.
     """
     header = read_header(path)
     if header.shape != like.array.shape:
@@ -125,7 +125,7 @@ def _voxels(path: Path, header: Header) -> NDArray[np.float32]:
 
 
 def _check_finite(array: NDArray[np.float32], fill: bool) -> int:
-    """Refuse or replace NaN and infinity slice by slice, so that no mask of the whole volume is made."""
+    """Reject or replace NaN and infinity slice by slice, without a mask of the whole volume."""
     bad = sum(int(plane.size - np.count_nonzero(np.isfinite(plane))) for plane in array)
     if bad and not fill:
         nans = sum(int(np.count_nonzero(np.isnan(plane))) for plane in array)

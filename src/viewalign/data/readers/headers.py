@@ -1,7 +1,7 @@
-"""Read what a file says about its voxels, without reading the voxels; refuse what cannot be a volume.
+"""Read and check the header of an image without its voxels.
 
-ITK mends some headers in silence: a zero, negative or NaN voxel size of a NIfTI becomes 1 or its absolute value, and a
-negative one of a MetaImage loses its sign. So sizes are judged here as they stand in the file.
+ITK silently corrects some headers: a zero, negative or NaN voxel size of a NIfTI becomes 1 or its absolute value, and a
+negative one of a MetaImage loses its sign. So sizes are checked here as written in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from viewalign.errors import ExcludedImageError
 Triple = tuple[float, float, float]
 
 MAX_VOXELS = 2 * 1024**3
-"""Images that claim more voxels are refused before anything is allocated."""
+"""Images that claim more voxels are excluded before anything is allocated."""
 _MAX_DEFLATE = 1032  # no deflate stream unpacks to more than this many times its size
 _FINEST, _COARSEST = 1e-3, 100.0  # mm; beyond, the header is wrong, not the scanner rare
 _MAX_SHEAR = 0.05  # largest cosine between two axes, about 3°
@@ -43,8 +43,8 @@ class Header:
         origin: centre of voxel (0, 0, 0) in mm.
         direction: 3×3; columns are the world directions of the x, y and z index.
         bytes_per_voxel: of the file's own number type.
-        note: what was not perfect but accepted, as a sentence, or empty.
-        frames: volumes in the file; more than one only where they were asked for.
+        note: a problem that was accepted, as a sentence, or empty.
+        frames: volumes in the file; more than one only if requested.
     """
 
     shape: tuple[int, int, int]
@@ -59,15 +59,15 @@ class Header:
 
 
 def read_header(path: Path, max_voxels: int = MAX_VOXELS, frames: bool = False) -> Header:
-    """Read and judge one header; a name that is of no other type is taken as a slice of a DICOM stack.
+    """Read and check one header; a name of no other type is treated as a slice of a DICOM stack.
 
     Args:
         path: the file.
-        max_voxels: refuse what claims more, all frames together.
-        frames: let in NIfTI files of several frames (4-D).
+        max_voxels: exclude files that claim more, all frames together.
+        frames: accept NIfTI files of several frames (4-D).
 
     Raises:
-        RefusedImageError: whatever makes the file no 3D scalar image; the text is the reason alone.
+        ExcludedImageError: the file is no 3D scalar image; the text is the reason alone.
     """
     _check_file(path)
     suffix = suffix_of(path.name)
@@ -107,10 +107,10 @@ def _check_file(path: Path) -> None:
 
 
 def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
-    """Judge a DICOM stack.
+    """Check a DICOM stack.
 
     Raises:
-        RefusedImageError: it is too large, or its geometry is impossible.
+        ExcludedImageError: it is too large, or its geometry is impossible.
     """
     _check_shape(stack.shape, max_voxels)
     _check_spacing(stack.spacing)
@@ -140,7 +140,7 @@ def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
 
 
 def _form_note(raw: nifti.NiftiHeader, spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> str:
-    """Say which of two contradicting affines of a NIfTI header counts."""
+    """Return which of two contradicting affines of a NIfTI header is used, as a sentence."""
     if raw.qform is None or raw.sform is None:
         return ""
     far = np.array([*raw.dims[:3], 1.0])  # both are compared where they differ most: at the last voxel
@@ -200,7 +200,7 @@ def _geometry_of(reader: Any) -> tuple[tuple[int, ...], Triple, Triple, NDArray[
 
 
 def _nibabel_geometry(path: Path, why: str) -> tuple[Triple, Triple, NDArray[np.float64]]:
-    """Take the affine that ITK refused, from RAS to LPS."""
+    """Return the affine that ITK rejected, from RAS to LPS."""
     try:
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nifti.affine(path)
     except Exception:
@@ -279,7 +279,7 @@ def _text_header(path: Path) -> bytes:
 
 
 def _says_compressed(path: Path) -> bool | None:
-    """Say whether NRRD or MetaImage data are deflated; None where the size tells nothing (bzip2, text, many files)."""
+    """Return whether NRRD or MetaImage data are deflated; None if unknown (bzip2, text, many files)."""
     head = _text_header(path)
     data = _DETACHED.search(head)
     if data and (b"%" in data.group(1) or data.group(1).startswith(b"LIST")):

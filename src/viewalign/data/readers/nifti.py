@@ -1,7 +1,7 @@
-"""NIfTI files, read with every byte accounted for.
+"""NIfTI files: headers by nibabel, voxels with their length and checksum verified.
 
-ITK fills what a truncated `.nii` or `.nii.gz` lacks with whatever lies in memory and says nothing, and it checks no
-gzip checksum. So the voxels of NIfTI files are unpacked here, to the end of the stream, whose checksum must hold.
+ITK fills the missing part of a truncated `.nii` or `.nii.gz` with uninitialised memory, without an error, and neither
+ITK nor nibabel verifies the gzip checksum. So voxels are read here, to the end of the stream.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import gzip
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -19,24 +20,24 @@ from numpy.typing import NDArray
 
 from viewalign.errors import ExcludedImageError
 
-_PIECE = 1 << 24
+_PIECE = 1 << 22
 _LARGE = 1 << 26
-_PACKED_TOO_WELL = 200  # images pack 2 to 20 times, label maps 100 times; all zeros 1,000 times
+_PACKED_TOO_WELL = 200  # images compress 2 to 20 times, label maps 100 times, zeros 1,000 times
 nib: Any = nibabel  # few of its functions carry type hints
 
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a NIfTI header says, unmended.
+    """A NIfTI header as written, uncorrected.
 
     Attributes:
         dims: all dimensions in file order (x, y, z, …), trailing ones included.
         pixdim: voxel size along x, y, z in mm as written.
         dtype: number type with byte order.
         offset: first byte of the voxels.
-        slope: factor of the stored numbers, 1 if none is given.
-        inter: what is added after the factor.
-        qform: 4×4 from (x, y, z) index to RAS mm, or None where it is not set or cannot be worked out; so `sform`.
+        slope: factor of the stored numbers, 1 if there is none.
+        inter: offset added after the factor.
+        qform: 4×4 from (x, y, z) index to RAS mm, or None if it is not set or cannot be computed; so `sform`.
     """
 
     dims: tuple[int, ...]
@@ -59,18 +60,18 @@ class NiftiHeader:
         return int(np.prod(self.dims, dtype=object)) * self.dtype.itemsize
 
 
-def open_stream(path: Path) -> IO[bytes]:
+def open_stream(path: Path) -> BufferedIOBase:
     """Open a `.nii` or `.nii.gz` for reading; the first two bytes decide, not the name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
+    return gzip.GzipFile(path) if packed else path.open("rb")
 
 
 def read_header(path: Path) -> NiftiHeader:
     """Read the header.
 
     Raises:
-        RefusedImageError: damaged or not a NIfTI-1 or NIfTI-2 file.
+        ExcludedImageError: damaged or not a NIfTI-1 or NIfTI-2 file.
     """
     try:
         with open_stream(path) as file:
@@ -94,7 +95,7 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
     """Read all voxels as float32 (D, H, W), factor and offset applied.
 
     Raises:
-        RefusedImageError: the stream ends early or fails its checksum.
+        ExcludedImageError: the stream ends early or fails its checksum.
     """
     if header.data_bytes > max(_LARGE, _PACKED_TOO_WELL * path.stat().st_size):
         _check_worth(path, header)
@@ -121,10 +122,10 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
 
 
 def _check_worth(path: Path, header: NiftiHeader) -> None:
-    """Look through a file that packs suspiciously well, piece by piece, before any memory is taken for its voxels.
+    """Scan a file of suspiciously high compression, piece by piece, before memory for its voxels is allocated.
 
     Raises:
-        RefusedImageError: it ends early, or all its voxels are the same.
+        ExcludedImageError: it ends early, or all its voxels are the same.
     """
     piece = np.empty(_PIECE, dtype=np.uint8)  # whole voxels: every number type divides it
     done, first = 0, None
@@ -161,7 +162,7 @@ def _parse(raw: bytes) -> NiftiHeader:
         raise ValueError(f"it claims {count} dimensions")
     dims = [int(n) for n in header["dim"][1 : count + 1]]
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not np.isfinite(slope):  # 0 means "no scaling"; NaN is what careless writers put for it
+    if slope == 0 or not np.isfinite(slope):  # 0 means "no scaling"; some writers use NaN for it
         slope, inter = 1.0, 0.0
     if not np.isfinite(inter):
         inter = 0.0
@@ -185,7 +186,7 @@ def _form(read: Callable[[], Any], code: Any) -> NDArray[np.float64] | None:
         return None
     try:
         matrix = np.asarray(read(), dtype=np.float64)
-    except Exception:  # a broken quaternion is judged where the geometry is read
+    except Exception:  # a damaged quaternion is reported when the geometry is read
         return None
     return matrix if np.isfinite(matrix).all() else None
 
@@ -194,7 +195,7 @@ def _is_nifti2(raw: bytes) -> bool:
     return raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 
 
-def _skip(file: IO[bytes], count: int) -> None:
+def _skip(file: BufferedIOBase, count: int) -> None:
     while count > 0:
         piece = file.read(min(count, _PIECE))
         if not piece:
@@ -202,20 +203,19 @@ def _skip(file: IO[bytes], count: int) -> None:
         count -= len(piece)
 
 
-def _fill(file: IO[bytes], target: NDArray[np.uint8]) -> int:
+def _fill(file: BufferedIOBase, target: NDArray[np.uint8]) -> int:
     got = 0
     while got < len(target):
-        piece = file.read(min(len(target) - got, _PIECE))
-        if not piece:
+        count = file.readinto(target[got : got + _PIECE].data)
+        if not count:
             break
-        target[got : got + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
-        got += len(piece)
+        got += count
     return got
 
 
-def _drain(file: IO[bytes]) -> None:
-    """Read on to the end of the stream, where gzip keeps its checksum; give up on absurdly long tails."""
-    for _ in range(8):
+def _drain(file: BufferedIOBase) -> None:
+    """Read to the end of the stream, where gzip verifies its checksum; give up on absurdly long tails."""
+    for _ in range(32):
         if not file.read(_PIECE):
             return
 

@@ -1,0 +1,213 @@
+"""Charts of a pretraining run: losses, learning rate, gradient norm, probes, and health figures over their ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from viewalign.methods.health import MEASURES, Measure
+from viewalign.reports.charts import Chart, Trace, band, figure, line, padded
+from viewalign.reports.page import number, percent
+from viewalign.reports.run_data import RunRecord, Series, setting
+from viewalign.reports.verdicts import Finding
+
+_OTHERS = {"lr", "gradient_norm", "samples_per_second", "data_wait"} | {measure.name for measure in MEASURES}
+_TERMS = {
+    "loss": ("Total loss", "Sum of the terms below, each times its weight."),
+    "reconstruction": (
+        "Reconstruction",
+        "Huber loss on masked voxels, in standard deviations of the image.",
+    ),
+    "consistency": (
+        "Consistency",
+        "2 − 2·cosine similarity at corresponding locations of two views: 0 is equal, 2 is unrelated.",
+    ),
+    "contrastive": ("Contrastive", "NT-Xent over whole images, with other subjects as negatives, in nats."),
+}
+_WEIGHTED = ("cva", "mae", "simmim", "spark")
+"""Methods that weight their reconstruction by a setting."""
+_STEPS = {"tickformat": ",d", "hoverformat": ",d"}
+_LINES = {"training": ("--train", "solid"), "held out": ("--validation", "dash"), "probe": ("--train", "solid")}
+
+
+class Thinned(NamedTuple):
+    """Mean, lowest and highest value of stretches of steps."""
+
+    steps: list[float]
+    means: list[float]
+    lows: list[float]
+    highs: list[float]
+
+
+def thin(series: Series, most: int = 400) -> Thinned:
+    """Average neighbouring values until at most `most` are left; values must be finite."""
+    stretch = max(1, math.ceil(len(series) / most))
+    edges = range(0, len(series), stretch)
+    steps, values = np.array(series.steps, dtype=np.float64), np.array(series.values, dtype=np.float64)
+    counts = np.diff([*edges, len(series)])
+    means = (np.add.reduceat(one, edges) / counts for one in (steps, values))
+    ends = (reduce.reduceat(values, edges) for reduce in (np.minimum, np.maximum))
+    return Thinned(*(one.tolist() for one in (*means, *ends)))
+
+
+def loss_charts(run: RunRecord) -> list[Chart]:
+    """Draw the total loss, its terms, the learning rate and the gradient norm, as far as they were logged."""
+    names = [name for name in run.keys("train") if name not in _OTHERS]
+    names = sorted(names, key=lambda name: name != "loss")
+    charts = [_term(run, name) for name in names]
+    rate = _single(run, "lr", "Learning rate", "Set by warm-up and decay.")
+    norm = _single(run, "gradient_norm", "Gradient norm", _clipping(run))
+    return [chart for chart in (*charts[:1], *_probes(run), rate, *charts[1:], norm) if chart is not None]
+
+
+def _probes(run: RunRecord) -> list[Chart | None]:
+    """Draw the scores of the online probe, from the untrained network on."""
+    names = [name for name in run.keys("probe") if not name.endswith(("_low", "_high"))]
+    charts = []
+    for name in names:
+        words = name.replace("_", " ")
+        low, high = (run.series("probe", f"{name}_{end}").finite() for end in ("low", "high"))
+        ends = f"; at the end 95 % over subjects {number(low.last)} to {number(high.last)}" if len(low) else ""
+        caption = f"Linear probe on frozen features of labelled cases{ends}. Step 0 is the untrained network."
+        lines = {"probe": run.series("probe", name)}
+        charts.append(line_chart(f"Probe: {words}", caption, f"{words} (no unit)", lines))
+    return charts
+
+
+def _clipping(run: RunRecord) -> str:
+    clip = setting(run.config, "optim.clip")
+    return f"Before clipping at {number(float(clip))}." if clip else "Not clipped."
+
+
+def _term(run: RunRecord, name: str) -> Chart | None:
+    title, caption = _TERMS.get(name, (name.replace("_", " ").capitalize(), ""))
+    weight = setting(run.config, f"objectives.{name}_weight")
+    weighted = {"reconstruction": _WEIGHTED, "consistency": ("cva",), "contrastive": ("cva",)}.get(name, ())
+    if isinstance(weight, int | float) and setting(run.config, "method", "cva") in weighted:
+        caption = f"{caption} Weight {number(float(weight))}.".strip()
+    lines = {"training": run.series("train", name), "held out": run.series("validation", name)}
+    return line_chart(title, caption, "loss (nats)" if name == "contrastive" else "loss (no unit)", lines)
+
+
+def _single(run: RunRecord, name: str, title: str, caption: str) -> Chart | None:
+    return line_chart(title, caption, f"{title.lower()} (no unit)", {"training": run.series("train", name)})
+
+
+def line_chart(title: str, caption: str, unit: str, lines: dict[str, Series]) -> Chart | None:
+    """Draw one or more lines over steps; None without finite values."""
+    thinned = {name: thin(series.finite()) for name, series in lines.items() if len(series.finite())}
+    if not thinned:
+        return None
+    traces = [trace for name, one in thinned.items() for trace in _traces(name, one, legend=len(thinned) > 1)]
+    every = [v for one in thinned.values() for v in (*one.lows, *one.highs)]
+    drawn = figure(
+        traces,
+        "step",
+        unit,
+        hovermode="x unified",
+        xaxis={**_STEPS, "range": [0, _right(one.steps[-1] for one in thinned.values())]},
+        yaxis={"hoverformat": ".4g", "range": list(padded(every))},
+    )
+    return Chart(title, caption, drawn, _summary(thinned))
+
+
+def _right(ends: Iterable[float]) -> float:
+    return max(*ends, 1) * 1.01
+
+
+def _traces(name: str, one: Thinned, legend: bool) -> list[Trace]:
+    """Draw a line, the range around it where steps were averaged, and dots where there are few values."""
+    color, dash = _LINES[name]
+    mode = "lines+markers" if name == "held out" and len(one.steps) <= 40 else "lines"
+    around = [band(one.steps, one.lows, one.highs, color)] if one.lows != one.highs else []
+    single = {} if len(one.steps) == 1 else {"mode": mode}
+    return [*around, line(one.steps, one.means, name, color, dash, **single) | {"showlegend": legend}]
+
+
+def _summary(lines: dict[str, Thinned]) -> str:
+    return " ".join(
+        f"{name.capitalize()}: from {number(one.means[0])} at step {one.steps[0]:,.0f} "
+        f"to {number(one.means[-1])} at step {one.steps[-1]:,.0f}."
+        for name, one in lines.items()
+    )
+
+
+_LOGARITHMIC = {"effective_rank", "alignment_error"}
+_PANEL_HEIGHT = 150
+
+
+def band_curve(finding: Finding) -> Chart | None:
+    """Draw a finding's values over its good, watch and bad ranges; None without a measure or values."""
+    measure, series = finding.measure, finding.series.finite()
+    if measure is None or not len(series):
+        return None
+    logarithmic, (low, high) = _extent(measure, series)
+    share = measure.name == "data_wait"
+    one = thin(series, 200)
+    ticks = {"tickvals": list(one.steps)} if len(one.steps) == 1 else {"nticks": 4}
+    shapes, names = _bands(measure, low, high, logarithmic)
+    ends = [math.log10(low), math.log10(high)] if logarithmic else [low, high]
+    drawn = figure(
+        [line(one.steps, one.means)],
+        "step",
+        "",
+        _PANEL_HEIGHT,
+        shapes=shapes,
+        annotations=names,
+        margin={"l": 40, "r": 46, "t": 4, "b": 34},
+        hovermode="x",
+        xaxis={**_STEPS, "showgrid": False, "range": [0, _right(one.steps)], **ticks},
+        yaxis={
+            "type": "log" if logarithmic else "linear",
+            "range": ends,
+            "hoverformat": ".1%" if share else ".4g",
+            "tickvals": [measure.good] if _near(measure, ends, logarithmic) else sorted((measure.good, measure.bad)),
+            "tickformat": ".0%" if share else ".3~g",
+            "showgrid": False,
+        },
+    )
+    summary = (
+        f"{finding.value} at step {series.steps[-1]:,}, {finding.level}; "
+        f"lowest {_write(min(series.values), share)}, highest {_write(max(series.values), share)}."
+    )
+    return Chart(finding.title, "", drawn, summary)
+
+
+def _write(value: float, share: bool) -> str:
+    return percent(value) if share else number(value)
+
+
+def _extent(measure: Measure, series: Series) -> tuple[bool, tuple[float, float]]:
+    """Return whether the axis is logarithmic, and its ends."""
+    values = [*series.values, measure.good, measure.bad]
+    if measure.name in _LOGARITHMIC and min(values) > 0:
+        return True, (min(values) / 2.5, max(values) * 2)
+    top = max(*series.values, 1.6 * max(measure.good, measure.bad))
+    return False, (min(*series.values, 0.0), min(top * 1.05, 1.0) if top <= 1 else top * 1.05)
+
+
+def _near(measure: Measure, ends: Sequence[float], logarithmic: bool) -> bool:
+    """Return whether the two limits are too close for two tick labels."""
+    limits = [math.log10(v) if logarithmic else v for v in (measure.good, measure.bad)]
+    return abs(limits[0] - limits[1]) < 0.1 * (ends[1] - ends[0])
+
+
+def _bands(measure: Measure, low: float, high: float, logarithmic: bool) -> tuple[list[Trace], list[Trace]]:
+    """Return three coloured ranges, and their names where a range is high enough for a label."""
+    lower, upper = sorted((measure.good, measure.bad))
+    names = ("bad", "watch", "good") if measure.good >= measure.bad else ("good", "watch", "bad")
+    edges = [low, lower, upper, high]
+    shapes, labels = [], []
+    for name, start, stop in zip(names, edges, edges[1:], strict=False):
+        place = {"xref": "paper", "x0": 0, "x1": 1, "y0": start, "y1": stop}
+        shapes.append({"type": "rect", "fillcolor": f"--{name}-band", "line": {"width": 0}, "layer": "below", **place})
+        where = [math.log10(v) if logarithmic else v for v in (start, stop, low, high)]
+        if where[1] - where[0] >= 0.1 * (where[3] - where[2]):
+            middle = (where[0] + where[1]) / 2
+            labels.append(
+                {"xref": "paper", "x": 1.01, "xanchor": "left", "y": middle, "text": name, "showarrow": False}
+            )
+    return shapes, labels
