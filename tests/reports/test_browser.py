@@ -1,6 +1,7 @@
 """The page in a real browser: it loads nothing, says nothing in the console, and fits its window."""
 
 import shutil
+import time
 
 import pytest
 
@@ -33,11 +34,17 @@ def page_path(make_run, report_pictures, report_rows):
     return write_report(root)
 
 
+def wait_until(page, expression, seconds=200):
+    """Wait until an expression is true; the pages' content policy forbids the evaluation of Playwright's own waits."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(100)
+
+
 def wait_for_charts(page):
     """Wait until every chart is drawn."""
-    page.wait_for_function(
-        "[...document.querySelectorAll('.plot')].every(one => one.querySelector('.main-svg'))", timeout=200_000
-    )
+    wait_until(page, "[...document.querySelectorAll('.plot')].every(one => one.querySelector('.main-svg'))")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
@@ -72,11 +79,11 @@ def test_charts_show_values_and_follow_the_colour_scheme(browser, page_path):
     first = page.locator("figure .plot").first
     first.scroll_into_view_if_needed()
     first.locator(".nsewdrag").first.hover()
-    page.wait_for_function("document.querySelector('figure .hoverlayer').textContent.includes('held out')")
+    wait_until(page, "document.querySelector('figure .hoverlayer').textContent.includes('held out')")
     line = "getComputedStyle(document.querySelector('figure .js-line')).stroke"
     light = page.evaluate(line)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{line} !== '{light}'")
+    wait_until(page, f"{line} !== '{light}'")
     page.close()
 
 
