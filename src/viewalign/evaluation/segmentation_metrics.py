@@ -139,7 +139,8 @@ def score_files(name: str, prediction: Path, reference: Path, rules: Rules) -> C
     same_origin = np.allclose(guess.GetOrigin(), truth.GetOrigin(), atol=0.1)
     same_grid = same_origin and np.allclose(guess.GetDirection(), truth.GetDirection(), atol=0.02)
     note = "" if same_grid else "prediction and reference have different origins or directions; voxels were compared"
-    return CaseScore(name, scores, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in (prediction, reference)), note)
+    predicted, expected = (hashlib.sha256(file.read_bytes()).hexdigest() for file in (prediction, reference))
+    return CaseScore(name, scores, predicted, expected, note)
 
 
 def score_maps(
