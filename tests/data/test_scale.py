@@ -133,7 +133,7 @@ def test_parts_share_a_store_and_a_whole_run_holds_it_alone(tmp_path: Path, reco
     with lock_folder(tmp_path / "s", "2-of-2"):
         prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))
         for shard in (None, Shard(2, 2)):
-            with pytest.raises(UserError, match=rf"process {os.getpid()} is writing into .*--shard"):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} is writing into .*shard="):
                 prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=shard)
     with lock_folder(tmp_path / "s"), pytest.raises(UserError, match=f"process {os.getpid()}"):
         prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))

@@ -99,7 +99,7 @@ def prepare_records(
     store = store.absolute()
     open_for_writing(store, settings)
     part = "" if shard.whole else f"{shard.number}-of-{shard.count}"
-    with lock_folder(store, part, "divide the work: each run with its own --shard i/n"):
+    with lock_folder(store, part, "divide the work: each run with its own shard=i/n"):
         if shard.whole:
             sweep_temporary(store)
         else:
