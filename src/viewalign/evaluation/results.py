@@ -197,7 +197,7 @@ def read_evaluation(path: Path) -> Evaluation:
 def _read_case(tree: dict[str, Any]) -> CaseScore:
     nan = float("nan")
     classes = {
-        name: ClassScore(**{key: nan if value is None else value for key, value in score.items()})
+        name: ClassScore(**{key: nan if value is None else value for key, value in score.items()})  # type: ignore[arg-type]
         for name, score in tree["classes"].items()
     }
     return CaseScore(**{**tree, "classes": classes})

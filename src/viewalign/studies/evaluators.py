@@ -85,7 +85,7 @@ class Evaluator:
         settings = self.study.evaluations[name]
         values = settings.model_dump(mode="json", exclude={"keep"})
         if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
-            return [{**values, "task": None}, self._evaluator(settings).identity()]
+            return [{**values, "task": None}, self._task_evaluator(settings).identity()]
         files = [[case.identity for case in group] for group in (self._cases.learn, self._cases.test)]
         classes = [self._cases.classes] if isinstance(settings, SegmentationEvaluation) else []
         return [values, files, *classes]
@@ -127,6 +127,9 @@ class Evaluator:
     ) -> SegmentationEvaluator | TaskEvaluator:
         if isinstance(settings, SegmentationEvaluation):
             return SegmentationEvaluator(settings, self._cases, self.preparation, self.out, self.study.threads)
+        return self._task_evaluator(settings)
+
+    def _task_evaluator(self, settings: FeatureProbeEvaluation | FinetuneEvaluation) -> TaskEvaluator:
         task = Path(self.study.data.root) / settings.task
         return TaskEvaluator(settings, task, self.preparation, self.out, self.study.device)
 

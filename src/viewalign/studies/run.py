@@ -98,7 +98,8 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
         An exit code if a signal came, even if the cell was completed.
     """
     start = time.perf_counter()
-    code, result = None, {"measures": {}}
+    code: int | None = None
+    result: dict[str, Any] = {"measures": {}}
     try:
         if cell.evaluation is None:
             finished, code = _pretrain(grid, cell)

@@ -149,7 +149,7 @@ class _CrossValidation:
         test = self._predict_test() if folds.test else {}
         scores = {name: self._score(rows) for name, rows in (("held_out", held_out), ("test", test)) if rows}
         write_predictions(self.out / PREDICTIONS, self.cases, held_out | test, spec)
-        metrics = {
+        metrics: dict[str, Any] = {
             "task": spec.name,
             "kind": spec.kind,
             "primary": spec.figure,

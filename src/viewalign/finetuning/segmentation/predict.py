@@ -206,15 +206,15 @@ def _read_channels(trained: Trained, case: TaskCase) -> _Channels:
                 volumes[word] = read_image(case.images[word])
             except UserError as problem:
                 raise ExcludedImageError(f"{case.images[word].name}: {problem}") from None
-    name, first = next(iter(volumes.items()))
+    shown, first = next(iter(volumes.items()))
     lps = trained.facts.get("orientation") == "LPS"
     channels = []
-    for word in chosen:
-        volume = replace(first, array=first.array * 0) if word is None else volumes[word]
+    for channel in chosen:
+        volume = replace(first, array=first.array * 0) if channel is None else volumes[channel]
         difference = grid_difference(volume, first)
         if difference and not lps:
             raise ExcludedImageError(
-                f"{case.images[str(word)].name} is on another voxel grid than {name}: {difference}"
+                f"{case.images[str(channel)].name} is on another voxel grid than {shown}: {difference}"
             )
         volume = resample_to(volume, first) if difference else volume
         channels.append(to_lps(volume) if lps else volume)
