@@ -49,6 +49,7 @@ def test_of_a_large_catalogue_a_part_is_looked_at(found, monkeypatch: pytest.Mon
     assert [each.record for each in again.sizes] == [each.record for each in survey.sizes]
 
 
+@pytest.mark.long
 def test_the_command_writes_what_it_says(tmp_path: Path, found, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 

@@ -100,7 +100,7 @@ def test_statistics_need_no_network(task_folder):
     assert row.shape == (17,)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands(task_folder, tmp_path):
     (task_folder / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
     run = CliRunner().invoke

@@ -94,6 +94,7 @@ def test_missing_excluded_and_extra_cases(folders):
         evaluate_folder(guess, truth, rules(), cases=["case_3"])
 
 
+@pytest.mark.long
 def test_two_processes_give_the_same(folders):
     one, two = evaluate_folder(*folders, rules()), evaluate_folder(*folders, rules(), processes=2)
     assert one == two

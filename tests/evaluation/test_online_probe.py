@@ -60,7 +60,7 @@ def curve(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["resenc", "primus"])
+@pytest.mark.parametrize("network", ["resenc", pytest.param("primus", marks=pytest.mark.long)])
 def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, network):
     more = [f"validate.probe.task={task}", "validate.probe.every=2", "validate.probe.folds=2"]
     shared = ["runtime.precision=fp32"]  # `auto` is measured, and may come out otherwise for the second run

@@ -66,7 +66,7 @@ def test_a_missing_nnunet_is_an_error(make, monkeypatch):
         make(evaluations=evaluation())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch):
     pytest.importorskip("nnunetv2")

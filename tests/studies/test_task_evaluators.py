@@ -53,7 +53,7 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_evaluations_cover_every_arm(make, task):
     grid = make(arms=ARMS, evaluations=evaluations(), seeds=2, common=PLAIN)
     assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]

@@ -45,7 +45,7 @@ def test_order_and_seed():
     assert make_folds(everyone, BINARY, 4).digest != make_folds(everyone, BINARY, 4, seed=1).digest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_hash_seed_of_python_changes_nothing():
     program = (
         "from pathlib import Path\n"

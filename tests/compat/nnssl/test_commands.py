@@ -349,7 +349,7 @@ def commands_of_the_page():
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_command_of_the_page_runs(home, capsys, monkeypatch):
     pytest.importorskip("wandb")
     for k in range(4):

@@ -37,9 +37,9 @@ def model(folder, spec, name, pool, folds=1):
     ("kind", "name", "pool"),
     [
         ("multiclass", "resenc-xs", "multistage"),
-        ("regression", "resenc-xs", "average"),
-        ("multilabel", "primus-xs", "attention"),
-        ("binary", "primus-xs", "pretrained"),
+        pytest.param("regression", "resenc-xs", "average", marks=pytest.mark.long),
+        pytest.param("multilabel", "primus-xs", "attention", marks=pytest.mark.long),
+        pytest.param("binary", "primus-xs", "pretrained", marks=pytest.mark.long),
     ],
 )
 def test_every_batch_size_gives_what_torch_gives(tmp_path, striped_task, kind, name, pool):
@@ -72,7 +72,7 @@ def test_every_batch_size_gives_what_torch_gives(tmp_path, striped_task, kind, n
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
     spec, _ = striped_task(tmp_path / "task")
     folder = model(tmp_path / "m", spec, "resenc-xs", "average")
@@ -92,7 +92,7 @@ def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
     np.testing.assert_allclose(*(np.array([row[4:] for row in t], dtype=float) for t in tables), rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch):
     spec, cases = striped_task(tmp_path / "task", cases=1)
     folder = model(tmp_path / "m", spec, "resenc-xs", "average")

@@ -195,6 +195,7 @@ def test_invalid_plans_are_errors(plan_for, tmp_path, quick):
         trainer_of(shallow)
 
 
+@pytest.mark.long
 def test_nnunet_s_own_commands_after_eval(plan_for, prepared, nnunet_home, tmp_path):
     path, _ = write_encoder(tmp_path, "resenc-xs")
     _, model = plan_for(path, "viewalign_commands", tiny("resenc"))
@@ -238,7 +239,7 @@ def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_pa
     assert torch.equal(network.get_parameter(last), backbone.net.get_parameter(last))
 
 
-@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("network", ["resenc-xs", pytest.param("primus-xs", marks=pytest.mark.long)])
 def test_two_processes_stay_together_through_both_stages(network, plan_for, tmp_path, quick):
     """DDP is told anew when the encoder thaws; weights are the same in both, and one of them writes."""
     path, _ = write_encoder(tmp_path, network)

@@ -103,6 +103,7 @@ def without_viewalign(command, before=""):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["resenc", "primus"])
 def test_stock_nnunet_trains_validates_and_predicts_from_it(kind, prepared, nnunet_home, tmp_path):
     path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
@@ -128,7 +129,7 @@ def test_stock_nnunet_trains_validates_and_predicts_from_it(kind, prepared, nnun
     assert (tmp_path / "masks" / "test_00.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("kind", ["resenc", "primus"])
+@pytest.mark.parametrize("kind", ["resenc", pytest.param("primus", marks=pytest.mark.long)])
 def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared, nnunet_home, tmp_path):
     path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
     _, model = plan_for(path, f"viewalign_model_{kind}", tiny(kind))
