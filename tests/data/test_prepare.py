@@ -3,13 +3,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from viewalign.data import layout, worker
 from viewalign.data import prepare as driver
-from viewalign.data import worker
 from viewalign.data.catalogue import AssociatedMasks, Collection, Dataset, Image, Record, Session, Subject
 from viewalign.data.indexing import index_sources
 from viewalign.data.layout import Progress
@@ -146,7 +147,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_lost(
         whole(store, relative, *rest)
 
     monkeypatch.setattr(worker, "write_entry", full_at_the_third)
-    with pytest.raises(UserError, match=r"The disk of .* is full. Make room and run the same command again"):
+    with pytest.raises(UserError, match=r"The disk of .* is full. Free some space and run the same command again"):
         prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert len(Store.open(tmp_path / "s")) == 2
     monkeypatch.setattr(worker, "write_entry", whole)
@@ -159,11 +160,100 @@ def test_two_images_of_one_id(tmp_path: Path, records: list[Record]) -> None:
     assert "the same id" in report.excluded[0].reason
 
 
-def test_a_file_that_became_bad_leaves_the_store(tmp_path: Path, records: list[Record]) -> None:
+def test_a_file_that_became_bad_leaves_what_was_made_of_it(tmp_path: Path, records: list[Record]) -> None:
     prepare_records(records, tmp_path / "s", SMALL, workers=0)
     records[0].path.write_bytes(b"")
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
-    assert (report.prepared, report.skipped, len(report.excluded)) == (3, 3, 1)
+    assert (report.prepared, report.skipped, report.kept) == (4, 3, 1)
+    assert report.excluded[0].reason == "the file is empty (0 bytes); the image that was prepared before stays"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sources_that_are_gone_take_nothing_with_them(tmp_path: Path, records: list[Record], workers: int) -> None:
+    prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    before = contents(tmp_path / "s")
+    records[0].path.unlink()
+    report = prepare_records(records, tmp_path / "s", SMALL, workers)
+    assert (report.prepared, report.skipped, report.kept) == (4, 3, 1)
+    assert report.excluded[0].reason.startswith("the file does not exist; the image that was prepared before stays")
+    (tmp_path / "scans").rename(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"4 of the catalogue's 4 files cannot be reached, such as .*Nothing was chan"):
+        prepare_records(records, tmp_path / "s", SMALL, workers)
+    after = contents(tmp_path / "s")
+    assert {k: v for k, v in after.items() if k != "report.json"} == {
+        k: v for k, v in before.items() if k != "report.json"
+    }
+
+
+def test_a_new_version_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, records: list[Record], write_image, make_head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    before = contents(tmp_path / "s")
+    write_image(records[1].path, make_head(9, (30, 31, 32)))
+    written = []
+    whole = layout._write_beside
+
+    def full_at_the_mark(path: Path, content: bytes) -> Path:
+        written.append(path.name)
+        if path.name == "scan1.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, content)
+
+    monkeypatch.setattr(layout, "_write_beside", full_at_the_mark)
+    with pytest.raises(UserError, match="is full"):
+        prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert "scan1.b2nd" in written
+    assert contents(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha"])
+def test_a_source_of_equal_size_and_time_is_seen_to_be_another(tmp_path: Path, write_image, suffix: str) -> None:
+    voxels = np.random.default_rng(0).integers(0, 1000, (40, 50, 60)).astype(np.float32)
+    path = write_image(tmp_path / "scans" / f"a{suffix}", voxels)
+    size, times = path.stat().st_size, (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    records = list(index_sources([str(tmp_path / "scans")]).collection.records())
+    settings = PrepareSettings(spacing=None, normalise="none")
+    prepare_records(records, tmp_path / "s", settings, workers=0)
+    write_image(path, voxels[::-1].copy())
+    content = path.read_bytes().ljust(size, b"\0")[:size]
+    path.write_bytes(content if suffix != ".nii.gz" else path.read_bytes())
+    os.utime(path, ns=times)
+    assert prepare_records(records, tmp_path / "s", settings, workers=0).made == 1
+
+
+def test_every_file_of_a_store_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[tuple[int, int]] = set()
+    sync, replace = os.fsync, Path.replace
+
+    def note(handle: int) -> None:
+        flushed.add((os.fstat(handle).st_dev, os.fstat(handle).st_ino))
+        sync(handle)
+
+    def check(path: Path, target: Path) -> Path:
+        assert (path.stat().st_dev, path.stat().st_ino) in flushed, target
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "replace", check)
+    assert prepare_records(records[:1], tmp_path / "s", SMALL, workers=0).made == 1
+
+
+def test_only_pruning_removes_what_left_the_catalogue(tmp_path: Path, records: list[Record]) -> None:
+    store = tmp_path / "s"
+    prepare_records(records, store, SMALL, workers=0)
+    assert prepare_records(records[1:], store, SMALL, workers=0).prepared == 4
+    listed = []
+    report = prepare_records(records[1:], store, SMALL, workers=0, prune=lambda places: listed.append(places))
+    assert listed == [["volumes/scans/scan0/ses-DEFAULT/scan0"]]
+    assert (report.pruned, report.prepared) == (0, 4)
+    report = prepare_records(records[1:], store, SMALL, workers=0, prune=lambda _: True)
+    assert (report.pruned, report.prepared, len(Store.open(store))) == (1, 3, 3)
+    assert not [path for path in store.rglob("*") if "scan0" in str(path.relative_to(store))]
+    assert "scan0" not in (store / "index.json").read_text()
+    prepare_records(records[1:], store, SMALL, workers=0, prune=lambda _: pytest.fail("nothing left the catalogue"))
 
 
 def with_masks(tmp_path: Path, write_image, make_head, mask: np.ndarray) -> list[Record]:

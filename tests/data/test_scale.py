@@ -18,8 +18,9 @@ import pytest
 
 from viewalign.data.catalogue import Record
 from viewalign.data.indexing import index_sources
-from viewalign.data.prepare import Shard, prepare_records
+from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import Limits, PrepareSettings, voxels_that_fit, worker_bytes
+from viewalign.data.shards import Shard
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import dask_cluster
 from viewalign.errors import UserError
@@ -244,5 +245,5 @@ def test_a_worker_keeps_within_its_memory(tmp_path: Path, write_image) -> None:
     for how, dtype in (("linear", "float32"), ("cubic", "int16")):
         out = subprocess.run([sys.executable, "-c", probe, how, dtype], capture_output=True, text=True, check=True)
         outcome, peak = out.stdout.strip().splitlines()
-        assert outcome == "ImageOutcome(entries=1, reason=None, fatal=None)"
+        assert outcome == "ImageOutcome(entries=1, reason=None, kept=0, fatal=None)"
         assert int(peak) < 600e6 + 6 * array.nbytes

@@ -74,7 +74,7 @@ def test_missing_and_damaged_arrays_are_refused(tmp_path: Path, volume: np.ndarr
         damaged[n] = 0x55
     paths[2].write_bytes(damaged)
     for k in range(3):
-        with pytest.raises(ExcludedImageError, match="cannot be read"):
+        with pytest.raises(ExcludedImageError, match=r"is damaged: it (cannot be read|has .* bytes)|its checksum is"):
             store.read(k)
 
 
@@ -135,6 +135,7 @@ def test_only_the_blocks_of_a_box_are_unpacked(tmp_path: Path) -> None:
     """One chunk of 64 blocks, of which a late one is damaged: a box that touches only others reads as ever."""
     array = np.random.default_rng(0).integers(0, 4, (64, 64, 64)).astype(np.float32)
     store = store_from_arrays(tmp_path, {"a": array})
+    store.read(0, (0, 0, 0), (1, 1, 1))  # the whole file is compared with its checksum before the first read alone
     path = next(tmp_path.rglob("*.b2nd"))
     content = bytearray(path.read_bytes())
     place = int(0.8 * len(content))

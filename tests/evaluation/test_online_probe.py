@@ -71,7 +71,7 @@ def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, netw
     pretrain(plain)
     pretrain(probed, probe=make_probe(probed))
     assert curve(tmp_path / "plain") == curve(tmp_path / "probed")
-    states = [checkpoints.load_newest(tmp_path / run / "checkpoints")[0] for run in ("plain", "probed")]
+    states = [checkpoints.load_newest(tmp_path / run / "checkpoints") for run in ("plain", "probed")]
     for key, value in states[0]["method"].items():
         assert torch.equal(value, states[1]["method"][key]), key
     assert str(task) not in str(states[1]["recipe"])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from viewalign.errors import UserError
@@ -122,6 +124,28 @@ def test_unknown_recipes_and_files(tmp_path):
     (tmp_path / "odd.yaml").write_text("optim: {learningrate: 1}\nsteps: 3")
     with pytest.raises(UserError, match=r"there is no setting 'optim.learningrate' \(did you mean 'optim.lr'\?\)"):
         loading.load(str(tmp_path / "odd.yaml"))
+
+
+def test_a_recipe_based_on_itself_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("base: b.yaml\n")
+    Path("b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match=r"based on itself \(a\.yaml → b\.yaml → a\.yaml\)"):
+        loading.load("a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: &a [1, 1]\nb: [*a, *a]\n", r"an alias \(\*name\) in line 2"),
+        ("x: " + "[" * 5000 + "]" * 5000, "more than 20 levels in line 1"),
+        ("x: " + "{a: " * 5000 + "}" * 5000, "more than 20 levels in line 1"),
+    ],
+)
+def test_yaml_that_would_grow_is_refused(text, sentence, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        loading.load(str(tmp_path / "a.yaml"))
 
 
 def test_a_recipe_written_out_reads_back_the_same(tmp_path):

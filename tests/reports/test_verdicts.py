@@ -42,6 +42,32 @@ def test_waiting_for_data(value, level):
     assert find(record([train(data_wait=value)]), "Time waiting").level == level
 
 
+@pytest.mark.parametrize(
+    ("losses", "level"),
+    [
+        ((4.0, 3.0), "good"),
+        ((4.0, 6.0), "good"),
+        ((4.0, 6.1), "watch"),
+        ((4.0, 41.0), "bad"),
+        ((4.0, 1.7e15), "bad"),
+        ((4.0, math.nan), "bad"),
+        ((-2.0, -2.5), "good"),
+        ((-2.0, 20.0), "bad"),
+    ],
+)
+def test_a_loss_that_rises(losses, level):
+    run = record([train(step, loss=loss) for step, loss in zip((1, 1000), losses, strict=True)])
+    assert find(run, "Training loss").level == level
+
+
+def test_a_damaged_checkpoint_is_a_fault_until_it_is_written_again():
+    now = RunRecord("run", {"steps": 9}, [train(9, loss=1.0)], (2,), damaged=("The checkpoint of step 4 is damaged.",))
+    assert find(now, "Damaged").level == "bad"
+    later = record([{"kind": "event", "event": "checkpoint_damaged", "step": 2, "reason": "Step 4 was damaged."}])
+    assert find(later, "Damaged").level == "watch"
+    assert not has(record([train(9, loss=1.0)]), "Damaged")
+
+
 def test_the_latest_value_counts():
     rows = [{"kind": "health", "step": s, "effective_rank": v} for s, v in ((1, 2.0), (1000, 50.0))]
     assert find(record(rows), "Effective rank").level == "good"

@@ -87,6 +87,14 @@ def test_averages_are_means_and_can_be_restored():
     assert averages.take() == {}
 
 
+def test_a_scalar_of_some_steps_is_averaged_over_these():
+    averages = logs.MetricAccumulator()
+    for step in range(8):
+        averages.add({"loss": torch.tensor(1.0), **({"rare": torch.tensor(2.0)} if step % 4 == 0 else {})})
+    assert averages.state()["counts"] == {"loss": 8, "rare": 2}
+    assert averages.take() == {"loss": 1.0, "rare": 2.0}
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_averages_of_two_processes_are_restored_by_any_number(processes):
     """The mean over processes is that of the two."""

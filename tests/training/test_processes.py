@@ -140,9 +140,8 @@ def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_rec
     assert main.returncode != 0
     assert "Another process of this run ended" in told or "ends too" in told or main.returncode == -signal.SIGKILL
     assert "Traceback" not in told
-    state, complaints = checkpoints.load_newest(folder)
+    state = checkpoints.load_newest(folder)
     assert state["position"]["step"] >= 1
-    assert complaints == []
 
 
 @pytest.mark.slow
@@ -171,7 +170,7 @@ def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_rec
         wait_for(lambda: gone(child), seconds=60)
     finally:
         main.kill()
-    assert "The first process of the run is gone; this one ends too." in main.communicate(timeout=10)[1]
+    assert "The first process of the run has ended; this one ends too." in main.communicate(timeout=10)[1]
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
@@ -211,5 +210,5 @@ def test_two_processes_resume_between_rows_of_the_log_and_write_the_same_row(tin
     command = [sys.executable, "-m", "viewalign", "pretrain", str(tmp_path / "run.yaml"), "--resume"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Going on from step 2" in done.stderr
+    assert "Resuming from step 2" in done.stderr
     assert losses(folder) == before

@@ -1,7 +1,9 @@
 """A run that was stopped and resumed is the run that was not: same losses to the last bit, same weights."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from viewalign.errors import UserError
 from viewalign.recipes.loading import to_yaml
 from viewalign.training import loop, run
 from viewalign.training.loop import Trainer
-from viewalign.training.run import StopRequest, pretrain
+from viewalign.training.run import pretrain
+from viewalign.training.signals import StopRequest
 from viewalign.utils import precision as arithmetic
 from viewalign.utils.locks import LOCK, locked
 from viewalign.weights import checkpoints
@@ -159,7 +162,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
     process = run_command(*line[1:])
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out
-    assert f"Going on from step {step} of 16" in out
+    assert f"Resuming from step {step} of 16" in out
 
 
 def test_a_second_signal_ends_at_once():
@@ -175,10 +178,60 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_recipe, capfd):
     outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=4))
     newest = checkpoints.path_of(outcome.folder.checkpoints, 4) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    before = curve(outcome.folder)
+    before, weights = curve(outcome.folder), checkpoints.load(checkpoints.path_of(outcome.folder.checkpoints, 2))
     resumed = pretrain(tiny_recipe("checkpoint.every=2", steps=4), resume="auto")
-    assert "cannot be read" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "step_00000004 is damaged" in told
+    assert "The checkpoint of step 2 is used instead" in told
     assert curve(resumed.folder) == before
+    assert weights["position"]["step"] == 2
+    assert final_state(resumed.folder)["step"] == 4, "the damaged one is written again"
+    assert (resumed.folder.checkpoints / "step_00000004.damaged").is_dir()
+    damaged = [row for row in read_log(resumed.folder.log) if row.get("event") == "checkpoint_damaged"]
+    assert len(damaged) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["method"].pop(next(iter(state["method"]))),
+        lambda state: state["method"].update(strange=torch.zeros(1)),
+        lambda state: state["method"].update({name: value[..., None] for name, value in state["method"].items()}),
+        lambda state: state.pop("optimizer"),
+        lambda state: state["optimizer"].update(param_groups=[]),
+        lambda state: state["position"].update(speed=1),
+        lambda state: state.update(averages=[]),
+        lambda state: state["method"].update({name: value * math.nan for name, value in state["method"].items()}),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_a_sentence(change, tiny_recipe):
+    outcome = pretrain(tiny_recipe(steps=1))
+    state = final_state(outcome.folder)
+    change(state)
+    shutil.rmtree(checkpoints.path_of(outcome.folder.checkpoints, 1))
+    checkpoints.save(outcome.folder.checkpoints, 1, {k: v for k, v in state.items() if k not in {"format", "step"}})
+    with pytest.raises(UserError, match=r"does not fit this run|not finite"):
+        pretrain(tiny_recipe(steps=1), resume="auto")
+
+
+def test_a_bad_line_in_the_log_does_not_block_resuming(tiny_recipe):
+    outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=2))
+    before = read_log(outcome.folder.log)
+    with outcome.folder.log.open("ab") as file:
+        file.write(b'{"kind": "train"}\n[1}\n\xff\xfe}\n3}\n{"kind": "train", "step": "x"}\n')
+    assert pretrain(tiny_recipe(steps=2), resume="auto").finished
+    assert read_log(outcome.folder.log)[: len(before)] == before
+
+
+def test_resuming_remembers_volumes_that_were_excluded(tiny_recipe, monkeypatch):
+    pretrain(tiny_recipe(steps=1))
+    folder = RunFolder.of(tiny_recipe())
+    state = final_state(folder)
+    shutil.rmtree(checkpoints.path_of(folder.checkpoints, 1))
+    state["unreadable"] = [3]
+    checkpoints.save(folder.checkpoints, 1, {k: v for k, v in state.items() if k not in {"format", "step"}})
+    pretrain(tiny_recipe("runtime.lost_share=0.5", steps=1), resume="auto")
+    assert final_state(folder)["unreadable"] == [3]
 
 
 def test_a_checkpoint_tells_nothing_of_subjects_or_paths(tiny_recipe):

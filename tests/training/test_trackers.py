@@ -100,7 +100,7 @@ def test_a_failing_tracker_does_not_stop_the_log(tmp_path):
         log.row("train", step, {"loss": 1.0})
     log.close()
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
-    assert told == ["Gone cannot be written (the server is gone) and is left; the log goes on."]
+    assert told == ["Gone cannot be written (the server is gone) and is not used any more."]
 
 
 @pytest.mark.parametrize(("package", "tracker"), [("wandb", WandbTracker), ("mlflow", MlflowTracker)])

@@ -7,7 +7,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from viewalign.utils.io import atomic_write, write_tensors
+from viewalign.errors import UserError
+from viewalign.utils.io import atomic_write, check_file_name, visible, write_tensors
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "/etc/a", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "x" * 300, "é" * 150]
+)
+def test_names_that_would_be_paths_are_refused(name):
+    with pytest.raises(UserError, match="cannot name a file"):
+        check_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "sub-01_ses-2", "Fall 7 (links)", "é" * 90, "a..b"])
+def test_names_that_are_names_pass(name):
+    check_file_name(name)
+
+
+def test_text_of_files_cannot_command_a_terminal():
+    assert visible("a\x1b[2J\x07b\x9bc\td\né×") == "a\\x1b[2J\\x07b\\x9bc\td\né×"
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):

@@ -174,7 +174,7 @@ def test_a_primus_of_unknown_token_order(mae_file, tiny_recipe, before_first_ste
 @pytest.mark.parametrize("network", RECIPES)
 def test_a_run_and_its_export_are_starts_too(network, tiny_recipe, method_of, tmp_path):
     first = pretrain(tiny_recipe(out="first", recipe=RECIPES[network], steps=2)).folder
-    state = checkpoints.load_newest(first.checkpoints)[0]["method"]
+    state = checkpoints.load_newest(first.checkpoints)["method"]
     method = method_of("seed=5", network=network)
     start = load_initial(method, first.root, (16, 16, 16))
     assert start.report.counts() == {"loaded": len(start.report.rows), "adapted": 0, "left": 0, "fresh": 0}
@@ -211,7 +211,7 @@ def test_weights_are_of_the_first_start_alone(mae_file, tiny_recipe, capfd):
         assert resumed.finished
         assert folder.recipe().init.weights == str(path)
     assert capfd.readouterr().err.count("Starting from") == 1
-    state = checkpoints.load_newest(folder.checkpoints)[0]
+    state = checkpoints.load_newest(folder.checkpoints)
     assert "weights" not in state["recipe"]["init"]
     assert state["recipe"]["init"]["min_share"] == 0.5
     assert str(path.parent) not in repr({k: v for k, v in state.items() if k not in ("method", "optimizer")})

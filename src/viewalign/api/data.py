@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError, report_disk_full
+from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def stage(listener: Listener | None, what: str) -> Callable[[int, int], None] | 
     return None if listener is None else lambda done, total: listener(what, done, total)
 
 
-@report_disk_full()
+@report_os_errors()
 def index(
     sources: str | Path | Sequence[str | Path],
     out: str | Path = "catalogue.json",
@@ -89,9 +89,14 @@ def _write_index(found: Index, out: Path) -> None:
         raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
 
 
-@report_disk_full()
+@report_os_errors()
 def prepare(
-    source: str | Path, out: str | Path, *, on_progress: Listener | None = None, **settings: Any
+    source: str | Path,
+    out: str | Path,
+    *,
+    on_progress: Listener | None = None,
+    prune: Callable[[list[str]], bool] | None = None,
+    **settings: Any,
 ) -> PrepareReport:
     """Orient, crop, resample and normalise images into a store; images that are there already are left alone.
 
@@ -99,6 +104,8 @@ def prepare(
         source: a folder of images (NIfTI, NRRD, MetaImage, DICOM) or a catalogue of `index`.
         out: the store's folder.
         on_progress: called after each image.
+        prune: called with the entries of the store whose image is not in the source any more; returns whether to
+            remove them. Default: they stay.
         **settings: those of `viewalign settings prepare`, such as `spacing=1.5` or `workers=8`.
 
     Returns:
@@ -115,8 +122,9 @@ def prepare(
         ```
     """
     from viewalign.data.inputs import catalogue_of, stored_settings
-    from viewalign.data.prepare import Shard, prepare_records
+    from viewalign.data.prepare import prepare_records
     from viewalign.data.settings import PrepareOptions
+    from viewalign.data.shards import Shard
     from viewalign.data.worker_pool import dask_cluster
 
     wanted = checked(PrepareOptions, settings)
@@ -129,6 +137,7 @@ def prepare(
         "quality": found.quality,
         "shard": shard,
         "limits": wanted.limits(),
+        "prune": prune,
     }
     places = found.records, Path(out), stored_settings(wanted, found.records, say)
     if wanted.scheduler is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viewalign.api.data import stage
-from viewalign.errors import UserError, report_disk_full
+from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from viewalign.tasks.spec import TaskSpec
 
 
-@report_disk_full()
+@report_os_errors()
 def embed(
     encoder: str | Path,
     cases: str | Path | Sequence[str | Path],
@@ -84,7 +84,7 @@ def _cases_of(cases: str | Path | Sequence[str | Path]) -> tuple[TaskSpec, list[
     return spec, [TaskCase(str(one), str(one), {"image": Path(one)}) for one in cases]
 
 
-@report_disk_full()
+@report_os_errors()
 def probe(
     task: str | Path,
     encoders: str | Path | Sequence[str | Path],
@@ -123,7 +123,7 @@ def probe(
     return run_probe([str(one) for one in paths], task, Path(out), wanted, say or (lambda _: None))
 
 
-@report_disk_full()
+@report_os_errors()
 def evaluate(
     predictions: str | Path,
     references: str | Path,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError, report_disk_full
+from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Exported:
     text: str
 
 
-@report_disk_full()
+@report_os_errors()
 def export(run: str | Path, out: str | Path | None = None, **settings: Any) -> Exported:
     """Write the weights of a run or a fine-tuning in a form that loads elsewhere.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from viewalign.api.data import stage
-from viewalign.errors import UserError, report_disk_full
+from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.settings import checked, nested
 
@@ -77,7 +77,7 @@ def finetune(
     progress: Progress | None = None,
     **settings: Any,
 ) -> TaskOutcome: ...
-@report_disk_full()
+@report_os_errors()
 def finetune(
     kind: str,
     data: str | Path,
@@ -162,7 +162,7 @@ def _one_answer(
     return TaskOutcome(out, score, excluded, write_page(out))
 
 
-@report_disk_full()
+@report_os_errors()
 @reported_out_of_memory("cases were predicted", "Take device=cpu, or fewer workers where the CPU's memory ran out.")
 def predict(
     model: str | Path,

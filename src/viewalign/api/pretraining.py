@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import report_disk_full
+from viewalign.errors import report_os_errors
 
 if TYPE_CHECKING:
     from viewalign.config import Recipe
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from viewalign.training.run import RunResult
 
 
-@report_disk_full()
+@report_os_errors()
 def pretrain(
     recipe: str | Path | Recipe,
     data: str | Path | None = None,

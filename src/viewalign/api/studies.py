@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError, report_disk_full
+from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class StudyPlan:
         return mine if only is None else cells.only(mine, only)
 
 
-@report_disk_full()
+@report_os_errors()
 def study(
     study: str | Path, data: str | Path | None = None, out: str | Path | None = None, **settings: Any
 ) -> StudyPlan:
@@ -124,7 +124,7 @@ def study(
     return StudyPlan(chosen, Path(out or chosen.name), share.minutes, share.shard, command)
 
 
-@report_disk_full()
+@report_os_errors()
 def compare_methods(
     store: str | Path,
     images: str | Path,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,7 +36,9 @@ from viewalign.cli.recipes import methods, recipes, settings
 from viewalign.cli.report import report
 from viewalign.cli.study import compare_methods, study
 from viewalign.cli.task import task
-from viewalign.errors import UserError, report_disk_full
+from viewalign.cli.verify import verify
+from viewalign.errors import DamageWarning, UserError, report_os_errors
+from viewalign.utils.io import visible
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
@@ -42,7 +46,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Pretraining": [index, prepare, estimate, pretrain, report, export],
     "Transfer and evaluation": [predict, embed, probe, evaluate, compare, study, compare_methods],
-    "More": [demo, recipes, methods, settings, doctor, fetch],
+    "More": [demo, recipes, methods, settings, doctor, fetch, verify],
 }
 for panel, commands in _COMMANDS.items():
     for command in commands:
@@ -84,16 +88,31 @@ def main(
     """
 
 
+def _show_warning(
+    errors: Console, plain: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any
+) -> None:
+    """Print a warning of damage like an error, and others as Python does."""
+    if issubclass(category, DamageWarning):
+        errors.print(f"[bold yellow]viewalign:[/bold yellow] {escape(visible(str(message)))}")
+    else:
+        plain(message, category, *where)
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line; errors of the input end in a message and exit code 1, without a traceback."""
     # torch and its friends warn each other of their own deprecations; a user can do nothing about these.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding has no × and no →
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
     try:
-        with report_disk_full():
+        with report_os_errors():
             app(args=arguments, prog_name="viewalign")
     except UserError as problem:
-        errors.print(f"[bold red]viewalign:[/bold red] {escape(str(problem))}")
+        errors.print(f"[bold red]viewalign:[/bold red] {escape(visible(str(problem)))}")
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.")

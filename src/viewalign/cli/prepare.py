@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,10 @@ def prepare(
         Path,
         typer.Option("-o", "--out", metavar="STORE", help="The store's folder; an unfinished one is completed."),
     ],
+    prune: Annotated[
+        bool, typer.Option("--prune", help="List images that are not in the source any more, and remove them.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them without asking.")] = False,
 ) -> None:
     """Orient, crop, resample and normalise every image, and store it.
 
@@ -58,9 +63,10 @@ def prepare(
     """
     import viewalign
 
+    remove = partial(_agreed, yes) if prune else None
     try:
         with terminated_as_interrupt(), stages() as report:
-            done = viewalign.prepare(source, out, on_progress=report, **settings_of(context))
+            done = viewalign.prepare(source, out, on_progress=report, prune=remove, **settings_of(context))
     except KeyboardInterrupt as stop:
         typer.echo("Stopped. Finished images are kept; run the same command again to continue.", err=True)
         raise typer.Exit(143 if stop.args else 130) from None
@@ -88,6 +94,14 @@ def terminated_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _agreed(yes: bool, places: list[str]) -> bool:
+    """List images that left the source, and return whether they shall be removed."""
+    for place in places:
+        typer.echo(f"  {place.removeprefix('volumes/')}", err=True)
+    typer.echo(f"Not in the source any more: {len(places)} of the images in the store.", err=True)
+    return yes or typer.confirm("Remove them?", err=True)
+
+
 def _print_end(out: Path, report: PrepareReport) -> None:
     from rich.console import Console
 
@@ -106,11 +120,13 @@ def _end_of_part(report: PrepareReport) -> list[str]:
 
 
 def _end(out: Path, report: PrepareReport) -> list[str]:
-    earlier = max(report.prepared - report.made - report.skipped, 0)
+    earlier = max(report.prepared - report.made - report.skipped - report.kept, 0)
     counts = [
         f"{report.prepared} images in the store",
         f"{report.made} prepared now",
         f"{report.skipped} already there" if report.skipped else "",
+        f"{report.kept} kept as prepared before" if report.kept else "",
+        f"{report.pruned} removed" if report.pruned else "",
         f"{earlier} of other runs" if earlier else "",
         f"{len(report.excluded)} excluded" if report.excluded else "",
     ]

@@ -108,12 +108,12 @@ def write_index(store: Path, rows: Iterable[Row]) -> None:
     """Write `index.json`, sorted by id, a line per column."""
     ordered = sorted(rows, key=lambda row: row.id)
     columns = {name: [getattr(row, name) for row in ordered] for name in (*INDEX_COLUMNS, *OPTIONAL_COLUMNS)}
-    told = [
+    written = [
         (name, values)
         for name, values in columns.items()
         if name not in OPTIONAL_COLUMNS or any(value != OPTIONAL_COLUMNS[name] for value in values)
     ]
-    lines = (f"{json.dumps(name)}: {json.dumps(values, ensure_ascii=False)}" for name, values in told)
+    lines = (f"{json.dumps(name)}: {json.dumps(values, ensure_ascii=False)}" for name, values in written)
     write_bytes(store / "index.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8"))
 
 

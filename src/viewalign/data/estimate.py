@@ -1,4 +1,4 @@
-"""What preparing a catalogue will cost: headers tell the sizes, a few images the rates. Nothing is written."""
+"""What preparing a catalogue will cost: sizes come from headers, rates from a few images. Nothing is written."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Trial:
         seconds: per voxel read or stored, whichever are more.
         bytes: stored per voxel of the uncropped image.
         kept: share of voxels that cropping leaves.
-        refused: reasons that only the voxels could tell, by image tried.
+        excluded: reasons found in the voxels alone, by image tried.
     """
 
     images: int = 0

@@ -1,6 +1,6 @@
 """Files with the same content, found without reading them all.
 
-A gzip stream ends with the checksum and length of what it unpacks to, so eight bytes tell two `.nii.gz` apart whatever
+A gzip stream ends with the checksum and length of what it unpacks to, so eight bytes distinguish two `.nii.gz` whatever
 their names, dates and compression. Other files are compared by size and their first and last 64 KB, DICOM stacks by the
 instances they consist of. Only files that agree in this are read whole, for SHA-256.
 """
@@ -46,7 +46,7 @@ def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[lis
         try:
             found[key(path)].append(path)
         except (OSError, EOFError, zlib.error, ExcludedImageError):
-            continue  # unreadable files are told elsewhere
+            continue  # unreadable files are reported elsewhere
     return [group for group in found.values() if len(group) > 1]
 
 
@@ -81,7 +81,7 @@ _MANY = 500  # files from which on it pays to start processes
 
 @dataclass
 class Index:
-    """A catalogue with what was set aside and what the headers say, in the order of the images.
+    """A catalogue with what was excluded and what the headers say, in the order of the images.
 
     Attributes:
         entries: one per image taken in.
@@ -129,9 +129,9 @@ def index_sources(
 
     Args:
         sources: folders, files, patterns, tables or catalogues.
-        options: how subjects are told; what counts as a label map.
-        collection_name: first part of every image id; a catalogue given alone keeps its own.
-        on_file: called with (files judged, files in all).
+        options: how subjects are inferred; what counts as a label map.
+        collection_name: first part of every image id; a single catalogue keeps its own.
+        on_file: called with (headers read, files in all).
         workers: processes that read headers, which a header that crashes its reader cannot end; default one per core
             for many files, none for few, 0 reads them in this process.
 
@@ -147,20 +147,20 @@ def index_sources(
         index.other_files.update(each.other_files)
         index.label_files.extend(printable(path) for path in each.label_files)
     everything = _once(_distinct_datasets(findings))
-    judged = _judge_all(everything, bool(options and options.frames), workers, on_file)
-    paths = [found.path for found, header in zip(everything, judged, strict=True) if _take_in(index, found, header)]
+    headers = _read_headers(everything, bool(options and options.frames), workers, on_file)
+    paths = [found.path for found, header in zip(everything, headers, strict=True) if _take_in(index, found, header)]
     index.excluded.sort()
     _note_duplicates(index, paths)
     return index
 
 
 def refused_path(catalogue: Path) -> Path:
-    """Return where the files set aside while indexing are listed: `cat.json` → `cat.excluded.json`."""
+    """Return where the files excluded while indexing are listed: `cat.json` → `cat.excluded.json`."""
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".excluded.json")
 
 
 def write_refused(catalogue: Path, excluded: Sequence[Exclusion]) -> Path:
-    """Write the list of files set aside beside a catalogue and return its path."""
+    """Write the list of excluded files beside a catalogue and return its path."""
     path = refused_path(catalogue)
     write_json(path, [exclusion.as_json() for exclusion in excluded])
     return path
@@ -200,21 +200,21 @@ def _once(everything: Sequence[ImageRecord]) -> list[ImageRecord]:
     return list({os.fspath(found.path): found for found in reversed(everything)}.values())[::-1]
 
 
-def _judge_all(
+def _read_headers(
     everything: Sequence[ImageRecord], frames: bool, workers: int | None, on_file: Callable[[int, int], None] | None
 ) -> list[Header | str]:
     """Return the header of each file, or the reason why it is refused."""
     if workers is None:
         workers = default_workers() if len(everything) >= _MANY else 0
-    judged: list[Header | str] = [""] * len(everything)
-    for count, ((number, _), result) in enumerate(run_jobs(partial(_judge, frames), enumerate(everything), workers)):
-        judged[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
+    headers: list[Header | str] = [""] * len(everything)
+    for count, ((number, _), result) in enumerate(run_jobs(partial(_read_one, frames), enumerate(everything), workers)):
+        headers[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
         if on_file:
             on_file(count + 1, len(everything))
-    return judged
+    return headers
 
 
-def _judge(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
+def _read_one(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
     """Read one header; runs in a worker."""
     found = numbered[1]
     try:
@@ -228,7 +228,7 @@ def _judge(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
 
 
 def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
-    """Add a file to the catalogue, or to what was set aside."""
+    """Add a file to the catalogue, or to what was excluded."""
     if isinstance(header, str):
         index.excluded.append(Exclusion(printable(found.path), header))
         return False
@@ -240,7 +240,7 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
         session = subject.sessions.setdefault(found.session, Session(found.session, found.infos.session))
         name = _free_name(found, {image.name for image in session.images})
         entry = entry_of(found, name, header)
-    except OSError as error:  # gone since its header was read
+    except OSError as error:  # removed since its header was read
         index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {error.strerror}"))
         return False
     info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}

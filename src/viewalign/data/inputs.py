@@ -1,4 +1,4 @@
-"""From what a person gave, a catalogue or a folder and plain values, to records and settings of a preparation."""
+"""From a catalogue or a folder and plain values to records and settings of a preparation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The images of a catalogue or a folder, what was refused while it was made, and quality scores by image id."""
+    """The images of a catalogue or a folder, what was excluded while it was made, and quality scores by image id."""
 
     records: Sequence[Record]
     excluded: Sequence[Exclusion]
@@ -69,7 +69,7 @@ def nothing_found(sources: Sequence[str], found: Index) -> str:
     text = f"No volumes were found in {', '.join(sources)}."
     if found.excluded:
         first = found.excluded[0]
-        text += f" {len(found.excluded)} files were set aside; the first: {first.file}: {first.reason}."
+        text += f" {len(found.excluded)} files were excluded; the first: {first.file}: {first.reason}."
     if found.label_files:
         text += f" {len(found.label_files)} files look like label maps by their names (labels=true includes them)."
     if not (found.excluded or found.label_files):

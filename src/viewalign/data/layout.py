@@ -20,7 +20,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import secrets
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from viewalign.utils.io import PARTIAL_PREFIX, write_bytes
 STORE_FORMAT = "viewalign-store"
 STORE_VERSION = 2
 MASK_KINDS = ("anonymisation", "anatomy")
+_ARRAYS = (*(f".{kind}.b2nd" for kind in MASK_KINDS), ".b2nd")
 
 # Super-crops of pairs of views ÷ unpacking just their voxels (benchmarks/reads.py): blocks of 16 take 1.5 / 1.3 / 1.1
 # / 1.0 times for views of 48 / 64 / 96 / 128, blocks of 32 take 2.2 / 1.8 / 1.4 / 1.2 times, but unpack faster: at 128
@@ -65,9 +68,28 @@ def safe_name(name: str) -> str:
     return f"{clean}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
+def _write_beside(path: Path, content: bytes) -> Path:
+    """Write what shall become a file under a temporary name in its folder, flushed to disk; return that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically, keys in the order given."""
-    write_bytes(path, (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
+    """Write JSON atomically, keys in the order of `value`."""
+    write_bytes(path, _json_bytes(value))
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def read_json(path: Path) -> Any:
@@ -90,7 +112,7 @@ def compress(array: NDArray[np.generic], sizes: tuple[Size, Size] | None = None)
     chunks = (1, *(min(n, size) for n, size in zip(spatial, chunk, strict=True)))
     blocks = (1, *(min(n, size) for n, size in zip(spatial, block, strict=True)))
     cparams = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=_LEVEL, nthreads=1, typesize=array.dtype.itemsize)
-    os.environ.pop("BLOSC_NTHREADS", None)  # it would overrule the number asked for, and is written into the file
+    os.environ.pop("BLOSC_NTHREADS", None)  # it would overrule nthreads, and is written into the file
     packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=cparams)
     return bytes(packed.to_cframe())
 
@@ -103,25 +125,75 @@ def write_entry(
     masks: dict[str, NDArray[np.uint8]] | None = None,
     sizes: tuple[Size, Size] | None = None,
 ) -> None:
-    """Write one image: voxels (C, D, H, W), masks (D, H, W), and last the properties, which mark it as done.
+    """Write one image: voxels (C, D, H, W), masks (D, H, W), and the properties, which mark it as done.
 
-    `properties` gets a key `files` with the size in bytes of each array written, by suffix. `sizes` are those of chunks
-    and blocks.
+    An image that is there under the same name is replaced once all files of the new one are on the disk, so that an
+    error before that costs nothing.
+
+    Args:
+        store: the store's folder.
+        relative: the image's place in it, without suffix.
+        array: its voxels.
+        properties: what is known of it; `files` (bytes of each array, by suffix) and `crc32` (its checksum) are added.
+        masks: by kind.
+        sizes: of chunks and blocks.
     """
-    forget_entry(store, relative)
     contents = {f".{kind}.b2nd": compress(mask[None], sizes) for kind, mask in (masks or {}).items()}
     contents[".b2nd"] = compress(array, sizes)
-    for suffix, content in contents.items():
-        write_bytes(beside(store, relative, suffix), content)
-    files = {suffix: len(content) for suffix, content in sorted(contents.items())}
-    write_json(beside(store, relative, ".json"), {**properties, "files": files})
+    replace_entry(store, relative, contents, properties, _ARRAYS)
+
+
+def replace_entry(
+    store: Path, relative: str, contents: Mapping[str, bytes], properties: Mapping[str, Any], suffixes: Sequence[str]
+) -> None:
+    """Put the files of an image, by suffix, in the place of those of an earlier version of it.
+
+    Everything is written and flushed under other names before. The JSON of properties, which marks an image as done,
+    goes first and comes last, so that no mixture of two versions ever counts as an image.
+
+    Args:
+        store: the folder.
+        relative: the image's place in it, without suffix.
+        contents: bytes by suffix.
+        properties: see `write_entry`.
+        suffixes: all that files of an image may have besides `.json`; what is not in `contents` is removed.
+    """
+    sweep_entry(store, relative, suffixes)
+    sizes = {suffix: len(content) for suffix, content in sorted(contents.items())}
+    sums = {suffix: checksum(content) for suffix, content in sorted(contents.items())}
+    mark = _json_bytes({**properties, "files": sizes, "crc32": sums})
+    new: dict[str, Path] = {}
+    try:
+        for suffix, content in {**contents, ".json": mark}.items():
+            new[suffix] = _write_beside(beside(store, relative, suffix), content)
+        beside(store, relative, ".json").unlink(missing_ok=True)
+        for suffix in (*suffixes, ".json"):
+            path = beside(store, relative, suffix)
+            if suffix in new:
+                new[suffix].replace(path)
+            else:
+                path.unlink(missing_ok=True)
+    finally:
+        for temporary in new.values():
+            temporary.unlink(missing_ok=True)
+
+
+def checksum(content: bytes) -> str:
+    """Return the CRC-32 of a file's bytes as 8 hex digits."""
+    return f"{zlib.crc32(content):08x}"
 
 
 def forget_entry(store: Path, relative: str) -> None:
     """Remove an image, its mark first, and what a killed run left of it."""
-    for suffix in (".json", ".b2nd", *(f".{kind}.b2nd" for kind in MASK_KINDS)):
+    for suffix in (".json", *_ARRAYS):
+        beside(store, relative, suffix).unlink(missing_ok=True)
+    sweep_entry(store, relative)
+
+
+def sweep_entry(store: Path, relative: str, suffixes: Sequence[str] = _ARRAYS) -> None:
+    """Remove unfinished files that a killed process left of an image."""
+    for suffix in (".json", *suffixes):
         path = beside(store, relative, suffix)
-        path.unlink(missing_ok=True)
         for left in path.parent.glob(f"{PARTIAL_PREFIX}*-{glob.escape(path.name)}"):
             left.unlink(missing_ok=True)
 
@@ -151,8 +223,8 @@ class Progress:
         done: images dealt with, in whatever way.
         total: images in all.
         skipped: of those done, already in the store.
-        refused: of those done, set aside.
-        reason: why the latest image was set aside, or None if it was not.
+        excluded: of those done, excluded.
+        reason: why the latest image was excluded, or None.
         file: the latest image.
     """
 

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from viewalign.data.catalogue import Record, read_catalogue
 from viewalign.data.columns import Row, rows_on_disk, sweep_temporary, write_index
 from viewalign.data.indexing import read_refused
 from viewalign.data.inputs import quality_scores
-from viewalign.data.layout import Progress, ProgressListener, read_json, write_json
+from viewalign.data.layout import (
+    Progress,
+    ProgressListener,
+    entry_path,
+    forget_entry,
+    sweep_entry,
+    write_json,
+)
 from viewalign.data.settings import Limits, PrepareSettings
+from viewalign.data.shards import (
+    Shard,
+    excluded_in_parts,
+    forget_part,
+    leave_part,
+    missing_parts,
+    remove_parts,
+)
 from viewalign.data.sources import Exclusion
 from viewalign.data.store_header import open_for_writing, write_header
-from viewalign.data.worker import ImageOutcome, Job, entries_done, forget, unwritable, work
+from viewalign.data.worker import (
+    ImageOutcome,
+    Job,
+    entries_done,
+    stored_entries,
+    stored_image_stays,
+    unwritable,
+    work,
+)
 from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
 from viewalign.errors import UserError
 from viewalign.utils.locks import lock_folder
@@ -33,13 +56,17 @@ class PrepareReport:
         prepared: images in the store's index; of a part of a run, the images that it has seen to.
         made: images stored by this run, each frame of a 4-D image that is stored by itself counted.
         skipped: images that were there already.
-        refused: files that were set aside, sorted.
+        kept: excluded files whose image stays in the store as it was prepared before.
+        pruned: entries that were removed because their image left the catalogue.
+        excluded: files that could not be used, sorted.
         missing_parts: parts of the run that are still to come; the store is unfinished until there are none.
     """
 
     prepared: int = 0
     made: int = 0
     skipped: int = 0
+    kept: int = 0
+    pruned: int = 0
     excluded: list[Exclusion] = field(default_factory=list)
     missing_parts: list[int] = field(default_factory=list)
 
@@ -73,30 +100,41 @@ def prepare_records(
     shard: Shard | None = None,
     executor: Executor | None = None,
     limits: Limits | None = None,
+    prune: Callable[[list[str]], bool] | None = None,
 ) -> PrepareReport:
-    """Prepare images into a store; what is there already with the same recipe and source size is left alone.
+    """Prepare images into a store; what is there already, of the same recipe and source, is left alone.
 
-    The index and the report are written at the end, also when the run is interrupted. Stores of the same images and
-    settings are the same bytes, whatever number of workers, parts, interruptions and whichever executor made them.
+    Nothing is removed but what `prune` agrees to: an image whose source cannot be read any more stays as it was
+    prepared before, and is among `excluded`. The index and the report are written at the end, also when the run is
+    interrupted. Stores of the same images and settings are the same bytes, whatever number of workers, parts,
+    interruptions and whichever executor made them.
 
     Args:
         records: the images.
         store: folder, made if it is not there; images that earlier runs put there stay.
         settings: default `PrepareSettings()`.
-        workers: processes; default one per core, 0 works in this process without guard. Of an executor, a function
-            that tells how many jobs it runs at a time may be given.
-        refused: files that were set aside before, to be reported too.
+        workers: processes; default one per core, 0 works in this process without guard. For an executor, this may be a
+            function that returns how many jobs it runs at a time.
+        excluded: files that were excluded before, to be reported too.
         on_progress: called after each image.
         quality: scores by image id, for filters.
         shard: which part of the work this run does; default all of it.
         executor: any of `concurrent.futures`, such as Dask's; default processes of this machine.
         limits: time and size that one file may ask for.
+        prune: called with the entries, by place in the store, whose image is not among `records` any more, if there are
+            any; returns whether to remove them. Default: they stay. Not with several parts.
 
     Raises:
-        UserError: the folder holds something else or a store of another recipe; the disk is full; another run is at it.
+        UserError: most files are out of reach, so that nothing was begun; the folder holds something else or a store of
+            another recipe; the disk is full; another run prepares the store.
     """
     settings, shard, limits = settings or PrepareSettings(), shard or Shard(), limits or Limits()
     store = store.absolute()
+    distinct, twice = _distinct(records)
+    if executor is None:  # the workers of a cluster may see what this machine does not
+        _check_sources(shard.of(distinct))
+    if prune is not None and not shard.whole:
+        raise UserError("One part of several cannot remove images that left the catalogue; run it without a shard.")
     open_for_writing(store, settings)
     part = "" if shard.whole else f"{shard.number}-of-{shard.count}"
     with lock_folder(store, part, "divide the work: each run with its own shard=i/n"):
@@ -104,7 +142,6 @@ def prepare_records(
             sweep_temporary(store)
         else:
             forget_part(store, shard)
-        distinct, twice = _distinct(records)
         run = _Run(on_progress, PrepareReport(excluded=[*excluded, *twice]))
         jobs = [
             Job(store, record, settings, (quality or {}).get(record.image_id), limits.max_voxels)
@@ -114,6 +151,9 @@ def prepare_records(
         count = _count(workers, len(jobs))
         whole = False
         try:
+            left = _left_catalogue(store, distinct) if prune is not None else []
+            if prune is not None and left and prune(left):
+                run.report.pruned = _prune(store, left)
             for job, result in run_jobs(work, run.missing(jobs), count, limits.seconds, executor):
                 run.take(job, result)
             whole = True
@@ -122,9 +162,14 @@ def prepare_records(
     return run.report
 
 
+_READERS = 16
+"""Threads that look at sources: on a network share they wait most of the time."""
+_FRAME = re.compile(r"-frame\d{4}$")
+
+
 @dataclass
 class _Run:
-    """The tally of one run."""
+    """The counts of one run."""
 
     listener: ProgressListener | None
     report: PrepareReport
@@ -132,41 +177,82 @@ class _Run:
     done: int = 0
     refused_here: int = 0
 
-    def missing(self, jobs: Iterable[Job]) -> Iterator[Job]:
+    def missing(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Yield the jobs that are not done yet; tick off the others."""
-        for job in jobs:
-            entries = entries_done(job)
-            if entries:
-                self.report.skipped += entries
-                self.tell(job.record)
-            else:
-                yield job
+        with ThreadPoolExecutor(_READERS) as pool:
+            try:
+                for job, entries in zip(jobs, pool.map(entries_done, jobs), strict=True):
+                    if entries:
+                        self.report.skipped += entries
+                        self.report_progress(job.record)
+                    else:
+                        yield job
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def take(self, job: Job, result: ImageOutcome | WorkerLost) -> None:
         """Count one result."""
         if isinstance(result, WorkerLost):
-            forget(job)
-            self.refuse(job.record, result.reason)
-        elif result.fatal is not None:
+            sweep_entry(job.store, job.relative)
+            result = ImageOutcome(reason=result.reason, kept=len(stored_entries(job)))
+        if result.fatal is not None:
             raise UserError(result.fatal)
-        elif result.reason is not None:
-            self.refuse(job.record, result.reason)
+        if result.reason is not None:
+            self.report.kept += result.kept
+            self.exclude(job.record, stored_image_stays(result.reason) if result.kept else result.reason)
         else:
             self.report.made += result.entries
-            self.tell(job.record)
+            self.report_progress(job.record)
 
-    def refuse(self, record: Record, reason: str) -> None:
-        """Set an image aside."""
+    def exclude(self, record: Record, reason: str) -> None:
+        """Count an image that could not be prepared."""
         self.report.excluded.append(Exclusion(str(record.path), reason))
         self.refused_here += 1
-        self.tell(record, reason)
+        self.report_progress(record, reason)
 
-    def tell(self, record: Record, reason: str | None = None) -> None:
-        """Tell the listener."""
+    def report_progress(self, record: Record, reason: str | None = None) -> None:
+        """Call the listener."""
         self.done += 1
         if self.listener is not None:
             skipped = self.report.skipped
             self.listener(Progress(self.done, self.total, skipped, self.refused_here, str(record.path), reason))
+
+
+def _check_sources(records: Sequence[Record]) -> None:
+    """Refuse to begin where most files are out of reach, as after a network share was lost.
+
+    Raises:
+        UserError: they are.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        reachable = list(pool.map(lambda record: record.path.exists(), records))
+    missing = [record.path for record, there in zip(records, reachable, strict=True) if not there]
+    if 2 * len(missing) > len(records):
+        raise UserError(
+            f"{len(missing)} of the catalogue's {len(records)} files cannot be reached, such as {missing[0]}. Nothing "
+            "was changed. Is a disk or network share missing? To add images to a store whose earlier sources were "
+            "archived, prepare a catalogue of the new ones alone."
+        )
+
+
+def _prune(store: Path, entries: Collection[str]) -> int:
+    """Remove entries and the folders that become empty, whose names are those of subjects; return how many."""
+    try:
+        for relative in entries:
+            forget_entry(store, relative)
+            with contextlib.suppress(OSError):  # not empty
+                for folder in (store / relative).parents[:3]:
+                    folder.rmdir()
+    except OSError as error:
+        raise UserError(unwritable(store, error)) from None
+    return len(entries)
+
+
+def _left_catalogue(store: Path, records: Iterable[Record]) -> list[str]:
+    """Return the entries of a store, by place, whose image is not among these, sorted."""
+    stay = {entry_path(record.dataset, record.subject, record.session, record.name) for record in records}
+    found = (row.path for row, _ in rows_on_disk(store))
+    return sorted(path for path in found if path not in stay and _FRAME.sub("", path) not in stay)
 
 
 def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[Exclusion]]:
@@ -201,7 +287,7 @@ def _finish(store: Path, settings: PrepareSettings, shard: Shard, report: Prepar
         if whole:
             leave_part(store, shard, report.excluded)
         report.missing_parts = missing_parts(store, shard.count)
-        everything = None if report.missing_parts else refused_in_parts(store, shard.count)
+        everything = None if report.missing_parts else excluded_in_parts(store, shard.count)
         if everything is not None:
             report.prepared, report.excluded = _write_end(store, settings, everything), everything
             remove_parts(store)
@@ -215,10 +301,10 @@ def _write_end(store: Path, settings: PrepareSettings, excluded: Sequence[Exclus
     found = list(rows_on_disk(store))
     write_index(store, [row for row, _ in found])
     write_header(store, settings, len(found))
-    told: dict[str, Any] = {"prepared": len(found), "excluded": [exclusion.as_json() for exclusion in excluded]}
+    content: dict[str, Any] = {"prepared": len(found), "excluded": [exclusion.as_json() for exclusion in excluded]}
     if settings.dtype != "float32":
-        told["storage"] = _storage(settings, found)
-    write_json(store / "report.json", told)
+        content["storage"] = _storage(settings, found)
+    write_json(store / "report.json", content)
     return len(found)
 
 
@@ -229,71 +315,3 @@ def _storage(settings: PrepareSettings, found: Sequence[tuple[Row, dict[str, Any
     rms = math.sqrt(math.fsum(error["rms"] ** 2 * size for error, size in errors) / voxels) if voxels else 0.0
     largest = max((error["largest"] for error, _ in errors), default=0.0)
     return {"dtype": settings.dtype, "largest_error": float(f"{largest:.4g}"), "rms_error": float(f"{rms:.4g}")}
-
-
-Item = TypeVar("Item")
-_FOLDER = "parts"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `number` (from 1) of `count`."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read `i/n`.
-
-        Raises:
-            UserError: it is not of that form, or i is not within 1 to n.
-        """
-        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
-        if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
-            raise UserError(f"shard={text}: write i/n with 1 ≤ i ≤ n, such as 3/16 for the third of sixteen parts.")
-        return cls(int(match.group(1)), int(match.group(2)))
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is all there is."""
-        return self.count == 1
-
-    def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this part's items."""
-        return items[self.number - 1 :: self.count]
-
-
-def leave_part(store: Path, shard: Shard, excluded: Sequence[Exclusion]) -> None:
-    """Say that a part is done, and what it refused."""
-    write_json(_path(store, shard), [exclusion.as_json() for exclusion in sorted(set(excluded))])
-
-
-def missing_parts(store: Path, count: int) -> list[int]:
-    """Return the parts that are not done yet."""
-    return [n for n in range(1, count + 1) if not _path(store, Shard(n, count)).is_file()]
-
-
-def refused_in_parts(store: Path, count: int) -> list[Exclusion] | None:
-    """Return what all parts refused together, sorted; None where another part has tidied up in the meantime."""
-    found: set[Exclusion] = set()
-    try:
-        for n in range(1, count + 1):
-            found |= {Exclusion(entry["file"], entry["reason"]) for entry in read_json(_path(store, Shard(n, count)))}
-    except OSError:
-        return None
-    return sorted(found)
-
-
-def remove_parts(store: Path) -> None:
-    """Remove what parts have left: of this run, and of an earlier one of another count."""
-    shutil.rmtree(store / _FOLDER, ignore_errors=True)
-
-
-def forget_part(store: Path, shard: Shard) -> None:
-    """Take back that a part is done; it begins anew."""
-    _path(store, shard).unlink(missing_ok=True)
-
-
-def _path(store: Path, shard: Shard) -> Path:
-    return store / _FOLDER / f"{shard.number}-of-{shard.count}.json"

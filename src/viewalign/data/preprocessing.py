@@ -60,7 +60,7 @@ def prepare_volume(
         max_voxels: refuse an image that would have more after resampling.
 
     Raises:
-        RefusedImageError: less than two slices of content, a size beyond the limit after resampling, or no contrast.
+        ExcludedImageError: less than two slices of content, a size beyond the limit after resampling, or no contrast.
     """
     prepared = prepare_channels([volume], settings, masks, max_voxels)
     prepared.array = prepared.array[0]
@@ -137,29 +137,29 @@ def _prepare_voxels(cropped: NDArray[np.float32], new: Shape, settings: PrepareS
 def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
     """Return what a reader of the store needs; of several channels the first stands for the image."""
     first = channels[0]
-    told: dict[str, Any] = {"mean": first.mean, "std": first.std, "foreground_threshold": first.threshold}
+    facts: dict[str, Any] = {"mean": first.mean, "std": first.std, "foreground_threshold": first.threshold}
     if len(channels) > 1:
-        told["means"], told["stds"] = [c.mean for c in channels], [c.std for c in channels]
+        facts["means"], facts["stds"] = [c.mean for c in channels], [c.std for c in channels]
     if any(channel.clean.padding_value is not None for channel in channels):
-        told["padding_value"] = [channel.clean.padding_value for channel in channels]
+        facts["padding_value"] = [channel.clean.padding_value for channel in channels]
     if any(channel.clean.clipped for channel in channels):
-        told["clipped_voxels"] = [channel.clean.clipped for channel in channels]
-        told["clipped_to"] = [channel.clean.limits for channel in channels]
-    told["scale"] = [channel.packing.scale for channel in channels]
-    told["offset"] = [channel.packing.offset for channel in channels]
+        facts["clipped_voxels"] = [channel.clean.clipped for channel in channels]
+        facts["clipped_to"] = [channel.clean.limits for channel in channels]
+    facts["scale"] = [channel.packing.scale for channel in channels]
+    facts["offset"] = [channel.packing.offset for channel in channels]
     worst = max(channels, key=lambda channel: channel.packing.largest_error).packing
-    told["storage_error"] = {
+    facts["storage_error"] = {
         "largest": worst.largest_error,
         "rms": float(np.sqrt(np.mean([channel.packing.rms_error**2 for channel in channels]))),
     }
-    return told
+    return facts
 
 
 def content_box(*arrays: NDArray[np.generic]) -> Box:
     """Return the smallest box (start, stop) per axis that holds every non-zero voxel of arrays of one shape.
 
     Raises:
-        RefusedImageError: all voxels are zero, or all content lies in one slice.
+        ExcludedImageError: all voxels are zero, or all content lies in one slice.
     """
     # any(axis) over the whole array is slow on the strided axes; one pass over planes is not
     planes = np.zeros(arrays[0].shape[0], dtype=bool)
@@ -192,7 +192,7 @@ def normalise(
     false in `measured` take part in no statistic.
 
     Raises:
-        RefusedImageError: no contrast to normalise.
+        ExcludedImageError: no contrast to normalise.
     """
     if how == "none":
         return 0.0, 1.0

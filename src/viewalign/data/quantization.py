@@ -36,7 +36,7 @@ def quantize(array: NDArray[np.float32], dtype: NumberType) -> tuple[NDArray[Any
     """Return an array (D, H, W) in another number type, and how to read it.
 
     Raises:
-        RefusedImageError: its values do not fit.
+        ExcludedImageError: its values do not fit.
     """
     if dtype == "float32":
         _check_finite([array.min(), array.max()], dtype)

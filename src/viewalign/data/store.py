@@ -28,15 +28,20 @@ from viewalign.data.layout import (
     write_json,
 )
 from viewalign.data.quantization import dequantize
+from viewalign.data.verification import CheckedImages, image_damage
 from viewalign.errors import ExcludedImageError, UserError
+from viewalign.utils.memory import memory_bytes
 
+_BYTES = 8
+"""That reading a voxel takes: stored numbers and float32 values are in memory together."""
 Corner = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class Store:
     """A prepared dataset, opened for reading. Images are numbered by their sorted ids.
 
-    It holds one compact table and no open file, so it is cheap to copy into workers.
+    It holds one compact table and no open file, so it is cheap to copy into workers. Before an image is read for the
+    first time, by this process or one forked from it, its files are compared with their checksums.
 
     Attributes:
         path: the store's folder.
@@ -74,6 +79,7 @@ class Store:
         self._scales = _by_channel(columns["scale"], 1.0)
         self._offsets = _by_channel(columns["offset"], 0.0)
         self._masks = {kind: np.array(columns[kind], dtype=bool) for kind in MASK_KINDS}
+        self._checked = CheckedImages(count)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -87,17 +93,25 @@ class Store:
         if header is None:
             raise UserError(f"{folder} is no prepared store. Make one with `viewalign prepare CATALOGUE -o {folder}`.")
         try:
-            columns = read_json(folder / "index.json")
+            columns = dict(read_json(folder / "index.json"))
             missing = [name for name in INDEX_COLUMNS if name not in columns]
         except FileNotFoundError:
             raise UserError(
                 f"The store {folder} was not finished. Run the same `viewalign prepare` again; it does what is missing."
             ) from None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"The index of the store {folder} cannot be read: {error}.") from None
         if missing:
             raise UserError(f"The index of the store {folder} lacks the column `{missing[0]}`.")
-        return cls(folder, header, columns)
+        try:
+            if len({len(values) for values in columns.values()}) != 1:
+                raise ValueError("its columns have different lengths")
+            return cls(folder, header, columns)
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"The index of the store {folder} is damaged: {error}. Run the same `viewalign prepare` again; it "
+                "writes the index anew."
+            ) from None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -133,7 +147,7 @@ class Store:
 
         Raises:
             ValueError: the box is empty or reaches outside the volume.
-            RefusedImageError: the array is missing or damaged.
+            ExcludedImageError: the array is missing or damaged.
         """
         stored = self._read(k, ".b2nd", start, stop)
         if stored.dtype.kind == "i":
@@ -154,7 +168,7 @@ class Store:
 
         Raises:
             ValueError: the box is empty or reaches outside the volume.
-            RefusedImageError: the array is missing or damaged.
+            ExcludedImageError: the array is missing or damaged.
         """
         if not self.has_mask(k, kind):
             return None
@@ -164,12 +178,21 @@ class Store:
         """Return geometry, history and statistics of image k.
 
         Raises:
-            RefusedImageError: they are missing or damaged.
+            ExcludedImageError: they are missing or damaged.
         """
         try:
             return dict(read_json(beside(self.path, self._paths[k], ".json")))
         except (OSError, ValueError, TypeError) as error:
             raise ExcludedImageError(f"the properties of {self.ids[k]} cannot be read: {error}") from None
+
+    def _check(self, k: int) -> None:
+        """Compare the files of image k with their checksums.
+
+        Raises:
+            ExcludedImageError: they are not as they were written.
+        """
+        for path, reason in image_damage(beside(self.path, self._paths[k], ".json")):
+            raise ExcludedImageError(f"{self.ids[k]}: the stored file {path} is damaged: {reason}")
 
     def _read(self, k: int, suffix: str, start: Corner | None, stop: Corner | None) -> NDArray[Any]:
         shape = self.shape(k)
@@ -178,13 +201,29 @@ class Store:
         if not all(0 <= a < b <= n for a, b, n in zip(low, high, shape, strict=True)):
             raise ValueError(f"the box {low} to {high} is empty or reaches outside the volume {shape}")
         path = beside(self.path, self._paths[k], suffix)
+        wanted = (int(self.channels[k]) if suffix == ".b2nd" else 1, *shape)
         try:
+            if k not in self._checked:
+                self._check(k)
+                self._checked.add(k)
             array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-            if tuple(array.shape[1:]) != shape:
-                raise ValueError(f"its shape is {tuple(array.shape[1:])}, the index says {shape}")
+            if tuple(array.shape) != wanted:
+                raise ValueError(f"its shape is {tuple(array.shape)}, the index says {wanted}")
+            _check_size(wanted[0] * int(np.prod([b - a for a, b in zip(low, high, strict=True)], dtype=object)))
             return np.asarray(array[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))])
         except (OSError, RuntimeError, ValueError) as error:
             raise ExcludedImageError(f"{self.ids[k]}: the stored array {path} cannot be read: {error}") from None
+
+
+def _check_size(voxels: int) -> None:
+    """Refuse a box that memory has no place for, whatever an array of few bytes claims to hold.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    limit = memory_bytes() // _BYTES
+    if voxels > limit:
+        raise ValueError(f"it claims {voxels:,} voxels; the limit of this machine is {limit:,}")
 
 
 def _by_channel(values: Sequence[Sequence[float]], filling: float) -> NDArray[np.float32]:
@@ -206,11 +245,14 @@ def read_store_header(folder: Path) -> dict[str, Any] | None:
         header = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from None
     if not isinstance(header, dict) or header.get("format") != STORE_FORMAT:
         raise UserError(f"{path} does not describe a store of viewalign.")
-    if int(header.get("version", 0)) > STORE_VERSION:
+    version, recipe = header.get("version", 0), header.get("recipe")
+    if not isinstance(version, int) or not isinstance(recipe, dict | None):
+        raise UserError(f"{path} is damaged: `version` must be a whole number, and `recipe` an object or null.")
+    if version > STORE_VERSION:
         raise UserError(
             f"The store {folder} has version {header['version']}, but this viewalign reads only up to {STORE_VERSION}. "
             "Upgrade viewalign."
@@ -234,8 +276,8 @@ def store_from_arrays(
     """
     folder = Path(path)
     rows = []
-    for name, given in arrays.items():
-        array = np.asarray(given, dtype=np.float32)
+    for name, values in arrays.items():
+        array = np.asarray(values, dtype=np.float32)
         array = array[None] if array.ndim == 3 else array
         kept = {kind: (np.asarray(mask) != 0).astype(np.uint8) for kind, mask in (masks or {}).get(name, {}).items()}
         properties = {

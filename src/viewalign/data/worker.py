@@ -1,18 +1,19 @@
-"""What a worker does with one image of a catalogue: read, prepare, write. Its file can stop nothing but itself."""
+"""What a worker does with one image of a catalogue: read, prepare, write. A bad file stops no other."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viewalign.data.catalogue import Record
 from viewalign.data.content import label_map_reason
+from viewalign.data.fingerprint import record_digest, record_paths
 from viewalign.data.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
 from viewalign.data.preprocessing import Prepared, prepare_channels, prepare_volume
-from viewalign.data.readers.files import read_frames, read_mask, read_volume
+from viewalign.data.readers.files import Volume, read_frames, read_mask, read_volume
 from viewalign.data.readers.headers import MAX_VOXELS, source_bytes
 from viewalign.data.settings import RECIPE_VERSION, PrepareSettings
 from viewalign.errors import ExcludedImageError, is_full
@@ -51,50 +52,52 @@ def entries_done(job: Job) -> int:
 
     An image is one entry, or one a frame.
     """
+    there = stored_entries(job)
     try:
-        wanted = _identity(job)
+        wanted = _identity(job) if there else {}
     except OSError:
         return 0
-    if _is_there(job, job.relative, wanted):
-        return 1
-    if job.settings.frames != "volumes":
-        return 0
-    first = done_properties(job.store, _frame(job.relative, 0)) or {}
-    count = int(first.get("frames", 0))
-    named = [{**wanted, "id": _frame(str(wanted["id"]), number)} for number in range(count)]
-    whole = all(_is_there(job, _frame(job.relative, number), each) for number, each in enumerate(named))
-    return count if whole else 0
+    frames = int(there[0][1].get("frames", 1)) if there else 0
+    same = [properties for _, properties in there if _is_of(properties, wanted)]
+    return frames if len(same) == len(there) == frames else 0
 
 
-def _is_there(job: Job, relative: str, wanted: dict[str, Any]) -> bool:
-    properties = done_properties(job.store, relative)
-    return properties is not None and all(properties.get(key) == value for key, value in wanted.items())
+def _is_of(properties: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether an entry, or one of the frames of an image, was made of what is wanted."""
+    frame = properties.get("frame")
+    identity = wanted if frame is None else {**wanted, "id": _frame(str(wanted["id"]), int(frame))}
+    return all(properties.get(key) == value for key, value in identity.items())
+
+
+def stored_entries(job: Job) -> list[tuple[str, dict[str, Any]]]:
+    """Return place and properties of every complete entry that the store has of an image, whatever its source was."""
+    place = job.store / job.relative
+    marks = sorted(place.parent.glob(f"{glob.escape(place.name)}-frame[0-9][0-9][0-9][0-9].json"))
+    frames = [f"{job.relative}{mark.name[len(place.name) :].removesuffix('.json')}" for mark in marks]
+    found = [(name, done_properties(job.store, name)) for name in (job.relative, *frames)]
+    # An image of its own may have the name of a frame.
+    return [(name, facts) for name, facts in found if facts is not None and (name in frames) == ("frame" in facts)]
 
 
 def _frame(name: str, number: int) -> str:
     return f"{name}-frame{number:04d}"
 
 
-def forget(job: Job) -> None:
-    """Remove all that the store holds of an image."""
-    forget_entry(job.store, job.relative)
-    place = job.store / job.relative
-    for mark in place.parent.glob(f"{glob.escape(place.name)}-frame[0-9][0-9][0-9][0-9].b2nd"):
-        forget_entry(job.store, f"{job.relative}{mark.name[len(place.name) :].removesuffix('.b2nd')}")
-
-
 def work(job: Job) -> ImageOutcome:
-    """Prepare one image; whatever goes wrong with it is told in the outcome."""
-    return catch_image_errors(lambda: prepare_one(job), lambda: forget(job))
+    """Prepare one image; what goes wrong with it is in the outcome, and what the store has of it stays."""
+    return catch_image_errors(lambda: prepare_one(job), lambda: len(stored_entries(job)))
 
 
 def prepare_one(job: Job) -> int:
     """Read an image and its masks, prepare them and write them into the store; return the number of entries.
 
+    Entries of an earlier version of the image are replaced, or removed where there are fewer frames now.
+
     Raises:
-        RefusedImageError: it cannot be used.
+        ExcludedImageError: it cannot be used; the store is as it was.
     """
     record, settings = job.record, job.settings
+    before = _digest_if_readable(record)
     if settings.frames == "exclude":
         volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels)]
     else:
@@ -107,17 +110,38 @@ def prepare_one(job: Job) -> int:
     if record.anatomy_mask is not None:
         masks["anatomy"] = read_mask(record.anatomy_mask, volumes[0])
     whose = {**_identity(job), "subject": record.subject_id, "dataset": record.dataset}
+    if whose["source_digest"] != before:
+        raise ExcludedImageError("its file changed while it was read")
+    earlier = {name for name, _ in stored_entries(job)}
     if len(volumes) == 1 or settings.frames == "channels":
         prepared = prepare_channels(volumes, settings, masks, job.max_voxels)
         del volumes, masks
         _write(job, job.relative, whose, prepared)
-        return 1
-    for number, volume in enumerate(volumes):
-        prepared = prepare_volume(volume, settings, masks, job.max_voxels)
-        prepared.array = prepared.array[None]
-        name = {"id": _frame(record.image_id, number), "frames": len(volumes), "frame": number}
-        _write(job, _frame(job.relative, number), {**whose, **name}, prepared)
-    return len(volumes)
+        written = [job.relative]
+    else:
+        written = _write_frames(job, whose, volumes, masks)
+    for name in earlier - set(written):
+        forget_entry(job.store, name)
+    return len(written)
+
+
+def _write_frames(
+    job: Job, whose: dict[str, Any], volumes: Sequence[Volume], masks: dict[str, NDArray[Any]]
+) -> list[str]:
+    """Write every frame as an image of its own, or none; return their places."""
+    written: list[str] = []
+    try:
+        for number, volume in enumerate(volumes):
+            prepared = prepare_volume(volume, job.settings, masks, job.max_voxels)
+            prepared.array = prepared.array[None]
+            name = {"id": _frame(job.record.image_id, number), "frames": len(volumes), "frame": number}
+            written.append(_frame(job.relative, number))
+            _write(job, written[-1], {**whose, **name}, prepared)
+    except BaseException:
+        for place in written:
+            forget_entry(job.store, place)
+        raise
+    return written
 
 
 def _write(job: Job, relative: str, whose: dict[str, Any], prepared: Prepared) -> None:
@@ -130,60 +154,80 @@ def _write(job: Job, relative: str, whose: dict[str, Any], prepared: Prepared) -
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Return what must be equal for an image in the store to be the one that is asked for."""
+    """Return what must be equal for an image in the store to be the one of the catalogue."""
     record = job.record
     return {
         "id": record.image_id,
         "modality": record.modality,
         "quality": job.quality,
         "recipe_hash": job.settings.fingerprint(),
+        "source_digest": record_digest(record),
         "source_bytes": record_bytes(record),
     }
 
 
+def _digest_if_readable(record: Record) -> str | None:
+    """Return a record's digest; None where a file cannot be read, for which the reader finds the words."""
+    try:
+        return record_digest(record)
+    except OSError:
+        return None
+
+
 def record_bytes(record: Record) -> int:
     """Return the size on disk of an image and its masks."""
-    paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
-    return sum(source_bytes(path) for path in paths if path is not None)
+    return sum(source_bytes(path) for path in record_paths(record))
 
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """What became of a job: stored as so many entries, refused (a reason), or nothing can be written (fatal)."""
+    """What became of a job.
+
+    Attributes:
+        entries: entries of the store that were written.
+        reason: why the image could not be prepared, or None.
+        kept: entries of an earlier version of the image, which stay where it could not be prepared anew.
+        fatal: why nothing can be written at all, or None.
+    """
 
     entries: int = 0
     reason: str | None = None
+    kept: int = 0
     fatal: str | None = None
 
 
 class UnwritableError(Exception):
-    """The folder of results cannot be written, so that going on is useless; the text is for the user."""
+    """The folder of results cannot be written, so that no other image can be prepared; the text is for the user."""
 
 
-def catch_image_errors(prepare: Callable[[], int], forget: Callable[[], None]) -> ImageOutcome:
-    """Prepare one image and tell what became of it, whatever goes wrong.
+def catch_image_errors(prepare: Callable[[], int], stored: Callable[[], int]) -> ImageOutcome:
+    """Prepare one image and return what became of it, whatever goes wrong.
 
     Args:
-        prepare: does the work and returns the number of entries; raises `RefusedImageError` for an image that cannot
+        prepare: does the work and returns the number of entries; raises `ExcludedImageError` for an image that cannot
             be used and `UnwritableError` where nothing can be written.
-        forget: removes what there is of the image, before, and after a refusal.
+        stored: counts the entries that are there of an earlier version of the image.
     """
     try:
-        forget()
         return ImageOutcome(entries=prepare())
     except ExcludedImageError as exclusion:
-        forget()
-        return ImageOutcome(reason=str(exclusion))
+        reason = str(exclusion)
     except MemoryError:
-        return ImageOutcome(reason="there was not enough memory for it")
+        reason = "there was not enough memory for it"
     except UnwritableError as error:
         return ImageOutcome(fatal=str(error))
     except Exception as error:  # one file must never stop the run
-        return ImageOutcome(reason=f"unexpected {type(error).__name__}: {error}")
+        reason = f"unexpected {type(error).__name__}: {error}"
+    return ImageOutcome(reason=reason, kept=stored())
+
+
+def stored_image_stays(reason: str) -> str:
+    """Return the reason of an image that could not be prepared anew, with what that means for the store."""
+    return f"{reason}; the image that was prepared before stays"
 
 
 def unwritable(folder: Path, error: OSError) -> str:
     """Say why a folder cannot be written, and what to do."""
     if is_full(error):
-        return f"The disk of {folder} is full. Make room and run the same command again; what is done stays."
-    return f"The folder {folder} cannot be written: {error.strerror}. What is done stays; run the same command again."
+        return f"The disk of {folder} is full. Free some space and run the same command again; finished images stay."
+    return f"The folder {folder} cannot be written: {error.strerror}. Finished images stay; run the same command again."

@@ -1,4 +1,4 @@
-"""A process that runs one job at a time and can be given up: when a file hangs or kills it, its caller lives on.
+"""A process that runs one job at a time and can be killed: a file that hangs or crashes it does not affect its caller.
 
 It is started with `subprocess`, not `multiprocessing`, because the workers of a Dask cluster are daemons, which
 `multiprocessing` forbids to have children. Jobs and results travel over a pair of sockets that only the two hold.
@@ -62,7 +62,7 @@ class SubprocessWorker:
         Args:
             work: a function of a module, which the other process imports.
             job: sent as it is.
-            seconds: how long it may take before it is given up; None waits for ever.
+            seconds: how long it may take before the process is killed; None for no limit.
 
         Raises:
             UserError: no process can be started.
@@ -117,7 +117,7 @@ class SubprocessWorker:
 
 
 def serve(handle: int) -> None:
-    """Be the other process: take jobs until the caller is gone or has had none for a while."""
+    """Run in the other process: take jobs until the caller has ended or has sent none for a while."""
     for number in (signal.SIGINT, signal.SIGTERM):  # these are for the caller, who ends its processes itself
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(handle)
@@ -137,7 +137,7 @@ def serve(handle: int) -> None:
 
 
 def _listen(connection: Any, inbox: queue.SimpleQueue[Any]) -> None:
-    """Pass jobs on; when the caller is gone, end at once, in the middle of a job too."""
+    """Pass jobs on; end at once when the caller has ended, in the middle of a job too."""
     try:
         while True:
             inbox.put(connection.recv())
@@ -147,7 +147,7 @@ def _listen(connection: Any, inbox: queue.SimpleQueue[Any]) -> None:
 
 _AHEAD = 2  # jobs handed out per worker: enough that none waits, few enough that memory does not grow
 _LOST_WORKER = ("KilledWorker", "FutureCancelledError")  # Dask's, which need not be installed
-_POLL_SECONDS = 10.0  # how often it is asked whether a cluster has grown
+_POLL_SECONDS = 10.0  # interval between checks whether a cluster has grown
 
 _mine = threading.local()
 
@@ -172,7 +172,7 @@ def run_jobs(
     Args:
         work: a function of a module, so that it can be sent to another process.
         jobs: taken one by one, never more than a few ahead of the results.
-        workers: how many jobs run at a time, or a function that tells; 0 runs everything in this process, unguarded.
+        workers: how many jobs run at a time, or a function that returns it; 0 runs all in this process, unguarded.
         seconds: how long a job may take.
         executor: who runs the jobs; None makes threads here, each with its child.
     """
@@ -203,7 +203,7 @@ def run_jobs(
 def _guarded(
     work: Callable[[Job], Result], seconds: float | None, children: set[SubprocessWorker] | None, job: Job
 ) -> Result | WorkerLost:
-    """Run a job in this thread's child process; `children` is told of a new one."""
+    """Run a job in this thread's child process; `children` gets each new one."""
     if not hasattr(_mine, "child"):
         _mine.child = SubprocessWorker()
     if children is not None:
@@ -256,7 +256,7 @@ class Cluster:
 
     Attributes:
         executor: takes them.
-        threads: tells how many jobs it runs at a time just now; a cluster may grow and shrink.
+        threads: returns how many jobs it runs at a time at present; a cluster may grow and shrink.
         workers: how many workers it had at the start.
     """
 

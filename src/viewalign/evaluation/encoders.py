@@ -111,7 +111,7 @@ def _pooling(encoder: str | Path, source: sources.Source) -> dict[str, torch.Ten
     run = RunFolder(Path(encoder))
     if source.family != "primus" or not run.config.is_file():
         return {}
-    state, _ = checkpoints.load_newest(run.checkpoints)
+    state = checkpoints.load_newest(run.checkpoints)
     own = {k.removeprefix("student.backbone."): v for k, v in (state or {"method": {}})["method"].items()}
     return {k: v for k, v in own.items() if k.startswith(_OWN_POOLING)}
 

@@ -128,7 +128,8 @@ class ConsistentViewAlignment(Method):
             terms["contrastive"], logs["contrast_accuracy"] = contrast.loss, contrast.accuracy
         weights = vars(self._weights)
         loss = torch.stack([weights[name] * term for name, term in terms.items() if weights[name]]).sum()
-        logs = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **logs}
+        named = {name if weights[name] else f"{name}_not_in_loss": term.detach() for name, term in terms.items()}
+        logs = {"loss": loss.detach(), **named, **logs}
         if not return_diagnostics:
             return StepResult(loss, logs)
         return StepResult(loss, logs, features, {**pictures, "features": latents["shown"].flatten(0, 1)})

@@ -6,6 +6,7 @@ of this package (docs/health.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,6 +110,38 @@ MEASURES = (
         "Expected with geometry=latentcampus; otherwise this is a bug: please report it with the recipe.",
     ),
 )
+
+LOSS_RISE = Measure(
+    "loss",
+    "Training loss",
+    1.5,
+    10.0,
+    "The latest mean of the training loss, over its first one.",
+    "Lower optim.lr, or lengthen optim.warmup_steps.",
+)
+SKIPPED_SHARE = Measure(
+    "skipped",
+    "Steps skipped",
+    0.0,
+    0.01,
+    "Steps whose loss or gradient was not finite; they change no weight.",
+    "Look at the volumes named in the log, lower optim.lr, or set runtime.precision=fp32.",
+)
+_SCALE_SEARCH, _SCALE_GROWTH = 16, 2000
+"""torch's gradient scaler starts at 2^16, is halved by a step that overflows, and doubled after 2,000 that do not."""
+
+
+def unexpected_skips(skipped: int, steps: int, precision: str) -> int:
+    """Return how many steps were skipped beyond those by which the gradient scaler of fp16 finds its scale."""
+    expected = _SCALE_SEARCH + steps // _SCALE_GROWTH if precision == "fp16" else 0
+    return max(0, skipped - expected)
+
+
+def loss_level(first: float, latest: float) -> Level:
+    """Return how a training loss stands against its first value; losses that may be negative rise by |first|."""
+    if not math.isfinite(latest):
+        return "bad"
+    return LOSS_RISE.level(1 + (latest - first) / max(abs(first), 1e-12))
 
 
 def sentence(measure: Measure, value: float) -> str:

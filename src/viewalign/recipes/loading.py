@@ -126,14 +126,24 @@ def to_yaml(recipe: Recipe, comments: bool = False) -> str:
     return text
 
 
-def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a recipe with all that it is based on; return its settings, and those of them from files of the user's."""
+def _read(name_or_path: str, above: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a recipe with all that it is based on; return its settings, and those of them from files of the user's.
+
+    Args:
+        name_or_path: of the recipe.
+        above: the recipes that are based on it.
+
+    Raises:
+        UserError: it is based on itself, or there is no such recipe.
+    """
+    if name_or_path in above:
+        raise UserError(f"The recipe {name_or_path} is based on itself ({' → '.join([*above, name_or_path])}).")
     path = Path(name_or_path)
     mine = path.suffix in {".yaml", ".yml"} and path.is_file()
     if mine:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     elif name_or_path in names():
-        text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text()
+        text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         raise UserError(
             f"There is no recipe '{name_or_path}'{closest(name_or_path, names())}. "
@@ -141,7 +151,7 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     tree = parse_yaml(text, name_or_path)
     base = tree.pop("base", None)
-    below, own = _read(str(base)) if base else ({}, {})
+    below, own = _read(str(base), (*above, name_or_path)) if base else ({}, {})
     return merged(below, tree), merged(own, tree) if mine else {}
 
 
@@ -165,5 +175,5 @@ def _put(tree: dict[str, Any], key: str, value: Any, known: Sequence[str]) -> No
 
 def headline(name: str) -> str:
     """Return a recipe's first line, which says in a comment what it is."""
-    text = resources.files("viewalign.recipes").joinpath(f"{name}.yaml").read_text()
+    text = resources.files("viewalign.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return text.splitlines()[0].removeprefix("#").strip()

@@ -56,6 +56,7 @@ class RunRecord:
         pictures: arrays for the pictures; empty without any.
         probe: the probe's result; empty without one.
         note: on the data.
+        damaged: a sentence on the newest checkpoint, if it is damaged.
         problems: what could not be read.
     """
 
@@ -66,6 +67,7 @@ class RunRecord:
     pictures: dict[str, Array] = field(default_factory=dict)
     probe: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    damaged: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def of(self, kind: str) -> Iterator[Row]:
@@ -140,14 +142,18 @@ def read_run(root: Path) -> RunRecord:
         raise UserError(f"{folder.config} does not hold settings.")
     problems: list[str] = []
     note = root / "data_note.txt"
+    saved = tuple(checkpoints.steps(folder.checkpoints))
+    newest = checkpoints.path_of(folder.checkpoints, saved[-1]) if saved else None
+    reason = checkpoints.damage(newest) if newest else None
     return RunRecord(
         name=root.resolve().name,
         config=config,
         rows=rows,
-        saved=tuple(checkpoints.steps(folder.checkpoints)),
+        saved=saved,
         pictures=_pictures(folder.pictures, problems),
         probe=_probe(root / "probe.json", problems),
         note=note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else "",
+        damaged=(f"The checkpoint of step {saved[-1]:,} is damaged: {reason}.",) if reason else (),
         problems=tuple(problems),
     )
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from viewalign.methods.health import MEASURES, Level, Measure
+from viewalign.methods.health import (
+    LOSS_RISE,
+    MEASURES,
+    SKIPPED_SHARE,
+    Level,
+    Measure,
+    loss_level,
+    unexpected_skips,
+)
 from viewalign.reports.page import counted, number, percent
 from viewalign.reports.run_data import Row, RunRecord, Series, setting
 
@@ -21,10 +29,6 @@ WAIT = Measure(
     "Share of the training time in which the network stood idle because no batch was ready (latest log row).",
     "Raise runtime.workers, or put the store on a fast local disk.",
 )
-SKIPPED_WATCH = 0.01
-_SCALE_SEARCH, _SCALE_GROWTH = 16, 2000
-"""torch's gradient scaler starts at 2^16, is halved by a step that overflows, and doubled after 2,000 that do not."""
-"""Up to this share of steps, skipped steps are worth watching; beyond it they are a fault."""
 RISE = 1.05
 """A held-out loss this many times its lowest value has risen."""
 EARLY_STEPS, EARLY_SHARE = 100, 0.05
@@ -115,11 +119,13 @@ def assess(run: RunRecord) -> list[Finding]:
     """Evaluate what the run logged, features first."""
     found = [_measure(run, measure) for measure in MEASURES]
     found += [
+        _loss(run),
         _held_out(run),
         _waiting(run),
         _skipped(run),
         _unreadable(run),
         _unsaved(run),
+        _damaged(run),
         _small(run),
         _probe(run),
     ]
@@ -214,22 +220,37 @@ def _held_out(run: RunRecord) -> Finding | None:
     )
 
 
+def _loss(run: RunRecord) -> Finding | None:
+    series = run.series("train", LOSS_RISE.name)
+    if len(series) < 2:
+        return None
+    first = series.values[0]
+    level = loss_level(first, series.last)
+    verdict = {
+        "good": f"It began at {number(first)} and has not risen.",
+        "watch": f"It began at {number(first)} and has risen.",
+        "bad": f"It began at {number(first)}: the training diverges.",
+    }[level]
+    remedy = "" if level == "good" else LOSS_RISE.remedy
+    return Finding(LOSS_RISE.title, number(series.last), level, verdict, LOSS_RISE.means, remedy, None, series)
+
+
 def _skipped(run: RunRecord) -> Finding | None:
     if not run.step:
         return None
     count = len(run.events("skipped"))
     share = count / run.step
     fp16 = setting(run.config, "runtime.precision") == "fp16"
-    expected = _SCALE_SEARCH + run.step // _SCALE_GROWTH if fp16 else 0
-    level: Level = "good" if count <= expected else "watch" if share <= SKIPPED_WATCH else "bad"
+    unexpected = unexpected_skips(count, run.step, "fp16" if fp16 else "")
+    level = SKIPPED_SHARE.level(share) if unexpected else "good"
     return Finding(
-        "Steps skipped",
+        SKIPPED_SHARE.title,
         number(count),
         level,
         f"{counted(count, 'step')} of {run.step:,} ({percent(share)})." if count else "No step was skipped.",
-        "Steps whose loss or gradient was not finite; they do not change weights."
-        + (f" With fp16, up to {expected} are those by which the gradient scaler finds its scale." if fp16 else ""),
-        "Look at the volumes named below, lower optim.lr, or set runtime.precision=fp32." if count > expected else "",
+        SKIPPED_SHARE.means
+        + (" With fp16, some of them are those by which the gradient scaler finds its scale." if fp16 else ""),
+        SKIPPED_SHARE.remedy if unexpected else "",
     )
 
 
@@ -265,6 +286,20 @@ def _unsaved(run: RunRecord) -> Finding | None:
         + ("a later checkpoint was written." if mended else "none was written since."),
         "Without a new checkpoint, an interrupted run resumes from an older checkpoint.",
         "Free some space on the run's disk.",
+    )
+
+
+def _damaged(run: RunRecord) -> Finding | None:
+    found = run.events("checkpoint_damaged")
+    if not found and not run.damaged:
+        return None
+    return Finding(
+        "Damaged checkpoints",
+        number(max(len(run.damaged), 1)),
+        "bad" if run.damaged else "watch",
+        " ".join(run.damaged or [str(row.get("reason", "")) for row in found]),
+        "A checkpoint whose files are not as they were written; the newest that is not damaged is used in its place.",
+        "Check the disk. With --resume the run writes it again, and keeps the damaged one under another name.",
     )
 
 

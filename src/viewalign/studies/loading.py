@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 def headline(name: str) -> str:
     """Return the description of a built-in study, from its first line."""
-    text: str = _folder().joinpath(f"{name}.yaml").read_text()
+    text: str = _folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return text.splitlines()[0].removeprefix("#").strip()
 
 
@@ -103,7 +103,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         text = path.read_text(encoding="utf-8")
     elif built_in:
-        text = _folder().joinpath(f"{name_or_path}.yaml").read_text()
+        text = _folder().joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         raise UserError(
             f"There is no study '{name_or_path}'{closest(name_or_path, names())}. "

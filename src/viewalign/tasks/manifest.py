@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from viewalign.errors import UserError
 from viewalign.tasks.spec import TaskSpec, task_file
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import atomic_write, check_file_name
 
 FILES = ("manifest.csv", "manifest.jsonl")
 _IMAGE = "image."
@@ -131,6 +131,7 @@ def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bo
     name, split, mask, fold = text["case"], text.get("split") or "train", text.get("mask"), text.get("fold")
     if not name:
         raise UserError("has no name in the column 'case'")
+    check_file_name(name)
     images = {key.removeprefix(_IMAGE): folder / path for key, path in text.items() if key.startswith(_IMAGE) and path}
     check_images(images, spec)
     if split not in ("train", "test"):

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.process
+import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from viewalign.errors import ExcludedImageError, UserError
+from viewalign.training.signals import leave_signals_to_the_run
 from viewalign.utils.distributed import gather_objects
 from viewalign.utils.rng import make_rng
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSource
 
 _FEWEST, _MOST, _NONE_BELOW = 5, 200, 20
+_POLL = 10
+"""Seconds after which a loader that waits for a batch looks whether its workers live."""
+_TIME_LIMIT = 1800
+"""Seconds that a batch may take to be read by workers; then the run ends instead of waiting for ever."""
+_SOCKET_NAME = 30
+"""Characters that Python adds to its temporary folder for the address of a socket, rounded up."""
+_SOCKET_ADDRESS = 104
+"""Characters that the address of a socket may have; Linux takes a few more."""
 _REVIVALS = 10
 """Deaths of workers in a row without a step after which the run stops."""
 _LOST = (ConnectionError, EOFError, FileNotFoundError)
@@ -114,6 +130,8 @@ def batches(
         UserError: volumes cannot be read, or workers die repeatedly.
     """
     step, deaths = first, 0
+    if workers:
+        use_short_socket_folder()
     while step < last:
         loader = DataLoader(
             reader,
@@ -122,11 +140,12 @@ def batches(
             num_workers=workers,
             pin_memory=pin,
             worker_init_fn=_init_worker,
+            timeout=_POLL if workers else 0,
         )
         try:
             reading = iter(loader)
             with _worker_deaths_only_while_reading():
-                for samples in reading:
+                for samples in _within_limit(reading, step):
                     yield samples
                     step, deaths = step + 1, 0
         except ExcludedImageError as problem:
@@ -141,6 +160,55 @@ def batches(
                     f"Workers died {deaths} times in a row before step {step + 1} ({_first_line(problem)}). "
                     "The usual cause is too little memory: lower runtime.workers, or use a machine with more."
                 ) from problem
+
+
+def _within_limit(reading: Iterator[Samples], step: int) -> Iterator[Samples]:
+    """Yield batches; a loader's own time limit cannot do this, for it looks after its workers only when that is over.
+
+    Raises:
+        UserError: a batch takes too long.
+    """
+    begin = time.monotonic()
+    while True:
+        try:
+            samples = next(reading, None)
+        except RuntimeError as problem:
+            if "timed out after" not in str(problem):
+                raise
+            if time.monotonic() - begin < _TIME_LIMIT:
+                continue
+            raise UserError(
+                f"No batch was read within {_TIME_LIMIT} s before step {step + 1}. The file system of the store does "
+                "not answer, or the machine has stopped the readers. The last checkpoint stays; continue with --resume "
+                "auto."
+            ) from None
+        if samples is None:
+            return
+        yield samples
+        begin, step = time.monotonic(), step + 1
+
+
+def use_short_socket_folder() -> None:
+    """Let readers make their sockets in another temporary folder where $TMPDIR is too long for the address of one.
+
+    Batches come through sockets whose addresses are paths. A reader that cannot make one would never answer.
+
+    Raises:
+        UserError: no other folder can be written.
+    """
+    config: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    used = config.get("tempdir") or f"{tempfile.gettempdir()}/pymp-12345678"
+    if len(os.fsencode(used)) + _SOCKET_NAME <= _SOCKET_ADDRESS:
+        return
+    for folder in ("/tmp", "/var/tmp"):
+        with suppress(OSError):
+            config["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=folder)  # readers inherit this
+            atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
+            return
+    raise UserError(
+        f"TMPDIR={tempfile.gettempdir()} is too long: readers make sockets there, whose addresses may have "
+        f"{_SOCKET_ADDRESS} characters. Set TMPDIR to a shorter folder, or runtime.workers=0."
+    )
 
 
 def _first_line(problem: Exception) -> str:
@@ -171,9 +239,8 @@ def _worker_deaths_only_while_reading() -> Iterator[None]:
 
 
 def _init_worker(worker: int) -> None:  # noqa: ARG001
-    """Leave Ctrl-C, which reaches every process of a terminal, to the run, and be silent when the run is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leave signals to the run, and be silent when the run has ended."""
+    leave_signals_to_the_run()
     sys.excepthook = _report_worker_error
 
 

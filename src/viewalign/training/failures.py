@@ -24,7 +24,7 @@ _LINGER = 2.0
 """Seconds that a failed process stays after its announcement, so that the others read it before connections close."""
 
 _PATIENCE = 20.0
-"""Seconds after which a process that still waits for a failed one is ended: NCCL's waits do not see that it is gone."""
+"""Seconds after which a process that still waits for a failed one is ended: NCCL's waits do not notice its end."""
 
 
 class Failures:

@@ -24,7 +24,7 @@ from viewalign.utils.precision import choose_device
 from viewalign.weights.run_folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
-"""What a collective says when another process is gone."""
+"""What a collective says when another process has ended."""
 
 _FIRST_PROCESS = "VIEWALIGN_FIRST_PROCESS"
 """Tells the processes that a run starts who started them, from their first line on."""
@@ -70,6 +70,10 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
     accelerator: str = runtime.device
     if accelerator == "auto":
         accelerator = choose_device()
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "runtime.accelerator=cuda, but torch finds no GPU here (see `viewalign doctor`). Set it to auto or cpu."
+        )
     arithmetic.allow_tf32(runtime.tf32)
     chosen = arithmetic.settle(runtime.precision, accelerator).precision
     try:
@@ -109,7 +113,7 @@ def _end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        print("The first process of the run is gone; this one ends too.", file=sys.stderr, flush=True)
+        print("The first process of the run has ended; this one ends too.", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
@@ -144,7 +148,7 @@ def _check_agreement(chosen: arithmetic.Precision) -> None:
 
 @contextmanager
 def report_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[None]:
-    """Turn the failure of a collective, when another process is gone, into a sentence.
+    """Turn the failure of a collective, when another process has ended, into a sentence.
 
     Raises:
         UserError: another process of the run ended.
@@ -157,7 +161,7 @@ def report_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[Non
         raise UserError(
             failures.sentence
             or "Another process of this run ended unexpectedly (its message, if it left one, stands above). The last "
-            f"checkpoint in {folder.checkpoints} holds; --resume goes on from it."
+            f"checkpoint in {folder.checkpoints} is intact; --resume continues from it."
         ) from None
 
 
@@ -198,7 +202,7 @@ def _raise_on_all(fabric: Fabric, problem: str) -> None:
 
 
 def open_run_folder(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
-    """Open the run's folder on the first process and tell the others; a refusal is raised by all alike."""
+    """Open the run's folder on the first process and send it to the others; an error is raised by all alike."""
     folder, problem = RunFolder.of(recipe), ""
     if fabric.is_global_zero:
         try:

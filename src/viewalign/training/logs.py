@@ -6,6 +6,7 @@ logging costs one wait in many steps.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -20,16 +21,16 @@ from torch import Tensor
 
 from viewalign.errors import is_full
 from viewalign.training.trackers import Tracker
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import atomic_write, visible
 from viewalign.utils.precision import send
 from viewalign.weights.run_folder import read_log
 
 
 class RunLog:
-    """Writes rows of a run. Rows for which the disk has no room wait in memory and follow when it has.
+    """Writes rows of a run. Rows that do not fit on the disk wait in memory until they do.
 
     Args:
-        path: the `log.jsonl`; rows past `step` are cut away, so that a resumed run does not tell a stretch twice.
+        path: the `log.jsonl`; rows past `step` are cut away, so that a resumed run does not write steps twice.
         step: where the run begins.
         boards: where rows go besides.
         say: takes a sentence for the person who watches.
@@ -52,14 +53,14 @@ class RunLog:
             self._write()
         except OSError as problem:
             if not waited:
-                self._say(f"The log cannot be written ({problem}); its rows wait until there is room.")
+                self._say(f"The log cannot be written ({problem}); its rows wait until there is space.")
         self._on_boards(lambda board: board.row(kind, step, values))
 
     def settle(self) -> None:
         """See to it that every row is on the disk, as a checkpoint needs: what it was saved after must not be lost.
 
         Raises:
-            OSError: there is no room for them.
+            OSError: the disk has no space for them.
         """
         self._write()
         os.fsync(self._file.fileno())
@@ -89,14 +90,14 @@ class RunLog:
     def _on_boards(self, act: Callable[[Tracker], None]) -> None:
         """Do something with each board; one that fails is left, for `log.jsonl` holds everything.
 
-        Whatever another package raises must not cost a run: its server may be gone at night.
+        Whatever another package raises must not end a run: its server may be down.
         """
         for board in list(self._boards):
             try:
                 act(board)
             except Exception as problem:
                 self._boards.remove(board)
-                self._say(f"{type(board).__name__} cannot be written ({problem}) and is left; the log goes on.")
+                self._say(f"{type(board).__name__} cannot be written ({problem}) and is not used any more.")
 
 
 def _cut_back(path: Path, step: int) -> None:
@@ -107,38 +108,41 @@ def _cut_back(path: Path, step: int) -> None:
 
 
 class MetricAccumulator:
-    """Sums scalars on their device and gives their means; its state travels in checkpoints."""
+    """Sums scalars on their device and returns their means; its state is part of checkpoints.
+
+    Each scalar is divided by the number of steps that had it: some are computed now and then only.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's scalars."""
         for name, value in values.items():
             value = value.double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """Return the means since the last call, reduced over processes where asked for, and begin anew."""
-        if not self._count:
+        """Return the means since the last call, reduced over processes by `reduce`, and start again from nothing."""
+        if not self._sums:
             return {}
         # Rates and norms are known to the CPU, losses to the GPU; a stack takes no tensors of both.
         devices = [value.device for value in self._sums.values()]
         device = next((one for one in devices if one.type != "cpu"), devices[0])
-        stacked = torch.stack([send(value, device) for value in self._sums.values()]) / self._count
+        stacked = torch.stack([send(value / self._counts[name], device) for name, value in self._sums.items()])
         stacked = stacked if reduce is None else reduce(stacked)
         means = dict(zip(self._sums, stacked.tolist(), strict=True))
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
         return means
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "count": self._count}
+        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "counts": dict(self._counts)}
 
     def restore(self, states: Sequence[dict[str, Any]], rank: int, processes: int, device: torch.device) -> None:
-        """Go on from a checkpoint: with a process's own sums, or the mean of all where there are more or fewer now.
+        """Resume with a process's own sums, or with the mean of all where the number of processes is another one now.
 
         All processes have added equally many steps, so that the means over them stay what they were.
         """
@@ -147,15 +151,16 @@ class MetricAccumulator:
         else:
             names = states[0]["sums"]
             means = {name: torch.stack([one["sums"][name] for one in states]).mean(0) for name in names}
-            state = {"sums": means, "count": states[0]["count"]}
+            state = {"sums": means, "counts": states[0]["counts"]}
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._count = state["count"]
+        self._counts = dict(state["counts"])
 
 
 class ConsoleProgress:
-    """The line for the person who watches: redrawn in place on a terminal, now and then a new line elsewhere.
+    """The progress line: redrawn in place on a terminal, a new line every few seconds elsewhere.
 
-    Its stream is often a file on the disk that is full; what cannot be told then is no reason to stop.
+    Its stream may be a file on a full disk, a pipe whose reader has ended, or a terminal that was closed: what cannot
+    be written then is lost, and training continues.
     """
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 10.0, quiet: bool = False) -> None:
@@ -175,6 +180,7 @@ class ConsoleProgress:
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
+        text = visible(text)
         self._write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
         self._width = 0
 
@@ -182,6 +188,18 @@ class ConsoleProgress:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except OSError as problem:
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as problem:  # ValueError: the stream was closed
             if not is_full(problem):
-                raise
+                if self._stream is sys.stderr:
+                    _write_nowhere()
+                self._stream, self._live = io.StringIO(), False
+
+
+def _write_nowhere() -> None:
+    """Send what else goes to standard error nowhere: Python itself would fail at the end when it flushes the stream."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.__stderr__.fileno() if sys.__stderr__ else 2)
+        os.close(nowhere)

@@ -18,11 +18,13 @@ from viewalign.methods import health
 from viewalign.methods.base import Method, StepResult
 from viewalign.networks.backbone import Backbone
 from viewalign.training import accumulate, optimizers, pictures
+from viewalign.training.alerts import Alerts
 from viewalign.training.data import DataModule, Samples, UnreadableVolumes
 from viewalign.training.launch import Fabric
 from viewalign.training.logs import ConsoleProgress, MetricAccumulator, RunLog
 from viewalign.training.optimizers import Update, update_if_finite, volumes_of
 from viewalign.training.prefetch import Prefetcher
+from viewalign.training.signals import StopRequest, StopWaitingError
 from viewalign.training.state import TrainingState
 from viewalign.training.trackers import open_trackers
 from viewalign.utils.console import duration
@@ -30,10 +32,11 @@ from viewalign.utils.distributed import gather_objects, sum_over_processes
 from viewalign.utils.precision import autocast, gradient_scaler, read_later, send
 from viewalign.views.batch import ViewBatch
 from viewalign.weights import checkpoints
+from viewalign.weights.files import check_finite
 from viewalign.weights.run_folder import RunFolder
 
 Probe = Callable[[Backbone], dict[str, float]]
-"""Judges the encoder of the moment; leaves it and every generator as they were."""
+"""Evaluates the present encoder; leaves it and every generator as they were."""
 
 
 class Trainer:
@@ -44,10 +47,10 @@ class Trainer:
         method: what is trained; the loop knows only its contract.
         optimizer: over the method's parameters.
         feed: batches.
-        recipe: settings of the loop's own room.
+        recipe: settings of the loop.
         folder: the run's folder.
         facts: what the log's first row says of the run's data.
-        preparation: how the store's images were prepared, which an export must tell.
+        preparation: how the store's images were prepared, which exports state.
     """
 
     def __init__(
@@ -75,24 +78,38 @@ class Trainer:
         self._pending: Update | None = None
         self._stop_requested: Callable[[], float] = lambda: 0.0
         self.unreadable = UnreadableVolumes(feed.volumes, recipe.runtime.lost_share)
-        self.warned = set[str]()
         self.ticker = ConsoleProgress(quiet=not fabric.is_global_zero)
+        self.alerts = Alerts(self.ticker.say, precision)
         self.log: RunLog | None = None
+        self._damage: list[str] = []
 
-    def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train to the last step; returns False where `stop` ended the run early. All is saved either way."""
+    def note_damage(self, sentence: str) -> None:
+        """Report a damaged checkpoint, now and in the log that is opened later."""
+        self.ticker.say(sentence)
+        self._damage.append(sentence)
+
+    def run(self, stop: StopRequest | None = None) -> bool:
+        """Train to the last step; returns False where a signal ended the run early. All is saved either way."""
+        stop = stop or StopRequest()
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
             self.log = RunLog(self.folder.log, self.position.step, opened, self.ticker.say)
+        for sentence in self._damage:
+            self._event("checkpoint_damaged", {"reason": sentence})
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()
         begin, since = time.perf_counter(), self.position.step
         source = self.feed.train(self.position.step, self.recipe.steps)
-        batches = Prefetcher(source, self._build, self.fabric.device)
+        batches = Prefetcher(stop.items(source), self._build, self.fabric.device)
         try:
-            while self.position.step < self.recipe.steps and not self._any(stop()):
-                self._train_step(*batches.take())
+            while self.position.step < self.recipe.steps and not self._any(stop.signal is not None):
+                stop.beat()
+                try:
+                    work = batches.take()
+                except StopWaitingError:
+                    break
+                self._train_step(*work)
                 batches.prepare()
                 if self._due(self.recipe.log.every):
                     self._log_row(self.position.step - since, time.perf_counter() - begin, batches.waited)
@@ -114,15 +131,24 @@ class Trainer:
         if not self.save():
             raise UserError(
                 f"The last checkpoint of {self.folder.root} could not be written. Free some space; "
-                "--resume goes on from the one before."
+                "--resume continues from the one before."
             )
+
+    def last_words(self) -> str:
+        """Say where the run can be resumed, for one that hangs and must be ended as it is."""
+        saved = checkpoints.steps(self.folder.checkpoints)
+        newest = f"The newest checkpoint is that of step {saved[-1]}" if saved else "There is no checkpoint yet"
+        return (
+            f"At step {self.position.step} of {self.recipe.steps}. {newest}, in {self.folder.checkpoints}; "
+            "--resume continues from it."
+        )
 
     def _build(self, samples: Samples, plain: bool = False) -> ViewBatch:
         batch = self.feed.build(samples, plain)
         return batch.double() if self.exact else batch
 
     def _any(self, stop: bool) -> bool:
-        """Say whether any process was asked to stop: all end after the same step.
+        """Return whether any process is to stop: all end after the same step.
 
         With several processes the answer is that of the step before: to read the present one would wait for a GPU.
         """
@@ -192,7 +218,7 @@ class Trainer:
         return result
 
     @torch.no_grad()
-    def _judged(self, batch: ViewBatch, return_diagnostics: bool) -> StepResult:
+    def _evaluate(self, batch: ViewBatch, return_diagnostics: bool) -> StepResult:
         """Return a batch's result without gradient, in the parts in which training sees it."""
         parts = self.recipe.runtime.accumulate
         if parts > 1:
@@ -222,10 +248,10 @@ class Trainer:
         if self.fabric.is_global_zero:
             figures = health.measure(result.features)
             self._row("health", figures)
-            self._warn(figures)
+            self.alerts.features(self.position.step, figures)
         self.method.eval()
         batch = self._build(samples, plain=True)
-        shown = self._judged(batch, return_diagnostics=True)
+        shown = self._evaluate(batch, return_diagnostics=True)
         if not self.fabric.is_global_zero:
             return
         terms = self.recipe.objectives
@@ -236,15 +262,7 @@ class Trainer:
         try:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:
-            self.ticker.say(f"The report's pictures could not be written ({problem}); training goes on.")
-
-    def _warn(self, figures: dict[str, float]) -> None:
-        """Tell the person who watches, once for each figure, that it turned bad."""
-        for measure in health.MEASURES:
-            value = figures.get(measure.name)
-            if value is not None and measure.level(value) == "bad" and measure.name not in self.warned:
-                self.warned.add(measure.name)
-                self.ticker.say(f"Step {self.position.step}: {health.sentence(measure, value)}")
+            self.ticker.say(f"The report's pictures could not be written ({problem}); training continues.")
 
     def _validate(self, batches: Iterator[Samples]) -> None:
         """Measure the loss on held-out subjects, always on the same views and masks."""
@@ -252,7 +270,7 @@ class Trainer:
         self.method.eval()
         averages = MetricAccumulator()
         for samples in batches:
-            averages.add(self._judged(self._build(samples), return_diagnostics=False).logs)
+            averages.add(self._evaluate(self._build(samples), return_diagnostics=False).logs)
         means = averages.take(self._mean_over_processes)
         self._row("validation", means)
         if means.get("loss", math.inf) < self.position.best_loss:
@@ -260,19 +278,20 @@ class Trainer:
             self.save()
 
     def _probe(self) -> None:
-        """Let the main process judge the encoder on labelled cases; the others wait at the next step."""
+        """Let the main process evaluate the encoder on labelled cases; the others wait at the next step."""
         self._settle()
         if self.probe is not None and self.fabric.is_global_zero:
             figures = self.probe(self.method.encoder())
             self._row("probe", figures)
-            told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self.ticker.say(f"Step {self.position.step}: probe of frozen features  {told}")
+            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            self.ticker.say(f"Step {self.position.step}: probe of frozen features  {text}")
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         self._settle()
         if self.fabric.world_size > 1:
-            self._set_aside()
+            self._exclude_unreadable()
         means = self.averages.take(self._mean_over_processes)
+        self.alerts.loss(self.position, means.get("loss"))
         rate = steps * self.recipe.batch / max(seconds, 1e-9)
         share = waited / max(seconds, 1e-9)
         left = (self.recipe.steps - self.position.step) * seconds / max(steps, 1)
@@ -285,17 +304,17 @@ class Trainer:
         )
 
     def _note_unreadable(self, samples: Samples) -> None:
-        """Keep what could not be read; one process alone tells it at once, several with the next row of the log."""
+        """Keep what could not be read; one process alone reports it at once, several with the next row of the log."""
         self.unreadable.meet(samples)
         if self.fabric.world_size == 1:
-            self._set_aside()
+            self._exclude_unreadable()
 
-    def _set_aside(self) -> None:
-        """Tell which volumes are set aside; all processes come to the same end."""
+    def _exclude_unreadable(self) -> None:
+        """Report which volumes are excluded; all processes come to the same result."""
         for volume, reason in self.unreadable.exclude():
             self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
-            self.ticker.say(f"Volume {volume} of the store cannot be read and is set aside: {reason}")
+            self.ticker.say(f"Volume {volume} of the store cannot be read and is excluded: {reason}")
         self.unreadable.check()
 
     def _event(self, event: str, values: dict[str, Any]) -> None:
@@ -306,8 +325,13 @@ class Trainer:
             self.log.row(kind, self.position.step, values)
 
     def save(self) -> bool:
-        """Write a checkpoint; a disk that is full is told, and the last good checkpoint stays. Returns success."""
+        """Write a checkpoint; a full disk is reported, and the last good checkpoint stays. Returns success.
+
+        Raises:
+            UserError: the weights are not finite.
+        """
         state = self.state()
+        check_finite(state["method"], f"The network after step {self.position.step}")
         if not self.fabric.is_global_zero:
             return True
         folder, settings = self.folder.checkpoints, self.recipe.checkpoint
@@ -324,7 +348,7 @@ class Trainer:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the run needs to go on exactly; nothing of any subject, and no path.
+        """Return everything that the run needs to resume exactly; nothing of any subject, and no path.
 
         All processes call it together: each has averages of its own since the last row of the log.
         """
@@ -341,15 +365,28 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
-        self.method.load_state_dict(state["method"])
-        optimizers.load_state(self.optimizer, state["optimizer"])
-        if state.get("scaler"):  # empty unless the precision was fp16
-            self.scaler.load_state_dict(state["scaler"])
-        self.position = TrainingState(**state["position"])
+        """Continue from a checkpoint's state.
+
+        Raises:
+            UserError: it is not of this method and recipe.
+        """
         fabric = self.fabric
-        self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)
-        self.unreadable.aside = set(state["unreadable"])
+        try:
+            check_finite(state["method"], f"The checkpoint of step {state['step']}")
+            self.method.load_state_dict(state["method"])
+            optimizers.load_state(self.optimizer, state["optimizer"])
+            if state.get("scaler"):  # empty unless the precision was fp16
+                self.scaler.load_state_dict(state["scaler"])
+            self.position = TrainingState(**state["position"])
+            self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)
+            self.unreadable.aside = set(state["unreadable"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as problem:
+            reason = str(problem).splitlines() or [""]
+            raise UserError(
+                f"The checkpoint of step {state.get('step')} in {self.folder.checkpoints} does not fit this run "
+                f"({type(problem).__name__}: {' '.join(reason)[:300]}). It was written by another version of viewalign "
+                "or changed since. Rename its folder to resume from the one before."
+            ) from None
 
 
 def _named(volumes: list[int], name_of: Callable[[int], str]) -> str:

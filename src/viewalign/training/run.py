@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import threading
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +33,8 @@ from viewalign.training.launch import (
     report_lost_processes,
 )
 from viewalign.training.loop import Probe, Trainer
-from viewalign.training.sampling import admitted, check_channels, weights_of
+from viewalign.training.sampling import admitted, check_channels, check_contrast, weights_of
+from viewalign.training.signals import StopRequest
 from viewalign.utils.precision import settle
 from viewalign.utils.rng import make_rng
 from viewalign.views.alignment import align
@@ -59,7 +58,7 @@ class RunResult:
         folder: the run's folder.
         step, steps: how far it came of how far it shall.
         signal: the signal that came, or None. One that came in the last step leaves a run finished.
-        first: whether this is the process that tells people of it; of several one does.
+        first: whether this process reports it; of several, one does.
     """
 
     folder: RunFolder
@@ -80,7 +79,7 @@ class RunResult:
 
     @property
     def stops_caller(self) -> int | None:
-        """The exit code for one that has more to do after the run and was asked to stop, if in the run's last step."""
+        """The exit code for a caller that continues after the run, if a signal came, be it in the last step."""
         return None if self.finished and self.signal is None else 128 + (self.signal or signal.SIGTERM)
 
 
@@ -90,13 +89,13 @@ def pretrain(
     store: Store | None = None,
     probe: Probe | None = None,
 ) -> RunResult:
-    """Run a recipe to its end, or to the next Ctrl-C or SIGTERM.
+    """Run a recipe to its end, or to the next Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP.
 
     Args:
         recipe: all settings; `data` names a prepared store and `out` the run's folder.
-        resume: whether to go on from the newest checkpoint in `out`.
+        resume: whether to continue from the newest checkpoint in `out`.
         store: opened already, in place of `data`.
-        probe: judges the encoder on the schedule of `validate.probe` (`transfer.running_probe.make_probe`).
+        probe: evaluates the encoder on the schedule of `validate.probe` (`evaluation.online_probe.make_probe`).
 
     Raises:
         UserError: something about recipe, store or folder does not fit; said before any work begins.
@@ -115,25 +114,47 @@ def pretrain(
         trainer.probe = probe
         trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
         _begin(trainer, bool(resume))
-        with StopRequest() as stop, report_lost_processes(folder, failures):
-            trainer.run(lambda: stop.signal is not None)
+        stop = StopRequest(fabric.world_size == 1, trainer.last_words)
+        with stop, report_lost_processes(folder, failures):
+            trainer.run(stop)
     destroy_process_group()
     return RunResult(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
 
 
 def _begin(trainer: Trainer, resume: bool) -> None:
-    """Go on from the newest checkpoint, or start from what the recipe names; keep the recipe."""
+    """Resume from the newest checkpoint, or start from what the recipe names; keep the recipe."""
     folder, recipe, say, first = trainer.folder, trainer.recipe, trainer.ticker.say, trainer.fabric.is_global_zero
-    state, complaints = checkpoints.load_newest(folder.checkpoints) if resume else (None, [])
-    for complaint in complaints:
-        say(complaint)
+    if recipe.optim.warmup_steps > recipe.steps:  # not refused, for trials of a few steps keep their recipe's warm-up
+        say(
+            f"optim.warmup_steps={recipe.optim.warmup_steps} is longer than the run (steps={recipe.steps}): the "
+            "learning rate never reaches optim.lr."
+        )
+    state = _resumed_state(trainer) if resume else None
     if state is not None:
         trainer.restore(state)
-        say(f"Going on from step {trainer.position.step} of {recipe.steps}.")
+        say(f"Resuming from step {trainer.position.step} of {recipe.steps}.")
     else:
         initial.start_run(trainer.method, recipe, folder, say, first)
     if first:
         write_config(folder, recipe)
+
+
+def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
+    """Return the state to resume from; the first process chooses the checkpoint, for all to take the same.
+
+    Raises:
+        UserError: another process cannot read what the first one chose.
+    """
+    fabric, folder = trainer.fabric, trainer.folder.checkpoints
+    state = None
+    if fabric.is_global_zero:
+        state = checkpoints.resume_newest(folder, trainer.note_damage)
+    if fabric.world_size == 1:
+        return state
+    step: int | None = fabric.broadcast(None if state is None else state["step"])
+    if step is None or fabric.is_global_zero:
+        return state
+    return checkpoints.load(checkpoints.path_of(folder, step))
 
 
 def _open_store(recipe: Recipe) -> Store:
@@ -168,6 +189,7 @@ def assemble(
     split = data.only(data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
         raise UserError("The filters of `sampling` leave only held-out subjects; nothing is left to train on.")
+    check_contrast(store, split.train)
     count = len(np.unique(subjects[split.train]))
     if requirements.needs_multiple_subjects and count < 2:
         raise UserError(
@@ -311,34 +333,3 @@ def _feed(
         name_of=lambda k: str(store.ids[k]),
         aligned=requirements.aligned,
     )
-
-
-class StopRequest:
-    """While entered, remembers the first stop signal instead of dying of it.
-
-    Attributes:
-        signal: the number of the signal that came, or None.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        """Take over the signals, where this is the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.store import Store
-from viewalign.errors import UserError
+from viewalign.errors import ExcludedImageError, UserError
 from viewalign.utils.overrides import similar
 
 Unit = Literal["image", "subject", "dataset"]
@@ -58,6 +58,29 @@ def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> No
             f"such as {store.ids[k]} with {int(store.channels[k])}. Set network.channels to what all of them have, or "
             "prepare 4-D images with frames=volumes."
         )
+
+
+def check_contrast(store: Store, chosen: NDArray[np.int64]) -> None:
+    """Refuse a store whose volumes hold one value each, such as zeros, which teach nothing.
+
+    Volumes are read only where all have the same threshold of foreground, as such a store does, and then three.
+
+    Raises:
+        UserError: the volumes that were read hold one value each.
+    """
+    if np.ptp(store.foreground_thresholds[chosen]) > 0:
+        return
+    looked_at = chosen[np.unique(np.linspace(0, len(chosen) - 1, 3).astype(int))]
+    if all(_is_constant(store, int(k)) for k in looked_at):
+        names = ", ".join(str(store.ids[int(k)]) for k in looked_at)
+        raise UserError(f"The volumes of the store hold one value each (read: {names}); there is nothing to learn.")
+
+
+def _is_constant(store: Store, k: int) -> bool:
+    try:
+        return bool(np.ptp(store.read(k)) == 0)
+    except ExcludedImageError:  # training excludes it, and says why
+        return False
 
 
 def weights_of(

@@ -134,7 +134,7 @@ class MlflowTracker:
     def _begin(self, stored: Path, settings: dict[str, Any]) -> str:
         """Return the id of the stored run, or of a new one with these settings."""
         if stored.is_file():
-            identity = stored.read_text().strip()
+            identity = stored.read_text(encoding="utf-8").strip()
             self._client.update_run(identity, status="RUNNING")
             return identity
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "viewalign")
@@ -176,4 +176,4 @@ def _stored_id(path: Path, default: str | None) -> str:
     """Return the stored id of the run, else the default, else a new one."""
     if not path.is_file():
         path.write_text(default or uuid.uuid4().hex[:8])
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()

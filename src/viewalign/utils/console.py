@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from viewalign.utils.io import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,7 +25,7 @@ def tell_refused(excluded: Sequence[tuple[str, str]]) -> None:
         return
     typer.echo(f"{len(excluded)} cases could not be used:", err=True)
     for name, reason in excluded[:_SHOWN]:
-        typer.echo(f"  {name}: {reason}", err=True)
+        typer.echo(f"  {visible(name)}: {visible(reason)}", err=True)
     if len(excluded) > _SHOWN:
         typer.echo(f"  and {len(excluded) - _SHOWN} more", err=True)
     raise typer.Exit(EXIT_CODE)
@@ -35,7 +37,8 @@ REFUSED_SHOWN = 10
 def show_refused(console: Console, excluded: list[tuple[str, str]]) -> None:
     """Print the first few excluded files."""
     for file, reason in excluded[:REFUSED_SHOWN]:
-        console.print(f"  excluded: {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        line = visible(f"  excluded: {file}: {reason}")
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if len(excluded) > REFUSED_SHOWN:
         console.print(f"  … and {len(excluded) - REFUSED_SHOWN} more", style="yellow", highlight=False)
 

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, whatever happens while they are written."""
+"""Writing files atomically, names that are safe as file names, and text that is safe on a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from viewalign.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,31 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_bytes(content)
+
+
+_LONGEST_NAME = 200
+"""Bytes of a name; file systems take 255, and suffixes are added."""
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a name from a table or file that would be a path of its own once files are named by it.
+
+    Raises:
+        UserError: it is empty, leads to another folder, begins with a dot, is too long or has control characters.
+    """
+    if not name or name.startswith(".") or any(sign in name for sign in "/\\") or not name.isprintable():
+        raise UserError(f"{name!r} cannot name a file: it must have no slash, no control character and no dot in front")
+    if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+        raise UserError(f"{name[:40]!r}… cannot name a file: it is longer than {_LONGEST_NAME} bytes")
+
+
+def visible(text: str) -> str:
+    """Return text of files for a terminal: control characters, which could command it, become escapes such as \\x1b."""
+    return "".join(sign if sign in "\n\t" or not _is_control(sign) else f"\\x{ord(sign):02x}" for sign in text)
+
+
+def _is_control(sign: str) -> bool:
+    return ord(sign) < 32 or 127 <= ord(sign) < 160
 
 
 def write_text(path: Path, text: str) -> None:

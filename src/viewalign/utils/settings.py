@@ -19,6 +19,10 @@ from viewalign.utils.overrides import closest, format_validation_error, read_ove
 Model = TypeVar("Model", bound=BaseModel)
 
 
+_DEEPEST = 20
+"""Levels of nesting in a YAML file."""
+
+
 def as_list(value: object) -> object:
     """Read `a,b` or one value as a list, which YAML gives for `[a,b]` alone."""
     if isinstance(value, str):
@@ -60,7 +64,9 @@ Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
 class Settings(BaseModel):
     """Base of all settings: frozen, and unknown keys are rejected. Each field has a description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
 
 _OTHER_NAMES = {
@@ -186,6 +192,21 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {problem.strerror}.") from None
 
 
+def _check_nesting(text: str, source: str) -> None:
+    """Refuse aliases, by which a few lines can stand for a billion values, and settings nested beyond all use.
+
+    Raises:
+        UserError: there are some.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
+            what = "an alias (*name)" if isinstance(event, yaml.AliasEvent) else f"more than {_DEEPEST} levels"
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise UserError(f"{source} has {what} in line {line}, which recipes must not have.")
+
+
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Read YAML that must hold settings; `source` is what a message calls it.
 
@@ -193,6 +214,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         UserError: it is no YAML, or something else.
     """
     try:
+        _check_nesting(text, source)
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as problem:
         raise UserError(f"{source} is not valid YAML: {problem}") from None

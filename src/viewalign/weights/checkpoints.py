@@ -1,47 +1,60 @@
-"""Checkpoints that are whole or not there: a new folder, flushed to disk, then renamed.
+"""Checkpoints that are complete or not there: a new folder, flushed to disk, then renamed.
 
-Each one is a folder `checkpoints/step_00001000` with `state.pt` (tensors and plain values, never a pickle of code) and
-`checkpoint.json`. Nothing is ever overwritten, so a run that dies while writing leaves the last good one untouched.
+Each is a folder `checkpoints/step_00001000` with `state.pt` (tensors and plain values, never a pickle of code) and
+`checkpoint.json`, which holds the SHA-256 of the state. Nothing is overwritten, so a run that dies while writing leaves
+the last good checkpoint untouched. A damaged one is renamed to `step_00001000.damaged` when its run is resumed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
-from viewalign.errors import UserError
+from viewalign.errors import DamageWarning, UserError
+from viewalign.weights.files import sha256_of
 
 FORMAT = 1
-_PREFIX = "step_"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are incomplete, changed or of no known kind."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint and return its folder.
+    """Write a checkpoint and return its folder; one that is there already stays, unless it is damaged.
 
     Raises:
         OSError: the disk is full or cannot be written; what was there before is still there.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
+    final = path_of(folder, step)
     if final.is_dir():
-        return final
+        if damage(final) is None:
+            return final
+        rename_damaged(final)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".writing-{_PREFIX}{step:08d}"
+    partial = folder / f".writing-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         with io.FileIO(partial / "state.pt", "wb") as file:
-            taker = _Patient(file)
-            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], taker))
-            taker.settle()
+            writer = _DeferredErrors(file)
+            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
+            writer.finish()
         with (partial / "checkpoint.json").open("w") as file:
-            json.dump({"format": FORMAT, "step": step}, file)
-            _flush(file.fileno())
+            json.dump({"format": FORMAT, "step": step, "sha256": writer.sha256.hexdigest()}, file)
+            file.flush()
+            os.fsync(file.fileno())
         partial.rename(final)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
@@ -50,36 +63,42 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return final
 
 
-class _Patient:
-    """A file for torch's writer, which never sees a write fail; `settle` raises the failure afterwards, as it was.
+class _DeferredErrors:
+    """A file for torch's writer, which never sees a write fail; `finish` raises the error afterwards, as it was.
 
-    Broken off in the middle, that writer tries to write its end all the same and reports an error of its own instead.
+    Interrupted in the middle, that writer tries to write its end all the same and reports an error of its own instead.
+
+    Attributes:
+        sha256: of what was written.
     """
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
-        self._problem: OSError | None = None
+        self._error: OSError | None = None
+        self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data)
+        self.sha256.update(rest)
         try:
-            while self._problem is None and len(rest):
+            while self._error is None and len(rest):
                 rest = rest[self._file.write(rest) :]
-        except OSError as problem:
-            self._problem = problem
+        except OSError as error:
+            self._error = error
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
-    def settle(self) -> None:
-        if self._problem is not None:
-            raise self._problem
-        _flush(self._file.fileno())
+    def finish(self) -> None:
+        """Flush the file to the disk.
 
-
-def _flush(descriptor: int) -> None:
-    os.fsync(descriptor)
+        Raises:
+            OSError: some of it could not be written.
+        """
+        if self._error is not None:
+            raise self._error
+        os.fsync(self._file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -91,43 +110,106 @@ def _flush_folder(folder: Path) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, ascending."""
+    """Return the steps of the checkpoints in a folder, ascending; folders of other names are ignored."""
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name.removeprefix(_PREFIX)) for entry in folder.glob(f"{_PREFIX}*") if entry.is_dir())
+    names = (_NAME.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir())
+    return sorted(int(name[1]) for name in names if name is not None)
 
 
 def path_of(folder: Path, step: int) -> Path:
     """Return the folder of one checkpoint."""
-    return folder / f"{_PREFIX}{step:08d}"
+    return folder / f"step_{step:08d}"
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint, or None; the state is read once, for its SHA-256.
+
+    A checkpoint without a digest, of an earlier version of this package, passes as it is.
+    """
+    try:
+        facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        wanted = facts.get("sha256")
+    except (OSError, ValueError, AttributeError) as problem:
+        return f"its checkpoint.json cannot be read ({problem})"
+    if wanted is None:
+        return None
+    try:
+        if not (path / "state.pt").is_file():  # a pipe would be waited for
+            return "it has no state.pt"
+        found = sha256_of(path / "state.pt")
+    except OSError as problem:
+        return f"its state.pt cannot be read ({problem})"
+    return "its state.pt is not as it was written (SHA-256 differs)" if found != wanted else None
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state onto the CPU.
 
     Raises:
-        UserError: it is damaged, or was written by a newer version.
+        DamagedCheckpointError: its files are not what was written.
+        UserError: it was written by a newer version.
     """
+    if reason := damage(path):
+        raise DamagedCheckpointError(f"The checkpoint {path} is damaged: {reason}.")
     try:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        found = state["format"]
     except Exception as problem:
-        raise UserError(
-            f"The checkpoint {path} cannot be read ({problem}). Remove its folder to use the one before."
-        ) from None
-    if state.get("format") != FORMAT:
-        raise UserError(f"The checkpoint {path} has format {state.get('format')}; this version reads {FORMAT}.")
+        raise DamagedCheckpointError(f"The checkpoint {path} cannot be read ({problem}).") from None
+    if found != FORMAT:
+        raise UserError(f"The checkpoint {path} has format {found}; this version reads {FORMAT}.")
     return state
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Read the newest checkpoint that can be read; returns it (or None) and a sentence for each that could not."""
-    complaints: list[str] = []
+def load_newest(folder: Path, warn: Callable[[str], object] | None = None) -> dict[str, Any] | None:
+    """Read the newest checkpoint that is not damaged.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        warn: takes a sentence for each that is damaged, and for what is used instead; default is Python's warnings.
+
+    Returns:
+        Its state; None where there is none.
+    """
+    warn = warn or _warn
+    damaged = False
     for step in reversed(steps(folder)):
         try:
-            return load(path_of(folder, step)), complaints
-        except UserError as problem:
-            complaints.append(str(problem))
-    return None, complaints
+            state = load(path_of(folder, step))
+        except DamagedCheckpointError as problem:
+            warn(str(problem))
+            damaged = True
+            continue
+        if damaged:
+            warn(f"The checkpoint of step {step} is used instead, the newest that is not damaged.")
+        return state
+    return None
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, DamageWarning, stacklevel=3)
+
+
+def resume_newest(folder: Path, warn: Callable[[str], object] | None = None) -> dict[str, Any] | None:
+    """Read the newest checkpoint that is not damaged, as `load_newest`, and rename the damaged ones after it.
+
+    For a run that continues: it computes those steps again.
+    """
+    state = load_newest(folder, warn)
+    for step in steps(folder):
+        if state is None or step > state["step"]:
+            rename_damaged(path_of(folder, step))
+    return state
+
+
+def rename_damaged(path: Path) -> Path:
+    """Give a damaged checkpoint another name, kept for whoever wants to look into it, and return it."""
+    name, number = path.with_name(f"{path.name}.damaged"), 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.name}.damaged-{number}")
+    return path.rename(name)
 
 
 def prune(folder: Path, keep_last: int, keep_every: int = 0, also: tuple[int, ...] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from viewalign.config import Recipe
-from viewalign.errors import UserError
+from viewalign.errors import DamageWarning, UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.shapes import Size
 from viewalign.weights import checkpoints, remote
-from viewalign.weights.files import load_safetensors
+from viewalign.weights import names as weight_names
+from viewalign.weights.files import check_finite, load_safetensors
 from viewalign.weights.run_folder import RunFolder
 
 Weights = Literal["student", "teacher"]
 
 FORMAT = "viewalign-encoder"
 VERSION = 1
+_STATE = {"step": int, "method": dict, "recipe": dict, "preparation": dict}
+"""What a run's checkpoint must hold for its encoder to be read."""
+_MOST = 1 << 14
+"""Channels, and voxels along an axis, that an export may claim."""
 WEIGHTS_FILE, FACTS_FILE = "encoder.safetensors", "encoder.json"
 
 
@@ -53,6 +59,11 @@ class Encoder(nn.Module):
         super().__init__()
         backbone.drop_decoder()
         self.backbone, self.size, self.stride, self.facts = backbone, size, backbone.stride, facts
+        weights = {name.removeprefix("net."): value for name, value in backbone.named_parameters()}
+        family = weight_names.family_of(weights)
+        assert family is not None, "every backbone is of a known family"
+        self._image_channels = weights[weight_names.STEM[family]].shape[1]
+        self._one_size = family == "primus"
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -60,7 +71,18 @@ class Encoder(nn.Module):
         return self.backbone.stage_channels
 
     def forward(self, images: Tensor) -> EncoderOutput:
-        """Encode images (N, C, D, H, W), prepared as in pretraining."""
+        """Encode images (N, C, D, H, W), prepared as in pretraining.
+
+        Raises:
+            ValueError: another number of axes or channels, or another size than that of a Primus.
+            UserError: a size that the network cannot take.
+        """
+        channels, size = self._image_channels, tuple(images.shape[2:])
+        if images.ndim != 5 or images.shape[1] != channels:
+            raise ValueError(f"the encoder takes images (N, {channels}, D, H, W), not {tuple(images.shape)}")
+        if self._one_size and size != self.size:
+            raise ValueError(f"this encoder takes images of {self.size} voxels alone, not {size}")
+        self.backbone.check_size((size[0], size[1], size[2]), "images")
         maps = self.backbone.maps(self.backbone.encode(images))
         return EncoderOutput(maps, torch.cat([one.float().mean((2, 3, 4)) for one in maps], dim=1))
 
@@ -106,17 +128,23 @@ def _backbone(recipe: Recipe) -> Backbone:
 
 
 def run_state(folder: Path) -> tuple[Recipe, dict[str, Any]]:
-    """Return a run's recipe and the state of its newest readable checkpoint.
+    """Return a run's recipe and the state of its newest checkpoint; damaged ones are skipped with a warning.
 
     Raises:
-        UserError: no run, or no checkpoint yet.
+        UserError: no run, no checkpoint yet, or none that can be used.
     """
     run = RunFolder(folder)
     recipe = run.recipe()
-    state, complaints = checkpoints.load_newest(run.checkpoints)
+    damaged: list[str] = []
+    state = checkpoints.load_newest(run.checkpoints, damaged.append)
     if state is None:
-        told = " ".join(complaints) or "It has not come to its first checkpoint."
-        raise UserError(f"The run {folder} has no checkpoint to read. {told}")
+        reasons = " ".join(damaged) or "It has not reached its first checkpoint."
+        raise UserError(f"The run {folder} has no checkpoint to read. {reasons}")
+    missing = [key for key, kind in _STATE.items() if not isinstance(state.get(key), kind)]
+    if missing:
+        raise UserError(f"The checkpoint of step {state.get('step')} in {run.checkpoints} lacks {', '.join(missing)}.")
+    if damaged:
+        warnings.warn(" ".join(damaged), DamageWarning, stacklevel=2)
     return recipe, state
 
 
@@ -129,10 +157,10 @@ def branch_state(state: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
     prefix = f"{weights}.backbone."
     if weights == "student" and not any(name.startswith(prefix) for name in state["method"]):
         prefix = "backbone."  # a method without a teacher has one network
-    cut = {name.removeprefix(prefix): value for name, value in state["method"].items() if name.startswith(prefix)}
-    if not cut:
+    found = {name.removeprefix(prefix): value for name, value in state["method"].items() if name.startswith(prefix)}
+    if not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"This run has no {weights} weights.")
-    return cut
+    return found
 
 
 def from_run(folder: Path, weights: Weights = "student") -> Encoder:
@@ -145,11 +173,32 @@ def from_run(folder: Path, weights: Weights = "student") -> Encoder:
 
 def _from_export(folder: Path) -> Encoder:
     facts = read_facts(folder)
-    network, size = facts["network"], facts["size"]
-    backbone = build_backbone(network["name"], (size[0], size[1], size[2]), network["channels"])
+    name, channels, size = _claims(facts, folder)
     tensors, _ = load_safetensors(folder / WEIGHTS_FILE, FACTS_FILE)
-    _fill(backbone, {f"net.{name}": value for name, value in tensors.items()}, str(folder))
-    return Encoder(backbone, (size[0], size[1], size[2]), facts).eval()
+    state = {f"net.{key}": value for key, value in tensors.items()}
+    with torch.device("meta"):  # takes no memory, whatever the facts claim
+        _check_fit(build_backbone(name, size, channels), state, str(folder))
+    backbone = build_backbone(name, size, channels)
+    _fill(backbone, state, str(folder))
+    return Encoder(backbone, size, facts).eval()
+
+
+def _claims(facts: dict[str, Any], folder: Path) -> tuple[str, int, Size]:
+    """Return network, channels and view size of an export.
+
+    Raises:
+        UserError: they are not there, or are no sensible numbers.
+    """
+    network, size = facts.get("network"), facts.get("size")
+    name, channels = (network.get("name"), network.get("channels")) if isinstance(network, dict) else (None, None)
+    numbers = [channels, *(size if isinstance(size, list) and len(size) == 3 else [None])]
+    counts = [n for n in numbers if type(n) is int and 0 < n <= _MOST]
+    if not isinstance(name, str) or len(counts) < len(numbers):
+        raise UserError(
+            f"{folder / FACTS_FILE} does not describe an encoder: network.name must be a text, network.channels "
+            f"and the three numbers of size whole numbers from 1 to {_MOST}."
+        )
+    return name, counts[0], (counts[1], counts[2], counts[3])
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -159,28 +208,46 @@ def read_facts(folder: Path) -> dict[str, Any]:
         UserError: it is not of this package, or of a newer version.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text())
-    except (OSError, ValueError) as problem:
+        facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        found, version = facts.get("format"), facts.get("version", 0)
+        known = found == FORMAT and int(version) <= VERSION
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise UserError(f"{folder / FACTS_FILE} cannot be read: {problem}.") from None
-    if facts.get("format") != FORMAT or facts.get("version", 0) > VERSION:
+    if not known:
         raise UserError(
-            f"{folder / FACTS_FILE} is of format {facts.get('format')!r} version {facts.get('version')}; "
-            f"this viewalign reads {FORMAT!r} up to version {VERSION}."
+            f"{folder / FACTS_FILE} is of format {found!r} version {version}; this viewalign reads {FORMAT!r} up to "
+            f"version {VERSION}."
         )
     return facts
 
 
-def _fill(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Load every encoder weight; aliases of it need not be there."""
+def _check_fit(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+    """Refuse weights that are missing or have another shape; aliases of a weight need not be there.
+
+    Raises:
+        UserError: some do.
+    """
+    own = dict(backbone.named_parameters())
     needed = encoder_keys(backbone)
     missing = [name for name in needed if name not in state]
-    own = dict(backbone.named_parameters())
     odd = [name for name in needed if name in state and state[name].shape != own[name].shape]
     if missing or odd:
         raise UserError(
             f"The weights in {source} do not fit the network they name: {len(missing)} missing, {len(odd)} of another "
             f"shape (first: {(missing + odd)[0]})."
         )
+
+
+def _fill(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+    """Load every encoder weight.
+
+    Raises:
+        UserError: weights that do not fit, or are not finite.
+    """
+    _check_fit(backbone, state, source)
+    needed = encoder_keys(backbone)
+    check_finite({name: state[name] for name in needed}, source)
+    own = dict(backbone.named_parameters())
     with torch.no_grad():
         for name in needed:
             own[name].copy_(state[name])

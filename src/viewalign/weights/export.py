@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -22,9 +21,11 @@ from viewalign.utils.io import write_tensors
 from viewalign.weights import adaptation_plan as adaptation
 from viewalign.weights import encoder as encoders
 from viewalign.weights import model_card
+from viewalign.weights.files import check_finite, sha256_of
 from viewalign.weights.run_folder import RunFolder, read_log
 
 _STEPS_PER_EPOCH = 250
+_NNSSL_FILES = ("checkpoint_final.pth", "adaptation_plan.json")
 
 
 def export_run(
@@ -57,9 +58,9 @@ def export_run(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        _write_nnssl(partial, recipe, state, backbone)
         facts = _write_native(partial, recipe, state, backbone, weights, read_log(folder.log))
         _write_card(partial, recipe, facts, licence, cite)
-        _write_nnssl(partial, recipe, state, backbone)
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
     except (OSError, RuntimeError, SafetensorError) as problem:
@@ -70,16 +71,23 @@ def export_run(
 
 
 def _full_backbone(recipe: Recipe, state: dict[str, Any], weights: encoders.Weights) -> Backbone:
-    """Build the student with its decoder; the teacher's encoder replaces the student's where asked for."""
+    """Build the student with its decoder; the teacher's encoder replaces the student's with weights="teacher"."""
     network = recipe.network
     backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
-    backbone.load_state_dict(encoders.branch_state(state, "student"))
+    try:
+        backbone.load_state_dict(encoders.branch_state(state, "student"))
+    except RuntimeError as problem:
+        raise UserError(
+            f"The checkpoint of step {state['step']} does not fit the network {network.name} of the run's config.yaml: "
+            f"{' '.join(str(problem).split())[:300]}."
+        ) from None
     if weights == "teacher":
         averaged = encoders.branch_state(state, "teacher")
         own = dict(backbone.named_parameters())
         with torch.no_grad():
             for name in encoders.encoder_keys(backbone):
                 own[name].copy_(averaged[name])
+    check_finite(dict(backbone.named_parameters()), f"The checkpoint of step {state['step']}")
     return backbone
 
 
@@ -108,7 +116,8 @@ def _write_native(
         "preparation": state["preparation"],
         "data": {key: data[key] for key in ("volumes", "subjects") if key in data},
         "encoder_parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "sha256": _digest(folder / encoders.WEIGHTS_FILE),
+        "sha256": sha256_of(folder / encoders.WEIGHTS_FILE),
+        "sha256_of": {name: sha256_of(folder / name) for name in _NNSSL_FILES},
         "health": _verdicts(log),
         "recipe": public_settings(recipe),
     }
@@ -144,13 +153,5 @@ def _write_nnssl(folder: Path, recipe: Recipe, state: dict[str, Any], backbone: 
     everything = backbone.state_dict().items()
     state_dict = {name.removeprefix("net."): value for name, value in everything if name.startswith("net.")}
     root = adaptation.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)
-    torch.save(root, folder / "checkpoint_final.pth")
-    (folder / "adaptation_plan.json").write_text(json.dumps(plan, indent=4, sort_keys=True))
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    torch.save(root, folder / _NNSSL_FILES[0])
+    (folder / _NNSSL_FILES[1]).write_text(json.dumps(plan, indent=4, sort_keys=True))

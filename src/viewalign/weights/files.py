@@ -48,13 +48,41 @@ def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     return root
 
 
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with NaN or infinity among them; all of them are on one device, which is waited for once.
+
+    Args:
+        weights: by name.
+        source: what a message calls their origin.
+
+    Raises:
+        UserError: some are not finite; the first is named.
+    """
+    if not weights:
+        return
+    finite = torch.stack([torch.isfinite(value).all() for value in weights.values()])
+    if not finite.all():
+        name = list(weights)[int((~finite).nonzero()[0])]
+        raise UserError(f"{source} holds numbers that are not finite, in {name}; use another checkpoint.")
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits, read in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one where there is no file."""
-    try:
-        tree = json.loads(file.read_text())
-    except FileNotFoundError:
+    if not file.is_file():
         return {}
-    except (OSError, ValueError) as problem:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{file} cannot be read: {problem}.") from None
     return tree if isinstance(tree, dict) else {}
 
@@ -66,9 +94,11 @@ def load_safetensors(file: Path, facts_file: str) -> tuple[dict[str, Tensor], di
         UserError: the file is damaged, or its checksum is not the one among the facts.
     """
     facts = read_json(file.with_name(facts_file))
+    if not file.is_file():  # a pipe would be waited for
+        raise UserError(f"There are no weights at {file}.")
     try:
-        told = facts.get("sha256")
-        if told and hashlib.sha256(file.read_bytes()).hexdigest() != told:
+        digest = facts.get("sha256")
+        if digest and sha256_of(file) != digest:
             raise UserError(f"{file} is damaged: its checksum is not the one in {facts_file}.")
         return load_file(file), facts
     except (OSError, SafetensorError) as problem:

@@ -1,4 +1,4 @@
-"""Starting a run from weights: read, matched with the method's student, copied to its teacher, told in a table."""
+"""Starting a run from weights: read, matched with the method's student, copied to its teacher, reported in a table."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from viewalign.errors import UserError
 from viewalign.methods.base import Method
 from viewalign.utils.io import write_text
 from viewalign.utils.shapes import Size
-from viewalign.weights import adaptation_plan, checkpoints, loading, remote, sources
+from viewalign.weights import adaptation_plan, loading, remote, sources
 from viewalign.weights import names as weight_names
+from viewalign.weights.encoder import run_state
 from viewalign.weights.loading import FittedWeights
 from viewalign.weights.remote import resolve_checkpoint
 from viewalign.weights.run_folder import RunFolder
@@ -53,7 +54,7 @@ def load_initial(
     token_order: Literal["auto"] | Order = "auto",
     min_share: float = 0.9,
 ) -> loading.FittedWeights:
-    """Fill a method's student from given weights and start its teacher as a copy.
+    """Fill a method's student with pretrained weights and start its teacher as a copy.
 
     Args:
         method: as built; it is changed in place, and not at all where weights are refused.
@@ -87,7 +88,7 @@ def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
 
     Args:
         path: a folder or file here, or `hf:OWNER/NAME` of the Hugging Face Hub.
-        order: the token order of a Primus, where nothing tells it.
+        order: the token order of a Primus, where the file does not say it.
 
     Raises:
         UserError: weights that cannot be read.
@@ -96,9 +97,7 @@ def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
     run = RunFolder(file)
     if not run.config.is_file():
         return sources.read_weights(file, order)
-    state, complaints = checkpoints.load_newest(run.checkpoints)
-    if state is None:
-        raise UserError(" ".join([f"The run {file} has no checkpoint to start from.", *complaints]))
+    _, state = run_state(file)
     settings = state["recipe"]
     branch = weight_names.own_branch(state["method"])
     trainer, size, network = (
@@ -107,7 +106,8 @@ def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
         settings["network"],
     )
     plan = adaptation_plan.plan_of(network["name"], network["channels"], size, settings["method"], state["preparation"])
-    return sources.make_source(branch, file.name, size, trainer, order, plan)
+    source = sources.make_source(branch, file.name, size, trainer, order, plan)
+    return replace(source, notes=(f"The weights are those of step {state['step']}.", *source.notes))
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def transfer_encoder(
     token_order: Order | None = None,
     report: Path | None = None,
 ) -> FittedWeights:
-    """Put pretrained encoder weights into a network, in place, and tell what became of each.
+    """Put pretrained encoder weights into a network, in place, and report what became of each.
 
     The network may take other image channels (repeated or summed, rescaled), images of another size (a Primus's table
     of positions is resized in 3D), have other kernels (padded or folded) or another depth (what both have is matched by

@@ -1,4 +1,4 @@
-"""Which weights of one network fit which of another: matched by name, bent by stated rules alone, told in a table."""
+"""Which weights of a network fit another: matched by name, adapted by stated rules alone, reported in a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 What = Literal["loaded", "adapted", "left", "fresh"]
 Size = tuple[int, int, int]
 Adapter = Callable[[str, torch.Size, Tensor], "tuple[Tensor, str] | None"]
-"""Takes a name, the shape wanted and the tensor given; returns the bent tensor and how, or None without a rule."""
+"""Takes a name, the wanted shape and a tensor; returns the adapted tensor and how, or None without a rule."""
 
 _LINES = 8
 """How many remarks a table has at most."""
@@ -26,7 +26,7 @@ class Row:
 
     Attributes:
         name: its name in the target, or in the source where the target has none of that name.
-        what: "loaded" as it is, "adapted", "left" (given, but it does not fit), or "fresh" (none was given).
+        what: "loaded" as it is, "adapted", "left" (present, but it does not fit), or "fresh" (not present).
         note: how it was adapted, or why it was left.
         elements: how many numbers it has.
         wanted: whether the target has it; what only the source has counts in no share.
@@ -112,7 +112,7 @@ def match_weights(
     Args:
         target: what is to be filled; shapes alone are looked at.
         source: what there is, under the same names.
-        adapters: rules, the first that answers wins; asked where shapes are equal too, since equal shapes may differ in
+        adapters: rules, the first that returns a tensor is used, where shapes are equal too, since these may differ in
             meaning.
     """
     state: dict[str, Tensor] = {}
@@ -125,8 +125,8 @@ def match_weights(
         rows.append(Row(name, what, note, wanted.numel()))
         if tensor is not None:
             state[name] = tensor
-    strangers = [name for name in source if name not in target]
-    rows += [Row(name, "left", "there is no such weight here", source[name].numel(), False) for name in strangers]
+    unknown = [name for name in source if name not in target]
+    rows += [Row(name, "left", "there is no such weight here", source[name].numel(), False) for name in unknown]
     return Matched(state, Report(tuple(rows)))
 
 

@@ -49,8 +49,8 @@ def resolve_hub_name(path: str | Path) -> Path:
 def _snapshot(cache: Path) -> Path:
     """Return the snapshot that `main` stands for, else the newest."""
     main = cache / "refs" / "main"
-    if main.is_file() and (cache / "snapshots" / main.read_text().strip()).is_dir():
-        return cache / "snapshots" / main.read_text().strip()
+    if main.is_file() and (cache / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
+        return cache / "snapshots" / main.read_text(encoding="utf-8").strip()
     snapshots = sorted((cache / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime)
     if not snapshots:
         raise UserError(f"{cache} is a folder of the Hub's cache without a snapshot; fetch the model again.")

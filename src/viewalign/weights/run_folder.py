@@ -87,7 +87,7 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
     """Make a run's folder, or take up the one that is there.
 
     Args:
-        recipe: the settings asked for.
+        recipe: the requested settings.
         resume: whether a run that is there may be continued.
 
     Returns:
@@ -148,12 +148,22 @@ def write_config(folder: RunFolder, recipe: Recipe) -> None:
 
 def read_config_text(path: Path) -> dict[str, Any]:
     """Read a config file as plain data."""
-    tree: dict[str, Any] = yaml.safe_load(path.read_text())
+    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return tree
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read all whole rows of a log."""
+    """Read all rows of a log that are complete: JSON objects with a kind and a step. Other lines are left out."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    rows = (_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    complete = isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("step"), int)
+    return row if complete else None

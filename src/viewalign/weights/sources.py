@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from viewalign.errors import UserError
@@ -40,7 +39,7 @@ class Source:
         trainer_name: what wrote them, where it says so.
         notes: sentences on what was assumed or repaired.
         plan: nnssl's adaptation plan: architecture, voxel size and normalisation of the pretraining; empty where the
-            file does not tell.
+            file does not say it.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -63,7 +62,7 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
 
     Args:
         path: a `.pth` or `.safetensors` file, or a folder that holds `checkpoint_final.pth` or an export.
-        order: the token order of a Primus; by default what the trainer's name tells, see `token_order`.
+        order: the token order of a Primus; by default that of the trainer's name, see `token_order`.
 
     Raises:
         UserError: nothing there, a damaged file, a file that needs pickle, no known network, or an unknown token order.
@@ -91,16 +90,14 @@ def make_source(
     """Bring tensors to the names and the token order of this package.
 
     Raises:
-        UserError: no known network, numbers that are not finite, or a token order that nothing tells.
+        UserError: no known network, numbers that are not finite, or an unknown token order.
     """
     weights = weight_names.clean(state)
     family = weight_names.family_of(weights)
     if family is None:
         some = ", ".join(list(weights)[:3]) or "none at all"
         raise UserError(f"{file} holds no weights of a ResEnc or a Primus; its first names are {some}.")
-    odd = next((name for name, value in weights.items() if not torch.isfinite(value).all()), None)
-    if odd is not None:
-        raise UserError(f"{file} holds numbers that are not finite, in {odd}; take another checkpoint.")
+    files.check_finite(weights, file)
     source = Source(weights, family, file, size, trainer_name=trainer_name, plan=plan or {})
     return source if family == "resenc" else _order_tokens(source, order)
 

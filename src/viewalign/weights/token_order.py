@@ -31,7 +31,7 @@ _RIGHT = re.compile(r"viewalign_|\w*SimMIM|\w*Aligned|ConMAE")
 
 
 def order_of(trainer_name: str) -> Order | None:
-    """Return the token order of a Primus checkpoint by the trainer that wrote it; None where that does not tell.
+    """Return the token order of a Primus checkpoint by the trainer that wrote it; None where that does not say it.
 
     nnssl's EvaMAE trainers have "hdw"; its SimMIM trainers, LatentCampus' aligned and contrastive ones and this package
     "dhw".
@@ -42,7 +42,7 @@ def order_of(trainer_name: str) -> Order | None:
 
 
 def settle(trainer_name: str, asked: Order | None, file: str) -> Order:
-    """Return the order to assume: the one asked for, else what the trainer's name tells.
+    """Return the order to assume: the requested one, else that of the trainer's name.
 
     Raises:
         UserError: neither says.

@@ -115,7 +115,7 @@ def test_c_resumes_and_a_second_start_is_an_error(home, capsys):
     assert "Resume it with --c" in err
     code, out, err = call(capsys, line, "--c", network="resenc-xs", steps=2)
     assert code == 0, err
-    assert "Going on from step 2 of 2" in out + err
+    assert "Resuming from step 2 of 2" in out + err
     checkpoint = results(home, "MAETrainer") / "fold_all" / "checkpoint_final.pth"
     assert checkpoint.is_file()
 

@@ -82,7 +82,7 @@ def test_into_volumes_of_one_subject(tmp_path: Path, series: np.ndarray) -> None
     assert contents() == before
 
 
-def test_a_bad_frame_is_named_and_none_of_its_image_stays(tmp_path: Path, series: np.ndarray) -> None:
+def test_a_bad_frame_is_reported_and_the_stored_image_stays(tmp_path: Path, series: np.ndarray) -> None:
     series[2] = np.nan
     affine = np.diag([-2.0, -2.0, 2.0, 1.0])
     records = list(found(tmp_path).collection.records())
@@ -90,8 +90,27 @@ def test_a_bad_frame_is_named_and_none_of_its_image_stays(tmp_path: Path, series
     prepare_records(records, tmp_path / "s", settings, 0)
     nibabel.save(nibabel.Nifti1Image(series.transpose(3, 2, 1, 0), affine), tmp_path / "scans" / "bold.nii.gz")
     report = prepare_records(records, tmp_path / "s", settings, 0)
-    assert report.prepared == 1
+    assert (report.prepared, report.kept) == (4, 3)
     assert report.excluded[0].reason.startswith("frame 2: 13,440 of 13,440 voxels are NaN")
+    assert "the image that was prepared before stays" in report.excluded[0].reason
+
+
+def test_a_frame_that_cannot_be_prepared_leaves_none_of_its_image(tmp_path: Path, series: np.ndarray) -> None:
+    series[2] = 1.0
+    affine = np.diag([-2.0, -2.0, 2.0, 1.0])
+    records = list(found(tmp_path).collection.records())
+    nibabel.save(nibabel.Nifti1Image(series.transpose(3, 2, 1, 0), affine), tmp_path / "scans" / "bold.nii.gz")
+    report = prepare_records(records, tmp_path / "s", PrepareSettings(frames="volumes"), 0)
+    assert (report.prepared, report.kept, len(report.excluded)) == (1, 0, 1)
+
+
+def test_fewer_frames_than_before(tmp_path: Path, series: np.ndarray) -> None:
+    affine = np.diag([-2.0, -2.0, 2.0, 1.0])
+    records = list(found(tmp_path).collection.records())
+    settings = PrepareSettings(frames="volumes")
+    prepare_records(records, tmp_path / "s", settings, 0)
+    nibabel.save(nibabel.Nifti1Image(series[:2].transpose(3, 2, 1, 0), affine), tmp_path / "scans" / "bold.nii.gz")
+    assert prepare_records(records, tmp_path / "s", settings, 0).prepared == 3
 
 
 def test_five_dimensions_stay_refused(tmp_path: Path) -> None:

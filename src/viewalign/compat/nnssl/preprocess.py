@@ -19,12 +19,13 @@ from viewalign.compat.nnssl.plans import CRASHED, Configuration, Plans
 from viewalign.compat.nnssl.preprocessing import PreparedImage, prepare_image
 from viewalign.data.catalogue import Collection, Record
 from viewalign.data.columns import sweep_temporary
+from viewalign.data.fingerprint import record_digest
 from viewalign.data.layout import (
     Progress,
     ProgressListener,
-    beside,
     compress,
     done_properties,
+    replace_entry,
     write_json,
 )
 from viewalign.data.readers.files import read_mask, read_volume
@@ -32,10 +33,9 @@ from viewalign.data.readers.headers import MAX_VOXELS
 from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import Limits
 from viewalign.data.sources import Exclusion
-from viewalign.data.worker import ImageOutcome, UnwritableError, catch_image_errors, record_bytes, unwritable
+from viewalign.data.worker import ImageOutcome, UnwritableError, catch_image_errors, stored_image_stays, unwritable
 from viewalign.data.worker_pool import run_jobs
 from viewalign.errors import UserError
-from viewalign.utils.io import write_bytes
 
 _ARRAYS = (".b2nd", *MASK_FILES.values())
 
@@ -43,7 +43,7 @@ _ARRAYS = (".b2nd", *MASK_FILES.values())
 def write_image(root: Path, place: str, image: PreparedImage, whose: dict[str, Any]) -> None:
     """Write voxels, masks and properties, and last the JSON file that marks the image as complete.
 
-    Masks are float32, as those of nnssl.
+    Masks are float32, as those of nnssl. An earlier version of the image is replaced when the new one is complete.
 
     Args:
         root: `<plans>_<configuration>`.
@@ -51,20 +51,10 @@ def write_image(root: Path, place: str, image: PreparedImage, whose: dict[str, A
         image: the prepared image.
         whose: ids and other facts for the JSON file.
     """
-    forget_image(root, place)
     contents = {".b2nd": compress(image.array[None]), ".pkl": pickle.dumps(image.pickled, protocol=4)}
     for kind, mask in image.masks.items():
         contents[MASK_FILES[kind]] = compress(mask[None].astype(np.float32))
-    for suffix, content in contents.items():
-        write_bytes(beside(root, place, suffix), content)
-    files = {suffix: len(content) for suffix, content in sorted(contents.items())}
-    write_json(beside(root, place, ".json"), {**whose, **image.facts, "files": files})
-
-
-def forget_image(root: Path, place: str) -> None:
-    """Remove an image, its mark first."""
-    for suffix in (".json", ".pkl", *_ARRAYS):
-        beside(root, place, suffix).unlink(missing_ok=True)
+    replace_entry(root, place, contents, {**whose, **image.facts}, (".pkl", *_ARRAYS))
 
 
 if TYPE_CHECKING:
@@ -201,12 +191,11 @@ class _Run:
     def take(self, job: Job, result: object) -> None:
         """Count a result; if it is not an `ImageOutcome`, the process was lost."""
         if not isinstance(result, ImageOutcome):
-            forget_image(job.root, job.place)
             self.refuse(job.record, getattr(result, "reason", CRASHED))
         elif result.fatal is not None:
             raise UserError(result.fatal)
         elif result.reason is not None:
-            self.refuse(job.record, result.reason)
+            self.refuse(job.record, stored_image_stays(result.reason) if result.kept else result.reason)
         else:
             self.report.made += 1
             self.tell(job.record)
@@ -236,17 +225,17 @@ def is_done(job: Job) -> bool:
     if facts is None:
         return False
     try:
-        size = record_bytes(job.record)
+        digest = record_digest(job.record)
     except OSError:
         return False
-    wanted = (job.record.image_id, job.record.modality, job.fingerprint, size)
-    return tuple(facts.get(key) for key in ("id", "modality", "recipe_hash", "source_bytes")) == wanted
+    wanted = (job.record.image_id, job.record.modality, job.fingerprint, digest)
+    return tuple(facts.get(key) for key in ("id", "modality", "recipe_hash", "source_digest")) == wanted
 
 
 def _work(job: Job) -> ImageOutcome:
     """Prepare one image; runs in a worker."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # processes share the cores
-    return catch_image_errors(lambda: _prepare_one(job), lambda: forget_image(job.root, job.place))
+    return catch_image_errors(lambda: _prepare_one(job), lambda: int(done_properties(job.root, job.place) is not None))
 
 
 def _prepare_one(job: Job) -> int:
@@ -266,7 +255,7 @@ def _prepare_one(job: Job) -> int:
         "subject": record.subject_id,
         "dataset": record.dataset,
         "modality": record.modality,
-        "source_bytes": record_bytes(record),
+        "source_digest": record_digest(record),
         "recipe_hash": job.fingerprint,
     }
     try:

@@ -33,7 +33,7 @@ class FolderScan:
 
 def scan_folder(folder: Path) -> FolderScan:
     """Read the headers of all DICOM files of a folder and sort their slices; remembered while nothing changes."""
-    return _scan(os.fspath(folder), _state(folder))
+    return _scan(os.fspath(folder), folder_state(folder))
 
 
 def stack_of(path: Path) -> Stack:
@@ -59,7 +59,8 @@ def folder_bytes(folder: Path) -> int:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
-def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of all files of a folder, sorted."""
     with os.scandir(folder) as entries:
         files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
     return tuple(sorted((name, status.st_size, status.st_mtime_ns) for name, status in files))

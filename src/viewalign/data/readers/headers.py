@@ -83,7 +83,7 @@ def source_bytes(path: Path) -> int:
     """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folder."""
     if suffix_of(path.name) is None:
         return folder_bytes(path.parent)
-    detached = _detached_data(path)
+    detached = detached_data(path)
     return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
 
 
@@ -155,7 +155,7 @@ def _form_note(raw: nifti.NiftiHeader, spacing: Triple, origin: Triple, directio
 def _itk_header(path: Path, max_voxels: int) -> Header:
     if suffix_of(path.name) in (".mha", ".mhd"):
         itk.check_header(path)
-    if (detached := _detached_data(path)) is not None and not detached.is_file():
+    if (detached := detached_data(path)) is not None and not detached.is_file():
         raise ExcludedImageError(f"the file {detached.name} with its voxels does not exist")
     reader = _itk_reader(path)
     size = tuple(int(n) for n in reader.GetSize())
@@ -290,7 +290,8 @@ def _says_compressed(path: Path) -> bool | None:
     return False if plain else None
 
 
-def _detached_data(path: Path) -> Path | None:
+def detached_data(path: Path) -> Path | None:
+    """Return the file that holds the voxels of a `.nhdr` or `.mhd`; None where they are in the file itself."""
     if suffix_of(path.name) not in (".nrrd", ".nhdr", ".mha", ".mhd"):
         return None
     match = _DETACHED.search(_text_header(path))

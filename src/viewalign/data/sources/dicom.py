@@ -38,7 +38,7 @@ def add_stacks(
             contents.excluded.append(Exclusion(printable(rejected.path), reason))
         for stack in scan.stacks:
             names = _names(stack, stack.path.relative_to(root), options.subject_pattern)
-            info = {"dicom_series": stack.series.uid, "slices": len(stack.frames)}
+            info = {"dicom_series": _hash(stack.series.uid), "slices": len(stack.frames)}
             contents.found.append(
                 ImageRecord(
                     *(stack.path, dataset, names.subject, names.session, _image_name(stack), names.modality),

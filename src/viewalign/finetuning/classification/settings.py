@@ -148,7 +148,7 @@ def _read(recipe: str) -> dict[str, Any]:
     if Path(recipe).suffix in (".yaml", ".yml") and Path(recipe).is_file():
         text = Path(recipe).read_text(encoding="utf-8")
     elif recipe in recipe_names():
-        text = _folder().joinpath(f"{recipe}.yaml").read_text()
+        text = _folder().joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
         raise UserError(f"There is no recipe '{recipe}'; there are {', '.join(recipe_names())}, or a YAML file's path.")
     return parse_yaml(text, recipe)

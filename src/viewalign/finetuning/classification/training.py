@@ -243,7 +243,7 @@ class FoldTraining:
 
     def _restore(self) -> int:
         """Load the newest checkpoint and return its epoch, or 0."""
-        state, _ = checkpoints.load_newest(self.folder)
+        state = checkpoints.resume_newest(self.folder)
         if state is None:
             return 0
         changes = settings_that_differ(checked(TaskTraining, state["settings"], str(self.folder)), self.settings)

@@ -1,0 +1,81 @@
+"""Whether a source is still the file that an image was made from, seen without reading all of it.
+
+A digest covers the size of a file and four pieces of 64 KiB, spread from its first byte to its last; files of up to
+256 KiB are read whole. A gzip stream ends with the checksum of what it unpacks to, so that any change of a `.nii.gz` is
+seen. Not seen is a change of an uncompressed file that keeps its size and lies between the pieces.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+from viewalign.data.catalogue import Record
+from viewalign.data.file_types import suffix_of
+from viewalign.data.readers.dicom_folders import folder_state
+from viewalign.data.readers.headers import detached_data
+
+_PIECE, _PIECES = 1 << 16, 4
+_REMEMBERED = 8  # DICOM folders
+_one_at_a_time = Lock()
+
+
+def record_digest(record: Record) -> str:
+    """Return 32 hex digits that change when the file of an image or of one of its masks does.
+
+    Raises:
+        OSError: a file cannot be read, or is no regular file.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in record_paths(record):
+        digest.update(_source_digest(path))
+    return digest.hexdigest()
+
+
+def record_paths(record: Record) -> list[Path]:
+    """Return the files that a catalogue names for an image: its voxels and its masks."""
+    paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
+    return [path for path in paths if path is not None]
+
+
+def _source_digest(path: Path) -> bytes:
+    if suffix_of(path.name) is None:
+        path.stat()  # the folder may be there without the file
+        with _one_at_a_time:  # several threads would read the same folder
+            return _folder_digest(os.fspath(path.parent), folder_state(path.parent))
+    own = _file_digest(path)  # first, since it refuses a pipe, whose reading would not end
+    detached = detached_data(path)
+    return own + (_file_digest(detached) if detached and detached.is_file() else b"")
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _folder_digest(folder: str, state: tuple[tuple[str, int, int], ...]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, _, _ in state:
+        digest.update(name.encode("utf-8", "surrogateescape") + _file_digest(Path(folder) / name))
+    return digest.digest()
+
+
+def _file_digest(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    digest = hashlib.blake2b(str(status.st_size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        for start in _starts(status.st_size):
+            file.seek(start)
+            digest.update(file.read(_PIECE))
+    return digest.digest()
+
+
+def _starts(size: int) -> Iterator[int]:
+    if size <= _PIECE * _PIECES:
+        yield from range(0, size, _PIECE)
+    else:
+        yield from ((size - _PIECE) * piece // (_PIECES - 1) for piece in range(_PIECES))

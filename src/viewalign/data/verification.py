@@ -1,0 +1,94 @@
+"""Stored arrays held against the checksums that were written with them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from viewalign.data.layout import read_json
+
+_BLOCK = 1 << 20
+
+
+def image_damage(mark: Path) -> list[tuple[Path, str]]:
+    """Return the files of a stored image that are not as they were written, each with the reason.
+
+    Every array is read once, for its CRC-32. Images of before checksums were written are checked for their size alone.
+
+    Args:
+        mark: the JSON of the image's properties.
+    """
+    try:
+        properties = read_json(mark)
+        sizes, sums = dict(properties["files"]), dict(properties.get("crc32", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        return [(mark, f"it cannot be read: {problem}")]
+    paths = {suffix: mark.with_name(mark.name.removesuffix(".json") + suffix) for suffix in sizes}
+    reasons = [(path, _damage(path, sizes[suffix], sums.get(suffix))) for suffix, path in paths.items()]
+    return [(path, reason) for path, reason in reasons if reason is not None]
+
+
+def _damage(path: Path, size: int, wanted: str | None) -> str | None:
+    try:
+        present = path.stat().st_size
+        if present != size:
+            return f"it has {present:,} bytes and not {size:,}"
+        found = 0
+        with path.open("rb") as file:
+            while wanted is not None and (block := file.read(_BLOCK)):
+                found = zlib.crc32(block, found)
+    except OSError as problem:
+        return f"it cannot be read: {problem.strerror}"
+    same = wanted is None or f"{found:08x}" == wanted
+    return None if same else f"its checksum is {found:08x} and not {wanted}, as it was written"
+
+
+class CheckedImages:
+    """Remembers which images of a store were checked, for this process and all that are forked from it.
+
+    Args:
+        images: how many the store holds.
+    """
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._flags = mmap.mmap(-1, max(images, 1))  # anonymous memory, which forked readers share
+
+    def __reduce__(self) -> tuple[type[CheckedImages], tuple[int]]:
+        return CheckedImages, (self._images,)
+
+    def __contains__(self, image: int) -> bool:
+        return self._flags[image] != 0
+
+    def add(self, image: int) -> None:
+        """Note that an image was checked and is as it was written."""
+        self._flags[image] = 1
+
+
+def verify_store(store: Path, on_image: Callable[[int, int], None] | None = None) -> tuple[int, list[tuple[Path, str]]]:
+    """Read every array of a store and compare it with its checksum.
+
+    Args:
+        store: the folder.
+        on_image: called with (images checked, images in all).
+
+    Returns:
+        How many images there are, and the files that are damaged, each with the reason.
+    """
+    marks = sorted(
+        Path(folder) / name
+        for folder, _, files in os.walk(store / "volumes")
+        for name in files
+        if name.endswith(".json") and not name.startswith(".")
+    )
+    problems: list[tuple[Path, str]] = []
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for number, found in enumerate(pool.map(image_damage, marks), 1):
+            problems.extend(found)
+            if on_image is not None:
+                on_image(number, len(marks))
+    return len(marks), problems

@@ -1,0 +1,154 @@
+"""Signals that end a run: its state is saved after the present step, and a run that hangs still comes to an end.
+
+Python runs a handler of a signal only between two of its own instructions. A process that waits in a collective for
+another one that is stopped never comes to that, so that a thread listens as well (`signal.set_wakeup_fd`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+_PATIENCE = {"SIGTERM": 25.0, "SIGUSR1": 50.0, "SIGHUP": 50.0}
+"""Seconds after which a run that has not reached the end of a step is ended. Schedulers kill 30 s after SIGTERM and
+send SIGUSR1 a minute or more before. Ctrl-C is not among them: whoever presses it sees the run, and may do so again."""
+_LAST_PATIENCE = 5.0
+"""Seconds after a second signal."""
+_STEPS = 4
+"""A run whose steps are long has so many times its longest step, if that is more."""
+
+
+class StopWaitingError(Exception):
+    """A signal came while the run waited for data."""
+
+
+class StopRequest:
+    """While entered, remembers the first signal that asks a run to stop, instead of dying of it.
+
+    Args:
+        interrupt_waits: whether a wait for data ends with `StopWaitingError`. With several processes it must not, since
+            all of them save together.
+        last_words: returns what to say where the run hangs and is ended without being saved.
+
+    Attributes:
+        signal: the number of the signal that came, or None.
+    """
+
+    def __init__(self, interrupt_waits: bool = True, last_words: Callable[[], str] = lambda: "") -> None:
+        self.signal: int | None = None
+        self._interrupt_waits, self._last_words = interrupt_waits, last_words
+        self._waiting = False
+        self._before: dict[int, Any] = {}
+        self._beat, self._longest = time.monotonic(), 0.0
+        self._sockets: tuple[socket.socket, socket.socket] | None = None
+        self._wakeup_before = -1
+
+    def __enter__(self) -> StopRequest:
+        """Take over the signals, where this is the main thread; SIGHUP that is ignored, as under nohup, stays so."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for name in ("SIGINT", *_PATIENCE):
+            number = getattr(signal, name, None)  # Windows has only some of them
+            if number is not None and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._remember)
+        self._sockets = reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reading,), daemon=True, name="signals").start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the signals back."""
+        if self._sockets is None:
+            return
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._sockets[1].close()  # ends the thread
+
+    def beat(self) -> None:
+        """Note that a step begins."""
+        now = time.monotonic()
+        self._longest, self._beat = max(self._longest, now - self._beat), now
+
+    def items(self, source: Generator[Item]) -> Generator[Item]:
+        """Yield from a source of data; a signal ends a wait for it.
+
+        Raises:
+            StopWaitingError: a signal came while the source was waited for.
+        """
+        while True:
+            self._waiting = self._interrupt_waits
+            try:
+                if self._waiting and self.signal is not None:
+                    raise StopWaitingError
+                item = next(source, None)
+            finally:
+                self._waiting = False
+            if item is None:
+                return
+            yield item
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        if self._waiting:
+            self._waiting = False
+            raise StopWaitingError
+
+    def _listen(self, reading: socket.socket) -> None:
+        """End the process where it does not end by itself in time after a signal."""
+        first = self._received(reading, None)
+        if first is None:
+            return
+        came, second = time.monotonic(), False
+        patience = _PATIENCE.get(signal.Signals(first).name, float("inf"))
+        while True:
+            left = max(came, self._beat) + (_LAST_PATIENCE if second else max(patience, _STEPS * self._longest))
+            wait = left - time.monotonic()
+            if wait <= 0:
+                break
+            try:
+                if self._received(reading, min(wait, 1.0)) is None:
+                    return
+                came, second = time.monotonic(), True
+            except TimeoutError:
+                continue
+        name = signal.Signals(first).name
+        print(f"{name}: the run waits for something that does not come, and is ended.", file=sys.stderr)
+        print(self._last_words(), file=sys.stderr, flush=True)
+        os._exit(128 + first)
+
+    def _received(self, reading: socket.socket, seconds: float | None) -> int | None:
+        """Return the next signal that this object is for; None when it is closed.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        reading.settimeout(seconds)
+        while content := reading.recv(1):
+            if content[0] in self._before:
+                return content[0]
+        reading.close()
+        return None
+
+
+def leave_signals_to_the_run() -> None:
+    """In a process that a run has started: signals of a terminal or a scheduler, sent to all, are for the run alone."""
+    signal.set_wakeup_fd(-1)  # that of the run, inherited
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,95 @@
+"""Stores, runs and exports held against the checksums that were written with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from viewalign.data.store import Store
+from viewalign.data.verification import verify_store
+from viewalign.errors import UserError
+from viewalign.weights import checkpoints
+from viewalign.weights.encoder import FACTS_FILE, load_encoder, read_facts
+from viewalign.weights.files import sha256_of
+from viewalign.weights.run_folder import RunFolder, read_config_text
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found in a folder.
+
+    Attributes:
+        kind: what the folder is.
+        checked: images of a store, checkpoints of a run, files of an export.
+        problems: what is not as it was written, and the reason.
+    """
+
+    kind: Literal["store", "run", "export"]
+    checked: int
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def verify(path: str | Path, on_progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Read all files of a store, a run or an export, and compare them with the checksums beside them.
+
+    Args:
+        path: the folder.
+        on_progress: called with how many were checked, and of how many; for a store alone.
+
+    Raises:
+        UserError: the folder is none of these, or a store whose index cannot be read.
+    """
+    folder = Path(path)
+    if (folder / "store.json").is_file():
+        Store.open(folder)  # header and index
+        count, problems = verify_store(folder, on_progress)
+        return Verification("store", count, problems)
+    if (folder / "config.yaml").is_file():
+        return _verify_run(RunFolder(folder))
+    if (folder / FACTS_FILE).is_file():
+        return _verify_export(folder)
+    raise UserError(f"{folder} is no store (store.json), no run (config.yaml) and no export ({FACTS_FILE}).")
+
+
+def _verify_run(run: RunFolder) -> Verification:
+    paths = [checkpoints.path_of(run.checkpoints, step) for step in checkpoints.steps(run.checkpoints)]
+    problems = [(path, reason) for path in paths if (reason := checkpoints.damage(path)) is not None]
+    try:
+        read_config_text(run.config)
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        problems.append((run.config, f"it cannot be read: {problem}"))
+    lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines() if run.log.is_file() else []
+    bad = [number for number, line in enumerate(lines, 1) if not _is_json(line)]
+    if bad:
+        problems.append((run.log, f"{len(bad)} of its {len(lines)} lines are no rows, the first in line {bad[0]}"))
+    return Verification("run", len(paths), problems)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _verify_export(folder: Path) -> Verification:
+    """Compare files with the digests among the facts, and load the encoder as whoever uses it will."""
+    problems = []
+    try:
+        load_encoder(folder)
+    except UserError as problem:
+        problems.append((folder / FACTS_FILE, str(problem)))
+        return Verification("export", 1, problems)
+    digests = read_facts(folder).get("sha256_of", {})
+    for name, wanted in digests.items() if isinstance(digests, dict) else ():
+        file = folder / Path(name).name
+        if not file.is_file():
+            problems.append((file, "it is not there"))
+        elif sha256_of(file) != wanted:
+            problems.append((file, f"its checksum is not the one in {FACTS_FILE}"))
+    return Verification("export", 1 + len(digests), problems)

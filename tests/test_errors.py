@@ -1,0 +1,25 @@
+"""Files that cannot be used are a sentence; other errors stay what they are."""
+
+import errno
+import os
+
+import pytest
+
+from viewalign.errors import UserError, report_os_errors
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR])
+def test_what_a_user_can_correct_is_a_sentence(number):
+    with pytest.raises(UserError, match=r"disk is full|scan\.nii cannot be used: "), report_os_errors():
+        raise OSError(number, os.strerror(number), "scan.nii")
+
+
+def test_a_name_that_is_too_long_for_a_file(tmp_path):
+    with pytest.raises(UserError, match="cannot be used: File name too long"), report_os_errors():
+        (tmp_path / ("x" * 300)).is_file()
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.EINVAL, "odd"), BrokenPipeError(errno.EPIPE, "pipe"), ValueError()])
+def test_other_errors_are_not_changed(problem):
+    with pytest.raises(type(problem)), report_os_errors():
+        raise problem

@@ -1,0 +1,130 @@
+"""Signals end a run in order, wherever it is, and one that hangs is ended with its last checkpoint named."""
+
+import multiprocessing.connection
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from viewalign.training import data
+from viewalign.training.loop import Trainer
+from viewalign.training.run import pretrain
+from viewalign.training.signals import StopRequest, StopWaitingError
+from viewalign.weights import checkpoints
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_the_step_is_finished_and_saved(number, tiny_recipe, monkeypatch):
+    original = Trainer._train_step
+
+    def stepping(self, *work):
+        original(self, *work)
+        if self.position.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_train_step", stepping)
+    before = signal.getsignal(number)
+    outcome = pretrain(tiny_recipe("checkpoint.every=100", steps=50))
+    assert (outcome.step, outcome.signal, outcome.exit_code) == (2, number, 128 + number)
+    assert checkpoints.steps(outcome.folder.checkpoints) == [2]
+    assert signal.getsignal(number) == before
+
+
+def test_a_wait_for_data_is_interrupted_and_the_run_saved(tiny_recipe, monkeypatch):
+    def reading(*_, **__):
+        for step, samples in enumerate(plain(*_, **__)):
+            if step == 2:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)  # a file system that does not answer
+            yield samples
+
+    plain = data.batches
+    monkeypatch.setattr(data, "batches", reading)
+    begin = time.monotonic()
+    outcome = pretrain(tiny_recipe("checkpoint.every=100", steps=50))
+    assert time.monotonic() - begin < 50
+    assert (outcome.step, outcome.exit_code) == (2, 143)
+    assert checkpoints.steps(outcome.folder.checkpoints) == [2]
+
+
+def test_a_signal_before_a_wait_ends_it_at_once():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopWaitingError):
+            next(stop.items(iter(())))
+
+
+def test_what_is_ignored_stays_ignored():
+    """`nohup` starts a command with SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+HANGING = """
+import ctypes, os, signal, sys
+from viewalign.training import signals
+signals._PATIENCE = {"SIGTERM": 0.2}
+signals._LAST_PATIENCE = 0.2
+with signals.StopRequest(last_words=lambda: "The newest checkpoint is that of step 7"):
+    for number in map(int, sys.argv[1:]):
+        os.kill(os.getpid(), number)
+    ctypes.CDLL(None).sleep(60)  # outside Python, as a collective waits
+"""
+
+
+def test_a_run_that_hangs_outside_python_is_ended_with_its_last_checkpoint_named():
+    command = [sys.executable, "-c", HANGING, str(int(signal.SIGTERM))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "SIGTERM: the run waits for something that does not come" in done.stderr
+    assert "The newest checkpoint is that of step 7" in done.stderr
+
+
+def test_long_steps_are_waited_for(monkeypatch):
+    monkeypatch.setattr("viewalign.training.signals._PATIENCE", {"SIGTERM": 0.1})
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with StopRequest() as stop:
+        stop.beat()
+        stop._longest = 30.0
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    assert stop.signal == signal.SIGTERM
+    assert not ended
+
+
+def test_sockets_of_readers_have_addresses_that_are_short_enough(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    config = dict(multiprocessing.process.current_process()._config)
+    config.pop("tempdir", None)
+    monkeypatch.setattr(multiprocessing.process.current_process(), "_config", config)
+    data.use_short_socket_folder()
+    address = multiprocessing.connection.arbitrary_address("AF_UNIX")
+    assert len(address) < 104
+    assert Path(address).parent.is_dir()
+    Path(address).parent.rmdir()
+
+
+def test_no_batch_within_the_limit_is_a_sentence(monkeypatch):
+    class Silent:
+        def __next__(self):
+            raise RuntimeError("DataLoader timed out after 10 seconds")
+
+    now = iter(range(0, 10_000, 400))
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(now))
+    with pytest.raises(data.UserError, match=r"No batch was read within 1800 s before step 4\. The file system"):
+        next(data._within_limit(Silent(), 3))
+    assert next(now) == 2400, "asked again until then"
