@@ -27,7 +27,7 @@ def commands():
 
 def test_all_commands_are_there():
     there = "compare compare-methods demo doctor embed estimate evaluate export fetch finetune fomo index methods"
-    there += " nnunet predict prepare pretrain probe recipes report settings study task"
+    there += " nnunet predict prepare pretrain probe recipes report settings study task verify"
     assert commands() == there.split()
 
 
@@ -112,3 +112,10 @@ def test_methods_lists_every_method_with_its_recipes():
     for name, entry in METHODS.items():
         assert f"{name}: {entry.title} ({entry.paper})" in out.output
     assert "spark-resenc-l, spark-resenc-xs" in out.output
+
+
+def test_an_input_may_be_called_like_its_argument(capsys):
+    code, _, told = call(capsys, "export", "run", "format=nnunet", "dataset=4")
+    assert code == 1
+    assert "one argument too many" not in told
+    assert "run" in told

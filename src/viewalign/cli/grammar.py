@@ -59,7 +59,12 @@ class Command(TyperCommand):
         if ctx.resilient_parsing:  # a shell asks for completions
             return list(super().parse_args(ctx, args))
         ctx.allow_extra_args = True
-        known = {name: option for option in self.params for name in option.opts + option.secondary_opts}
+        known = {
+            name: option
+            for option in self.params
+            for name in option.opts + option.secondary_opts
+            if name.startswith("-")  # an argument's own name is listed too, and may be what the user calls a folder
+        }
         words, settings, value_next = [], [], False
         for place, word in enumerate(args):
             if not value_next and _SETTING.match(word):

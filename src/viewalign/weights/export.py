@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -153,5 +154,7 @@ def _write_nnssl(folder: Path, recipe: Recipe, state: dict[str, Any], backbone: 
     everything = backbone.state_dict().items()
     state_dict = {name.removeprefix("net."): value for name, value in everything if name.startswith("net.")}
     root = adaptation.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)
-    torch.save(root, folder / _NNSSL_FILES[0])
+    content = io.BytesIO()  # torch's own writer names no cause where the disk is full
+    torch.save(root, content)
+    (folder / _NNSSL_FILES[0]).write_bytes(content.getbuffer())
     (folder / _NNSSL_FILES[1]).write_text(json.dumps(plan, indent=4, sort_keys=True))
