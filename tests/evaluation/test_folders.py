@@ -90,7 +90,7 @@ def test_missing_excluded_and_extra_cases(folders):
     assert few.complete
     with pytest.raises(UserError, match="has no case_99"):
         evaluate_folder(guess, truth, rules(), cases=["case_99"])
-    with pytest.raises(UserError, match="None of the 1 references"):
+    with pytest.raises(UserError, match="no prediction for any of the 1 references"):
         evaluate_folder(guess, truth, rules(), cases=["case_3"])
 
 

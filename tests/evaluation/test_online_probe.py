@@ -81,7 +81,7 @@ def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, netw
     assert rows[-1]["auroc"] > 0.9  # brightness of a half is seen by any features
     page = write_report(tmp_path / "probed").read_text()
     assert "Probe: auroc" in page
-    assert "Step 0 is the network as it began" in page
+    assert "Step 0 is the untrained network" in page
 
 
 def test_modes_and_generators_are_restored():

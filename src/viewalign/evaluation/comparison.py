@@ -142,7 +142,8 @@ def compare_any(a: Path, b: Path) -> Comparison | TaskComparison:
 
 def _shared(a: Iterable[str], b: Iterable[str], names: tuple[str, str]) -> tuple[list[str], tuple[str, ...]]:
     """Return the sorted cases of both, and of only one."""
-    shared, other = set(a) & set(b), set(a) ^ set(b)
+    left, right = set(a), set(b)
+    shared, other = left & right, left ^ right
     if not shared:
         raise UserError(f"{names[0]} and {names[1]} have no case in common.")
     return sorted(shared), tuple(sorted(other))

@@ -226,7 +226,7 @@ def test_the_schedule_rises_then_falls_to_nothing():
 def test_balanced_draws_are_balanced(tmp_path):
     training = training_of("binary", tmp_path, count=6, balanced=True, batch=4)
     training.cases = [*training.cases, *[c for c in training.cases if c.target == 0] * 5]
-    drawn = [case.target for step in range(20) for case in training._drawn(0, step)]
+    drawn = [case.target for step in range(20) for case in training._sample_cases(0, step)]
     assert drawn.count(0) == drawn.count(1)
 
 
@@ -288,7 +288,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
         assert again.sum() == pytest.approx(1.0)
     folds = [Predictor(tmp_path / "out" / f"fold_{k}").predict(case) for k in range(3)]
     np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
-    with pytest.raises(UserError, match=r"other settings: lr=.*, not 1\.0\. Go on with the same"):
+    with pytest.raises(UserError, match=r"other settings: lr=.*, not 1\.0\. Use the same settings"):
         finetune(
             tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}), print
         )
@@ -334,7 +334,7 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
     state = load_file(out / "fold_0" / "model.safetensors")
     state.pop(next(iter(state)))
     save_file(state, out / "fold_0" / "model.safetensors")
-    with pytest.raises(UserError, match="do not fit the network they name"):
+    with pytest.raises(UserError, match="do not match their network"):
         Predictor(out)
 
 
@@ -352,9 +352,9 @@ def test_recipes_are_read_and_wrong_keys_answered():
     for name in recipe_names():
         trained_by(name)
     cube = trained_by(None, ["patch_size=96", "spacing=4"])
-    assert (cube.size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))
+    assert (cube.patch_size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))
     abide = trained_by("ssl3d-abide", ["epochs=3", "lr=1e-3"])
-    assert (abide.size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
+    assert (abide.patch_size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
     with pytest.raises(UserError, match="did you mean 'smoothing'"):
         trained_by(None, ["smoothin=0.1"])
     with pytest.raises(UserError, match="did you mean 'scale'"):
