@@ -34,7 +34,8 @@ class NTXentLoss(nn.Module):
         """Return a scalar.
 
         Args:
-            first, second: (B, C) embeddings of two views of B images.
+            first: (B, C) embeddings of one view of B images.
+            second: (B, C) of another view of them.
             subject: (B,) integers, equal for images of one subject, which are no negatives of each other; by default
                 each image is a subject of its own.
         """
@@ -125,7 +126,8 @@ class MaskedReconstructionLoss(nn.Module):
         """Return a scalar.
 
         Args:
-            prediction, target: (N, C, D, H, W).
+            prediction: (N, C, D, H, W).
+            target: (N, C, D, H, W).
             counts: (N, 1, D, H, W) which voxels count.
         """
         if self.delta is None:
