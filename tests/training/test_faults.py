@@ -278,8 +278,8 @@ def test_a_warmup_longer_than_the_run_is_reported(tiny_recipe, capfd):
 
 def test_a_gpu_that_is_not_there_is_a_sentence(tiny_recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"runtime\.accelerator=cuda, but torch finds no GPU"):
-        pretrain(tiny_recipe("runtime.accelerator=cuda", steps=1))
+    with pytest.raises(UserError, match=r"runtime\.device=cuda, but torch finds no GPU"):
+        pretrain(tiny_recipe("runtime.device=cuda", steps=1))
 
 
 def test_a_term_outside_the_loss_is_named_as_such(tiny_recipe):

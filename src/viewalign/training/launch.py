@@ -72,7 +72,7 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
         accelerator = choose_device()
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "runtime.accelerator=cuda, but torch finds no GPU here (see `viewalign doctor`). Set it to auto or cpu."
+            "runtime.device=cuda, but torch finds no GPU here (see `viewalign doctor`). Set it to auto or cpu."
         )
     arithmetic.allow_tf32(runtime.tf32)
     chosen = arithmetic.settle(runtime.precision, accelerator).precision
