@@ -357,5 +357,5 @@ def test_recipes_are_read_and_wrong_keys_answered():
     assert (abide.patch_size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
     with pytest.raises(UserError, match="did you mean 'smoothing'"):
         trained_by(None, ["smoothin=0.1"])
-    with pytest.raises(UserError, match="did you mean 'augment.scale'"):
+    with pytest.raises(UserError, match=r"did you mean 'augment\.scale'"):
         trained_by(None, ["augment.scal=[1,2]"])
