@@ -204,7 +204,7 @@ def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path
         return replace(result, loss=result.loss * float("nan")) if bad else result
 
     monkeypatch.setattr(Trainer, "_train_step", counted)
-    monkeypatch.setattr(ConsistentViewAlignment, "step", broken)
+    monkeypatch.setattr(ConsistentViewAlignment, "forward", broken)
     store_from_arrays(tmp_path / "store", smooth_volumes(8))
     settings = [f"optim.name={name}", "steps=7", "log.every=3", "log.health_every=100", "checkpoint.every=6"]
     settings.append(f"data={tmp_path / 'store'}")
@@ -216,9 +216,9 @@ def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path
     # The first step has no state yet, the sixth finds the fifth skipped; the first and the last one are examined.
     assert waits[1:5] == [0, 0, 0, 0]
     here, there = (read_log(one.folder.log) for one in ran)
-    rows = [[(row["kind"], row["step"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)]
+    rows = [[(row["kind"], row["forward"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)]
     assert rows[0] == rows[1]
-    assert [row["step"] for row in there if row.get("event") == "skipped"] == [3, 5]
+    assert [row["forward"] for row in there if row.get("event") == "skipped"] == [3, 5]
     states = [checkpoints.load(checkpoints.path_of(one.folder.checkpoints, 6)) for one in ran]
     assert states[0]["position"] == states[1]["position"]
     assert states[1]["position"]["updates"] == 4
