@@ -69,7 +69,8 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back."""
+        """Give the signals back, and let go of the run: a cycle would keep its processes' group until Python ends."""
+        self._last_words = str
         if self._sockets is None:
             return
         signal.set_wakeup_fd(self._wakeup_before)
