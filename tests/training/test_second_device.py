@@ -191,7 +191,7 @@ def test_a_run_on_the_second_device(setting, tmp_path):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path, monkeypatch):
     """The step whose loss is not finite is found out one step later, or before the row that follows it."""
-    waits, plain_step, plain_loss = [], Trainer._train_step, ConsistentViewAlignment.step
+    waits, plain_step, plain_loss = [], Trainer._train_step, ConsistentViewAlignment.forward
 
     def counted(self, *work):
         with count_waits() as found:
@@ -217,10 +217,10 @@ def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path
     assert waits[1:5] == [0, 0, 0, 0]
     here, there = (read_log(one.folder.log) for one in ran)
     rows = [
-        [(row["kind"], row["forward"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)
+        [(row["kind"], row["step"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)
     ]
     assert rows[0] == rows[1]
-    assert [row["forward"] for row in there if row.get("event") == "skipped"] == [3, 5]
+    assert [row["step"] for row in there if row.get("event") == "skipped"] == [3, 5]
     states = [checkpoints.load(checkpoints.path_of(one.folder.checkpoints, 6)) for one in ran]
     assert states[0]["position"] == states[1]["position"]
     assert states[1]["position"]["updates"] == 4
