@@ -198,8 +198,8 @@ def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path
             plain_step(self, *work)
         waits.append(len(found))
 
-    def broken(self, batch, *, return_diagnostics=False):
-        result = plain_loss(self, batch, return_diagnostics=return_diagnostics)
+    def broken(self, batch, return_diagnostics=False):
+        result = plain_loss(self, batch, return_diagnostics)
         bad = int(batch.sample[0]) // 4 in {2, 4}
         return replace(result, loss=result.loss * float("nan")) if bad else result
 
