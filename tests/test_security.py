@@ -38,7 +38,7 @@ from viewalign.training import pictures
 from viewalign.weights import checkpoints, remote
 from viewalign.weights import files as nnunet_models
 from viewalign.weights.files import load_checkpoint
-from viewalign.weights.initial import read_weight_source
+from viewalign.weights.initial import read_source
 
 MARKUP = "<img src=x onerror=alert(1)>\"'><script>alert(2)<_script>"
 """What a name may hold on a disk; a slash it cannot, and a parser takes the second tag for a script all the same."""
@@ -129,12 +129,12 @@ def _model_folder(file, folder):
 
 DOORS = {
     "load_checkpoint": (load_checkpoint, _as("checkpoint_final.pth")),
-    "read_source, a file": (read_weight_source, _as("checkpoint_final.pth")),
-    "read_source, a folder": (lambda file: read_weight_source(file.parent), _as("checkpoint_final.pth")),
-    "read_source, safetensors": (read_weight_source, _as("model.safetensors")),
+    "read_source, a file": (read_source, _as("checkpoint_final.pth")),
+    "read_source, a folder": (lambda file: read_source(file.parent), _as("checkpoint_final.pth")),
+    "read_source, safetensors": (read_source, _as("model.safetensors")),
     "a run's checkpoint": (lambda file: checkpoints.load(file.parent), _as("step_00000001/state.pt")),
     "an export": (viewalign.load_encoder, _encoder_folder),
-    "init of an export": (read_weight_source, _encoder_folder),
+    "init of an export": (read_source, _encoder_folder),
     "a task's model": (read_model, _model_folder),
     "embeddings": (Embeddings.read, _as("vectors.npz")),
     "a catalogue": (lambda file: viewalign.prepare(file, file.parent / "store", workers=0), _as("catalogue.json")),
@@ -441,7 +441,7 @@ def test_a_hostile_repository_on_the_hub_runs_nothing_and_writes_nothing_outside
             folder = hub.cached(f"owner/bad{number}", None, remote.WANTED, served.url)
             assert [path.name for path in folder.iterdir()] == ["checkpoint_final.pth"]
             with pytest.raises(UserError, match=r"refused|cannot be read"):
-                read_weight_source(folder)
+                read_source(folder)
         assert not [path for path in tmp_path.rglob("*") if path.name in {"evil.pkl", "run.py"}]
         served.hub["owner/climber"] = {"../../../../escaped.json": b"{}", "encoder.json": b"{}"}
         with pytest.raises(UserError):

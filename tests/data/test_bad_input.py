@@ -30,13 +30,13 @@ PEAK = 600e6
 RUN = """
 import pathlib, sys
 from viewalign.data.catalogue import write_catalogue
-from viewalign.data.indexing import index_sources, write_refused
+from viewalign.data.indexing import index_sources, write_excluded
 from viewalign.data.prepare import prepare_catalogue
 from viewalign.data.settings import PrepareSettings
 scans, catalogue, store = map(pathlib.Path, sys.argv[1:])
 index = index_sources([str(scans)])
 write_catalogue(index.collection, catalogue)
-write_refused(catalogue, index.excluded)
+write_excluded(catalogue, index.excluded)
 prepare_catalogue(catalogue, store, PrepareSettings(spacing=None, normalise="none"), workers=0)
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """

@@ -27,6 +27,8 @@ def test_images_are_not_label_maps() -> None:
     assert label_map_reason(noise) is None
     assert label_map_reason(np.rint(noise)) is None
     assert label_map_reason(blocks(110) * 1.37) is None
+    many = np.arange(1000, dtype=np.float32).reshape(10, 10, 10)
+    assert label_map_reason(np.kron(many, np.ones((6, 6, 6), np.float32))) is None  # more values than any label map
     smooth = np.rint(np.add.outer(np.arange(40), np.add.outer(np.arange(40), np.arange(40))) * 1.0)
     assert label_map_reason(smooth.astype(np.float32)) is None
 

@@ -33,7 +33,7 @@ def test_an_estimate_comes_near_what_then_happens(tmp_path: Path, found) -> None
     store = Store.open(tmp_path / "s")
     size = sum(path.stat().st_size for path in (tmp_path / "s" / "volumes").rglob("*.b2nd"))
     assert estimating.disk_bytes(survey, trial) == pytest.approx(size, rel=0.02)
-    assert estimating.refused_in_all(survey, trial, found.excluded) == len(report.excluded) == 2
+    assert estimating.excluded_in_all(survey, trial, found.excluded) == len(report.excluded) == 2
     assert trial.images == len(store) == 8
     assert estimating.core_seconds(survey, trial) > 0
     assert survey.largest == max(int(np.prod(each.shape)) for each in survey.sizes)

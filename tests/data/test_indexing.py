@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from viewalign.data import indexing
-from viewalign.data.indexing import index_sources, read_refused, write_refused
+from viewalign.data.indexing import index_sources, read_excluded, write_excluded
 from viewalign.data.sources import Exclusion, FindOptions
 from viewalign.errors import UserError
 
@@ -68,9 +68,9 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 def test_the_list_of_refused_files_comes_back(tmp_path: Path) -> None:
     excluded = [Exclusion("/a/ü\n.nii", "2D")]
-    assert write_refused(tmp_path / "cat.json", excluded) == tmp_path / "cat.excluded.json"
-    assert read_refused(tmp_path / "cat.json") == excluded
-    assert read_refused(tmp_path / "other.json") == []
+    assert write_excluded(tmp_path / "cat.json", excluded) == tmp_path / "cat.excluded.json"
+    assert read_excluded(tmp_path / "cat.json") == excluded
+    assert read_excluded(tmp_path / "other.json") == []
 
 
 def test_workers_find_the_same_as_this_process(scans: Path) -> None:

@@ -13,7 +13,7 @@ from viewalign.data import layout, worker
 from viewalign.data import prepare as driver
 from viewalign.data.catalogue import AssociatedMasks, Collection, Dataset, Image, Record, Session, Subject
 from viewalign.data.indexing import index_sources
-from viewalign.data.layout import Progress
+from viewalign.data.layout import ImageProgress
 from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
@@ -79,7 +79,7 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path, records: list[Re
 
 
 def test_an_interrupted_run_leaves_a_store_and_goes_on(tmp_path: Path, records: list[Record]) -> None:
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: ImageProgress) -> None:
         if progress.done == 2:
             raise KeyboardInterrupt
 
@@ -282,6 +282,6 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path, write_image, make_hea
 
 
 def test_progress_tells_every_image(tmp_path: Path, records: list[Record]) -> None:
-    told: list[Progress] = []
+    told: list[ImageProgress] = []
     prepare_records(records, tmp_path / "s", SMALL, workers=0, on_progress=told.append)
     assert [(p.done, p.total) for p in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -194,3 +194,11 @@ def test_a_table_s_split_tells_who_learns(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(lines).replace(",learn", ",").replace(",test", ","))
     with pytest.raises(UserError, match="choose cases"):
         read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
+
+
+def test_studies_that_are_based_on_each_other_are_an_error(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"base: {two}\n")
+    two.write_text(f"base: {one}\n")
+    with pytest.raises(UserError, match=r"based on itself .*one\.yaml → .*two\.yaml → .*one\.yaml"):
+        load(str(one))

@@ -24,7 +24,7 @@ from viewalign.errors import UserError
 from viewalign.methods import health
 from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.training import data, logs, run
-from viewalign.training.logs import ConsoleProgress, RunLog
+from viewalign.training.logs import ProgressLine, RunLog
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
 from viewalign.views.samples import ArraySource, SampleReader
@@ -202,7 +202,7 @@ class FullStream(io.StringIO):
 
 def test_a_full_disk_under_what_a_run_says_does_not_end_it():
     """What a job prints is a file too, often on the same disk."""
-    ConsoleProgress(FullStream(errno.ENOSPC)).say("step 1")
+    ProgressLine(FullStream(errno.ENOSPC)).say("step 1")
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
@@ -211,7 +211,7 @@ def test_a_terminal_or_pipe_that_is_gone_does_not_end_a_run(number, monkeypatch)
     silenced = []
     monkeypatch.setattr(logs, "_write_nowhere", lambda: silenced.append(True))
     monkeypatch.setattr(sys, "stderr", FullStream(number))
-    progress = ConsoleProgress()
+    progress = ProgressLine()
     for step in range(3):
         progress.say(f"step {step}")
         progress.show(f"step {step}", force=True)

@@ -115,7 +115,7 @@ def test_averages_of_two_processes_are_restored_by_any_number(processes):
 
 def test_progress_without_a_terminal():
     stream = io.StringIO()
-    ticker = logs.ConsoleProgress(stream, seconds=1000)
+    ticker = logs.ProgressLine(stream, seconds=1000)
     for step in range(5):
         ticker.show(f"step {step}", force=step == 4)
     assert stream.getvalue() == "step 0\nstep 4\n"

@@ -216,9 +216,7 @@ def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path
     # The first step has no state yet, the sixth finds the fifth skipped; the first and the last one are examined.
     assert waits[1:5] == [0, 0, 0, 0]
     here, there = (read_log(one.folder.log) for one in ran)
-    rows = [
-        [(row["kind"], row["step"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)
-    ]
+    rows = [[(row["kind"], row["step"], row.get("event"), row.get("volumes")) for row in log] for log in (here, there)]
     assert rows[0] == rows[1]
     assert [row["step"] for row in there if row.get("event") == "skipped"] == [3, 5]
     states = [checkpoints.load(checkpoints.path_of(one.folder.checkpoints, 6)) for one in ran]

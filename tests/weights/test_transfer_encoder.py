@@ -13,7 +13,7 @@ from viewalign.recipes.loading import load, names
 from viewalign.weights import adaptation_plan
 from viewalign.weights import names as weight_names
 from viewalign.weights import sources as pretrained
-from viewalign.weights.initial import read_weight_source
+from viewalign.weights.initial import read_source
 
 SIZE = (32, 32, 32)
 SMALL = [name for name in names() if name.endswith("-xs")]
@@ -41,7 +41,7 @@ def test_every_method_s_encoder_is_found_among_its_weights(name):
 
 def test_a_run_and_its_export_give_the_same_network_and_tell_their_plan(tiny_run, tmp_path):
     export = viewalign.export_run(tiny_run, tmp_path / "export")
-    sources = [read_weight_source(path) for path in (tiny_run, export, export / "encoder.safetensors")]
+    sources = [read_source(path) for path in (tiny_run, export, export / "encoder.safetensors")]
     for source in sources:
         assert source.plan["pretrain_patch_size"] == [16, 16, 24]
         configuration = next(iter(source.plan["pretrain_plan"]["configurations"].values()))
@@ -60,4 +60,4 @@ def test_a_run_and_its_export_give_the_same_network_and_tell_their_plan(tiny_run
 
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="There are no weights at"):
-        read_weight_source(tmp_path / "nothing")
+        read_source(tmp_path / "nothing")

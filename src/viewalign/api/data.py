@@ -12,7 +12,7 @@ from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
     from viewalign.data.indexing import Index
-    from viewalign.data.layout import Progress
+    from viewalign.data.layout import ImageProgress
     from viewalign.data.prepare import PrepareReport
     from viewalign.training.estimate import Estimate
 
@@ -75,14 +75,14 @@ def index(
 
 def _write_index(found: Index, out: Path) -> None:
     from viewalign.data.catalogue import write_catalogue
-    from viewalign.data.indexing import write_refused
+    from viewalign.data.indexing import write_excluded
     from viewalign.data.summary import summarise, write_summary
     from viewalign.reports.catalogue import write_index_page
 
     summary = summarise(found)
     try:
         write_catalogue(found.collection, out)
-        write_refused(out, found.excluded)
+        write_excluded(out, found.excluded)
         write_summary(summary, out)
         write_index_page(summary, out)
     except OSError as error:
@@ -185,6 +185,6 @@ def estimate(
     return run(Path(source), str(recipe), settings, say, on_progress or (lambda *_: None))
 
 
-def _words(step: Progress) -> str:
+def _words(step: ImageProgress) -> str:
     parts = [(step.skipped, "already there"), (step.excluded, "excluded")]
     return ", ".join(["Preparing", *(f"{count} {what}" for count, what in parts if count)])

@@ -30,7 +30,7 @@ class TaskOutcome:
     Attributes:
         folder: its folder; `predict` takes it.
         score: figures over all held-out cases (`values`, and 95 % `intervals` over subjects).
-        refused: name and reason of each case that could not be used.
+        excluded: name and reason of each case that could not be used.
         report: the page, `report.html`.
     """
 
@@ -48,7 +48,7 @@ class Predictions:
         columns: what the numbers are: `p_<class>` each, or `value`; none for a segmentation.
         values: by case, (K,) probabilities or (1,) value in the target's own unit; none for a segmentation.
         masks: by case, the file of a segmentation's mask, on the voxels of the case's first image.
-        refused: name and reason of each case that could not be used.
+        excluded: name and reason of each case that could not be used.
     """
 
     columns: tuple[str, ...]

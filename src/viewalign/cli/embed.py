@@ -9,7 +9,7 @@ import typer
 
 from viewalign.cli.finetune import Encoder, Task
 from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import stages, tell_refused
+from viewalign.utils.console import exit_if_excluded, stages
 
 
 def embed(
@@ -34,4 +34,4 @@ def embed(
     with stages() as report:
         found = viewalign.embed(encoder, task, out, on_progress=report, **settings_of(context))
     typer.echo(f"{len(found.cases)} cases, {found.features.shape[1]} numbers each: {out}")
-    tell_refused(found.excluded)
+    exit_if_excluded(found.excluded)

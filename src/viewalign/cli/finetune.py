@@ -85,11 +85,11 @@ def _finetune(
     context: typer.Context, kind: Literal["classification", "regression"], task: Path, encoder: str, out: Path
 ) -> None:
     import viewalign
-    from viewalign.utils.console import ConsoleProgress, tell_refused
+    from viewalign.utils.console import ConsoleProgress, exit_if_excluded
 
     done = viewalign.finetune(kind, task, encoder, out, progress=ConsoleProgress(), **settings_of(context))
     typer.echo(f"Predictions, figures and models: {out}\nReport: {done.report}")
-    tell_refused(done.excluded)
+    exit_if_excluded(done.excluded)
 
 
 finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on labelled data.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import REFUSED_SHOWN, show_refused, stages
+from viewalign.utils.console import print_first, show_excluded, stages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,19 +60,19 @@ def index(
     from rich.console import Console
 
     import viewalign
-    from viewalign.data.indexing import refused_path
+    from viewalign.data.indexing import excluded_path
     from viewalign.data.summary import summarise
     from viewalign.reports.catalogue import page_path
 
     with stages() as report:
         found = viewalign.index(sources, out, on_progress=report, **settings_of(context))
     console = Console()
-    show_refused(console, [(exclusion.file, exclusion.reason) for exclusion in found.excluded])
+    show_excluded(console, [(exclusion.file, exclusion.reason) for exclusion in found.excluded])
     summary = summarise(found)
     show_table(console, summary)
     show_suspects(console, summary["suspects"])
     lines = [f"Catalogue: {out}", f"Page:      {page_path(out)}"]
-    lines += [f"Excluded:  {refused_path(out)}"] if found.excluded else []
+    lines += [f"Excluded:  {excluded_path(out)}"] if found.excluded else []
     for line in (*lines, f"Next: viewalign prepare {out} -o store"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(3 if found.excluded else 0)
@@ -80,11 +80,7 @@ def index(
 
 def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:
     """Print the first few images that were taken in but look strange."""
-    for each in suspects[:REFUSED_SHOWN]:
-        line = f"  suspect: {each['file']}: {'; '.join(each['reasons'])}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if len(suspects) > REFUSED_SHOWN:
-        console.print(f"  … and {len(suspects) - REFUSED_SHOWN} more", highlight=False)
+    print_first(console, [f"suspect: {each['file']}: {'; '.join(each['reasons'])}" for each in suspects])
 
 
 def show_table(console: Console, summary: dict[str, Any]) -> None:

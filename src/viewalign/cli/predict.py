@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import stages, tell_refused
+from viewalign.utils.console import exit_if_excluded, stages
 
 
 def predict(
@@ -52,4 +52,4 @@ def predict(
     with stages() as report:
         found = viewalign.predict(model, cases, target, on_progress=report, **settings_of(context))
     typer.echo(f"{len(found.values) + len(found.masks)} cases: {target}")
-    tell_refused(found.excluded)
+    exit_if_excluded(found.excluded)

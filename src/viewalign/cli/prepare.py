@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import show_refused, stages
+from viewalign.utils.console import show_excluded, stages
 
 if TYPE_CHECKING:
     from viewalign.data.prepare import PrepareReport
@@ -106,7 +106,7 @@ def _print_end(out: Path, report: PrepareReport) -> None:
     from rich.console import Console
 
     console = Console()
-    show_refused(console, [(exclusion.file, exclusion.reason) for exclusion in report.excluded])
+    show_excluded(console, [(exclusion.file, exclusion.reason) for exclusion in report.excluded])
     for line in _end_of_part(report) if report.missing_parts else _end(out, report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -29,6 +29,6 @@ def probe(
     viewalign probe task run other-run -o probe.json names=cva,mae shots=5,10,20
     """
     import viewalign
-    from viewalign.utils.console import tell_refused
+    from viewalign.utils.console import exit_if_excluded
 
-    tell_refused(viewalign.probe(task, encoders, out, say=typer.echo, **settings_of(context)))
+    exit_if_excluded(viewalign.probe(task, encoders, out, say=typer.echo, **settings_of(context)))

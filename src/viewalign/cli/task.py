@@ -9,7 +9,6 @@ import typer
 
 from viewalign.cli.grammar import Command, settings_of
 
-_SHOWN = 20
 task = typer.Typer(no_args_is_help=True, help="Tasks for classification and regression: convert other layouts.")
 
 
@@ -33,11 +32,9 @@ def convert(
     """
     from viewalign.compat.task_conversion import ConvertSettings
     from viewalign.compat.task_layouts import convert as convert_layout
+    from viewalign.utils.console import echo_first
     from viewalign.utils.settings import checked
 
     found = convert_layout(layout, source, out, checked(ConvertSettings, settings_of(context)))
     typer.echo(f"{found.spec.name}: {found.spec.kind}, {len(found.cases)} cases in {out}")
-    for line in found.left_out[:_SHOWN]:
-        typer.echo(f"  left out: {line}", err=True)
-    if len(found.left_out) > _SHOWN:
-        typer.echo(f"  and {len(found.left_out) - _SHOWN} more", err=True)
+    echo_first([f"left out: {line}" for line in found.left_out])

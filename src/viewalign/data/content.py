@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Value = TypeVar("Value", bound=np.generic)
 
 _FEW_VALUES = 3
 """An image of this many distinct values, or fewer, is a mask."""
@@ -27,7 +30,7 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
         voxels: (D, H, W).
     """
     planes = voxels[:: max(1, len(voxels) // 64)]
-    if np.any(planes != np.rint(planes)):
+    if np.any(planes != np.rint(planes)) or len(np.unique(lattice(planes, 64))) > _MANY_VALUES:
         return None
     values, counts = np.unique(planes, return_counts=True)
     background = values[np.argmax(counts)]
@@ -77,9 +80,9 @@ def clean_values(array: NDArray[np.float32]) -> CleanValues:
     Padding is the smallest value of an image if that is below −1100, at least 0.5 % of all voxels have it, and hardly
     any have a value between it and −1100: a CT outside the circle that was reconstructed.
 
-    A value is absurd if it is further than 20 spreads from the middle of the image's values, and at most one voxel in
-    10,000 has such a value; the spread is that between the percentiles 0.5 and 99.5 of voxels that are not the image's
-    most frequent value. Such values (1e30, 65535 in a head) come from damaged pixels and failed conversions.
+    A value is absurd if it lies more than 20 spreads outside the percentiles 0.5 and 99.5, and at most one voxel in
+    10,000 has such a value. Percentiles, and the spread between them, are of voxels that do not have the image's most
+    frequent value. Absurd values (1e30, 65535 in a head) come from damaged pixels and failed conversions.
     """
     cleaned = _without_padding(array)
     values = _typical(cleaned.array)
@@ -110,8 +113,13 @@ def _without_padding(array: NDArray[np.float32]) -> CleanValues:
 
 
 def _typical(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return values on a lattice of at most 64 voxels an axis, without those of the most frequent value."""
-    sample: NDArray[np.float32] = array[tuple(slice(None, None, max(1, size // 64)) for size in array.shape)].ravel()
+    """Return values of a lattice of voxels, without those of the most frequent value."""
+    sample = lattice(array, 64).ravel()
     values, counts = np.unique(sample, return_counts=True)
     others: NDArray[np.float32] = sample[sample != values[np.argmax(counts)]]
     return others
+
+
+def lattice(array: NDArray[Value], size: int) -> NDArray[Value]:
+    """Return a regular lattice of voxels: at least `size` along an axis that has as many, and less than twice that."""
+    return array[tuple(slice(None, None, max(1, length // size)) for length in array.shape)]

@@ -50,7 +50,7 @@ class Survey:
         images: in the catalogue.
         looked_at: of these, whose header was read (a random part of a very large catalogue).
         sizes: of those that are let in.
-        refused: how many of those looked at would be refused, by reason.
+        excluded: how many of those looked at would be excluded, by reason.
     """
 
     images: int
@@ -158,8 +158,8 @@ def core_seconds(found: Survey, trial: Trial) -> float:
     return found.factor * trial.seconds * sum(max(size.read, size.stored) for size in found.sizes)
 
 
-def refused_in_all(found: Survey, trial: Trial, before: Iterable[object]) -> float:
-    """Return how many images will be refused: those known before, by header, and by voxels as often as in the trial."""
+def excluded_in_all(found: Survey, trial: Trial, before: Iterable[object]) -> float:
+    """Return how many images will be excluded: known before, by header, and by voxels as often as in the trial."""
     tried = trial.images + len(trial.excluded)
     by_voxels = len(trial.excluded) / tried * len(found.sizes) if tried else 0.0
     return len(list(before)) + found.factor * (sum(found.excluded.values()) + by_voxels)

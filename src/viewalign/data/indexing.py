@@ -154,25 +154,25 @@ def index_sources(
     return index
 
 
-def refused_path(catalogue: Path) -> Path:
+def excluded_path(catalogue: Path) -> Path:
     """Return where the files excluded while indexing are listed: `cat.json` → `cat.excluded.json`."""
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".excluded.json")
 
 
-def write_refused(catalogue: Path, excluded: Sequence[Exclusion]) -> Path:
+def write_excluded(catalogue: Path, excluded: Sequence[Exclusion]) -> Path:
     """Write the list of excluded files beside a catalogue and return its path."""
-    path = refused_path(catalogue)
+    path = excluded_path(catalogue)
     write_json(path, [exclusion.as_json() for exclusion in excluded])
     return path
 
 
-def read_refused(catalogue: Path) -> list[Exclusion]:
+def read_excluded(catalogue: Path) -> list[Exclusion]:
     """Read the list beside a catalogue; empty where there is none.
 
     Raises:
         UserError: the file is there but is no such list.
     """
-    path = refused_path(catalogue)
+    path = excluded_path(catalogue)
     if not path.exists():
         return []
     try:

@@ -12,7 +12,7 @@ import numpy as np
 
 from viewalign.data.catalogue import Collection, Dataset, Image, Record, read_catalogue
 from viewalign.data.geometry import reorientation_to_lps
-from viewalign.data.indexing import Index, index_sources, read_refused
+from viewalign.data.indexing import Index, index_sources, read_excluded
 from viewalign.data.readers.headers import Triple, read_header
 from viewalign.data.settings import PrepareOptions, PrepareSettings
 from viewalign.data.sources import Exclusion, FindOptions
@@ -43,7 +43,7 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
             raise UserError(nothing_found([str(path)], found))
         collection, excluded = found.collection, found.excluded
     else:
-        collection, excluded = read_catalogue(path), read_refused(path)
+        collection, excluded = read_catalogue(path), read_excluded(path)
     records = list(collection.records(path.absolute().parent))
     if not records and not excluded:
         raise UserError(f"The catalogue {path} holds no images.")

@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.utils.io import PARTIAL_PREFIX, write_bytes
+from viewalign.utils.io import PARTIAL_PREFIX, partial_write, write_bytes
 
 STORE_FORMAT = "viewalign-store"
 STORE_VERSION = 2
@@ -71,15 +70,8 @@ def safe_name(name: str) -> str:
 def _write_beside(path: Path, content: bytes) -> Path:
     """Write what shall become a file under a temporary name in its folder, flushed to disk; return that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with partial_write(path) as temporary:
+        temporary.write_bytes(content)
     return temporary
 
 
@@ -216,7 +208,7 @@ def done_properties(store: Path, relative: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ImageProgress:
     """How far preparation is.
 
     Attributes:
@@ -236,4 +228,4 @@ class Progress:
     reason: str | None = None
 
 
-ProgressListener = Callable[[Progress], None]
+ProgressListener = Callable[[ImageProgress], None]

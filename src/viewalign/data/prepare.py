@@ -13,10 +13,10 @@ from typing import Any
 
 from viewalign.data.catalogue import Record, read_catalogue
 from viewalign.data.columns import Row, rows_on_disk, sweep_temporary, write_index
-from viewalign.data.indexing import read_refused
+from viewalign.data.indexing import read_excluded
 from viewalign.data.inputs import quality_scores
 from viewalign.data.layout import (
-    Progress,
+    ImageProgress,
     ProgressListener,
     entry_path,
     forget_entry,
@@ -85,7 +85,7 @@ def prepare_catalogue(
     collection = read_catalogue(catalogue)
     records = list(collection.records(catalogue.absolute().parent))
     quality = quality_scores(collection)
-    return prepare_records(records, store, settings, workers, read_refused(catalogue), on_progress, quality=quality)
+    return prepare_records(records, store, settings, workers, read_excluded(catalogue), on_progress, quality=quality)
 
 
 def prepare_records(
@@ -175,7 +175,7 @@ class _Run:
     report: PrepareReport
     total: int = 0
     done: int = 0
-    refused_here: int = 0
+    excluded_here: int = 0
 
     def missing(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Yield the jobs that are not done yet; tick off the others."""
@@ -207,7 +207,7 @@ class _Run:
     def exclude(self, record: Record, reason: str) -> None:
         """Count an image that could not be prepared."""
         self.report.excluded.append(Exclusion(str(record.path), reason))
-        self.refused_here += 1
+        self.excluded_here += 1
         self.report_progress(record, reason)
 
     def report_progress(self, record: Record, reason: str | None = None) -> None:
@@ -215,7 +215,7 @@ class _Run:
         self.done += 1
         if self.listener is not None:
             skipped = self.report.skipped
-            self.listener(Progress(self.done, self.total, skipped, self.refused_here, str(record.path), reason))
+            self.listener(ImageProgress(self.done, self.total, skipped, self.excluded_here, str(record.path), reason))
 
 
 def _check_sources(records: Sequence[Record]) -> None:

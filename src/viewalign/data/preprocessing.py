@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.data.content import CleanValues, clean_values
+from viewalign.data.content import CleanValues, clean_values, lattice
 from viewalign.data.geometry import (
     Shape,
     orientation_code,
@@ -26,7 +26,6 @@ from viewalign.data.readers.headers import MAX_VOXELS, Triple
 from viewalign.data.settings import Normalisation, PrepareSettings
 from viewalign.errors import ExcludedImageError
 
-Value = TypeVar("Value", bound=np.generic)
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -204,7 +203,7 @@ def normalise(
         mean, std = (window[0] + window[1]) / 2, (window[1] - window[0]) / 2
     else:
         if how == "percentile":
-            sample = _sampled(array) if measured is None else _sampled(array)[_sampled(measured)]
+            sample = lattice(array, 128) if measured is None else lattice(array, 128)[lattice(measured, 128)]
             low, high = np.percentile(sample, percentiles)
             np.clip(array, np.float32(low), np.float32(high), out=array)
         mean, std = _moments(array, how == "foreground", measured)
@@ -217,18 +216,13 @@ def normalise(
     return mean, std
 
 
-def _sampled(array: NDArray[Value]) -> NDArray[Value]:
-    """Return a lattice of at most 2 million voxels."""
-    return array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]
-
-
 def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
     """Return Otsu's threshold between background and foreground, in the units of `array`.
 
     The upper edge of the bin that makes the variance between the two classes largest (Otsu, IEEE Transactions on
     Systems, Man, and Cybernetics 1979); on a regular lattice of voxels, at most 256 an axis.
     """
-    values = _sampled(array).ravel()
+    values = lattice(array, 128).ravel()
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low

@@ -1,4 +1,4 @@
-"""How much one file may ask for, in voxels and seconds. What asks for more is set aside and stops nothing else."""
+"""Settings of `index`, `prepare` and `fetch`, and limits of what one file may cost: one beyond them is excluded."""
 
 from __future__ import annotations
 

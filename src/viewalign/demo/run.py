@@ -151,7 +151,7 @@ def _make_cohort(settings: DemoSettings, progress: Progress) -> None:
 
 def _index(settings: DemoSettings, progress: Progress) -> Holdout:
     """Write the catalogue for pretraining, and return the images that are held out for the probe."""
-    from viewalign.data.indexing import index_sources, write_refused
+    from viewalign.data.indexing import index_sources, write_excluded
 
     path = settings.out / "catalogue.json"
     images = settings.out / "images" if settings.data is None else settings.data
@@ -165,7 +165,7 @@ def _index(settings: DemoSettings, progress: Progress) -> Holdout:
     held = hold_out(found.collection.records(settings.out.absolute()), settings.cohort.seed)
     kept = without(found.collection, held.subjects)
     write_catalogue(kept, path)
-    write_refused(path, found.excluded)
+    write_excluded(path, found.excluded)
     progress.say(
         f"2 Catalogue: {found.images} images of {found.subjects()} subjects, {len(held.subjects)} of which are "
         f"labelled and held out for the probe; {len(found.excluded)} files excluded."
@@ -182,7 +182,7 @@ NO_PROBE = (
 
 
 def _prepare(settings: DemoSettings, progress: Progress) -> None:
-    from viewalign.data.indexing import read_refused
+    from viewalign.data.indexing import read_excluded
     from viewalign.data.prepare import prepare_records
 
     catalogue, store = settings.out / "catalogue.json", settings.out / "store"
@@ -191,7 +191,7 @@ def _prepare(settings: DemoSettings, progress: Progress) -> None:
     progress.say(f"3 Store: oriented, cropped, {preparation.describe()}.")
     with progress.bar("Preparing") as bar:
         report = prepare_records(
-            records, store, preparation, None, read_refused(catalogue), lambda at: bar(at.done, at.total)
+            records, store, preparation, None, read_excluded(catalogue), lambda at: bar(at.done, at.total)
         )
     if report.prepared == 0:
         raise UserError(f"None of the images could be used; see {store / 'report.json'}.")

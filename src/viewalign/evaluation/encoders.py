@@ -59,7 +59,7 @@ def read_pretrained(encoder: str | Path, token_order: Order | None = None) -> Pr
         if name not in network_names():
             raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
         return Pretrained(name, None, PrepareSettings(), None, {})
-    source = initial.read_weight_source(encoder, token_order)
+    source = initial.read_source(encoder, token_order)
     return Pretrained(network_of(source), source, preparation_of(source.plan), source.size, _pooling(encoder, source))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -43,7 +45,7 @@ def load(
         overrides: as on a command line.
         settings: the same as values, by dotted key (`{"optim.lr": 1e-3}`) or in groups (`{"optim": {"lr": 1e-3}}`).
         common: overrides for several recipes, before all others; what this one does not read changes nothing.
-        say: is told, in a sentence each, what of the user's own file changes nothing.
+        say: called with a sentence for each setting of the user's own file that has no effect.
 
     Raises:
         UserError: unknown recipe, unknown key (the nearest right one is named), a value that does not fit, or an
@@ -126,33 +128,59 @@ def to_yaml(recipe: Recipe, comments: bool = False) -> str:
     return text
 
 
-def _read(name_or_path: str, above: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a recipe with all that it is based on; return its settings, and those of them from files of the user's.
+def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a recipe with all that it is based on; return its settings, and those of them from files of the user's."""
+    tree: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for each, file in read_chain(name_or_path, "recipe", names(), resources.files("viewalign.recipes")):
+        tree, own = merged(tree, each), merged(own, each) if file else {}
+    return tree, own
+
+
+_BASE = re.compile(r"_[A-Za-z0-9][A-Za-z0-9_.+-]*")
+"""Names of files that come with the package only for others to be based on."""
+
+
+_PLURALS = {"recipe": "Recipes", "study": "Studies"}
+
+
+def read_chain(
+    name_or_path: str, kind: Literal["recipe", "study"], known: Sequence[str], folder: Traversable
+) -> list[tuple[dict[str, Any], Path | None]]:
+    """Read a YAML file, what it is based on (`base`), what that is based on, and so on.
 
     Args:
-        name_or_path: of the recipe.
-        above: the recipes that are based on it.
+        name_or_path: a file that comes with the package, or a YAML file of the user's.
+        kind: what messages call it.
+        known: names of the files that come with the package.
+        folder: of the package's files.
+
+    Returns:
+        Settings, the deepest base first, each with its path if it is a file of the user's.
 
     Raises:
-        UserError: it is based on itself, or there is no such recipe.
+        UserError: there is no such file, it holds no settings, or it is based on itself.
     """
-    if name_or_path in above:
-        raise UserError(f"The recipe {name_or_path} is based on itself ({' → '.join([*above, name_or_path])}).")
-    path = Path(name_or_path)
-    mine = path.suffix in {".yaml", ".yml"} and path.is_file()
-    if mine:
-        text = path.read_text(encoding="utf-8")
-    elif name_or_path in names():
-        text = resources.files("viewalign.recipes").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    else:
-        raise UserError(
-            f"There is no recipe '{name_or_path}'{closest(name_or_path, names())}. "
-            f"Recipes are {', '.join(names())}, or the path of a YAML file."
-        )
-    tree = parse_yaml(text, name_or_path)
-    base = tree.pop("base", None)
-    below, own = _read(str(base), (*above, name_or_path)) if base else ({}, {})
-    return merged(below, tree), merged(own, tree) if mine else {}
+    chain: list[tuple[dict[str, Any], Path | None]] = []
+    above: list[str] = []
+    name: str | None = name_or_path
+    while name is not None:
+        if name in above:
+            raise UserError(f"The {kind} {name} is based on itself ({' → '.join([*above, name])}).")
+        above.append(name)
+        path = Path(name)
+        mine = path.suffix in {".yaml", ".yml"} and path.is_file()
+        packaged = folder.joinpath(f"{name}.yaml")
+        if not (mine or name in known or (_BASE.fullmatch(name) and packaged.is_file())):
+            raise UserError(
+                f"There is no {kind} '{name}'{closest(name, known)}. "
+                f"{_PLURALS[kind]} are {', '.join(known)}, or the path of a YAML file."
+            )
+        tree = parse_yaml((path if mine else packaged).read_text(encoding="utf-8"), name)
+        base = tree.pop("base", None)
+        chain.insert(0, (tree, path if mine else None))
+        name = str(base) if base else None
+    return chain
 
 
 def _known(method: str) -> list[str]:

@@ -37,20 +37,20 @@ def write_page(folder: Path) -> Path:
         UserError: there is no table yet, or the page cannot be written.
     """
     try:
-        told = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{folder} contains no table of a study; run `viewalign study` first.") from None
-    return save_page(folder / PAGE, render(told))
+    return save_page(folder / PAGE, render(table))
 
 
-def render(told: dict[str, Any]) -> str:
+def render(table: dict[str, Any]) -> str:
     """Return the page as HTML; every name in it is escaped.
 
     Args:
-        told: what `table.json` holds: study, reference, and a row for each evaluator, measure and arm.
+        table: what `table.json` holds: study, reference, and a row for each evaluator, measure and arm.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in told["rows"]:
+    for row in table["rows"]:
         groups.setdefault((row["evaluation"], row["measure"]), []).append(row)
     filters = {
         "signed": lambda value: "–" if value is None else f"{value:+.4f}",
@@ -59,9 +59,9 @@ def render(told: dict[str, Any]) -> str:
     return render_template(
         "study.html",
         filters=filters,
-        name=told["study"],
-        reference=told["reference"],
-        seeds=max((row["seeds"] for row in told["rows"]), default=0),
+        name=table["study"],
+        reference=table["reference"],
+        seeds=max((row["seeds"] for row in table["rows"]), default=0),
         groups=[
             {
                 "evaluation": evaluation,

@@ -66,27 +66,27 @@ def write_page(run: Path, output: Path | None = None) -> Path:
 
 def render(run: Path) -> str:
     """Return the page as HTML; every name in it is escaped."""
-    outcomes, told = read_predictions(run), _json(run / "metrics.json") or {}
+    outcomes, metrics = read_predictions(run), _json(run / "metrics.json") or {}
     held_out, test = outcomes.of_folds(test=False), outcomes.of_folds(test=True)
     in_folds = bool(held_out.cases)
-    judged = held_out if in_folds else test
+    evaluated = held_out if in_folds else test
     spec = outcomes.spec
-    figures = figures_of(told.get("held_out" if in_folds else "test", {}), spec)
+    figures = figures_of(metrics.get("held_out" if in_folds else "test", {}), spec)
     first = WORDS.get(spec.figure, spec.figure)
     return render_template(
         "task.html",
         name=run.resolve().name,
         kind="regression" if spec.kind == "regression" else "classification",
-        about=_about(run, outcomes, told),
+        about=_about(run, outcomes, metrics),
         first=next((f for f in figures if f.name == first), None),
         figures=figures,
-        tested=figures_of(told["test"], spec) if in_folds and "test" in told else [],
+        tested=figures_of(metrics["test"], spec) if in_folds and "test" in metrics else [],
         in_folds=in_folds,
-        counts=(len(judged.cases), len(set(judged.subjects)), len(test.cases)),
+        counts=(len(evaluated.cases), len(set(evaluated.subjects)), len(test.cases)),
         folds=_folds(held_out),
         shown=[WORDS[name] for name in _shown(spec)],
-        charts=[*task_charts.charts(judged), *_losses(run)] if judged.cases else [],
-        confusion=_confusion(judged),
+        charts=[*task_charts.charts(evaluated), *_losses(run)] if evaluated.cases else [],
+        confusion=_confusion(evaluated),
         classes=spec.classes,
         worst=_worst(outcomes),
         left_out=counted(len(_json(run / "refused.json") or []), "case"),
@@ -104,11 +104,11 @@ def _json(file: Path) -> Any:
         return None
 
 
-def figures_of(told: Mapping[str, Any], spec: TaskSpec) -> list[Figure]:
+def figures_of(metrics: Mapping[str, Any], spec: TaskSpec) -> list[Figure]:
     """Return the metrics, the task's primary metric first."""
-    values: dict[str, float] = told.get("values", {})
+    values: dict[str, float] = metrics.get("values", {})
     names = sorted(values, key=lambda name: name != spec.figure)
-    return [_figure(name, values[name], told.get("intervals", {}).get(name), spec) for name in names]
+    return [_figure(name, values[name], metrics.get("intervals", {}).get(name), spec) for name in names]
 
 
 def _figure(name: str, value: float | None, ends: Sequence[float] | None, spec: TaskSpec) -> Figure:
@@ -144,8 +144,8 @@ def _folds(outcomes: TaskPredictions) -> list[tuple[str, int, list[str]]]:
         rows.append((f"fold {fold}", len(part.cases), [_three(value) for value in found[-1]]))
     if len(rows) > 1:
         columns = [[v for v in column if math.isfinite(v)] for column in zip(*found, strict=True)]
-        told = [f"{np.mean(c):.3f} ± {np.std(c, ddof=1):.3f}" if len(c) > 1 else "–" for c in columns]
-        rows.append(("mean ± deviation", sum(row[1] for row in rows), told))
+        metrics = [f"{np.mean(c):.3f} ± {np.std(c, ddof=1):.3f}" if len(c) > 1 else "–" for c in columns]
+        rows.append(("mean ± deviation", sum(row[1] for row in rows), metrics))
     return rows
 
 
@@ -171,17 +171,17 @@ def _worst(outcomes: TaskPredictions) -> list[tuple[str, str, str, str]]:
     for k in order.tolist():
         truth, guess = outcomes.truth[k], outcomes.predicted[k]
         if spec.kind == "regression":
-            told = (f"{number(float(truth))} {spec.unit}", f"{number(float(guess))} ({float(guess - truth):+.3g})")
+            texts = (f"{number(float(truth))} {spec.unit}", f"{number(float(guess))} ({float(guess - truth):+.3g})")
         elif spec.kind == "multilabel":
             named = [name for name, there in zip(spec.classes, truth, strict=True) if there]
-            told = (
+            texts = (
                 ", ".join(named) or "none",
                 ", ".join(f"{n} {p:.2f}" for n, p in zip(spec.classes, guess, strict=True)),
             )
         else:
             winner = int(guess.argmax())
-            told = (spec.classes[truth], f"{spec.classes[winner]} {guess[winner]:.2f} (true class {guess[truth]:.2f})")
-        rows.append((outcomes.cases[k], outcomes.folds[k], *told))
+            texts = (spec.classes[truth], f"{spec.classes[winner]} {guess[winner]:.2f} (true class {guess[truth]:.2f})")
+        rows.append((outcomes.cases[k], outcomes.folds[k], *texts))
     return rows
 
 
@@ -198,7 +198,7 @@ def _settings(run: Path) -> str:
         return ""
 
 
-def _about(run: Path, outcomes: TaskPredictions, told: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _about(run: Path, outcomes: TaskPredictions, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     spec = outcomes.spec
     settings = yaml.safe_load(_settings(run) or "{}") or {}
     rows = [("Task", f"{spec.name}: {spec.kind}")]
@@ -214,7 +214,7 @@ def _about(run: Path, outcomes: TaskPredictions, told: Mapping[str, Any]) -> lis
             ("Targets", f"{number(float(outcomes.truth.min()))} to {number(float(outcomes.truth.max()))} {spec.unit}")
         )
     rows.append(("Channels", ", ".join("|".join((c.name, *c.aliases)) for c in spec.channels)))
-    rows.append(("Started from", without_paths(str(told.get("encoder", told.get("network", "unknown"))))))
+    rows.append(("Started from", without_paths(str(metrics.get("encoder", metrics.get("network", "unknown"))))))
     if settings:
         rows.append(
             (

@@ -16,7 +16,7 @@ from viewalign.recipes import loading as recipes
 from viewalign.studies import settings as models
 from viewalign.studies.settings import Study
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested
-from viewalign.utils.settings import Settings, merged, parse_yaml
+from viewalign.utils.settings import Settings, merged
 
 _MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
 _KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
@@ -96,26 +96,14 @@ def _folder() -> Any:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path)
-    built_in = (
-        bool(_NAME.fullmatch(name_or_path.removeprefix("_"))) and _folder().joinpath(f"{name_or_path}.yaml").is_file()
-    )
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif built_in:
-        text = _folder().joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    else:
-        raise UserError(
-            f"There is no study '{name_or_path}'{closest(name_or_path, names())}. "
-            f"Studies are {', '.join(names())}, or the path of a YAML file."
-        )
-    tree = parse_yaml(text, name_or_path)
-    base = tree.pop("base", None)
-    tree = merged(_read(str(base)), tree) if base else tree
-    data = tree.get("data")
-    if not built_in and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
-        tree["data"] = {**data, "root": str(path.parent.absolute() / str(data.get("root") or ""))}
-    return tree
+    """Read a study with all that it is based on; `data.root` of a file of the user's is relative to that file."""
+    study: dict[str, Any] = {}
+    for tree, file in recipes.read_chain(name_or_path, "study", names(), _folder()):
+        study = merged(study, tree)
+        data = study.get("data")
+        if file is not None and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
+            study["data"] = {**data, "root": str(file.parent.absolute() / str(data.get("root") or ""))}
+    return study
 
 
 def _suggest(key: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from viewalign.evaluation.statistics import Difference, paired
 from viewalign.reports.study import LOWER_IS_BETTER
 from viewalign.studies.cells import Grid
-from viewalign.utils.io import atomic_write, write_json
+from viewalign.utils.io import atomic_write, write_json, write_text
 
 Values = Mapping[str, Mapping[int, float]]
 """A measure by arm and seed."""
@@ -173,8 +173,7 @@ def write(grid: Grid) -> str:
         writer.writeheader()
         writer.writerows(rows)
     text = _markdown(rows, grid.study.against)
-    with atomic_write(grid.out / "table.md") as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(grid.out / "table.md", text)
     return text
 
 

@@ -179,8 +179,7 @@ def _within_limit(reading: Iterator[Samples], step: int) -> Iterator[Samples]:
                 continue
             raise UserError(
                 f"No batch was read within {_TIME_LIMIT} s before step {step + 1}. The file system of the store does "
-                "not answer, or the machine has stopped the readers. The last checkpoint stays; continue with --resume "
-                "auto."
+                "not answer, or the machine has stopped the readers. The last checkpoint stays; continue with --resume."
             ) from None
         if samples is None:
             return

@@ -115,7 +115,7 @@ def _preparation(
         "worker_memory_bytes": worker_bytes(survey.largest),
         "workers": count,
         "seconds": estimating.core_seconds(survey, trial) / count,
-        "excluded": round(estimating.refused_in_all(survey, trial, found.excluded)),
+        "excluded": round(estimating.excluded_in_all(survey, trial, found.excluded)),
         "reasons": [reason for reason, _ in survey.excluded.most_common(5)] + sorted(set(trial.excluded))[:3],
         "smaller_than_view": round(survey.smaller_than(view)),
     }

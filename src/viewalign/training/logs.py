@@ -1,4 +1,4 @@
-"""What a run writes down: `log.jsonl`, and a line for the person who watches; `tracking` shows it elsewhere.
+"""What a run writes down: `log.jsonl`, and a line for the person who watches; `trackers` shows it elsewhere.
 
 Rows are averages over the steps since the row before. Scalars stay on the device until a row is written, so that
 logging costs one wait in many steps.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from viewalign.errors import is_full
 from viewalign.training.trackers import Tracker
-from viewalign.utils.io import atomic_write, visible
+from viewalign.utils.io import visible, write_text
 from viewalign.utils.precision import send
 from viewalign.weights.run_folder import read_log
 
@@ -103,8 +103,7 @@ class RunLog:
 def _cut_back(path: Path, step: int) -> None:
     if path.is_file():
         rows = [row for row in read_log(path) if step > 0 and row["step"] <= step]
-        with atomic_write(path) as partial:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class MetricAccumulator:
@@ -156,7 +155,7 @@ class MetricAccumulator:
         self._counts = dict(state["counts"])
 
 
-class ConsoleProgress:
+class ProgressLine:
     """The progress line: redrawn in place on a terminal, a new line every few seconds elsewhere.
 
     Its stream may be a file on a full disk, a pipe whose reader has ended, or a terminal that was closed: what cannot

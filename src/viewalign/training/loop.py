@@ -21,7 +21,7 @@ from viewalign.training import accumulate, optimizers, pictures
 from viewalign.training.alerts import Alerts
 from viewalign.training.data import DataModule, Samples, UnreadableVolumes
 from viewalign.training.launch import Fabric
-from viewalign.training.logs import ConsoleProgress, MetricAccumulator, RunLog
+from viewalign.training.logs import MetricAccumulator, ProgressLine, RunLog
 from viewalign.training.optimizers import Update, update_if_finite, volumes_of
 from viewalign.training.prefetch import Prefetcher
 from viewalign.training.signals import StopRequest, StopWaitingError
@@ -78,14 +78,14 @@ class Trainer:
         self._pending: Update | None = None
         self._stop_requested: Callable[[], float] = lambda: 0.0
         self.unreadable = UnreadableVolumes(feed.volumes, recipe.runtime.lost_share)
-        self.ticker = ConsoleProgress(quiet=not fabric.is_global_zero)
-        self.alerts = Alerts(self.ticker.say, precision)
+        self.progress_line = ProgressLine(quiet=not fabric.is_global_zero)
+        self.alerts = Alerts(self.progress_line.say, precision)
         self.log: RunLog | None = None
         self._damage: list[str] = []
 
     def note_damage(self, sentence: str) -> None:
         """Report a damaged checkpoint, now and in the log that is opened later."""
-        self.ticker.say(sentence)
+        self.progress_line.say(sentence)
         self._damage.append(sentence)
 
     def run(self, stop: StopRequest | None = None) -> bool:
@@ -93,7 +93,7 @@ class Trainer:
         stop = stop or StopRequest()
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
-            self.log = RunLog(self.folder.log, self.position.step, opened, self.ticker.say)
+            self.log = RunLog(self.folder.log, self.position.step, opened, self.progress_line.say)
         for sentence in self._damage:
             self._event("checkpoint_damaged", {"reason": sentence})
         if self.position.step == 0:
@@ -262,7 +262,7 @@ class Trainer:
         try:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:
-            self.ticker.say(f"The report's pictures could not be written ({problem}); training continues.")
+            self.progress_line.say(f"The report's pictures could not be written ({problem}); training continues.")
 
     def _validate(self, batches: Iterator[Samples]) -> None:
         """Measure the loss on held-out subjects, always on the same views and masks."""
@@ -284,7 +284,7 @@ class Trainer:
             figures = self.probe(self.method.encoder())
             self._row("probe", figures)
             text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self.ticker.say(f"Step {self.position.step}: probe of frozen features  {text}")
+            self.progress_line.say(f"Step {self.position.step}: probe of frozen features  {text}")
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         self._settle()
@@ -297,7 +297,7 @@ class Trainer:
         left = (self.recipe.steps - self.position.step) * seconds / max(steps, 1)
         self._row("train", {**means, "samples_per_second": round(rate, 3), "data_wait": round(share, 4)})
         terms = "  ".join(f"{name} {means[name]:.4f}" for name in _shown(means))
-        self.ticker.show(
+        self.progress_line.show(
             f"step {self.position.step}/{self.recipe.steps}  {terms}  {rate:.1f} volumes/s  "
             f"data wait {share:.0%}  {duration(left)} left",
             force=self.position.step >= self.recipe.steps,
@@ -314,7 +314,7 @@ class Trainer:
         for volume, reason in self.unreadable.exclude():
             self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
-            self.ticker.say(f"Volume {volume} of the store cannot be read and is excluded: {reason}")
+            self.progress_line.say(f"Volume {volume} of the store cannot be read and is excluded: {reason}")
         self.unreadable.check()
 
     def _event(self, event: str, values: dict[str, Any]) -> None:
@@ -341,7 +341,7 @@ class Trainer:
             checkpoints.save(folder, self.position.step, state)
         except OSError as problem:
             step = self.position.step
-            self.ticker.say(f"No checkpoint could be written at step {step} ({problem}); the last one stays.")
+            self.progress_line.say(f"No checkpoint could be written at step {step} ({problem}); the last one stays.")
             self._event("checkpoint_failed", {"reason": str(problem)})
             return False
         checkpoints.prune(folder, settings.keep_last, settings.keep_every, also=(self.position.best_step,))

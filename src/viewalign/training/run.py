@@ -123,7 +123,8 @@ def pretrain(
 
 def _begin(trainer: Trainer, resume: bool) -> None:
     """Resume from the newest checkpoint, or start from what the recipe names; keep the recipe."""
-    folder, recipe, say, first = trainer.folder, trainer.recipe, trainer.ticker.say, trainer.fabric.is_global_zero
+    folder, recipe, say = trainer.folder, trainer.recipe, trainer.progress_line.say
+    first = trainer.fabric.is_global_zero
     if recipe.optim.warmup_steps > recipe.steps:  # not refused, for trials of a few steps keep their recipe's warm-up
         say(
             f"optim.warmup_steps={recipe.optim.warmup_steps} is longer than the run (steps={recipe.steps}): the "

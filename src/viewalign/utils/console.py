@@ -14,33 +14,40 @@ from viewalign.utils.io import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SHOWN = 20
+_ECHOED, _PRINTED = 20, 10
+"""How many lines of a list are shown: of cases on standard error, of files in a command's result."""
 EXIT_CODE = 3
 """Some cases were excluded, the others succeeded."""
 
 
-def tell_refused(excluded: Sequence[tuple[str, str]]) -> None:
+def exit_if_excluded(excluded: Sequence[tuple[str, str]]) -> None:
     """List the cases that could not be used, and exit with code 3 if there are any."""
     if not excluded:
         return
     typer.echo(f"{len(excluded)} cases could not be used:", err=True)
-    for name, reason in excluded[:_SHOWN]:
-        typer.echo(f"  {visible(name)}: {visible(reason)}", err=True)
-    if len(excluded) > _SHOWN:
-        typer.echo(f"  and {len(excluded) - _SHOWN} more", err=True)
+    echo_first([f"{name}: {reason}" for name, reason in excluded])
     raise typer.Exit(EXIT_CODE)
 
 
-REFUSED_SHOWN = 10
+def echo_first(lines: Sequence[str]) -> None:
+    """Write the first lines of a list to standard error, and how many more there are."""
+    for line in lines[:_ECHOED]:
+        typer.echo(f"  {visible(line)}", err=True)
+    if len(lines) > _ECHOED:
+        typer.echo(f"  and {len(lines) - _ECHOED} more", err=True)
 
 
-def show_refused(console: Console, excluded: list[tuple[str, str]]) -> None:
+def show_excluded(console: Console, excluded: Sequence[tuple[str, str]]) -> None:
     """Print the first few excluded files."""
-    for file, reason in excluded[:REFUSED_SHOWN]:
-        line = visible(f"  excluded: {file}: {reason}")
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if len(excluded) > REFUSED_SHOWN:
-        console.print(f"  … and {len(excluded) - REFUSED_SHOWN} more", style="yellow", highlight=False)
+    print_first(console, [f"excluded: {file}: {reason}" for file, reason in excluded], "yellow")
+
+
+def print_first(console: Console, lines: Sequence[str], style: str | None = None) -> None:
+    """Print the first lines of a list, and how many more there are."""
+    for line in lines[:_PRINTED]:
+        console.print(visible(f"  {line}"), style=style, highlight=False, markup=False, soft_wrap=True)
+    if len(lines) > _PRINTED:
+        console.print(f"  … and {len(lines) - _PRINTED} more", style=style, highlight=False)
 
 
 SECONDS_BETWEEN_LINES = 10.0

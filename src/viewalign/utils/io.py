@@ -26,12 +26,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
     If the block fails, as on a full disk, the previous file stays and the partial file is removed. The name is unique,
     so that several processes may write the same file: the last one to finish replaces the others' files.
     """
+    with partial_write(path) as partial:
+        yield partial
+    try:
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def partial_write(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to, and flush it to disk; the caller renames it. A failed one is removed."""
     partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(path)
     except BaseException:
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)

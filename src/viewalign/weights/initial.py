@@ -87,11 +87,12 @@ def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
     """Read weights from a run (its newest checkpoint that can be read), an export or a checkpoint of nnssl's layout.
 
     Args:
-        path: a folder or file here, or `hf:OWNER/NAME` of the Hugging Face Hub.
-        order: the token order of a Primus, where the file does not say it.
+        path: a run's folder, an export's, a checkpoint of nnssl's layout, a folder that holds one, a folder of the
+            Hugging Face Hub's cache, or `hf:OWNER/NAME` to fetch it.
+        order: of the tokens of a Primus of nnssl whose trainer is unknown; see `weights.token_order`.
 
     Raises:
-        UserError: weights that cannot be read.
+        UserError: nothing there, damaged, in need of pickle, or no weights of a ResEnc or a Primus.
     """
     file = remote.resolve_hub_name(path)
     run = RunFolder(file)
@@ -120,20 +121,6 @@ def _fill(method: Method, target: Mapping[str, Tensor], state: Mapping[str, Tens
         twin = everything.get(f"student.{name.removeprefix('teacher.')}") if name.startswith("teacher.") else None
         if twin is not None:
             value.copy_(twin)
-
-
-def read_weight_source(encoder: str | Path, token_order: Order | None = None) -> sources.Source:
-    """Read pretrained weights from wherever they are.
-
-    Args:
-        encoder: a run's folder, an export's, a checkpoint of nnssl's layout, a folder that holds one, a folder of the
-            Hugging Face Hub's cache, or `hf:OWNER/NAME` to fetch it.
-        token_order: of a Primus of nnssl whose trainer is unknown; see `formats.token_order`.
-
-    Raises:
-        UserError: nothing there, damaged, in need of pickle, or no weights of a ResEnc or a Primus.
-    """
-    return read_source(encoder, token_order)
 
 
 def transfer_encoder(
@@ -173,7 +160,7 @@ def transfer_encoder(
         print(viewalign.transfer_encoder(network, "run").text())
         ```
     """
-    source = encoder if isinstance(encoder, sources.Source) else read_weight_source(encoder, token_order)
+    source = encoder if isinstance(encoder, sources.Source) else read_source(encoder, token_order)
     fitted = loading.load_encoder_weights(network, source, size, min_share, prefix=prefix)
     if report is not None:
         write_report(fitted, report)

@@ -206,7 +206,7 @@ def _family(network: str) -> Family:
 
 
 def _family_in(file: Path) -> Family | None:
-    """Return the family of a checkpoint, of which no tensor is read; None where it cannot be told."""
+    """Return the family of a checkpoint, of which no tensor is read; None where it is unknown."""
     try:
         root = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return weight_names.family_of(root.get("network_weights", root))

@@ -12,7 +12,7 @@ import yaml
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import write_text
 from viewalign.utils.locks import LOCK
 from viewalign.utils.overrides import diff_settings
 
@@ -142,8 +142,7 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
 
 def write_config(folder: RunFolder, recipe: Recipe) -> None:
     """Write the resolved recipe, whole or not at all."""
-    with atomic_write(folder.config) as partial:
-        partial.write_text(loading.to_yaml(recipe))
+    write_text(folder.config, loading.to_yaml(recipe))
 
 
 def read_config_text(path: Path) -> dict[str, Any]:

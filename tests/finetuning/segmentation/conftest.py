@@ -15,7 +15,7 @@ from viewalign.finetuning.segmentation.nnunet import Model
 from viewalign.finetuning.segmentation.schedule import published
 from viewalign.networks.registry import build_backbone
 from viewalign.weights import adaptation_plan
-from viewalign.weights.initial import read_weight_source
+from viewalign.weights.initial import read_source
 
 
 def write_dataset(root, channels=1, cases=6, size=(32, 32, 32), spacing=(1.0, 1.0, 1.0)):
@@ -108,7 +108,7 @@ def plan_for(prepared, nnunet_home):
     def write_one(path, name, schedule, channels=1, scratch=False, **choices):
         one, base, _ = prepared[channels]
         planned = planning.write_plan(
-            one, nnunet_home, base, read_weight_source(path), plans.Choices(name, **choices), schedule, 0.9, scratch
+            one, nnunet_home, base, read_source(path), plans.Choices(name, **choices), schedule, 0.9, scratch
         )
         planning.preprocess(one, planned, 1)
         return planned, Model(one.name, name, nnunet_home)

@@ -221,11 +221,11 @@ def test_nnunet_s_own_commands_after_eval(plan_for, prepared, nnunet_home, tmp_p
 
 def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_path):
     from viewalign.weights import loading
-    from viewalign.weights.initial import read_weight_source
+    from viewalign.weights.initial import read_source
 
     one, base, _ = prepared[3]
     path, backbone = write_encoder(tmp_path, "resenc-l", size=(64, 64, 64))
-    source = read_weight_source(path)
+    source = read_source(path)
     plan = plans.make_plan(base, source.plan, plans.Choices("own", own_network=True), "x.pth", one.channels)
     configuration = plan["configurations"]["3d_fullres"]
     own = base["configurations"]["3d_fullres"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from viewalign.compat.nnssl.flags import Parser, execute, say, tell_refused
+from viewalign.compat.nnssl.flags import Parser, execute, report_excluded, say
 from viewalign.errors import UserError
 
 _NAME = "Dataset745_OpenMind"
@@ -35,7 +35,7 @@ def _convert(options: argparse.Namespace) -> int:
         found = index_sources([options.openmind_root_dir], collection_name=_NAME, on_file=bar)
     for note in found.notes:
         say(note)
-    tell_refused(found.excluded)
+    report_excluded(found.excluded)
     if found.images == 0:
         raise UserError(nothing_found([options.openmind_root_dir], found))
     path = write_raw_dataset(root, _NAME, found.collection)

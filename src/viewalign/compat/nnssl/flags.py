@@ -163,10 +163,10 @@ def raw_dataset(dataset: str) -> tuple[Path, Collection]:
 @contextmanager
 def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
     """Show a progress bar; `verbose` prints a line for each file."""
-    from viewalign.data.layout import Progress
+    from viewalign.data.layout import ImageProgress
     from viewalign.utils.console import progress_bar
 
-    latest: list[Progress] = []
+    latest: list[ImageProgress] = []
 
     def note() -> str:
         counts = [(latest[-1].skipped, "already there"), (latest[-1].excluded, "excluded")] if latest else []
@@ -174,7 +174,7 @@ def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
 
     with progress_bar(what, note) as bar:
 
-        def listen(progress: Progress) -> None:
+        def listen(progress: ImageProgress) -> None:
             latest[:] = [progress]
             bar(progress.done, progress.total)
             if verbose:
@@ -183,13 +183,13 @@ def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
         yield listen
 
 
-def tell_refused(excluded: Sequence[Exclusion]) -> None:
+def report_excluded(excluded: Sequence[Exclusion]) -> None:
     """Print excluded files with reasons."""
     from rich.console import Console
 
-    from viewalign.utils.console import show_refused
+    from viewalign.utils.console import show_excluded
 
-    show_refused(Console(), [(exclusion.file, exclusion.reason) for exclusion in excluded])
+    show_excluded(Console(), [(exclusion.file, exclusion.reason) for exclusion in excluded])
 
 
 def say(text: str) -> None:

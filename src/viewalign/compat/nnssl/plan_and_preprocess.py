@@ -19,9 +19,9 @@ from viewalign.compat.nnssl.flags import (
     limits_of,
     preprocessed_root,
     raw_dataset,
+    report_excluded,
     say,
     shown,
-    tell_refused,
 )
 from viewalign.errors import UserError
 
@@ -65,7 +65,7 @@ def extract(dataset: str, processes: int | None, clean: bool, verbose: bool) -> 
     with shown("Reading headers", verbose) as listen:
         workers = default_processes() if processes is None else processes
         spacings, excluded = plans.measure(list(catalogue.records(raw)), workers, listen)
-    tell_refused(excluded)
+    report_excluded(excluded)
     path = plans.write_fingerprint(folder, spacings)
     say(f"{len(spacings)} images measured" + (f", {len(excluded)} excluded" if excluded else "") + f": {path}")
     return 3 if excluded else 0
@@ -205,7 +205,7 @@ def preprocess(
 
 
 def _print_report(report: Report, images: Path, part: int, parts: int) -> None:
-    tell_refused(report.excluded)
+    report_excluded(report.excluded)
     counts = [
         f"{report.prepared} images prepared",
         f"{report.made} of them now" if report.made < report.prepared else "",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from viewalign.compat.nnssl.folders import FINGERPRINT, creation_hint
 from viewalign.data.catalogue import Record
-from viewalign.data.layout import Progress, ProgressListener, read_json, write_json
+from viewalign.data.layout import ImageProgress, ProgressListener, read_json, write_json
 from viewalign.data.readers.headers import read_header
 from viewalign.data.sources import Exclusion
 from viewalign.data.worker_pool import run_jobs
@@ -44,7 +44,7 @@ def measure(
         else:
             excluded.append(Exclusion(str(record.path), measured.reason or "no voxel size"))
         if on_progress is not None:
-            on_progress(Progress(done, len(records), 0, len(excluded), str(record.path), measured.reason))
+            on_progress(ImageProgress(done, len(records), 0, len(excluded), str(record.path), measured.reason))
     return [found[path] for path in sorted(found)], sorted(excluded)
 
 

@@ -21,7 +21,7 @@ from viewalign.data.catalogue import Collection, Record
 from viewalign.data.columns import sweep_temporary
 from viewalign.data.fingerprint import record_digest
 from viewalign.data.layout import (
-    Progress,
+    ImageProgress,
     ProgressListener,
     compress,
     done_properties,
@@ -211,7 +211,7 @@ class _Run:
         if self.listener is not None:
             report = self.report
             self.listener(
-                Progress(self.done, self.total, report.skipped, len(report.excluded), str(record.path), reason)
+                ImageProgress(self.done, self.total, report.skipped, len(report.excluded), str(record.path), reason)
             )
 
 

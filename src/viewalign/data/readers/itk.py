@@ -133,7 +133,7 @@ def check_stream(path: Path) -> None:
         raise ExcludedImageError("the file is truncated: the compressed stream ends too early")
     if len(values) == 1:
         raise ExcludedImageError(
-            "all voxels are zero" if values == {0} else "the image is constant: all bytes are alike"
+            "all voxels are zero" if values == {0} else "the image is constant: all bytes are equal"
         )
 
 

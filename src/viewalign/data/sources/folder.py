@@ -129,12 +129,12 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
     for path in sorted(files):
         suffix = suffix_of(path.name)
         if suffix is None:
-            if may_be_dicom(path) and path.is_symlink() and not path.exists():
-                contents.excluded.append(Exclusion(printable(path), broken_link(path)))
-            elif may_be_dicom(path):
-                slices.add(path.parent)
-            else:
+            if not may_be_dicom(path):
                 contents.pass_over(path)
+            elif (reason := broken_link(path)) is not None:
+                contents.excluded.append(Exclusion(printable(path), reason))
+            else:
+                slices.add(path.parent)
             continue
         relative = PurePosixPath(path.relative_to(root).as_posix())
         stem = path.name[: -len(suffix)]

@@ -56,8 +56,8 @@ def image_files(root: Path, contents: SourceContents) -> Iterator[tuple[Path, st
 
 def obvious_fault(path: Path) -> str | None:
     """Return why a path cannot be an image without opening it, or None."""
-    if path.is_symlink() and not path.exists():
-        return broken_link(path)
+    if (reason := broken_link(path)) is not None:
+        return reason
     if path.is_dir():
         return "it is a folder with the name of an image"
     try:
@@ -67,8 +67,10 @@ def obvious_fault(path: Path) -> str | None:
     return None
 
 
-def broken_link(path: Path) -> str:
-    """Say what a broken link needs; links of git-annex name the command that fetches the file."""
+def broken_link(path: Path) -> str | None:
+    """Return what a broken link needs, for one of git-annex the command that fetches the file; None if it is none."""
+    if not path.is_symlink() or path.exists():
+        return None
     if "annex/objects" in os.readlink(path):  # noqa: PTH115
         return "its content was not downloaded: it is a git-annex link (run `datalad get` or `git annex get` on it)"
     return "the link is broken: it points to a file that does not exist"

@@ -33,7 +33,7 @@ from viewalign.tasks.folds import Fold, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
-from viewalign.utils.io import atomic_write, write_json
+from viewalign.utils.io import write_json, write_text
 from viewalign.utils.locks import lock_folder
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.precision import choose_device
@@ -123,8 +123,7 @@ def _write_settings(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
                 "choose another folder."
             )
     write_spec(spec, out)
-    with atomic_write(file) as partial:
-        partial.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    write_text(file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from viewalign.utils.locks import lock_folder, locked
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.progress import Progress
 from viewalign.weights import loading
-from viewalign.weights.initial import read_weight_source
+from viewalign.weights.initial import read_source
 
 NumberedSplits = Sequence[tuple[Split | None, int | str]]
 """Splits with nnU-Net's fold numbers; `(None, "all")` trains on all cases."""
@@ -70,7 +70,7 @@ def _open(settings: FinetuneSettings, out: Path, machine: Machine, progress: Pro
     environment.check_installed()
     folders = Folders.of(out / "nnunet")
     dataset = datasets.find(settings.dataset, folders.raw)
-    source = read_weight_source(settings.encoder, None if settings.token_order == "auto" else settings.token_order)
+    source = read_source(settings.encoder, None if settings.token_order == "auto" else settings.token_order)
     plans.architecture_of(source.plan, Path(settings.encoder).name)
     schedule = configuration.schedule_of(settings, source.family)
     rules = Rules(dataset.labels, tolerances_of(settings.tolerance, dataset.labels), dataset.ignore)

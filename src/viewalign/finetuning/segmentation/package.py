@@ -21,7 +21,7 @@ from viewalign.finetuning.segmentation.schedule import published
 from viewalign.finetuning.segmentation.settings import encoder_name
 from viewalign.utils.io import write_json
 from viewalign.weights import files, loading
-from viewalign.weights.initial import read_weight_source, write_report
+from viewalign.weights.initial import read_source, write_report
 
 _FROM_SCRATCH = {"unet": "nnUNetTrainer_warmup", "primus": "nnUNet_Primus_{}_Trainer"}
 _INFERENCE = {"unet": "nnUNetTrainer", "primus": "nnUNet_Primus_{}_Trainer"}
@@ -56,7 +56,7 @@ def export_start(encoder: str, dataset: str, out: Path, plan_name: str | None = 
     also has `pretrain_info`, by which nnU-Net's native commands read the same encoder, and works with our trainer.
 
     Args:
-        encoder: see `weights.initial.read_weight_source`.
+        encoder: see `weights.initial.read_source`.
         dataset: its number, name or folder.
         out: folder for the checkpoint and the report of loaded weights.
         plan_name: name of the plan.
@@ -69,7 +69,7 @@ def export_start(encoder: str, dataset: str, out: Path, plan_name: str | None = 
     environment.enter(folders, 1, "cpu")
     data = datasets.find(dataset, folders.raw)
     datasets.link(data, folders.raw)
-    source = read_weight_source(encoder)
+    source = read_source(encoder)
     name = plan_name or f"viewalign_{encoder_name(encoder)}"
     choices = plans.Choices(name, patch=patch)
     trainer = _stock_trainer(plans.architecture_of(source.plan, source.file), _FROM_SCRATCH)

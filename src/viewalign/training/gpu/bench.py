@@ -22,7 +22,7 @@ from viewalign.training.cost import step_flops
 from viewalign.training.data import Samples
 from viewalign.training.gpu.timing import Moment, Parts, wait
 from viewalign.training.launch import launch
-from viewalign.training.logs import ConsoleProgress
+from viewalign.training.logs import ProgressLine
 from viewalign.training.run import assemble
 from viewalign.training.state import TrainingState
 from viewalign.weights.run_folder import open_folder, read_log
@@ -84,7 +84,7 @@ class Bench:
         self.trainer = assemble(made, requirements, Store.open(store), folder, fabric)
         self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
         self.flops = step_flops(made)
-        self.trainer.ticker = ConsoleProgress(quiet=True)
+        self.trainer.progress_line = ProgressLine(quiet=True)
         self.trainer.save = lambda: True  # type: ignore[method-assign]
         self.parts = Parts(self.device)
         self._held: list[Samples] = []
