@@ -1,4 +1,4 @@
-"""Draw the curves of runs into one picture: `python docs/draw_curves.py OUT.png NAME=RUN…`."""
+"""Plot the curves of several runs: `python docs/draw_curves.py OUT.png NAME=RUN…`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PANELS = (
 
 
 def main(out: Path, runs: dict[str, Path]) -> None:
-    """Draw four panels; full lines are training, dashed ones held-out subjects."""
+    """Draw four panels; solid lines are training, dashed lines held-out subjects."""
     import matplotlib as mpl
 
     mpl.use("Agg")

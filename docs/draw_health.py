@@ -1,4 +1,4 @@
-"""Photograph the health panel of a run's page: `python docs/draw_health.py OUT.png REPORT.html` (needs chromium)."""
+"""Take a screenshot of a report's health panel: `python docs/draw_health.py OUT.png REPORT.html` (needs chromium)."""
 
 from __future__ import annotations
 

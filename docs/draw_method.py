@@ -1,4 +1,4 @@
-"""Draw the README's picture of the method from the MNI152 T1 average that nilearn ships with: no download.
+"""Draw the README's picture of the method from the MNI152 T1 average that is part of nilearn, without a download.
 
 Run it from the root of the checkout: `python docs/draw_method.py`.
 """
@@ -15,7 +15,7 @@ from viewalign.views.batch import sample_views
 
 SIZE = (96, 96, 96)
 SEED = 1663
-"""A pair of which both boxes are well seen on one axial slice."""
+"""A seed for which both boxes are visible on one axial slice."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/method.md: pairs of views with the places they share, and how far these are missed.
+"""Draw the pictures of docs/method.md: pairs of views with shared positions, and distances of compared positions.
 
 Run it from the root of the checkout: `python docs/draw_pairs.py`. The brain is the MNI152 T1 average of nilearn.
 """
@@ -40,7 +40,7 @@ def template() -> NDArray[np.float32]:
 
 
 def shared_points(batch: ViewBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return which points of a 7³ lattice both views hold, and the lattice in the voxels of each view."""
+    """Return which points of a 7³ lattice both views contain, and the lattice in the voxels of each view."""
     a, b = batch.to_volume[0], batch.to_volume[1]
     points = lattice.lattice_points(a, b, batch.size, (7, 7, 7), 1)
     both = lattice.inside(points, a, batch.size) & lattice.inside(points, b, batch.size)
@@ -48,13 +48,13 @@ def shared_points(batch: ViewBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 def draw_pair_of(axes: tuple[Axes, Axes], batch: ViewBatch) -> None:
-    """Draw the middle layer of the lattice on one slice of each view; its points wear one colour in both."""
+    """Draw the middle layer of the lattice on one slice of each view; its points have the same colours in both."""
     both, places = shared_points(batch)
     layer = torch.arange(343).view(7, 7, 7)[3].flatten()
     layer = layer[both[layer]]
     shades = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(layer)))
     for number, (axis, where) in enumerate(zip(axes, places, strict=True)):
-        # A turned layer crosses many slices: the one through the middle of its points is shown.
+        # A rotated layer crosses many slices: the slice through the centre of its points is shown.
         depth = int(where[layer, 0].mean().round().clamp(0, batch.size[0] - 1))
         axis.imshow(batch.views[number, 0, 0, depth], cmap="gray", vmin=0, vmax=0.9)
         axis.scatter(where[layer, 2], where[layer, 1], c=shades, s=16, edgecolors="white", linewidths=0.5)
@@ -78,7 +78,7 @@ def draw_cases(volume: NDArray[np.float32]) -> Path:
 
 
 def draw_errors(draws: int = 600) -> Path:
-    """Draw how far apart the places are that either geometry compares, for 64³ views in 112³."""
+    """Plot the distance between compared positions for both geometries, for 64³ views in 112³."""
     size, drawing = (64, 64, 64), ViewSamplingConfig((64, 64, 64), p_rotation=0, p_scale=0)
     pairs = [sample_latentcampus(make_rng(k, "picture"), (112, 112, 112), drawing) for k in range(draws)]
     error = misplacement(pairs, size).mean(1).numpy()

@@ -1,7 +1,7 @@
 """Makes the tasks of the results page from a folder of real volumes: `python docs/make_real_tasks.py DATA OUT`.
 
-`volume` and `fraction`: hippocampal volume and anterior fraction (ids below 250 teach, 250 to 319 are judged); `-10`
-and `-40` after the name: so many cases teach, the same for every encoder.
+`volume` and `fraction`: hippocampal volume and anterior fraction (training: ids below 250; test: 250 to 319); `-10`
+and `-40` after the name: number of training cases, the same for every encoder.
 `contrast`: T1, T1 with contrast medium, T2 or FLAIR of multiple-sclerosis patients; the folds leave one patient out.
 """
 

@@ -13,11 +13,11 @@ from viewalign.utils.settings import Setting, describe
 PAGE = Path(__file__).parent / "settings.md"
 _START = """# Settings
 
-Every setting of every command, made from the models that check them (`python docs/make_settings.py`). On the command
-line a setting is written `key=value`; three numbers (D, H, W) are written `[96,96,96]`, `96,96,96` or `96`; lists `a,b`
-or `[a,b]`; nothing is `null`. `viewalign COMMAND -h` shows the same list, `viewalign settings COMMAND` prints it as
-YAML, and `config=FILE` reads such a file. In Python, groups are dictionaries:
-`viewalign.pretrain(..., optim={"lr": 1e-3})`.
+This page lists the settings of all commands. It is generated from the models that check them; run
+`python docs/make_settings.py` after a change. On the command line a setting is written `key=value`; three numbers
+(D, H, W) are written `[96,96,96]`, `96,96,96` or `96`; lists `a,b` or `[a,b]`; `null` means no value.
+`viewalign COMMAND -h` shows the same list, `viewalign settings COMMAND` prints it as YAML, and `config=FILE` reads such
+a file. In Python, groups are dictionaries: `viewalign.pretrain(..., optim={"lr": 1e-3})`.
 """
 
 
@@ -36,7 +36,7 @@ def _sections() -> Iterator[str]:
             settings = [one for one in settings if one.name == "gpu"]
         yield f"## {command}\n"
         if command == "estimate":
-            yield "Those of [pretrain](#pretrain), those of [prepare](#prepare) with `prepare.` before them, and:\n"
+            yield "The settings of [pretrain](#pretrain), those of [prepare](#prepare) prefixed with `prepare.`, and:\n"
         yield from _tables(settings)
         if command == "pretrain":
             for name in METHODS:

@@ -1,4 +1,4 @@
-"""The picture of the method, drawn from a real volume: views, their overlap, the places compared, and the losses."""
+"""The picture of the method, drawn from a real volume: views, their overlap, the compared positions, and the losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOP, _LOW = 3.7, 1.55
 
 
 def method_picture(volume: ArrayLike, batch: ViewBatch, out_path: Path, dpi: int = 150) -> Path:
-    """Draw what Consistent View Alignment does, for somebody who has a minute.
+    """Draw an overview of Consistent View Alignment.
 
     Args:
         volume: (D, H, W) in an LPS frame, from which the views were drawn.

@@ -113,21 +113,21 @@ def test_finetune_and_predict(run, task, tmp_path):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: viewalign.prepare("nowhere", "s", spacings=1), "there is no setting 'spacings' .*'spacing'"),
+        (lambda: viewalign.prepare("nowhere", "s", spacings=1), "'spacings'.*'spacing'"),
         (
             lambda: viewalign.prepare("nowhere", "s", spacing=-1),
-            r"spacing = -1: input should be .median., or .* greater than or equal to 0\.01",
+            r"spacing = -1.*median.*0\.01",
         ),
         (lambda: viewalign.prepare("nowhere.json", "s"), "nowhere.json"),
-        (lambda: viewalign.pretrain("cva-resenc-xs", "s", "r", optim={"learningrate": 1}), "did you mean 'optim.lr'"),
-        (lambda: viewalign.pretrain("cva-resenc-xs", "s", "r", batchsize=1), "did you mean 'batch'"),
-        (lambda: viewalign.pretrain("cva-resnet-xs", "s", "r"), "did you mean 'cva-resenc-xs'"),
-        (lambda: viewalign.pretrain("cva-resenc-xs"), "There is no store"),
-        (lambda: viewalign.embed("nowhere", []), "list is empty"),
+        (lambda: viewalign.pretrain("cva-resenc-xs", "s", "r", optim={"learningrate": 1}), r"'optim\.lr'"),
+        (lambda: viewalign.pretrain("cva-resenc-xs", "s", "r", batchsize=1), "'batch'"),
+        (lambda: viewalign.pretrain("cva-resnet-xs", "s", "r"), "'cva-resenc-xs'"),
+        (lambda: viewalign.pretrain("cva-resenc-xs"), "store"),
+        (lambda: viewalign.embed("nowhere", []), "empty"),
         (lambda: viewalign.embed("nowhere", ["a.nii.gz"]), "nowhere"),
-        (lambda: viewalign.finetune("detection", "t", "e", "o"), "segmentation, classification or regression"),
-        (lambda: viewalign.finetune("regression", "nowhere", "e", "o"), "no task at nowhere"),
-        (lambda: viewalign.predict("nowhere", "t"), "no trained model"),
+        (lambda: viewalign.finetune("detection", "t", "e", "o"), "segmentation.*classification.*regression"),
+        (lambda: viewalign.finetune("regression", "nowhere", "e", "o"), "nowhere"),
+        (lambda: viewalign.predict("nowhere", "t"), "nowhere"),
     ],
 )
 def test_mistakes_are_sentences(call, sentence, tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_mistakes_are_sentences(call, sentence, tmp_path, monkeypatch):
 
 
 def test_a_task_of_another_kind_is_said(task, tmp_path):
-    with pytest.raises(UserError, match=r"is a binary task; use .*classification"):
+    with pytest.raises(UserError, match=r"binary.*classification"):
         viewalign.finetune("regression", task, "untrained:resenc-xs", tmp_path / "o")
 
 
@@ -145,7 +145,7 @@ def test_names_are_there_for_editors():
     assert {"prepare", "pretrain", "load_encoder", "embed", "finetune", "predict"} <= set(dir(viewalign))
     for name in viewalign.__all__:
         assert getattr(viewalign, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'nothing'"):
         _ = viewalign.nothing
 
 

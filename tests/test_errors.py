@@ -10,12 +10,12 @@ from viewalign.errors import UserError, report_os_errors
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR])
 def test_what_a_user_can_correct_is_a_sentence(number):
-    with pytest.raises(UserError, match=r"disk is full|scan\.nii cannot be used: "), report_os_errors():
+    with pytest.raises(UserError, match=r"disk is full|scan\.nii"), report_os_errors():
         raise OSError(number, os.strerror(number), "scan.nii")
 
 
 def test_a_name_that_is_too_long_for_a_file(tmp_path):
-    with pytest.raises(UserError, match="cannot be used: File name too long"), report_os_errors():
+    with pytest.raises(UserError, match="File name too long"), report_os_errors():
         (tmp_path / ("x" * 300)).is_file()
 
 

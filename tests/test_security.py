@@ -383,7 +383,7 @@ def test_nnunet_is_handed_no_model_that_it_would_run(tmp_path, images):
     pytest.importorskip("nnunetv2")
     hostile = {**good_checkpoint(tmp_path), "logging": Planted(tmp_path / "trap")}
     model = nnunet_model(tmp_path / "model", PLAN, hostile)
-    with pytest.raises(UserError, match="holds pickled objects, which could run code"):
+    with pytest.raises(UserError, match="pickled"):
         viewalign.predict(model, images, tmp_path / "masks", device="cpu")
     assert not (tmp_path / "trap").exists()
 
@@ -403,7 +403,7 @@ def test_nnunet_is_handed_no_plan_that_names_code(change, tmp_path, images):
     """A plan names the classes that nnU-Net imports and calls, with arguments of the plan's choice."""
     pytest.importorskip("nnunetv2")
     model = nnunet_model(tmp_path / "model", {**PLAN, **change}, good_checkpoint(tmp_path))
-    with pytest.raises(UserError, match=r"plans.json is refused: it makes nnU-Net import"):
+    with pytest.raises(UserError, match=r"plans\.json"):
         viewalign.predict(model, images, tmp_path / "masks", device="cpu")
 
 
@@ -440,7 +440,7 @@ def test_a_hostile_repository_on_the_hub_runs_nothing_and_writes_nothing_outside
             served.hub[f"owner/bad{number}"] = files
             folder = hub.cached(f"owner/bad{number}", None, remote.WANTED, served.url)
             assert [path.name for path in folder.iterdir()] == ["checkpoint_final.pth"]
-            with pytest.raises(UserError, match=r"refused|cannot be read"):
+            with pytest.raises(UserError, match=r"pickled|cannot be read"):
                 read_source(folder)
         assert not [path for path in tmp_path.rglob("*") if path.name in {"evil.pkl", "run.py"}]
         served.hub["owner/climber"] = {"../../../../escaped.json": b"{}", "encoder.json": b"{}"}

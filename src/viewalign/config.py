@@ -1,8 +1,8 @@
 """Settings of a pretraining run: one small strict model for each group of keys.
 
 A recipe is a YAML file of these keys (`recipes/`); a command line may override any of them by its dotted name
-(`optim.lr=0.001`). Nothing else configures a run. Builders unpack settings into plain arguments; a settings object
-never travels into a component.
+(`optim.lr=0.001`). Nothing else configures a run. Builders unpack settings into plain arguments; no settings object
+is passed into a component.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from viewalign.utils.settings import Count, Fraction, Names, Number, Positive, R
 
 
 class PhotometricSettings(Settings):
-    """Changes of intensity, drawn for each view.
+    """Intensity transforms, sampled for each view.
 
-    Brightness, contrast and gamma come before the reconstruction target is taken; low resolution, blur and noise after.
+    Brightness, contrast and gamma are applied before the reconstruction target is taken; low resolution, blur and noise
+    after.
     """
 
-    p_brightness: Fraction = Field(0.15, description="Probability of a change of brightness.")
-    brightness: Range = Field((0.75, 1.25), description="Range of the factor of brightness.")
-    p_contrast: Fraction = Field(0.15, description="Probability of a change of contrast.")
-    contrast: Range = Field((0.75, 1.25), description="Range of the factor of contrast.")
-    p_gamma: Fraction = Field(0.3, description="Probability of a gamma change.")
-    p_gamma_inverted: Fraction = Field(0.1, description="Probability of a gamma change of the inverted image.")
-    gamma: Range = Field((0.7, 1.5), description="Range of the exponent of both gamma changes.")
+    p_brightness: Fraction = Field(0.15, description="Probability of a brightness transform.")
+    brightness: Range = Field((0.75, 1.25), description="Range of the brightness factor.")
+    p_contrast: Fraction = Field(0.15, description="Probability of a contrast transform.")
+    contrast: Range = Field((0.75, 1.25), description="Range of the contrast factor.")
+    p_gamma: Fraction = Field(0.3, description="Probability of a gamma transform.")
+    p_gamma_inverted: Fraction = Field(0.1, description="Probability of a gamma transform of the inverted image.")
+    gamma: Range = Field((0.7, 1.5), description="Range of the exponent of both gamma transforms.")
     p_low_resolution: Fraction = Field(0.1, description="Probability of a simulated lower resolution.")
-    low_resolution: Range = Field((0.5, 1.0), description="Range of the share of the resolution that is kept.")
+    low_resolution: Range = Field((0.5, 1.0), description="Range of the factor of the simulated resolution.")
     p_blur: Fraction = Field(0.2, description="Probability of a Gaussian blur.")
     blur_sigma: Range = Field((0.5, 1.0), description="Range of the blur's standard deviation in voxels.")
     p_noise: Fraction = Field(0.1, description="Probability of Gaussian or Rician noise.")
@@ -42,23 +43,23 @@ class ViewSettings(Settings):
 
     patch_size: Triple = Field((64, 64, 64), description="Size of a view (D, H, W) in voxels.")
     overlap: Range = Field(
-        (0.4, 0.8), description="Range of the share of a view's volume that the two views of a pair have in common."
+        (0.4, 0.8), description="Range of the fraction of a view's volume that the two views of a pair share."
     )
     mirror: bool = Field(True, description="Mirror along each axis with probability 0.5.")
     p_rotation: Fraction = Field(0.2, description="Probability of a rotation.")
     rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(
         30.0, description="Largest angle of a rotation about each axis, in degrees."
     )
-    p_scale: Fraction = Field(0.2, description="Probability of a change of scale.")
+    p_scale: Fraction = Field(0.2, description="Probability of scaling.")
     scale: Range = Field((0.7, 1.4), description="Range of the scale factor.")
     independent: bool = Field(
         False,
-        description="Give each view of a pair a mirroring, rotation and scale of its own; else the pair shares them.",
+        description="Mirror, rotate and scale each view of a pair independently; false: both in the same way.",
     )
     min_foreground: Fraction = Field(
-        0.1, description="Smallest share of foreground voxels in a view; others are redrawn."
+        0.1, description="Smallest fraction of foreground voxels in a view; other views are sampled again."
     )
-    redraws: Number = Field(8, description="How often a view with too little foreground is redrawn.")
+    redraws: Number = Field(8, description="How often a view with too little foreground is sampled again.")
     photometric: PhotometricSettings = PhotometricSettings()
 
     @model_validator(mode="after")
@@ -74,22 +75,22 @@ class ViewSettings(Settings):
 class SamplingSettings(Settings):
     """Sampling: which volumes of the store are used, and how often."""
 
-    by: Literal["image", "subject", "dataset"] = Field("image", description="What is drawn with equal probability.")
+    by: Literal["image", "subject", "dataset"] = Field("image", description="Unit with equal sampling probability.")
     weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
         {}, description="Factors of these probabilities, by name of dataset, subject or image id."
     )
-    modalities: Names = Field((), description="Use these modalities only, in any case; empty for all.")
+    modalities: Names = Field((), description="Use only these modalities (case-insensitive); empty for all.")
     max_quality_score: float | None = Field(
-        None, description="Leave out volumes with a higher score (lower is better); those without a score stay."
+        None, description="Exclude volumes with a higher score (lower is better); volumes without a score are kept."
     )
 
 
 class MaskSettings(Settings):
-    """Masking: what is hidden from the student."""
+    """Masking of the student's views."""
 
-    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.75, description="Share of a view that is hidden.")
+    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.75, description="Fraction of a view that is masked.")
     block: Triple = Field(
-        (16, 16, 16), description="Size (D, H, W) in voxels of hidden blocks for a CNN; Primus drops whole tokens."
+        (16, 16, 16), description="Size (D, H, W) in voxels of masked blocks for a CNN; Primus drops whole tokens."
     )
 
 
@@ -106,21 +107,21 @@ class HeadSettings(Settings):
 
     projector: Literal["both", "pooled", "none"] = Field(
         "both",
-        description="Which features pass the heads: dense and pooled ones (as published), pooled ones only, none.",
+        description="Features that pass through the heads: dense and pooled (as published), pooled only, or none.",
     )
     width: Count = Field(2048, description="Width of the projector.")
     predictor_width: Count = Field(512, description="Hidden width of the predictor.")
     norm: Literal["auto", "batch", "layer"] = Field(
         "auto",
-        description="Norm of the heads; auto: batch norm from 8 pooled vectors in a global batch on, else layer norm.",
+        description="Norm of the heads; auto: batch norm from 8 pooled vectors per global batch on, else layer norm.",
     )
 
 
 class ObjectiveSettings(Settings):
-    """Objectives: terms of the loss; a weight of 0 leaves the term uncomputed."""
+    """Objectives: terms of the loss; a term of weight 0 is not computed."""
 
     reconstruction_weight: Annotated[float, Field(ge=0.0)] = Field(5.0, description="Weight of the reconstruction.")
-    huber_delta: Positive = Field(1.0, description="Where the Huber loss changes from squared to linear.")
+    huber_delta: Positive = Field(1.0, description="Error at which the Huber loss changes from quadratic to linear.")
     reconstruction: Literal["huber", "mse"] = Field(
         "huber", description="Loss of the reconstruction, over valid voxels."
     )
@@ -137,11 +138,11 @@ class ObjectiveSettings(Settings):
     temperature: Positive = Field(0.5, description="Temperature of the NT-Xent terms.")
     order: Literal["project_first", "align_first"] = Field(
         "project_first",
-        description="Project feature maps before alignment (as published), or only the aligned cells: less work.",
+        description="Project feature maps before alignment (as published), or only the aligned cells (cheaper).",
     )
-    dense: Literal["encoder", "decoder"] = Field("encoder", description="Whose feature maps consistency compares.")
+    dense: Literal["encoder", "decoder"] = Field("encoder", description="Feature maps that the consistency compares.")
     cells: Triple = Field((7, 7, 7), description="Cells of the lattice over the common region, along (D, H, W).")
-    samples: Count = Field(2, description="Sampling points of a cell along each axis.")
+    samples: Count = Field(2, description="Sampling points per axis and cell.")
 
 
 class TeacherSettings(Settings):
@@ -149,21 +150,21 @@ class TeacherSettings(Settings):
 
     momentum: Fraction = Field(0.995, description="Momentum of the average; 0 copies the student.")
     final_momentum: Fraction | None = Field(
-        None, description="Momentum at the end, reached along half a cosine; null keeps `momentum` throughout."
+        None, description="Momentum at the last step, reached along half a cosine; null: constant."
     )
 
 
 class OptimSettings(Settings):
-    """Optimizer and schedule; one step is one update by a global batch."""
+    """Optimizer and schedule; one step is one update with a global batch."""
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer; sgd has Nesterov momentum.")
     lr: Positive = Field(0.01, description="Learning rate after the warm-up.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(3e-5, description="Weight decay.")
     momentum: Fraction = Field(0.99, description="Momentum of sgd.")
     betas: Range = Field((0.9, 0.98), description="Betas of adamw.")
-    clip: Positive | None = Field(12.0, description="Largest norm of a step's gradient; null for no clipping.")
+    clip: Positive | None = Field(12.0, description="Largest norm of the gradient of a step; null: no clipping.")
     warmup_steps: Number = Field(
-        0, description="Steps over which the learning rate rises linearly; the paper's epoch is 250 steps."
+        0, description="Steps of linear warm-up of the learning rate; an epoch of the paper is 250 steps."
     )
     power: Positive = Field(0.9, description="Exponent of the polynomial decay of the learning rate after the warm-up.")
 
@@ -177,20 +178,20 @@ class RunningProbeSettings(Settings):
 
 
 class ValidateSettings(Settings):
-    """Validation on held-out subjects: at least 5 and at most 200, none when there are fewer than 20 subjects."""
+    """Validation on held-out subjects: at least 5 and at most 200; none if there are fewer than 20 subjects."""
 
     every: Number = Field(500, description="Steps between validations; 0 for none.")
-    share: Fraction = Field(0.01, description="Share of the subjects that is held out.")
-    batches: Count = Field(8, description="Batches of a validation.")
-    probe: RunningProbeSettings | None = Field(None, description="A linear probe along the way.")
+    share: Fraction = Field(0.01, description="Fraction of the subjects that is held out.")
+    batches: Count = Field(8, description="Number of batches of a validation.")
+    probe: RunningProbeSettings | None = Field(None, description="A linear probe during pretraining.")
 
 
 class CheckpointSettings(Settings):
     """Checkpoints."""
 
     every: Count = Field(500, description="Steps between checkpoints.")
-    keep_last: Count = Field(2, description="How many of the newest checkpoints are kept.")
-    keep_every: Number = Field(0, description="Steps between checkpoints that are kept for good; 0 for none.")
+    keep_last: Count = Field(2, description="Number of newest checkpoints to keep.")
+    keep_every: Number = Field(0, description="Steps between checkpoints that are kept permanently; 0 for none.")
 
 
 class LogSettings(Settings):
@@ -198,34 +199,34 @@ class LogSettings(Settings):
 
     every: Count = Field(10, description="Steps between rows of log.jsonl and of the trackers.")
     health_every: Count = Field(50, description="Steps between measurements of the features (see docs/health.md).")
-    tensorboard: bool = Field(True, description="Write TensorBoard events into the run's folder.")
+    tensorboard: bool = Field(True, description="Write TensorBoard events to the run folder.")
     wandb: bool = Field(False, description="Send rows to Weights & Biases (extra `tracking`).")
     mlflow: bool = Field(False, description="Send rows to MLflow (extra `tracking`).")
 
 
 class RuntimeSettings(Settings):
-    """Machine: none of these changes what is learnt beyond rounding."""
+    """Machine settings; they do not change the results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="auto: CUDA where there is a GPU, else the CPU; Apple's GPUs lack the float64 of the geometry.",
+        description="auto: CUDA if there is a GPU, else the CPU. Apple's GPUs lack float64, which the geometry needs.",
     )
-    gpus: Count = Field(1, description="GPUs on each machine, one process each; on a CPU: processes.")
+    gpus: Count = Field(1, description="GPUs on each machine, with one process each; on a CPU: number of processes.")
     nodes: Count = Field(1, description="Machines.")
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
-        "auto", description="Arithmetic of the networks; auto follows from the hardware."
+        "auto", description="Precision of the networks; auto chooses it from the hardware."
     )
     tf32: bool = Field(False, description="Let GPUs round the factors of float32 products to 10 bits of mantissa.")
     workers: Number | Literal["auto"] = Field(
-        "auto", description="Processes that read volumes; 0 reads in the trainer."
+        "auto", description="Number of processes that read volumes; 0 reads in the training process."
     )
-    threads: Number = Field(0, description="Threads of torch on the CPU; 0 for torch's own choice.")
-    accumulate: Count = Field(1, description="Compute a process's share of the batch in so many parts: less memory.")
+    threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")
+    accumulate: Count = Field(1, description="Compute a process's share of the batch in this many parts: less memory.")
     recompute: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
-    compile: bool = Field(False, description="Compile the networks' blocks; takes minutes once.")
+    compile: bool = Field(False, description="Compile the networks' blocks; takes minutes at the start.")
     deterministic: bool = Field(False, description="Use deterministic GPU kernels only: slower.")
-    bad_steps: Count = Field(20, description="Stop after so many non-finite steps in a row.")
-    lost_share: Fraction = Field(0.05, description="Stop when a larger share of the volumes has become unreadable.")
+    bad_steps: Count = Field(20, description="Stop after this many non-finite steps in a row.")
+    lost_share: Fraction = Field(0.05, description="Stop if a larger fraction of the volumes has become unreadable.")
 
 
 class InitSettings(Settings):
@@ -234,9 +235,10 @@ class InitSettings(Settings):
     weights: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = Field(
         "", description="A run, an export or an nnssl checkpoint; used at the first start only."
     )
-    min_share: Fraction = Field(0.9, description="Smallest share of the encoder that the weights must cover.")
+    min_share: Fraction = Field(0.9, description="Smallest fraction of the encoder that the weights must cover.")
     token_order: Literal["auto", "dhw", "hdw"] = Field(
-        "auto", description="Token order of a Primus of unknown trainer: hdw for nnssl's EvaMAE, dhw for raster order."
+        "auto",
+        description="Token order of a Primus if its trainer is unknown: hdw (nnssl's EvaMAE) or dhw (raster order).",
     )
 
 
@@ -251,17 +253,17 @@ def _as_init(value: object) -> object:
 class Recipe(Settings):
     """The run.
 
-    `pretext` holds what belongs to one method only: each method's file has a strict model of it (`MethodSettings`), and
-    a recipe is checked against that of its method. Which other groups a method reads: see docs/methods.md.
+    `pretext` contains the settings of a single method: each method's file has a strict model of them
+    (`MethodSettings`), against which a recipe is checked. docs/methods.md lists which other groups a method uses.
     """
 
     method: str = Field("cva", description="The pretraining method, see `viewalign methods`.")
-    pretext: dict[str, Any] = Field({}, description="Settings of one method only, see docs/methods.md.")
+    pretext: dict[str, Any] = Field({}, description="Settings of a single method, see docs/methods.md.")
     network: Annotated[NetworkSettings, BeforeValidator(_as_network)] = NetworkSettings()
     init: Annotated[InitSettings, BeforeValidator(_as_init)] = InitSettings()
     data: str = Field("", description="The prepared store.")
     out: str = Field("", description="The run's folder.")
-    seed: Number = Field(0, description="Seed of weights, views, masks and order.")
+    seed: Number = Field(0, description="Random seed of weights, views, masks and order.")
     geometry: Literal["exact", "latentcampus"] = Field(
         "exact",
         description="latentcampus: views and alignment as in the code released with the paper, for comparison only.",
@@ -282,6 +284,6 @@ class Recipe(Settings):
 
 
 def public_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain data without the paths of this machine: what checkpoints and exports may tell."""
+    """Return a recipe as plain data without local paths, for checkpoints and exports."""
     paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}, "validate_": {"probe"}}
     return recipe.model_dump(mode="json", by_alias=True, exclude=paths)

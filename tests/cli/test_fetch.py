@@ -58,10 +58,10 @@ def test_what_is_known_is_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("nothing",), "There is no dataset nothing"),
-        (("weights",), "Write one NAME, or `weights` and one name"),
-        (("weights", "nothing"), "There are no weights nothing"),
-        (("openmind",), "choose with pattern="),
+        (("nothing",), "nothing"),
+        (("weights",), "NAME"),
+        (("weights", "nothing"), "weights nothing"),
+        (("openmind",), "pattern="),
     ],
 )
 def test_mistakes_are_said(arguments: tuple[str, ...], sentence: str) -> None:

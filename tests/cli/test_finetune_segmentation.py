@@ -49,11 +49,11 @@ def test_settings_arrive(call):
     ("words", "sentence"),
     [
         (["patch_size=32;48"], "patch_size"),
-        (["spacing=wide"], "spacing = 'wide': input should be 'pretraining' or 'dataset'"),
-        (["patch=32"], "There is no setting 'patch' (did you mean 'patch_size'?)"),
-        (["--epochs", "5"], "--epochs is a setting, not a flag: write epochs=5"),
-        (["--no-tta"], "write tta=false"),
-        (["dataset=5"], "dataset= is no setting of"),
+        (["spacing=wide"], "spacing = 'wide'"),
+        (["patch=32"], "'patch_size'"),
+        (["--epochs", "5"], "epochs=5"),
+        (["--no-tta"], "tta=false"),
+        (["dataset=5"], "dataset="),
     ],
 )
 def test_errors_name_the_setting(call, words, sentence):

@@ -58,24 +58,24 @@ def test_version_and_no_arguments(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["pretrain", "cva-resenc-xs", "optim.learningrate=1"], "did you mean 'optim.lr'"),
-        (["pretrain", "cva-resnet-xs"], "did you mean 'cva-resenc-xs'"),
-        (["pretrain", "cva-resenc-xs"], "There is no store"),
-        (["pretrain", "cva-resenc-xs", "--lr", "1"], "no flag --lr (did you mean 'optim.lr'?)"),
-        (["export", "nowhere"], "holds no run"),
-        (["export", "nowhere", "weights=best"], "weights = 'best': input should be 'student' or 'teacher'"),
-        (["export", "nowhere", "format=ssl3d"], "holds no run"),
-        (["export", "nowhere", "--onnx"], "has no flag --onnx"),
-        (["export", "nowhere", "format=ssl3d", "hub=me/it"], "hub has no effect with format=ssl3d"),
-        (["export", "nowhere", "public=true"], "public needs hub=OWNER/NAME"),
-        (["export", "nowhere", "dataset=4"], "dataset has no effect with format=encoder"),
-        (["pretrain", "cva-resenc-xs", "data=store"], "data= is no setting of viewalign pretrain: it is an argument"),
-        (["pretrain", "cva-resenc-xs", "out=run"], "write -o PATH"),
-        (["pretrain", "cva-resenc-xs", "resume=true"], "resume= is no setting of viewalign pretrain: write --resume."),
-        (["pretrain", "cva-resenc-xs", "store=run"], "There is no setting 'store'"),
-        (["report", "run", "more"], "'more' is one argument too many. viewalign report takes RUN."),
-        (["recipes", "steps=1"], "viewalign recipes has no settings"),
-        (["settings", "prepair"], "There is no command 'prepair' with settings"),
+        (["pretrain", "cva-resenc-xs", "optim.learningrate=1"], "'optim.lr'"),
+        (["pretrain", "cva-resnet-xs"], "'cva-resenc-xs'"),
+        (["pretrain", "cva-resenc-xs"], "store"),
+        (["pretrain", "cva-resenc-xs", "--lr", "1"], "--lr"),
+        (["export", "nowhere"], "nowhere"),
+        (["export", "nowhere", "weights=best"], "weights = 'best'"),
+        (["export", "nowhere", "format=ssl3d"], "nowhere"),
+        (["export", "nowhere", "--onnx"], "--onnx"),
+        (["export", "nowhere", "format=ssl3d", "hub=me/it"], "format=ssl3d"),
+        (["export", "nowhere", "public=true"], "hub=OWNER/NAME"),
+        (["export", "nowhere", "dataset=4"], "format=encoder"),
+        (["pretrain", "cva-resenc-xs", "data=store"], "data="),
+        (["pretrain", "cva-resenc-xs", "out=run"], "-o PATH"),
+        (["pretrain", "cva-resenc-xs", "resume=true"], "--resume"),
+        (["pretrain", "cva-resenc-xs", "store=run"], "'store'"),
+        (["report", "run", "more"], "'more'"),
+        (["recipes", "steps=1"], "'steps=1'"),
+        (["settings", "prepair"], "'prepair'"),
         (["report", "nowhere"], "nowhere"),
         (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),
     ],
@@ -118,4 +118,4 @@ def test_an_input_may_be_called_like_its_argument(capsys):
     code, _, told = call(capsys, "export", "run", "format=nnunet", "dataset=4")
     assert code == 1
     assert "nnUNet_raw" in told or "run" in told
-    assert "one argument too many" not in told
+    assert "'run'" not in told

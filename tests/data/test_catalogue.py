@@ -79,7 +79,7 @@ def test_records_resolve_variables_and_relative_paths(tmp_path: Path, monkeypatc
 
 def test_an_unset_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("raw_root", raising=False)
-    with pytest.raises(UserError, match="environment variable raw_root is not set"):
+    with pytest.raises(UserError, match="raw_root"):
         list(read_catalogue(save(tmp_path, nnssl_example())).records(tmp_path))
 
 
@@ -90,16 +90,16 @@ def image_of(content: dict) -> dict:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c.pop("collection_name"), "the key `collection_name` is missing"),
+        (lambda c: c.pop("collection_name"), "`collection_name` is missing"),
         (
             lambda c: c["datasets"]["ds000001"].pop("dataset_index"),
-            "dataset ds000001: the key `dataset_index` is missing",
+            "ds000001.*`dataset_index` is missing",
         ),
-        (lambda c: c["datasets"]["ds000001"]["subjects"]["sub-01"].pop("sessions"), "the key `sessions` is missing"),
-        (lambda c: image_of(c).pop("modality"), "the key `modality` is missing"),
-        (lambda c: image_of(c).update(modalty="T1w"), "the key `modalty` is unknown"),
-        (lambda c: image_of(c)["associated_masks"].pop("anatomy_mask"), "the key `anatomy_mask` is missing"),
-        (lambda c: c.update(datasets=[]), "must be an object"),
+        (lambda c: c["datasets"]["ds000001"]["subjects"]["sub-01"].pop("sessions"), "`sessions` is missing"),
+        (lambda c: image_of(c).pop("modality"), "`modality` is missing"),
+        (lambda c: image_of(c).update(modalty="T1w"), "`modalty`"),
+        (lambda c: image_of(c)["associated_masks"].pop("anatomy_mask"), "`anatomy_mask` is missing"),
+        (lambda c: c.update(datasets=[]), "datasets"),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, change, sentence: str) -> None:
@@ -110,8 +110,8 @@ def test_a_wrong_key_is_named(tmp_path: Path, change, sentence: str) -> None:
 
 
 def test_what_is_no_catalogue_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no catalogue"):
+    with pytest.raises(UserError, match=r"none\.json"):
         read_catalogue(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match=r"broken\.json.*JSON"):
         read_catalogue(tmp_path / "broken.json")

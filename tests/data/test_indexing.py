@@ -60,9 +60,9 @@ def test_a_folder_that_links_to_itself_ends(scans: Path) -> None:
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a folder nor a file"):
+    with pytest.raises(UserError, match=str(tmp_path / "none")):
         index_sources([str(tmp_path / "none")])
-    with pytest.raises(UserError, match="matches no file"):
+    with pytest.raises(UserError, match=r"\*\.nii\.gz"):
         index_sources([str(tmp_path / "*.nii.gz")])
 
 

@@ -156,13 +156,13 @@ def test_content_in_one_slice_is_refused() -> None:
 def test_content_without_contrast_is_refused() -> None:
     array = np.zeros((6, 6, 6), np.float32)
     array[1:5, 1:5, 1:5] = 7
-    with pytest.raises(ExcludedImageError, match="no contrast"):
+    with pytest.raises(ExcludedImageError, match="contrast"):
         prepare_volume(Volume(array, (1, 1, 1), (0, 0, 0), np.eye(3)), PrepareSettings())
 
 
 def test_a_huge_spacing_is_refused_before_resampling() -> None:
     volume = Volume(np.arange(64, dtype=np.float32).reshape(4, 4, 4) + 1, (1e4, 1e4, 1e4), (0, 0, 0), np.eye(3))
-    with pytest.raises(ExcludedImageError, match="after resampling; the limit is"):
+    with pytest.raises(ExcludedImageError, match="limit"):
         prepare_volume(volume, PrepareSettings())
 
 
@@ -199,7 +199,7 @@ def test_a_window_becomes_minus_one_to_one() -> None:
     array = np.array([-2000, -1000, -500, 0, 500, 1000, 3000, 50], np.float32).reshape(2, 2, 2)
     assert normalise(array, "window", window=(-1000, 1000)) == (0.0, 1000.0)
     np.testing.assert_allclose(array.ravel(), [-1, -1, -0.5, 0, 0.5, 1, 1, 0.05])
-    with pytest.raises(ExcludedImageError, match="one side of the window 5000 to 6000"):
+    with pytest.raises(ExcludedImageError, match="5000 to 6000"):
         normalise(np.arange(8, dtype=np.float32).reshape(2, 2, 2), "window", window=(5000, 6000))
 
 

@@ -66,7 +66,7 @@ def test_parts_leave_the_same_store_as_a_whole_run(tmp_path: Path, found, record
         report = prepare_records(records, tmp_path / "s", SETTINGS, 0, found.excluded, shard=Shard(number, 3))
         assert report.missing_parts == {2: [1, 3], 3: [1], 1: []}[number]
         if report.missing_parts:
-            with pytest.raises(UserError, match="was not finished"):
+            with pytest.raises(UserError, match="finished"):
                 Store.open(tmp_path / "s")
     assert (report.prepared, len(report.excluded)) == (7, 1)
     assert contents(tmp_path / "s") == expected
@@ -122,7 +122,7 @@ def test_no_scheduler_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pytest.importorskip("distributed")
     monkeypatch.setattr("viewalign.data.worker_pool._SECONDS_TO_CONNECT", 1)
     with (
-        pytest.raises(UserError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        pytest.raises(UserError, match=r"tcp://127\.0\.0\.1:9"),
         dask_cluster("tcp://127.0.0.1:9", tmp_path / "s"),
     ):
         pass
@@ -134,7 +134,7 @@ def test_parts_share_a_store_and_a_whole_run_holds_it_alone(tmp_path: Path, reco
     with lock_folder(tmp_path / "s", "2-of-2"):
         prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))
         for shard in (None, Shard(2, 2)):
-            with pytest.raises(UserError, match=rf"process {os.getpid()} is writing into .*shard="):
+            with pytest.raises(UserError, match=rf"process {os.getpid()}\b.*shard="):
                 prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=shard)
     with lock_folder(tmp_path / "s"), pytest.raises(UserError, match=f"process {os.getpid()}"):
         prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_masks(tmp_path: Path, volume: np.ndarray) -> None:
 @pytest.mark.parametrize("box", [((-1, 0, 0), (5, 5, 5)), ((0, 0, 0), (41, 5, 5)), ((5, 5, 5), (5, 6, 6))])
 def test_a_box_outside_is_an_error(tmp_path: Path, volume: np.ndarray, box) -> None:
     store = store_from_arrays(tmp_path / "s", {"a": volume})
-    with pytest.raises(ValueError, match="outside the volume"):
+    with pytest.raises(ValueError, match="outside"):
         store.read(0, *box)
 
 
@@ -74,7 +75,7 @@ def test_missing_and_damaged_arrays_are_refused(tmp_path: Path, volume: np.ndarr
         damaged[n] = 0x55
     paths[2].write_bytes(damaged)
     for k in range(3):
-        with pytest.raises(ExcludedImageError, match=r"is damaged: it (cannot be read|has .* bytes)|its checksum is"):
+        with pytest.raises(ExcludedImageError, match=r"damaged|checksum"):
             store.read(k)
 
 
@@ -84,7 +85,7 @@ def test_a_store_travels_to_workers(tmp_path: Path, volume: np.ndarray) -> None:
 
 
 def test_what_is_no_store_is_said(tmp_path: Path, volume: np.ndarray) -> None:
-    with pytest.raises(UserError, match="is no prepared store"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         Store.open(tmp_path)
     store_from_arrays(tmp_path / "s", {"a": volume})
     header = tmp_path / "s" / "store.json"
@@ -93,11 +94,11 @@ def test_what_is_no_store_is_said(tmp_path: Path, volume: np.ndarray) -> None:
     with pytest.raises(UserError, match="version 99"):
         Store.open(tmp_path / "s")
     header.write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"store\.json"):
         Store.open(tmp_path / "s")
     header.write_text(json.dumps(good))
     (tmp_path / "s" / "index.json").unlink()
-    with pytest.raises(UserError, match="was not finished"):
+    with pytest.raises(UserError, match="finished"):
         Store.open(tmp_path / "s")
 
 

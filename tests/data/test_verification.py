@@ -46,7 +46,7 @@ def test_every_single_flipped_bit_of_200_is_seen(store):
 def test_an_image_is_checked_before_it_is_read_and_stays_refused(store, suffix):
     flip(array_of(store, 1, suffix), -40, 2)
     for _ in range(2):
-        with pytest.raises(ExcludedImageError, match=r"the stored file .* is damaged: its checksum is"):
+        with pytest.raises(ExcludedImageError, match=r"damaged.*checksum"):
             store.read(1, (0, 0, 0), (4, 4, 4))
     store.read(0)
 
@@ -87,14 +87,14 @@ def test_an_array_that_claims_more_than_the_index_is_refused(store):
     mark = path.with_suffix(".json")
     facts = json.loads(mark.read_text())
     mark.write_text(json.dumps({**facts, "files": {".b2nd": len(content)}, "crc32": {}}))
-    with pytest.raises(ExcludedImageError, match=r"its shape is \(500, 20, 22, 24\), the index says \(1, "):
+    with pytest.raises(ExcludedImageError, match=r"\(500, 20, 22, 24\).*\(1, "):
         store.read(0)
 
 
 def test_a_box_larger_than_memory_is_refused_before_it_is_taken(store, monkeypatch):
     monkeypatch.setattr("viewalign.data.store.memory_bytes", lambda: 8 * 1000)
     store.read(0, (0, 0, 0), (10, 10, 10))
-    with pytest.raises(ExcludedImageError, match="it claims 1,100 voxels; the limit of this machine is 1,000"):
+    with pytest.raises(ExcludedImageError, match=r"1,100 voxels.*1,000"):
         store.read(0, (0, 0, 0), (10, 10, 11))
 
 
@@ -122,5 +122,5 @@ def test_an_odd_index_is_a_sentence(store, odd):
 def test_an_odd_header_is_a_sentence(store, odd):
     header = store.path / "store.json"
     header.write_text(json.dumps({**json.loads(header.read_text()), **odd}))
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="damaged"):
         Store.open(store.path)

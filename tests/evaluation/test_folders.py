@@ -88,9 +88,9 @@ def test_missing_excluded_and_extra_cases(folders):
     assert [case.name for case in result.cases] == ["case_0", "case_1", "case_2"]
     few = evaluate_folder(guess, truth, rules(), cases=["case_0", "case_1"])
     assert few.complete
-    with pytest.raises(UserError, match="has no case_99"):
+    with pytest.raises(UserError, match="case_99"):
         evaluate_folder(guess, truth, rules(), cases=["case_99"])
-    with pytest.raises(UserError, match="no prediction for any of the 1 references"):
+    with pytest.raises(UserError, match="no prediction"):
         evaluate_folder(guess, truth, rules(), cases=["case_3"])
 
 
@@ -135,14 +135,14 @@ def test_where_classes_come_from(folders, tmp_path):
     assert classes_of(guess, truth) == {"both": (1, 2), "core": (2,)}
     assert ignore_of(guess, truth) == 3
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match="with labels by name"):
+    with pytest.raises(UserError, match=r"other\.json.*labels"):
         classes_of(guess, truth, tmp_path / "other.json")
 
 
 def test_tolerances():
     assert tolerances_of("2", ["a", "b"]) == {"a": 2.0, "b": 2.0}
     assert tolerances_of("a=0.5", ["a", "b"]) == {"a": 0.5, "b": 1.0}
-    for wrong, sentence in [("x", "number of millimetres"), ("-1", "not negative"), ("c=1", "no class 'c'")]:
+    for wrong, sentence in [("x", "tolerance.*x"), ("-1", "negative"), ("c=1", "'c'")]:
         with pytest.raises(UserError, match=sentence):
             tolerances_of(wrong, ["a", "b"])
 
@@ -162,10 +162,10 @@ def test_a_comparison_is_paired(folders, tmp_path):
     assert one.p_value == pytest.approx(4 / 128)
     assert one.interval[0] > 0
     other = evaluate_folder(guess, truth, rules(tolerances={"a": 2.0, "b": 2.0}))
-    with pytest.raises(UserError, match="different tolerances"):
+    with pytest.raises(UserError, match="tolerance"):
         compare(worse, other)
     write(truth / "case_0.nii.gz", cube(7, 16) + cube(18, 20, 2))
-    with pytest.raises(UserError, match="different references of case_0"):
+    with pytest.raises(UserError, match="case_0"):
         compare(worse, evaluate_folder(guess, truth, rules()))
 
 
@@ -177,10 +177,10 @@ def test_the_commands(folders, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         run(["evaluate", str(guess), str(truth), "-o", str(tmp_path / "b"), "tolerance=1=2"])
     assert caught.value.code == 1
-    assert "Without a prediction, and in no mean: case_3" in capsys.readouterr().out
+    assert "means: case_3" in capsys.readouterr().out
     run_ok(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "c")])
     told = capsys.readouterr().out
-    assert "6 cases of both; 1 of one alone are left out" in told
+    assert "6 cases of both; 1 " in told
     assert (tmp_path / "c" / "comparison.html").read_text().count("case_2: A ") == 2, "Dice and NSD"
     assert json.loads((tmp_path / "c" / "comparison.json").read_text())["left_out"] == ["case_3"]
     for command in (["evaluate", str(tmp_path / "nowhere"), str(truth)], ["compare", str(truth), str(truth)]):

@@ -103,11 +103,11 @@ def test_invalid_tasks_are_rejected_before_any_step(tmp_path, task, store):
     def make(*more):
         return load("cva-resenc-xs", settings(store, tmp_path / "run", f"validate.probe.task={task}", *more))
 
-    with pytest.raises(UserError, match=r"needs `viewalign pretrain`"):
+    with pytest.raises(UserError, match="viewalign pretrain"):
         pretrain(make())
-    with pytest.raises(UserError, match="1 channels, the network 2"):
+    with pytest.raises(UserError, match="channels"):
         make_probe(make("network.channels=2"))
-    with pytest.raises(UserError, match="There is no task"):
+    with pytest.raises(UserError, match="/nowhere"):
         make_probe(make("validate.probe.task=/nowhere"))
     (task / "c3.nii.gz").write_bytes(b"x")
     _, _, *words = settings(store, tmp_path / "run", f"validate.probe.task={task}")

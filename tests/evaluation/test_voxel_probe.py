@@ -165,9 +165,9 @@ def test_comparison_and_its_file():
 
 def test_probes_without_cases_or_classes_are_errors():
     flat = Case("a", np.zeros((16, 16, 16), dtype=np.float32), np.zeros((16, 16, 16), dtype=np.int64))
-    with pytest.raises(UserError, match="two classes"):
+    with pytest.raises(UserError, match="class"):
         probe(IntensityFeatures(), [flat], [flat])
-    with pytest.raises(UserError, match="labelled volumes"):
+    with pytest.raises(UserError, match="volumes"):
         probe(IntensityFeatures(), [], [flat])
-    with pytest.raises(ValueError, match="must be one"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 3\)"):
         Case("a", np.zeros((2, 2, 2), dtype=np.float32), np.zeros((2, 2, 3), dtype=np.int64))

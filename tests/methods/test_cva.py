@@ -219,7 +219,7 @@ def test_the_loss_decreases(make_batch):
 def test_impossible_settings_are_rejected():
     with pytest.raises(UserError, match="batch = 1"):
         method_of("cva-resenc-xs", "batch=1")
-    with pytest.raises(UserError, match="method 'byol'"):
+    with pytest.raises(UserError, match="'byol'"):
         method_of("cva-resenc-xs", "method=byol")
     with pytest.raises(UserError, match="multiple of 8"):
         build_method(load("cva-resenc-xs", ["views.patch_size=[20,16,16]"]))

@@ -54,14 +54,14 @@ def test_pooling_ignores_padding(name):
 
 
 def test_unsupported_sizes_are_rejected():
-    with pytest.raises(UserError, match=r"multiple of 8.* 24 or 32"):
+    with pytest.raises(UserError, match=r"multiple of 8.*24.*32"):
         build_backbone("resenc-xs", (32, 28, 32))
     with pytest.raises(UserError, match="single voxel"):
         build_backbone("resenc-xs", (8, 8, 8))
     assert build_backbone("resenc-xs", (32, 32, 8)).grids((32, 32, 8))[-1] == (4, 4, 1)
     with pytest.raises(UserError, match="multiple of 4"):
         build_backbone("primus-xs", (30, 32, 32))
-    with pytest.raises(UserError, match="network 'resnet'"):
+    with pytest.raises(UserError, match="'resnet'"):
         build_backbone("resnet", (32, 32, 32))
     assert "primus-m" in network_names()
 
@@ -200,5 +200,5 @@ def test_positions_of_smaller_views():
     with torch.no_grad():
         assert torch.allclose(large.maps(large.encode(images))[0], small.maps(small.encode(images))[0], atol=1e-5)
         assert large.reconstruct(large.encode(images)).shape == images.shape
-        with pytest.raises(ValueError, match="larger than the network's"):
+        with pytest.raises(ValueError, match=r"\[4, 6, 4\]"):
             small.encode(torch.randn(1, 1, 16, 24, 16))

@@ -63,9 +63,9 @@ def test_settings_of_one_method_alone():
     assert loading.load("genesis-resenc-xs").pretext["p_nonlinear"] == 0.9  # filled in, so that a config tells all
     assert loading.load("genesis-resenc-xs", ["pretext.p_nonlinear=0.5"]).pretext["p_nonlinear"] == 0.5
     assert loading.load("cva-resenc-xs").pretext == {}
-    with pytest.raises(UserError, match=r"no setting 'pretext\.p_nonlinea' \(did you mean 'pretext\.p_nonlinear'\?\)"):
+    with pytest.raises(UserError, match=r"'pretext\.p_nonlinea'.*'pretext\.p_nonlinear'"):
         loading.load("genesis-resenc-xs", ["pretext.p_nonlinea=0.5"])
-    with pytest.raises(UserError, match=r"no setting 'pretext\.p_nonlinear'"):
+    with pytest.raises(UserError, match=r"'pretext\.p_nonlinear'"):
         loading.load("cva-resenc-xs", ["pretext.p_nonlinear=0.5"])
     with pytest.raises(UserError, match=r"pretext\.p_nonlinear = 2"):
         loading.load("genesis-resenc-xs", ["pretext.p_nonlinear=2"])
@@ -78,7 +78,7 @@ def test_a_recipe_may_build_on_another(tmp_path):
     assert mine.optim.betas == theirs.optim.betas
     assert mine.network == theirs.network
     (tmp_path / "lost.yaml").write_text("base: nowhere\n")
-    with pytest.raises(UserError, match="no recipe 'nowhere'"):
+    with pytest.raises(UserError, match="'nowhere'"):
         loading.load(str(tmp_path / "lost.yaml"))
 
 
@@ -113,16 +113,16 @@ def test_what_does_not_fit_is_said_in_a_sentence(override, sentence):
 
 
 def test_unknown_recipes_and_files(tmp_path):
-    with pytest.raises(UserError, match="did you mean 'cva-resenc-xs'"):
+    with pytest.raises(UserError, match="'cva-resenc-xs'"):
         loading.load("cva-resnet-xs")
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match=r"bad\.yaml.*YAML"):
         loading.load(str(tmp_path / "bad.yaml"))
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(UserError, match="must hold settings"):
+    with pytest.raises(UserError, match=r"list\.yaml"):
         loading.load(str(tmp_path / "list.yaml"))
     (tmp_path / "odd.yaml").write_text("optim: {learningrate: 1}\nsteps: 3")
-    with pytest.raises(UserError, match=r"there is no setting 'optim.learningrate' \(did you mean 'optim.lr'\?\)"):
+    with pytest.raises(UserError, match=r"'optim\.learningrate'.*'optim\.lr'"):
         loading.load(str(tmp_path / "odd.yaml"))
 
 
@@ -130,16 +130,16 @@ def test_a_recipe_based_on_itself_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.yaml").write_text("base: b.yaml\n")
     Path("b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(UserError, match=r"based on itself \(a\.yaml → b\.yaml → a\.yaml\)"):
+    with pytest.raises(UserError, match=r"a\.yaml → b\.yaml → a\.yaml"):
         loading.load("a.yaml")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: &a [1, 1]\nb: [*a, *a]\n", r"an alias \(\*name\) in line 2"),
-        ("x: " + "[" * 5000 + "]" * 5000, "more than 20 levels in line 1"),
-        ("x: " + "{a: " * 5000 + "}" * 5000, "more than 20 levels in line 1"),
+        ("a: &a [1, 1]\nb: [*a, *a]\n", r"alias.*line 2"),
+        ("x: " + "[" * 5000 + "]" * 5000, "20 levels.*line 1"),
+        ("x: " + "{a: " * 5000 + "}" * 5000, "20 levels.*line 1"),
     ],
 )
 def test_yaml_that_would_grow_is_refused(text, sentence, tmp_path):

@@ -124,7 +124,7 @@ def test_kinds_of_pictures(make_run, report_pictures, options):
 def test_without_any_mask_the_caption_says_so(make_run, report_pictures):
     arrays = report_pictures()
     text = page(make_run(arrays={**arrays, "mask": np.zeros_like(arrays["mask"])}))
-    assert "sees all of view 1" in text
+    assert "all of view 1" in text
     assert 'mark masked"' not in text
 
 
@@ -193,16 +193,16 @@ def test_long_runs_stay_small(make_run):
 
 
 def test_mistakes_are_told(make_run, tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)
     root = make_run()
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="folder"):
         write_report(root, tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match=r"page\.html"):
         write_report(root, tmp_path / "file" / "page.html")
     (root / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"config\.yaml"):
         write_report(root)
 
 

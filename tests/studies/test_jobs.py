@@ -27,7 +27,7 @@ def test_shards_cover_every_cell_once_with_its_dependencies(make):
 @pytest.mark.parametrize("job", ["0/2", "3/2", "2", "a/b", "1/0"])
 def test_invalid_shards(make, job):
     grid = make()
-    with pytest.raises(UserError, match="write i/n"):
+    with pytest.raises(UserError, match="shard="):
         share(grid.study, grid.cells, job)
 
 
@@ -35,7 +35,7 @@ def test_a_pattern_selects_dependencies(make):
     grid = make()
     found = [cell.name for cell in only(grid.cells, "evaluate/places/cva/*")]
     assert found == ["pretrain/mae/0", "pretrain/cva/0", "evaluate/places/cva/0"]
-    with pytest.raises(UserError, match="no cell matches"):
+    with pytest.raises(UserError, match="seg"):
         only(grid.cells, "seg")
 
 

@@ -95,16 +95,16 @@ def test_overrides_reach_every_depth_and_null_leaves_out():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("evaluations.voxels.shot=5", "evaluations.voxels.shot.*did you mean 'shots'"),
-        ("sedes=3", "did you mean 'seeds'"),
-        ("reference=exakt", "did you mean 'exact'"),
-        ("arms.exact.start=maee", "did you mean 'mae'"),
+        ("evaluations.voxels.shot=5", "evaluations.voxels.shot.*'shots'"),
+        ("sedes=3", "'seeds'"),
+        ("reference=exakt", "'exact'"),
+        ("arms.exact.start=maee", "'mae'"),
         ("arms.exact.start=exact", "circle"),
-        ("data.labelled=null", "evaluations.voxels needs labelled images"),
-        ("data.store=x", "either `store`"),
-        ("seeds=[1,1]", "different numbers"),
+        ("data.labelled=null", "evaluations.voxels"),
+        ("data.store=x", "`store`"),
+        ("seeds=[1,1]", "seeds"),
         ("steps=0", "steps"),
-        ("name=../x", "folder name"),
+        ("name=../x", "name"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(override, said):
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_a_sentence(override, said):
 
 
 def test_an_unknown_study_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'geometry-laptop'"):
+    with pytest.raises(UserError, match="'geometry-laptop'"):
         load("geometry-labtop")
 
 
@@ -136,7 +136,7 @@ def test_images_find_their_labels_and_patterns_their_cases(tmp_path):
     assert [case.name for case in found] == [f"case_{k:02d}" for k in range(6)]
     assert found[2].identity == ["case_02", 3, 3]
     assert [case.name for case in matching(found, ["case_0[12]"], "learn")] == ["case_01", "case_02"]
-    with pytest.raises(UserError, match="no case matches liver"):
+    with pytest.raises(UserError, match="liver"):
         matching(found, ["liver"], "learn")
 
 
@@ -148,7 +148,7 @@ def test_shots_are_spread_or_drawn_and_never_more_than_there_are(tmp_path):
     assert drawn[0] == labelled.shots(3, "seed", 0)
     assert len(set(drawn)) > 1
     assert labelled.shots(None, "seed", 0) == found
-    with pytest.raises(UserError, match="10 shots are requested"):
+    with pytest.raises(UserError, match="10 shots"):
         labelled.shots(10, "spread", 0)
 
 
@@ -160,9 +160,9 @@ def test_a_table_names_files_and_splits(tmp_path):
     assert found == [LabelledCase("a", tmp_path / "images/case_00_0000.nii.gz", tmp_path / "labels/case_00.nii.gz")]
     assert split == {"a": "learn"}
     (tmp_path / "t.csv").write_text("case,image,labels\na,gone.nii.gz,labels/case_00.nii.gz\n")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"gone\.nii\.gz"):
         in_table(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="Name the folder of the data"):
+    with pytest.raises(UserError, match=r"nothing.*neither"):
         first_existing(tmp_path, "nothing|neither")
 
 
@@ -178,7 +178,7 @@ def test_a_dataset_of_nnunet_brings_its_classes(tmp_path):
     assert [case.name for case in found.test] == ["case_01", "case_02"]
     assert found.learn[0].image == tmp_path / "imagesTr" / "case_00_0000.nii.gz"
     (tmp_path / "dataset.json").write_text(json.dumps({**told, "labels": {"background": 0, "whole": [1, 2]}}))
-    with pytest.raises(UserError, match="region 'whole'"):
+    with pytest.raises(UserError, match="'whole'"):
         read_labelled(asked, tmp_path)
 
 
@@ -189,10 +189,10 @@ def test_a_table_s_split_tells_who_learns(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     found = read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
     assert ([c.name for c in found.learn], [c.name for c in found.test]) == (["c0"], ["c1", "c2"])
-    with pytest.raises(UserError, match="not both c1"):
+    with pytest.raises(UserError, match="c1"):
         read_labelled(LabelledSettings(manifest="t.csv", learn=("c[01]",)), tmp_path)
     (tmp_path / "t.csv").write_text("\n".join(lines).replace(",learn", ",").replace(",test", ","))
-    with pytest.raises(UserError, match="choose cases"):
+    with pytest.raises(UserError, match=r"learn|test"):
         read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
 
 
@@ -200,5 +200,5 @@ def test_studies_that_are_based_on_each_other_are_an_error(tmp_path):
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(f"base: {two}\n")
     two.write_text(f"base: {one}\n")
-    with pytest.raises(UserError, match=r"based on itself .*one\.yaml → .*two\.yaml → .*one\.yaml"):
+    with pytest.raises(UserError, match=r"one\.yaml → .*two\.yaml → .*one\.yaml"):
         load(str(one))

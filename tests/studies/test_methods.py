@@ -31,9 +31,9 @@ def test_what_differs_is_the_method_alone():
 
 
 def test_an_unknown_method_or_network_is_answered_with_those_there_are():
-    with pytest.raises(UserError, match=r"no recipe mea-resenc-xs.*cva.*mae"):
+    with pytest.raises(UserError, match=r"mea-resenc-xs.*cva.*mae"):
         comparison("resenc-xs", DATA, ["mea"])
-    with pytest.raises(UserError, match=r"network 'resnet'.*primus-m.*resenc-xs"):
+    with pytest.raises(UserError, match=r"'resnet'.*primus-m.*resenc-xs"):
         comparison("resnet", DATA)
 
 

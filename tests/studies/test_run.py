@@ -17,7 +17,7 @@ from .conftest import COMMON
 
 def test_a_common_setting_that_no_arm_reads_is_refused(make):
     assert make().recipes["mae", 0].heads.width == 2048, "which cva reads, and mae does not"
-    with pytest.raises(UserError, match=r"common: optim\.momentum changes nothing in any arm: optim\.name=adamw"):
+    with pytest.raises(UserError, match=r"common.*optim\.momentum.*optim\.name=adamw"):
         make(common={**COMMON, "optim": {"momentum": 0.5}})
 
 
@@ -66,9 +66,9 @@ def test_a_signal_in_the_last_step_of_a_run_stops_the_study_after_it(make, monke
 
 
 def test_more_shots_than_cases_are_an_error_before_anything_runs(make, tmp_path):
-    with pytest.raises(UserError, match="5 shots are requested"):
+    with pytest.raises(UserError, match="5 shots"):
         make(evaluations={"voxels": {"kind": "voxel_probe", "shots": 5}})
-    with pytest.raises(UserError, match="did you mean 'optim"):
+    with pytest.raises(UserError, match="'optim"):
         make(common={"optim": {"lrr": 1}})
     assert not (tmp_path / "out").exists()
 

@@ -35,16 +35,16 @@ def evaluation(shots=1, **settings):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"epoch": 3}, "evaluations.seg: there is no setting 'epoch' .did you mean 'epochs'"),
-        ({"flips": False}, "did you mean 'tta'"),
-        ({"seed": 3}, "evaluations.seg: settings.seed is set by the study"),
-        ({"validation": "c*"}, "settings.validation is set by the study"),
-        ({"patch_size": [17, 16, 16]}, "17×16×16 is invalid for this network"),
-        ({"spacing": None}, "set spacing to `dataset`"),
-        ({"device": "tpu"}, "settings.device must be auto"),
-        ({"epochs": 2, "warmup_epochs": 5}, "leave none of 2 to train in"),
-        ({"tolerance": "thick"}, "number of millimetres"),
-        ({"folds": "all"}, "settings.folds is set by the study"),
+        ({"epoch": 3}, "evaluations.seg.*'epoch'.*'epochs'"),
+        ({"flips": False}, "'tta'"),
+        ({"seed": 3}, "evaluations.seg.*settings.seed"),
+        ({"validation": "c*"}, "settings.validation"),
+        ({"patch_size": [17, 16, 16]}, "17×16×16"),
+        ({"spacing": None}, "spacing.*dataset"),
+        ({"device": "tpu"}, "settings.device"),
+        ({"epochs": 2, "warmup_epochs": 5}, r"warm-up.*\b2\b"),
+        ({"tolerance": "thick"}, "tolerance.*thick"),
+        ({"folds": "all"}, "settings.folds"),
     ],
 )
 def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path, changes, said):
@@ -56,13 +56,13 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path, change
 
 def test_more_shots_than_cases(make):
     pytest.importorskip("nnunetv2")
-    with pytest.raises(UserError, match="5 shots are requested"):
+    with pytest.raises(UserError, match="5 shots"):
         make(evaluations=evaluation(shots=5))
 
 
 def test_a_missing_nnunet_is_an_error(make, monkeypatch):
     monkeypatch.setattr(environment.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"evaluations.seg: .*pip install 'viewalign\[nnunet\]'"):
+    with pytest.raises(UserError, match=r"evaluations.seg.*viewalign\[nnunet\]"):
         make(evaluations=evaluation())
 
 

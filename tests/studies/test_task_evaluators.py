@@ -44,11 +44,11 @@ def evaluations(**tuned):
 
 @pytest.mark.usefixtures("task")
 def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path):
-    with pytest.raises(UserError, match=r"evaluations.tuned: .*did you mean 'epochs'"):
+    with pytest.raises(UserError, match=r"evaluations.tuned.*'epochs'"):
         make(evaluations=evaluations(epoch=2))
-    with pytest.raises(UserError, match=r"evaluations.tuned: settings.seed is set"):
+    with pytest.raises(UserError, match=r"evaluations.tuned.*settings.seed"):
         make(evaluations=evaluations(seed=2))
-    with pytest.raises(UserError, match=r"evaluations.vectors: There is no task at"):
+    with pytest.raises(UserError, match=r"evaluations.vectors.*nowhere"):
         make(evaluations={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
     assert not (tmp_path / "out").exists()
 

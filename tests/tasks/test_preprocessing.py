@@ -55,7 +55,7 @@ def test_the_statistics_of_a_mask_are_those_inside_it(tmp_path, write_image, hea
     sample = Preprocessor(T1, (10, 10, 10), settings, strip=True)(files, region)
     assert abs(float(sample.image.mean())) < 1e-5
     assert abs(float(sample.image.std()) - 1) < 1e-4
-    with pytest.raises(UserError, match="has no mask"):
+    with pytest.raises(UserError, match="mask"):
         Preprocessor(T1, (10, 10, 10), settings, strip=True)(files)
 
 
@@ -101,7 +101,7 @@ def test_missing_channels_are_zero_and_aliases_replace_them(tmp_path, write_imag
     assert not alone.image[1].any()
     assert alias.image[1].any()
     np.testing.assert_array_equal(both.image[0], both.image[1])
-    with pytest.raises(UserError, match="no image of the channel t1"):
+    with pytest.raises(UserError, match="channel t1"):
         prepare({"swi": b})
 
 
@@ -172,7 +172,7 @@ def test_a_preprocessor_is_plain_data(tmp_path):
 
 def test_unusable_files_are_named(tmp_path, write_image):
     flat = write_image(tmp_path / "flat.nii.gz", np.full((8, 8, 8), 3.0, np.float32))
-    with pytest.raises(UserError, match=r"flat.nii.gz: .*constant"):
+    with pytest.raises(UserError, match=r"flat\.nii\.gz.*constant"):
         Preprocessor(T1, (8, 8, 8))({"t1": flat})
     with pytest.raises(UserError, match=r"gone\.nii\.gz"):
         Preprocessor(T1, (8, 8, 8))({"t1": tmp_path / "gone.nii.gz"})

@@ -95,9 +95,9 @@ def test_unlimited_files_and_a_cpu_build_are_good():
 
 def test_the_gpu_check_needs_a_gpu():
     require_gpu(HEALTHY)
-    with pytest.raises(UserError, match="no NVIDIA GPU"):
+    with pytest.raises(UserError, match="NVIDIA"):
         require_gpu(replace(HEALTHY, gpus=(), gpu_devices=False))
-    with pytest.raises(UserError, match="GPU: torch is a CPU build"):
+    with pytest.raises(UserError, match="CPU build"):
         require_gpu(replace(HEALTHY, gpus=(), cuda=None))
 
 

@@ -189,12 +189,12 @@ def test_every_method_has_a_recipe_for_each_of_its_networks():
 
 
 def test_a_network_that_a_method_cannot_train_is_refused(tiny_recipe):
-    with pytest.raises(UserError, match=r"SimMIM .* trains primus networks, not network=resenc-xs"):
+    with pytest.raises(UserError, match=r"SimMIM.*network=resenc-xs"):
         build_method(tiny_recipe("network=resenc-xs", recipe="simmim-primus-xs"))
 
 
 def test_volumes_seen_together_stay_together(tiny_recipe):
-    with pytest.raises(UserError, match="fusion sees volumes in groups of 2: batch=3 must be a multiple of 2"):
+    with pytest.raises(UserError, match=r"fusion.*batch=3"):
         pretrain(tiny_recipe("batch=3", recipe="fusion-resenc-xs"))
-    with pytest.raises(UserError, match="must be a multiple of 8"):
+    with pytest.raises(UserError, match="multiple of 8"):
         pretrain(tiny_recipe("batch=4", "runtime.accumulate=4", recipe="fusion-resenc-xs"))

@@ -30,8 +30,8 @@ def test_the_sentence_says_what_was_requested_and_what_needs_less(figures):
     recipe = load("cva-resenc-l", ["batch=8", "views.patch_size=128", "runtime.precision=bf16"])
     assert needs(recipe, 2) == (
         "Requested: 4 volumes × 2 views of 128×128×128 through resenc-l in bf16, which needs 25.4 GB (simulated; "
-        "libraries need some more). With runtime.recompute=true 16.2 GB, runtime.accumulate=2 14.1 GB. runtime.* leave "
-        "the loss as it is and may be changed with --resume."
+        "libraries need some more). With runtime.recompute=true 16.2 GB, runtime.accumulate=2 14.1 GB. runtime.* do "
+        "not change the loss and may be changed with --resume."
     )
 
 
@@ -49,7 +49,7 @@ def test_a_run_that_runs_out_of_memory_ends_in_a_sentence(figures, tiny_recipe, 
         raise torch.cuda.OutOfMemoryError(OUT)
 
     monkeypatch.setattr(Trainer, "_train_step", step)
-    with pytest.raises(UserError, match=r"^Out of memory: 2\.50 GiB could not be .* Requested: 4 volumes × 2"):
+    with pytest.raises(UserError, match=r"^Out of memory.*2\.50 GiB"):
         pretrain(tiny_recipe())
 
 

@@ -5,6 +5,7 @@ import gc
 import io
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -38,41 +39,41 @@ def events(folder, name):
 
 
 def test_a_run_needs_a_store_and_a_folder(tiny_recipe, tmp_path):
-    with pytest.raises(UserError, match="There is no store to pretrain on"):
+    with pytest.raises(UserError, match="store"):
         pretrain(tiny_recipe("data=''"))
-    with pytest.raises(UserError, match="no prepared store"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         pretrain(tiny_recipe(f"data={tmp_path}"))
-    with pytest.raises(UserError, match="Name a folder for the run with -o"):
+    with pytest.raises(UserError, match="-o"):
         pretrain(tiny_recipe("out=''"))
 
 
 def test_another_run_s_folder_is_left_alone(tiny_recipe, tmp_path):
     first = pretrain(tiny_recipe(steps=2))
     before = first.folder.log.read_text()
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="--resume"):
         pretrain(tiny_recipe(steps=2))
-    with pytest.raises(UserError, match=r"started with optim.lr=0.001, not 0.5"):
+    with pytest.raises(UserError, match=r"optim\.lr=0\.001.* 0\.5"):
         pretrain(tiny_recipe("optim.lr=0.5", steps=2), resume="auto")
     assert first.folder.log.read_text() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("do not lose me")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with pytest.raises(UserError, match="full"):
         pretrain(tiny_recipe(out="full"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "file"))):
         pretrain(tiny_recipe(out="file"))
 
 
 def test_a_run_whose_places_do_not_meet_is_refused(tiny_recipe, monkeypatch):
     monkeypatch.setattr(run, "ramp_error", lambda views: 0.7)
-    with pytest.raises(UserError, match=r"0\.7 voxels apart .*`viewalign doctor`"):
+    with pytest.raises(UserError, match=r"0\.7 voxels.*viewalign doctor"):
         pretrain(tiny_recipe())
     assert pretrain(tiny_recipe("geometry=latentcampus", out="released", steps=1)).finished
 
 
 def test_contrast_needs_two_subjects(tiny_recipe, tmp_path):
     store_from_arrays(tmp_path / "one", {"only": np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)})
-    with pytest.raises(UserError, match="at least two subjects"):
+    with pytest.raises(UserError, match="two subjects"):
         pretrain(tiny_recipe(f"data={tmp_path / 'one'}"))
 
 
@@ -169,7 +170,7 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(tin
     calm = pretrain(tiny_recipe("checkpoint.every=2", out="calm", steps=8))
     with monkeypatch.context() as patch:
         room = full_during(patch, 5, None)
-        with room, pytest.raises(UserError, match=r"last checkpoint .* could not be written. Free some space"):
+        with room, pytest.raises(UserError, match=r"last checkpoint.*space"):
             pretrain(tiny_recipe("checkpoint.every=2", steps=8))
     assert "rows of the log could not be written" in capsys.readouterr().err
     log = (RunFolder(calm.folder.root.parent / "run").log).read_text()
@@ -187,7 +188,7 @@ def test_no_checkpoint_outlives_the_rows_before_it(tiny_recipe, monkeypatch):
 
 
 def test_a_disk_that_is_full_at_the_start_is_a_sentence(tiny_recipe):
-    with no_room(10), pytest.raises(UserError, match=r"disk is full.*Free some space"):
+    with no_room(10), pytest.raises(UserError, match="disk is full"):
         viewalign.pretrain(tiny_recipe(steps=2))
 
 
@@ -254,14 +255,14 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_recipe, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_train_step", stepping)
     recipe = tiny_recipe("checkpoint.every=1", "log.health_every=100", steps=6)
-    with pytest.raises(UserError, match="The network after step 3 holds numbers that are not finite"):
+    with pytest.raises(UserError, match=r"step 3.*not finite"):
         pretrain(recipe)
     assert checkpoints.steps(RunFolder.of(recipe).checkpoints) == [1, 2]
 
 
 def test_volumes_of_one_value_are_refused(tiny_recipe, tmp_path):
     store_from_arrays(tmp_path / "zeros", {f"s{k}": np.zeros((20, 20, 20), np.float32) for k in range(5)})
-    with pytest.raises(UserError, match=r"hold one value each .*there is nothing to learn"):
+    with pytest.raises(UserError, match="one value"):
         pretrain(tiny_recipe(f"data={tmp_path / 'zeros'}", steps=2))
 
 
@@ -278,7 +279,7 @@ def test_a_warmup_longer_than_the_run_is_reported(tiny_recipe, capfd):
 
 def test_a_gpu_that_is_not_there_is_a_sentence(tiny_recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"runtime\.device=cuda, but torch finds no GPU"):
+    with pytest.raises(UserError, match=r"runtime\.device=cuda"):
         pretrain(tiny_recipe("runtime.device=cuda", steps=1))
 
 
@@ -318,9 +319,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny_recipe, monkeypatch):
 
 def test_many_in_a_row_stop_the_run_and_name_the_volumes(tiny_recipe, monkeypatch):
     break_loss(monkeypatch, set(range(1, 99)))
-    with pytest.raises(
-        UserError, match=r"3 steps in a row .* volumes (arrays__arrays__case\d\d\S* \(number \d\),? ?){4}"
-    ):
+    with pytest.raises(UserError, match=r"\b3 steps.*(arrays__arrays__case\d\d\S* \(number \d\),? ?){4}"):
         pretrain(tiny_recipe("runtime.bad_steps=3", steps=30))
 
 
@@ -338,7 +337,7 @@ def test_the_volume_that_is_not_finite_is_named(parts, tiny_recipe, monkeypatch)
     told = events(outcome.folder, "skipped")
     assert 0 < len(told) < 6
     assert all(row["not_finite"] == [3] and len(row["volumes"]) == 4 for row in told)
-    with pytest.raises(UserError, match=r"volume arrays__arrays__case03\S* \(number 3\)\. Look"):
+    with pytest.raises(UserError, match=r"arrays__arrays__case03\S* \(number 3\)"):
         pretrain(tiny_recipe(*settings, "runtime.bad_steps=1", out="second", steps=12))
 
 
@@ -360,7 +359,7 @@ def test_a_volume_that_became_unreadable_is_set_aside(tiny_recipe, tiny_store, t
     assert [row["volume"] for row in told] == [3]
     assert "is excluded" in capfd.readouterr().err
     arrays[5].unlink()
-    with pytest.raises(UserError, match="2 of 8 volumes cannot be read"):
+    with pytest.raises(UserError, match=r"2 of 8 volumes.*lost_share"):
         pretrain(tiny_recipe(f"data={tmp_path / 'copy'}", "runtime.lost_share=0.2", out="second", steps=12))
 
 
@@ -412,7 +411,7 @@ def test_connections_lost_now_and_then_are_mended_and_those_lost_in_a_row_told(p
     )
     assert [step[0].index for step in data.batches(reader, 0, 6, 1, workers=1, pin=False)] == list(range(6))
     monkeypatch.setattr(Lost, "good", 0)
-    with pytest.raises(UserError, match=r"3 times in a row before step 1 .*runtime.workers"):
+    with pytest.raises(UserError, match=r"3 times.*step 1\b.*runtime\.workers"):
         next(data.batches(reader, 0, 6, 1, workers=1, pin=False))
     with pytest.raises(type(problem)):
         next(data.batches(reader, 0, 6, 1, workers=0, pin=False))
@@ -459,7 +458,7 @@ def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, tmp_path):
 
 
 def test_nothing_to_load_is_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         RunFolder(tmp_path).recipe()
     assert checkpoints.load_newest(tmp_path / "none") is None
     with pytest.raises(UserError):

@@ -170,11 +170,11 @@ def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_rec
         wait_for(lambda: gone(child), seconds=60)
     finally:
         main.kill()
-    assert "The first process of the run has ended; this one ends too." in main.communicate(timeout=10)[1]
+    assert "The first process of the run has ended" in main.communicate(timeout=10)[1]
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
-    with pytest.raises(UserError, match=r"batch=4 does not divide over 3 processes .* batch=3 or 6"):
+    with pytest.raises(UserError, match=r"batch=4.*3 processes.*batch=3 or 6"):
         launch(tiny_recipe("runtime.gpus=3", "runtime.device=cpu"))
 
 
@@ -184,7 +184,7 @@ def test_a_mac_trains_on_its_cpu(tiny_recipe, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     _, fabric = launch(tiny_recipe("runtime.device=auto"))
     assert fabric.device.type == "cpu"
-    with pytest.raises(UserError, match=r"runtime\.device = 'mps': input should be 'auto', 'cpu' or 'cuda'"):
+    with pytest.raises(UserError, match=r"runtime\.device = 'mps'.*'cuda'"):
         tiny_recipe("runtime.device=mps")
 
 

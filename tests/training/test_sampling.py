@@ -107,7 +107,7 @@ def test_admitted_volumes(store):
         admitted(store, ["PET"])
     only_bad = Store.open(store.path)
     only_bad.quality = np.full(14, 3.0)
-    with pytest.raises(UserError, match="leave no volume"):
+    with pytest.raises(UserError, match="max_quality_score"):
         admitted(only_bad, max_quality_score=2.0)
 
 

@@ -71,18 +71,18 @@ def test_no_clock_decides(monkeypatch):
 
 
 def test_what_a_device_cannot_compute_in_is_refused(gpu):
-    with pytest.raises(UserError, match=r"runtime\.precision=fp16 needs a GPU.* Use bf16, fp32 or auto"):
+    with pytest.raises(UserError, match=r"runtime\.precision=fp16.*bf16, fp32 or auto"):
         settle("fp16", "cpu")
     with pytest.raises(UserError, match=r"^precision=fp16"):
         settle("fp16", "cpu", key="precision")
     gpu((7, 0), "V100")
-    with pytest.raises(UserError, match=r"bf16 needs a GPU of compute capability 8\.0 or more; V100 has less"):
+    with pytest.raises(UserError, match=r"bf16.*8\.0.*V100"):
         settle("bf16", "cuda")
     assert settle("fp16", "cuda") == Choice("fp16", "set in the recipe")
 
 
 def test_a_refused_precision_ends_pretraining_in_a_sentence(tiny):
-    with pytest.raises(UserError, match=r"runtime\.precision=fp16 needs a GPU"):
+    with pytest.raises(UserError, match=r"runtime\.precision=fp16"):
         launch.launch(tiny("runtime.precision=fp16"))
 
 
@@ -96,7 +96,7 @@ def tiny():
 def test_processes_that_choose_differently_are_refused(tiny):
     with (
         mock.patch.object(launch.distributed, "gather_objects", return_value=["bf16", "fp16"]),
-        pytest.raises(UserError, match=r"compute in bf16 and fp16\. Set runtime\.precision"),
+        pytest.raises(UserError, match=r"bf16 and fp16.*runtime\.precision"),
     ):
         launch.launch(tiny("runtime.precision=auto"))
 

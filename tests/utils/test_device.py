@@ -19,11 +19,11 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"
-    with pytest.raises(UserError, match="There is no cuda device here"):
+    with pytest.raises(UserError, match="cuda"):
         choose_device("cuda")
-    with pytest.raises(UserError, match="no float64"):
+    with pytest.raises(UserError, match="float64"):
         choose_device("mps")
-    with pytest.raises(UserError, match="There is no device tpu"):
+    with pytest.raises(UserError, match="tpu"):
         choose_device("tpu")
 
 

@@ -15,7 +15,7 @@ from viewalign.utils.io import atomic_write, check_file_name, visible, write_ten
     "name", ["", ".", "..", "../a", "/etc/a", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "x" * 300, "é" * 150]
 )
 def test_names_that_would_be_paths_are_refused(name):
-    with pytest.raises(UserError, match="cannot name a file"):
+    with pytest.raises(UserError, match="name"):
         check_file_name(name)
 
 

@@ -92,7 +92,7 @@ def test_each_key_is_told_once_with_its_value():
         == "rate = 'fast': input should be a valid number, unable to parse string as a number"
     )
     assert told(name="x", ratte=1) == "there is no setting 'ratte' (did you mean 'rate'?)"
-    assert told() == "'name' must be given"
+    assert told() == "'name' is required"
     assert told(name="x", spacing=-1) == "spacing = -1: input should be 'own', or input should be greater than 0"
     both = told(name="x", spacing=[1, 2], rate=[])
     assert both.startswith("rate = []: ")

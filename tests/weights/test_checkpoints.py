@@ -29,7 +29,7 @@ def flip(path, place, bit=0):
 def test_a_single_flipped_bit_is_seen(folder, share):
     file = checkpoints.path_of(folder, 4) / "state.pt"
     flip(file, int(share * file.stat().st_size), bit=3)
-    with pytest.raises(checkpoints.DamagedCheckpointError, match=r"step_00000004 is damaged: .*SHA-256 differs"):
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=r"step_00000004.*SHA-256"):
         checkpoints.load(file.parent)
 
 
@@ -72,7 +72,7 @@ def test_saving_a_step_that_is_there_replaces_it_only_if_it_is_damaged(folder):
 
 def test_one_of_a_newer_format_is_refused_and_not_called_damaged(folder, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 2)
-    with pytest.raises(UserError, match="has format 1; this version reads 2"):
+    with pytest.raises(UserError, match=r"format 1.* 2"):
         checkpoints.resume_newest(folder)
     assert checkpoints.steps(folder) == [2, 4]
 

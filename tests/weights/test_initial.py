@@ -1,6 +1,7 @@
 """A run that starts from given weights: what is taken over, what is told, and what is refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -158,7 +159,7 @@ def test_too_little_is_refused_and_changes_nothing(mae_file, method_of):
 
 @pytest.mark.parametrize(("given", "run"), [("resenc-xs", "primus-xs"), ("primus-xs", "resenc-xs")])
 def test_the_other_kind_of_network_is_refused(given, run, mae_file, method_of):
-    with pytest.raises(UserError, match=r"holds weights of a (ResEnc|Primus).*this run trains a (ResEnc|Primus)"):
+    with pytest.raises(UserError, match=r"ResEnc.*Primus|Primus.*ResEnc"):
         load_initial(method_of(network=run), mae_file(given)[0], (16, 16, 16))
 
 
@@ -196,7 +197,7 @@ def test_a_run_without_a_checkpoint_is_no_start(tiny_recipe, method_of):
     folder = pretrain(tiny_recipe(steps=1)).folder
     for step in folder.checkpoints.iterdir():
         (step / "state.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="has no checkpoint to start from"):
+    with pytest.raises(UserError, match=re.escape(str(folder.root))):
         load_initial(method_of(), folder.root, (16, 16, 16))
 
 
@@ -239,7 +240,7 @@ def test_settings():
     for wrong in ("init.min_share=2", "init.token_order=xyz", "init=[1,2]"):
         with pytest.raises(UserError, match="init"):
             load("cva-resenc-xs", [wrong])
-    with pytest.raises(UserError, match="did you mean 'init'"):
+    with pytest.raises(UserError, match="'init'"):
         load("cva-resenc-xs", ["pretrained_weights=mae.pth"])
 
 

@@ -139,7 +139,7 @@ def test_other_depths_match_by_name_and_the_share_tells(nnssl_file):
         "n_blocks_per_stage": [1, 2, 2, 2, 2],
         "n_conv_per_stage_decoder": [1] * 4,
     }
-    with pytest.raises(UserError, match=r"covers \d\d\.\d% of the encoder, and min_share=0\.9 asks for 90\.0%"):
+    with pytest.raises(UserError, match=r"\d\d\.\d%.*min_share=0\.9"):
         load_encoder_weights(unet(**deeper), source)
     fitted = load_encoder_weights(unet(**deeper), source, min_share=0.5)
     what = whats(fitted)
@@ -159,7 +159,7 @@ def test_a_refused_transfer_changes_nothing(nnssl_file):
     path, _ = nnssl_file("resenc-xs")
     wide = unet(features_per_stage=[16, 32, 64, 256])
     before = {name: value.clone() for name, value in wide.state_dict().items()}
-    with pytest.raises(UserError, match="Take weights of the same network, or lower min_share"):
+    with pytest.raises(UserError, match="min_share"):
         load_encoder_weights(wide, read_weights(path))
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
 
@@ -169,7 +169,7 @@ def test_a_random_first_convolution_is_refused_however_much_else_fits(nnssl_file
     root = torch.load(path, weights_only=True)
     kept = {n: v for n, v in root["network_weights"].items() if "stem.convs.0" not in n}
     source = make_source(kept, "no-stem.pth")
-    with pytest.raises(UserError, match=r"Not covered: encoder\.stem\.convs\.0\.conv\.weight"):
+    with pytest.raises(UserError, match=r"encoder\.stem\.convs\.0\.conv\.weight"):
         load_encoder_weights(unet(), source, min_share=0.5)
 
 
@@ -177,7 +177,7 @@ def test_a_random_first_convolution_is_refused_however_much_else_fits(nnssl_file
 def test_the_other_kind_of_network_is_refused(given, target, nnssl_file):
     source = read_weights(nnssl_file(given, trainer="viewalign_mae")[0])
     network = build_backbone(target, (16, 16, 16)).net
-    with pytest.raises(UserError, match=r"holds weights of a (ResEnc|Primus).*is a (ResEnc|Primus)"):
+    with pytest.raises(UserError, match=r"ResEnc.*Primus|Primus.*ResEnc"):
         load_encoder_weights(network, source, (16, 16, 16))
 
 
@@ -208,7 +208,7 @@ def test_none_and_two_encoders(nnssl_file):
     with pytest.raises(UserError, match="no encoder"):
         load_encoder_weights(nn.Linear(2, 2), source)
     two = nn.ModuleList([unet(), unet()])
-    with pytest.raises(UserError, match="has 2 encoders"):
+    with pytest.raises(UserError, match="2 encoders"):
         load_encoder_weights(two, source)
     assert load_encoder_weights(two, source, prefix="1.").encoder_share == 1.0
     assert find_encoder(list(dict(unet().named_parameters()))).prefix == ""

@@ -107,15 +107,15 @@ def test_what_the_hub_refuses_is_a_sentence(published, tmp_path):
     served, _, _ = published
     (tmp_path / "README.md").write_text("card")
     served.closed.add("someone")
-    with pytest.raises(UserError, match=r"does not let you write to someone/model: .*hf auth login"):
+    with pytest.raises(UserError, match=r"someone/model.*hf auth login"):
         hub.publish(tmp_path, "someone/model", ["README.md"], public=False, endpoint=served.url)
-    with pytest.raises(UserError, match="write OWNER/NAME"):
+    with pytest.raises(UserError, match="OWNER/NAME"):
         hub.publish(tmp_path, "no good name/x/y", ["README.md"], public=False, endpoint=served.url)
-    with pytest.raises(UserError, match="could not be published"):
+    with pytest.raises(UserError, match="owner/model"):
         hub.publish(tmp_path, "owner/model", ["README.md"], public=False, endpoint="http://127.0.0.1:9")
 
 
 def test_a_licence_is_an_abbreviation(tiny_run, tmp_path):
-    with pytest.raises(UserError, match=r"write one such as cc-by-4\.0"):
+    with pytest.raises(UserError, match=r"cc-by-4\.0"):
         viewalign.export_run(tiny_run, tmp_path / "export", licence="free for all\nevil: true")
     assert not list(tmp_path.iterdir())

@@ -73,7 +73,7 @@ def test_the_token_grid_without_a_plan(nnssl_file):
     path, _ = nnssl_file("primus-xs", (16, 16, 24), trainer="viewalign_cva", nnssl_adaptation_plan=None)
     assert read_weights(path).grid is None
     assert "cannot be resized" in read_weights(path).notes[0]
-    with pytest.raises(UserError, match="does not tell its token grid"):
+    with pytest.raises(UserError, match="token"):
         read_weights(path, "hdw")
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_needs_pickle_is_refused_unread(legacy, nnssl_file, tmp_path
     root = torch.load(path, weights_only=True)
     root["init_args"] = Planted(tmp_path / "trap")
     torch.save(root, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UserError, match="is refused: besides tensors and plain values it holds pickled objects"):
+    with pytest.raises(UserError, match="pickled"):
         read_weights(path)
     assert not (tmp_path / "trap").exists()
 
@@ -154,16 +154,16 @@ def test_damaged_and_strange_files(nnssl_file, tmp_path):
         with pytest.raises(UserError, match="damaged"):
             read_weights(path)
     torch.save([1, 2], path)
-    with pytest.raises(UserError, match="is no checkpoint: it holds a list"):
+    with pytest.raises(UserError, match="a list"):
         read_weights(path)
     torch.save({"model": 3, "epoch": 4}, path)
-    with pytest.raises(UserError, match="has no 'network_weights' of tensors; it holds model, epoch"):
+    with pytest.raises(UserError, match=r"network_weights.*model, epoch"):
         read_weights(path)
     torch.save({"network_weights": {"backbone.layer1.weight": torch.zeros(1)}}, path)
-    with pytest.raises(UserError, match=r"no weights of a ResEnc or a Primus; its first names are backbone\.layer1"):
+    with pytest.raises(UserError, match=r"backbone\.layer1"):
         read_weights(path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="no weights"):
         read_weights(tmp_path / "empty")
     with pytest.raises(UserError, match="There are no weights at"):
         read_weights(tmp_path / "nowhere.pth")
@@ -177,7 +177,7 @@ def test_numbers_that_are_not_finite(nnssl_file):
     root = torch.load(path, weights_only=True)
     root["network_weights"]["encoder.stem.convs.0.conv.weight"][0] = torch.nan
     torch.save(root, path)
-    with pytest.raises(UserError, match=r"not finite, in encoder\.stem\.convs\.0\.conv\.weight"):
+    with pytest.raises(UserError, match=r"encoder\.stem\.convs\.0\.conv\.weight"):
         read_weights(path)
 
 
@@ -217,10 +217,10 @@ def test_a_published_path_means_the_run_of_that_trainer_and_network(nnssl_file, 
 def test_a_published_path_that_may_mean_several_runs_or_none(nnssl_file, tmp_path):
     assert resolve_checkpoint(asked(tmp_path), "resenc-l") == (asked(tmp_path), "")
     place(nnssl_file("resenc-xs")[0], tmp_path, "MAETrainer__nnsslPlans__onemmiso")
-    with pytest.raises(UserError, match="none is of a Primus"):
+    with pytest.raises(UserError, match="Primus"):
         resolve_checkpoint(asked(tmp_path), "primus-m")
     place(nnssl_file("resenc-xs")[0], tmp_path, "MAETrainer__nnsslPlans__noresample")
-    with pytest.raises(UserError, match="MAETrainer__nnsslPlans__onemmiso, all of these could be meant"):
+    with pytest.raises(UserError, match="MAETrainer__nnsslPlans__onemmiso"):
         resolve_checkpoint(asked(tmp_path), "resenc-l")
 
 

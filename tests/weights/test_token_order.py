@@ -148,7 +148,7 @@ def test_an_order_that_nothing_tells_is_asked_for(trainer, tmp_path):
     size = (12, 12, 8)
     backbone = shaken(size)
     file = checkpoint_of(backbone, tmp_path / "mae.pth", size, trainer)
-    with pytest.raises(UserError, match=r"Say so: init\.token_order=hdw"):
+    with pytest.raises(UserError, match=r"init\.token_order=hdw"):
         read_weights(file)
     kept, repaired = read_weights(file, "dhw").state, read_weights(file, "hdw").state
     assert torch.equal(kept["eva.pos_embed"], backbone.net.eva.pos_embed)

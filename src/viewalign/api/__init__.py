@@ -1,1 +1,1 @@
-"""The verbs of the command line as Python calls, with the same settings, checks and messages."""
+"""The commands of the command line as Python functions, with the same settings, checks and messages."""

@@ -1,4 +1,4 @@
-"""From images to a store: `index`, `prepare` and `estimate`."""
+"""Indexing and preparation of images: `index`, `prepare` and `estimate`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from viewalign.training.estimate import Estimate
 
 Listener = Callable[[str, int, int], None]
-"""Takes what is being done in a few words, how many are done, and how many there are."""
+"""Called with the current work in a few words, the number done, and the total."""
 
 
 def stage(listener: Listener | None, what: str) -> Callable[[int, int], None] | None:
-    """Return a listener of (done, total) for one piece of work; None where nobody listens."""
+    """Return a listener of (done, total) for one piece of work, or None without a listener."""
     return None if listener is None else lambda done, total: listener(what, done, total)
 
 
@@ -36,14 +36,14 @@ def index(
     """List 3D images in a catalogue; only headers are read.
 
     Args:
-        sources: folders, files, patterns or tables, or one of these; BIDS, nnU-Net, OpenMind and FOMO60K datasets.
-        out: the catalogue. Beside it are written `.excluded.json` (files with reasons), `.index.json` (figures) and
-            `.html` (a page).
+        sources: folders, files, patterns or tables, or a single one; BIDS, nnU-Net, OpenMind and FOMO60K datasets.
+        out: the catalogue. These are written beside it: `.excluded.json` (files with reasons), `.index.json`
+            (statistics) and `.html` (a page).
         on_progress: called after each header.
         **settings: those of `viewalign settings index`.
 
     Returns:
-        The images (`entries`), and `excluded`: file and reason of each one that cannot be used.
+        The images (`entries`), and `excluded`: file and reason of each unusable file.
 
     Raises:
         UserError: an unknown setting, a source that does not exist, no image, or a file that cannot be written.
@@ -98,21 +98,21 @@ def prepare(
     prune: Callable[[list[str]], bool] | None = None,
     **settings: Any,
 ) -> PrepareReport:
-    """Orient, crop, resample and normalise images into a store; images that are there already are left alone.
+    """Orient, crop, resample and normalise images into a store; images that are already stored are kept.
 
     Args:
         source: a folder of images (NIfTI, NRRD, MetaImage, DICOM) or a catalogue of `index`.
         out: the store's folder.
         on_progress: called after each image.
-        prune: called with the entries of the store whose image is not in the source any more; returns whether to
-            remove them. Default: they stay.
+        prune: called with the entries of the store whose image is no longer in the source; returns whether to
+            remove them. Default: they are kept.
         **settings: those of `viewalign settings prepare`, such as `spacing=1.5` or `workers=8`.
 
     Returns:
-        Counts, and `excluded`: file and reason of each image that cannot be used.
+        Counts, and `excluded`: file and reason of each unusable image.
 
     Raises:
-        UserError: settings that do not fit, no images, none that can be used, or a folder that holds something else.
+        UserError: settings that do not fit, no images, none that can be used, or a folder with other contents.
 
     Example:
         ```python
@@ -159,20 +159,20 @@ def estimate(
     on_progress: Listener | None = None,
     **settings: Any,
 ) -> Estimate:
-    """Estimate disk, memory and hours of a preparation and a pretraining; nothing is written.
+    """Estimate disk space, memory and hours of preparation and pretraining; nothing is written.
 
     Args:
         source: a folder of images or a catalogue of `index`.
         recipe: the pretraining recipe.
-        say: takes a sentence for each setting of a YAML file that has no effect.
+        say: called with a message for each setting of a YAML file that has no effect.
         on_progress: called after each header.
         **settings: those of `viewalign settings estimate`: of the recipe, of `prepare`, and `gpu`.
 
     Returns:
-        Lines for a person, and `facts`: all figures.
+        A text, and `facts`: all figures.
 
     Raises:
-        UserError: settings that do not fit, no images, or a GPU whose speed is not known.
+        UserError: settings that do not fit, no images, or a GPU of unknown speed.
 
     Example:
         ```python

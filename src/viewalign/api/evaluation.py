@@ -27,20 +27,20 @@ def embed(
     on_progress: Listener | None = None,
     **settings: Any,
 ) -> Embeddings:
-    """Compute one embedding per case; nothing is random.
+    """Compute one embedding per case, deterministically.
 
     Args:
         encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`, or `untrained:NAME`.
         cases: image files of one channel (named by their file names), or a task's folder or manifest.
-        out: an .npz or .parquet to write.
+        out: .npz or .parquet file to write.
         on_progress: called after each case.
         **settings: those of `viewalign settings embed`, such as `patch_size=96`.
 
     Returns:
-        `cases` (N names), `features` (N, C) float32, perhaps `maps`, and `excluded`: name and reason.
+        `cases` (N names), `features` (N, C) float32, optionally `maps`, and `excluded`: name and reason.
 
     Raises:
-        UserError: no encoder there, a setting that does not fit, or no case that can be used.
+        UserError: no encoder, an invalid setting, or no usable case.
 
     Example:
         ```python
@@ -79,7 +79,7 @@ def _cases_of(cases: str | Path | Sequence[str | Path]) -> tuple[TaskSpec, list[
         spec = read_spec(cases)
         return spec, read_manifest(cases, spec, targets=False)
     if not cases:
-        raise UserError("There are no cases to embed: the list is empty.")
+        raise UserError("The list of cases is empty.")
     spec = TaskSpec.model_validate({"name": "images", "kind": "regression", "channels": [{"name": "image"}]})
     return spec, [TaskCase(str(one), str(one), {"image": Path(one)}) for one in cases]
 
@@ -95,20 +95,20 @@ def probe(
 ) -> list[tuple[str, str]]:
     """Evaluate frozen features with a linear probe or nearest neighbours.
 
-    The same networks untrained, and plain intensity statistics, are evaluated on the same cases.
+    The same networks without training and simple intensity statistics are evaluated on the same cases.
 
     Args:
         task: the folder of task.yaml and its manifest.
         encoders: runs, exports or checkpoints.
-        out: the JSON to write.
-        say: takes the table as text.
+        out: JSON file to write.
+        say: called with the table as text.
         **settings: those of `viewalign settings probe`.
 
     Returns:
-        Name and reason of each case that cannot be used.
+        Name and reason of each unusable case.
 
     Raises:
-        UserError: a missing extra, a setting that does not fit, or no case that can be used.
+        UserError: a missing extra, an invalid setting, or no usable case.
 
     Example:
         ```python
@@ -132,7 +132,7 @@ def evaluate(
     on_progress: Listener | None = None,
     **settings: Any,
 ) -> Evaluation:
-    """Score segmentations: Dice and normalised surface distance per class, with bootstrap intervals.
+    """Evaluate segmentations: Dice and normalised surface distance per class, with bootstrap intervals.
 
     Args:
         predictions: folder of label maps.
@@ -145,7 +145,7 @@ def evaluate(
         Scores of each case, `missing` predictions, `excluded` cases; `table()` is a table in text.
 
     Raises:
-        UserError: no such folder, a setting that does not fit, or no case that can be evaluated.
+        UserError: no such folder, an invalid setting, or no case that can be evaluated.
 
     Example:
         ```python

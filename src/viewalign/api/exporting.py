@@ -1,4 +1,4 @@
-"""Taking weights elsewhere: `export`."""
+"""Export of weights: `export`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Exported:
 
     Attributes:
         path: the folder or file that was written.
-        text: what was written and how it is used, in lines for a person.
+        text: the written files and how to use them.
     """
 
     path: Path
@@ -28,18 +28,18 @@ class Exported:
 
 @report_os_errors()
 def export(run: str | Path, out: str | Path | None = None, **settings: Any) -> Exported:
-    """Write the weights of a run or a fine-tuning in a form that loads elsewhere.
+    """Export the weights of a run or a fine-tuning for other software.
 
     Args:
         run: the folder of a pretraining, or of a fine-tuning (formats `nnunet` and `onnx`).
-        out: where to; default is a folder in `run`.
+        out: destination; default is a folder in `run`.
         **settings: those of `viewalign settings export`, such as `format="onnx"`.
 
     Returns:
-        The path and how it is used.
+        The path and how to use it.
 
     Raises:
-        UserError: no run there, settings that do not fit, or a network that the format does not take.
+        UserError: no run, invalid settings, or a network that the format does not support.
 
     Example:
         ```python
@@ -78,7 +78,7 @@ def _nnunet(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
         use = "  nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m"
         return Exported(target, "\n".join(f"Model: {folder}\n{use} {folder}" for folder in folders))
     if wanted.dataset is None:
-        raise UserError(f"{run} is no fine-tuning; name the dataset to write a plan for: dataset=NUMBER.")
+        raise UserError(f"{run} is not a fine-tuning; set the dataset of the plan: dataset=NUMBER.")
     written = package.export_start(str(run), wanted.dataset, out or Path("nnunet-export"))
     lines = [f"Plan:       {written.plan}", f"Checkpoint: {written.checkpoint}", "", *written.commands]
     return Exported(written.checkpoint, "\n".join(lines))

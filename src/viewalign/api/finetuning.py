@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What a fine-tuning for classification or regression came to.
+    """Result of a fine-tuning for classification or regression.
 
     Attributes:
-        folder: its folder; `predict` takes it.
-        score: figures over all held-out cases (`values`, and 95 % `intervals` over subjects).
-        excluded: name and reason of each case that could not be used.
+        folder: its folder, the input of `predict`.
+        score: metrics over all held-out cases (`values`, and 95 % `intervals` over subjects).
+        excluded: name and reason of each unusable case.
         report: the page, `report.html`.
     """
 
@@ -42,13 +42,13 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a fine-tuned model says of cases.
+    """Predictions of a fine-tuned model.
 
     Attributes:
-        columns: what the numbers are: `p_<class>` each, or `value`; none for a segmentation.
-        values: by case, (K,) probabilities or (1,) value in the target's own unit; none for a segmentation.
-        masks: by case, the file of a segmentation's mask, on the voxels of the case's first image.
-        excluded: name and reason of each case that could not be used.
+        columns: names of the values: `p_<class>`, or `value`; none for a segmentation.
+        values: by case, (K,) probabilities or (1,) value in the target's unit; none for a segmentation.
+        masks: by case, the mask file of a segmentation, on the voxel grid of the case's first image.
+        excluded: name and reason of each unusable case.
     """
 
     columns: tuple[str, ...]
@@ -87,22 +87,22 @@ def finetune(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Any:
-    """Fine-tune an encoder on labelled data; the same call resumes a fine-tuning that was stopped.
+    """Fine-tune an encoder on labelled data; the same call resumes an interrupted fine-tuning.
 
     Args:
         kind: `segmentation` (by nnU-Net, extra `nnunet`), `classification` or `regression` (extra `tasks`).
         data: nnU-Net's number, name or folder of a dataset; else the folder of task.yaml and its manifest.
         encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
         out: the fine-tuning's folder.
-        progress: prints messages (`say`) and shows progress bars (`bar`); default nothing.
+        progress: prints messages (`say`) and shows progress bars (`bar`); default: no output.
         **settings: those of `viewalign settings finetune KIND`.
 
     Returns:
-        For segmentation everything that came out (`results` has the scores; the page is `report.html`), else a
+        For segmentation its result (`results` has the scores; the page is `report.html`), otherwise a
         `TaskOutcome`.
 
     Raises:
-        UserError: a missing extra, or anything of data, encoder or settings that does not fit; said before training.
+        UserError: a missing extra, or invalid data, encoder or settings; raised before training.
 
     Example:
         ```python
@@ -115,7 +115,7 @@ def finetune(
         return _segmentation(str(data), str(encoder), Path(out), progress, settings)
     if kind in ("classification", "regression"):
         return _one_answer(kind, data, str(encoder), Path(out), progress, settings)
-    raise UserError(f"finetune takes segmentation, classification or regression, not '{kind}'.")
+    raise UserError(f"finetune supports segmentation, classification and regression, not '{kind}'.")
 
 
 def _segmentation(
@@ -163,7 +163,7 @@ def _one_answer(
 
 
 @report_os_errors()
-@reported_out_of_memory("cases were predicted", "Take device=cpu, or fewer workers where the CPU's memory ran out.")
+@reported_out_of_memory("cases were predicted", "Use device=cpu, or fewer workers if the CPU's memory ran out.")
 def predict(
     model: str | Path,
     cases: str | Path,
@@ -175,18 +175,18 @@ def predict(
     """Predict classes, values or masks of new cases, averaged over a fine-tuning's folds.
 
     Args:
-        model: the folder of a fine-tuning or one of its folds, an exported `.onnx`, or nnU-Net's folder of a model.
+        model: the folder of a fine-tuning or one of its folds, an exported `.onnx`, or a model folder of nnU-Net.
         cases: a manifest (CSV or JSON lines) or a task's folder; targets are not needed. For a segmentation a manifest
             or a folder of `CASE_0000.nii.gz`.
-        out: a CSV to write; for a segmentation the folder of masks, which is required.
+        out: CSV file to write; for a segmentation the folder of masks, which is required.
         on_progress: called after each case of a classification or regression.
         **settings: those of `viewalign settings predict`: `tta`, `device`, `workers`.
 
     Returns:
-        The numbers or masks by case, and the cases that could not be used.
+        The values or masks by case, and the unusable cases.
 
     Raises:
-        UserError: no model there, or cases that cannot be used.
+        UserError: no model, or unusable cases.
 
     Example:
         ```python
@@ -213,7 +213,7 @@ def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, t
     from viewalign.finetuning.segmentation import predict as predicting
 
     if out is None:
-        raise UserError(f"{model} is a segmentation: name the folder of its masks with `out`.")
+        raise UserError(f"{model} is a segmentation: set the folder of its masks with `out`.")
     trained = predicting.read_trained(model)
     given = predicting.cases_in(cases, trained)
     excluded = predicting.predict(trained, given, Path(out), machine, tta)

@@ -1,4 +1,4 @@
-"""Pretraining and what it can be asked for: `pretrain`, `list_recipes`, `list_methods`."""
+"""Pretraining, and the available recipes and methods: `pretrain`, `list_recipes`, `list_methods`."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def pretrain(
     say: Callable[[str], Any] = warnings.warn,
     **settings: Any,
 ) -> RunResult:
-    """Pretrain an encoder without labels, to the end or to the next Ctrl-C or SIGTERM.
+    """Pretrain an encoder without labels, until the last step, Ctrl-C or SIGTERM.
 
     Args:
         recipe: a recipe's name (`list_recipes`), a YAML file, or a `Recipe`.
         data: a prepared store.
         out: the run's folder.
         resume: whether to resume from the newest checkpoint in `out`, if there is one.
-        store: opened already, in place of `data`.
-        say: takes a sentence for each setting of a YAML file that has no effect.
+        store: an open store, instead of `data`.
+        say: called with a message for each setting of a YAML file that has no effect.
         **settings: any of the recipe's, in groups: `steps=500, optim={"lr": 1e-3}`.
 
     Returns:
         How the run ended: `folder.root`, `step` of `steps`, `finished`.
 
     Raises:
-        UserError: something about recipe, settings, store or folder does not fit; raised before training.
+        UserError: an invalid recipe, setting, store or folder; raised before training.
 
     Example:
         ```python
@@ -69,7 +69,7 @@ def pretrain(
 
 
 def list_recipes() -> dict[str, str]:
-    """Return the names of the pretraining recipes, each with a line on what it is.
+    """Return the names of the pretraining recipes, each with a one-line description.
 
     Example:
         ```python

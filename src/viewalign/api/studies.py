@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study that is checked, and not yet run.
+    """A checked study that has not run yet.
 
     Attributes:
         study: its settings.
-        folder: where its cells and tables are.
-        minutes: begin no further cell after so long; None for no limit.
-        shard: the part of the cells that this process does, `i/n`.
-        command: the words that run it again, without `shard`.
+        folder: of its cells and tables.
+        minutes: start no further cell after this time; None for no limit.
+        shard: the part of the cells that this process runs, `i/n`.
+        command: the command line that runs it again, without `shard`.
     """
 
     study: Study
@@ -36,18 +36,18 @@ class StudyPlan:
     command: tuple[str, ...] = ()
 
     def cells(self, only: str | None = None) -> dict[str, str]:
-        """Return the name of each cell, with what has become of it; `only` is a pattern of names."""
+        """Return the name and state of each cell; `only` is a pattern of names."""
         return {cell.name: str(cell.record.get("status", "to do")) for cell in self._chosen(only)}
 
     def run(self, only: str | None = None, say: Callable[[str], Any] | None = None) -> int:
-        """Do what is not done yet, then write table and page.
+        """Run all unfinished cells, then write the table and the page.
 
         Args:
-            only: a pattern of cells' names; what they need is done too.
-            say: takes lines of progress, and the table.
+            only: a pattern of cell names; cells that these depend on are run too.
+            say: called with lines of progress, and the table.
 
         Returns:
-            0 when all is done, 3 when some cells failed, 4 when some are left.
+            0 if all cells are finished, 3 if some failed, 4 if some are left.
         """
         from viewalign.reports.study import write_page
         from viewalign.studies import table
@@ -89,7 +89,7 @@ class StudyPlan:
 def study(
     study: str | Path, data: str | Path | None = None, out: str | Path | None = None, **settings: Any
 ) -> StudyPlan:
-    """Check a study: arms × seeds × evaluations as a grid that can be stopped and resumed.
+    """Check a study: a resumable grid of arms × seeds × evaluations.
 
     Args:
         study: the name of a shipped study, or a YAML file.
@@ -98,10 +98,10 @@ def study(
         **settings: those of `viewalign settings study`, such as `seeds=8`.
 
     Returns:
-        The plan; its `run()` does what is not done yet.
+        The plan; its `run()` runs all unfinished cells.
 
     Raises:
-        UserError: an unknown study or setting, or a value that does not fit.
+        UserError: an unknown study or setting, or an invalid value.
 
     Example:
         ```python
@@ -134,21 +134,21 @@ def compare_methods(
     say: Callable[[str], Any] | None = None,
     **settings: Any,
 ) -> StudyPlan:
-    """Plan a comparison of pretraining methods, everything else equal; it is a study.
+    """Plan a study that compares pretraining methods, with all other settings equal.
 
     Args:
         store: prepared images to pretrain on.
         images: folder of images to evaluate on.
         labels: folder of their label maps, of the same names.
         out: the study's folder; default `methods-NETWORK`.
-        say: takes a sentence where nnU-Net is not installed, so that nothing is fine-tuned.
+        say: called with a message if nnU-Net is not installed, in which case nothing is fine-tuned.
         **settings: those of `viewalign settings compare-methods`; `learn` and `test` are required.
 
     Returns:
-        The plan; its `run()` does what is not done yet.
+        The plan; its `run()` runs all unfinished cells.
 
     Raises:
-        UserError: no recipe for a method, or a setting that does not fit.
+        UserError: no recipe for a method, or an invalid setting.
 
     Example:
         ```python
@@ -178,7 +178,7 @@ def compare_methods(
 
 
 def _tuned(wanted: CompareMethodsSettings, say: Callable[[str], Any] | None) -> tuple[int, ...]:
-    """Return the numbers of cases to fine-tune on; as for the probe by default, if nnU-Net is installed."""
+    """Return the numbers of fine-tuning cases; by default those of the probe, if nnU-Net is installed."""
     from viewalign.finetuning.segmentation import environment
 
     if wanted.finetune_shots is not None:

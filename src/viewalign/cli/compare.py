@@ -11,9 +11,9 @@ import typer
 def compare(
     a: Annotated[
         Path,
-        typer.Argument(help="A fine-tuning's folder, or a segmentation's evaluation folder.", show_default=False),
+        typer.Argument(help="Folder of a fine-tuning, or of a segmentation evaluation.", show_default=False),
     ],
-    b: Annotated[Path, typer.Argument(help="Another, of the same cases.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another one of the same cases.", show_default=False)],
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder for comparison.json and comparison.html.", show_default=False),
@@ -22,8 +22,8 @@ def compare(
     """Compare two results on the same cases: difference of B and A, 95 % interval, p-value.
 
     Both are evaluations of segmentations, or fine-tunings for classification or regression (compared on test cases
-    where both have some, else on held-out ones), as detected from the files. Cases are paired by name. The interval
-    is a bootstrap over cases (over subjects, where a fine-tuning knows them); the p-value is of a permutation test that
+    if both have some, otherwise on held-out cases), as detected from the files. Cases are paired by name. The interval
+    is a bootstrap over cases (over subjects for fine-tunings); the p-value is that of a permutation test that
     exchanges A and B for some of them. Both ignore variance between training seeds: for that, compare several seeds.
 
     [b]Examples[/b]
@@ -47,4 +47,4 @@ def compare(
 
 
 def _left_out(names: tuple[str, ...]) -> str:
-    return f"; {len(names)} of one alone are left out" if names else ""
+    return f"; {len(names)} cases of only one of them are excluded" if names else ""

@@ -1,4 +1,4 @@
-"""`viewalign demo`: the whole workflow in a few minutes, on synthetic images or on your own."""
+"""`viewalign demo`: the whole workflow in a few minutes, on synthetic or your own images."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def demo(
 ) -> None:
     """Run the whole workflow: images, catalogue, store, pretraining, probe, export, report. Offline, a few minutes.
 
-    Without IMAGES a cohort is made from one template brain (MNI152) by random deformations and contrasts: it is
+    Without IMAGES a cohort is synthesised from one template brain (MNI152) by random deformations and contrasts: it is
     synthetic, and the report says so. With IMAGES the probe needs label maps (x_seg.nii.gz beside x.nii.gz, or labels/
     beside images/) of at least four subjects, and is skipped without them.
 
-    The same command resumes a demo that was stopped. To start anew, remove the folder or name another one.
+    The same command resumes an interrupted demo. To start again, remove the folder or set another one.
 
     [b]Examples[/b]
 
@@ -36,11 +36,11 @@ def demo(
 
     viewalign demo ~/scans -o my-demo steps=1000
 
-    [b]What FOLDER holds[/b]: images/, labels/ (synthetic ones), catalogue.json, store/, run/ with report.html and
+    [b]Contents of FOLDER[/b]: images/, labels/ (synthetic ones), catalogue.json, store/, run/ with report.html and
     export/.
     """
-    # Waiting threads sleep instead of spinning: on a busy machine that halved the time of a step. It must be set before
-    # torch is loaded.
+    # Waiting threads sleep instead of spinning, which halved the time of a step on a busy machine. It must be set
+    # before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from viewalign.demo.run import DemoSettings, run_demo
     from viewalign.demo.settings import DemoOptions
@@ -52,7 +52,7 @@ def demo(
         typer.echo("Stopped and saved. The same command resumes it.")
         raise typer.Exit(result.exit_code)
     if not result.fresh:
-        typer.echo(f"The demo in {out} is complete. To start anew, remove that folder or name another one with -o.")
+        typer.echo(f"The demo in {out} is complete. To start again, remove that folder or set another one with -o.")
     else:
         progress.say("Done.")
     for line in result.figures:

@@ -18,7 +18,7 @@ def doctor(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FOLDER]...", help="Folders for stores and runs; default: this one.", show_default=False
+            metavar="[FOLDER]...", help="Folders for stores and runs; default: the current one.", show_default=False
         ),
     ] = None,
     gpu: Annotated[
@@ -37,7 +37,7 @@ def doctor(
 
     viewalign doctor --gpu
 
-    Exit code: 0 nothing to do, 3 something to watch, 1 something that must be fixed.
+    Exit code: 0 no problem, 3 warnings, 1 something must be fixed.
     """
     from rich.console import Console
     from rich.table import Table

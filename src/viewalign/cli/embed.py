@@ -1,4 +1,4 @@
-"""`viewalign embed`: one vector per case."""
+"""`viewalign embed`: one embedding per case."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def embed(
     context: typer.Context,
     encoder: Encoder,
     task: Task,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .npz or .parquet to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .npz or .parquet file to write.", show_default=False)],
 ) -> None:
-    """Compute one embedding per case; nothing is random.
+    """Compute one embedding per case, deterministically.
 
-    The file holds arrays [b]case[/b], [b]features[/b], perhaps [b]maps[/b], and [b]facts[/b] with hashes of the encoder
-    and of the preprocessing; a .parquet is a table with them as columns and metadata.
+    The file contains arrays [b]case[/b], [b]features[/b], optionally [b]maps[/b], and [b]facts[/b] with hashes of the
+    encoder and of the preprocessing; a .parquet is a table with them as columns and metadata.
 
-    Exit code: 0 all cases, 3 some could not be used.
+    Exit code: 0 all cases were embedded, 3 some were excluded.
 
     [b]Example[/b]
 

@@ -22,14 +22,15 @@ def estimate(
     source: Source,
     recipe: Annotated[str, typer.Argument(help="The pretraining recipe (see `viewalign recipes`).")] = "cva-resenc-l",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE.json", help="Write it as JSON too.", show_default=False)
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE.json", help="Also write the estimate as JSON.", show_default=False),
     ] = None,
 ) -> None:
-    """Estimate what preparation and pretraining will cost, before anything is written.
+    """Estimate the cost of preparation and pretraining, before anything is written.
 
-    Sizes are read from headers; a few images are prepared in memory, arithmetic
-    is timed for some seconds, and a step's memory is counted on a simulated GPU:
-    about a minute in all.
+    Sizes are read from headers; a few images are prepared in memory, convolutions
+    are timed for some seconds, and a step's memory is counted on a simulated GPU:
+    about a minute in total.
 
     [b]Examples[/b]
 

@@ -23,13 +23,13 @@ def evaluate(
         typer.Option("-o", "--out", help="Folder to write; default evaluation/ in PREDICTIONS.", show_default=False),
     ] = None,
 ) -> None:
-    """Score segmentations: Dice and normalised surface distance (NSD) per class, with 95 % bootstrap intervals.
+    """Evaluate segmentations: Dice and normalised surface distance (NSD) per class, with 95 % bootstrap intervals.
 
-    Files are matched by name, whatever their endings. Surfaces are compared in millimetres, at a tolerance that you
-    choose per class and that is written with versions and file hashes to evaluation.json; cases.csv has a row for
+    Files are matched by name without extension. Surfaces are compared in millimetres, with a tolerance that you
+    set per class and that is written with versions and file hashes to evaluation.json; cases.csv has a row for
     each case and class. A class that is in only one of the two maps scores 0.
 
-    Cases without a prediction are in no mean; they are listed, and the exit code is 1.
+    Cases without a prediction are excluded from means and listed, and the exit code is 1.
 
     [b]Examples[/b]
 
@@ -55,7 +55,7 @@ def _notes(result: Evaluation) -> list[str]:
         lines.append(f"{len(result.extra)} predictions have no reference: {_some(result.extra)}")
     lines += [f"Not evaluated: {name}: {reason}." for name, reason in (result.excluded or {}).items()]
     if result.missing:
-        lines.append(f"Without a prediction, and in no mean: {_some(result.missing)}")
+        lines.append(f"Without a prediction, excluded from means: {_some(result.missing)}")
     return lines
 
 

@@ -23,14 +23,15 @@ def fetch(
         typer.Argument(
             metavar="NAME | weights NAME",
             help="A dataset ([b]hippocampus[/b], [b]openmind[/b], [b]fomo60k[/b], hf:OWNER/NAME), or [b]weights[/b] "
-            "and a name, hf:OWNER/NAME or zenodo:RECORD. Without it, what is known is listed.",
+            "and a name, hf:OWNER/NAME or zenodo:RECORD. Without it, the known names are listed.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to. Default: NAME.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Destination. Default: NAME.", show_default=False),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licence without being asked.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licence without confirmation.")] = False,
 ) -> None:
     """Download data or weights.
 
@@ -62,7 +63,9 @@ def fetch(
     elif len(names) == 1 and names[0] != "weights":
         _fetch_data(console, names[0], out, list(pattern), yes)
     else:
-        raise UserError("Write one NAME, or `weights` and one name. `viewalign fetch` alone lists what is known.")
+        raise UserError(
+            "Set one NAME, or `weights` and one name. `viewalign fetch` without arguments lists the known names."
+        )
 
 
 def _list(console: Console) -> None:
@@ -103,7 +106,7 @@ def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[st
         _consent(console, about, dataset.licence, dataset.cite, selection.bytes, yes)
     with progress_bar("Fetching, MB") as bar:
         count = hub.fetch(selection, folder, _in_megabytes(bar))
-    _end(console, folder, f"{count} files fetched, {len(selection.files) - count} there already")
+    _end(console, folder, f"{count} files fetched, {len(selection.files) - count} already present")
 
 
 def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tuple[str, ...], yes: bool) -> None:
@@ -124,7 +127,7 @@ def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tupl
 
 
 def _consent(console: Console, about: str, licence: str, cite: str, size: int, yes: bool) -> None:
-    """Show what it is, its licence and its size, and ask."""
+    """Show description, licence and size, and ask for confirmation."""
     from viewalign.data.summary import size_text
 
     for what, text in (("What", about), ("Licence", licence), ("Cite", cite), ("Size", size_text(size))):
@@ -134,7 +137,7 @@ def _consent(console: Console, about: str, licence: str, cite: str, size: int, y
         return
     if not sys.stdin.isatty():
         raise UserError("The licence cannot be accepted without a terminal: add --yes if you accept it.")
-    typer.confirm("Fetch it under this licence?", abort=True)
+    typer.confirm("Download it under this licence?", abort=True)
 
 
 def _in_megabytes(bar: Callable[[int, int], None]) -> Callable[[int, int], None]:

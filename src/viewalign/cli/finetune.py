@@ -1,4 +1,4 @@
-"""`viewalign finetune`: an encoder and labelled data to a model."""
+"""`viewalign finetune`: fine-tune an encoder on labelled data."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def segmentation(
     encoder: Encoder,
     out: Out,
 ) -> None:
-    """Fine-tune for segmentation with stock nnU-Net: plan, preprocess, train, validate, predict, score.
+    """Fine-tune for segmentation with stock nnU-Net: plan, preprocess, train, validate, predict, evaluate.
 
-    Errors of the input are reported before training. The same command resumes a fine-tuning that was stopped. nnU-Net's
-    folders are those of nnUNet_raw, nnUNet_preprocessed and nnUNet_results where these are set, else folders in OUT.
-    commands.sh there holds nnU-Net's own commands for what was done.
+    Errors of the input are reported before training. The same command resumes an interrupted fine-tuning. nnU-Net's
+    folders are those of nnUNet_raw, nnUNet_preprocessed and nnUNet_results if these are set, otherwise folders in OUT.
+    commands.sh in OUT contains the equivalent nnU-Net commands.
 
     [b]Examples[/b]
 
@@ -51,7 +51,7 @@ def segmentation(
 
     viewalign finetune segmentation 4 run -o cv folds=5 predict=imagesTs postprocess=true
 
-    [b]What OUT holds[/b]: report.html, results.json, evaluation/ (a table of cases for each split), predictions/,
+    [b]Contents of OUT[/b]: report.html, results.json, evaluation/ (a table of cases for each split), predictions/,
     finetune.yaml (all settings), nnunet.log, commands.sh.
     """
     import viewalign
@@ -88,7 +88,7 @@ def _finetune(
     from viewalign.utils.console import ConsoleProgress, exit_if_excluded
 
     done = viewalign.finetune(kind, task, encoder, out, progress=ConsoleProgress(), **settings_of(context))
-    typer.echo(f"Predictions, figures and models: {out}\nReport: {done.report}")
+    typer.echo(f"Predictions, metrics and models: {out}\nReport: {done.report}")
     exit_if_excluded(done.excluded)
 
 

@@ -33,7 +33,7 @@ def prepare(
     cases, left_out = convert_task(source, out, checked(FomoSettings, settings_of(context)).task)
     typer.echo(f"{cases} cases in {out}")
     for line in left_out:
-        typer.echo(f"  left out: {line}", err=True)
+        typer.echo(f"  excluded: {line}", err=True)
 
 
 @fomo.command(cls=Command)

@@ -32,12 +32,12 @@ MODELS = {
     "fomo prepare": "viewalign.compat.fomo:FomoSettings",
     "task convert": "viewalign.compat.task_conversion:ConvertSettings",
 }
-"""The model of each command's settings; it is imported when it is needed."""
+"""The model of each command's settings; it is imported on demand."""
 _SETTING = re.compile(r"[A-Za-z_][\w.+-]*=")
 
 
 def model_of(command: str) -> type[Settings] | None:
-    """Return the model of a command's settings; None where it has none."""
+    """Return the model of a command's settings; None if it has none."""
     if command not in MODELS:
         return None
     module, name = MODELS[command].split(":")
@@ -46,24 +46,24 @@ def model_of(command: str) -> type[Settings] | None:
 
 
 def settings_of(context: typer.Context) -> dict[str, Any]:
-    """Return the settings on the command line as nested plain values; the call that takes them checks them."""
+    """Return the settings on the command line as nested plain values; the called function checks them."""
     values: dict[str, Any] = context.obj
     return values
 
 
 class Command(TyperCommand):
-    """A command that takes `key=value` anywhere among its arguments, and shows its settings in its help."""
+    """A command that accepts `key=value` anywhere among its arguments, and shows its settings in its help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the settings out of the words; the rest is read as usual, and what is left over is explained."""
-        if ctx.resilient_parsing:  # a shell asks for completions
+        """Separate the settings from the words; the rest is parsed as usual, and unknown words are explained."""
+        if ctx.resilient_parsing:  # for shell completion
             return list(super().parse_args(ctx, args))
         ctx.allow_extra_args = True
         known = {
             name: option
             for option in self.params
             for name in option.opts + option.secondary_opts
-            if name.startswith("-")  # an argument's own name is listed too, and may be what the user calls a folder
+            if name.startswith("-")  # an argument's own name is listed too, and may be the name of a folder
         }
         words, settings, value_next = [], [], False
         for place, word in enumerate(args):
@@ -83,7 +83,7 @@ class Command(TyperCommand):
         return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Show where settings go in the first line of the help."""
+        """Show the position of settings in the first line of the help."""
         pieces: list[str] = super().collect_usage_pieces(ctx)
         return pieces if self._model(ctx) is None else [*pieces, "[KEY=VALUE]..."]
 
@@ -99,11 +99,11 @@ class Command(TyperCommand):
         return model_of(ctx.command_path.partition(" ")[2])
 
     def _check_names(self, ctx: Any, words: list[str]) -> None:
-        """Reject names that are inputs or flags here, or no setting at all; values are checked by the call."""
+        """Reject names that are inputs or flags of this command, or unknown; the called function checks values."""
         places, model = {param.name: param for param in self.params}, self._model(ctx)
         for key in ctx.obj:
             if key in places:
-                raise UserError(f"{key}= is no setting of {ctx.command_path}: {_written(places[key])}.")
+                raise UserError(f"{key}= is not a setting of {ctx.command_path}: {_written(places[key])}.")
         if model is None:
             if words:
                 raise UserError(f"{ctx.command_path} has no settings: '{words[0]}' cannot be used. See --help.")
@@ -134,13 +134,13 @@ class Command(TyperCommand):
         )
         model = self._model(ctx)
         hint = "" if model is None else f" Settings are written key=value, such as {next(setting_names(model))}=…"
-        return f"'{word}' is one argument too many. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
+        return f"Unexpected argument '{word}'. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
 
 
 def _written(param: Any) -> str:
     """Return how an input or output is written."""
     if param.param_type_name == "argument":
-        return "it is an argument, written without a key"
+        return "it is a positional argument"
     return f"write {param.opts[0]}" + ("" if param.is_flag else " PATH")
 
 

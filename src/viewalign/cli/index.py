@@ -1,4 +1,4 @@
-"""`viewalign index`: images to a catalogue."""
+"""`viewalign index`: list images in a catalogue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def index(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders (with all that is below), files, patterns in quotes, a CSV table, a BIDS, nnU-Net, OpenMind "
+            help="Folders (recursively), files, patterns in quotes, a CSV table, a BIDS, nnU-Net, OpenMind "
             "or FOMO60K dataset, or nnssl's pretrain_data.json.",
             show_default=False,
         ),
@@ -36,14 +36,14 @@ def index(
     Only headers are read; no file is changed or renamed.
 
     Reads NIfTI, NRRD, MetaImage (.nii .nii.gz .nrrd .nhdr .mha .mhd) and DICOM.
-    Files that hold no volume (2D, 4-D, colour, missing slices, broken links …)
+    Files without a volume (2D, 4-D, colour, missing slices, broken links …)
     are excluded and listed with the reason in CATALOGUE.excluded.json. CATALOGUE.index.json
-    and CATALOGUE.html hold figures and suspect images: duplicates, extreme voxel
+    and CATALOGUE.html contain statistics and suspect images: duplicates, extreme voxel
     sizes, unusual orientations, few slices.
 
     The subject is inferred from [b]sub-01/ses-02[/b] in the path, from names like
-    [b]patient01_study1_T1W[/b], or else each file is a subject of its own.
-    It matters: no subject is ever in both training and validation.
+    [b]patient01_study1_T1W[/b], otherwise each file is a separate subject.
+    No subject is ever in both training and validation.
 
     [b]Examples[/b]
 
@@ -79,7 +79,7 @@ def index(
 
 
 def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:
-    """Print the first few images that were taken in but look strange."""
+    """Print the first few suspect images."""
     print_first(console, [f"suspect: {each['file']}: {'; '.join(each['reasons'])}" for each in suspects])
 
 
@@ -108,15 +108,15 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     table.add_row("Excluded", str(len(summary["excluded"])))
     passed = summary["passed_over"]
     if passed["label_maps"]:
-        table.add_row("Passed over", f"{passed['label_maps']} label maps by their names (labels=true indexes them)")
+        table.add_row("Ignored", f"{passed['label_maps']} label maps by their names (labels=true indexes them)")
     if passed["other_files"]:
-        table.add_row("Passed over", f"{passed['other_files']} files that are no images")
+        table.add_row("Ignored", f"{passed['other_files']} files that are not images")
     for note in passed["notes"]:
         table.add_row("Note", escape(note))
     console.print(table)
 
 
 def _spread(values: dict[str, list[float]]) -> str:
-    """Write `middle (smallest to largest)`, each taken axis by axis."""
+    """Write `median (smallest to largest)`, each per axis."""
     low, middle, high = ("×".join(f"{value:.4g}" for value in values[key]) for key in ("smallest", "middle", "largest"))
     return middle if low == high else f"{middle} ({low} to {high})"

@@ -65,12 +65,12 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Pretrain encoders on unlabelled 3D medical images, and transfer them to your task.
 
-    Inputs are positional arguments, -o names what is written, settings are key=value (see COMMAND -h).
+    Inputs are positional arguments, -o is the output, settings are key=value (see COMMAND -h).
 
     Typical workflow:
 
@@ -100,11 +100,11 @@ def _show_warning(
 
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line; errors of the input end in a message and exit code 1, without a traceback."""
-    # torch and its friends warn each other of their own deprecations; a user can do nothing about these.
+    # Libraries warn about deprecations within each other, which a user cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding has no × and no →
+            stream.reconfigure(errors="backslashreplace")  # some encodings of terminals lack × and →
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
     warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
@@ -118,6 +118,6 @@ def run(arguments: list[str] | None = None) -> None:
         errors.print("Stopped.")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output went away, as `| head` does.
+        # The reader of the output has closed the pipe, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

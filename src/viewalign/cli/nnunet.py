@@ -20,8 +20,8 @@ def env() -> None:
 
       eval "$(viewalign nnunet env)"
 
-    Then nnUNetv2_train, nnUNetv2_predict and the like take `-tr ViewalignTrainer -p PLAN` with any plan that
-    `viewalign finetune segmentation` made.
+    Then nnUNetv2_train, nnUNetv2_predict and similar commands accept `-tr ViewalignTrainer -p PLAN` with any plan
+    created by `viewalign finetune segmentation`.
     """
     from viewalign.finetuning.segmentation.environment import as_shell, check_installed, variables
 

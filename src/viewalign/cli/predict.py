@@ -1,4 +1,4 @@
-"""`viewalign predict`: a fine-tuned model on new cases."""
+"""`viewalign predict`: apply a fine-tuned model to new cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def predict(
     model: Annotated[
         Path,
         typer.Argument(
-            help="A fine-tuning's folder (or one of its folds, or its .onnx), or nnU-Net's folder of a model.",
+            help="A fine-tuning's folder (or one of its folds, or its .onnx), or a model folder of nnU-Net.",
             show_default=False,
         ),
     ],
@@ -29,15 +29,15 @@ def predict(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The CSV, or the folder of masks.", show_default="predictions[.csv]"),
+        typer.Option("-o", "--out", help="The CSV file, or the folder of masks.", show_default="predictions[.csv]"),
     ] = None,
 ) -> None:
     """Predict probabilities, values in the target's unit, or masks on the grid of each image, averaged over folds.
 
-    What the model predicts follows from its folder. Targets are not needed. The mask of a segmentation has the grid of
-    the case's first channel.
+    The kind of prediction is detected from the model's folder. Targets are not needed. The mask of a segmentation has
+    the grid of the case's first channel.
 
-    Exit code: 0 all cases, 3 some could not be used.
+    Exit code: 0 all cases were predicted, 3 some were excluded.
 
     [b]Examples[/b]
 

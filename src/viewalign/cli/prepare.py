@@ -1,4 +1,4 @@
-"""`viewalign prepare`: a catalogue or a folder to a store."""
+"""`viewalign prepare`: preprocess a catalogue or a folder into a store."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def prepare(
         typer.Option("-o", "--out", metavar="STORE", help="The store's folder; an unfinished one is completed."),
     ],
     prune: Annotated[
-        bool, typer.Option("--prune", help="List images that are not in the source any more, and remove them.")
+        bool, typer.Option("--prune", help="List images that are no longer in the source, and remove them.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them without confirmation.")] = False,
 ) -> None:
     """Orient, crop, resample and normalise every image, and store it.
 
-    Images are brought to one orientation (LPS) and cropped to their content.
-    A second run does only what is missing. Images that cannot be used are
-    excluded and listed with the reason in STORE/report.json; no single file stops the run.
+    Images are reoriented to LPS and cropped to their content.
+    A second run prepares only missing images. Unusable images are
+    excluded and listed with the reason in STORE/report.json; a single file does not stop the run.
 
     [b]Examples[/b]
 
@@ -59,7 +59,7 @@ def prepare(
 
     viewalign prepare catalogue.json -o store scheduler=tcp://head:8786
 
-    Exit code: 0 all images are stored, 3 some are excluded, 1 none could be stored.
+    Exit code: 0 all images are stored, 3 some are excluded, 1 no image could be stored.
     """
     import viewalign
 
@@ -78,7 +78,7 @@ def prepare(
 def terminated_as_interrupt() -> Iterator[None]:
     """Turn SIGTERM, which schedulers send before they kill, into `KeyboardInterrupt("SIGTERM")`.
 
-    Only the main thread can; elsewhere nothing changes.
+    This is possible only in the main thread; elsewhere nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -95,10 +95,10 @@ def terminated_as_interrupt() -> Iterator[None]:
 
 
 def _agreed(yes: bool, places: list[str]) -> bool:
-    """List images that left the source, and return whether they shall be removed."""
+    """List images that are no longer in the source, and return whether to remove them."""
     for place in places:
         typer.echo(f"  {place.removeprefix('volumes/')}", err=True)
-    typer.echo(f"Not in the source any more: {len(places)} of the images in the store.", err=True)
+    typer.echo(f"No longer in the source: {len(places)} of the images in the store.", err=True)
     return yes or typer.confirm("Remove them?", err=True)
 
 
@@ -114,8 +114,8 @@ def _print_end(out: Path, report: PrepareReport) -> None:
 def _end_of_part(report: PrepareReport) -> list[str]:
     left = ", ".join(map(str, report.missing_parts[:20])) + (" …" if len(report.missing_parts) > 20 else "")
     return [
-        f"This part is done: {report.prepared} images, {report.made} of them prepared now.",
-        f"Still missing: part {left}. The last part to end writes index and report.",
+        f"This part is complete: {report.prepared} images, {report.made} of them prepared now.",
+        f"Still missing: part {left}. The last part writes index and report.",
     ]
 
 
@@ -125,7 +125,7 @@ def _end(out: Path, report: PrepareReport) -> list[str]:
         f"{report.prepared} images in the store",
         f"{report.made} prepared now",
         f"{report.skipped} already there" if report.skipped else "",
-        f"{report.kept} kept as prepared before" if report.kept else "",
+        f"{report.kept} already prepared" if report.kept else "",
         f"{report.pruned} removed" if report.pruned else "",
         f"{earlier} of other runs" if earlier else "",
         f"{len(report.excluded)} excluded" if report.excluded else "",

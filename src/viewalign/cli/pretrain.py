@@ -1,4 +1,4 @@
-"""`viewalign pretrain`: a recipe and a store to a run."""
+"""`viewalign pretrain`: pretrain an encoder from a recipe and a store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pretrain(
     data: Annotated[
         Path | None,
         typer.Argument(
-            metavar="STORE", help="A store of `viewalign prepare`; may be named in the YAML file.", show_default=False
+            metavar="STORE", help="A store of `viewalign prepare`; may be set in the YAML file.", show_default=False
         ),
     ] = None,
     out: Annotated[
@@ -25,25 +25,25 @@ def pretrain(
         typer.Option("-o", "--out", metavar="RUN", help="The run's folder.", show_default=False),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the newest checkpoint in RUN; start where there is none.")
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint in RUN, or start if there is none.")
     ] = False,
 ) -> None:
     """Pretrain an encoder without labels.
 
-    Every setting of a recipe can be written as key=value. An unknown key is answered with the nearest right one, and a
-    key that the recipe's method does not read with the methods that do.
-    Ctrl-C and SIGTERM finish the step, save everything, and print how to resume.
+    Every setting of a recipe can be set as key=value. Unknown keys are errors that suggest the closest match; so are
+    keys that the recipe's method does not use.
+    Ctrl-C and SIGTERM finish the step, save a checkpoint, and print how to resume.
 
-    A first look, on any laptop:
+    A first test, on any laptop:
       viewalign pretrain cva-resenc-xs store -o run
 
-    The published network and views, started or resumed by the same line:
+    The published network and views, started or resumed by the same command:
       viewalign pretrain cva-resenc-l store -o run --resume
 
-    With settings of your own:
+    With other settings:
       viewalign pretrain cva-primus-m store -o run batch=8 optim.lr=2e-4
 
-    With a linear probe on a small labelled task along the way (see `viewalign probe`):
+    With a linear probe on a small labelled task during pretraining (see `viewalign probe`):
       viewalign pretrain cva-resenc-l store -o run validate.probe.task=TASK validate.probe.every=2500
     """
     import viewalign

@@ -1,4 +1,4 @@
-"""`viewalign probe`: frozen features on a labelled task."""
+"""`viewalign probe`: evaluate frozen features on a labelled task."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def probe(
     encoders: Annotated[
         list[str], typer.Argument(metavar="ENCODER...", help="Runs, exports or checkpoints.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The JSON to write.")] = Path("probe.json"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path("probe.json"),
 ) -> None:
     """Evaluate frozen features with a linear probe or k-NN: no training, minutes on a laptop.
 
-    The same networks untrained, and plain intensity statistics, are evaluated on the same cases. Where the manifest
-    marks test cases, the probe is fitted on the training cases and evaluated on the test cases; else in folds.
+    The same networks without training and simple intensity statistics are evaluated on the same cases. If the manifest
+    has test cases, the probe is fitted on the training cases and evaluated on the test cases; otherwise by
+    cross-validation.
 
     [b]Example[/b]
 

@@ -1,4 +1,4 @@
-"""`viewalign recipes`, `methods` and `settings`: what there is to choose from."""
+"""`viewalign recipes`, `methods` and `settings`: lists of recipes, methods and settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from viewalign.errors import UserError
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe with every setting that it reads.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe with every setting that it uses.")] = None,
 ) -> None:
-    """List the recipes with a line each, or print one in full, with the meaning of each setting.
+    """List the recipes, or print one of them in full, with the meaning of each setting.
 
-    Save one to a file, change it, and use the file's name with `viewalign pretrain`:
+    Save a recipe to a file, edit it, and pass the file to `viewalign pretrain`:
 
       viewalign recipes cva-resenc-l > mine.yaml
     """
@@ -30,9 +30,9 @@ def recipes(
 
 
 def methods() -> None:
-    """List the pretraining methods: title, paper, networks, recipes, settings that only some methods read, status.
+    """List the pretraining methods: title, paper, networks, recipes, settings that only some methods use, status.
 
-    Use one by the name of a recipe, and see all settings of it:
+    To use a method, choose one of its recipes; `viewalign recipes` shows all settings:
 
       viewalign pretrain voco-resenc-xs store -o run
 
@@ -49,7 +49,7 @@ def methods() -> None:
         typer.echo(f"{name}: {entry.title} ({entry.paper})")
         typer.echo(f"    networks  {', '.join(entry.networks)}")
         typer.echo(f"    recipes   {', '.join(recipes[name])}")
-        typer.echo(f"    reads     {', '.join(summary(used_settings_of(name))) or 'what every method reads'}")
+        typer.echo(f"    uses      {', '.join(summary(used_settings_of(name))) or 'only common settings'}")
         typer.echo(f"    status    {entry.status}")
 
 
@@ -60,7 +60,7 @@ def settings(
 ) -> None:
     """Print the settings of a command as YAML with default, values and meaning; without COMMAND, list the commands.
 
-    Save them to a file, change it, and use it with the command as config=FILE; settings on the command line win:
+    Save them to a file, edit it, and pass it to the command as config=FILE; the command line overrides the file:
 
       viewalign settings prepare > ct.yaml
 
@@ -72,7 +72,7 @@ def settings(
     model = model_of(name)
     if model is None:
         if name:
-            raise UserError(f"There is no command '{name}' with settings; there are {', '.join(sorted(MODELS))}.")
+            raise UserError(f"There is no command '{name}' with settings; use one of {', '.join(sorted(MODELS))}.")
         typer.echo("\n".join(sorted(MODELS)))
         return
     group = ""

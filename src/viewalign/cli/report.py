@@ -1,4 +1,4 @@
-"""`viewalign report`: a run as one page."""
+"""`viewalign report`: write the report of a run."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ def report(
     run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The page's file; default is report.html in the run.", show_default=False),
+        typer.Option("-o", "--out", help="The page to write; default: report.html in the run.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a page that says whether a run is healthy.
+    """Write a page about the health and results of a run.
 
-    The run may still be in progress or have been interrupted. The page shows
+    The run may be in progress or interrupted. The page shows
 
     \b
-    a verdict        in one sentence, from the figures below
+    verdict          one sentence on the figures below
     health           feature spread, effective rank, agreement of the views, time waiting for data; with limits
     loss curves      each term, in training and on held-out subjects
-    pictures         two views and where they meet, a reconstruction, features as colours
-    probe            results of a linear probe, where there was one
-    settings         all of them
+    pictures         two views and their overlap, a reconstruction, features as colours
+    probe            results of a linear probe, if there is one
+    settings         all settings of the run
 
-    For a fine-tuned classification or regression it shows figures with intervals, each fold, ROC curve and calibration
+    For a fine-tuned classification or regression it shows metrics with intervals, each fold, ROC curve and calibration
     or predicted against true values, and the worst cases.
 
-    The file is self-contained: it loads nothing from the network, and can be mailed, printed and archived.
+    The file is self-contained: it loads nothing from the network.
     """
     from viewalign.evaluation.predictions import is_task_run
     from viewalign.reports import task

@@ -1,4 +1,4 @@
-"""`viewalign study` and `compare-methods`: arms × seeds × evaluations as a grid that can be stopped and resumed."""
+"""`viewalign study` and `compare-methods`: a resumable grid of arms × seeds × evaluations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from viewalign.api.studies import StudyPlan
 
 Out = Annotated[
-    Path | None, typer.Option("-o", "--out", help="The study's folder; default its name.", show_default=False)
+    Path | None, typer.Option("-o", "--out", help="The study's folder; default: its name.", show_default=False)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and what is done; train nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and their state; train nothing.")]
 Only = Annotated[
     str | None,
     typer.Option(
         "--only",
         metavar="PATTERN",
-        help="Do these cells only, such as 'evaluate/seg10/*', and what they need.",
+        help="Run only these cells, such as 'evaluate/seg10/*', and the cells they depend on.",
         show_default=False,
     ),
 ]
@@ -31,7 +31,8 @@ Only = Annotated[
 def study(
     context: typer.Context,
     file: Annotated[
-        str | None, typer.Argument(metavar="STUDY", help="A shipped study's name, or a YAML file.", show_default=False)
+        str | None,
+        typer.Argument(metavar="STUDY", help="Name of a study of the package, or a YAML file.", show_default=False),
     ] = None,
     data: Annotated[
         Path | None, typer.Argument(help="The folder of the study's data (data.root).", show_default=False)
@@ -43,14 +44,14 @@ def study(
         typer.Option("--slurm", metavar="FILE", help="Write a SLURM array script; run nothing.", show_default=False),
     ] = None,
     dry_run: DryRun = False,
-    listed: Annotated[bool, typer.Option("--list", help="List the studies that come with the package.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the package's studies.")] = False,
 ) -> None:
-    """Pretrain several arms with several seeds, evaluate all of them alike, and compare them in one table.
+    """Pretrain several arms with several seeds, evaluate all in the same way, and compare them in one table.
 
-    Arms are recipes with settings; they are evaluated by probes of frozen features, by retrieval and by fine-tuning.
-    Finished cells are kept: run it again after a stop or a change, and only what depends on the change is repeated.
-    Several processes may share a folder. Exit code 0: all done; 3: some cells failed; 4: some are left, because the
-    minutes were over or another process is working on them.
+    An arm is a recipe with settings; arms are evaluated by probes of frozen features, by retrieval and by fine-tuning.
+    Finished cells are kept: after an interruption or a change, only unfinished or changed cells are run.
+    Several processes may share a folder. Exit code 0: complete; 3: some cells failed; 4: some are left, because the
+    time limit was reached or another process runs them.
 
     [b]Examples[/b]
 
@@ -67,7 +68,7 @@ def study(
             typer.echo(f"{name:24s} {loading.headline(name)}")
         return
     if file is None:
-        raise UserError("Name a study: one of `viewalign study --list`, or a YAML file.")
+        raise UserError("Set a study: one of `viewalign study --list`, or a YAML file.")
     plan = viewalign.study(file, data, out, **settings_of(context))
     if slurm is not None:
         logs = plan.write_slurm(slurm)
@@ -85,12 +86,12 @@ def compare_methods(
     only: Only = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Pretrain with several methods, everything else equal, and evaluate them frozen and fine-tuned in one table.
+    """Pretrain with several methods and equal settings, and evaluate them frozen and fine-tuned in one table.
 
     Frozen features are evaluated by a voxel probe and by retrieval; then nnU-Net fine-tunes each encoder, and the
     untrained network from scratch, on a few cases for 20 epochs of 25 steps.
 
-    It is a study (see `viewalign study --help`) with the same table, page and exit codes, and is resumed by the same
+    This is a study (see `viewalign study --help`) with the same table, page and exit codes, and is resumed by the same
     command. Patterns are of case names, such as 'case_0*,case_12'.
 
     [b]Example[/b]

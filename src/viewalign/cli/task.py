@@ -21,7 +21,7 @@ def group() -> None:
 def convert(
     context: typer.Context,
     layout: Annotated[str, typer.Argument(help="nnunet, ssl3d, fomo or bids.", show_default=False)],
-    source: Annotated[Path, typer.Argument(help="The folder; it is only read.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="The folder to convert; it is not changed.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The task's folder.", show_default=False)],
 ) -> None:
     """Write task.yaml and manifest.csv for a folder in another tool's layout; no image is copied.

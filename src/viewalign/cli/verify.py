@@ -1,4 +1,4 @@
-"""`viewalign verify`: whether a store, a run or an export is as it was written."""
+"""`viewalign verify`: check a store, a run or an export for damage."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import typer
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A store, a run or an export.", show_default=False)],
 ) -> None:
-    """Compare all files of a store, a run or an export with the checksums that were written with them.
+    """Compare all files of a store, a run or an export with their checksums.
 
-    Everything is read once. Training checks each image of a store when it first
-    reads it, and each checkpoint when it is loaded; this finds damage earlier.
+    All files are read. Training checks each image of a store when it first
+    reads it, and each checkpoint when it is loaded; this command finds damage earlier.
 
     [b]Examples[/b]
 
@@ -22,7 +22,7 @@ def verify(
 
     viewalign verify run
 
-    Exit code: 0 everything is as it was written, 3 some files are damaged.
+    Exit code: 0 no damage, 3 some files are damaged.
     """
     from viewalign.utils.console import EXIT_CODE, progress_bar
     from viewalign.utils.io import visible

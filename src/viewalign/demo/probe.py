@@ -87,7 +87,7 @@ def hold_out(records: Iterable[Record], seed: int) -> Holdout:
 
 
 def without(collection: Collection, subjects: set[str]) -> Collection:
-    """Return a catalogue without some subjects, given by their full ids."""
+    """Return a catalogue without some subjects, named by their full ids."""
     datasets = {}
     for key, dataset in collection.datasets.items():
         prefix = f"{collection.collection_name}__{key}__"

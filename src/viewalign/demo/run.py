@@ -127,7 +127,7 @@ def _open(settings: DemoSettings) -> DemoResult | None:
             return DemoResult(report, state["figures"], fresh=False)
         return None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and does not contain a demo. Name another folder with -o.")
+        raise UserError(f"{out} exists and does not contain a demo. Set another folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
     _write_state(settings, None)
     return None
@@ -219,7 +219,7 @@ def recipe_settings(settings: DemoSettings) -> list[str]:
 
 
 def _pretrain(settings: DemoSettings, run: RunFolder, progress: Progress) -> int | None:
-    """Pretrain; return an exit code if a signal came."""
+    """Pretrain; return an exit code if a signal was received."""
     from viewalign.training.run import pretrain
 
     if checkpoints.steps(run.checkpoints)[-1:] == [settings.steps]:

@@ -74,7 +74,7 @@ class Embeddings:
         features: (N, C) float32.
         facts: how they were computed, with hashes of encoder and preprocessing.
         maps: the coarsest feature map of each case (N, C, d, h, w), or None.
-        excluded: name and reason of each case that could not be used.
+        excluded: name and reason of each unusable case.
     """
 
     cases: tuple[str, ...]
@@ -206,7 +206,7 @@ def embed(
             progress(len(results), len(cases))
     vectors, excluded = split_results(cases, results)
     if not vectors:
-        raise UserError(f"None of the {len(cases)} cases could be used. The first: {excluded[0][0]}: {excluded[0][1]}.")
+        raise UserError(f"None of the {len(cases)} cases is usable. The first: {excluded[0][0]}: {excluded[0][1]}.")
     facts = {
         "viewalign_version": viewalign.__version__,
         "encoder_sha256": weights_digest(backbone),
@@ -230,7 +230,7 @@ def weights_digest(backbone: Backbone) -> str:
 def intensity_statistics(sample: Sample) -> Rows:
     """Return quantiles, moments and mean gradients of each channel, and the extent of the image, as a vector.
 
-    A baseline without a network: a task on which it does well depends on brightness and size.
+    A baseline without a network: good results indicate that a task depends on brightness and size.
     """
     inside = sample.valid[0]
     rows: list[float] = [float(inside.any(axis=tuple(k for k in range(3) if k != axis)).sum()) for axis in range(3)]

@@ -78,7 +78,9 @@ def network_of(source: sources.Source) -> str:
         wanted = {k: v.shape for k, v in net.named_parameters() if k.startswith(starts) and v.ndim == 1}
         if all(k in source.state and source.state[k].shape == shape for k, shape in wanted.items()) and wanted:
             return name
-    raise UserError(f"{source.file} contains an encoder that is none of {', '.join(architectures)}.")
+    raise UserError(
+        f"{source.file} contains an encoder of an unsupported network; supported are {', '.join(architectures)}."
+    )
 
 
 def _primus_size(name: str, source: sources.Source) -> Size:
@@ -191,7 +193,7 @@ def encoder_and_preprocessor(
         patch_size: (D, H, W) in voxels; None for the pretraining views.
         spacing: see `with_spacing`.
         pool: kind of pooling.
-        like: take preprocessing and default size of this pretraining instead (for an untrained network).
+        like: use preprocessing and default size of this pretraining (for an untrained network).
 
     Raises:
         UserError: an encoder that cannot be built.

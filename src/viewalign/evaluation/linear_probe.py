@@ -150,7 +150,7 @@ def _predict(fitted: Any, rows: Array, spec: TaskSpec) -> Array:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of a few-shot curve: mean and 2.5th and 97.5th percentile of the primary metric over draws."""
+    """A point of a few-shot curve: mean and 2.5th and 97.5th percentile of the primary metric over samples."""
 
     shots: int
     mean: float
@@ -169,17 +169,17 @@ def few_shot_curve(
     learner: Learner = "linear",
     seed: int = 0,
 ) -> list[CurvePoint]:
-    """Evaluate features with few training cases, drawn repeatedly, on the same held-out cases.
+    """Evaluate features with few, repeatedly sampled training cases on the same held-out cases.
 
     Args:
         features: (N, C) in the order of `cases`.
         cases: with targets.
-        fold: whose training cases are drawn from, and whose held-out cases are evaluated.
+        fold: its training cases are sampled from, and its held-out cases are evaluated.
         spec: the task.
         shots: numbers of training cases per class, or in total for a regression.
-        repeats: draws of each number.
+        repeats: samples of each number.
         learner: as in `probe`.
-        seed: of the draws, which do not depend on the features.
+        seed: of the sampling, which does not depend on the features.
     """
     index = {case.case: k for k, case in enumerate(cases)}
     train, held_out = ([index[n] for n in names if n in index] for names in (fold.train, fold.held_out))
@@ -197,7 +197,7 @@ def few_shot_curve(
 
 
 def draw_shots(cases: Sequence[TaskCase], spec: TaskSpec, count: int, key: tuple[int, int]) -> list[int]:
-    """Draw `count` cases of each class, or in total for a regression, without replacement; return their indices.
+    """Sample `count` cases of each class, or in total for a regression, without replacement; return their indices.
 
     Raises:
         UserError: there are fewer cases.
@@ -208,6 +208,6 @@ def draw_shots(cases: Sequence[TaskCase], spec: TaskSpec, count: int, key: tuple
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
         if len(members) < count:
-            raise UserError(f"{count} cases cannot be drawn from {len(members)}; use fewer shots.")
+            raise UserError(f"{count} cases cannot be sampled from {len(members)}; use fewer shots.")
         rows += rng.choice(members, count, replace=False).tolist()
     return sorted(rows)

@@ -74,7 +74,7 @@ def write_predictions(
 
     Args:
         file: the CSV file.
-        cases: in order of the rows; cases without a prediction are left out.
+        cases: in order of the rows; cases without a prediction are omitted.
         rows: fold and prediction (K,) or (1,) by case name.
         spec: the task.
     """

@@ -42,7 +42,7 @@ def run_probe(
         say: prints text.
 
     Returns:
-        Name and reason of each case that could not be used.
+        Name and reason of each unusable case.
 
     Raises:
         UserError: the task or an encoder cannot be used.

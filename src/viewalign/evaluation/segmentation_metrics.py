@@ -43,7 +43,7 @@ def surface_dice(prediction: Mask, reference: Mask, spacing: Sequence[float], to
     if not prediction.any() or not reference.any():
         return 0.0 if prediction.any() or reference.any() else float("nan")
     compute = _monai()
-    # Distances are measured between the surfaces, so voxels beyond a margin around both change nothing.
+    # Distances are measured between the surfaces, so voxels beyond a margin around both have no effect.
     box = _box(prediction | reference)
     pair = [torch.from_numpy(np.pad(mask[box], 1))[None, None].float() for mask in (prediction, reference)]
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ class Rules:
         classes: label values of each class by name; several values form a region.
         tolerances: of the surface distance in mm, by class.
         ignore: value of reference voxels that are ignored.
-        empty: score of a class that is in neither map: "skip" leaves it out of means, "one" counts it as 1. A class in
+        empty: score of a class that is in neither map: "skip" excludes it from means, "one" counts it as 1. A class in
             only one of the two maps scores 0.
     """
 
@@ -127,7 +127,7 @@ def score_files(name: str, prediction: Path, reference: Path, rules: Rules) -> C
     """Score one case.
 
     Raises:
-        UserError: a file cannot be read, or the files differ in size or voxel size; the text is the reason alone.
+        UserError: a file cannot be read, or the files differ in size or voxel size; the message is only the reason.
     """
     guess, truth = _read(prediction), _read(reference)
     if guess.GetSize() != truth.GetSize():

@@ -15,7 +15,7 @@ Spacing = Annotated[
 
 
 Pool = Literal["multistage", "average", "attention", "pretrained"]
-"""How feature maps become a vector; `attention` is learnt in fine-tuning only."""
+"""Pooling of feature maps to a vector; `attention` is learnt and only available in fine-tuning."""
 
 
 class CaseSettings(Settings):
@@ -29,54 +29,55 @@ class CaseSettings(Settings):
     )
     pool: Literal["multistage", "average", "pretrained"] = Field(
         "multistage",
-        description="How feature maps become a vector: averages of all stages, of the last one, or the pooling of the "
+        description="Pooling of feature maps: averages of all stages, of the last stage, or the pooling of the "
         "pretraining (runs only).",
     )
-    cache: str | None = Field(None, description="Folder that keeps prepared cases for the next encoder.")
+    cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
         None,
-        description="Processes that prepare cases; 0 prepares them in this one, without guard against files that crash "
+        description="Number of processes that prepare cases; 0 uses this process, unprotected against files that crash "
         "a reader. null: one per core, up to 16, and 0 for 16 cases or fewer.",
     )
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA if there is a GPU, else the CPU.")
 
 
 class EmbedSettings(CaseSettings):
     """What is written."""
 
-    maps: bool = Field(False, description="Keep the coarsest feature map (C, d, h, w) of each case too.")
+    maps: bool = Field(False, description="Also store the coarsest feature map (C, d, h, w) of each case.")
 
 
 class ProbeSettings(CaseSettings):
     """Evaluation."""
 
-    names: Names = Field((), description="Names of the encoders in tables; empty for the names of their files.")
+    names: Names = Field((), description="Names of the encoders in tables; empty: their file names.")
     learners: Annotated[tuple[Literal["linear", "knn"], ...], BeforeValidator(as_list), Field(min_length=1)] = Field(
         ("linear", "knn"), description="linear (logistic regression or ridge) and knn (nearest neighbours by cosine)."
     )
     folds: Annotated[int, Field(ge=2)] = Field(
-        5, description="Folds of the cross-validation by subject, where the manifest names no test cases or folds."
+        5, description="Folds of the cross-validation by subject, if the manifest has no test cases or folds."
     )
-    shots: Counts = Field((), description="Few-shot curve: training cases of each class, or in all for regression.")
-    repeats: Count = Field(10, description="Draws of each number of shots.")
+    shots: Counts = Field((), description="Few-shot curve: training cases per class, or in total for a regression.")
+    repeats: Count = Field(10, description="Number of samples for each number of shots.")
     draws: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap samples of subjects for 95 % intervals.")
-    seed: Number = Field(0, description="Seed of folds, draws and the untrained network.")
+    seed: Number = Field(0, description="Random seed of folds, sampling and the untrained network.")
 
 
 class EvaluateSettings(Settings):
     """Evaluation of segmentations."""
 
     tolerance: str = Field(
-        "1", description="Tolerance of the surface distance in mm: for all classes, or of each as tumour=2,oedema=1."
+        "1",
+        description="Tolerance of the surface distance in mm: for all classes, or by class such as tumour=2,oedema=1.",
     )
     dataset_json: str | None = Field(
-        None, description="File with the names of classes and regions; null looks beside both folders."
+        None, description="dataset.json with the names of classes and regions; null: searched beside both folders."
     )
-    ignore: int | None = Field(None, description="Value of reference voxels to leave out; null reads dataset_json.")
+    ignore: int | None = Field(None, description="Label of reference voxels to exclude; null: from dataset_json.")
     empty: Literal["skip", "one"] = Field(
-        "skip", description="Score of a class in neither map: left out of means, or counted as 1."
+        "skip", description="Score of a class in neither map: excluded from means, or counted as 1."
     )
     cases: str | None = Field(
-        None, description="Evaluate these cases only: patterns as 'liver_2*,liver_30', or a file of names."
+        None, description="Evaluate only these cases: patterns such as 'liver_2*,liver_30', or a file of names."
     )
-    workers: Count = Field(1, description="Cases evaluated at a time, one process each.")
+    workers: Count = Field(1, description="Number of processes that evaluate cases.")

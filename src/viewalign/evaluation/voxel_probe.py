@@ -1,7 +1,7 @@
 """Linear probe of voxels: logistic regression on features of a frozen encoder.
 
 It is fitted to a few voxels of every class from a few labelled volumes, and evaluated on other volumes. The untrained
-network and plain intensities are evaluated on the same voxels.
+network and simple intensities are evaluated on the same voxels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Case:
     def __post_init__(self) -> None:
         if self.image.shape != self.labels.shape or self.image.ndim != 3:
             raise ValueError(
-                f"{self.name}: image {self.image.shape} and labels {self.labels.shape} must be one (D, H, W)"
+                f"{self.name}: image {self.image.shape} and labels {self.labels.shape} must have one shape (D, H, W)"
             )
 
 
@@ -104,7 +104,7 @@ def compare(
     note: str = "",
     on_part: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Probe a pretrained encoder, the same one untrained, and plain intensities, on the same voxels.
+    """Probe a pretrained encoder, the same network untrained, and simple intensities, on the same voxels.
 
     Args:
         pretrained, untrained: features of the network after and before pretraining.
@@ -161,7 +161,7 @@ def probe(
     """
     settings = settings or VoxelProbeSettings()
     if not train or not test:
-        raise UserError("A probe needs labelled volumes for training and others for testing.")
+        raise UserError("A probe needs labelled volumes for training and for testing.")
     drawn = [draw_voxels(case, settings.per_class, settings.seed) for case in train]
     labels = np.concatenate([case.labels[tuple(voxels.T)] for case, voxels in zip(train, drawn, strict=True)])
     classes = np.unique(labels)
@@ -183,7 +183,7 @@ def probe(
 
 
 def draw_voxels(case: Case, per_class: int, seed: int) -> Voxels:
-    """Draw up to `per_class` voxels (P, 3) of every class of a case, seeded by seed, name and class."""
+    """Sample up to `per_class` voxels (P, 3) of every class of a case, seeded by seed, name and class."""
     drawn = []
     for label in np.unique(case.labels).tolist():
         where = np.flatnonzero(case.labels == label)

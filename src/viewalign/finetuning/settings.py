@@ -12,12 +12,12 @@ from viewalign.utils.settings import Number, Settings
 class PredictSettings(Settings):
     """Prediction."""
 
-    tta: bool = Field(False, description="Average over mirrored images: eight times as long.")
+    tta: bool = Field(False, description="Average over mirrored images, which takes eight times as long.")
     device: Literal["auto", "cuda", "cpu", "mps"] = Field(
         "auto",
-        description="auto: CUDA where there is a GPU, else the CPU (.onnx: always); mps: nnU-Net only.",
+        description="auto: CUDA if there is a GPU, else the CPU (.onnx: always); mps: nnU-Net only.",
     )
     workers: Number | None = Field(
         None,
-        description="Processes that prepare cases (not of a segmentation). null: one per core, up to 16.",
+        description="Number of processes that prepare cases (not for a segmentation). null: one per core, up to 16.",
     )

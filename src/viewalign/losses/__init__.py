@@ -1,4 +1,4 @@
-"""Losses: functions and modules on plain tensors; they know no network."""
+"""Losses: functions and modules on plain tensors, independent of networks."""
 
 from viewalign.losses.modules import (
     CosineConsistencyLoss,

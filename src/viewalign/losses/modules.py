@@ -1,4 +1,4 @@
-"""Losses as modules on plain tensors, for training loops of your own."""
+"""Losses as modules on plain tensors, for custom training loops."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class NTXentLoss(nn.Module):
         Args:
             first: (B, C) embeddings of one view of B images.
             second: (B, C) of another view of them.
-            subject: (B,) integers, equal for images of one subject, which are no negatives of each other; by default
-                each image is a subject of its own.
+            subject: (B,) integers, equal for images of one subject, which are not negatives of each other; by default
+                each image is a separate subject.
         """
         if subject is None:
             subject = torch.arange(len(first), device=first.device)
@@ -60,13 +60,13 @@ class CosineConsistencyLoss(nn.Module):
         Args:
             prediction: (N, P, C) the student's features at P positions of N pairs of views.
             target: (N, P, C) the teacher's at the same positions, detached by the caller.
-            weight: (N, P) how much each position counts; default all alike.
+            weight: (N, P) weight of each position; equal by default.
         """
         return cosine_consistency(prediction, target, _ones(prediction) if weight is None else weight)
 
 
 class GramConsistencyLoss(nn.Module):
-    """Mean squared difference of the Gram matrices of features; it ignores where the positions are.
+    """Mean squared difference of the Gram matrices of features; it does not depend on the positions.
 
     Example:
         ```python
@@ -105,7 +105,7 @@ class DenseNTXentLoss(nn.Module):
 
 
 class MaskedReconstructionLoss(nn.Module):
-    """Huber loss, or mean squared error, over the voxels that count.
+    """Huber loss, or mean squared error, over selected voxels.
 
     Args:
         delta: where the Huber loss changes from squared to linear; None for the mean squared error.
@@ -128,7 +128,7 @@ class MaskedReconstructionLoss(nn.Module):
         Args:
             prediction: (N, C, D, H, W).
             target: (N, C, D, H, W).
-            counts: (N, 1, D, H, W) which voxels count.
+            counts: (N, 1, D, H, W) bool, the voxels that are used.
         """
         if self.delta is None:
             return masked_mse(prediction, target, counts)

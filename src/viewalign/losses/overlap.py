@@ -1,4 +1,4 @@
-"""Losses of VoCo (Wu et al., arXiv:2402.17300), which predict the overlap of views by the similarity of features."""
+"""Losses of VoCo (Wu et al., arXiv:2402.17300), which predict the overlap of views from the similarity of features."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def overlap_loss(similarity: Tensor, overlap: Tensor, counts: Tensor) -> Tensor:
 
 @full_precision
 def orthogonality(bases: Tensor, counts: Tensor) -> Tensor:
-    """Return the mean of relu(cos)² over pairs of an image's bases (B, M, C) that count (B, M), then over images."""
+    """Return the mean of relu(cos)² over valid pairs (B, M) of an image's bases (B, M, C), then over images."""
     similarity = overlap_similarity(bases, bases)
     both = torch.triu((counts[:, :, None] & counts[:, None]).to(similarity.dtype), diagonal=1)
     return ((both * similarity.square()).sum((1, 2)) / both.sum((1, 2)).clamp(min=1)).mean()

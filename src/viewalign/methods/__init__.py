@@ -1,1 +1,1 @@
-"""Pretraining methods, one file each, and what they share."""
+"""Pretraining methods, one file each, and shared helpers."""

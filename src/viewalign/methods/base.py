@@ -24,7 +24,7 @@ class MethodRequirements:
     Attributes:
         sampler: samples the views of a volume.
         group: volumes that are processed together; the batch of a process, and each part of it, is a multiple.
-        needs_multiple_subjects: what to do, as a sentence, if all volumes are of one subject; empty if it is allowed.
+        needs_multiple_subjects: advice if all volumes are of one subject; empty if that is allowed.
         aligned: whether features of two views are compared at corresponding positions.
         has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
         deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.
@@ -65,8 +65,8 @@ class StepResult:
 class Method(nn.Module, ABC):
     """A pretraining method: its networks and a step in two halves.
 
-    `forward_features` processes each image by itself; all that compares images, or normalises over them, is in
-    `compute_loss`. A batch that does not fit into memory can therefore pass the networks in parts and still have the
+    `forward_features` processes each image separately; everything that compares or normalises over images is in
+    `compute_loss`. A batch that does not fit into memory can therefore be processed in parts and still have the
     loss of the whole batch (`training/accumulate.py`).
     """
 
@@ -83,7 +83,7 @@ class Method(nn.Module, ABC):
         """Return the loss of a batch from its latents, with features and pictures if `return_diagnostics`."""
 
     def after_update(self, step: int, made: Tensor | None = None) -> None:
-        """Do what follows optimizer step number `step` (from 1), such as updating a teacher.
+        """Run after optimizer step number `step` (from 1), for example to update a teacher.
 
         Args:
             step: without skipped steps.

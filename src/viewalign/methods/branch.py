@@ -44,12 +44,12 @@ class Branch(nn.Module):
     """A backbone with projectors and predictors.
 
     Dense and pooled features of an encoder share projector and predictor, as published; dense features of a decoder
-    have heads of their own.
+    have separate heads.
 
     Args:
         backbone: the network.
         source: whether the dense features are maps of the encoder or of the decoder.
-        projected: which features pass the heads: dense and pooled, only pooled, or none.
+        projected: features that pass through the heads: dense and pooled, only pooled, or none.
         width, predictor_width, norm: of the heads.
     """
 
@@ -94,7 +94,7 @@ class Branch(nn.Module):
         return BranchFeatures(decoded if self.source == "decoder" else maps, pooled, decoded)
 
     def dense_head(self) -> Head | None:
-        """Return the head of dense features, or None if they pass none."""
+        """Return the head of dense features, or None if there is none."""
         if self.projected != "both":
             return None
         if self.source == "decoder":
@@ -102,7 +102,7 @@ class Branch(nn.Module):
         return self.pooled_head()
 
     def pooled_head(self) -> Head | None:
-        """Return the head of pooled features, or None if they pass none."""
+        """Return the head of pooled features, or None if there is none."""
         return _chain(self.projector, self.predictor)
 
 

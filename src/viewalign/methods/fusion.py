@@ -22,8 +22,8 @@ from viewalign.views.corruption import fuse, sample_fusion_labels
 class MethodSettings(Settings):
     """Volume Fusion: how two volumes are mixed (arXiv:2306.16925)."""
 
-    levels: Count = Field(4, description="Number of shares of the foreground volume besides 0.")
-    largest: Fraction = Field(0.625, description="Largest side of a mixed box, as a share of the view's side.")
+    levels: Count = Field(4, description="Number of non-zero fractions of the foreground volume.")
+    largest: Fraction = Field(0.625, description="Largest side of a mixed box, as a fraction of the view's side.")
 
 
 class VolumeFusion(SingleNetwork):

@@ -23,8 +23,8 @@ class MethodSettings(Settings):
     p_shuffle: Fraction = Field(0.5, description="Probability of shuffling voxels within small boxes.")
     p_nonlinear: Fraction = Field(0.9, description="Probability of mapping intensities by a random Bézier curve.")
     p_paint: Fraction = Field(0.9, description="Probability of replacing boxes, or all but some boxes, by noise.")
-    p_outpaint: Fraction = Field(0.8, description="Share of these cases in which all but some boxes are replaced.")
-    shuffle_size: Fraction = Field(0.1, description="Largest side of a shuffled box, as a share of the view's side.")
+    p_outpaint: Fraction = Field(0.8, description="Fraction of these cases in which all but some boxes are replaced.")
+    shuffle_size: Fraction = Field(0.1, description="Largest side of a shuffled box, as a fraction of the view's side.")
 
 
 class ModelsGenesis(SingleNetwork):

@@ -44,7 +44,7 @@ class AffineHead(nn.Module):
         _zero_init(self.layers[2])
 
     def forward(self, pairs: Tensor, size: Size) -> Tensor:
-        """Return affines (N, 3, 4) between voxel indices of views of `size`, about their middle."""
+        """Return affines (N, 3, 4) between voxel indices of views of `size`, about their centre."""
         out = _LARGEST * torch.tanh(at_least_float32(self.layers(pairs)))
         sides = send(torch.tensor(size, dtype=out.dtype), out.device)
         middle = (sides - 1) / 2
@@ -86,12 +86,12 @@ class MethodSettings(Settings):
     """GVSL: how views are deformed and corrupted, and its heads (arXiv:2303.00874)."""
 
     p_elastic: Fraction = Field(0.5, description="Probability of an elastic deformation.")
-    elastic: Fraction = Field(0.03, description="Its standard deviation, as a share of a view's side.")
+    elastic: Fraction = Field(0.03, description="Its standard deviation, as a fraction of a view's side.")
     p_shuffle: Fraction = Field(0.5, description="Probability of shuffling voxels within small boxes.")
     p_nonlinear: Fraction = Field(0.9, description="Probability of mapping intensities by a random Bézier curve.")
     p_paint: Fraction = Field(0.5, description="Probability of replacing boxes, or all but some boxes, by noise.")
-    p_outpaint: Fraction = Field(0.0, description="Share of these cases in which all but some boxes are replaced.")
-    shuffle_size: Fraction = Field(0.1, description="Largest side of a shuffled box, as a share of the view's side.")
+    p_outpaint: Fraction = Field(0.0, description="Fraction of these cases in which all but some boxes are replaced.")
+    shuffle_size: Fraction = Field(0.1, description="Largest side of a shuffled box, as a fraction of the view's side.")
     width: Count = Field(32, description="Width of the registration heads.")
     window: Count = Field(9, description="Window of the local correlation, in voxels.")
 

@@ -1,6 +1,6 @@
-"""Health figures of a run: features that collapse or barely vary, and how well pretext tasks are solved.
+"""Health measures of a run: collapse and variance of features, and accuracy of pretext tasks.
 
-Each figure has two limits, between good and watch, and between watch and bad. They are rules of thumb measured on runs
+Each measure has two thresholds, between good and watch, and between watch and bad. They are rules of thumb from runs
 of this package (docs/health.md).
 """
 
@@ -20,13 +20,13 @@ Level = Literal["good", "watch", "bad"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A health figure.
+    """A health measure.
 
     Attributes:
         name: key in the log.
         title: name in the report.
-        good, bad: limits of the two levels; if `good` is the larger one, high values are good.
-        means: what the figure measures, in a sentence.
+        good, bad: thresholds of the two levels; if `good` is the larger one, high values are good.
+        means: description, in a sentence.
         remedy: what to try if it is not good.
     """
 
@@ -67,7 +67,7 @@ MEASURES = (
         0.3,
         0.05,
         "Similarity of the student's prediction and the teacher's features at the same position in two views.",
-        "It is low early in training; if it stays low, look at the views and raise objectives.consistency_weight.",
+        "It is low early in training; if it stays low, inspect the views and raise objectives.consistency_weight.",
     ),
     Measure(
         "contrast_accuracy",
@@ -75,7 +75,7 @@ MEASURES = (
         0.5,
         0.1,
         "How often the other view of an image is more similar than all views of other subjects.",
-        "Train longer, or take a larger batch.",
+        "Train longer, or use a larger batch.",
     ),
     Measure(
         "rotation_accuracy",
@@ -106,7 +106,7 @@ MEASURES = (
         "Alignment error on a ramp (voxels)",
         1e-3,
         1e-2,
-        "Distance of corresponding positions when coordinates pass views and alignment in place of features.",
+        "Distance of corresponding positions when coordinates are aligned instead of features.",
         "Expected with geometry=latentcampus; otherwise this is a bug: please report it with the recipe.",
     ),
 )
@@ -116,7 +116,7 @@ LOSS_RISE = Measure(
     "Training loss",
     1.5,
     10.0,
-    "The latest mean of the training loss, over its first one.",
+    "The latest mean of the training loss, divided by the first.",
     "Lower optim.lr, or lengthen optim.warmup_steps.",
 )
 SKIPPED_SHARE = Measure(
@@ -124,28 +124,28 @@ SKIPPED_SHARE = Measure(
     "Steps skipped",
     0.0,
     0.01,
-    "Steps whose loss or gradient was not finite; they change no weight.",
-    "Look at the volumes named in the log, lower optim.lr, or set runtime.precision=fp32.",
+    "Steps whose loss or gradient was not finite; they do not update the weights.",
+    "Inspect the volumes named in the log, lower optim.lr, or set runtime.precision=fp32.",
 )
 _SCALE_SEARCH, _SCALE_GROWTH = 16, 2000
 """torch's gradient scaler starts at 2^16, is halved by a step that overflows, and doubled after 2,000 that do not."""
 
 
 def unexpected_skips(skipped: int, steps: int, precision: str) -> int:
-    """Return how many steps were skipped beyond those by which the gradient scaler of fp16 finds its scale."""
+    """Return the number of skipped steps without those in which fp16's gradient scaler searches for its scale."""
     expected = _SCALE_SEARCH + steps // _SCALE_GROWTH if precision == "fp16" else 0
     return max(0, skipped - expected)
 
 
 def loss_level(first: float, latest: float) -> Level:
-    """Return how a training loss stands against its first value; losses that may be negative rise by |first|."""
+    """Return a training loss relative to its first value; a loss that may be negative is shifted by |first|."""
     if not math.isfinite(latest):
         return "bad"
     return LOSS_RISE.level(1 + (latest - first) / max(abs(first), 1e-12))
 
 
 def sentence(measure: Measure, value: float) -> str:
-    """Return a message on a figure that is not good, with what to try."""
+    """Return a message for a measure that is not good, with advice."""
     return f"{measure.title} is {value:.3g} ({measure.level(value)}). {measure.means} {measure.remedy}"
 
 
@@ -173,7 +173,7 @@ def effective_rank(rows: Tensor, limit: int = 512) -> Tensor:
 
 
 def measure(features: dict[str, Tensor]) -> dict[str, float]:
-    """Return the figures of a step's features; rows with non-finite values are ignored."""
+    """Return the health measures of a step's features; rows with non-finite values are ignored."""
     out = {}
     names = {"encoder": ("feature_std", "effective_rank"), "projected": ("projected_std", "projected_rank")}
     for name, (spread, rank) in names.items():

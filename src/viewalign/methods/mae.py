@@ -1,7 +1,7 @@
 """Masked autoencoder (He et al., arXiv:2111.06377).
 
-A CNN sees zeros in masked blocks, as in OpenMind (Wald et al., arXiv:2412.17041); a transformer sees only the other
-tokens, and a light decoder restores all. Without masking this is a plain autoencoder.
+A CNN receives zeros in masked blocks, as in OpenMind (Wald et al., arXiv:2412.17041); a transformer encodes only the
+other tokens, and a small decoder restores all. Without masking this is a plain autoencoder.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class PCRLv2(SingleNetwork):
         projector, predictor = self.projectors[scale], self.predictors[scale]
         assert isinstance(projector, heads.MLP)
         assert isinstance(predictor, heads.MLP)
-        # Large and local views pass the heads separately, with batch statistics of their own.
+        # Large and local views pass the heads separately, with separate batch statistics.
         large, local = (heads.embed(latents[f"{name}{scale}"], projector) for name in ("large", "small"))
         among = siamese_cosine(heads.embed(large, predictor), large, same_views=True)
         across = siamese_cosine(heads.embed(local, predictor), large, same_views=False)

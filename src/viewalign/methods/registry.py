@@ -29,7 +29,7 @@ class Entry:
         title: name of the method.
         paper: arXiv number of its paper.
         networks: families of networks that it trains, by the first word of their names.
-        status: how far the implementation was validated.
+        status: state of validation of the implementation.
     """
 
     title: str
@@ -66,7 +66,7 @@ def entry_of(method: str) -> Entry:
 
 
 def _attribute(method: str, name: str, default: Any) -> Any:
-    """Return what a method's module offers under a name, or the default."""
+    """Return an attribute of a method's module, or the default."""
     if method not in METHODS:
         return default
     return getattr(import_module(f"viewalign.methods.{method}"), name, default)
@@ -87,7 +87,7 @@ def build_method(recipe: Recipe) -> Method:
 
 
 def requirements_of(recipe: Recipe) -> MethodRequirements:
-    """Return what the recipe's method needs of views, volumes and processes.
+    """Return the requirements of the recipe's method for views, volumes and processes.
 
     Raises:
         UserError: there is no such method.

@@ -1,7 +1,7 @@
 """Which settings a method uses, declared in its module as `USED_SETTINGS = used_settings(...)`.
 
-Most settings apply to every method: views, intensity, optimizer, schedule, runtime. Those of `OPTIONAL` do not; one
-that the chosen method does not use is rejected (`recipes/unused.py`).
+Most settings apply to every method: views, intensity, optimizer, schedule, runtime. Those of `OPTIONAL` do not; a
+setting that the selected method does not use is rejected (`recipes/unused.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SimMIM (Xie et al., arXiv:2111.09886): a learned token replaces masked ones, and a light head restores the image."""
+"""SimMIM (Xie et al., arXiv:2111.09886): a learned token replaces masked ones, and a small head restores the image."""
 
 from __future__ import annotations
 

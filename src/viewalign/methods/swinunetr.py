@@ -35,8 +35,8 @@ _COPIES = 2
 class MethodSettings(Settings):
     """SwinUNETR's tasks: cut-outs of a view's two copies, and their contrast (arXiv:2111.14791)."""
 
-    cut: Fraction = Field(0.3, description="Largest share that is cut out to noise, and as much to another subject.")
-    largest: Fraction = Field(0.25, description="Largest side of a cut-out box, as a share of the view's side.")
+    cut: Fraction = Field(0.3, description="Largest fraction replaced by noise; as much by another subject.")
+    largest: Fraction = Field(0.25, description="Largest side of a cut-out box, as a fraction of the view's side.")
     width: Count = Field(512, description="Width of the contrasted vectors.")
 
 
@@ -122,7 +122,7 @@ class SwinTasks(SingleNetwork):
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Return the requirements: volumes in pairs, of several subjects."""
     return MethodRequirements(
-        group=2, needs_multiple_subjects="add some, or take another method.", images=float(_COPIES)
+        group=2, needs_multiple_subjects="add some, or use another method.", images=float(_COPIES)
     )
 
 

@@ -28,7 +28,7 @@ class MethodSettings(Settings):
     grid: Triple = Field((1, 4, 4), description="Views of the grid along (D, H, W).")
     targets: Count = Field(4, description="Views anywhere over the grid whose overlap with its views is predicted.")
     min_valid: Fraction = Field(
-        0.25, description="Views that show the volume in a smaller share of their voxels are in no loss."
+        0.25, description="Views with a smaller fraction of voxels inside the volume are excluded from all losses."
     )
 
     @property

@@ -1,1 +1,1 @@
-"""Backbones, heads, the EMA teacher and masks. They know no data."""
+"""Backbones, heads, the EMA teacher and masks; independent of data."""

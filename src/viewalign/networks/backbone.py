@@ -1,4 +1,4 @@
-"""The interface of backbones: what methods need of a network, whichever it is."""
+"""The interface of backbones for methods."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor, mask: BlockMask | None = None, drop_tokens: bool = True) -> Encoded:
-        """Encode images (N, C, D, H, W) whose masked blocks are hidden.
+        """Encode images (N, C, D, H, W) with masked blocks.
 
-        A CNN sees zeros there. A transformer drops their tokens, or replaces them by a learned token if not
+        A CNN receives zeros there. A transformer drops their tokens, or replaces them by a learned token if not
         `drop_tokens`.
         """
 
@@ -119,7 +119,7 @@ class Backbone(nn.Module, ABC):
     ) -> None:
         """Freeze the parts that a method does not use, so that no process waits for their gradients.
 
-        `dense` and `pool` are not used; the arguments name what else is.
+        `dense` and `pool` are assumed unused; the arguments name the parts that are used.
 
         Args:
             decode, finest, to_image: the methods of these names.
@@ -150,7 +150,7 @@ class Backbone(nn.Module, ABC):
         """
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile each block by itself with a backend of `torch.compile`; parameters keep their names."""
+        """Compile each block separately with a backend of `torch.compile`; parameters keep their names."""
         limit = {}
         if "recompile_limit" in signature(torch.compile).parameters:
             limit["recompile_limit"] = _RECOMPILE_LIMIT

@@ -19,9 +19,9 @@ Norm = Literal["batch", "layer"]
 class WeightedBatchNorm(nn.Module):
     """Batch normalisation of rows (N, C) by weighted statistics of the global batch, in float32.
 
-    Without running averages, so that student, teacher, training and validation are normalised alike. Rows of weight 0
-    (padding) do not contribute. Statistics are summed over processes with gradients: several processes give the same
-    result as one process with all rows.
+    It has no running averages, so that student, teacher, training and validation are normalised in the same way. Rows
+    of weight 0 (padding) do not contribute. Statistics are summed over processes with gradients: several processes give
+    the same result as one process with all rows.
 
     Args:
         width: C.

@@ -36,7 +36,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise maps (N, C, D, H, W)."""
-        # Not through the parent, which reads `self.training`: compiled, each value would be a graph of its own.
+        # Not through the parent, which reads `self.training`: when compiled, each value would need its own graph.
         out = F.instance_norm(input, None, None, self.weight, self.bias, eps=self.eps)
         return cast(Tensor, torch.ops.aten._unsafe_view(out, out.shape))
 

@@ -56,7 +56,7 @@ class DropPath(nn.Module):
 
     Attributes:
         scale: (N,) factor of each image on the branch's device, or None to keep all. A compiled block does not read the
-            rate, which would give every block a graph of its own.
+            rate, which would require a graph per block.
     """
 
     def __init__(self, rate: float) -> None:

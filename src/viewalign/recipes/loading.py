@@ -1,4 +1,4 @@
-"""From a recipe's name and `key=value` overrides to a checked `Recipe`, with sentences for what does not fit."""
+"""Load a checked `Recipe` from a recipe's name and `key=value` overrides, with messages for invalid values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from viewalign.utils.overrides import closest, format_validation_error, iter_nes
 from viewalign.utils.settings import commented_yaml, merged, parse_yaml, setting_names, suggest
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
-"""Keys that take a bare name although they are a group."""
+"""Keys that accept a plain name although they are a group."""
 
 
 def names() -> list[str]:
-    """Return the names of the recipes that come with the package, sorted."""
+    """Return the sorted names of the recipes of the package."""
     folder = resources.files("viewalign.recipes")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -44,12 +44,12 @@ def load(
         name_or_path: see `names`, or a YAML file.
         overrides: as on a command line.
         settings: the same as values, by dotted key (`{"optim.lr": 1e-3}`) or in groups (`{"optim": {"lr": 1e-3}}`).
-        common: overrides for several recipes, before all others; what this one does not read changes nothing.
-        say: called with a sentence for each setting of the user's own file that has no effect.
+        common: overrides for several recipes, applied first; settings that this recipe does not use are ignored.
+        say: called with a message for each setting of the user's recipe file that has no effect.
 
     Raises:
-        UserError: unknown recipe, unknown key (the nearest right one is named), a value that does not fit, or an
-            override that the recipe's method, network or optimizer does not read.
+        UserError: unknown recipe, unknown key (with the closest match), a value that does not fit, or an override that
+            the recipe's method, network or optimizer does not use.
     """
     tree, own = _read(name_or_path)
     _lay(tree, [read_override(one) for one in common])
@@ -67,7 +67,7 @@ def change(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def _settle(tree: dict[str, Any], pairs: Sequence[tuple[str, Any]], settings: Mapping[str, Any], source: str) -> Recipe:
-    """Lay what someone gave over a tree, check it, and refuse what of it changes nothing."""
+    """Merge overrides into a tree, check it, and reject overrides without effect."""
     given = _lay(tree, pairs, settings)
     recipe = _checked(tree, source)
     refuse_unread(recipe, given)
@@ -77,7 +77,7 @@ def _settle(tree: dict[str, Any], pairs: Sequence[tuple[str, Any]], settings: Ma
 def _lay(
     tree: dict[str, Any], pairs: Sequence[tuple[str, Any]], settings: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Put overrides, then settings into a tree; return the names of all single settings among them."""
+    """Merge overrides, then settings, into a tree; return the names of all single settings among them."""
     settings = settings or {}
     method = dict(pairs).get("method", tree.get("method", Recipe().method))
     known = _known(str(settings.get("method", method)))
@@ -88,20 +88,20 @@ def _lay(
 
 
 def _flat(settings: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Walk groups down to settings; what no setting lies below is a value, be it a mapping."""
+    """Flatten groups to settings; a mapping without settings below it is a value."""
     for key, value in iter_nested(settings, lambda group: not any(other.startswith(f"{group}.") for other in known)):
         yield key, _plain(value)
 
 
 def _plain(value: Any) -> Any:
-    """Write a value as YAML would give it."""
+    """Write a value in YAML's form."""
     if isinstance(value, Path):
         return str(value)
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _checked(tree: dict[str, Any], source: str) -> Recipe:
-    """Turn nested settings into a `Recipe`; `source` is what a message calls them."""
+    """Convert nested settings to a `Recipe`; `source` names them in messages."""
     named = partial(suggest, known=_known(str(tree.get("method", Recipe().method))))
     try:
         recipe = Recipe.model_validate(tree)
@@ -115,11 +115,11 @@ def _checked(tree: dict[str, Any], source: str) -> Recipe:
 
 
 def to_yaml(recipe: Recipe, comments: bool = False) -> str:
-    """Return all settings that a recipe reads as YAML, so that the file alone repeats the run.
+    """Return all settings that a recipe uses as YAML; the file repeats the run.
 
     Args:
         recipe: the recipe.
-        comments: whether each setting has its meaning above it.
+        comments: whether the meaning of each setting is written above it.
     """
     tree = read_alone(recipe)
     if comments:
@@ -129,7 +129,7 @@ def to_yaml(recipe: Recipe, comments: bool = False) -> str:
 
 
 def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a recipe with all that it is based on; return its settings, and those of them from files of the user's."""
+    """Read a recipe and its bases; return the settings, and those among them from the user's files."""
     tree: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for each, file in read_chain(name_or_path, "recipe", names(), resources.files("viewalign.recipes")):
@@ -138,7 +138,7 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 _BASE = re.compile(r"_[A-Za-z0-9][A-Za-z0-9_.+-]*")
-"""Names of files that come with the package only for others to be based on."""
+"""Files of the package that only serve as a base of others."""
 
 
 _PLURALS = {"recipe": "Recipes", "study": "Studies"}
@@ -147,19 +147,19 @@ _PLURALS = {"recipe": "Recipes", "study": "Studies"}
 def read_chain(
     name_or_path: str, kind: Literal["recipe", "study"], known: Sequence[str], folder: Traversable
 ) -> list[tuple[dict[str, Any], Path | None]]:
-    """Read a YAML file, what it is based on (`base`), what that is based on, and so on.
+    """Read a YAML file, its base (`base`), the base of that, and so on.
 
     Args:
-        name_or_path: a file that comes with the package, or a YAML file of the user's.
-        kind: what messages call it.
-        known: names of the files that come with the package.
+        name_or_path: a file of the package, or a user's YAML file.
+        kind: its name in messages.
+        known: names of the package's files.
         folder: of the package's files.
 
     Returns:
-        Settings, the deepest base first, each with its path if it is a file of the user's.
+        Settings, the deepest base first, each with its path if it is a user's file.
 
     Raises:
-        UserError: there is no such file, it holds no settings, or it is based on itself.
+        UserError: there is no such file, it contains no settings, or it is based on itself.
     """
     chain: list[tuple[dict[str, Any], Path | None]] = []
     above: list[str] = []
@@ -202,6 +202,6 @@ def _put(tree: dict[str, Any], key: str, value: Any, known: Sequence[str]) -> No
 
 
 def headline(name: str) -> str:
-    """Return a recipe's first line, which says in a comment what it is."""
+    """Return the first line of a recipe, a comment that describes it."""
     text = resources.files("viewalign.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return text.splitlines()[0].removeprefix("#").strip()

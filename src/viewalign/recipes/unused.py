@@ -1,7 +1,7 @@
-"""Settings that change nothing: what a recipe's method, network or optimizer does not read.
+"""Settings without effect: those that a recipe's method, network or optimizer does not use.
 
-They are refused where someone gives them on a command line or in a call, told of where they stand in a file of one's
-own, and put back to their defaults, so that recipes that mean the same are the same.
+On a command line or in a call they are errors; in a user's recipe file they cause a warning. They are reset to their
+defaults, so that equivalent recipes are equal.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from viewalign.methods import registry
 from viewalign.methods.requirements import OPTIONAL
 
 _OPTIMIZERS = {"momentum": "sgd", "betas": "adamw"}
-"""Settings of `optim` that one optimizer alone reads."""
+"""Settings of `optim` that only one optimizer uses."""
 
 
 def unread(recipe: Recipe) -> dict[str, str]:
-    """Return the dotted names of settings that change nothing in a recipe, each with the reason."""
+    """Return the dotted names of settings without effect in a recipe, each with the reason."""
     method, network, optimizer = recipe.method, recipe.network.name, recipe.optim.name
-    found = dict.fromkeys(OPTIONAL - registry.used_settings_of(method), f"method={method} does not read it")
+    found = dict.fromkeys(OPTIONAL - registry.used_settings_of(method), f"method={method} does not use it")
     if network.startswith("primus"):
-        found.setdefault("masking.block", f"network={network} hides whole tokens")
+        found.setdefault("masking.block", f"network={network} masks whole tokens")
     if network.startswith("resenc"):
         found["network.drop_path"] = f"network={network} has no stochastic depth"
     for name, reader in _OPTIMIZERS.items():
         if optimizer != reader:
-            found[f"optim.{name}"] = f"optim.name={optimizer} does not read it; {reader} does"
+            found[f"optim.{name}"] = f"optim.name={optimizer} does not use it; {reader} does"
     return found
 
 
 def refuse_unread(recipe: Recipe, given: Iterable[str]) -> None:
-    """Refuse settings that someone gave though they change nothing.
+    """Reject requested settings that have no effect.
 
     Args:
-        recipe: what came out.
-        given: dotted names of the settings that were given.
+        recipe: the resulting recipe.
+        given: dotted names of the requested settings.
 
     Raises:
-        UserError: one of them is read by nothing here; says what reads it.
+        UserError: one of them is not used; the message names the methods that use it.
     """
     idle = unread(recipe)
     for key in given:
         if key in idle:
-            raise UserError(f"{_sentence(key, idle[key])} Leave it out.")
+            raise UserError(f"{_sentence(key, idle[key])} Remove it.")
 
 
 def idle_sentences(recipe: Recipe, given: Iterable[str], source: str) -> Iterator[str]:
-    """Yield a sentence for each setting given in a file that changes nothing and is not at its default."""
+    """Yield a message for each setting of a file that has no effect and is not at its default."""
     idle, plain = unread(recipe), Recipe()
     for key in given:
         if key in idle and value_of(recipe, key) != value_of(plain, key):
@@ -57,7 +57,7 @@ def idle_sentences(recipe: Recipe, given: Iterable[str], source: str) -> Iterato
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """Return a recipe whose unread settings are at their defaults."""
+    """Return a recipe whose unused settings are at their defaults."""
     tree, plain, changed = recipe.model_dump(by_alias=True), Recipe(), False
     for key in unread(recipe):
         default = value_of(plain, key)
@@ -71,7 +71,7 @@ def settled(recipe: Recipe) -> Recipe:
 
 
 def read_alone(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain data without what changes nothing in it."""
+    """Return a recipe as plain data without settings that have no effect."""
     idle = unread(recipe)
     return _without(recipe.model_dump(mode="json", by_alias=True), idle, "")
 
@@ -99,4 +99,4 @@ def _without(tree: dict[str, Any], idle: Iterable[str], prefix: str) -> dict[str
 def _sentence(key: str, reason: str) -> str:
     readers = registry.methods_using(key) if reason.startswith("method=") else []
     who = f"; {', '.join(readers)} {'do' if len(readers) > 1 else 'does'}" if readers else ""
-    return f"{key} changes nothing here: {reason}{who}."
+    return f"{key} has no effect here: {reason}{who}."

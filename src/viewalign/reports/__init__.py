@@ -1,1 +1,1 @@
-"""From a folder to one self-contained HTML page."""
+"""Self-contained HTML reports of result folders."""

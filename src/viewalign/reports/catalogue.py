@@ -1,4 +1,4 @@
-"""A catalogue's page: images found, suspect and excluded. One file that needs no network."""
+"""A catalogue's page: images found, suspect and excluded. A single file that needs no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_BARS = 12
 
 
 def page_path(catalogue: Path) -> Path:
-    """Return where the page of a catalogue lies: `cat.json` → `cat.html`."""
+    """Return the path of a catalogue's page: `cat.json` → `cat.html`."""
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".html")
 
 
@@ -44,13 +44,13 @@ def render(summary: dict[str, Any], title: str) -> str:
             ("Smallest edge of a voxel, mm", _histogram([min(entry["spacing"]) for entry in entries])),
             ("Largest edge of a voxel, mm", _histogram([max(entry["spacing"]) for entry in entries])),
             ("Fewest voxels along an axis", _histogram([min(entry["shape"]) for entry in entries])),
-            ("Voxels in all, millions", _histogram([float(np.prod(entry["shape"])) / 1e6 for entry in entries])),
+            ("Number of voxels, millions", _histogram([float(np.prod(entry["shape"])) / 1e6 for entry in entries])),
         ],
     )
 
 
 def _bars(counts: dict[str, int]) -> list[tuple[str, int, float]]:
-    """Return (name, count, share of the largest) of the most frequent, the rest as one."""
+    """Return (name, count, fraction of the largest) of the most frequent names, and of all others together."""
     named = list(counts.items())
     shown = named[:_MOST_BARS]
     if rest := sum(count for _, count in named[_MOST_BARS:]):
@@ -60,7 +60,7 @@ def _bars(counts: dict[str, int]) -> list[tuple[str, int, float]]:
 
 
 def _histogram(values: list[float]) -> list[tuple[str, int, float]]:
-    """Return (range, count, share of the largest) of up to eight equal ranges."""
+    """Return (range, count, fraction of the largest) of up to eight equal ranges."""
     if not values:
         return []
     low, high = min(values), max(values)

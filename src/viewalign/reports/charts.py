@@ -21,7 +21,7 @@ from viewalign.reports.page import file_text
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 SERIES = ("--train", "--validation", "--series-2", "--series-3", "--series-4", "--series-5")
-"""Colours of classes, folds and runs; further ones begin again."""
+"""Colours of classes, folds and runs; they repeat for further ones."""
 _DIGITS = 5
 
 
@@ -30,9 +30,9 @@ class Chart:
     """A chart and its text.
 
     Attributes:
-        title: what it shows.
-        caption: what that is, and in which unit.
-        figure: `data` and `layout` as plotly takes them.
+        title: the quantity.
+        caption: description, with the unit.
+        figure: plotly's `data` and `layout`.
         summary: its values in a sentence, for readers who cannot see it.
     """
 
@@ -42,7 +42,7 @@ class Chart:
     summary: str = ""
 
     def html(self) -> Markup:
-        """Return the element that the page's script draws into."""
+        """Return the HTML element of the chart."""
         data = json.dumps(_plain(self.figure), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
         return Markup(
             '<div class="chart" role="img" aria-label="{}"><div class="plot" style="height:{}px"></div>'
@@ -51,7 +51,7 @@ class Chart:
 
 
 def scripts() -> dict[str, Any]:
-    """Return what a template with charts needs: the library, compressed, and the script that draws."""
+    """Return the plotting library, compressed, and the script, for a template with charts."""
     return {"plotly": _library(), "script": Markup(file_text("charts.js"))}
 
 
@@ -63,7 +63,7 @@ def _library() -> Markup:
 
 
 def _plain(value: Any) -> Any:
-    """Return JSON's types: numbers shortened to five digits, those that are not finite as gaps."""
+    """Return JSON types: numbers with five digits, non-finite numbers as gaps."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -82,7 +82,7 @@ def figure(traces: Iterable[Trace], x: str, y: str, height: int = 270, **layout:
     """Return a figure in the style of the page.
 
     Args:
-        traces: its lines and dots; a legend names those with `showlegend`.
+        traces: its lines and dots; those with `showlegend` are in the legend.
         x, y: titles of the axes.
         height: pixels.
         layout: further settings of plotly's layout; `xaxis` and `yaxis` are added to those set here.
@@ -117,7 +117,7 @@ def figure(traces: Iterable[Trace], x: str, y: str, height: int = 270, **layout:
 def line(
     x: Sequence[float], y: Sequence[float], name: str = "", color: str = "--train", dash: str = "solid", **more: Any
 ) -> Trace:
-    """Return a line through points; it stands in the legend where it has a name. A single point is a dot."""
+    """Return a line through points; it is in the legend if it has a name. A single point is a dot."""
     mode = more.pop("mode", "markers" if len(x) == 1 else "lines")
     return {
         "type": "scatter",
@@ -133,7 +133,7 @@ def line(
 
 
 def reference(x: Sequence[float], y: Sequence[float]) -> Trace:
-    """Return a dashed grey line to compare with, such as chance."""
+    """Return a dashed grey reference line, such as chance."""
     return line(x, y, color="--soft", dash="dash", hoverinfo="skip") | {
         "line": {"color": "--soft", "width": 1, "dash": "dash"}
     }
@@ -156,7 +156,7 @@ def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], color:
 
 
 def dots(x: Sequence[float], y: Sequence[float], texts: Sequence[str], color: str = "--train", **more: Any) -> Trace:
-    """Return dots with a text of their own under the pointer."""
+    """Return dots, each with a hover text."""
     marker = {"color": color, "size": 7, "opacity": 0.7} | more.pop("marker", {})
     return {
         "type": "scatter",
@@ -172,7 +172,7 @@ def dots(x: Sequence[float], y: Sequence[float], texts: Sequence[str], color: st
 
 
 def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
-    """Return the range of values with a margin at either end; zero stays the floor where it is near."""
+    """Return the range of values with a margin at both ends; it starts at zero if that is near."""
     low, high = min(values), max(values)
     margin = (high - low) * share or abs(high) * share or 1.0
     floor = low - margin
@@ -180,5 +180,5 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 
 
 def escaped(text: str) -> str:
-    """Return a text that plotly shows as it is: it reads some HTML tags in labels."""
+    """Return a text escaped for plotly, which interprets some HTML tags in labels."""
     return str(escape(text))

@@ -29,7 +29,7 @@ def write_page(comparison: Comparison | TaskComparison, folder: Path) -> Path:
 
 
 def render(comparison: Comparison | TaskComparison) -> str:
-    """Return the page as HTML: Dice and NSD of segmentations, true answers' probability or errors of other tasks."""
+    """Return the page as HTML: Dice and NSD of segmentations; true-class probability or errors of other tasks."""
     a, b = (comparison.a, comparison.b) if isinstance(comparison, Comparison) else comparison.names
     return render_template(
         "comparison.html",
@@ -62,7 +62,7 @@ def charts(comparison: Comparison | TaskComparison) -> list[Chart]:
     name = comparison.primary
     difference = _difference(comparison.b[name] - comparison.a[name], comparison.intervals[name])
     regression = comparison.kind == "regression"
-    what = "absolute error" if regression else "score of the true answer"
+    what = "absolute error" if regression else "probability of the true class"
     title = f"{name.replace('_', ' ')}: {difference}"
     return [_paired(title, names, comparison.scores, what, None if regression else 1.0)]
 
@@ -72,7 +72,7 @@ def _difference(value: float, ends: tuple[float, float] | None) -> str:
 
 
 def _paired(title: str, names: Sequence[str], scores: tuple[Array, Array], what: str, most: float | None) -> Chart:
-    """Draw B over A; `most` is the highest score that is possible, or None."""
+    """Draw B over A; `most` is the highest possible score, or None."""
     both = np.isfinite(scores[0]) & np.isfinite(scores[1])
     a, b = (one[both].tolist() for one in scores)
     low, high = padded([0.0, *a, *b])

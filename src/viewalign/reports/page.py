@@ -69,7 +69,7 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share of 1: `0.4 %`, `12 %`."""
+    """Write a fraction in percent: `0.4 %`, `12 %`."""
     if not math.isfinite(share):
         return "not finite"
     return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
@@ -87,6 +87,6 @@ def leaf(path: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Shorten absolute paths in a text to their last part: pages are shared, folders of a machine are not."""
+    """Shorten absolute paths in a text to their last part, because pages are shared."""
     text = _QUOTED_PATH.sub(lambda found: f"{found[1]}…/{leaf(found[2])}{found[1]}", text)
     return _PATH.sub(lambda found: f"…/{leaf(found[0])}", text)

@@ -50,7 +50,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Strip:
-    """A named row of slices, one a plane."""
+    """A named row of slices, one per plane."""
 
     name: str
     slices: list[Slice]
@@ -162,7 +162,7 @@ class Gallery:
         """Draw masked input, reconstruction and target of the student."""
         hidden = self._arrays["mask"][0].astype(bool)
         target = self._arrays["targets"][0].astype(np.float32)
-        # The decoder's output in visible blocks is in no loss and has no meaning: these show the input.
+        # The decoder's output in visible blocks is in no loss and has no meaning, so the input is shown there.
         made = np.where(hidden if hidden.any() else True, self._arrays["reconstruction"][0].astype(np.float32), target)
         share = f"{hidden.mean():.0%}".replace("%", " %")
         rows: list[tuple[str, Grey, Bool | None, str]] = [
@@ -177,10 +177,10 @@ class Gallery:
         return Panel(
             "Reconstruction",
             (
-                f"The student sees view 1 with {share} of its blocks masked and reconstructs them; the loss covers "
+                f"The student receives view 1 with {share} of its blocks masked and reconstructs them; the loss covers "
                 "only these, and visible blocks are shown as in the input. "
                 if hidden.any()
-                else "The student sees all of view 1 and reconstructs it through its bottleneck. "
+                else "The student receives all of view 1 and reconstructs it through its bottleneck. "
             )
             + "All rows share one grey window.",
             [*([("masked", "masked")] if hidden.any() else []), *self._hatched()],
@@ -258,7 +258,7 @@ class Gallery:
         maps = np.moveaxis(self._arrays["features"][view].astype(np.float32), 0, -1)
         at = self._scene.centre_in(view)[plane.axis]
         cells, voxels = maps.shape[plane.axis], self._scene.size[plane.axis]
-        # A cell of a grid of G cells stands for S/G voxels, and its centre lies at theirs.
+        # A cell of a grid of G cells covers S/G voxels, and its centre is their centre.
         cell = int(np.clip(round((at + 0.5) * cells / voxels - 0.5), 0, cells - 1))
         size = self._scene.size
         rows, columns = size[plane.rows], size[plane.columns]
@@ -291,9 +291,9 @@ def around(crop: Grey, corners: Points) -> tuple[Grey, Bool, Points]:
     """
     before = np.ceil(np.maximum(-0.5 - corners.min(0), 0) - 1e-6).astype(int)
     after = np.ceil(np.maximum(corners.max(0) + 0.5 - np.array(crop.shape), 0) - 1e-6).astype(int)
-    room = list(zip(before.tolist(), after.tolist(), strict=True))
-    outside = np.pad(np.zeros(crop.shape, dtype=bool), room, constant_values=True)
-    return np.pad(crop, room, constant_values=crop.min()), outside, before.astype(np.float64)
+    padding = list(zip(before.tolist(), after.tolist(), strict=True))
+    outside = np.pad(np.zeros(crop.shape, dtype=bool), padding, constant_values=True)
+    return np.pad(crop, padding, constant_values=crop.min()), outside, before.astype(np.float64)
 
 
 def window(values: NDArray[np.floating]) -> Window:
@@ -319,13 +319,13 @@ def hatchings(drawn: list[Panel]) -> list[int]:
 
 
 def _path(kind: str, commands: Iterable[str]) -> Markup:
-    """Draw twice, a dark rim beneath, so that a line is seen on any tissue."""
+    """Draw a line twice, with a dark rim beneath, so that it is visible on any tissue."""
     d = "".join(commands)
     return Markup('<path class="rim" d="{0}"/><path class="{1}" d="{0}"/>').format(d, kind) if d else Markup("")
 
 
 def polygon(kind: str, corners: Points) -> Markup:
-    """Draw a closed line through (N, 2) pixels; nothing for none."""
+    """Draw a closed line through (N, 2) pixels; empty for no pixels."""
     return _path(kind, ["M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in corners) + "Z"] if len(corners) else [])
 
 

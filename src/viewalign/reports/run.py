@@ -1,4 +1,4 @@
-"""A run's page: everything in one HTML file that needs no network."""
+"""The report of a run: one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
     Args:
         run: the run's folder.
-        out: the page's file; None takes `report.html` in the run's folder.
+        out: the page's file; None: `report.html` in the run's folder.
 
     Returns:
         The page's path.
@@ -42,7 +42,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     record = read_run(run)
     path = run / "report.html" if out is None else out
     if path.is_dir():
-        raise UserError(f"{path} is a folder; use the name of a file for the page.")
+        raise UserError(f"{path} is a folder; set a file name for the page.")
     return save_page(path, render(record))
 
 
@@ -76,7 +76,7 @@ def render(run: RunRecord) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the page's head."""
+    """A figure in the header of the page."""
 
     name: str
     value: str
@@ -107,7 +107,7 @@ def _about(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _precision(run: RunRecord) -> str | None:
-    """Return the precision of the run, and why it was chosen where the log has that."""
+    """Return the precision of the run, and the reason for it if it was logged."""
     chosen, reason = setting(run.config, "runtime.precision"), run.facts.get("precision", {}).get("reason")
     return f"{chosen} ({reason})" if chosen and reason else chosen
 
@@ -118,7 +118,7 @@ def _batch(run: RunRecord) -> int:
 
 
 def _views(config: dict[str, Any]) -> str:
-    """Return how many views are taken of each volume; empty for other layouts and recipes of other versions."""
+    """Return the number of views per volume; empty for other layouts and recipes of other versions."""
     try:
         sampler = requirements_of(Recipe.model_validate(config)).sampler
     except (ValueError, UserError):
@@ -174,7 +174,7 @@ def _duration(run: RunRecord) -> str:
 
 def _events(run: RunRecord) -> list[tuple[str, str]]:
     """Return (step, event), the first ones if there are many."""
-    told = []
+    found = []
     for row in run.of("event"):
         event = str(row.get("event", "event"))
         if event == "skipped":
@@ -186,27 +186,27 @@ def _events(run: RunRecord) -> list[tuple[str, str]]:
         else:
             rest = {key: value for key, value in row.items() if key not in {"kind", "step", "event"}}
             text = f"{event}: {rest}" if rest else event
-        told.append((str(row.get("step", "")), without_paths(text)))
-    more = len(told) - _MOST_EVENTS
-    return told[:_MOST_EVENTS] + ([("…", f"and {more:,} more in log.jsonl")] if more > 0 else [])
+        found.append((str(row.get("step", "")), without_paths(text)))
+    more = len(found) - _MOST_EVENTS
+    return found[:_MOST_EVENTS] + ([("…", f"and {more:,} more in log.jsonl")] if more > 0 else [])
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """Write the recipe as YAML; of every path only its last part, since pages are shared."""
+    """Write the recipe as YAML; with only the last part of every path, because pages are shared."""
     shown = {**config, **{key: leaf(str(config[key])) for key in ("data", "out") if config.get(key)}}
     return without_paths(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
 
 
 def _versions(run: RunRecord) -> str:
-    """Return the versions of the run if logged, else those that made the page."""
-    told = run.facts.get("versions")
-    if isinstance(told, dict):
-        return "The run was made with " + ", ".join(f"{name} {version}" for name, version in told.items()) + "."
+    """Return the versions of the run if logged, otherwise those that created the page."""
+    found = run.facts.get("versions")
+    if isinstance(found, dict):
+        return "The run used " + ", ".join(f"{name} {version}" for name, version in found.items()) + "."
     try:
         torch = f"torch {metadata.version('torch')}, "
     except metadata.PackageNotFoundError:
         torch = ""
-    return f"This page was made with viewalign {__version__}, {torch}Python {platform.python_version()}."
+    return f"This page was created with viewalign {__version__}, {torch}Python {platform.python_version()}."
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class ProbeView:
-    """What the page shows of a probe."""
+    """The probe's results on the page."""
 
     task: str
     metric: str
@@ -234,7 +234,7 @@ class ProbeView:
 
 
 def probe_view(run: RunRecord) -> ProbeView | None:
-    """Lay out a run's probe; None without one."""
+    """Return a run's probe for the page; None without one."""
     if not run.probe:
         return None
     result = run.probe

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read once, with what could not be read said in words."""
+"""The contents of a run's folder, read once, with a message for everything unreadable."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Series:
-    """A figure over the steps of a run; values may be not finite."""
+    """A figure over the steps of a run; values may be non-finite."""
 
     steps: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
 
     def __len__(self) -> int:
-        """Return how many values there are."""
+        """Return the number of values."""
         return len(self.steps)
 
     @property
@@ -39,25 +39,25 @@ class Series:
         return self.values[-1]
 
     def finite(self) -> Series:
-        """Return the series without values that are not finite."""
+        """Return the series without non-finite values."""
         kept = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
         return Series(tuple(s for s, _ in kept), tuple(v for _, v in kept))
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that the page tells of a run.
+    """The data of a run's page.
 
     Attributes:
         name: the folder's name.
-        config: the resolved recipe, as plain data: a page can be made of recipes that this version no longer takes.
+        config: the resolved recipe, as plain data, so that recipes of other versions can be shown.
         rows: of `log.jsonl`.
-        saved: steps of the checkpoints that are there.
+        saved: steps of existing checkpoints.
         pictures: arrays for the pictures; empty without any.
         probe: the probe's result; empty without one.
         note: on the data.
-        damaged: a sentence on the newest checkpoint, if it is damaged.
-        problems: what could not be read.
+        damaged: a message about the newest checkpoint, if it is damaged.
+        problems: messages about unreadable files.
     """
 
     name: str
@@ -79,7 +79,7 @@ class RunRecord:
         return [row for row in self.of("event") if row.get("event") == event]
 
     def series(self, kind: str, key: str) -> Series:
-        """Return a figure over the steps; empty where the run does not have it."""
+        """Return a figure over the steps; empty if the run does not have it."""
         found = [(int(row["step"]), float(row[key])) for row in self.of(kind) if _is_number(row.get(key))]
         return Series(tuple(s for s, _ in found), tuple(v for _, v in found))
 
@@ -90,18 +90,18 @@ class RunRecord:
 
     @property
     def facts(self) -> Row:
-        """What the log says of the run's data."""
+        """The facts about the run's data in the log."""
         return next(self.of("data"), {})
 
     @property
     def steps(self) -> int:
-        """How many steps the run shall have; 0 where the recipe does not say."""
+        """The number of steps of the complete run; 0 if unknown."""
         steps = self.config.get("steps")
         return steps if isinstance(steps, int) else 0
 
     @property
     def step(self) -> int:
-        """How far the run is known to have come."""
+        """The last known step of the run."""
         return max([*(int(row.get("step", 0)) for row in self.rows), *self.saved], default=0)
 
     @property
@@ -115,7 +115,7 @@ def _is_number(value: Any) -> bool:
 
 
 def setting(config: dict[str, Any], path: str, default: Any = None) -> Any:
-    """Return a setting by its dotted name, or the default where the recipe has none."""
+    """Return a setting by its dotted name, or the default if the recipe has none."""
     value: Any = config
     for part in path.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -128,18 +128,18 @@ def read_run(root: Path) -> RunRecord:
     """Read a run's folder.
 
     Raises:
-        UserError: the folder holds no run, or what is there cannot be read.
+        UserError: the folder contains no run, or its files are unreadable.
     """
     folder = RunFolder(root)
     if not folder.config.is_file():
-        raise UserError(f"{root} holds no run: there is no config.yaml in it.")
+        raise UserError(f"{root} contains no run: it has no config.yaml.")
     try:
         config = read_config_text(folder.config)
         rows = read_log(folder.log)
     except (yaml.YAMLError, ValueError, OSError) as problem:
         raise UserError(f"The run in {root} cannot be read: {problem}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{folder.config} does not hold settings.")
+        raise UserError(f"{folder.config} does not contain settings.")
     problems: list[str] = []
     note = root / "data_note.txt"
     saved = tuple(checkpoints.steps(folder.checkpoints))
@@ -164,8 +164,8 @@ def _pictures(path: Path, problems: list[str]) -> dict[str, Array]:
     try:
         return pictures.read(path)
     except Exception as problem:
-        # A torn archive raises anything from BadZipFile to EOFError; the page is of use without its pictures.
-        problems.append(f"{path.name} cannot be read ({type(problem).__name__}), so there are no pictures.")
+        # A damaged archive raises anything from BadZipFile to EOFError; the page is useful without pictures.
+        problems.append(f"{path.name} cannot be read ({type(problem).__name__}), so that the page has no pictures.")
         return {}
 
 
@@ -177,7 +177,7 @@ def _probe(path: Path, problems: list[str]) -> dict[str, Any]:
         for name in ("pretrained", "untrained"):
             float(result[name])
     except (ValueError, KeyError, TypeError) as problem:
-        problems.append(f"{path.name} cannot be read ({type(problem).__name__}), so the probe is left out.")
+        problems.append(f"{path.name} cannot be read ({type(problem).__name__}), so that the page has no probe.")
         return {}
     whole: dict[str, Any] = result
     return whole

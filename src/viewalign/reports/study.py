@@ -18,7 +18,7 @@ PAGE = "report.html"
 TITLES = {
     ("voxel_probe", "dice"): "Linear voxel probe, mean Dice",
     ("voxel_probe", "balanced_accuracy"): "Linear voxel probe, balanced accuracy",
-    ("retrieval", "hit"): "Share of locations found again in another view",
+    ("retrieval", "hit"): "Share of locations retrieved in another view",
     ("retrieval", "distance"): "Distance to the true location, voxels",
     ("retrieval", "relative_distance"): "Distance to the true location ÷ that of a random guess",
     ("segmentation", "dice"): "Fine-tuned by nnU-Net, mean Dice",
@@ -47,7 +47,7 @@ def render(table: dict[str, Any]) -> str:
     """Return the page as HTML; every name in it is escaped.
 
     Args:
-        table: what `table.json` holds: study, reference, and a row for each evaluator, measure and arm.
+        table: contents of `table.json`: study, reference, and a row for each evaluator, measure and arm.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table["rows"]:

@@ -45,7 +45,7 @@ _IN_UNIT = {"mae", "rmse", "mean_error"}
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric as text; `bars` are percentages of a track from 0 to 1: value, low, high."""
+    """One metric as text; `bars` are value, low and high in percent of a scale from 0 to 1."""
 
     name: str
     value: str
@@ -154,7 +154,7 @@ def _three(value: float) -> str:
 
 
 def _confusion(outcomes: TaskPredictions) -> list[list[tuple[int, float]]]:
-    """Return counts of true (rows) and predicted classes, with the share of the row."""
+    """Return counts of true (rows) and predicted classes, with the fraction of the row."""
     if outcomes.spec.kind not in ("binary", "multiclass") or not outcomes.cases:
         return []
     count = len(outcomes.spec.classes)

@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 
 def charts(outcomes: TaskPredictions) -> list[Chart]:
-    """Draw what suits the kind of task; what the cases do not define (ROC of one class) is left out."""
+    """Draw the charts of a kind of task, without those that are undefined for the cases (ROC of one class)."""
     if outcomes.spec.kind == "regression":
         return [_identity(outcomes), _errors(outcomes)]
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def loss_chart(losses: Sequence[Sequence[float]]) -> Chart | None:
     drawn = figure(
         traces, "epoch", "mean loss of an epoch", HEIGHT, hovermode="x unified", yaxis={"hoverformat": ".4g"}
     )
-    return Chart("Training loss", "On training cases with augmentation; no choice depends on it.", drawn)
+    return Chart("Training loss", "On training cases with augmentation; it is not used for selection.", drawn)
 
 
 def _sides(outcomes: TaskPredictions) -> list[tuple[int, str, NDArray[np.int64], Array]]:
@@ -83,8 +83,8 @@ def _curves(outcomes: TaskPredictions, which: str) -> Chart | None:
         area = roc_auc_score(truth, score) if roc else average_precision_score(truth, score)
         x, y = _curve(truth, score, roc)
         traces.append(line(x.tolist(), y.tolist(), f"{name}: {area:.3f}", series_color(number_)))
-    against = f"{sides[0][1]} against the rest" if len(sides) == 1 else "Each class against the rest"
-    around = " The band holds 95 % of resamplings of subjects." if len(sides) == 1 else ""
+    against = f"{sides[0][1]} versus the rest" if len(sides) == 1 else "Each class versus the rest"
+    around = " The band contains 95 % of bootstrap samples of subjects." if len(sides) == 1 else ""
     if roc:
         words = f"{against}; the number is the area under the curve. Dashed: chance.{around}"
         return Chart("ROC curve", words, _unit_figure(traces, "1 − specificity", "sensitivity"))
@@ -122,7 +122,7 @@ def _band(truth: NDArray[np.int64], score: Array, subjects: Sequence[str], roc: 
 
 
 def _calibration(outcomes: TaskPredictions) -> Chart:
-    """Draw the share that was right in each tenth of predicted probability, with Wilson's 95 % interval."""
+    """Draw the accuracy in each tenth of predicted probability, with Wilson's 95 % interval."""
     kind, score = outcomes.spec.kind, outcomes.predicted
     if kind == "binary":
         stated, right, words = score[:, 1], outcomes.truth == 1, f"probability of {outcomes.spec.classes[1]}"
@@ -163,7 +163,7 @@ def _calibration(outcomes: TaskPredictions) -> Chart:
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share (Wilson, 1927)."""
+    """Return Wilson's 95 % interval of a proportion (Wilson, 1927)."""
     z = 1.959964
     share, extra = hits / count, z * z / count
     middle = (share + extra / 2) / (1 + extra)

@@ -1,7 +1,7 @@
-"""Is the run healthy? Every logged health metric evaluated in a sentence, and one sentence for all of them.
+"""Health verdicts of a run: a sentence for every logged health metric, and one summary.
 
-The limits of features come from `training.health`; those of the machinery (time waiting for data, steps skipped,
-volumes lost) stand here. A verdict never rests on a colour: its level is written out.
+The limits of feature metrics are in `methods.health`; those of the training process (time waiting for data, steps
+skipped, volumes lost) are here. The level of a verdict is always written in words, not only shown as a colour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAIT = Measure(
     "Time waiting for data",
     0.10,
     0.30,
-    "Share of the training time in which the network stood idle because no batch was ready (latest log row).",
+    "Share of the training time in which the network waited for a batch (latest log row).",
     "Raise runtime.workers, or put the store on a fast local disk.",
 )
 RISE = 1.05
@@ -40,7 +40,7 @@ _RANK: dict[Level, int] = {"good": 0, "watch": 1, "bad": 2}
 
 _SAYINGS: dict[str, dict[Level, str]] = {
     "feature_std": {
-        "good": "Features differ between locations, as they should.",
+        "good": "Features differ between locations, as expected.",
         "watch": "Features of different locations are becoming similar.",
         "bad": "Features are nearly the same everywhere: the representation has collapsed.",
     },
@@ -99,10 +99,10 @@ class Finding:
         value: the latest value, as text.
         level: good, watch or bad.
         verdict: the same in a sentence.
-        means: what the metric is.
+        means: description of the metric.
         remedy: what to try; empty if good.
-        measure: the limits, where there are any to draw.
-        series: the values over the steps, where there are any to draw.
+        measure: the limits to draw, if any.
+        series: the values over the steps to draw, if any.
     """
 
     title: str
@@ -143,7 +143,7 @@ def overall(run: RunRecord, findings: list[Finding]) -> tuple[Level | None, str]
         return worst, f"Healthy{so_far}: every metric is in its good range."
     if worst == "watch":
         return worst, f"Worth watching{so_far}: {names}. No fault was found."
-    return worst, f"Not healthy{so_far}: {names}. See below for what to try."
+    return worst, f"Not healthy{so_far}: {names}. See the advice below."
 
 
 def _listed(names: list[str]) -> str:
@@ -169,7 +169,7 @@ def _measure(run: RunRecord, measure: Measure) -> Finding | None:
 
 
 def _against(measure: Measure, value: float) -> str:
-    """Say where a value lies between the limits."""
+    """Return the position of a value relative to the limits in words."""
     if not math.isfinite(value):
         return ""
     rising = measure.good >= measure.bad
@@ -227,9 +227,9 @@ def _loss(run: RunRecord) -> Finding | None:
     first = series.values[0]
     level = loss_level(first, series.last)
     verdict = {
-        "good": f"It began at {number(first)} and has not risen.",
-        "watch": f"It began at {number(first)} and has risen.",
-        "bad": f"It began at {number(first)}: the training diverges.",
+        "good": f"It started at {number(first)} and has not increased.",
+        "watch": f"It started at {number(first)} and has increased.",
+        "bad": f"It started at {number(first)}: the training diverges.",
     }[level]
     remedy = "" if level == "good" else LOSS_RISE.remedy
     return Finding(LOSS_RISE.title, number(series.last), level, verdict, LOSS_RISE.means, remedy, None, series)
@@ -248,8 +248,7 @@ def _skipped(run: RunRecord) -> Finding | None:
         number(count),
         level,
         f"{counted(count, 'step')} of {run.step:,} ({percent(share)})." if count else "No step was skipped.",
-        SKIPPED_SHARE.means
-        + (" With fp16, some of them are those by which the gradient scaler finds its scale." if fp16 else ""),
+        SKIPPED_SHARE.means + (" With fp16, the gradient scaler skips some steps to find its scale." if fp16 else ""),
         SKIPPED_SHARE.remedy if unexpected else "",
     )
 
@@ -266,9 +265,9 @@ def _unreadable(run: RunRecord) -> Finding | None:
         "Volumes that cannot be read",
         number(len(lost)),
         level,
-        f"{counted(len(lost), 'volume')}{of} excluded; others were used instead." if lost else "All could be read.",
+        f"{counted(len(lost), 'volume')}{of} excluded; others were used instead." if lost else "None.",
         "Volumes of the store that failed during training, which continues with the others.",
-        "Look at the reasons below, and prepare the store again." if lost else "",
+        "Check the reasons below, and prepare the store again." if lost else "",
     )
 
 
@@ -277,13 +276,13 @@ def _unsaved(run: RunRecord) -> Finding | None:
     if not failures:
         return None
     last = int(failures[-1].get("step", 0))
-    mended = any(step > last for step in run.saved)
+    recovered = any(step > last for step in run.saved)
     return Finding(
         "Checkpoints that could not be written",
         number(len(failures)),
-        "watch" if mended else "bad",
+        "watch" if recovered else "bad",
         f"The last failure was at step {last:,}; "
-        + ("a later checkpoint was written." if mended else "none was written since."),
+        + ("a later checkpoint was written." if recovered else "none was written since."),
         "Without a new checkpoint, an interrupted run resumes from an older checkpoint.",
         "Free some space on the run's disk.",
     )
@@ -298,8 +297,8 @@ def _damaged(run: RunRecord) -> Finding | None:
         number(max(len(run.damaged), 1)),
         "bad" if run.damaged else "watch",
         " ".join(run.damaged or [str(row.get("reason", "")) for row in found]),
-        "A checkpoint whose files are not as they were written; the newest that is not damaged is used in its place.",
-        "Check the disk. With --resume the run writes it again, and keeps the damaged one under another name.",
+        "A checkpoint whose files differ from those that were written; the newest undamaged one is used instead.",
+        "Check the disk. --resume repeats these steps, and keeps the damaged checkpoint under another name.",
     )
 
 
@@ -316,8 +315,8 @@ def _small(run: RunRecord) -> Finding | None:
         "watch" if many else "good",
         (f"{percent(count / total)} of the volumes are" if count else "No volume is")
         + f" smaller than a view of {shown} voxels along some axis.",
-        "Such volumes are padded. Padding is excluded from losses and metrics, but the network sees it.",
-        "More than half of the volumes are padded: a smaller views.patch_size wastes less." if many else "",
+        "Such volumes are padded. Padding is excluded from losses and metrics, but it is part of the network's input.",
+        "More than half of the volumes are padded: a smaller views.patch_size reduces this." if many else "",
     )
 
 
@@ -333,12 +332,12 @@ def _probe(run: RunRecord) -> Finding | None:
         "good" if better else "watch",
         f"The pretrained features {words if better else 'do not clearly beat'} those of the same network untrained.",
         "Pretrained minus untrained, in the probe's metric; details are in the section below.",
-        "" if better else "Train longer, on more images, or on images closer to those of the task.",
+        "" if better else "Train longer, on more images, or on images more similar to those of the task.",
     )
 
 
 def probe_gain(run: RunRecord) -> tuple[float, float | None]:
-    """Return pretrained minus untrained, and the lower end of its interval where the probe has one."""
+    """Return pretrained minus untrained, and the lower end of its interval if there is one."""
     gain = run.probe.get("gain")
     interval = gain.get("interval") if isinstance(gain, dict) else None
     low = float(interval[0]) if isinstance(interval, list) and interval else None

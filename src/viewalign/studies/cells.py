@@ -1,6 +1,6 @@
 """The cells of a study: one pretraining per arm and seed, and one evaluation of each.
 
-A cell's folder is named by a digest of all that its result depends on, so that only changed cells are run again.
+A cell's folder is named by a hash of everything that its result depends on, so that only changed cells are run again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Cell:
 
     Attributes:
         name: `pretrain/ARM/SEED` or `evaluate/EVALUATION/ARM/SEED`.
-        folder: of its files; the last part is the digest of all that its result depends on.
+        folder: of its files; the last part is the hash of everything that its result depends on.
         arm, seed: of the pretraining.
         evaluation: its name; None for a pretraining.
-        needs: the pretraining that must be done before.
+        needs: the pretraining that must be finished first.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Grid:
         for setting in flatten(self.study.common):
             key = setting.partition("=")[0]
             if all(key in keys for keys in unused):
-                raise UserError(f"common: {key} changes nothing in any arm: {unused[0][key]}.")
+                raise UserError(f"common: {key} has no effect in any arm: {unused[0][key]}.")
 
     def _cells(self) -> Iterator[Cell]:
         index = hashlib.sha256((self.store_path / "index.json").read_bytes()).hexdigest()
@@ -179,7 +179,7 @@ def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
 
 
 def only(cells: Sequence[Cell], pattern: str) -> list[Cell]:
-    """Return the cells whose names match a pattern, and those that they need.
+    """Return the cells whose names match a pattern, and those that they depend on.
 
     Raises:
         UserError: no cell matches.
@@ -191,7 +191,7 @@ def only(cells: Sequence[Cell], pattern: str) -> list[Cell]:
             wanted.add(step.name)
             step = step.needs
     if not wanted:
-        raise UserError(f"--only {pattern}: no cell matches; names are like {cells[-1].name}. See --dry-run.")
+        raise UserError(f"--only {pattern}: no cell matches; a name is, for example, {cells[-1].name}. See --dry-run.")
     return [cell for cell in cells if cell.name in wanted]
 
 

@@ -58,7 +58,7 @@ class Labelled:
         return (*self.learn, *self.test)
 
     def shots(self, count: int | None, draw: str, seed: int) -> tuple[LabelledCase, ...]:
-        """Return training cases: all, `spread` evenly over their order, or drawn for a `seed`.
+        """Return training cases: all, `spread` evenly over their order, or sampled for a `seed`.
 
         Raises:
             UserError: there are fewer cases.
@@ -86,7 +86,7 @@ def read_labelled(settings: LabelledSettings, root: Path) -> Labelled:
         from_table = tuple(case for case in cases if split.get(case.name) == part)
         parts[part] = matching(cases, patterns, f"data.labelled.{part}") if patterns else from_table
         if not parts[part]:
-            raise UserError(f"data.labelled: choose cases by `{part}`, or by a manifest's column `split`.")
+            raise UserError(f"data.labelled: select cases by `{part}`, or by a manifest's column `split`.")
     both = sorted({case.name for case in parts["learn"]} & {case.name for case in parts["test"]})
     if both:
         raise UserError(f"data.labelled: learn and test must name different cases, not both {', '.join(both[:3])}.")
@@ -94,7 +94,7 @@ def read_labelled(settings: LabelledSettings, root: Path) -> Labelled:
 
 
 def _find(settings: LabelledSettings, root: Path) -> tuple[list[LabelledCase], dict[str, str], dict[str, int]]:
-    """Return cases, their parts by name, and classes, as far as they are known."""
+    """Return cases, their parts by name, and classes, if known."""
     if settings.dataset is not None:
         cases, classes = in_dataset(root / settings.dataset)
         return cases, {}, classes
@@ -129,7 +129,9 @@ def first_existing(root: Path, written: str) -> Path:
     paths = [root / word for word in written.split("|")]
     found = next((path for path in paths if path.exists()), None)
     if found is None:
-        raise UserError(f"There is no {' and no '.join(map(str, paths))}. Name the folder of the data after the study.")
+        raise UserError(
+            f"There is no {' and no '.join(map(str, paths))}. Add the folder of the data after the study's name."
+        )
     return found
 
 
@@ -154,7 +156,7 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
         UserError: no file, or missing columns or images.
     """
     if not table.is_file():
-        raise UserError(f"There is no table {table}. Name the folder of the data after the study.")
+        raise UserError(f"There is no table {table}. Add the folder of the data after the study's name.")
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     missing = [name for name in ("case", "image", "labels") if not rows or not rows[0].get(name)]

@@ -1,4 +1,4 @@
-"""Load a study by name or file, with further settings."""
+"""Load a study by name or file, with overrides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def names() -> list[str]:
-    """Return the names of the built-in studies, sorted; names beginning with `_` are parts of others."""
+    """Return the names of the built-in studies, sorted; names that start with `_` are parts of others."""
     files = [one.name for one in _folder().iterdir() if one.name.endswith(".yaml")]
     return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
 
@@ -82,7 +82,9 @@ def _check_names(study: Study, source: str) -> None:
             if start not in study.arms:
                 raise UserError(f"{source}: arms.{name}.start: there is no arm '{start}'{closest(start, study.arms)}.")
             if start in chain:
-                raise UserError(f"{source}: the arms {', '.join(chain)} start from each other in a circle.")
+                raise UserError(
+                    f"{source}: the arms {', '.join(chain)} start from each other in a circle (no arm is the first)."
+                )
             chain.append(start)
             start = study.arms[start].start
     kinds = ("voxel_probe", "retrieval", "segmentation")
@@ -96,7 +98,7 @@ def _folder() -> Any:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    """Read a study with all that it is based on; `data.root` of a file of the user's is relative to that file."""
+    """Read a study and its bases; `data.root` of a user's file is relative to that file."""
     study: dict[str, Any] = {}
     for tree, file in recipes.read_chain(name_or_path, "study", names(), _folder()):
         study = merged(study, tree)

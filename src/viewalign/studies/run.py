@@ -48,7 +48,7 @@ def run_study(
     go_on: Callable[[], bool] = lambda: True,
     cells: Sequence[Cell] | None = None,
 ) -> int:
-    """Run cells that are not done, except those that another process is running.
+    """Run unfinished cells, except those that another process is running.
 
     Args:
         grid: the study.
@@ -57,7 +57,7 @@ def run_study(
         cells: some cells of the grid, in its order; default all.
 
     Returns:
-        0 if all are done, 3 if some failed, 4 if some are left (stopped, or run by another process), otherwise the
+        0 if all are finished, 3 if some failed, 4 if some are left (stopped, or run by another process), otherwise the
         exit code of a signal.
     """
     chosen = grid.cells if cells is None else cells
@@ -87,7 +87,7 @@ def _report_remaining(cells: Sequence[Cell], say: Callable[[str], None]) -> int:
         dependency_failed = cell.needs is not None and cell.needs.record.get("error") is not None
         failed = failed or error is not None or dependency_failed
         reason = error or ("its pretraining failed" if dependency_failed else "run by another process")
-        say(f"not done: {cell.name}: {reason}")
+        say(f"not finished: {cell.name}: {reason}")
     return 3 if failed else 4 if cells else 0
 
 
@@ -95,7 +95,7 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
     """Run a cell and record its result and duration; an error is recorded too.
 
     Returns:
-        An exit code if a signal came, even if the cell was completed.
+        An exit code if a signal was received, even if the cell was completed.
     """
     start = time.perf_counter()
     code: int | None = None
@@ -117,7 +117,7 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
 
 
 def _pretrain(grid: Grid, cell: Cell) -> tuple[bool, int | None]:
-    """Return whether the run is complete, and an exit code if a signal came."""
+    """Return whether the run is complete, and an exit code if a signal was received."""
     if grid.study.arms[cell.arm].untrained:
         return True, None
     run = cell.folder / RUN

@@ -106,7 +106,7 @@ class SegmentationEvaluator:
             cell: the cell's folder.
             run: of the pretraining; None to train from scratch.
             recipe: of the pretraining.
-            seed: of the draw of cases, the decoder's initial weights and the patches.
+            seed: of the sampled cases, the decoder's initial weights and the patches.
 
         Returns:
             `measures`, and `cases`: Dice and surface Dice of each test case.

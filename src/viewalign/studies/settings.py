@@ -12,13 +12,13 @@ from viewalign.utils.settings import Count, Counts, Names, Number, Positive, Set
 
 
 def digest_of(values: Any) -> str:
-    """Return ten letters that are the same for equal plain values, and for no others."""
+    """Return a hash of ten letters of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 Draw = Literal["spread", "seed"]
-_DRAW = "spread: evenly over the cases, the same for all seeds; seed: others for every seed, the same for all arms."
-_SETTINGS = "Settings of the fine-tuning, as for `viewalign finetune`; those of data, seed and splits are the study's."
+_DRAW = "spread: evenly over the cases, equal for all seeds; seed: sampled for each seed, equal for all arms."
+_SETTINGS = "Settings of the fine-tuning, as for `viewalign finetune`; the study sets data, seed and splits."
 
 
 def _as_seeds(value: object) -> object:
@@ -26,9 +26,9 @@ def _as_seeds(value: object) -> object:
 
 
 class SourceSettings(Settings):
-    """Images to pretrain on that are not prepared yet."""
+    """Unprepared images to pretrain on."""
 
-    folder: str = Field(description="Where they are; `a|b` takes the first that exists.")
+    folder: str = Field(description="Their folder; `a|b` uses the first that exists.")
     only: Names = Field((), description="Patterns of file names, such as case_0*; empty for all.")
     prepare: dict[str, Any] = Field(default_factory=dict, description="Settings of prepare, such as spacing.")
 
@@ -37,15 +37,18 @@ class LabelledSettings(Settings):
     """Images with label maps, for evaluation: `images` with `labels`, `dataset` or `manifest`."""
 
     images: str | None = Field(None, description="Folder of images (file names may end in nnU-Net's _0000).")
-    labels: str | None = Field(None, description="Folder of label maps of the same names; `a|b` takes the first.")
+    labels: str | None = Field(
+        None, description="Folder of label maps of the same names; `a|b` uses the first that exists."
+    )
     dataset: str | None = Field(None, description="A folder in nnU-Net's raw layout.")
     manifest: str | None = Field(
-        None, description="A CSV of case, image, labels and perhaps split (learn or test); paths relative to it."
+        None,
+        description="A CSV file with case, image, labels and optional split (learn or test); paths relative to it.",
     )
-    learn: Names = Field((), description="Patterns of cases to train on; else the manifest's column split.")
-    test: Names = Field((), description="Patterns of cases to evaluate on; else the manifest's column split.")
+    learn: Names = Field((), description="Patterns of training cases; default: the manifest's column split.")
+    test: Names = Field((), description="Patterns of test cases; default: the manifest's column split.")
     classes: dict[str, Count] = Field(
-        default_factory=dict, description="Names of label values, for segmentation; default class 1, class 2 …."
+        default_factory=dict, description="Names of label values, for segmentation; default: class 1, class 2 …."
     )
 
     @model_validator(mode="after")
@@ -76,16 +79,16 @@ class ArmSettings(Settings):
 
     recipe: str = Field(description="A recipe's name or file.")
     settings: dict[str, Any] = Field(
-        default_factory=dict, description="Settings of the recipe in this arm; these win over `common`."
+        default_factory=dict, description="Settings of the recipe in this arm; they override `common`."
     )
-    start: str | None = Field(None, description="Another arm, whose pretraining of the same seed it starts from.")
-    untrained: bool = Field(False, description="The same network before any step.")
-    title: str = Field("", description="Title on the page; default the arm's name.")
+    start: str | None = Field(None, description="Another arm; pretraining starts from its weights of the same seed.")
+    untrained: bool = Field(False, description="Evaluate the network without training.")
+    title: str = Field("", description="Title in the report; default: the arm's name.")
 
     @model_validator(mode="after")
     def _plain(self) -> ArmSettings:
         if self.untrained and self.start:
-            raise ValueError("an untrained arm starts from nothing; leave out `start`")
+            raise ValueError("an untrained arm must not have `start`")
         return self
 
 
@@ -95,7 +98,7 @@ class VoxelProbeEvaluation(Settings):
     kind: Literal["voxel_probe"]
     shots: Count = Field(10, description="Labelled cases to fit on.")
     draw: Draw = Field("spread", description=_DRAW)
-    per_class: Count = Field(400, description="Voxels of each class and case to fit on.")
+    per_class: Count = Field(400, description="Training voxels per class and case.")
     test_voxels: Count = Field(10_000, description="Voxels of each test case.")
 
 
@@ -107,12 +110,12 @@ class RetrievalEvaluation(Settings):
 
 
 class FeatureProbeEvaluation(Settings):
-    """Linear probe or k-NN of one vector per case on a task: its test cases, else cross-validation."""
+    """Linear probe or k-NN of one vector per case on a task, on its test cases or by cross-validation."""
 
     kind: Literal["feature_probe"]
     task: str = Field(description="Folder of task.yaml and its manifest.")
     learner: Literal["linear", "knn"] = Field("linear", description="Logistic regression or ridge, or neighbours.")
-    folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds where no case is marked as test.")
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds, if no case is marked as test.")
 
 
 class SegmentationEvaluation(Settings):
@@ -147,21 +150,21 @@ Evaluation = Annotated[
 class Study(Settings):
     """The study."""
 
-    name: str = Field("study", description="Name of its folder and page.")
+    name: str = Field("study", description="Name of its folder and report.")
     data: DataSettings
     arms: dict[str, ArmSettings] = Field(min_length=1, description="What is pretrained.")
     evaluations: dict[str, Evaluation] = Field(min_length=1, description="How each arm is evaluated.")
     seeds: Annotated[tuple[Number, ...], BeforeValidator(_as_seeds)] = Field(
-        (0, 1, 2), description="Seeds, or how many."
+        (0, 1, 2), description="Seeds, or their number."
     )
     reference: str | None = Field(
-        None, description="The arm that others are compared with; null: the first that is trained."
+        None, description="The arm that others are compared with; null: the first trained arm."
     )
     common: dict[str, Any] = Field(default_factory=dict, description="Settings of every arm's recipe, such as batch.")
     steps: Count | None = Field(None, description="Steps of every arm; null: the recipe's.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="Arithmetic of every arm.")
-    threads: Number = Field(0, description="Threads of torch on the CPU; 0 for torch's own choice.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="Precision of every arm.")
+    threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU, else the CPU.")
 
     def chain(self, arm: str) -> list[str]:
         """Return an arm and those that it starts from, the nearest first."""
@@ -178,30 +181,30 @@ class Study(Settings):
 class ShareSettings(Settings):
     """This call."""
 
-    minutes: Positive | None = Field(None, description="Begin no further cell after so many minutes.")
+    minutes: Positive | None = Field(None, description="Start no further cell after this number of minutes.")
     shard: Annotated[str, Field(pattern=r"^\d+/\d+$")] = Field(
-        "1/1", description="i/n does the i-th of n parts, for n processes that share the folder."
+        "1/1", description="i/n runs the i-th of n parts, for n processes that share the folder."
     )
 
 
 class StudyOptions(Study, ShareSettings):
-    """Everything that `viewalign study` takes."""
+    """All settings of `viewalign study`."""
 
 
 class CompareMethodsSettings(ShareSettings):
     """Comparison of methods."""
 
-    learn: Names = Field(min_length=1, description="Patterns of cases to fit and fine-tune on, as 'case_0*'.")
-    test: Names = Field(min_length=1, description="Patterns of cases to evaluate on.")
-    network: str = Field("resenc-xs", description="The second half of recipe names.")
+    learn: Names = Field(min_length=1, description="Patterns of training cases, such as 'case_0*'.")
+    test: Names = Field(min_length=1, description="Patterns of test cases.")
+    network: str = Field("resenc-xs", description="The network part of recipe names.")
     methods: Names = Field((), description="Methods, such as mae,cva; empty for all that have a recipe.")
     steps: Count = Field(300, description="Pretraining steps of every method.")
-    seeds: Count = Field(3, description="How often each method is pretrained.")
-    shots: Count = Field(10, description="Labelled cases that the probe is fitted on.")
+    seeds: Count = Field(3, description="Number of pretrainings of each method.")
+    shots: Count = Field(10, description="Number of labelled training cases of the probe.")
     finetune_shots: Literal["none"] | Counts | None = Field(
         None,
-        description="Labelled cases that nnU-Net fine-tunes on; null: as `shots`, if the extra nnunet is installed.",
+        description="Numbers of labelled cases for nnU-Net's fine-tuning; null: as `shots`, if nnunet is installed.",
     )
     finetune: dict[str, Any] = Field({}, description="Settings of the fine-tuning, such as finetune.epochs=50.")
     common: dict[str, Any] = Field({}, description="Settings of every recipe, such as common.batch=8.")
-    threads: Number = Field(0, description="Threads of torch on the CPU; 0 for torch's own choice.")
+    threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")

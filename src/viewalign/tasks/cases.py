@@ -27,7 +27,7 @@ _SINGLE_FILE_FORMATS = (".nii", ".nii.gz", ".mha", ".nrrd", ".b2nd")
 _MIN_CASES_FOR_WORKERS = 17
 """Starting processes takes about as long as preparing fewer cases."""
 _MAX_DEFAULT_WORKERS = 16
-"""Each process holds a volume or two in memory, and finished ones wait for their consumer."""
+"""Each process has one or two volumes in memory, and finished ones wait to be consumed."""
 _SECONDS_PER_CASE = 600.0
 
 

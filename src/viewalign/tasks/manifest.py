@@ -35,7 +35,7 @@ class TaskCase:
 
     Attributes:
         case: unique name.
-        subject: whose images these are; all cases of a subject are in one fold.
+        subject: subject of the images; all cases of a subject are in one fold.
         images: files by channel name or alias.
         mask: of the brain or the region of interest, on the voxel grid of the images.
         target: None if it is unknown (prediction).

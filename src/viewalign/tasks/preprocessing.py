@@ -182,7 +182,7 @@ def grid_difference(volume: Volume, first: Volume) -> str:
     if not np.allclose(volume.direction, first.direction, atol=1e-2):
         return "another direction"
     shift = float(np.linalg.norm(np.subtract(volume.origin, first.origin)))
-    return f"moved by {shift:.1f} mm" if shift > 0.5 * min(first.spacing) else ""
+    return f"shifted by {shift:.1f} mm" if shift > 0.5 * min(first.spacing) else ""
 
 
 def resample_to(volume: Volume, first: Volume) -> Volume:
@@ -216,7 +216,7 @@ def _read_region(mask: Path, first: Volume) -> NDArray[np.uint8]:
 
 
 def centre(region: NDArray[np.uint8] | None, shape: Sequence[int]) -> NDArray[np.float64]:
-    """Return the centre of mass (3,) of a mask in voxel indices, or the middle of the array."""
+    """Return the centre of mass (3,) of a mask in voxel indices, or the centre of the array."""
     if region is None or not region.any():
         return (np.array(shape, dtype=np.float64) - 1) / 2
     counts = [region.sum(axis=tuple(k for k in range(3) if k != axis), dtype=np.float64) for axis in range(3)]

@@ -1,9 +1,9 @@
 """Gradient accumulation with the loss of the whole batch, by gradient caching (Gao et al., arXiv:2101.06983).
 
-Plain accumulation would compute the loss of each part by itself: with fewer negatives and other batch statistics. Here
-the parts pass the networks without gradient, the loss is computed from all latents together, and each part passes once
-more to propagate the gradients of its latents. The step equals that of the whole batch up to rounding, for one more
-forward pass.
+Plain accumulation would compute a separate loss for each part, with fewer negatives and other batch statistics. Here
+the networks process the parts without gradient, the loss is computed from all latents together, and each part is
+processed once more to propagate the gradients of its latents. The step equals that of the whole batch up to rounding,
+for one more forward pass.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sentences for whoever watches a run that goes wrong: each once, while there is time to stop it."""
+"""Warnings during a run whose health measures are bad; each is given once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from viewalign.training.state import TrainingState
 
 
 class Alerts:
-    """Reports figures that turned bad.
+    """Reports health measures that became bad.
 
     Args:
-        say: takes a sentence.
+        say: called with a message.
         precision: of the run; fp16 skips some steps by design.
     """
 
@@ -21,14 +21,14 @@ class Alerts:
         self._reported = set[str]()
 
     def features(self, step: int, figures: Mapping[str, float]) -> None:
-        """Look at the figures of the health panel."""
+        """Check the figures of the health panel."""
         for measure in health.MEASURES:
             value = figures.get(measure.name)
             if value is not None and measure.level(value) == "bad":
                 self._report(step, measure, value)
 
     def loss(self, position: TrainingState, loss: float | None) -> None:
-        """Look at the mean loss of a row of the log, and at how many steps were skipped so far."""
+        """Check the mean loss of a log row, and the number of skipped steps."""
         if loss is not None:
             first = position.first_loss = loss if position.first_loss is None else position.first_loss
             if health.loss_level(first, loss) == "bad":

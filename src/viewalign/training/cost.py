@@ -58,7 +58,7 @@ def step_flops(recipe: Recipe) -> float:
 
 
 def remedies(recipe: Recipe, precision: str, processes: int = 1) -> list[Remedy]:
-    """Return settings that need less memory, each with the peak bytes of a step simulated with it alone."""
+    """Return settings that need less memory, each with the simulated peak bytes of a step with only this change."""
     found = []
     for settings in _smaller(recipe, processes):
         try:

@@ -1,4 +1,4 @@
-"""Data loading of a run: split of subjects, batches from any step on, workers, unreadable volumes."""
+"""Data loading of a run: split of subjects, batches from any step, workers, unreadable volumes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSou
 
 _FEWEST, _MOST, _NONE_BELOW = 5, 200, 20
 _POLL = 10
-"""Seconds after which a loader that waits for a batch looks whether its workers live."""
+"""Seconds after which a loader that waits for a batch checks whether its workers are alive."""
 _TIME_LIMIT = 1800
-"""Seconds that a batch may take to be read by workers; then the run ends instead of waiting for ever."""
+"""Longest time in seconds to read a batch; then the run ends instead of waiting forever."""
 _SOCKET_NAME = 30
-"""Characters that Python adds to its temporary folder for the address of a socket, rounded up."""
+"""Number of characters that Python appends to its temporary folder for a socket's address, rounded up."""
 _SOCKET_ADDRESS = 104
-"""Characters that the address of a socket may have; Linux takes a few more."""
+"""Largest number of characters of a socket's address; Linux allows a few more."""
 _REVIVALS = 10
 """Deaths of workers in a row without a step after which the run stops."""
 _LOST = (ConnectionError, EOFError, FileNotFoundError)
@@ -82,7 +82,7 @@ def number_subjects(names: Sequence[str]) -> NDArray[np.int64]:
 
 
 def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Split:
-    """Hold out a share of the subjects, at least 5 and at most 200, but none of fewer than 20."""
+    """Hold out a fraction of the subjects, at least 5 and at most 200; none if there are fewer than 20."""
     everyone = np.unique(subjects)
     every = np.arange(len(subjects))
     if share == 0 or len(everyone) < _NONE_BELOW:
@@ -94,7 +94,7 @@ def split_by_subject(subjects: NDArray[np.int64], share: float, seed: int) -> Sp
 
 
 def split_of(names: Sequence[str], held_out: AbstractSet[str] | None, share: float, seed: int) -> Split:
-    """Hold out the validation subjects of the dataset, or a share of all subjects if it has none.
+    """Hold out the validation subjects of the dataset, or a fraction of all subjects if it has none.
 
     Args:
         names: subject of each volume.
@@ -163,7 +163,7 @@ def batches(
 
 
 def _within_limit(reading: Iterator[Samples], step: int) -> Iterator[Samples]:
-    """Yield batches; a loader's own time limit cannot do this, for it looks after its workers only when that is over.
+    """Yield batches with a time limit; a loader's own limit is not usable: it checks its workers only afterwards.
 
     Raises:
         UserError: a batch takes too long.
@@ -179,7 +179,7 @@ def _within_limit(reading: Iterator[Samples], step: int) -> Iterator[Samples]:
                 continue
             raise UserError(
                 f"No batch was read within {_TIME_LIMIT} s before step {step + 1}. The file system of the store does "
-                "not answer, or the machine has stopped the readers. The last checkpoint stays; continue with --resume."
+                "not respond, or the readers were suspended. The last checkpoint is kept; resume with --resume."
             ) from None
         if samples is None:
             return
@@ -188,12 +188,12 @@ def _within_limit(reading: Iterator[Samples], step: int) -> Iterator[Samples]:
 
 
 def use_short_socket_folder() -> None:
-    """Let readers make their sockets in another temporary folder where $TMPDIR is too long for the address of one.
+    """Create the readers' sockets in another temporary folder if $TMPDIR is too long for a socket's address.
 
-    Batches come through sockets whose addresses are paths. A reader that cannot make one would never answer.
+    Batches are sent through sockets whose addresses are paths. A reader that cannot create one would never respond.
 
     Raises:
-        UserError: no other folder can be written.
+        UserError: no other folder is writable.
     """
     config: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     used = config.get("tempdir") or f"{tempfile.gettempdir()}/pymp-12345678"
@@ -205,7 +205,7 @@ def use_short_socket_folder() -> None:
             atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
             return
     raise UserError(
-        f"TMPDIR={tempfile.gettempdir()} is too long: readers make sockets there, whose addresses may have "
+        f"TMPDIR={tempfile.gettempdir()} is too long: readers create sockets there, whose addresses may have at most "
         f"{_SOCKET_ADDRESS} characters. Set TMPDIR to a shorter folder, or runtime.workers=0."
     )
 
@@ -238,7 +238,7 @@ def _worker_deaths_only_while_reading() -> Iterator[None]:
 
 
 def _init_worker(worker: int) -> None:  # noqa: ARG001
-    """Leave signals to the run, and be silent when the run has ended."""
+    """Leave signals to the run, and print nothing when the run has ended."""
     leave_signals_to_the_run()
     sys.excepthook = _report_worker_error
 
@@ -250,7 +250,7 @@ def _report_worker_error(kind: type[BaseException], problem: BaseException, trac
 
 
 def worker_count(setting: int | str, on_gpu: bool, cores: int, processes: int = 1, allowed: int | None = None) -> int:
-    """Return the number of workers per process: on a GPU its share of the cores, on a CPU 1 if a core is free.
+    """Return the number of workers per process: on a GPU its share of the cores; on a CPU 1 if a core is free.
 
     Args:
         setting: a number, which is returned, or `auto`.
@@ -272,7 +272,7 @@ class UnreadableVolumes:
 
     Args:
         volumes: number of training volumes.
-        allowed: share of them that may be excluded, `runtime.lost_share`.
+        allowed: fraction of them that may be excluded, `runtime.lost_share`.
     """
 
     def __init__(self, volumes: int, allowed: float) -> None:
@@ -292,7 +292,7 @@ class UnreadableVolumes:
         return fresh
 
     def check(self) -> None:
-        """Check the share of excluded volumes.
+        """Check the fraction of excluded volumes.
 
         Raises:
             UserError: more than the allowed share.

@@ -52,7 +52,7 @@ class MachineInfo:
         cpu_units: the CPU's units for bfloat16, see `utils.precision.cpu_units`.
         shm: free bytes in /dev/shm, None if there is none.
         open_files: limit of open files per process, None if unknown.
-        folders: that were asked for.
+        folders: the requested ones.
     """
 
     torch: str

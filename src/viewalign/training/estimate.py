@@ -1,4 +1,4 @@
-"""What a preparation and a pretraining will cost, before anything is written."""
+"""Estimates of the cost of preparation and pretraining, before anything is written."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ if TYPE_CHECKING:
     from viewalign.utils.precision import Precision
 
 _EFFICIENCY = 0.75  # of bare convolutions; 155 of 200 GFLOP/s in the released code's steps
-_SIMULATED = (
-    "tensors of one step counted on a simulated GPU (what CUDA and cuDNN need beside, taken as 1.5 GB, is not measured)"
-)
-_TRIED_SECONDS = 8.0  # a step that takes less is tried instead of computed
+_SIMULATED = "tensors of one step counted on a simulated GPU (plus an assumed 1.5 GB for CUDA and cuDNN)"
+_TRIED_SECONDS = 8.0  # a step that takes less is timed instead of computed
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the estimate: what, how much in words, and where it comes from."""
+    """One line of the estimate: quantity, value in words, and basis."""
 
     what: str
     value: str
@@ -44,11 +42,11 @@ class EstimateSettings(Recipe):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What it will cost.
+    """An estimate of the cost.
 
     Attributes:
         settings: of the preparation, in words.
-        preparation, pretraining: lines for a person.
+        preparation, pretraining: lines to print.
         facts: all figures as plain data.
     """
 
@@ -67,11 +65,11 @@ def estimate(
         source: a catalogue or a folder of images.
         recipe: a recipe's name or file.
         values: settings of `EstimateSettings`.
-        say: takes a sentence for each setting of the recipe's file that has no effect.
-        report: takes what is being done, how many are done, and how many there are.
+        say: called with a message for each setting of the recipe's file that has no effect.
+        report: called with the current work, the number done, and the total.
 
     Raises:
-        UserError: settings that do not fit, no images, or a GPU whose speed is not known.
+        UserError: invalid settings, no images, or a GPU of unknown speed.
     """
     from viewalign.data.inputs import catalogue_of, stored_settings
     from viewalign.recipes.loading import load
@@ -121,7 +119,7 @@ def _preparation(
     }
     headers = "all headers" if survey.factor == 1 else f"{survey.looked_at:,} headers at random"
     tried = f"{trial.images} images prepared in memory" if trial.images else "no image could be prepared"
-    memory = f"{_bytes(facts['worker_memory_bytes'])} a worker, {_bytes(memory_bytes())} here"
+    memory = f"{_bytes(facts['worker_memory_bytes'])} per worker, {_bytes(memory_bytes())} on this machine"
     sides = "×".join(map(str, view))
     reasons = [Line("", reason, "") for reason in facts["reasons"]]
     return [
@@ -161,10 +159,10 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
         "gpus": {},
     }
     counted = "counted on the recipe's networks" + (
-        "" if recipe.method == "cva" else ", the method's own heads left out"
+        "" if recipe.method == "cva" else ", without the method's own heads"
     )
     lines = [
-        Line("Step", f"{flops / 1e12:.2f} TFLOP, {recipe.steps:,} of them", counted),
+        Line("Step", f"{flops / 1e12:.2f} TFLOP, {recipe.steps:,} steps", counted),
         Line(f"On {where}", _time(facts["here"]["seconds"]), source),
         Line("", f"{_bytes(peaks[precision])} of memory ({precision})", _SIMULATED),
     ]
@@ -198,7 +196,7 @@ def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> t
 
 
 def _step_here(recipe: Recipe, flops: float, precision: Precision) -> tuple[float, str]:
-    """Return the seconds of a step on this machine and how they are known."""
+    """Return the seconds of a step on this machine and their basis."""
     from viewalign.training.throughput import measured_flops, measured_step
 
     bare = measured_flops(precision)

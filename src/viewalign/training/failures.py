@@ -1,4 +1,4 @@
-"""One process's failure ends all processes of a run, each with the sentence that says why."""
+"""The failure of one process ends all processes of a run; each reports the reason."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from viewalign.utils.memory import gigabytes, is_out_of_memory, stated
 _KEY = "viewalign/failure"
 _POLL = 0.5
 _LINGER = 2.0
-"""Seconds that a failed process stays after its announcement, so that the others read it before connections close."""
+"""Seconds for which a failed process continues, so that the others read its message before connections close."""
 
 _PATIENCE = 20.0
-"""Seconds after which a process that still waits for a failed one is ended: NCCL's waits do not notice its end."""
+"""Seconds after which a process that still waits for a failed process is ended: NCCL does not detect its end."""
 
 
 class Failures:
     """Announces a failure to the other processes, through the store by which their group was formed.
 
     Attributes:
-        sentence: what another process announced; "" as long as none has.
+        sentence: the message of another process; "" if there is none.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Failures:
             self._thread.join()
 
     def announce(self, sentence: str) -> None:
-        """Make a failure of this process known to the others."""
+        """Announce a failure of this process to the others."""
         if self._store is not None:
             self._done.set()
             self._store.set(_KEY, f"process {distributed.rank()} of {distributed.world_size()}: {sentence}")
@@ -78,11 +78,11 @@ class Failures:
 
 @contextmanager
 def shortage_reported(recipe: Recipe, failures: Failures) -> Iterator[None]:
-    """Turn memory that ran out in a run into a sentence, in every process.
+    """Turn exhausted memory into a `UserError` in every process.
 
     Args:
         recipe: settled, so that its precision is known.
-        failures: takes the sentence to the other processes.
+        failures: sends the message to the other processes.
 
     Raises:
         UserError: memory ran out.
@@ -99,8 +99,8 @@ def shortage_reported(recipe: Recipe, failures: Failures) -> Iterator[None]:
 
 
 def needs(recipe: Recipe, world: int) -> str:
-    """Return in words what a step of a recipe needs in one of `world` processes, and which settings need less."""
-    from viewalign.training.cost import remedies  # a run that does not fail need not load these
+    """Return in words the memory of a step in one of `world` processes, and the settings that need less."""
+    from viewalign.training.cost import remedies  # imported only on failure
     from viewalign.training.simulation import simulated_peak
 
     views, size = round(requirements_of(recipe).images), "×".join(map(str, recipe.views.patch_size))
@@ -109,9 +109,9 @@ def needs(recipe: Recipe, world: int) -> str:
     try:
         peak = simulated_peak(recipe, recipe.runtime.precision, world)
         found = remedies(recipe, recipe.runtime.precision, world)
-    except Exception:  # whatever it is, the shortage must be reported; only the figures are lost
+    except Exception:  # the shortage must be reported in any case, if without figures
         less = "runtime.recompute, runtime.accumulate, batch, views.patch_size"
         return f"Requested: {step}. Settings that need less: {less}."
     less = ", ".join(f"{one.setting} {gigabytes(one.bytes)}" for one in found if one.bytes < peak)
-    advice = f" With {less}. runtime.* leave the loss as it is and may be changed with --resume." if less else ""
+    advice = f" With {less}. runtime.* do not change the loss and may be changed with --resume." if less else ""
     return f"Requested: {step}, which needs {gigabytes(peak)} (simulated; libraries need some more).{advice}"

@@ -1,4 +1,4 @@
-"""Starting the processes of a run, and agreeing on what one of them decides."""
+"""Starting the processes of a run, and sharing the decisions of the first process."""
 
 from __future__ import annotations
 
@@ -24,43 +24,44 @@ from viewalign.utils.precision import choose_device
 from viewalign.weights.run_folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
-"""What a collective says when another process has ended."""
+"""Messages of a collective after another process has ended."""
 
 _FIRST_PROCESS = "VIEWALIGN_FIRST_PROCESS"
-"""Tells the processes that a run starts who started them, from their first line on."""
+"""Environment variable with the process that started the others."""
 
 
 def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = True) -> tuple[Recipe, Fabric]:
-    """Start the processes that a recipe asks for and settle what it leaves to the machine.
+    """Start the processes of a recipe and choose the settings that depend on the machine.
 
     Args:
         recipe: all settings.
-        group: how many volumes the method sees together.
-        idle: whether some parameters get no gradient, so that processes must find out which.
-        repeats: whether torch has deterministic algorithms for all that the method computes.
+        group: number of volumes that the method processes together.
+        idle: whether some parameters get no gradient, so that processes must find them.
+        repeats: whether torch has deterministic algorithms for all operations of the method.
 
-    Under torchrun or SLURM the processes are there already; else this one starts the others by its own command line.
+    Under torchrun or SLURM the processes already exist; otherwise this process starts the others with its own command
+    line.
 
     Raises:
-        UserError: a batch that does not divide over the processes, or a device that is not there.
+        UserError: a batch that is not divisible by the number of processes, or a missing device.
     """
     runtime = recipe.runtime
     world = runtime.gpus * runtime.nodes
     if recipe.batch % world:
         fits = recipe.batch // world * world or world
         raise UserError(
-            f"batch={recipe.batch} does not divide over {world} processes (runtime.gpus × runtime.nodes); "
-            f"take batch={fits} or {fits + world}."
+            f"batch={recipe.batch} is not divisible by {world} processes (runtime.gpus × runtime.nodes); "
+            f"use batch={fits} or {fits + world}."
         )
     share = recipe.batch // world
     if share % runtime.accumulate:
         raise UserError(
-            f"runtime.accumulate={runtime.accumulate} does not divide the {share} volumes that each process has "
-            f"(batch={recipe.batch} over {world}); take a divisor of {share}."
+            f"runtime.accumulate={runtime.accumulate} does not divide the {share} volumes of each process "
+            f"(batch={recipe.batch} over {world}); use a divisor of {share}."
         )
     if share // runtime.accumulate % group:
         raise UserError(
-            f"{recipe.method} sees volumes in groups of {group}: batch={recipe.batch} must be a multiple of "
+            f"{recipe.method} processes volumes in groups of {group}: batch={recipe.batch} must be a multiple of "
             f"{group * world * runtime.accumulate} (runtime.gpus × runtime.nodes × runtime.accumulate × {group})."
         )
     first = os.environ.pop(_FIRST_PROCESS, None)
@@ -72,7 +73,7 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
         accelerator = choose_device()
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "runtime.device=cuda, but torch finds no GPU here (see `viewalign doctor`). Set it to auto or cpu."
+            "runtime.device=cuda, but torch detects no GPU (see `viewalign doctor`). Set it to auto or cpu."
         )
     arithmetic.allow_tf32(runtime.tf32)
     chosen = arithmetic.settle(runtime.precision, accelerator).precision
@@ -85,7 +86,7 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
         )
     except (RuntimeError, ValueError) as problem:
         raise UserError(
-            f"runtime.device={runtime.device} with runtime.gpus={runtime.gpus} cannot be had here: "
+            f"runtime.device={runtime.device} with runtime.gpus={runtime.gpus} is not available here: "
             f"{str(problem).splitlines()[0]}"
         ) from None
     with _announce_first_process():
@@ -96,9 +97,9 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
 
 @contextmanager
 def _announce_first_process() -> Iterator[None]:
-    """Tell the processes that are started meanwhile who starts them.
+    """Set the parent process in the environment of the processes that are started meanwhile.
 
-    They cannot ask later: a parent that died while they came up is not their parent any more.
+    They cannot determine it later: a parent that died during their start is not their parent any more.
     """
     os.environ[_FIRST_PROCESS] = str(os.getpid())
     try:
@@ -108,12 +109,12 @@ def _announce_first_process() -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process within seconds of the one that started it: a collective would wait for it for half an hour."""
+    """End this process within seconds of its parent: a collective would wait for the parent for half an hour."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        print("The first process of the run has ended; this one ends too.", file=sys.stderr, flush=True)
+        print("The first process of the run has ended; this process ends too.", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
@@ -122,33 +123,33 @@ def _end_with(parent: int) -> None:
 def _prepare_torch(threads: int, deterministic: bool, repeats: bool) -> None:
     if threads:
         torch.set_num_threads(threads)
-    # Every step has the same shapes, so that cuDNN's search for the fastest kernels is paid once, as in nnU-Net.
+    # Every step has the same shapes, so that cuDNN searches for the fastest kernels once, as in nnU-Net.
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Where it only warns, attention takes the faster gradient, which does not repeat, though torch has another.
+        # With warnings only, attention would use its faster, non-deterministic gradient, although torch has another.
         torch.use_deterministic_algorithms(True, warn_only=not repeats)
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _check_agreement(chosen: arithmetic.Precision) -> None:
-    """Refuse machines of different kinds, whose processes would compute in different precisions.
+    """Reject different machines whose processes would compute in different precisions.
 
     Raises:
-        UserError: they would; raised in every process.
+        UserError: the precisions differ; raised in every process.
     """
     found = sorted(set(distributed.gather_objects(chosen)))
     if len(found) > 1:
         raise UserError(
             "The machines of this run differ: with runtime.precision=auto they would compute in "
-            f"{' and '.join(found)}. Set runtime.precision to one that all of them have."
+            f"{' and '.join(found)}. Set runtime.precision to a precision that all of them support."
         )
 
 
 @contextmanager
 def report_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[None]:
-    """Turn the failure of a collective, when another process has ended, into a sentence.
+    """Turn the failure of a collective after the end of another process into a `UserError`.
 
     Raises:
         UserError: another process of the run ended.
@@ -160,15 +161,15 @@ def report_lost_processes(folder: RunFolder, failures: Failures) -> Iterator[Non
             raise
         raise UserError(
             failures.sentence
-            or "Another process of this run ended unexpectedly (its message, if it left one, stands above). The last "
-            f"checkpoint in {folder.checkpoints} is intact; --resume continues from it."
+            or "Another process of this run ended unexpectedly (see its message above, if any). The last "
+            f"checkpoint in {folder.checkpoints} is intact; resume from it with --resume."
         ) from None
 
 
 def destroy_process_group() -> None:
-    """Take the group of processes apart while Python still runs; all of them call it, at the end of a run.
+    """Destroy the process group while Python still runs; all processes call this at the end of a run.
 
-    Left to the end of the interpreter, threads of the group were once in a while caught at work, and a run that had
+    At the end of the interpreter, threads of the group were sometimes still active, and a run that had
     written everything ended with SIGABRT.
     """
     if distributed.world_size() > 1:
@@ -177,10 +178,10 @@ def destroy_process_group() -> None:
 
 @contextmanager
 def lock_run_folder(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
-    """Hold the run's folder on the first process; a refusal is raised by all alike.
+    """Lock the run's folder in the first process; an error is raised in all processes.
 
     Raises:
-        UserError: another run is at work in it.
+        UserError: another run uses it.
     """
     with ExitStack() as stack:
         problem = ""
@@ -194,7 +195,7 @@ def lock_run_folder(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
 
 
 def _raise_on_all(fabric: Fabric, problem: str) -> None:
-    """Raise on all processes what the first one refuses, if anything: one that went on would wait for the others."""
+    """Raise an error of the first process in all processes; otherwise the others would wait for it."""
     if fabric.world_size > 1:
         problem = fabric.broadcast(problem)
     if problem:
@@ -202,7 +203,7 @@ def _raise_on_all(fabric: Fabric, problem: str) -> None:
 
 
 def open_run_folder(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
-    """Open the run's folder on the first process and send it to the others; an error is raised by all alike."""
+    """Open the run's folder in the first process and send it to the others; an error is raised in all processes."""
     folder, problem = RunFolder.of(recipe), ""
     if fabric.is_global_zero:
         try:
@@ -217,7 +218,7 @@ def open_run_folder(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFo
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Let an import of a module fail for a while, unless it has been imported."""
+    """Make an import of a module fail temporarily, unless it has been imported."""
     if module in sys.modules:
         yield
         return

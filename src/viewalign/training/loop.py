@@ -1,4 +1,4 @@
-"""The loop of pretraining, in the open: read, build views, step, update, and now and then look, save and validate."""
+"""The training loop: read, build views, step, update; at intervals measure, save and validate."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from viewalign.weights.files import check_finite
 from viewalign.weights.run_folder import RunFolder
 
 Probe = Callable[[Backbone], dict[str, float]]
-"""Evaluates the present encoder; leaves it and every generator as they were."""
+"""Evaluates the current encoder without changing it or any random generator."""
 
 
 class Trainer:
@@ -44,13 +44,13 @@ class Trainer:
 
     Args:
         fabric: device, precision and processes.
-        method: what is trained; the loop knows only its contract.
+        method: the method to train; the loop uses only its interface.
         optimizer: over the method's parameters.
         feed: batches.
         recipe: settings of the loop.
         folder: the run's folder.
-        facts: what the log's first row says of the run's data.
-        preparation: how the store's images were prepared, which exports state.
+        facts: facts about the run's data for the log's first row.
+        preparation: preprocessing of the store's images, for exports.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trainer:
         self.exact = precision == "fp64"
         self.autocast, self.scaler = partial(autocast, kind, precision), gradient_scaler(kind, precision)
         method = method.double() if self.exact else method
-        # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32 on the way in.
+        # Not `fabric.setup`: its wrapper would cast the float64 affines of a batch to float32.
         self.wrapped = fabric.strategy.setup_module(fabric.to_device(method))
         self.optimizer = optimizer
         self.position, self.averages = TrainingState(), MetricAccumulator()
@@ -89,7 +89,7 @@ class Trainer:
         self._damage.append(sentence)
 
     def run(self, stop: StopRequest | None = None) -> bool:
-        """Train to the last step; returns False where a signal ended the run early. All is saved either way."""
+        """Train to the last step; returns False if a signal ended the run early. The state is saved in both cases."""
         stop = stop or StopRequest()
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
@@ -131,16 +131,16 @@ class Trainer:
         if not self.save():
             raise UserError(
                 f"The last checkpoint of {self.folder.root} could not be written. Free some space; "
-                "--resume continues from the one before."
+                "--resume resumes from the previous one."
             )
 
     def last_words(self) -> str:
-        """Say where the run can be resumed, for one that hangs and must be ended as it is."""
+        """Return where the run can be resumed, for a run that hangs and is ended without saving."""
         saved = checkpoints.steps(self.folder.checkpoints)
         newest = f"The newest checkpoint is that of step {saved[-1]}" if saved else "There is no checkpoint yet"
         return (
             f"At step {self.position.step} of {self.recipe.steps}. {newest}, in {self.folder.checkpoints}; "
-            "--resume continues from it."
+            "--resume resumes from it."
         )
 
     def _build(self, samples: Samples, plain: bool = False) -> ViewBatch:
@@ -148,9 +148,9 @@ class Trainer:
         return batch.double() if self.exact else batch
 
     def _any(self, stop: bool) -> bool:
-        """Return whether any process is to stop: all end after the same step.
+        """Return whether any process should stop; all end after the same step.
 
-        With several processes the answer is that of the step before: to read the present one would wait for a GPU.
+        With several processes this is the result of the previous step: reading the current one would wait for a GPU.
         """
         if self.fabric.world_size == 1:
             return stop
@@ -167,21 +167,21 @@ class Trainer:
         return self.position.step % every == 0 or self.position.step == self.recipe.steps
 
     def _train_step(self, samples: Samples, batch: ViewBatch) -> None:
-        """Do one step; a loss or gradient that is not finite changes nothing but the count of skipped steps."""
+        """Run one step; if the loss or gradient is not finite, only the count of skipped steps changes."""
         self._note_unreadable(samples)
         position, settings = self.position, self.recipe.optim
         return_diagnostics = position.step % self.recipe.log.health_every == 0 or position.step == self.recipe.steps - 1
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
         result = self._loss_and_gradients(batch, return_diagnostics)
-        # After this step is queued: a GPU stays busy while the CPU reads whether the update before was made.
+        # After this step is queued, so that the GPU is busy while the CPU reads whether the previous update was made.
         self._settle()
         rate = optimizers.learning_rate(
             position.updates, self.recipe.steps, settings.lr, settings.warmup_steps, settings.power
         )
         optimizers.set_learning_rate(self.optimizer, rate)
         self.scaler.unscale_(self.optimizer)
-        # Gradients are means over all processes, so every process comes to the same verdict.
+        # Gradients are means over all processes, so every process gets the same result.
         norm = optimizers.clip_gradients(self.method, settings.clip)
         read = update_if_finite(self.method, self.optimizer, norm, position.updates + 1)
         self.scaler.update()
@@ -193,7 +193,7 @@ class Trainer:
             self._examine(samples, result)
 
     def _settle(self) -> None:
-        """Count the latest update, or its step as skipped; whatever is written or saved comes after this."""
+        """Count the latest update, or its step as skipped; called before anything is written or saved."""
         if self._pending is None:
             return
         update, self._pending, position = self._pending, None, self.position
@@ -219,7 +219,7 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, batch: ViewBatch, return_diagnostics: bool) -> StepResult:
-        """Return a batch's result without gradient, in the parts in which training sees it."""
+        """Return a batch's result without gradient, computed in the same parts as in training."""
         parts = self.recipe.runtime.accumulate
         if parts > 1:
             return accumulate.evaluate_in_parts(self.method, batch, parts, self.autocast, return_diagnostics)
@@ -234,16 +234,16 @@ class Trainer:
         self._event("skipped", {"gradient_norm": str(norm), "volumes": volumes, "not_finite": suspects})
         if position.skipped_in_a_row >= self.recipe.runtime.bad_steps:
             raise UserError(
-                f"{position.skipped_in_a_row} steps in a row gave a loss or gradient that is not finite, the last with "
-                f"{_named(suspects or volumes, self.feed.name_of)}. Look at these volumes, lower optim.lr, or set "
+                f"{position.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last with "
+                f"{_named(suspects or volumes, self.feed.name_of)}. Inspect these volumes, lower optim.lr, or set "
                 "runtime.precision=fp32."
             )
 
     def _examine(self, samples: Samples, result: StepResult) -> None:
         """Write the health panel's figures and refresh the report's pictures.
 
-        Pictures are of the same views without changes of intensity, which hide what a person looks for; every process
-        takes part, since the heads' statistics need all of them.
+        Pictures show the same views without intensity transforms, which would hide details; every process
+        takes part, because the heads' batch statistics need all of them.
         """
         if self.fabric.is_global_zero:
             figures = health.measure(result.features)
@@ -265,7 +265,7 @@ class Trainer:
             self.progress_line.say(f"The report's pictures could not be written ({problem}); training continues.")
 
     def _validate(self, batches: Iterator[Samples]) -> None:
-        """Measure the loss on held-out subjects, always on the same views and masks."""
+        """Compute the loss on held-out subjects, always on the same views and masks."""
         self._settle()
         self.method.eval()
         averages = MetricAccumulator()
@@ -278,7 +278,7 @@ class Trainer:
             self.save()
 
     def _probe(self) -> None:
-        """Let the main process evaluate the encoder on labelled cases; the others wait at the next step."""
+        """Evaluate the encoder on labelled cases in the main process; the others wait at the next step."""
         self._settle()
         if self.probe is not None and self.fabric.is_global_zero:
             figures = self.probe(self.method.encoder())
@@ -304,13 +304,13 @@ class Trainer:
         )
 
     def _note_unreadable(self, samples: Samples) -> None:
-        """Keep what could not be read; one process alone reports it at once, several with the next row of the log."""
+        """Record unreadable volumes; a single process reports them at once, several with the next log row."""
         self.unreadable.meet(samples)
         if self.fabric.world_size == 1:
             self._exclude_unreadable()
 
     def _exclude_unreadable(self) -> None:
-        """Report which volumes are excluded; all processes come to the same result."""
+        """Report the excluded volumes; the result is the same in all processes."""
         for volume, reason in self.unreadable.exclude():
             self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
@@ -325,7 +325,7 @@ class Trainer:
             self.log.row(kind, self.position.step, values)
 
     def save(self) -> bool:
-        """Write a checkpoint; a full disk is reported, and the last good checkpoint stays. Returns success.
+        """Write a checkpoint; a full disk is reported, and the last good checkpoint is kept. Returns success.
 
         Raises:
             UserError: the weights are not finite.
@@ -341,16 +341,16 @@ class Trainer:
             checkpoints.save(folder, self.position.step, state)
         except OSError as problem:
             step = self.position.step
-            self.progress_line.say(f"No checkpoint could be written at step {step} ({problem}); the last one stays.")
+            self.progress_line.say(f"No checkpoint could be written at step {step} ({problem}); the last one is kept.")
             self._event("checkpoint_failed", {"reason": str(problem)})
             return False
         checkpoints.prune(folder, settings.keep_last, settings.keep_every, also=(self.position.best_step,))
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the run needs to resume exactly; nothing of any subject, and no path.
+        """Return the complete state for exact resuming; it contains no data of subjects and no path.
 
-        All processes call it together: each has averages of its own since the last row of the log.
+        All processes call it together: each has separate averages since the last log row.
         """
         self._settle()
         return {
@@ -368,7 +368,7 @@ class Trainer:
         """Continue from a checkpoint's state.
 
         Raises:
-            UserError: it is not of this method and recipe.
+            UserError: it does not belong to this method and recipe.
         """
         fabric = self.fabric
         try:
@@ -385,7 +385,7 @@ class Trainer:
             raise UserError(
                 f"The checkpoint of step {state.get('step')} in {self.folder.checkpoints} does not fit this run "
                 f"({type(problem).__name__}: {' '.join(reason)[:300]}). It was written by another version of viewalign "
-                "or changed since. Rename its folder to resume from the one before."
+                "or changed since. Rename its folder to resume from the previous one."
             ) from None
 
 

@@ -81,7 +81,7 @@ def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer step; on a GPU it may not be known yet whether it was made.
+    """An optimizer step; on a GPU it may not be known yet whether it was applied.
 
     Attributes:
         norm: returns the norm of the gradients; on a GPU it waits until the step is computed.
@@ -99,7 +99,7 @@ class Update:
 def update_if_finite(
     method: Method, optimizer: torch.optim.Optimizer, norm: Tensor, number: int
 ) -> Callable[[], float]:
-    """Make optimizer step `number` (from 1) and the method's `after_update` if `norm` is finite; else change nothing.
+    """Run optimizer step `number` (from 1) and the method's `after_update` if `norm` is finite, else change nothing.
 
     Args:
         method: to be trained.

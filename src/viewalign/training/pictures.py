@@ -82,7 +82,8 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
     rows = rows - rows[counts].mean(0)
     some = rows[counts][:: max(1, int(counts.sum()) // 4096)]
     _, _, axes = torch.linalg.svd(some, full_matrices=False)
-    # The sign of a component is arbitrary; its largest weight is made positive so that pictures of a run compare.
+    # The sign of a component is arbitrary; its largest weight is made positive so that pictures of a run are
+    # comparable.
     axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()
     colours = rows @ axes.T
     few = colours[counts][:: max(1, int(counts.sum()) // 100_000)]

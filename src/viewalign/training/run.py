@@ -47,18 +47,18 @@ from viewalign.weights import checkpoints, initial
 from viewalign.weights.run_folder import RunFolder, keep_precision, write_config
 
 _MISALIGNED = 0.01
-"""Voxels; ten times what any geometry was ever seen to give."""
+"""Voxels; ten times the largest error observed with any exact geometry."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         folder: the run's folder.
-        step, steps: how far it came of how far it shall.
-        signal: the signal that came, or None. One that came in the last step leaves a run finished.
-        first: whether this process reports it; of several, one does.
+        step, steps: steps done, and steps of the whole run.
+        signal: the received signal, or None. A run is finished even if a signal came in its last step.
+        first: whether this process reports the result; one of several does.
     """
 
     folder: RunFolder
@@ -74,12 +74,12 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 for a finished run, and 128 + the signal's number for one that a signal stopped, as shells have it."""
+        """0 for a finished run, and 128 + the signal's number for a run that a signal stopped, as in shells."""
         return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
 
     @property
     def stops_caller(self) -> int | None:
-        """The exit code for a caller that continues after the run, if a signal came, be it in the last step."""
+        """The exit code for a caller that continues after the run, if a signal was received, even in the last step."""
         return None if self.finished and self.signal is None else 128 + (self.signal or signal.SIGTERM)
 
 
@@ -94,11 +94,11 @@ def pretrain(
     Args:
         recipe: all settings; `data` names a prepared store and `out` the run's folder.
         resume: whether to continue from the newest checkpoint in `out`.
-        store: opened already, in place of `data`.
+        store: an open store, instead of `data`.
         probe: evaluates the encoder on the schedule of `validate.probe` (`evaluation.online_probe.make_probe`).
 
     Raises:
-        UserError: something about recipe, store or folder does not fit; said before any work begins.
+        UserError: an invalid recipe, store or folder; raised before training.
     """
     if recipe.validate_.probe is not None and probe is None:
         raise UserError("validate.probe needs `viewalign pretrain`, or pretrain(..., probe=make_probe(recipe)).")
@@ -122,10 +122,10 @@ def pretrain(
 
 
 def _begin(trainer: Trainer, resume: bool) -> None:
-    """Resume from the newest checkpoint, or start from what the recipe names; keep the recipe."""
+    """Resume from the newest checkpoint, or start from the recipe's initial weights; store the recipe."""
     folder, recipe, say = trainer.folder, trainer.recipe, trainer.progress_line.say
     first = trainer.fabric.is_global_zero
-    if recipe.optim.warmup_steps > recipe.steps:  # not refused, for trials of a few steps keep their recipe's warm-up
+    if recipe.optim.warmup_steps > recipe.steps:  # allowed, because short trials keep their recipe's warm-up
         say(
             f"optim.warmup_steps={recipe.optim.warmup_steps} is longer than the run (steps={recipe.steps}): the "
             "learning rate never reaches optim.lr."
@@ -141,10 +141,10 @@ def _begin(trainer: Trainer, resume: bool) -> None:
 
 
 def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
-    """Return the state to resume from; the first process chooses the checkpoint, for all to take the same.
+    """Return the state to resume from; the first process chooses the checkpoint for all.
 
     Raises:
-        UserError: another process cannot read what the first one chose.
+        UserError: another process cannot read the chosen checkpoint.
     """
     fabric, folder = trainer.fabric, trainer.folder.checkpoints
     state = None
@@ -160,17 +160,17 @@ def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
 
 def _open_store(recipe: Recipe) -> Store:
     if not recipe.data:
-        raise UserError("There is no store to pretrain on: name one that `viewalign prepare` has made.")
+        raise UserError("There is no store to pretrain on: name a store written by `viewalign prepare`.")
     store = Store.open(Path(recipe.data))
     if len(store) == 0:
-        raise UserError(f"The store {recipe.data} holds no volumes.")
+        raise UserError(f"The store {recipe.data} has no volumes.")
     return store
 
 
 def assemble(
     recipe: Recipe, requirements: MethodRequirements, store: Store, folder: RunFolder, fabric: Fabric
 ) -> Trainer:
-    """Build method, optimizer and feed, and write down what the run is fed with."""
+    """Build method, optimizer and data feed, and log the facts about the data."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
     _prepare_networks(method, recipe.runtime)
@@ -189,7 +189,7 @@ def assemble(
     check_channels(store, inside, recipe.network.channels)
     split = data.only(data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
-        raise UserError("The filters of `sampling` leave only held-out subjects; nothing is left to train on.")
+        raise UserError("The filters of `sampling` leave only held-out subjects and no training volumes.")
     check_contrast(store, split.train)
     count = len(np.unique(subjects[split.train]))
     if requirements.needs_multiple_subjects and count < 2:
@@ -203,7 +203,7 @@ def assemble(
 
 
 def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
-    """Settle how the networks of a method are computed; none of it changes what they compute."""
+    """Set up how the networks of a method are computed, which does not change their results."""
     for network in (module for module in method.modules() if isinstance(module, Backbone)):
         network.recompute = runtime.recompute
         if runtime.compile:
@@ -218,7 +218,7 @@ def _facts(
     split: data.Split,
     method: torch.nn.Module,
 ) -> dict[str, Any]:
-    """Return what the report says of the run's data and of its own geometry."""
+    """Return facts about the run's data and geometry for the report."""
     return {
         "volumes": len(store),
         "subjects": len(np.unique(subjects)),
@@ -255,24 +255,24 @@ def intensity_config(settings: PhotometricSettings) -> IntensityConfig:
 
 
 def alignment_error(recipe: Recipe) -> float:
-    """Return how far apart, in voxels, the places are that a run with this recipe compares; 0 up to rounding.
+    """Return the distance in voxels between the positions that a run with this recipe compares; 0 up to rounding.
 
     Raises:
-        UserError: it is not, though the geometry is the exact one; nothing that is learnt then could be trusted.
+        UserError: it is not 0 with the exact geometry, so that results could not be trusted.
     """
     if recipe.geometry == "latentcampus":
         return released_error(recipe.views)
     error = ramp_error(recipe.views)
     if error > _MISALIGNED:
         raise UserError(
-            f"Coordinates sent through views and alignment end up {error:.3g} voxels apart instead of 0. This is a "
-            "fault of the program or of this machine's arithmetic: run `viewalign doctor`, and report it."
+            f"Aligned coordinates are {error:.3g} voxels apart instead of 0. This is a "
+            "bug of the program or of this machine's arithmetic: run `viewalign doctor`, and report it."
         )
     return error
 
 
 def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
-    """Send coordinates instead of an image through views and alignment; return the largest error in voxels."""
+    """Sample and align views of coordinates instead of an image; return the largest error in voxels."""
     shape = tuple(min(2 * n, n + 48) for n in views.patch_size)
     ramp = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"))
     worst = 0.0
@@ -288,7 +288,7 @@ def ramp_error(views: ViewSettings, seeds: int = 4) -> float:
 
 
 def released_error(views: ViewSettings, seeds: int = 4) -> float:
-    """Do the same with the released code's geometry, where the error is what it is known for."""
+    """Do the same with the geometry of the released code, whose error is expected."""
     d, h, w = (min(2 * n, n + 48) for n in views.patch_size)
     pairs = [
         sample_latentcampus(make_rng(seed, "ramp"), (d, h, w), view_sampling_config(views)) for seed in range(seeds)

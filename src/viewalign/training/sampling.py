@@ -55,31 +55,31 @@ def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> No
         k = int(others[0])
         raise UserError(
             f"{len(others)} volumes of the store have another number of channels than network.channels={channels}, "
-            f"such as {store.ids[k]} with {int(store.channels[k])}. Set network.channels to what all of them have, or "
-            "prepare 4-D images with frames=volumes."
+            f"such as {store.ids[k]} with {int(store.channels[k])}. Set network.channels to the number "
+            "of channels of all volumes, or prepare 4-D images with frames=volumes."
         )
 
 
 def check_contrast(store: Store, chosen: NDArray[np.int64]) -> None:
-    """Refuse a store whose volumes hold one value each, such as zeros, which teach nothing.
+    """Reject a store whose volumes are constant, such as zeros.
 
-    Volumes are read only where all have the same threshold of foreground, as such a store does, and then three.
+    Three volumes are read, and only if all have the same foreground threshold, as in such a store.
 
     Raises:
-        UserError: the volumes that were read hold one value each.
+        UserError: the volumes that were read are constant.
     """
     if np.ptp(store.foreground_thresholds[chosen]) > 0:
         return
     looked_at = chosen[np.unique(np.linspace(0, len(chosen) - 1, 3).astype(int))]
     if all(_is_constant(store, int(k)) for k in looked_at):
         names = ", ".join(str(store.ids[int(k)]) for k in looked_at)
-        raise UserError(f"The volumes of the store hold one value each (read: {names}); there is nothing to learn.")
+        raise UserError(f"Each volume of the store has one value only (read: {names}); training on it is not possible.")
 
 
 def _is_constant(store: Store, k: int) -> bool:
     try:
         return bool(np.ptp(store.read(k)) == 0)
-    except ExcludedImageError:  # training excludes it, and says why
+    except ExcludedImageError:  # training excludes it and reports the reason
         return False
 
 

@@ -1,7 +1,7 @@
-"""Signals that end a run: its state is saved after the present step, and a run that hangs still comes to an end.
+"""Signals that end a run: its state is saved after the current step, and a run that hangs is ended.
 
-Python runs a handler of a signal only between two of its own instructions. A process that waits in a collective for
-another one that is stopped never comes to that, so that a thread listens as well (`signal.set_wakeup_fd`).
+Python runs a signal handler only between two of its own instructions. A process that waits in a collective for
+a stopped process never gets there; therefore a thread listens as well (`signal.set_wakeup_fd`).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ Item = TypeVar("Item")
 
 _PATIENCE = {"SIGTERM": 25.0, "SIGUSR1": 50.0, "SIGHUP": 50.0}
 """Seconds after which a run that has not reached the end of a step is ended. Schedulers kill 30 s after SIGTERM and
-send SIGUSR1 a minute or more before. Ctrl-C is not among them: whoever presses it sees the run, and may do so again."""
+send SIGUSR1 a minute or more before. Ctrl-C is not included, because it can be pressed again."""
 _LAST_PATIENCE = 5.0
 """Seconds after a second signal."""
 _STEPS = 4
-"""A run whose steps are long has so many times its longest step, if that is more."""
+"""Multiple of the longest step that is allowed instead, if that is more."""
 
 
 class StopWaitingError(Exception):
-    """A signal came while the run waited for data."""
+    """A signal was received while the run waited for data."""
 
 
 class StopRequest:
-    """While entered, remembers the first signal that asks a run to stop, instead of dying of it.
+    """Context that records the first signal that stops a run, instead of ending the process.
 
     Args:
         interrupt_waits: whether a wait for data ends with `StopWaitingError`. With several processes it must not, since
             all of them save together.
-        last_words: returns what to say where the run hangs and is ended without being saved.
+        last_words: returns the message if the run hangs and is ended without saving.
 
     Attributes:
-        signal: the number of the signal that came, or None.
+        signal: the number of the received signal, or None.
     """
 
     def __init__(self, interrupt_waits: bool = True, last_words: Callable[[], str] = lambda: "") -> None:
@@ -53,7 +53,7 @@ class StopRequest:
         self._wakeup_before = -1
 
     def __enter__(self) -> StopRequest:
-        """Take over the signals, where this is the main thread; SIGHUP that is ignored, as under nohup, stays so."""
+        """Install handlers, if this is the main thread; an ignored SIGHUP, as under nohup, is not changed."""
         if threading.current_thread() is not threading.main_thread():
             return self
         for name in ("SIGINT", *_PATIENCE):
@@ -69,7 +69,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back, and let go of the run: a cycle would keep its processes' group until Python ends."""
+        """Restore the handlers and release the run: a cycle would keep its process group until Python ends."""
         self._last_words = str
         if self._sockets is None:
             return
@@ -79,7 +79,7 @@ class StopRequest:
         self._sockets[1].close()  # ends the thread
 
     def beat(self) -> None:
-        """Note that a step begins."""
+        """Record the start of a step."""
         now = time.monotonic()
         self._longest, self._beat = max(self._longest, now - self._beat), now
 
@@ -87,7 +87,7 @@ class StopRequest:
         """Yield from a source of data; a signal ends a wait for it.
 
         Raises:
-            StopWaitingError: a signal came while the source was waited for.
+            StopWaitingError: a signal was received while waiting for the source.
         """
         while True:
             self._waiting = self._interrupt_waits
@@ -110,7 +110,7 @@ class StopRequest:
             raise StopWaitingError
 
     def _listen(self, reading: socket.socket) -> None:
-        """End the process where it does not end by itself in time after a signal."""
+        """End the process if it does not end in time after a signal."""
         first = self._received(reading, None)
         if first is None:
             return
@@ -128,15 +128,15 @@ class StopRequest:
             except TimeoutError:
                 continue
         name = signal.Signals(first).name
-        print(f"{name}: the run waits for something that does not come, and is ended.", file=sys.stderr)
+        print(f"{name}: the run does not respond and is ended.", file=sys.stderr)
         print(self._last_words(), file=sys.stderr, flush=True)
         os._exit(128 + first)
 
     def _received(self, reading: socket.socket, seconds: float | None) -> int | None:
-        """Return the next signal that this object is for; None when it is closed.
+        """Return the next signal for this object; None if it is closed.
 
         Raises:
-            TimeoutError: none came in time.
+            TimeoutError: none was received in time.
         """
         reading.settimeout(seconds)
         while content := reading.recv(1):
@@ -147,7 +147,7 @@ class StopRequest:
 
 
 def leave_signals_to_the_run() -> None:
-    """In a process that a run has started: signals of a terminal or a scheduler, sent to all, are for the run alone."""
+    """Ignore signals in a process started by a run: a terminal's or scheduler's signals to all are for the run."""
     signal.set_wakeup_fd(-1)  # that of the run, inherited
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):

@@ -19,8 +19,8 @@ from viewalign.views.samples import ArraySource, Sample, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
 ANCHOR = (
-    "nnU-Net's ResEnc-L on an A100 (35 h for 250,000 iterations of 2 crops, documentation/resenc_presets.md) taken as "
-    "160³ crops; other cards by the smaller ratio of bf16 arithmetic and memory bandwidth in NVIDIA's data sheets. "
+    "nnU-Net's ResEnc-L on an A100 (35 h for 250,000 iterations of 2 crops, documentation/resenc_presets.md), assumed "
+    "to be 160³ crops; other cards by the smaller ratio of bf16 arithmetic and bandwidth in NVIDIA's data sheets. "
     "No GPU has been measured: expect a factor of two either way"
 )
 _ANCHOR_FLOPS = 33e12
@@ -87,7 +87,7 @@ def card(name: str) -> Card:
     """
     key = name.lower().replace(" ", "")
     if key not in CARDS:
-        raise UserError(f"gpu={name}: no rate is known; there are {', '.join(CARDS)}.")
+        raise UserError(f"gpu={name}: unknown GPU; known are {', '.join(CARDS)}.")
     return CARDS[key]
 
 

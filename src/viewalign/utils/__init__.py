@@ -1,1 +1,1 @@
-"""What every package may use."""
+"""Helpers for all packages."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _ECHOED, _PRINTED = 20, 10
-"""How many lines of a list are shown: of cases on standard error, of files in a command's result."""
+"""Largest number of lines printed for a list: cases on standard error, files in a command's result."""
 EXIT_CODE = 3
 """Some cases were excluded, the others succeeded."""
 
@@ -30,7 +30,7 @@ def exit_if_excluded(excluded: Sequence[tuple[str, str]]) -> None:
 
 
 def echo_first(lines: Sequence[str]) -> None:
-    """Write the first lines of a list to standard error, and how many more there are."""
+    """Write the first lines of a list to standard error, and the number of the others."""
     for line in lines[:_ECHOED]:
         typer.echo(f"  {visible(line)}", err=True)
     if len(lines) > _ECHOED:
@@ -43,7 +43,7 @@ def show_excluded(console: Console, excluded: Sequence[tuple[str, str]]) -> None
 
 
 def print_first(console: Console, lines: Sequence[str], style: str | None = None) -> None:
-    """Print the first lines of a list, and how many more there are."""
+    """Print the first lines of a list, and the number of the others."""
     for line in lines[:_PRINTED]:
         console.print(visible(f"  {line}"), style=style, highlight=False, markup=False, soft_wrap=True)
     if len(lines) > _PRINTED:
@@ -59,7 +59,7 @@ def progress_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[C
 
     Args:
         what: the work, e.g. `Preparing`.
-        note: called for a short text to show behind the bar.
+        note: returns a short text to show after the bar.
     """
     from rich.console import Console
 
@@ -101,7 +101,7 @@ def _lines(what: str, note: Callable[[], str] | None, console: Console) -> Itera
     def report(done: int, total: int) -> None:
         nonlocal last, first
         now = time.monotonic()
-        # The first report comes late, after start-up, or counts what an earlier call has done.
+        # The first report comes after start-up, or counts work of an earlier call.
         first = first or (now, done)
         if now - last < SECONDS_BETWEEN_LINES:
             return
@@ -141,7 +141,7 @@ class ConsoleProgress:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function of (what, done, total) with a progress bar for each `what`; words behind a comma are a note."""
+    """Yield a function of (what, done, total) with a progress bar for each `what`; words after a comma are a note."""
     latest = [""]
     with ExitStack() as stack:
         bars: dict[str, Callable[[int, int], None]] = {}

@@ -1,7 +1,8 @@
-"""Sums and gathers over the processes of a run, with gradients; the identity where there is one process.
+"""Sums and gathers over the processes of a run, with gradients; the identity for a single process.
 
-A rank's loss may depend on what other ranks hold. The backward of a sum is a sum, that of a gather hands each rank the
-gradients that all others have for its part; with DDP's mean over ranks, many processes then equal one (tests/training).
+A rank's loss may depend on the data of other ranks. The backward of a sum is a sum; that of a gather returns to each
+rank the gradients of all ranks for its part. With DDP's mean over ranks, many processes then equal one
+(tests/training).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 
 
 def rank() -> int:
-    """Return this process's number."""
+    """Return the rank of this process."""
     return distributed.get_rank() if world_size() > 1 else 0
 
 
@@ -37,14 +38,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def gather_over_processes(rows: Tensor, dim: int = 0) -> Tensor:
-    """Join every process's part along an axis, in the order of ranks; parts have equal shapes."""
+    """Concatenate the parts of all processes along an axis, in the order of ranks; parts have equal shapes."""
     if world_size() == 1:
         return rows
     return torch.cat(list(all_gather(rows.contiguous())), dim=dim)
 
 
 def gather_objects(mine: T) -> list[T]:
-    """Return what every process holds, in the order of ranks."""
+    """Return the objects of all processes, in the order of ranks."""
     if world_size() == 1:
         return [mine]
     everyone: list[T | None] = [None] * world_size()
@@ -54,7 +55,7 @@ def gather_objects(mine: T) -> list[T]:
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace gradients by their means over all processes, in one message a type of number."""
+    """Replace gradients by their means over all processes, in one message per data type."""
     if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTIAL_PREFIX = ".writing-"
-"""Names of files that are being written begin with this; they end with the name of the finished file."""
+"""Prefix of the names of files that are being written; the name of the finished file follows."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; the file is flushed to disk and renamed when the block succeeds.
 
-    If the block fails, as on a full disk, the previous file stays and the partial file is removed. The name is unique,
+    If the block fails, as on a full disk, the previous file is kept and the partial file is removed. The name is
+    unique,
     so that several processes may write the same file: the last one to finish replaces the others' files.
     """
     with partial_write(path) as partial:
@@ -37,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, and flush it to disk; the caller renames it. A failed one is removed."""
+    """Yield a path beside `path` to write to, and flush it to disk; the caller renames it. It is removed on failure."""
     partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield partial
@@ -57,23 +58,25 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 _LONGEST_NAME = 200
-"""Bytes of a name; file systems take 255, and suffixes are added."""
+"""Longest name in bytes; file systems allow 255, and suffixes are added."""
 
 
 def check_file_name(name: str) -> None:
-    """Refuse a name from a table or file that would be a path of its own once files are named by it.
+    """Check that a name from a table or file is safe as a file name.
 
     Raises:
         UserError: it is empty, leads to another folder, begins with a dot, is too long or has control characters.
     """
     if not name or name.startswith(".") or any(sign in name for sign in "/\\") or not name.isprintable():
-        raise UserError(f"{name!r} cannot name a file: it must have no slash, no control character and no dot in front")
+        raise UserError(
+            f"{name!r} cannot be used as a file name: slashes, control characters and a leading dot are not allowed."
+        )
     if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
-        raise UserError(f"{name[:40]!r}… cannot name a file: it is longer than {_LONGEST_NAME} bytes")
+        raise UserError(f"{name[:40]!r}… cannot be used as a file name: it is longer than {_LONGEST_NAME} bytes.")
 
 
 def visible(text: str) -> str:
-    """Return text of files for a terminal: control characters, which could command it, become escapes such as \\x1b."""
+    """Return text safe for a terminal: control characters are replaced by escapes such as \\x1b."""
     return "".join(sign if sign in "\n\t" or not _is_control(sign) else f"\\x{ord(sign):02x}" for sign in text)
 
 
@@ -89,7 +92,7 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file atomically.
 
-    safetensors' own writer (0.8) makes files that only their owner can read, so that a group could not share weights;
+    safetensors' own writer (0.8) creates files that only their owner can read, which prevents sharing within a group;
     here the umask decides, as for every other file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Locks on folders between processes: they end with their process and name their holder."""
+"""Locks on folders between processes: they are released when their process ends, and name their holder."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from filelock import FileLock, Timeout
 from viewalign.errors import UserError
 
 LOCK = ".run.lock"
-"""File in the folder of a run, a fine-tuning or a store. It stays: removing it would let two processes hold it."""
+"""Lock file in the folder of a run, a fine-tuning or a store. It is kept: removing it would allow two holders."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 _PATIENCE, _PAUSE = 20.0, 0.2
-"""Seconds. Reader processes of a killed process hold its lock until they notice its end, which takes them five."""
+"""Seconds. Reader processes of a killed process hold its lock until they detect its end, which takes five."""
 _log = logging.getLogger(__name__)
 
 
 class BusyError(Exception):
-    """Another process holds the lock; the text is its host and process number."""
+    """Another process holds the lock; the message is its host and process number."""
 
 
 @contextmanager
 def locked(file: Path, patience: float = 0.0, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a lock while the block runs.
 
-    The operating system releases it when the process ends, however it ends, so there are no stale locks. On a file
-    system without locks there is none, and a warning is logged; filelock's replacement by a file that merely exists is
-    not used, because a job that was killed would keep its successor on another node from resuming.
+    The operating system releases it when the process ends for any reason, so that there are no stale locks. On a file
+    system without locks a warning is logged and nothing is locked; filelock's fallback, a file that merely exists, is
+    not used, because a killed job would prevent its successor on another node from resuming.
 
     Args:
         file: created if missing; while the lock is held, it contains host and process number of the holder.
-        patience: seconds to wait for another process; infinity for as long as it takes.
+        patience: seconds to wait for another process; infinity waits without a limit.
         on_wait: called once with host and process number of the other process before waiting for it.
 
     Raises:
@@ -50,13 +50,13 @@ def locked(file: Path, patience: float = 0.0, on_wait: Callable[[str], None] | N
         if problem.errno not in _NO_LOCKS:
             raise
         _log.warning("%s: file system without locks; do not start two processes in this folder", file.parent)
-    with suppress(OSError):  # on a full disk the holder stays unnamed
+    with suppress(OSError):  # on a full disk the holder is not named
         _write_holder(file, f"{socket.gethostname()}, process {os.getpid()}")
     try:
         yield
     finally:
         with suppress(OSError):
-            _write_holder(file, "")  # a folder that is passed on names no machine
+            _write_holder(file, "")  # a folder that is shared names no machine
         lock.release()
 
 
@@ -90,16 +90,16 @@ def _holder(file: Path) -> str:
 
 @contextmanager
 def lock_folder(folder: Path, part: str = "", otherwise: str = "use another folder") -> Iterator[None]:
-    """Hold a folder while a command writes into it: two would mix their files.
+    """Lock a folder while a command writes to it: two commands would mix their files.
 
     Args:
         folder: created if missing.
-        part: name of a part of the work. Parts hold the folder together, each with a name of its own; without a name
-            the folder is held alone.
-        otherwise: what the error message suggests besides waiting.
+        part: name of a part of the work. Parts share the folder, each with its own name; without a name the lock is
+            exclusive.
+        otherwise: alternative to waiting, for the error message.
 
     Raises:
-        UserError: another process is writing into it.
+        UserError: another process is writing to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -124,7 +124,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _part(folder: Path, part: str) -> Iterator[None]:
-    """Hold a part; the folder's own lock is held only while that is acquired, so that others may join."""
+    """Hold the lock of a part; the folder's own lock is held only meanwhile, so that other parts may join."""
     file = folder / f"{LOCK}-{part}"
     with ExitStack() as stack:
         with locked(folder / LOCK, _PATIENCE):

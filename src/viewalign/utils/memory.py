@@ -1,4 +1,4 @@
-"""What is reported when memory runs out: one sentence with what was tried, what there is, and what would need less."""
+"""The error message for exhausted memory: what was requested, what is available, and what would need less."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SIGNS = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
     r"|not enough memory: you tried to allocate|can't allocate memory: you tried to allocate"
 )
-"""What torch reports where memory runs out, on a GPU and on a CPU; a process of nnU-Net's has it in its traceback."""
+"""torch's messages for exhausted memory on a GPU and a CPU; a process of nnU-Net has them in its traceback."""
 
 _GPU = re.compile("CUDA|CUBLAS|CUDNN")
 _TRIED = re.compile(r"ried to allocate ([\d.]+ (?:bytes|[KMGT]i?B))")
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Return whether an exception stands for memory that ran out, on a GPU or on the CPU."""
+    """Return whether an exception means that memory ran out, on a GPU or on the CPU."""
     return (
         isinstance(problem, MemoryError)
         or type(problem).__name__ == "OutOfMemoryError"
@@ -37,7 +37,7 @@ def gigabytes(count: float) -> str:
 
 
 def stated(problem: BaseException) -> str:
-    """Return in words what could not be allocated and what the device has."""
+    """Return in words what could not be allocated and how much memory the device has."""
     tried = _TRIED.search(str(problem))
     size = f"{tried[1]} could not be allocated" if tried else "memory could not be allocated"
     return f"{size}; {_device_memory(problem)}"
@@ -53,11 +53,11 @@ def _device_memory(problem: BaseException) -> str:
 
 @contextmanager
 def reported_out_of_memory(work: str, remedy: str) -> Iterator[None]:
-    """Turn memory that ran out into a sentence; also as a decorator.
+    """Turn exhausted memory into a `UserError`; also a decorator.
 
     Args:
-        work: what was under way, as "embedding a case".
-        remedy: the settings that need less, as a sentence.
+        work: what was running, such as "embedding a case".
+        remedy: settings that need less memory, as a sentence.
 
     Raises:
         UserError: memory ran out.
@@ -67,12 +67,12 @@ def reported_out_of_memory(work: str, remedy: str) -> Iterator[None]:
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-        traceback.clear_frames(problem.__traceback__)  # they hold the tensors of what failed
+        traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the failed call
         raise UserError(f"Out of memory while {work}: {stated(problem)}. {remedy}") from None
 
 
 def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or its control group's where that is less."""
+    """Return the memory that this process may use: the machine's, or its control group's if that is less."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
     return min([whole, *_group_limits()])
 

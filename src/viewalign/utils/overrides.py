@@ -1,4 +1,4 @@
-"""What a user gives for settings: `key=value` read, and sentences for what does not fit."""
+"""Overrides `key=value`, and messages for settings that do not fit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from viewalign.errors import UserError
 
 _SCALARS = {"int", "float", "str", "bool", "none"}
 _LONGEST = 80
-"""Characters of a wrong value that are repeated to the user."""
+"""Longest part of a wrong value that a message repeats, in characters."""
 
 
 def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]:
-    """Read `key=value`; the value is YAML, and `1e-3` a number, which YAML 1.1 reads as text.
+    """Read `key=value`; the value is YAML, except that `1e-3` is a number, which YAML 1.1 reads as text.
 
     Raises:
-        UserError: no `=` in it, or a list or mapping that does not end.
+        UserError: no `=`, or an unclosed list or mapping.
     """
     key, sign, value = text.partition("=")
     if not sign or not key:
@@ -30,11 +30,11 @@ def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]
     except yaml.YAMLError:
         if value.lstrip().startswith(("[", "{")):
             raise UserError(f"The value of '{text}' cannot be read; write lists as key=[32,32,32].") from None
-        return key, value  # text that YAML gives a meaning of its own, such as the pattern *.nii
+        return key, value  # text that has a special meaning in YAML, such as the pattern *.nii
 
 
 def set_nested(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested plain values; what is no group on its way becomes one."""
+    """Set a dotted key in nested plain values; missing groups are created."""
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(tree.get(parent), dict):
@@ -46,7 +46,7 @@ def set_nested(tree: dict[str, Any], key: str, value: Any) -> None:
 def iter_nested(
     tree: Mapping[str, Any], is_value: Callable[[str], bool] = lambda _: False, before: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Yield settings in groups as dotted key and value; `is_value(key)` keeps a group together."""
+    """Yield nested settings as dotted key and value; `is_value(key)` keeps a group as one value."""
     for name, value in tree.items():
         key = before + name
         if isinstance(value, Mapping) and not is_value(key):
@@ -56,7 +56,7 @@ def iter_nested(
 
 
 def diff_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield dotted key, value before and value now of each setting that is not what it was; None where it is not."""
+    """Yield dotted key, value before and value now of each changed setting; None for a missing one."""
     old, new = dict(iter_nested(before)), dict(iter_nested(now))
     for key in dict.fromkeys([*old, *new]):
         if old.get(key) != new.get(key):
@@ -64,7 +64,7 @@ def diff_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known dotted key that is most like a word, or nothing."""
+    """Return ` (did you mean 'x'?)` for the known dotted key that is most similar to a word, or an empty string."""
     names = list(known)
     leaf = word.rsplit(".", 1)[-1]
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
@@ -73,7 +73,7 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def similar(word: str, names: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the name that is spelt most like a word, or nothing; dots are letters."""
+    """Return ` (did you mean 'x'?)` for the name most similar to a word, or an empty string; dots are letters."""
     return _meant(difflib.get_close_matches(word, list(names), n=1, cutoff=0.5))
 
 
@@ -84,16 +84,16 @@ def _meant(found: Sequence[str]) -> str:
 def format_validation_error(
     problem: ValidationError, suggest: Callable[[str], str], prefix: str = "", tags: Collection[str] = ()
 ) -> str:
-    """Say in one sentence a key what does not fit.
+    """Return one sentence per key for a pydantic error.
 
     Args:
-        problem: what pydantic found.
-        suggest: returns ` (did you mean 'x'?)` or nothing for an unknown key.
-        prefix: stands before every key, such as `--` on a command line.
-        tags: kinds by which pydantic tells models apart; they are no part of a key.
+        problem: pydantic's error.
+        suggest: returns ` (did you mean 'x'?)` or an empty string for an unknown key.
+        prefix: written before every key, such as `--` on a command line.
+        tags: tags of pydantic's discriminated unions; they are not part of a key.
 
     Returns:
-        The sentences, with `; ` between them. What each kind of a value would have to be is joined by `, or`.
+        The sentences, joined by `; `. Alternatives for one value are joined by `, or`.
     """
     reasons: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
@@ -102,20 +102,20 @@ def format_validation_error(
         if error["type"] == "extra_forbidden":
             reason = f"there is no setting '{key}'{suggest(key)}"
         elif error["type"] == "missing":
-            reason = f"'{key}' must be given"
+            reason = f"'{key}' is required"
         else:
             message = error["msg"].removeprefix("Value error, ")
             reason = message[:1].lower() + message[1:]
             values.setdefault(key, error["input"])
         if reason not in reasons.setdefault(key, []):
             reasons[key].append(reason)
-    sentences = {key: ", or ".join(told) for key, told in reasons.items()}
+    sentences = {key: ", or ".join(texts) for key, texts in reasons.items()}
     unsaid = {key for key in values if not sentences[key].startswith(key)}
     return "; ".join(_with_value(key, text, values[key]) if key in unsaid else text for key, text in sentences.items())
 
 
 def _key(loc: tuple[int | str, ...], tags: Collection[str]) -> str:
-    """Return the dotted key of a place, up to where pydantic names a member of a union."""
+    """Return the dotted key of an error's location, up to the name of a member of a union."""
     parts = []
     for depth, part in enumerate(map(str, loc)):
         if "[" in part or part in _SCALARS or part.startswith(("function-", "constrained-")):

@@ -1,12 +1,12 @@
-"""What networks compute in: the precision of a device, autocast, the gradient scaler, and TensorFloat-32.
+"""Precision of networks: the choice for a device, autocast, the gradient scaler, and TensorFloat-32.
 
-`auto` follows from what the hardware is, never from a measurement, so that every start and every process of a run
-chooses alike:
+`auto` depends only on the hardware, never on a measurement, so that every start and every process of a run makes the
+same choice:
 
-| device                                  | precision | known from                                                    |
+| device                                  | precision | basis                                                         |
 |-----------------------------------------|-----------|---------------------------------------------------------------|
 | GPU, compute capability 8.0 (Ampere) up | bf16      | NVIDIA's data sheets: tensor cores for bfloat16               |
-| GPU before                              | fp16      | tensor cores for float16 alone; gradients are scaled          |
+| older GPU                               | fp16      | tensor cores for float16 only; gradients are scaled           |
 | CPU with AVX512-BF16                    | bf16      | measured (docs/benchmarks.md): steps 2.0 to 2.7 times as fast |
 | CPU with AMX-BF16                       | bf16      | assumed: a larger unit for the same products                  |
 | any other CPU                           | fp32      | measured (docs/decisions.md): bfloat16 is emulated there      |
@@ -30,24 +30,24 @@ from viewalign.errors import UserError
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 
 BF16_CAPABILITY = (8, 0)
-"""The compute capability from which NVIDIA's GPUs have bfloat16 and TensorFloat-32."""
+"""Smallest compute capability of NVIDIA's GPUs with bfloat16 and TensorFloat-32."""
 
 _CPU_UNITS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
-"""Names of Linux's processor flags, and what the units are called."""
+"""Linux's processor flags and the names of the units."""
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and why it was chosen, in a few words."""
+    """A precision and the reason for it in a few words."""
 
     precision: Precision
     reason: str
 
 
 def settle(requested: str, device: torch.device | str, key: str = "runtime.precision") -> Choice:
-    """Settle a precision for a device.
+    """Choose the precision for a device.
 
     Args:
         requested: auto, fp32, bf16, fp16 or fp64.
@@ -55,7 +55,7 @@ def settle(requested: str, device: torch.device | str, key: str = "runtime.preci
         key: the setting's name in messages.
 
     Raises:
-        UserError: the device cannot compute in it.
+        UserError: the device does not support the precision.
     """
     device = torch.device(device)
     if requested == "auto":
@@ -84,14 +84,14 @@ def choose_for_gpu(name: str, capability: tuple[int, int]) -> Choice:
 
 
 def choose_for_cpu(units: tuple[str, ...]) -> Choice:
-    """Choose for a CPU by its units for bfloat16, as `cpu_units` names them."""
+    """Choose for a CPU by its bfloat16 units, as returned by `cpu_units`."""
     if units:
         return Choice("bf16", f"CPU with {' and '.join(units)}")
     return Choice("fp32", "CPU without AMX-BF16 and AVX512-BF16")
 
 
 def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Return which units for bfloat16 this machine's CPU has; none where the system does not list them."""
+    """Return the bfloat16 units of this machine's CPU; none if the system does not list them."""
     try:
         flags = set(cpuinfo.read_text().split())
     except OSError:
@@ -100,65 +100,65 @@ def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:
-    """Return the context of forward passes: autocast for bf16 and fp16, nothing for fp32 and fp64.
+    """Return the context of forward passes: autocast for bf16 and fp16, no change for fp32 and fp64.
 
     Args:
-        device: a kind of device, such as cuda.
-        precision: settled.
+        device: a device type, such as cuda.
+        precision: as chosen.
     """
     lowered = _HALF.get(precision)
     return nullcontext() if lowered is None else torch.autocast(device, lowered)
 
 
 def gradient_scaler(device: str, precision: str) -> torch.amp.GradScaler:
-    """Return the scaler that keeps float16's gradients from underflow; for other precisions one that does nothing."""
+    """Return a gradient scaler, which is active only for float16."""
     return torch.amp.GradScaler(device, enabled=precision == "fp16")
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Say whether GPUs may round factors of float32 products to TensorFloat-32 (10 bits of mantissa instead of 23).
+    """Set whether GPUs may round factors of float32 products to TensorFloat-32 (10 bits of mantissa instead of 23).
 
-    It holds for convolutions and matrix products alike; torch's own defaults differ (convolutions yes, products no).
-    The older switches are used although torch 2.9 added `fp32_precision`: they set both, and where only the newer ones
-    are set, torch's own readers of the older ones (Fabric, the compiler) raise an error.
+    This applies to convolutions and matrix products; torch's defaults differ between them (convolutions yes, products
+    no). The older switches are used although torch 2.9 added `fp32_precision`: they set both, whereas if only the newer
+    ones are set, code that reads the older ones (Fabric, the compiler) raises an error.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some versions warn of the older switches
+        warnings.simplefilter("ignore")  # some versions warn about the older switches
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
 
 
 DEVICES = ("auto", "cuda", "cpu")
-"""Not Apple's "mps": it has no float64, in which geometry and figures are worked out."""
+"""Without Apple's "mps": it has no float64, which the geometry needs."""
 
 
 def choose_device(name: str = "auto") -> str:
-    """Settle a device: `auto` takes a GPU where there is one, on which float32 then is float32, not TF32.
+    """Choose a device: `auto` uses a GPU if there is one. float32 is then computed without TF32.
 
     Args:
         name: auto, cuda or cpu.
 
     Raises:
-        UserError: a device that is not there.
+        UserError: the device does not exist.
     """
     there = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, found in there.items() if found)
     if name == "mps":
-        raise UserError("Apple's GPUs (mps) have no float64, which is needed here; take cpu.")
+        raise UserError("Apple's GPUs (mps) do not support float64, which is needed here; use device=cpu.")
     if name not in there:
-        raise UserError(f"There is no device {name}; there are {', '.join(DEVICES)}.")
+        raise UserError(f"There is no device {name}; use one of {', '.join(DEVICES)}.")
     if not there[name]:
-        raise UserError(f"There is no {name} device here; take cpu, or leave the device out.")
+        raise UserError(f"This machine has no {name} device; use cpu, or omit the device.")
     allow_tf32(False)
     return name
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a small tensor of the CPU to a device without waiting for the work that is queued there.
+    """Copy a small CPU tensor to a device without waiting for queued work.
 
-    Memory that is not pinned would make the copy wait on a GPU, whatever `non_blocking` says. A tensor that lies on the
-    device already is returned as it is.
+    Without pinned memory the copy would wait for the GPU, even with `non_blocking`. A tensor on the device is returned
+    unchanged.
     """
     if values.device.type == "cpu" and device.type != "cpu":
         values = values.pin_memory()
@@ -166,7 +166,7 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
 
 def read_later(value: Tensor) -> Callable[[], float]:
-    """Start to copy a number to the CPU; the function that is returned waits for this copy alone, and returns it."""
+    """Start copying a number to the CPU; the returned function waits for this copy only, and returns the number."""
     if value.device.type == "cpu":
         return value.item
     copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
@@ -187,15 +187,15 @@ R = TypeVar("R")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32, or in float64 if it is that already."""
+    """Return a tensor in float32, or unchanged if it is float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function outside autocast: geometry, similarity and normalisation need more than 8 bits of mantissa.
 
-    The function itself raises what it is given to float32; this only keeps autocast from lowering it again, on every
-    device that a tensor among its arguments lies on, those in lists and tuples included.
+    The function itself converts its inputs to float32; this only prevents autocast from lowering the precision again,
+    on every device of a tensor among its arguments, including lists and tuples.
     """
 
     @wraps(function)

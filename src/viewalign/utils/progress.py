@@ -1,4 +1,4 @@
-"""How long-running functions report what they do."""
+"""Protocols for the messages and progress of long-running functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of all settings, the types that fields share, and the way from `key=value` to a checked model."""
+"""The base class of all settings, shared field types, and parsing of `key=value` into a checked model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 _DEEPEST = 20
-"""Levels of nesting in a YAML file."""
+"""Largest depth of nesting in a YAML file."""
 
 
 def as_list(value: object) -> object:
-    """Read `a,b` or one value as a list, which YAML gives for `[a,b]` alone."""
+    """Read `a,b` or a single value as a list; YAML itself requires `[a,b]`."""
     if isinstance(value, str):
         return [_scalar(part) for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, list | tuple) else value if value is None else [value]
@@ -34,11 +34,11 @@ def _scalar(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        return text.strip()  # text that YAML gives a meaning of its own, such as the pattern *.nii
+        return text.strip()  # text that has a special meaning in YAML, such as the pattern *.nii
 
 
 def as_triple(value: object) -> object:
-    """Read `a,b,c` or one number for all as a list of three."""
+    """Read `a,b,c`, or one number for all three, as a list of three."""
     parts = as_list(value)
     if isinstance(parts, list) and len(parts) == 1:
         return parts * 3
@@ -52,17 +52,17 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(as_triple)]
-"""Three voxel counts in array order (D, H, W); a single number stands for a cube."""
+"""Three voxel counts in array order (D, H, W); a single number means a cube."""
 Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_triple)]
-"""Three voxel sizes in mm in array order (D, H, W); a single number stands for all."""
+"""Three voxel sizes in mm in array order (D, H, W); a single number applies to all axes."""
 Range = Annotated[tuple[float, float], BeforeValidator(as_list)]
-"""Lower and upper end."""
+"""Lower and upper bound."""
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown keys are rejected. Each field has a description."""
+    """Base class of all settings: frozen; unknown keys are rejected. Each field has a description."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False
@@ -99,11 +99,11 @@ _OTHER_NAMES = {
     "view": "patch_size",
     "wd": "weight_decay",
 }
-"""What other tools call a setting (letters only), so that a habit is answered with the right key."""
+"""Names of settings in other tools (letters only), to suggest the name used here."""
 
 
 def setting_names(model: type[BaseModel], prefix: str = "", groups: bool = False) -> Iterator[str]:
-    """Yield the dotted name of every setting of a model, and with `groups` those of its groups too."""
+    """Yield the dotted name of every setting of a model, and with `groups` also those of its groups."""
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
         below = _models_in(field.annotation)
@@ -123,7 +123,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """Name the setting that a word means: by the habits of other programs, else the one that is spelt most like it."""
+    """Suggest the setting for an unknown word: by its name in other tools, else the most similar name."""
     leaf = word.rsplit(".", 1)[-1].lower().replace("_", "").replace("-", "")
     habit = _OTHER_NAMES.get(leaf)
     same = [name for name in known if habit and f".{name}".endswith(f".{habit}")]
@@ -131,10 +131,10 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` words as nested values; `config=FILE` stands for the settings of a YAML file, below the others.
+    """Read `key=value` words as nested values; `config=FILE` reads a YAML file, which the other words override.
 
     Raises:
-        UserError: a word that is no `key=value`, or a file that holds no settings.
+        UserError: a word that is not `key=value`, or a file that does not contain settings.
     """
     tree: dict[str, Any] = {}
     for key, value in map(read_override, words):
@@ -146,10 +146,10 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def checked(model: type[Model], values: Mapping[str, Any], source: str = "") -> Model:
-    """Check plain values, with dotted keys or in groups; `source` is what a message calls them.
+    """Check plain values, with dotted keys or in groups; `source` names them in messages.
 
     Raises:
-        UserError: an unknown key (the nearest right one is named), or a value that does not fit.
+        UserError: an unknown key (with the closest match), or a value that does not fit.
     """
     try:
         return model.model_validate(nested(values))
@@ -160,7 +160,7 @@ def checked(model: type[Model], values: Mapping[str, Any], source: str = "") -> 
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in groups, where some or all have dotted keys."""
+    """Return settings in groups; any of them may have dotted keys."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         *parents, last = key.split(".")
@@ -172,7 +172,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings laid over those of a base, group by group."""
+    """Return settings merged over those of a base, group by group."""
     out = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
@@ -181,10 +181,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file that must hold settings.
+    """Read a YAML file of settings.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: there is no such file, or it does not contain settings.
     """
     try:
         return parse_yaml(file.read_text(encoding="utf-8"), str(file))
@@ -193,7 +193,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _check_nesting(text: str, source: str) -> None:
-    """Refuse aliases, by which a few lines can stand for a billion values, and settings nested beyond all use.
+    """Reject aliases, with which a few lines can expand to billions of values, and excessive nesting.
 
     Raises:
         UserError: there are some.
@@ -204,14 +204,14 @@ def _check_nesting(text: str, source: str) -> None:
         if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
             what = "an alias (*name)" if isinstance(event, yaml.AliasEvent) else f"more than {_DEEPEST} levels"
             line = event.start_mark.line + 1 if event.start_mark else 0
-            raise UserError(f"{source} has {what} in line {line}, which recipes must not have.")
+            raise UserError(f"{source} has {what} in line {line}, which is not allowed.")
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Read YAML that must hold settings; `source` is what a message calls it.
+    """Read YAML settings; `source` names them in messages.
 
     Raises:
-        UserError: it is no YAML, or something else.
+        UserError: not valid YAML, or no settings.
     """
     try:
         _check_nesting(text, source)
@@ -219,19 +219,19 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except yaml.YAMLError as problem:
         raise UserError(f"{source} is not valid YAML: {problem}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{source} must hold settings as 'key: value' lines.")
+        raise UserError(f"{source} must contain settings as 'key: value' lines.")
     return tree
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of a model as a person reads of it.
+    """The documentation of a field.
 
     Attributes:
         name: dotted.
-        group: heading of those that belong together: the first line of the docstring of the model that declares it.
-        values: what it takes, in words, such as `> 0` or `sgd | adamw`.
-        default: as YAML; empty where a value is required.
+        group: heading of its group: the first line of the docstring of the model that declares it.
+        values: accepted values, in words, such as `> 0` or `sgd | adamw`.
+        default: as YAML; empty if a value is required.
         meaning: its description.
         absent: whether its whole group is absent by default.
     """
@@ -245,7 +245,7 @@ class Setting:
 
 
 def describe(model: type[BaseModel], prefix: str = "", absent: bool = False) -> Iterator[Setting]:
-    """Yield every setting of a model, groups within it after its own."""
+    """Yield every setting of a model; groups follow their parent."""
     groups = []
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
@@ -270,7 +270,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def in_yaml(value: Any) -> str:
-    """Return a value as a line of YAML."""
+    """Return a value as one line of YAML."""
     plain = list(value) if isinstance(value, tuple) else value
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -285,7 +285,7 @@ def _values(field: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """Return in words what an annotation takes."""
+    """Return in words the values that an annotation accepts."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _limited(_kind(inside[0]), inside[1:])
@@ -312,11 +312,11 @@ def _limited(kind: str, metadata: Sequence[Any]) -> str:
 
 
 def commented_yaml(tree: Mapping[str, Any], models: Mapping[str, type[BaseModel]], prefix: str = "") -> str:
-    """Return settings as YAML with each one's meaning in a comment above it.
+    """Return settings as YAML with the meaning of each as a comment above it.
 
     Args:
         tree: plain values, in groups.
-        models: the model of all settings under "", and those of groups that it types as plain mappings.
+        models: the model of all settings under "", and of groups that it types as plain mappings.
         prefix: of the keys of `tree`.
     """
     known = {one.name: one for name, model in models.items() for one in describe(model, name)}

@@ -1,1 +1,1 @@
-"""Views of volumes with exact affines: geometry, resampling, intensity, alignment of features."""
+"""Views of volumes with exact affines: geometry, resampling, intensity transforms, alignment of features."""

@@ -49,6 +49,6 @@ def is_integral(affine: Tensor) -> bool:
 
 
 def is_diagonal(affine: Tensor) -> bool:
-    """Return whether one map (3, 4) flips, scales and shifts each axis by itself."""
+    """Return whether one map (3, 4) flips, scales and shifts each axis separately."""
     linear = affine[:, :3]
     return bool(torch.equal(linear, torch.diag(linear.diagonal())))

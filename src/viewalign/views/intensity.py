@@ -59,7 +59,7 @@ class IntensityParameters:
 
 
 def sample_intensity_parameters(rng: np.random.Generator, config: IntensityConfig) -> IntensityParameters:
-    """Sample one view's parameters; the same numbers are drawn for every config."""
+    """Sample one view's parameters; the same numbers are sampled for every config."""
     chance = rng.random(7)
     values = rng.random(7)
 

@@ -1,8 +1,8 @@
 """The geometry of the code released with the paper (LatentCampus, commit 267c976), for comparison only.
 
 It is written from a description of that code; docs/released-geometry.md lists each difference with its measured effect.
-It is wrong on purpose: views are described by boxes that are not where the crops are, and the boxes are read with the
-first and the last axis exchanged.
+It is intentionally wrong: views are described by boxes that are not where the crops are, and the boxes are read with
+the first and the last axis exchanged.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def sample_latentcampus(
     With views of `p` voxels, a volume of `V` and an overlap of `o = int(p·f)`, the views start at `c + o//2 - p` and
     `c - o//2` around a centre `c`. Which centres are valid is inferred from the published frequencies of the fallback,
     which `p - ⌈o/2⌉ + 1 ≤ c < V - p + ⌈o/2⌉ - 1` reproduces within their error for ten sizes; the exact condition
-    `V ≥ 2p - o` would fall back in 75 % and not in 91 % of draws of 64³ views in 76³. On an axis without a valid centre
-    both views start at 0, and the boxes still claim a shift.
+    `V ≥ 2p - o` would fall back in 75 % and not in 91 % of samples of 64³ views in 76³. On an axis without a valid
+    centre both views start at 0, and the boxes still describe a shift.
     """
     if config.independent:
         raise ValueError("the released code cannot align views that are rotated independently")
@@ -105,7 +105,7 @@ def find_latentcampus_correspondences(
 
 
 def read_boxes(features: Tensor, boxes: Tensor, cells: Size = (7, 7, 7), samples: int = 2) -> Tensor:
-    """Read features (N, C, d, h, w) in relative boxes (N, 2, 3), with the mistakes of the released ROI-Align.
+    """Read features (N, C, d, h, w) in relative boxes (N, 2, 3), with the errors of the released ROI-Align.
 
     Component 0 of a box is used for the last axis and component 2 for the first. Its ends are used as centres of the
     outermost cells. The points, `samples` times `cells` per axis in array order, are averaged to the output size in

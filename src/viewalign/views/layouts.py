@@ -105,7 +105,7 @@ def sample_nested(
 ) -> SampledViews:
     """Sample two large views and the local views inside them: the layout of PCRLv2 (Zhou et al., arXiv:2301.00772).
 
-    All boxes are aligned in one frame; each view is flipped by itself, which does not move its box.
+    All boxes are aligned in one frame; each view is flipped independently, which does not move its box.
 
     Args:
         rng, shape, config, spacing: as for `sample_pair`.

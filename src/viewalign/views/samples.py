@@ -28,7 +28,7 @@ from viewalign.views.sampling import (
 )
 
 _MAX_SUBSTITUTES = 20
-"""Volumes that are tried in place of one that cannot be read before the run stops."""
+"""Largest number of substitutes for a volume that cannot be read before the run stops."""
 _MIN_SHARED = 0.25
 """Least fraction of a pair's lattice that both views and the volume contain."""
 
@@ -202,7 +202,7 @@ class SampleReader(Dataset[Sample]):
         return np.tile(order, repeats)[: self._batch]
 
     def _candidates(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return volumes in random order; of very many only some, so that the cost does not grow with the store."""
+        """Return volumes in random order; of very many only some, so that the cost is independent of the store."""
         limit = 64 * self._batch
         if len(self._volumes) <= limit:
             if self._weights is None:

@@ -1,6 +1,6 @@
 """Random geometry of views: pairs with a known overlap in a shared frame, or single views.
 
-Overlaps are drawn as whole voxels and everything else follows from them; the resulting affines describe the views
+Overlaps are sampled as whole voxels and everything else follows from them; the resulting affines describe the views
 exactly. The overlap is sampled as in Vaish et al., arXiv:2509.13846, with a random sign per axis.
 """
 
@@ -34,7 +34,7 @@ class ViewSamplingConfig:
         mirror: whether each axis is flipped with probability 1/2.
         p_rotation, rotation_degrees: probability of a rotation, and the largest angle about each axis.
         p_scale, scale: probability of scaling, and the range of the factor.
-        independent: whether each view of a pair is also flipped, rotated and scaled by itself.
+        independent: whether each view of a pair is also flipped, rotated and scaled independently.
     """
 
     size: Size
@@ -61,7 +61,7 @@ class SampledViews:
 
     Attributes:
         to_volume: (V, 3, 4) float64, from voxel indices of a view to voxel indices of the volume.
-        overlap: fraction of a view that both views of a pair cover; larger than drawn where the volume is too small
+        overlap: fraction of a view that both views of a pair cover; larger than sampled if the volume is too small
             for it. 1 for single views.
         local: views of another size, for methods that use them.
     """
@@ -123,7 +123,7 @@ def sample_affine(
 def _sample_frame(rng: np.random.Generator, config: ViewSamplingConfig, spacing: Spacing) -> tuple[Vector, float]:
     """Sample flips, scale and rotation; returns the linear map (3, 3) and the scale.
 
-    All numbers are drawn even if they are not used, so that changing one setting does not change other draws.
+    All numbers are sampled even if they are not used, so that changing one setting does not change the others.
     """
     flips = np.where(rng.random(3) < 0.5, -1.0, 1.0) if config.mirror else np.ones(3)
     angles = np.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees, 3))

@@ -65,7 +65,7 @@ def test_axes_and_sizes_are_planned_from_the_medians():
     assert made.original_median_spacing_after_transp == (3.0, 1.2, 2.0)
     sizes = {name: how.spacing for name, how in made.configurations.items()}
     assert sizes == {"onemmiso": (1, 1, 1), "median": (3.0, 1.2, 2.0), "noresample": None}
-    with pytest.raises(UserError, match="nothing can be planned"):
+    with pytest.raises(UserError, match="Dataset745_OpenMind"):
         plan("Dataset745_OpenMind", [])
 
 

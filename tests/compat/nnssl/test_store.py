@@ -143,29 +143,27 @@ def test_spacing_is_the_configuration_s(folder):
 
 
 def test_missing_data_are_reported_with_the_command_that_creates_them(folder):
-    with pytest.raises(
-        UserError, match=r"nnsslPlans_median does not exist.*nnssl_plan_and_preprocess -d 745 -c median"
-    ):
+    with pytest.raises(UserError, match=r"nnsslPlans_median.*nnssl_plan_and_preprocess -d 745 -c median"):
         open_preprocessed(folder, "nnsslPlans", "median")
     (folder / "nnsslPlans_median").mkdir()
-    with pytest.raises(UserError, match="has none that can be read"):
+    with pytest.raises(UserError, match="nnsslPlans_median"):
         open_preprocessed(folder, "nnsslPlans", "median")
-    with pytest.raises(UserError, match=r"no plans .*otherPlans\.json"):
+    with pytest.raises(UserError, match=r"otherPlans\.json"):
         open_preprocessed(folder, "otherPlans", "median")
-    with pytest.raises(UserError, match="no configuration twomm, only onemmiso, median, noresample"):
+    with pytest.raises(UserError, match=r"twomm.*onemmiso, median, noresample"):
         open_preprocessed(folder, "nnsslPlans", "twomm")
     for text in ("{", "[]", '{"configurations": []}', '{"configurations": {"median": {"spacing": [1, 0, 1]}}}'):
         (folder / "nnsslPlans.json").write_text(text)
-        with pytest.raises(UserError, match="cannot be used"):
+        with pytest.raises(UserError, match=r"nnsslPlans\.json"):
             open_preprocessed(folder, "nnsslPlans", "median")
 
 
 def test_a_dataset_is_found_by_id_and_name(folder):
     root = folder.parent
     assert find_dataset(root, "745") == find_dataset(root, "Dataset745_OpenMind") == folder
-    with pytest.raises(UserError, match=r"no dataset 746 .*has Dataset745_OpenMind.*-d 746"):
+    with pytest.raises(UserError, match=r"dataset 746.*Dataset745_OpenMind.*-d 746"):
         find_dataset(root, "746")
-    with pytest.raises(UserError, match="no dataset"):
+    with pytest.raises(UserError, match="dataset OpenMind"):
         find_dataset(root, "OpenMind")
     (root / "Dataset745_Again").mkdir()
     with pytest.raises(UserError, match="Dataset745_Again, Dataset745_OpenMind"):

@@ -150,12 +150,12 @@ def test_ablations_are_settings(name, changes):
 
 @pytest.mark.parametrize("name", ["SimCLRTrainer_mask60", "BaseEvaMAETrainer_block8", "BaseMAETrainer_mask600"])
 def test_an_ending_that_changes_nothing_there_is_refused(name):
-    with pytest.raises(UserError, match="There is no trainer"):
+    with pytest.raises(UserError, match=name):
         resolve_trainer(name)
 
 
 def test_an_unknown_ending_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"no trainer 'BaseMAETrainer_BSx'.*BaseMAETrainer_BS8"):
+    with pytest.raises(UserError, match=r"'BaseMAETrainer_BSx'.*BaseMAETrainer_BS8"):
         resolve_trainer("BaseMAETrainer_BSx")
 
 
@@ -172,7 +172,7 @@ def test_the_name_of_two_classes_asks_for_the_network():
 
 
 def test_a_name_of_the_other_network_is_refused():
-    with pytest.raises(UserError, match="AlignedMAEFTTrainer trains resenc-l, not primus-m"):
+    with pytest.raises(UserError, match=r"AlignedMAEFTTrainer.*resenc-l.*primus-m"):
         resolve_trainer("AlignedMAEFTTrainer", "primus-m")
 
 
@@ -190,7 +190,7 @@ def test_nnssl_s_own_mae(name, batch):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"no trainer 'AlignedMAEFTrainer'.*AlignedMAEFTTrainer"):
+    with pytest.raises(UserError, match=r"'AlignedMAEFTrainer'.*AlignedMAEFTTrainer"):
         resolve_trainer("AlignedMAEFTrainer")
     with pytest.raises(UserError, match="AlignedMAEFTLR3EvaTrainer"):
         resolve_trainer("xyz")

@@ -39,7 +39,7 @@ def test_a_broken_connection_is_gone_on_with(served: Served, tmp_path: Path) -> 
 def test_a_killed_fetch_is_gone_on_with_by_the_next(served: Served, tmp_path: Path) -> None:
     served.files["/file.bin"] = CONTENT
     served.cut_after = [700_000, 0]
-    with pytest.raises(UserError, match=r"700,000 bytes are kept; run the same command to go on"):
+    with pytest.raises(UserError, match="700,000 bytes"):
         get(served, tmp_path)
     assert not (tmp_path / "file.bin").exists()
     assert get(served, tmp_path).read_bytes() == CONTENT
@@ -70,13 +70,13 @@ def test_leftovers_longer_than_the_file_are_dropped(served: Served, tmp_path: Pa
 
 def test_a_wrong_checksum_leaves_nothing(served: Served, tmp_path: Path) -> None:
     served.files["/file.bin"] = CONTENT[:-1] + b"\0"
-    with pytest.raises(UserError, match="has not the checksum sha256:"):
+    with pytest.raises(UserError, match="sha256:"):
         get(served, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_there_or_not_reachable_is_said(served: Served, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be fetched: Not Found"):
+    with pytest.raises(UserError, match="Not Found"):
         get(served, tmp_path)
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/file\.bin"):
         download("http://127.0.0.1:1/file.bin", tmp_path, "file.bin", HASH)

@@ -54,7 +54,7 @@ def test_files_come_once_and_are_checked(server: Served, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["README.md", "OpenMind/ds000002/sub-01/anat/sub-01_T2w.nii.gz"])
 def test_a_wrong_checksum_is_thrown_away(server: Served, tmp_path: Path, name: str) -> None:
     server.broken.add(name)
-    with pytest.raises(UserError, match="wrong checksum"):
+    with pytest.raises(UserError, match="checksum"):
         hub.fetch(hub.select("owner/openmind", "dataset", [name], server.url), tmp_path)
     assert not (tmp_path / name).exists()
 
@@ -62,23 +62,23 @@ def test_a_wrong_checksum_is_thrown_away(server: Served, tmp_path: Path, name: s
 def test_a_path_that_leads_out_is_refused(server: Served, tmp_path: Path) -> None:
     server.hub["owner/openmind"]["../evil.txt"] = b"x"
     chosen = hub.select("owner/openmind", "dataset", ["*evil*"], server.url)
-    with pytest.raises(UserError, match="would be written outside"):
+    with pytest.raises(UserError, match="outside"):
         hub.fetch(chosen, tmp_path / "in")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_had_is_said(server: Served) -> None:
-    with pytest.raises(UserError, match="There is no dataset owner/none"):
+    with pytest.raises(UserError, match="owner/none"):
         hub.select("owner/none", "dataset", ["*"], server.url)
-    with pytest.raises(UserError, match=r"Nothing in owner/openmind matches \*\.mha"):
+    with pytest.raises(UserError, match=r"owner/openmind.*\*\.mha"):
         hub.select("owner/openmind", "dataset", ["*.mha"], server.url)
-    with pytest.raises(UserError, match="A folder named in a pattern is not in owner/openmind"):
+    with pytest.raises(UserError, match=r"pattern.*owner/openmind"):
         hub.select("owner/openmind", "dataset", ["nowhere/*"], server.url)
     server.gated.add("owner/openmind")
-    with pytest.raises(UserError, match=r"accept its terms at .*hf auth login"):
+    with pytest.raises(UserError, match="hf auth login"):
         hub.select("owner/openmind", "dataset", ["*"], server.url)
 
 
 def test_all_of_a_large_dataset_must_be_asked_for() -> None:
-    with pytest.raises(UserError, match="choose with pattern="):
+    with pytest.raises(UserError, match="pattern="):
         subset(DATASET, [])

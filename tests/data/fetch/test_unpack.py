@@ -54,7 +54,7 @@ def test_nothing_gets_out_of_a_tar(tmp_path: Path, bad: tarfile.TarInfo) -> None
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
     archive = tar(folder / "a.tar", member("good", size=3), bad)
-    with pytest.raises(UserError, match="would write outside its folder"):
+    with pytest.raises(UserError, match="outside"):
         unpack(archive, folder / "out")
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
         "deep",
@@ -68,7 +68,7 @@ def test_nothing_gets_out_of_a_zip(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("good", "x")
         archive.writestr(zipfile.ZipInfo(name), "x")
-    with pytest.raises(UserError, match="would write outside"):
+    with pytest.raises(UserError, match="outside"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zip"]
 
@@ -82,22 +82,22 @@ def test_a_link_in_a_zip_is_refused_and_a_good_one_unpacked(tmp_path: Path) -> N
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr(info, "/etc/passwd")
-    with pytest.raises(UserError, match="is a link"):
+    with pytest.raises(UserError, match="link"):
         unpack(tmp_path / "bad.zip", tmp_path / "other")
 
 
 def test_damaged_archives_are_said(tmp_path: Path) -> None:
     archive = tar(tmp_path / "a.tar.gz", member("top/a.txt", size=50_000), mode="w:gz")
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match=r"a\.tar\.gz"):
         unpack(archive, tmp_path / "out")
     (tmp_path / "text.tar").write_text("no archive")
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match=r"text\.tar"):
         unpack(tmp_path / "text.tar", tmp_path / "out")
 
 
 def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")(100)
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="unpacks to 101 bytes"):
+    with pytest.raises(UserError, match="101 bytes"):
         unpack(tar(tmp_path / "a.tar", member("a", size=101)), tmp_path / "out")

@@ -178,7 +178,7 @@ def test_shifted_slices_and_a_tilted_gantry_are_refused(tmp_path: Path, voxels: 
         write_slice(tmp_path / "shift" / f"{k}.dcm", plane, (9.0 * (k == 2), 0, 2 * k))
         write_slice(tmp_path / "tilt" / f"{k}.dcm", plane, (0, 0.8 * k, 2 * k))
     assert "shifted sideways against each other, by up to 9 mm" in only_reason(tmp_path / "shift")
-    with pytest.raises(ExcludedImageError, match="not perpendicular"):
+    with pytest.raises(ExcludedImageError, match="perpendicular"):
         read_volume(tmp_path / "tilt" / "0.dcm")
 
 
@@ -209,7 +209,7 @@ def test_damaged_files_are_named(tmp_path: Path, voxels: np.ndarray) -> None:
     paths[-1].write_bytes(content[:-100])
     scan = scan_folder(tmp_path)
     assert [path.name for path, _ in scan.damaged] == ["text.dcm"]
-    with pytest.raises(ExcludedImageError, match=f"the slice {paths[-1].name} is damaged|truncated"):
+    with pytest.raises(ExcludedImageError, match=f"{paths[-1].name}|truncated"):
         read_volume(paths[0])
 
 
@@ -238,7 +238,7 @@ def test_pixels_of_every_transfer_syntax_agree_with_gdcm(path: Path) -> None:
     try:
         theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat64))
     except RuntimeError:
-        with pytest.raises(ExcludedImageError, match="is damaged"):
+        with pytest.raises(ExcludedImageError, match="damaged"):
             read_pixels(path)
         return
     ours = read_pixels(path) * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))

@@ -60,12 +60,12 @@ def test_what_is_missing_is_set_aside(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("subject,modality\nAnna,T1w\n", "no column `path`"),
-        ("path,subjct\ndata/a.nii.gz,Anna\n", "the column `subjct` is unknown; did you mean `subject`"),
-        ("path,subject\n,Anna\n", "line 2: the path is empty"),
-        ("path\ndata/a.nii.gz,Anna\n", "line 2: more values than columns"),
-        ("path\n$NOWHERE_SET/a.nii.gz\n", "environment variable NOWHERE_SET is not set"),
-        ("", "no column `path`"),
+        ("subject,modality\nAnna,T1w\n", "`path`"),
+        ("path,subjct\ndata/a.nii.gz,Anna\n", "`subjct`.*`subject`"),
+        ("path,subject\n,Anna\n", "line 2.*path"),
+        ("path\ndata/a.nii.gz,Anna\n", "line 2.*columns"),
+        ("path\n$NOWHERE_SET/a.nii.gz\n", "NOWHERE_SET"),
+        ("", "`path`"),
     ],
 )
 def test_a_wrong_table_is_refused(folder: Path, text: str, sentence: str) -> None:
@@ -75,5 +75,5 @@ def test_a_wrong_table_is_refused(folder: Path, text: str, sentence: str) -> Non
 
 def test_binary_is_no_table(folder: Path) -> None:
     (folder / "list.csv").write_bytes(b"path\n\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a table in UTF-8"):
+    with pytest.raises(UserError, match=r"list\.csv.*UTF-8"):
         index_sources([str(folder / "list.csv")])

@@ -105,8 +105,8 @@ def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch)
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no trained model"):
+    with pytest.raises(UserError, match="model"):
         export_onnx(tmp_path, tmp_path / "x")
     (tmp_path / "a.onnx").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="not an ONNX graph"):
+    with pytest.raises(UserError, match=r"a\.onnx"):
         OnnxPredictor(tmp_path / "a.onnx")

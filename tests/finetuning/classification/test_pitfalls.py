@@ -114,7 +114,7 @@ def test_a_seed_says_all(tmp_path):
 def test_a_resumed_fold_keeps_to_its_cases(tmp_path):
     """A new split at each start let a resumed run train on what it was judged by."""
     training_of(tmp_path).run()
-    with pytest.raises(UserError, match="other cases"):
+    with pytest.raises(UserError, match="cases"):
         training_of(tmp_path, count=5).run()
 
 

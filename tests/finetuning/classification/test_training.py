@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -175,14 +176,14 @@ def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
     assert resumed.losses == straight.losses
     for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(UserError, match=r"fold with other settings \(lr=0\.0001, not 0\.5; dropout=0\.3, not 0\.0\)"):
+    with pytest.raises(UserError, match=r"lr=0\.0001.* 0\.5.*dropout=0\.3.* 0\.0"):
         training_of("binary", tmp_path / "b", epochs=3, lr=0.5).run()
 
 
 def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monkeypatch):
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
-    with lock_folder(tmp_path / "out"), pytest.raises(UserError, match="is writing into"):
+    with lock_folder(tmp_path / "out"), pytest.raises(UserError, match=f"process {os.getpid()}"):
         finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", trained_by(None), print)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
@@ -288,7 +289,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
         assert again.sum() == pytest.approx(1.0)
     folds = [Predictor(tmp_path / "out" / f"fold_{k}").predict(case) for k in range(3)]
     np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
-    with pytest.raises(UserError, match=r"other settings: lr=.*, not 1\.0\. Use the same settings"):
+    with pytest.raises(UserError, match=r"lr=.* 1\.0"):
         finetune(
             tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}), print
         )
@@ -334,7 +335,7 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
     state = load_file(out / "fold_0" / "model.safetensors")
     state.pop(next(iter(state)))
     save_file(state, out / "fold_0" / "model.safetensors")
-    with pytest.raises(UserError, match="do not match their network"):
+    with pytest.raises(UserError, match="fold_0"):
         Predictor(out)
 
 
@@ -355,7 +356,7 @@ def test_recipes_are_read_and_wrong_keys_answered():
     assert (cube.patch_size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))
     abide = trained_by("ssl3d-abide", ["epochs=3", "lr=1e-3"])
     assert (abide.patch_size, abide.smoothing, abide.epochs, abide.lr) == ((160, 160, 160), 0.2, 3, 1e-3)
-    with pytest.raises(UserError, match="did you mean 'smoothing'"):
+    with pytest.raises(UserError, match="'smoothing'"):
         trained_by(None, ["smoothin=0.1"])
-    with pytest.raises(UserError, match=r"did you mean 'augment\.scale'"):
+    with pytest.raises(UserError, match=r"'augment\.scale'"):
         trained_by(None, ["augment.scal=[1,2]"])

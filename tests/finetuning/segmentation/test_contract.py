@@ -178,20 +178,20 @@ def test_invalid_plans_are_errors(plan_for, tmp_path, quick):
     content = stored.read_bytes()
     try:
         stored.unlink()
-        with pytest.raises(UserError, match="is missing"):
+        with pytest.raises(UserError, match="missing"):
             trainer_of(planned).on_train_start()
         changed = torch.load(path, weights_only=True)
         changed["network_weights"]["encoder.stem.convs.0.conv.weight"] += 1
         torch.save(changed, stored)
-        with pytest.raises(UserError, match="other weights"):
+        with pytest.raises(UserError, match="weights"):
             trainer_of(planned).on_train_start()
     finally:
         stored.write_bytes(content)
     del planned.plan[plans.BLOCK]
-    with pytest.raises(UserError, match="was not made by viewalign"):
+    with pytest.raises(UserError, match="viewalign finetune"):
         trainer_of(planned)
     shallow, _ = plan_for(path, "viewalign_bf16", tiny("resenc", precision="bf16"), patch=(16, 32, 32))
-    with pytest.raises(UserError, match=r"deepest maps are 2 cells deep"):
+    with pytest.raises(UserError, match="2 cells"):
         trainer_of(shallow)
 
 

@@ -47,7 +47,7 @@ def test_a_folder_without_a_number_gets_one_and_keeps_it(tmp_path):
     write_dataset(tmp_path / "others", cases=2, size=(8, 8, 8))
     assert datasets.find(str(tmp_path / "others"), raw).id == 901
     stranger = datasets.Dataset(tmp_path / "others", found.name, {}, ())
-    with pytest.raises(UserError, match="is another dataset"):
+    with pytest.raises(UserError, match=found.name):
         datasets.link(stranger, raw)
 
 
@@ -62,14 +62,14 @@ def test_regions_and_an_ignore_label(raw):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda root: (root / "dataset.json").unlink(), "There is no dataset|has no dataset.json"),
-        (lambda root: (root / "dataset.json").write_text("{"), "not valid JSON"),
-        (lambda root: (root / "dataset.json").write_text('{"labels": {}}'), "has no file_ending and no channel_names"),
-        (lambda root: change(root, labels={"background": 0}), "no class but background"),
-        (lambda root: change(root, file_ending=".mha"), r"has no images named CASE_0000\.mha"),
-        (lambda root: change(root, channel_names={"0": "a", "1": "b"}), r"has no imagesTr/case_00_0001.nii.gz.* and"),
-        (lambda root: (root / "labelsTr" / "case_01.nii.gz").unlink(), "has no labelsTr/case_01.nii.gz"),
-        (lambda root: [path.unlink() for path in (root / "labelsTr").iterdir()], "has no labels"),
+        (lambda root: (root / "dataset.json").unlink(), r"Dataset042_Balls|dataset\.json"),
+        (lambda root: (root / "dataset.json").write_text("{"), "JSON"),
+        (lambda root: (root / "dataset.json").write_text('{"labels": {}}'), "file_ending.*channel_names"),
+        (lambda root: change(root, labels={"background": 0}), "background"),
+        (lambda root: change(root, file_ending=".mha"), r"_0000\.mha"),
+        (lambda root: change(root, channel_names={"0": "a", "1": "b"}), r"case_00_0001\.nii\.gz"),
+        (lambda root: (root / "labelsTr" / "case_01.nii.gz").unlink(), r"labelsTr/case_01\.nii\.gz"),
+        (lambda root: [path.unlink() for path in (root / "labelsTr").iterdir()], "labels"),
     ],
 )
 def test_an_incomplete_dataset(damage, sentence, raw):
@@ -84,14 +84,14 @@ def test_an_incomplete_dataset(damage, sentence, raw):
     [
         (
             lambda labels: write(labels, np.full((12, 12, 12), 7, np.uint8)),
-            r"case_01\.nii\.gz has labels that dataset\.json does not list: 7",
+            r"case_01\.nii\.gz.*: 7",
         ),
         (
             lambda labels: write(labels, np.zeros((12, 10, 12), np.uint8)),
-            r"case_01_0000\.nii\.gz and its labels have different sizes \(12×12×12 and 12×10×12\)",
+            r"case_01_0000\.nii\.gz.*12×12×12.*12×10×12",
         ),
-        (lambda labels: write(labels, np.zeros((12, 12, 12), np.uint8), (2.0, 1.0, 1.0)), "different voxel sizes"),
-        (lambda labels: labels.write_bytes(b"nothing"), "case_01 cannot be read"),
+        (lambda labels: write(labels, np.zeros((12, 12, 12), np.uint8), (2.0, 1.0, 1.0)), "voxel size"),
+        (lambda labels: labels.write_bytes(b"nothing"), "case_01"),
     ],
 )
 def test_labels_that_do_not_fit(damage, sentence, raw):
@@ -102,7 +102,7 @@ def test_labels_that_do_not_fit(damage, sentence, raw):
 
 
 def test_nothing_and_two_of_a_number(raw):
-    with pytest.raises(UserError, match="There is no dataset 43"):
+    with pytest.raises(UserError, match="dataset 43"):
         datasets.find("43", raw)
     (raw / "Dataset042_Other").mkdir()
     with pytest.raises(UserError, match="ambiguous"):
@@ -114,5 +114,5 @@ def test_patterns(tmp_path):
     assert datasets.names_matching(cases, "liver_2*, liver_1") == cases
     (tmp_path / "held.txt").write_text("liver_1\nliver_20\n")
     assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
-    with pytest.raises(UserError, match="No case matches spleen"):
+    with pytest.raises(UserError, match="spleen_"):
         datasets.names_matching(cases, "spleen_*")

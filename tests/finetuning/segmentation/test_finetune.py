@@ -71,7 +71,7 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
     assert told.count("already trained") == 2
     code, _, err = call(capfd, *asked, *few, "batch=4")
     assert code == 1
-    assert "holds a fine-tuning with batch=2, not 4" in err
+    assert "batch=2, not 4" in err
 
 
 BAD_ENCODERS = {
@@ -157,7 +157,7 @@ def test_a_folder_of_something_else(small, tmp_path, capfd):
     (tmp_path / "full" / "thesis.tex").write_text("")
     code, _, err = call(capfd, small, path, "-o", tmp_path / "full", *CPU)
     assert code == 1
-    assert "is not empty and holds no fine-tuning" in err
+    assert str(tmp_path / "full") in err.replace("\n", "")
 
 
 def test_settings_are_kept_as_yaml(tmp_path):

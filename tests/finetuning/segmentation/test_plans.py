@@ -67,7 +67,7 @@ def test_the_dataset_s_own_voxel_size_and_a_given_one():
     assert configuration["spacing"] == [5.0, 1.0, 0.5]
     _, configuration = make(spacing=(2.0, 2.0, 3.0))
     assert configuration["spacing"] == [2.0, 2.0, 3.0]
-    with pytest.raises(UserError, match="its images kept their own"):
+    with pytest.raises(UserError, match="spacing"):
         make(adaptation(spacing=None))
 
 
@@ -80,7 +80,7 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
     none = prepared_by("none")
     assert make(none)[1]["normalization_schemes"] == ["NoNormalization"]
     for other in ("percentile", "window"):
-        with pytest.raises(UserError, match=r"normalisation \(\w+\)"):
+        with pytest.raises(UserError, match=other):
             make(prepared_by(other))
         assert make(prepared_by(other), norm="dataset")[1]["normalization_schemes"] == ["CTNormalization"]
 
@@ -96,7 +96,7 @@ def test_patches():
     # The median image is 20 × 30 × 20 at 1 mm; no larger patch is of use.
     assert make(adaptation(size=(160, 160, 160)), base=small)[1]["patch_size"] == [24, 32, 24]
     assert make(patch=(64, 48, 40))[1]["patch_size"] == [64, 48, 40]
-    with pytest.raises(UserError, match="sides must be multiples of 8×8×8"):
+    with pytest.raises(UserError, match="8×8×8"):
         make(patch=(36, 32, 32))
     with pytest.raises(UserError, match="single voxel"):
         make(patch=(8, 8, 8))
@@ -123,9 +123,9 @@ def test_a_plan_s_network_can_be_built(network):
 def test_a_plan_makes_nothing_be_imported():
     architecture = copy.deepcopy(make()[1]["architecture"])
     architecture["arch_kwargs"]["conv_op"] = "os.system"
-    with pytest.raises(UserError, match=r"unknown layer os\.system"):
+    with pytest.raises(UserError, match=r"os\.system"):
         plans.build_network(architecture, 1, 2, (32, 32, 32))
-    with pytest.raises(UserError, match="unknown network Evil"):
+    with pytest.raises(UserError, match="Evil"):
         plans.build_network({**architecture, "network_class_name": "x.Evil"}, 1, 2, (32, 32, 32))
 
 
@@ -138,14 +138,14 @@ def test_equal_preprocessing_is_shared_and_other_is_not():
 
 
 def test_what_is_refused():
-    with pytest.raises(UserError, match="two underscores"):
+    with pytest.raises(UserError, match="a__b"):
         plans.make_plan(BASE, adaptation(), plans.Choices("a__b"), "x.pth", 1)
-    with pytest.raises(UserError, match=r"x\.pth has no adaptation plan"):
+    with pytest.raises(UserError, match=r"x\.pth"):
         plans.make_plan(BASE, {}, plans.Choices("mine"), "x.pth", 1)
     odd = {"architecture_plans": {"arch_class_name": "NoSkipResEncL", "arch_kwargs": None}}
-    with pytest.raises(UserError, match="unknown network 'NoSkipResEncL'"):
+    with pytest.raises(UserError, match="NoSkipResEncL"):
         plans.architecture_of(odd, "x.pth")
-    with pytest.raises(UserError, match="no 3d_fullres"):
+    with pytest.raises(UserError, match="3d_fullres"):
         plans.make_plan({**BASE, "configurations": {"2d": {}}}, adaptation(), plans.Choices("mine"), "x.pth", 1)
 
 

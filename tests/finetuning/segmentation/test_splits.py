@@ -61,11 +61,11 @@ def test_the_dataset_s_own_folds_come_first_where_there_are_none(tmp_path):
 
 
 def test_what_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match="4 cases or patients are too few for 5 folds"):
+    with pytest.raises(UserError, match=r"\b4\b.*5 folds"):
         splits.cross_validation(["a", "b", "c", "d"])
     with pytest.raises(UserError, match="30 shots"):
         splits.few_shot(CASES, [], 30, 0, PATIENT)
-    with pytest.raises(UserError, match="does not match the case"):
+    with pytest.raises(UserError, match=r"patient=.*\bx\b"):
         splits.cross_validation(["x"] * 6, PATIENT)
     for pattern in ("(unclosed", "no group"):
         with pytest.raises(UserError, match="patient="):
@@ -82,7 +82,7 @@ def test_named_cases_are_one_side_and_the_rest_the_other():
     assert splits.given(names, ["b"], None).validation == ("a", "c", "d")
     both = splits.given(names, ["a"], ["d"])
     assert (both.train, both.validation) == (("a",), ("d",))
-    with pytest.raises(UserError, match="b is named for training and for validation"):
+    with pytest.raises(UserError, match=r"\bb\b.*validation"):
         splits.given(names, ["a", "b"], ["b"])
-    with pytest.raises(UserError, match="leave no case"):
+    with pytest.raises(UserError, match="training"):
         splits.given(names, None, names)

@@ -49,7 +49,7 @@ LOSSES = "losses.json"
 
 @reported_out_of_memory(
     "fine-tuning",
-    "Use accumulate=2 or more, precision=auto, mode=lora or frozen, or a smaller patch_size. Completed epochs stay.",
+    "Use accumulate=2 or more, precision=auto, mode=lora or frozen, or smaller patch_size. Completed epochs are kept.",
 )
 def finetune(
     task: str | Path,
@@ -61,7 +61,7 @@ def finetune(
     cache: Path | None = None,
     workers: int | None = None,
 ) -> tuple[TaskScore, list[tuple[str, str]]]:
-    """Fine-tune an encoder with cross-validation, evaluate all folds together, and write what prediction needs.
+    """Fine-tune an encoder with cross-validation, evaluate all folds together, and write the models.
 
     Writes `fold_*/model.*`, `predictions.csv`, `metrics.json`, `folds.json`, `settings.yaml` and `task.yaml`. Called
     again with the same settings, it resumes.

@@ -1,4 +1,4 @@
-"""Trained models on disk: weights in safetensors, and a JSON file with all that prediction needs."""
+"""Trained models on disk: weights in safetensors, and a JSON file with everything that prediction needs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_model(folder: Path) -> TaskModel:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as problem:
-        raise UserError(f"{folder} has no model that can be read: {problem}.") from None
+        raise UserError(f"{folder} has no readable model: {problem}.") from None
     if facts.get("format") != FORMAT or facts.get("version") != 1:
         raise UserError(f"{folder / FACTS} has format {facts.get('format')!r}, version {facts.get('version')}.")
     spec = check_spec(facts["task"], str(folder / FACTS))

@@ -23,7 +23,7 @@ class Answers:
     Attributes:
         columns: names of the values: `p_<class>` for each class, or `value`.
         values: by case, probabilities (K,) or value (1,) in the target's unit.
-        excluded: name and reason of each case that could not be used.
+        excluded: name and reason of each unusable case.
     """
 
     columns: tuple[str, ...]

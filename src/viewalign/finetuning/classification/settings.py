@@ -31,17 +31,17 @@ Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
 
 
 class AugmentSettings(Settings):
-    """Augmentation of a case each time it is seen."""
+    """Augmentation of a case each time it is used."""
 
-    mirror: bool = Field(True, description="Mirror along each axis; false where left and right differ.")
+    mirror: bool = Field(True, description="Mirror along each axis; set false if left and right differ.")
     p_rotation: Fraction = Field(0.2, description="Probability of a rotation.")
     rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(
         30.0, description="Largest angle of a rotation about each axis, in degrees."
     )
-    p_scale: Fraction = Field(0.2, description="Probability of a change of scale; 0 where the target is a size.")
+    p_scale: Fraction = Field(0.2, description="Probability of scaling; set 0 if the target is a size.")
     scale: Range = Field((0.8, 1.25), description="Range of the scale factor.")
     photometric: PhotometricSettings = PhotometricSettings()
-    channel_dropout: Fraction = Field(0.0, description="Probability of leaving out a channel, where there are several.")
+    channel_dropout: Fraction = Field(0.0, description="Probability of dropping a channel, if there are several.")
 
 
 class LoraSettings(Settings):
@@ -57,34 +57,38 @@ class TaskTraining(Settings):
 
     mode: Mode = Field(
         "full",
-        description="full; head_first: the head alone for `head_epochs`, then all; frozen: the head alone; layerwise: "
-        "the rate shrinks by `layer_decay` from block to block towards the input; lora: low-rank adapters and the "
+        description="full; head_first: only the head for `head_epochs`, then all; frozen: only the head; layerwise: "
+        "the rate decreases by `layer_decay` from block to block towards the input; lora: low-rank adapters and the "
         "head.",
     )
-    pool: Pool = Field("multistage", description="How feature maps become a vector, as for embed; attention is learnt.")
-    head_epochs: Count = Field(10, description="Epochs of the head alone with `mode=head_first`.")
+    pool: Pool = Field(
+        "multistage", description="Pooling of feature maps to a vector, as for embed; attention is learnt."
+    )
+    head_epochs: Count = Field(10, description="Epochs of training only the head with `mode=head_first`.")
     lora: LoraSettings = LoraSettings()
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.75, description="Factor of the rate from block to block with `mode=layerwise`."
     )
     epochs: Count = Field(100, description="Epochs of each fold.")
-    batch: Count = Field(8, description="Cases of an optimizer step.")
-    accumulate: Count = Field(1, description="Compute a step's cases in so many parts: less memory.")
-    lr: Positive = Field(1e-4, description="Learning rate of adamw after the warm-up; then half a cosine to 0.")
+    batch: Count = Field(8, description="Cases per optimizer step.")
+    accumulate: Count = Field(1, description="Compute a step's cases in this many parts: less memory.")
+    lr: Positive = Field(
+        1e-4, description="Learning rate of AdamW after the warm-up; decreases to 0 along half a cosine."
+    )
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(1e-2, description="Weight decay.")
     warmup_epochs: Annotated[float, Field(ge=0.0)] | None = Field(
-        None, description="Epochs over which the learning rate rises linearly; null: a tenth of `epochs`."
+        None, description="Epochs of linear warm-up of the learning rate; null: a tenth of `epochs`."
     )
-    clip: Positive = Field(1.0, description="Largest norm of a step's gradient.")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout in front of the head.")
+    clip: Positive = Field(1.0, description="Largest norm of the gradient of a step.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.2, description="Dropout before the head.")
     smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Label smoothing.")
     class_weights: bool = Field(False, description="Weight classes in the loss by their inverse frequency.")
-    balanced: bool = Field(False, description="Draw classes with equal probability.")
+    balanced: bool = Field(False, description="Sample classes with equal probability.")
     augment: AugmentSettings = AugmentSettings()
     folds: Count = Field(
         5,
-        description="Models, each evaluated on the training cases that it has not seen; 1 trains on all training cases "
-        "and is evaluated on the test cases only.",
+        description="Number of models of the cross-validation; 1 trains on all training cases "
+        "and evaluates on the test cases only.",
     )
     by_site: bool = Field(False, description="Hold out whole sites: folds by the manifest's column `site`.")
     patch_size: Triple | None = Field(
@@ -98,12 +102,12 @@ class TaskTraining(Settings):
     )
     strip: bool = Field(False, description="Set voxels outside the manifest's mask to 0.")
     frames: Literal["same", "resample"] = Field(
-        "same", description="Channels of a case on different grids: an error, or resampled to the first one's."
+        "same", description="Channels of a case on different grids: an error, or resampled to the first channel's grid."
     )
-    min_share: Fraction = Field(0.9, description="Smallest share of the encoder that the weights must cover.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the network.")
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU, else the CPU.")
-    seed: Number = Field(0, description="Seed of folds, head, order and augmentation.")
+    min_share: Fraction = Field(0.9, description="Smallest fraction of the encoder that the weights must cover.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the network.")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA if there is a GPU, else the CPU.")
+    seed: Number = Field(0, description="Random seed of folds, head, order and augmentation.")
     draws: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap samples of subjects for 95 % intervals.")
 
 
@@ -113,20 +117,21 @@ class TaskOptions(TaskTraining):
     recipe: str | None = Field(
         None, description="Settings to start from: ssl3d-abide, fomo-infarct, fomo-brain-age, or a YAML file."
     )
-    cache: str | None = Field(None, description="Folder that keeps prepared cases for the next encoder.")
+    cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
-        None, description="Processes that prepare cases. null: one per core, up to 16, and 0 for 16 cases or fewer."
+        None,
+        description="Number of processes that prepare cases. null: one per core, up to 16; 0 for at most 16 cases.",
     )
 
 
 def settings_that_differ(before: TaskTraining, now: TaskTraining) -> str:
-    """Say in words which settings are not as before, but for the device: a fine-tuning may go on on another one."""
+    """Return in words which settings differ from before, except the device, which may change."""
     old, new = (one.model_dump(mode="json", exclude={"device"}) for one in (before, now))
     return "; ".join(f"{key}={was}, not {wanted}" for key, was, wanted in diff_settings(old, new))
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the fine-tuning recipes that come with the package."""
+    """Return the names of the package's fine-tuning recipes."""
     return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
 
 
@@ -135,10 +140,10 @@ def _folder() -> Any:
 
 
 def load_training(recipe: str | None, settings: Mapping[str, Any] | None = None) -> TaskTraining:
-    """Read a recipe by name or path and lay settings over it, in groups or dotted.
+    """Read a recipe by name or path and merge settings into it, in groups or with dotted keys.
 
     Raises:
-        UserError: an unknown recipe or key (the nearest right one is named), or a value that does not fit.
+        UserError: an unknown recipe or key (with the closest match), or an invalid value.
     """
     tree = {} if recipe is None else _read(recipe)
     return checked(TaskTraining, merged(tree, nested(settings or {})), recipe or "")
@@ -150,5 +155,5 @@ def _read(recipe: str) -> dict[str, Any]:
     elif recipe in recipe_names():
         text = _folder().joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
-        raise UserError(f"There is no recipe '{recipe}'; there are {', '.join(recipe_names())}, or a YAML file's path.")
+        raise UserError(f"There is no recipe '{recipe}'; use {', '.join(recipe_names())}, or the path of a YAML file.")
     return parse_yaml(text, recipe)

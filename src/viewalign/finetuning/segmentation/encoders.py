@@ -57,7 +57,7 @@ def read_stored(folder: Path, entry: dict[str, Any]) -> sources.Source:
     if not file.is_file():
         raise UserError(
             f"The plan's encoder {file} is missing. Run `viewalign finetune segmentation` again, or copy the file from "
-            "where the plan was made."
+            "the machine on which the plan was created."
         )
     source = sources.read_weights(file, order="dhw")
     if digest_of(source) != entry["digest"]:

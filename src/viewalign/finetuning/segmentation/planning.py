@@ -103,7 +103,7 @@ def write_plan(
 
 
 def preprocess(dataset: Dataset, planned: Planned, processes: int) -> bool:
-    """Preprocess all cases unless they are complete; return whether there was anything to do."""
+    """Preprocess all cases unless they are complete; return whether any were preprocessed."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
     target = planned.folder / str(planned.configuration["data_identifier"])

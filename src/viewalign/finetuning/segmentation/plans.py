@@ -225,7 +225,7 @@ def make_plan(
     Args:
         base: nnU-Net's plan of the dataset, with a configuration `3d_fullres`.
         pretraining: nnssl's adaptation plan.
-        choices: which settings to take from which.
+        choices: sources of the settings.
         file: name of the checkpoint, for messages.
         channels: number of channels of the dataset.
 
@@ -270,7 +270,9 @@ def _spacing(requested: Spacing | str, pretrained: Mapping[str, Any], file: str)
         return None
     value = pretrained.get("spacing") if requested == "pretraining" else requested
     if value is None or isinstance(value, str):
-        raise UserError(f"{file} has no voxel size: its images kept their own. Use spacing=dataset, or a voxel size.")
+        raise UserError(
+            f"{file} has no voxel size: its images have different voxel sizes. Use spacing=dataset, or a voxel size."
+        )
     return float(value[0]), float(value[1]), float(value[2])
 
 

@@ -158,7 +158,7 @@ def predict(
         flips: average over mirrored images, if training used mirroring.
 
     Returns:
-        Name and reason of each case that could not be used.
+        Name and reason of each unusable case.
     """
     environment.check_installed()
     os.environ.update(environment.variables(None))

@@ -58,8 +58,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.frozen + self.warmup_epochs >= self.epochs and self.epochs > 1:
             raise ValueError(
-                f"{self.frozen} frozen epochs and {self.warmup_epochs} of warm-up leave none of {self.epochs} to "
-                "train in"
+                f"{self.frozen} frozen epochs and {self.warmup_epochs} warm-up epochs leave none of {self.epochs} for "
+                "training"
             )
 
     @classmethod

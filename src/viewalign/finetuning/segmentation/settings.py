@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning for segmentation: written beside its results, and unpacked here only."""
+"""Settings of a fine-tuning for segmentation: written beside its results, and unpacked only here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from viewalign.weights.names import Family
 
 FILE = "finetune.yaml"
 _LATER = {"predict"}
-"""What may be added to a fine-tuning that is there."""
+"""Settings that may change for an existing fine-tuning."""
 _PLAIN_NAMES = {"export", "checkpoint_final", "checkpoint_best", "encoder", "fold_all"}
 _KEPT_OPEN = ("lr", "weight_decay", "clip", "warmup_epochs", "optimizer")
 
@@ -30,75 +30,84 @@ class SplitSettings(Settings):
     """Splits and scores."""
 
     folds: Annotated[int, Field(ge=1, le=5)] = Field(
-        1, description="How many folds of nnU-Net's five are trained: 1 trains the first, 5 is a cross-validation."
+        1, description="Number of nnU-Net's five folds to train: 1 trains the first, 5 is a cross-validation."
     )
     fold: Annotated[tuple[Number, ...], BeforeValidator(as_list)] | Literal["all"] | None = Field(
-        None, description="Train these folds only (from 0), as in an array job; `all`: every case, without validation."
+        None, description="Train only these folds (from 0), for array jobs; `all`: every case, without validation."
     )
-    shots: Counts = Field((), description="Few-shot: train on so many cases, such as 5,10,20.")
-    seeds: Count = Field(1, description="Draws for each number of shots.")
-    training: str | None = Field(None, description="Cases to train on, written as `validation`; null: all others.")
+    shots: Counts = Field((), description="Few-shot: train on these numbers of cases, such as 5,10,20.")
+    seeds: Count = Field(1, description="Number of samples for each number of shots.")
+    training: str | None = Field(None, description="Training cases, in the form of `validation`; null: all others.")
     validation: str | None = Field(
-        None, description="Cases to validate on: patterns as 'liver_2*,liver_30', or a file of names."
+        None, description="Validation cases: patterns such as 'liver_2*,liver_30', or a file of names."
     )
     patient: str | None = Field(
-        None, description="Regular expression whose first group is the patient in a case's name, as '(sub-\\d+)'."
+        None, description="Regular expression whose first group is the patient in a case's name, such as '(sub-\\d+)'."
     )
     tolerance: str = Field(
-        "1", description="Tolerance of the surface distance in mm: for all classes, or of each as tumour=2,oedema=1."
+        "1",
+        description="Tolerance of the surface distance in mm: for all classes, or by class such as tumour=2,oedema=1.",
     )
     predict: str | None = Field(
-        None, description="Folder of further images, or imagesTs; predicted by all trained folds together."
+        None, description="Folder of additional images, or imagesTs; predicted by the mean of all trained folds."
     )
-    postprocess: bool = Field(False, description="With folds=5: nnU-Net's postprocessing, where it helps.")
-    tta: bool = Field(True, description="Average validation and prediction over mirrored images: eight times as long.")
+    postprocess: bool = Field(False, description="With folds=5: nnU-Net's postprocessing, if it increases Dice.")
+    tta: bool = Field(
+        True, description="Average validation and prediction over mirrored images, which takes eight times as long."
+    )
 
 
 class PlanSettings(Settings):
     """Plan."""
 
     spacing: Literal["pretraining", "dataset"] | Millimetres = Field(
-        "pretraining", description="Voxel size in mm along (D, H, W): that of pretraining, or nnU-Net's of the dataset."
+        "pretraining",
+        description="Voxel size in mm along (D, H, W): that of pretraining, or nnU-Net's choice for the dataset.",
     )
     normalise: Literal["pretraining", "dataset"] = Field("pretraining", description="Normalisation of images.")
     network: Literal["pretraining", "dataset"] = Field(
-        "pretraining", description="dataset: nnU-Net's own network, the weights adapted to it."
+        "pretraining", description="dataset: nnU-Net's own network, to which the weights are adapted."
     )
     patch_size: Triple | None = Field(
-        None, description="Patch (D, H, W) in voxels; null: that of pretraining, cut to the images."
+        None, description="Patch (D, H, W) in voxels; null: that of pretraining, limited to the size of the images."
     )
-    batch: Count = Field(2, description="Patches of a step.")
-    plans: str | None = Field(None, description="Name of the plan; null: made of the encoder and a digest.")
-    base_plans: str | None = Field(None, description="A plan of nnU-Net to start from; null: made by nnU-Net.")
-    min_share: Fraction = Field(0.9, description="Smallest share of the encoder that the weights must cover.")
+    batch: Count = Field(2, description="Patches per step.")
+    plans: str | None = Field(
+        None, description="Name of the plan; null: generated from the encoder and a hash of the settings."
+    )
+    base_plans: str | None = Field(
+        None, description="Existing plan of nnU-Net to start from; null: created by nnU-Net."
+    )
+    min_share: Fraction = Field(0.9, description="Smallest fraction of the encoder that the weights must cover.")
     token_order: Literal["auto", "dhw", "hdw"] = Field(
-        "auto", description="Token order of a Primus of unknown trainer: hdw for nnssl's EvaMAE, dhw for raster order."
+        "auto",
+        description="Token order of a Primus if its trainer is unknown: hdw (nnssl's EvaMAE) or dhw (raster order).",
     )
 
 
 class TrainingSettings(Settings):
-    """Training; null follows the published schedule of the network."""
+    """Training; null: the published schedule of the network."""
 
-    from_scratch: bool = Field(False, description="Train the same plan without the weights: the baseline.")
-    epochs: Count = Field(150, description="Epochs of a fold; published are 1000 and 150.")
-    iterations: Count = Field(250, description="Steps of an epoch.")
-    validation_iterations: Count = Field(50, description="Validation steps of an epoch.")
+    from_scratch: bool = Field(False, description="Train the same plan without the pretrained weights, as a baseline.")
+    epochs: Count = Field(150, description="Epochs per fold; published schedules have 1000 and 150.")
+    iterations: Count = Field(250, description="Steps per epoch.")
+    validation_iterations: Count = Field(50, description="Validation steps per epoch.")
     optimizer: Literal["sgd", "adamw"] | None = Field(None, description="null: sgd (ResEnc) or adamw (Primus).")
     lr: Positive | None = Field(
-        None, description="Highest learning rate; null: 1e-3 (ResEnc) or 1e-4 (Primus), from scratch 1e-2 or 3e-4."
+        None, description="Peak learning rate; null: 1e-3 (ResEnc) or 1e-4 (Primus), from scratch 1e-2 or 3e-4."
     )
     weight_decay: Annotated[float, Field(ge=0.0)] | None = Field(
         None, description="Weight decay; null: 3e-5 (ResEnc) or 5e-2 (Primus)."
     )
     clip: Positive | None = Field(None, description="Largest gradient norm; null: 12 (ResEnc) or 1 (Primus).")
     warmup_epochs: Number | None = Field(
-        None, description="Epochs over which the learning rate rises linearly; null: a tenth of `epochs`, at most 50."
+        None, description="Epochs of linear warm-up of the learning rate; null: a tenth of `epochs`, at most 50."
     )
-    sawtooth: bool = Field(False, description="Train the decoder alone first, for as long as a warm-up.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Arithmetic; auto: as nnU-Net.")
-    mirror: bool = Field(True, description="Mirror in training; false where left and right differ.")
+    sawtooth: bool = Field(False, description="First train only the decoder, for as many epochs as the warm-up.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Precision; auto: as nnU-Net.")
+    mirror: bool = Field(True, description="Mirror in training; set false if left and right differ.")
     save_every: Count = Field(10, description="Epochs between checkpoints to resume from.")
-    seed: Number = Field(0, description="Seed of the decoder's first weights.")
+    seed: Number = Field(0, description="Random seed of the decoder's initial weights.")
 
 
 class FinetuneSettings(SplitSettings, PlanSettings, TrainingSettings):
@@ -112,23 +121,23 @@ class MachineSettings(Settings):
     """Machine."""
 
     device: Literal["auto", "cuda", "cpu", "mps"] = Field(
-        "auto", description="auto: CUDA where there is a GPU, else the CPU."
+        "auto", description="auto: CUDA if there is a GPU, else the CPU."
     )
-    gpus: Count = Field(1, description="GPUs of this machine that train together.")
+    gpus: Count = Field(1, description="Number of GPUs of this machine to train on.")
     workers: Count | None = Field(
-        None, description="Processes for preprocessing, patches and export. null: one per core, at most 8."
+        None, description="Number of processes for preprocessing, patches and export. null: one per core, at most 8."
     )
 
 
 class SegmentationOptions(MachineSettings, FinetuneSettings):
-    """Everything that `viewalign finetune segmentation` takes."""
+    """All settings of `viewalign finetune segmentation`."""
 
 
 def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
-    """Write the settings into a run's folder, or check them against those that are there.
+    """Write the settings into a run's folder, or compare them with existing ones.
 
     Raises:
-        UserError: the folder holds another fine-tuning or something else.
+        UserError: the folder contains another fine-tuning or other files.
     """
     file = out / FILE
     if file.is_file():
@@ -138,21 +147,21 @@ def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
         if changed:
             key = changed[0]
             raise UserError(
-                f"{out} holds a fine-tuning with {key}={before.get(key)}, not {now[key]}. Use the same settings to "
+                f"{out} contains a fine-tuning with {key}={before.get(key)}, not {now[key]}. Use the same settings to "
                 "resume it, or another folder with -o."
             )
     elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no fine-tuning; name a new folder with -o.")
+        raise UserError(f"{out} is not empty and contains no fine-tuning; set a new folder with -o.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     return settings
 
 
 def schedule_of(settings: FinetuneSettings, family: Family) -> Schedule:
-    """Return the published schedule with what the settings change.
+    """Return the published schedule with the settings' overrides.
 
     Raises:
-        UserError: stages that leave nothing to train in.
+        UserError: stages that leave no epochs for training.
     """
     same = {
         key: getattr(settings, key)
@@ -175,15 +184,15 @@ def schedule_of(settings: FinetuneSettings, family: Family) -> Schedule:
 
 
 def choices_of(settings: FinetuneSettings, name: str) -> nnunet.Choices:
-    """Return what the plan takes from where."""
+    """Return the sources of the plan's settings."""
     return nnunet.Choices(
         name, settings.spacing, settings.normalise, settings.patch_size, settings.batch, settings.network == "dataset"
     )
 
 
-def encoder_name(asked: str) -> str:
-    """Return a short name of an encoder by what it was asked for, fit for a folder of nnU-Net's."""
-    parts = [part for part in re.split(r"[/\\]", re.sub(r"^hf:", "", asked).rstrip("/\\")) if part]
+def encoder_name(path: str) -> str:
+    """Return a short name of an encoder from its path, valid as a folder name of nnU-Net."""
+    parts = [part for part in re.split(r"[/\\]", re.sub(r"^hf:", "", path).rstrip("/\\")) if part]
     words = [re.sub(r"\.(pth|pt|safetensors)$", "", part) for part in parts]
     while len(words) > 1 and words[-1] in _PLAIN_NAMES:
         words.pop()
@@ -191,9 +200,10 @@ def encoder_name(asked: str) -> str:
 
 
 def plan_name(settings: FinetuneSettings, schedule: Schedule) -> str:
-    """Return the plan's name: asked for, or made of the encoder's and a digest of all that changes the training.
+    """Return the plan's name: the requested one, or the encoder's name and a hash of what changes the training.
 
-    nnU-Net keeps results in a folder of the plan's name, so that two plans of one name would mix their checkpoints.
+    nnU-Net keeps results in a folder of the plan's name, so that two plans with the same name would mix their
+    checkpoints.
     """
     if settings.plans:
         return settings.plans

@@ -1,4 +1,4 @@
-"""Training and validation cases: cross-validation, few-shot draws and named cases, with patients kept together.
+"""Training and validation cases: cross-validation, few-shot samples and named cases, with patients kept together.
 
 nnU-Net reads splits only as numbered folds of `splits_final.json`. Existing folds are kept and ours are appended; a
 second file stores their names.
@@ -82,15 +82,15 @@ def cross_validation(cases: Sequence[str], pattern: str | None = None, folds: in
 
 
 def few_shot(pool: Sequence[str], held: Sequence[str], shots: int, seed: int, pattern: str | None = None) -> Split:
-    """Draw training cases, whole patients at a time, depending only on the seed and the names of patients.
+    """Sample training cases by patient, depending only on the seed and the names of patients.
 
-    Draws of one seed are nested: the 5 shots are among the 10.
+    Samples of one seed are nested: the 5 shots are among the 10.
 
     Args:
-        pool: cases to draw from, without those of validation patients.
+        pool: cases to sample from, without those of validation patients.
         held: validation cases.
         shots: number of patients.
-        seed: of the draw.
+        seed: of the sampling.
         pattern: see `patient_of`.
 
     Raises:
@@ -100,7 +100,7 @@ def few_shot(pool: Sequence[str], held: Sequence[str], shots: int, seed: int, pa
     patients_of = {case: patient_of(case, pattern) for case in pool}
     patients = sorted(set(patients_of.values()) - held_out)
     if shots > len(patients):
-        raise UserError(f"{shots} shots are requested, but there are {len(patients)} cases or patients to draw from.")
+        raise UserError(f"{shots} shots are requested, but there are only {len(patients)} cases or patients.")
     order = make_rng(seed, "few-shot").permutation(len(patients))
     drawn = {patients[index] for index in order[:shots]}
     train = tuple(sorted(case for case, patient in patients_of.items() if patient in drawn))
@@ -121,7 +121,7 @@ def given(cases: Sequence[str], train: Sequence[str] | None, validation: Sequenc
     validation = [case for case in cases if case not in set(train)] if validation is None else validation
     if not train or not validation:
         raise UserError("The named cases leave no case for training or none for validation.")
-    return Split(f"{name}validated on {len(validation)} given cases", tuple(train), tuple(validation))
+    return Split(f"{name}validated on {len(validation)} named cases", tuple(train), tuple(validation))
 
 
 def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[int]:
@@ -176,6 +176,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_names(folder: Path) -> dict[str, str]:
-    """Return the names of folds by number, as far as they were written by `add`."""
+    """Return the names of folds by number, for folds written by `add`."""
     file = folder / NAMES
     return json.loads(file.read_text()) if file.is_file() else {}

@@ -77,9 +77,11 @@ class Bench:
 
     def __init__(self, recipe: str, settings: list[str], store: Path, out: Path, device: str) -> None:
         own = [f"data={store}", f"out={out}", f"runtime.device={device}", "optim.lr=1e-4", *QUIET]
-        asked = load(recipe, [*own, *settings], say=lambda _: None)
-        requirements = requirements_of(asked)
-        made, fabric = launch(asked, requirements.group, requirements.has_unused_parameters, requirements.deterministic)
+        requested = load(recipe, [*own, *settings], say=lambda _: None)
+        requirements = requirements_of(requested)
+        made, fabric = launch(
+            requested, requirements.group, requirements.has_unused_parameters, requirements.deterministic
+        )
         folder, made = open_folder(made, resume=False)
         self.trainer = assemble(made, requirements, Store.open(store), folder, fabric)
         self.name, self.recipe, self.device, self.feed = recipe, made, fabric.device, self.trainer.feed
@@ -164,7 +166,7 @@ class Bench:
 
 
 def first_that_fits(run: Callable[[tuple[str, ...]], T]) -> tuple[tuple[str, ...], T] | None:
-    """Call a function with settings that need less and less memory.
+    """Call a function with settings that need increasingly less memory.
 
     Args:
         run: called with additional settings.
