@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from viewalign.utils.progress import reset_progress
+
 SHARED = Path(os.environ.get("VIEWALIGN_SHARED", Path(__file__).parents[1].parent / "shared")) / "data"
 
 
@@ -22,6 +24,13 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("the real volumes (shared/data beside the checkout) are not there")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_console():
+    """Leave messages and progress as a script finds them, whatever command a test ran."""
+    yield
+    reset_progress()
 
 
 pytest_plugins = ["run_fixtures", "task_fixtures", "nnssl_fixtures"]

@@ -75,7 +75,7 @@ def _exact_products() -> Iterator[None]:
 
 def _compare(session: Session, store: Store, name: str, *settings: str) -> Facts:
     own = [*settings_for_comparison(name), *session.small_settings, "batch=4", *settings]
-    recipe = load(name, (), common=own, say=lambda _: None)
+    recipe = load(name, (), common=own)
     torch.manual_seed(0)
     method = build_method(recipe)
     samples = _samples(recipe, store)

@@ -13,19 +13,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from viewalign import losses
     from viewalign.api.data import estimate, index, prepare
-    from viewalign.api.evaluation import embed, evaluate, probe
+    from viewalign.api.evaluation import compare, embed, evaluate, probe
     from viewalign.api.exporting import export
     from viewalign.api.finetuning import finetune, predict
-    from viewalign.api.pretraining import list_methods, list_recipes, pretrain
+    from viewalign.api.pretraining import list_methods, list_recipes, pretrain, report
     from viewalign.api.studies import compare_methods, study
+    from viewalign.utils.progress import show_progress
     from viewalign.views.alignment import align, roi_align_3d
     from viewalign.views.batch import sample_views
     from viewalign.weights.encoder import load_encoder
     from viewalign.weights.export import export_run
     from viewalign.weights.initial import transfer_encoder
+    from viewalign.weights.verification import verify
 
 _HOMES = {
     "align": "viewalign.views.alignment",
+    "compare": "viewalign.api.evaluation",
     "compare_methods": "viewalign.api.studies",
     "embed": "viewalign.api.evaluation",
     "estimate": "viewalign.api.data",
@@ -41,15 +44,19 @@ _HOMES = {
     "prepare": "viewalign.api.data",
     "pretrain": "viewalign.api.pretraining",
     "probe": "viewalign.api.evaluation",
+    "report": "viewalign.api.pretraining",
     "roi_align_3d": "viewalign.views.alignment",
     "sample_views": "viewalign.views.batch",
+    "show_progress": "viewalign.utils.progress",
     "study": "viewalign.api.studies",
     "transfer_encoder": "viewalign.weights.initial",
+    "verify": "viewalign.weights.verification",
 }
 
 __all__ = [
     "__version__",
     "align",
+    "compare",
     "compare_methods",
     "embed",
     "estimate",
@@ -66,10 +73,13 @@ __all__ = [
     "prepare",
     "pretrain",
     "probe",
+    "report",
     "roi_align_3d",
     "sample_views",
+    "show_progress",
     "study",
     "transfer_encoder",
+    "verify",
 ]
 
 

@@ -19,7 +19,7 @@ def told(capsys):
 
 
 def test_the_time_of_starting_up_is_not_taken_for_the_time_of_an_item(clock, capsys):
-    with console.progress_bar("Making images") as report:
+    with console.console_bar("Making images") as report:
         clock.now += 12  # imports
         report(1, 34)
         for done in range(2, 20):
@@ -29,7 +29,7 @@ def test_the_time_of_starting_up_is_not_taken_for_the_time_of_an_item(clock, cap
 
 
 def test_what_was_done_before_is_not_taken_for_fast_work(clock, capsys):
-    with console.progress_bar("Preparing", note=lambda: "3 refused") as report:
+    with console.console_bar("Preparing", note=lambda: "3 refused") as report:
         report(900, 1000)
         clock.now += 20
         report(910, 1000)
@@ -37,7 +37,7 @@ def test_what_was_done_before_is_not_taken_for_fast_work(clock, capsys):
 
 
 def test_lines_are_few(clock, capsys):
-    with console.progress_bar("Preparing") as report:
+    with console.console_bar("Preparing") as report:
         for done in range(100):
             clock.now += 0.5
             report(done, 100)

@@ -1,6 +1,7 @@
 """A small demo end to end, resuming, and errors."""
 
 import json
+import logging
 import re
 from contextlib import contextmanager
 
@@ -30,22 +31,8 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-class Listener:
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.lines, self.done = [], []
-
-    def say(self, text):
-        self.lines.append(text)
-
-    @contextmanager
-    def bar(self, what):
-        yield lambda done, total: self.done.append((what, done, total))
-
-
 @pytest.mark.slow
-def test_the_demo_end_to_end(tmp_path, monkeypatch):
+def test_the_demo_end_to_end(tmp_path, monkeypatch, caplog):
     # One process: at this size, starting workers costs more than they do.
     monkeypatch.setattr("viewalign.demo.cohort.default_workers", lambda: 0)
     monkeypatch.setattr("viewalign.data.prepare.default_workers", lambda: 0)
@@ -55,12 +42,18 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch):
         cohort=CohortSettings(unlabelled=5, labelled=4, spacing=6.0),
         overrides=SMALL,
     )
-    listener = Listener()
-    result = run_demo(settings, listener)
+    bars = []
+
+    @contextmanager
+    def progress_bar(what):
+        yield lambda done, total: bars.append((what, done, total))
+
+    monkeypatch.setattr("viewalign.demo.run.progress_bar", progress_bar)
+    result = run_demo(settings)
     assert result.report == tmp_path / "demo" / "run" / "report.html"
     assert result.report.is_file()
     assert (result.fresh, result.exit_code, len(result.figures)) == (True, 0, 3)
-    assert ("Generating images", 9, 9) in listener.done
+    assert ("Generating images", 9, 9) in bars
     run = tmp_path / "demo" / "run"
     assert "synthetic" in (run / "data_note.txt").read_text()
     written = json.loads((run / "probe.json").read_text())
@@ -70,22 +63,23 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "demo" / "store" / "index.json").read_text())["subject"]
     assert len(stored) == 5
 
-    again = run_demo(settings, Listener())
+    again = run_demo(settings)
     assert (again.fresh, again.figures) == (False, result.figures)
     with pytest.raises(UserError, match=r"steps.*3.*4"):
-        run_demo(DemoSettings(settings.out, steps=4, cohort=settings.cohort, overrides=settings.overrides), Listener())
+        run_demo(DemoSettings(settings.out, steps=4, cohort=settings.cohort, overrides=settings.overrides))
 
     # As if it had been stopped before the probe: what is there is not done again.
     (run / "probe.json").unlink()
     state = json.loads((tmp_path / "demo" / "demo.json").read_text())
     (tmp_path / "demo" / "demo.json").write_text(json.dumps({**state, "finished": False}))
-    listener = Listener()
-    assert run_demo(settings, listener).figures == result.figures
-    assert "4 Pretraining: already complete." in listener.lines
+    with caplog.at_level(logging.INFO, "viewalign"):
+        again = run_demo(settings)
+    assert again.figures == result.figures
+    assert "4 Pretraining: already complete." in caplog.messages
 
 
 @pytest.mark.slow
-def test_own_images_without_labels(tmp_path, monkeypatch):
+def test_own_images_without_labels(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("viewalign.data.prepare.default_workers", lambda: 0)
     rng = np.random.default_rng(0)
     data = tmp_path / "my scans: 1"
@@ -93,12 +87,12 @@ def test_own_images_without_labels(tmp_path, monkeypatch):
     for number in range(3):
         array = rng.normal(100, 10, size=(20, 22, 24)).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), data / f"sub-{number}_T1w.nii.gz")
-    listener = Listener()
-    result = run_demo(DemoSettings(tmp_path / "out: 2", data=data, steps=1, overrides=SMALL), listener)
+    with caplog.at_level(logging.INFO, "viewalign"):
+        result = run_demo(DemoSettings(tmp_path / "out: 2", data=data, steps=1, overrides=SMALL))
     assert result.report is not None
     assert result.report.is_file()
     assert result.figures[2] == "Probe: none (no labels)."
-    assert any("The probe is skipped" in line for line in listener.lines)
+    assert any("The probe is skipped" in line for line in caplog.messages)
     assert "synthetic" not in (tmp_path / "out: 2" / "run" / "data_note.txt").read_text()
     assert not (tmp_path / "out: 2" / "images").exists()
 
@@ -106,13 +100,13 @@ def test_own_images_without_labels(tmp_path, monkeypatch):
 def test_a_folder_with_other_contents_is_an_error(tmp_path):
     (tmp_path / "letter.txt").touch()
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        run_demo(DemoSettings(tmp_path), Listener())
+        run_demo(DemoSettings(tmp_path))
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match="data"):
-        run_demo(DemoSettings(tmp_path / "demo", data=tmp_path / "data"), Listener())
+        run_demo(DemoSettings(tmp_path / "demo", data=tmp_path / "data"))
 
 
 def test_figures_are_read_from_the_run(tmp_path):

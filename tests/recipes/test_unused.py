@@ -45,13 +45,17 @@ def test_what_is_read_is_not_refused():
     assert loading.load("mae-resenc-xs", ["method=simclr", "heads.width=8"]).heads.width == 8
 
 
-def told_of(file, *overrides):
-    told = []
-    loading.load(str(file), overrides, say=told.append)
-    return told
+@pytest.fixture
+def told_of(caplog):
+    def warnings_of(file, *overrides):
+        caplog.clear()
+        loading.load(str(file), overrides, warn=True)
+        return caplog.messages
+
+    return warnings_of
 
 
-def test_a_file_of_one_s_own_is_told_of_and_runs(tmp_path):
+def test_a_file_of_one_s_own_is_told_of_and_runs(tmp_path, told_of):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "base: mae-resenc-xs\nobjectives: {temperature: 0.1, huber_delta: 0.5}\nteacher: {momentum: 0.995}\n"
@@ -65,7 +69,7 @@ def test_a_file_of_one_s_own_is_told_of_and_runs(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", loading.names())
-def test_shipped_recipes_and_their_print_are_told_nothing(recipe, tmp_path):
+def test_shipped_recipes_and_their_print_are_told_nothing(recipe, tmp_path, told_of):
     made = loading.load(recipe)
     printed = yaml.safe_load(loading.to_yaml(made))
     for key in unread(made):

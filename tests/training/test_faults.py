@@ -24,10 +24,12 @@ from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
 from viewalign.methods import health
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.training import data, logs, run
-from viewalign.training.logs import ProgressLine, RunLog
+from viewalign.training import data, run
+from viewalign.training.logs import RunLog
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
+from viewalign.utils import console
+from viewalign.utils.console import ProgressLine
 from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints
@@ -147,11 +149,11 @@ def told_rows(outcome):
     ]
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_step(tiny_recipe, monkeypatch, capsys):
+def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_step(tiny_recipe, monkeypatch, caplog):
     """Log, checkpoint and pictures fail at steps 3 to 5 and are all there in the end; TensorBoard's file is left."""
     settings = ["checkpoint.every=2", "log.health_every=2", "log.tensorboard=true"]
     calm = pretrain(tiny_recipe(*settings, out="calm", steps=8))
-    capsys.readouterr()
+    caplog.clear()
     full_during(monkeypatch, 2, 5)
     outcome = pretrain(tiny_recipe(*settings, steps=8))
     assert outcome.finished
@@ -159,20 +161,20 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_step(tiny_recipe, m
     assert checkpoints.steps(outcome.folder.checkpoints) == [6, 8]
     assert [row["step"] for row in events(outcome.folder, "checkpoint_failed")] == [4]
     assert not [path for path in outcome.folder.root.rglob("*") if "writing" in path.name]
-    told = capsys.readouterr().err
+    told = caplog.text
     assert told.count("The log cannot be written") == 1
     assert told.count("TensorBoardTracker cannot be written") == 1
     assert "No checkpoint could be written at step 4" in told
     assert "pictures could not be written" in told
 
 
-def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(tiny_recipe, monkeypatch, capsys):
+def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(tiny_recipe, monkeypatch, caplog):
     calm = pretrain(tiny_recipe("checkpoint.every=2", out="calm", steps=8))
     with monkeypatch.context() as patch:
         room = full_during(patch, 5, None)
         with room, pytest.raises(UserError, match=r"last checkpoint.*space"):
             pretrain(tiny_recipe("checkpoint.every=2", steps=8))
-    assert "rows of the log could not be written" in capsys.readouterr().err
+    assert "rows of the log could not be written" in caplog.text
     log = (RunFolder(calm.folder.root.parent / "run").log).read_text()
     assert log.endswith("}\n")  # no half of a row
     outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=8), resume="auto")
@@ -210,7 +212,7 @@ def test_a_full_disk_under_what_a_run_says_does_not_end_it():
 def test_a_terminal_or_pipe_that_is_gone_does_not_end_a_run(number, monkeypatch):
     """As after `| head`, or where the terminal of a run under nohup was closed."""
     silenced = []
-    monkeypatch.setattr(logs, "_write_nowhere", lambda: silenced.append(True))
+    monkeypatch.setattr(console, "_write_nowhere", lambda: silenced.append(True))
     monkeypatch.setattr(sys, "stderr", FullStream(number))
     progress = ProgressLine()
     for step in range(3):
@@ -219,7 +221,7 @@ def test_a_terminal_or_pipe_that_is_gone_does_not_end_a_run(number, monkeypatch)
     assert silenced == [True]
 
 
-def test_a_loss_that_explodes_is_reported_while_the_run_goes_on(tiny_recipe, monkeypatch, capfd):
+def test_a_loss_that_explodes_is_reported_while_the_run_goes_on(tiny_recipe, monkeypatch, caplog):
     original = ConsistentViewAlignment.forward
 
     def step(self, batch, return_diagnostics=False):
@@ -230,17 +232,17 @@ def test_a_loss_that_explodes_is_reported_while_the_run_goes_on(tiny_recipe, mon
 
     monkeypatch.setattr(ConsistentViewAlignment, "forward", step)
     pretrain(tiny_recipe(steps=4))
-    told = [line for line in capfd.readouterr().err.splitlines() if "Training loss is" in line]
+    told = [line for line in caplog.messages if "Training loss is" in line]
     assert len(told) == 1
     assert told[0].startswith("Step 3: ")
     assert "(bad)" in told[0]
     assert "Lower optim.lr" in told[0]
 
 
-def test_many_skipped_steps_are_reported_while_the_run_goes_on(tiny_recipe, monkeypatch, capfd):
+def test_many_skipped_steps_are_reported_while_the_run_goes_on(tiny_recipe, monkeypatch, caplog):
     break_loss(monkeypatch, {1})
     pretrain(tiny_recipe(steps=3))
-    told = [line for line in capfd.readouterr().err.splitlines() if "Steps skipped is" in line]
+    told = [line for line in caplog.messages if "Steps skipped is" in line]
     assert len(told) == 1
     assert told[0].startswith("Step 2: ")
 
@@ -341,23 +343,23 @@ def test_the_volume_that_is_not_finite_is_named(parts, tiny_recipe, monkeypatch)
         pretrain(tiny_recipe(*settings, "runtime.bad_steps=1", out="second", steps=12))
 
 
-def test_a_collapse_is_told_once_with_a_remedy(tiny_recipe, monkeypatch, capfd):
+def test_a_collapse_is_told_once_with_a_remedy(tiny_recipe, monkeypatch, caplog):
     monkeypatch.setattr(health, "measure", lambda features: {"effective_rank": 1.5, "feature_std": 0.9})
     pretrain(tiny_recipe("log.health_every=1", steps=3))
-    told = capfd.readouterr().err
+    told = caplog.text
     assert told.count("Effective rank is 1.5 (bad).") == 1
     assert "Lower optim.lr" in told
     assert "Feature standard deviation" not in told
 
 
-def test_a_volume_that_became_unreadable_is_set_aside(tiny_recipe, tiny_store, tmp_path, capfd):
+def test_a_volume_that_became_unreadable_is_set_aside(tiny_recipe, tiny_store, tmp_path, caplog):
     shutil.copytree(tiny_store, tmp_path / "copy")
     arrays = sorted((tmp_path / "copy").rglob("*.b2nd"))
     arrays[3].write_bytes(b"")
     outcome = pretrain(tiny_recipe(f"data={tmp_path / 'copy'}", "runtime.lost_share=0.2", steps=6))
     told = events(outcome.folder, "unreadable")
     assert [row["volume"] for row in told] == [3]
-    assert "is excluded" in capfd.readouterr().err
+    assert "is excluded" in caplog.text
     arrays[5].unlink()
     with pytest.raises(UserError, match=r"2 of 8 volumes.*lost_share"):
         pretrain(tiny_recipe(f"data={tmp_path / 'copy'}", "runtime.lost_share=0.2", out="second", steps=12))

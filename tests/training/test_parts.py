@@ -7,6 +7,7 @@ import torch
 
 from viewalign.methods import health
 from viewalign.training import data, logs, optimizers
+from viewalign.utils.console import ProgressLine
 
 
 def test_learning_rate_schedule():
@@ -115,7 +116,7 @@ def test_averages_of_two_processes_are_restored_by_any_number(processes):
 
 def test_progress_without_a_terminal():
     stream = io.StringIO()
-    ticker = logs.ProgressLine(stream, seconds=1000)
+    ticker = ProgressLine(stream, seconds=1000)
     for step in range(5):
         ticker.show(f"step {step}", force=step == 4)
     assert stream.getvalue() == "step 0\nstep 4\n"

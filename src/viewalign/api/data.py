@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +154,6 @@ def estimate(
     source: str | Path,
     recipe: str | Path = "cva-resenc-l",
     *,
-    say: Callable[[str], Any] = warnings.warn,
     on_progress: Listener | None = None,
     **settings: Any,
 ) -> Estimate:
@@ -164,7 +162,6 @@ def estimate(
     Args:
         source: a folder of images or a catalogue of `index`.
         recipe: the pretraining recipe.
-        say: called with a message for each setting of a YAML file that has no effect.
         on_progress: called after each header.
         **settings: those of `viewalign settings estimate`: of the recipe, of `prepare`, and `gpu`.
 
@@ -182,7 +179,7 @@ def estimate(
     """
     from viewalign.training.estimate import estimate as run
 
-    return run(Path(source), str(recipe), settings, say, on_progress or (lambda *_: None))
+    return run(Path(source), str(recipe), settings, on_progress or (lambda *_: None))
 
 
 def _words(step: ImageProgress) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
     from viewalign.api.data import Listener
+    from viewalign.evaluation.comparison import Comparison, TaskComparison
     from viewalign.evaluation.embedding import Embeddings
     from viewalign.evaluation.results import Evaluation
     from viewalign.tasks.manifest import TaskCase
@@ -89,8 +90,6 @@ def probe(
     task: str | Path,
     encoders: str | Path | Sequence[str | Path],
     out: str | Path = "probe.json",
-    *,
-    say: Callable[[str], Any] | None = None,
     **settings: Any,
 ) -> list[tuple[str, str]]:
     """Evaluate frozen features with a linear probe or nearest neighbours.
@@ -101,7 +100,6 @@ def probe(
         task: the folder of task.yaml and its manifest.
         encoders: runs, exports or checkpoints.
         out: JSON file to write.
-        say: called with the table as text.
         **settings: those of `viewalign settings probe`.
 
     Returns:
@@ -112,7 +110,7 @@ def probe(
 
     Example:
         ```python
-        viewalign.probe("task", ["run"], "probe.json", say=print, shots=[5, 10])
+        viewalign.probe("task", ["run"], "probe.json", shots=[5, 10])
         ```
     """
     from viewalign.evaluation.probe import run_probe
@@ -120,7 +118,7 @@ def probe(
 
     paths = [encoders] if isinstance(encoders, str | Path) else encoders
     wanted = checked(ProbeSettings, settings)
-    return run_probe([str(one) for one in paths], task, Path(out), wanted, say or (lambda _: None))
+    return run_probe([str(one) for one in paths], task, Path(out), wanted)
 
 
 @report_os_errors()
@@ -168,4 +166,35 @@ def evaluate(
     names = names_matching(list(folders.label_files(places[1])), wanted.cases) if wanted.cases else None
     result = folders.evaluate_folder(*places, rules, names, wanted.workers, stage(on_progress, "Evaluating"))
     result.write(places[0] / "evaluation" if out is None else Path(out))
+    return result
+
+
+@report_os_errors()
+def compare(a: str | Path, b: str | Path, out: str | Path | None = None) -> Comparison | TaskComparison:
+    """Compare two results on the same cases: difference of B and A, 95 % interval, p-value.
+
+    Args:
+        a: folder of a fine-tuning, or of a segmentation's evaluation.
+        b: another, of the same cases.
+        out: a folder for `comparison.json` and `comparison.html`; default none.
+
+    Returns:
+        The comparison; `table()` is its text.
+
+    Raises:
+        UserError: the folders hold no results, or results of different kinds or of no common cases.
+
+    Example:
+        ```python
+        print(viewalign.compare("scratch/evaluation/fold-0-of-5", "pretrained/evaluation/fold-0-of-5").table())
+        ```
+    """
+    from viewalign.evaluation.comparison import compare_any
+    from viewalign.reports.comparison import write_page
+    from viewalign.utils.io import write_json
+
+    result = compare_any(Path(a), Path(b))
+    if out is not None:
+        write_json(Path(out) / "comparison.json", result.as_json())
+        write_page(result, Path(out))
     return result

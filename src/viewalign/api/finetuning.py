@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from viewalign.evaluation.task_metrics import TaskScore
     from viewalign.finetuning.segmentation.nnunet import Machine
     from viewalign.finetuning.segmentation.record import Finetuning
-    from viewalign.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,6 @@ def finetune(
     data: str | Path,
     encoder: str | Path,
     out: str | Path,
-    *,
-    progress: Progress | None = None,
     **settings: Any,
 ) -> Finetuning: ...
 @overload
@@ -73,8 +70,6 @@ def finetune(
     data: str | Path,
     encoder: str | Path,
     out: str | Path,
-    *,
-    progress: Progress | None = None,
     **settings: Any,
 ) -> TaskOutcome: ...
 @report_os_errors()
@@ -83,8 +78,6 @@ def finetune(
     data: str | Path,
     encoder: str | Path,
     out: str | Path,
-    *,
-    progress: Progress | None = None,
     **settings: Any,
 ) -> Any:
     """Fine-tune an encoder on labelled data; the same call resumes an interrupted fine-tuning.
@@ -94,7 +87,6 @@ def finetune(
         data: nnU-Net's number, name or folder of a dataset; else the folder of task.yaml and its manifest.
         encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
         out: the fine-tuning's folder.
-        progress: prints messages (`say`) and shows progress bars (`bar`); default: no output.
         **settings: those of `viewalign settings finetune KIND`.
 
     Returns:
@@ -112,15 +104,13 @@ def finetune(
         ```
     """
     if kind == "segmentation":
-        return _segmentation(str(data), str(encoder), Path(out), progress, settings)
+        return _segmentation(str(data), str(encoder), Path(out), settings)
     if kind in ("classification", "regression"):
-        return _one_answer(kind, data, str(encoder), Path(out), progress, settings)
+        return _one_answer(kind, data, str(encoder), Path(out), settings)
     raise UserError(f"finetune supports segmentation, classification and regression, not '{kind}'.")
 
 
-def _segmentation(
-    dataset: str, encoder: str, out: Path, progress: Progress | None, values: Mapping[str, Any]
-) -> Finetuning:
+def _segmentation(dataset: str, encoder: str, out: Path, values: Mapping[str, Any]) -> Finetuning:
     from viewalign.finetuning.segmentation import environment
 
     environment.check_installed()
@@ -128,19 +118,16 @@ def _segmentation(
     from viewalign.finetuning.segmentation.nnunet import Machine
     from viewalign.finetuning.segmentation.settings import FinetuneSettings, SegmentationOptions
     from viewalign.reports.segmentation import write_page
-    from viewalign.utils.progress import NoProgress
 
     wanted = checked(SegmentationOptions, {**values, "dataset": dataset, "encoder": encoder})
     kept = {name: getattr(wanted, name) for name in FinetuneSettings.model_fields}
     machine = Machine.choose(wanted.device, wanted.gpus, wanted.workers)
-    done = run(FinetuneSettings.model_validate(kept), out, machine, progress or NoProgress())
+    done = run(FinetuneSettings.model_validate(kept), out, machine)
     write_page(done.out)
     return done
 
 
-def _one_answer(
-    kind: str, task: str | Path, encoder: str, out: Path, progress: Progress | None, values: Mapping[str, Any]
-) -> TaskOutcome:
+def _one_answer(kind: str, task: str | Path, encoder: str, out: Path, values: Mapping[str, Any]) -> TaskOutcome:
     from viewalign.evaluation.encoders import check_installed
 
     check_installed()
@@ -157,8 +144,7 @@ def _one_answer(
         other = "regression" if found == "regression" else "classification"
         raise UserError(f"{task} is a {found} task; use `viewalign finetune {other}` (in Python: finetune('{other}')).")
     cache = None if wanted.cache is None else Path(wanted.cache)
-    say = (lambda _: None) if progress is None else progress.say
-    score, excluded = run(task, encoder, out, training, say, cache=cache, workers=wanted.workers)
+    score, excluded = run(task, encoder, out, training, cache=cache, workers=wanted.workers)
     return TaskOutcome(out, score, excluded, write_page(out))
 
 

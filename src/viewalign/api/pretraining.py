@@ -1,18 +1,21 @@
-"""Pretraining, and the available recipes and methods: `pretrain`, `list_recipes`, `list_methods`."""
+"""Pretraining, its report, and the available recipes and methods."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import report_os_errors
+from viewalign.errors import UserError, report_os_errors
 
 if TYPE_CHECKING:
     from viewalign.config import Recipe
     from viewalign.data.store import Store
     from viewalign.training.run import RunResult
+
+
+_log = logging.getLogger(__name__)
 
 
 @report_os_errors()
@@ -23,10 +26,9 @@ def pretrain(
     *,
     resume: bool = False,
     store: Store | None = None,
-    say: Callable[[str], Any] = warnings.warn,
     **settings: Any,
 ) -> RunResult:
-    """Pretrain an encoder without labels, until the last step, Ctrl-C or SIGTERM.
+    """Pretrain an encoder without labels, until the last step, Ctrl-C or SIGTERM; then write the report.
 
     Args:
         recipe: a recipe's name (`list_recipes`), a YAML file, or a `Recipe`.
@@ -34,7 +36,6 @@ def pretrain(
         out: the run's folder.
         resume: whether to resume from the newest checkpoint in `out`, if there is one.
         store: an open store, instead of `data`.
-        say: called with a message for each setting of a YAML file that has no effect.
         **settings: any of the recipe's, in groups: `steps=500, optim={"lr": 1e-3}`.
 
     Returns:
@@ -57,7 +58,7 @@ def pretrain(
     places = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
     wanted: Mapping[str, Any] = {**settings, **places}
     if not isinstance(recipe, Recipe):
-        recipe = load(str(recipe), settings=wanted, say=say)
+        recipe = load(str(recipe), settings=wanted, warn=True)
     elif wanted:
         recipe = change(recipe, wanted)
     probe = None
@@ -65,7 +66,40 @@ def pretrain(
         from viewalign.evaluation.online_probe import make_probe
 
         probe = make_probe(recipe)
-    return run.pretrain(recipe, "auto" if resume else False, store, probe)
+    result = run.pretrain(recipe, "auto" if resume else False, store, probe)
+    if result.first:
+        try:
+            _log.info("Report: %s", report(result.folder.root))
+        except UserError as problem:  # a full disk; the run itself is complete
+            _log.warning("The report could not be written: %s", problem)
+    return result
+
+
+@report_os_errors()
+def report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run, finished or not, or of a fine-tuning for classification or regression.
+
+    Args:
+        run: its folder.
+        out: the page's file; default `report.html` in the folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: there is no run in the folder, or the page cannot be written.
+
+    Example:
+        ```python
+        print(viewalign.report("run"))
+        ```
+    """
+    from viewalign.evaluation.predictions import is_task_run
+    from viewalign.reports import task
+    from viewalign.reports.run import write_report
+
+    write = task.write_page if is_task_run(Path(run)) else write_report
+    return write(Path(run), None if out is None else Path(out))
 
 
 def list_recipes() -> dict[str, str]:

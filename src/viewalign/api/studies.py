@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
     from viewalign.studies.settings import CompareMethodsSettings, Study
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,11 @@ class StudyPlan:
         """Return the name and state of each cell; `only` is a pattern of names."""
         return {cell.name: str(cell.record.get("status", "to do")) for cell in self._chosen(only)}
 
-    def run(self, only: str | None = None, say: Callable[[str], Any] | None = None) -> int:
+    def run(self, only: str | None = None) -> int:
         """Run all unfinished cells, then write the table and the page.
 
         Args:
             only: a pattern of cell names; cells that these depend on are run too.
-            say: called with lines of progress, and the table.
 
         Returns:
             0 if all cells are finished, 3 if some failed, 4 if some are left.
@@ -55,15 +56,15 @@ class StudyPlan:
         from viewalign.studies.run import run_study
         from viewalign.utils.locks import locked
 
-        report, began, grid = say or (lambda _: None), time.monotonic(), Grid(self.study, self.folder)
+        began, grid = time.monotonic(), Grid(self.study, self.folder)
 
         def has_time() -> bool:
             return self.minutes is None or time.monotonic() - began < 60 * self.minutes
 
-        code = run_study(grid, report, has_time, self._chosen(only))
+        code = run_study(grid, has_time, self._chosen(only))
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
-            report(table.write(grid))
-            report(f"Tables: {grid.out}/table.md, .csv, .json\nPage: {write_page(grid.out)}")
+            _log.info("%s", table.write(grid))
+            _log.info("Tables: %s/table.md, .csv, .json\nPage: %s", grid.out, write_page(grid.out))
         return code
 
     def write_slurm(self, script: Path) -> Path:
@@ -130,8 +131,6 @@ def compare_methods(
     images: str | Path,
     labels: str | Path,
     out: str | Path | None = None,
-    *,
-    say: Callable[[str], Any] | None = None,
     **settings: Any,
 ) -> StudyPlan:
     """Plan a study that compares pretraining methods, with all other settings equal.
@@ -141,7 +140,6 @@ def compare_methods(
         images: folder of images to evaluate on.
         labels: folder of their label maps, of the same names.
         out: the study's folder; default `methods-NETWORK`.
-        say: called with a message if nnU-Net is not installed, in which case nothing is fine-tuned.
         **settings: those of `viewalign settings compare-methods`; `learn` and `test` are required.
 
     Returns:
@@ -172,12 +170,12 @@ def compare_methods(
         steps=wanted.steps,
         seeds=wanted.seeds,
         threads=wanted.threads,
-        evaluations=evaluations | finetuning_evaluations(wanted.network, _tuned(wanted, say), wanted.finetune),
+        evaluations=evaluations | finetuning_evaluations(wanted.network, _tuned(wanted), wanted.finetune),
     )
     return StudyPlan(chosen, Path(out or chosen.name), wanted.minutes, wanted.shard)
 
 
-def _tuned(wanted: CompareMethodsSettings, say: Callable[[str], Any] | None) -> tuple[int, ...]:
+def _tuned(wanted: CompareMethodsSettings) -> tuple[int, ...]:
     """Return the numbers of fine-tuning cases; by default those of the probe, if nnU-Net is installed."""
     from viewalign.finetuning.segmentation import environment
 
@@ -186,7 +184,6 @@ def _tuned(wanted: CompareMethodsSettings, say: Callable[[str], Any] | None) -> 
     try:
         environment.check_installed()
     except UserError as lacking:
-        if say is not None:
-            say(f"Encoders are evaluated frozen only. {lacking}")
+        _log.warning("Encoders are evaluated frozen only. %s", lacking)
         return ()
     return (wanted.shots,)

@@ -32,18 +32,13 @@ def compare(
 
     viewalign compare tuned-a tuned-b
     """
-    import json
+    import viewalign
 
-    from viewalign.evaluation.comparison import compare_any
-    from viewalign.reports.comparison import write_page
-    from viewalign.utils.io import write_text
-
-    result = compare_any(a, b)
+    result = viewalign.compare(a, b, out)
     typer.echo(f"A = {a}\nB = {b}\n{len(result.cases)} cases of both" + _left_out(result.left_out))
     typer.echo(result.table())
     if out is not None:
-        write_text(out / "comparison.json", json.dumps(result.as_json(), indent=1) + "\n")
-        typer.echo(f"Page: {write_page(result, out)}")
+        typer.echo(f"Page: {out / 'comparison.html'}")
 
 
 def _left_out(names: tuple[str, ...]) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import ConsoleProgress
 
 
 def demo(
@@ -46,15 +45,13 @@ def demo(
     from viewalign.demo.settings import DemoOptions
     from viewalign.utils.settings import checked
 
-    progress, wanted = ConsoleProgress(), checked(DemoOptions, settings_of(context))
-    result = run_demo(DemoSettings(out, data, wanted.steps, wanted.spacing), progress)
+    wanted = checked(DemoOptions, settings_of(context))
+    result = run_demo(DemoSettings(out, data, wanted.steps, wanted.spacing))
     if result.report is None:
         typer.echo("Stopped and saved. The same command resumes it.")
         raise typer.Exit(result.exit_code)
     if not result.fresh:
         typer.echo(f"The demo in {out} is complete. To start again, remove that folder or set another one with -o.")
-    else:
-        progress.say("Done.")
     for line in result.figures:
         typer.echo(f"  {line}")
     typer.echo(f"Report: {result.report}")

@@ -65,7 +65,6 @@ def _check_gpu() -> list[Finding]:
     import torch
 
     from viewalign.training.gpu.check import Size, check
-    from viewalign.utils.console import ConsoleProgress
 
     with tempfile.TemporaryDirectory() as folder:
-        return check(torch.device("cuda"), Path(folder), Size(), ConsoleProgress().say)
+        return check(torch.device("cuda"), Path(folder), Size())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,8 +42,7 @@ def estimate(
     import viewalign
 
     with stages() as report:
-        say = partial(typer.echo, err=True)
-        found = viewalign.estimate(source, recipe, say=say, on_progress=report, **settings_of(context))
+        found = viewalign.estimate(source, recipe, on_progress=report, **settings_of(context))
     _print(found.preparation, found.pretraining, found.settings, recipe)
     if out is not None:
         out.write_text(json.dumps(found.facts, indent=1) + "\n")

@@ -80,7 +80,7 @@ def _list(console: Console) -> None:
 
 def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[str], yes: bool) -> None:
     from viewalign.data.fetch import datasets, hub
-    from viewalign.utils.console import progress_bar
+    from viewalign.utils.progress import progress_bar
 
     folder = out or Path(name.removeprefix("hf:").rpartition("/")[2])
     if name.startswith("hf:"):
@@ -110,7 +110,7 @@ def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[st
 
 
 def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tuple[str, ...], yes: bool) -> None:
-    from viewalign.utils.console import progress_bar
+    from viewalign.utils.progress import progress_bar
     from viewalign.weights.remote import ZenodoRecord, fetch_weights, find_weights
 
     found = find_weights(name, patterns)

@@ -55,9 +55,8 @@ def segmentation(
     finetune.yaml (all settings), nnunet.log, commands.sh.
     """
     import viewalign
-    from viewalign.utils.console import ConsoleProgress
 
-    run = viewalign.finetune("segmentation", dataset, encoder, out, progress=ConsoleProgress(), **settings_of(context))
+    run = viewalign.finetune("segmentation", dataset, encoder, out, **settings_of(context))
     typer.echo(f"Report: {run.out / 'report.html'}")
 
 
@@ -85,9 +84,9 @@ def _finetune(
     context: typer.Context, kind: Literal["classification", "regression"], task: Path, encoder: str, out: Path
 ) -> None:
     import viewalign
-    from viewalign.utils.console import ConsoleProgress, exit_if_excluded
+    from viewalign.utils.console import exit_if_excluded
 
-    done = viewalign.finetune(kind, task, encoder, out, progress=ConsoleProgress(), **settings_of(context))
+    done = viewalign.finetune(kind, task, encoder, out, **settings_of(context))
     typer.echo(f"Predictions, metrics and models: {out}\nReport: {done.report}")
     exit_if_excluded(done.excluded)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+import typer.main
 from typer.core import TyperCommand
 
 from viewalign.errors import UserError
+from viewalign.utils.progress import show_progress
 from viewalign.utils.settings import Setting, Settings, describe, read_words, setting_names, suggest
 
 MODELS = {
@@ -53,6 +56,10 @@ def settings_of(context: typer.Context) -> dict[str, Any]:
 
 class Command(TyperCommand):
     """A command that accepts `key=value` anywhere among its arguments, and shows its settings in its help."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _verbosity()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Separate the settings from the words; the rest is parsed as usual, and unknown words are explained."""
@@ -135,6 +142,37 @@ class Command(TyperCommand):
         model = self._model(ctx)
         hint = "" if model is None else f" Settings are written key=value, such as {next(setting_names(model))}=…"
         return f"Unexpected argument '{word}'. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
+
+
+def _quiet(wanted: bool) -> None:
+    if wanted:
+        show_progress(logging.WARNING)
+
+
+def _verbose(wanted: bool) -> None:
+    if wanted:
+        show_progress(logging.DEBUG)
+
+
+def _flags(
+    _quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", callback=_quiet, help="Show warnings and results only.")
+    ] = False,
+    _verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", callback=_verbose, help="Show debug messages, and where errors arise.")
+    ] = False,
+) -> None:
+    """Take -q and -v, which every command has."""
+
+
+def _verbosity() -> list[Any]:
+    """Return the options of `_flags`; no command has them among its own arguments."""
+    template = typer.Typer(add_completion=False)
+    template.command()(_flags)
+    options = [param for param in typer.main.get_command(template).params if param.name in ("_quiet", "_verbose")]
+    for option in options:
+        option.expose_value = False
+    return options
 
 
 def _written(param: Any) -> str:

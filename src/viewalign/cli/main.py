@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +41,7 @@ from viewalign.cli.task import task
 from viewalign.cli.verify import verify
 from viewalign.errors import DamageWarning, UserError, report_os_errors
 from viewalign.utils.io import visible
+from viewalign.utils.progress import show_progress
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
@@ -64,7 +67,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[
+    _version_wanted: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -86,6 +89,7 @@ def main(
 
     [bold]viewalign demo[/bold] runs all of it on example data in a few minutes.
     """
+    show_progress()
 
 
 def _show_warning(
@@ -112,6 +116,8 @@ def run(arguments: list[str] | None = None) -> None:
         with report_os_errors():
             app(args=arguments, prog_name="viewalign")
     except UserError as problem:
+        if logging.getLogger("viewalign").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
         errors.print(f"[bold red]viewalign:[/bold red] {escape(visible(str(problem)))}")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,13 +47,12 @@ def pretrain(
     """
     import viewalign
 
-    say = partial(typer.echo, err=True)
-    run = viewalign.pretrain(recipe, data, out, resume=resume, say=say, **settings_of(context))
+    run = viewalign.pretrain(recipe, data, out, resume=resume, **settings_of(context))
     folder = run.folder.root
     if not run.first:
         raise typer.Exit(run.exit_code)
     if run.finished:
-        typer.echo(f"Done: {run.step} steps. Next:\n  viewalign report {folder}\n  viewalign export {folder}")
+        typer.echo(f"Done: {run.step} steps. Report: {run.folder.report}. Next:\n  viewalign export {folder}")
         return
     typer.echo(f"Stopped and saved at step {run.step} of {run.steps}. Resume with")
     typer.echo(f"  viewalign pretrain {folder / 'config.yaml'} --resume")

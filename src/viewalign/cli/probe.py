@@ -32,4 +32,4 @@ def probe(
     import viewalign
     from viewalign.utils.console import exit_if_excluded
 
-    exit_if_excluded(viewalign.probe(task, encoders, out, say=typer.echo, **settings_of(context)))
+    exit_if_excluded(viewalign.probe(task, encoders, out, **settings_of(context)))

@@ -32,8 +32,6 @@ def report(
 
     The file is self-contained: it loads nothing from the network.
     """
-    from viewalign.evaluation.predictions import is_task_run
-    from viewalign.reports import task
-    from viewalign.reports.run import write_report
+    import viewalign
 
-    typer.echo(task.write_page(run, out) if is_task_run(run) else write_report(run, out))
+    typer.echo(viewalign.report(run, out))

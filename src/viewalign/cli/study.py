@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,8 +99,7 @@ def compare_methods(
     """
     import viewalign
 
-    say = partial(typer.echo, err=True)
-    _run(viewalign.compare_methods(store, images, labels, out, say=say, **settings_of(context)), only, dry_run)
+    _run(viewalign.compare_methods(store, images, labels, out, **settings_of(context)), only, dry_run)
 
 
 def _run(plan: StudyPlan, only: str | None, dry_run: bool) -> None:
@@ -109,6 +107,6 @@ def _run(plan: StudyPlan, only: str | None, dry_run: bool) -> None:
         for name, status in plan.cells(only).items():
             typer.echo(f"{status:7s} {name}")
         return
-    code = plan.run(only, typer.echo)
+    code = plan.run(only)
     if code:
         raise typer.Exit(code)

@@ -24,8 +24,9 @@ def verify(
 
     Exit code: 0 no damage, 3 some files are damaged.
     """
-    from viewalign.utils.console import EXIT_CODE, progress_bar
+    from viewalign.utils.console import EXIT_CODE
     from viewalign.utils.io import visible
+    from viewalign.utils.progress import progress_bar
     from viewalign.weights import verification
 
     with progress_bar("Verifying") as report:

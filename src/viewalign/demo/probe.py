@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from viewalign.utils.precision import choose_device
 from viewalign.utils.rng import make_rng
 from viewalign.weights.encoder import build_untrained, load_encoder
 from viewalign.weights.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 _FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 _ENDINGS = ("_seg", "_label", "_labels", "_dseg")
@@ -121,9 +124,7 @@ _NAMES = {
 }
 
 
-def probe_run(
-    run: RunFolder, held: Holdout, preparation: PrepareSettings, synthetic: bool, say: Callable[[str], None]
-) -> None:
+def probe_run(run: RunFolder, held: Holdout, preparation: PrepareSettings, synthetic: bool) -> None:
     """Probe a run and write its `probe.json`.
 
     Args:
@@ -131,14 +132,13 @@ def probe_run(
         held: labelled images that were excluded from the run.
         preparation: preprocessing of the run's store.
         synthetic: whether the images are the demo's cohort.
-        say: prints progress.
 
     Raises:
         UserError: the labelled images cannot be used.
     """
     recipe = run.recipe()
     device = choose_device()
-    train, test = (_cases(chosen, preparation, say) for chosen in (held.train, held.test))
+    train, test = (_cases(chosen, preparation) for chosen in (held.train, held.test))
     result = compare(
         EncoderFeatures(load_encoder(run.root), device),
         EncoderFeatures(build_untrained(recipe, recipe.seed), device),
@@ -147,16 +147,16 @@ def probe_run(
         task=_task(synthetic, train),
         settings=VoxelProbeSettings(seed=recipe.seed),
         note=cohort.NOTE if synthetic else "",
-        on_part=lambda name: say(f"  {_NAMES[name]}"),
+        on_part=lambda name: _log.info("  %s", _NAMES[name]),
     )
     write_json(run.root / "probe.json", result)
 
 
-def _cases(chosen: Sequence[Labelled], preparation: PrepareSettings, say: Callable[[str], None]) -> list[Case]:
+def _cases(chosen: Sequence[Labelled], preparation: PrepareSettings) -> list[Case]:
     cases = []
     for case in load_cases(chosen, preparation):
         if isinstance(case, str):
-            say(f"  {case}")
+            _log.info("  %s", case)
         else:
             cases.append(case)
     return cases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from viewalign.errors import UserError
 from viewalign.methods.health import MEASURES
 from viewalign.recipes import loading
 from viewalign.utils.io import write_json
-from viewalign.utils.progress import Progress
+from viewalign.utils.progress import progress_bar
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log
+
+_log = logging.getLogger(__name__)
 
 RECIPE = "cva-resenc-xs"
 _STATE = "demo.json"
@@ -78,7 +81,7 @@ class DemoResult:
     fresh: bool = True
 
 
-def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
+def run_demo(settings: DemoSettings) -> DemoResult:
     """Run the demo, or resume it.
 
     Raises:
@@ -90,17 +93,17 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
         return finished
     run = RunFolder(settings.out / "run")
     if settings.data is None:
-        _make_cohort(settings, progress)
-    held = _index(settings, progress)
-    _prepare(settings, progress)
-    stopped = _pretrain(settings, run, progress)
+        _make_cohort(settings)
+    held = _index(settings)
+    _prepare(settings)
+    stopped = _pretrain(settings, run)
     if stopped is not None:
         return DemoResult(None, exit_code=stopped)
     note = _describe_data(settings, held)
     (run.root / "data_note.txt").write_text(note + "\n", encoding="utf-8")
     if held:
-        _probe(settings, held, run, progress)
-    report = _export_and_report(run, progress)
+        _probe(settings, held, run)
+    report = _export_and_report(run)
     result = DemoResult(report, summarise(run))
     _write_state(settings, result)
     return result
@@ -139,25 +142,25 @@ def _write_state(settings: DemoSettings, result: DemoResult | None) -> None:
     write_json(settings.out / _STATE, state)
 
 
-def _make_cohort(settings: DemoSettings, progress: Progress) -> None:
+def _make_cohort(settings: DemoSettings) -> None:
     wanted = settings.cohort
-    progress.say(
+    _log.info(
         f"1 Images: {wanted.unlabelled} without and {wanted.labelled} with labels, generated from one template brain "
         "(MNI152) by random deformations, contrasts, bias fields and noise."
     )
-    with progress.bar("Generating images") as bar:
+    with progress_bar("Generating images") as bar:
         make_cohort(settings.out, wanted, on_subject=bar)
 
 
-def _index(settings: DemoSettings, progress: Progress) -> Holdout:
+def _index(settings: DemoSettings) -> Holdout:
     """Write the catalogue for pretraining, and return the images that are held out for the probe."""
     from viewalign.data.indexing import index_sources, write_excluded
 
     path = settings.out / "catalogue.json"
     images = settings.out / "images" if settings.data is None else settings.data
     if settings.data is not None:
-        progress.say(f"1 Images: {images}.")
-    with progress.bar("Reading headers") as bar:
+        _log.info(f"1 Images: {images}.")
+    with progress_bar("Reading headers") as bar:
         found = index_sources([str(images.absolute())], on_file=bar)
     if found.images == 0:
         first = f" First excluded file: {found.excluded[0].file}: {found.excluded[0].reason}." if found.excluded else ""
@@ -166,12 +169,12 @@ def _index(settings: DemoSettings, progress: Progress) -> Holdout:
     kept = without(found.collection, held.subjects)
     write_catalogue(kept, path)
     write_excluded(path, found.excluded)
-    progress.say(
+    _log.info(
         f"2 Catalogue: {found.images} images of {found.subjects()} subjects, {len(held.subjects)} of which are "
         f"labelled and held out for the probe; {len(found.excluded)} files excluded."
     )
     if not held:
-        progress.say(f"  {NO_PROBE}")
+        _log.info(f"  {NO_PROBE}")
     return held
 
 
@@ -181,22 +184,22 @@ NO_PROBE = (
 )
 
 
-def _prepare(settings: DemoSettings, progress: Progress) -> None:
+def _prepare(settings: DemoSettings) -> None:
     from viewalign.data.indexing import read_excluded
     from viewalign.data.prepare import prepare_records
 
     catalogue, store = settings.out / "catalogue.json", settings.out / "store"
     records = list(read_catalogue(catalogue).records(catalogue.absolute().parent))
     preparation = settings.preparation()
-    progress.say(f"3 Store: oriented, cropped, {preparation.describe()}.")
-    with progress.bar("Preparing") as bar:
+    _log.info(f"3 Store: oriented, cropped, {preparation.describe()}.")
+    with progress_bar("Preparing") as bar:
         report = prepare_records(
             records, store, preparation, None, read_excluded(catalogue), lambda at: bar(at.done, at.total)
         )
     if report.prepared == 0:
         raise UserError(f"None of the images could be used; see {store / 'report.json'}.")
     if report.excluded:
-        progress.say(f"  {len(report.excluded)} images were excluded; see {store / 'report.json'}.")
+        _log.info(f"  {len(report.excluded)} images were excluded; see {store / 'report.json'}.")
 
 
 def recipe_settings(settings: DemoSettings) -> list[str]:
@@ -218,14 +221,14 @@ def recipe_settings(settings: DemoSettings) -> list[str]:
     ]
 
 
-def _pretrain(settings: DemoSettings, run: RunFolder, progress: Progress) -> int | None:
+def _pretrain(settings: DemoSettings, run: RunFolder) -> int | None:
     """Pretrain; return an exit code if a signal was received."""
     from viewalign.training.run import pretrain
 
     if checkpoints.steps(run.checkpoints)[-1:] == [settings.steps]:
-        progress.say("4 Pretraining: already complete.")
+        _log.info("4 Pretraining: already complete.")
         return None
-    progress.say(f"4 Pretraining: {RECIPE}, {settings.steps} steps.")
+    _log.info(f"4 Pretraining: {RECIPE}, {settings.steps} steps.")
     outcome = pretrain(loading.load(RECIPE, recipe_settings(settings)), resume=run.config.is_file())
     return outcome.stops_caller
 
@@ -236,24 +239,24 @@ def _describe_data(settings: DemoSettings, held: Holdout) -> str:
     return "The images were provided by the user." + ("" if held else f" {NO_PROBE}")
 
 
-def _probe(settings: DemoSettings, held: Holdout, run: RunFolder, progress: Progress) -> None:
+def _probe(settings: DemoSettings, held: Holdout, run: RunFolder) -> None:
     from viewalign.demo.probe import probe_run
 
     if (run.root / "probe.json").is_file():
-        progress.say("5 Probe: already complete.")
+        _log.info("5 Probe: already complete.")
         return
-    progress.say(
+    _log.info(
         f"5 Probe: a linear classifier on frozen features, {len(held.train)} labelled training volumes and "
         f"{len(held.test)} test volumes."
     )
-    probe_run(run, held, settings.preparation(), settings.data is None, progress.say)
+    probe_run(run, held, settings.preparation(), settings.data is None)
 
 
-def _export_and_report(run: RunFolder, progress: Progress) -> Path:
+def _export_and_report(run: RunFolder) -> Path:
     from viewalign.reports.run import write_report
     from viewalign.weights.export import export_run
 
-    progress.say("6 Export and report.")
+    _log.info("6 Export and report.")
     export_run(run.root)
     return Path(write_report(run.root))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec
 from viewalign.utils.io import write_json
 
+_log = logging.getLogger(__name__)
+
 INTENSITIES = "intensity statistics"
 
 
@@ -30,16 +33,14 @@ def run_probe(
     task: str | Path,
     out: Path,
     plan: ProbeSettings,
-    say: Callable[[str], None],
 ) -> list[tuple[str, str]]:
-    """Probe encoders on a task, write a JSON file and print a table.
+    """Probe encoders on a task, write a JSON file and log a table.
 
     Args:
         encoders: paths.
         task: the task's folder.
         out: the JSON file.
         plan: settings.
-        say: prints text.
 
     Returns:
         Name and reason of each unusable case.
@@ -72,8 +73,8 @@ def run_probe(
         "evaluated": len(next(iter(scores.values())).cases),
     }
     write_json(out, results)
-    say(summary(scores, curves, differences, spec))
-    say(f"Results: {out}")
+    _log.info("%s", summary(scores, curves, differences, spec))
+    _log.info("Results: %s", out)
     return excluded
 
 

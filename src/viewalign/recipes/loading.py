@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -19,6 +20,8 @@ from viewalign.methods import registry
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
 from viewalign.utils.settings import commented_yaml, merged, parse_yaml, setting_names, suggest
+
+_log = logging.getLogger(__name__)
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that accept a plain name although they are a group."""
@@ -36,7 +39,7 @@ def load(
     settings: Mapping[str, Any] | None = None,
     *,
     common: Sequence[str] = (),
-    say: Callable[[str], None] | None = None,
+    warn: bool = False,
 ) -> Recipe:
     """Read a recipe by name or path, apply `key=value` overrides in order, then plain settings, and check every value.
 
@@ -45,7 +48,7 @@ def load(
         overrides: as on a command line.
         settings: the same as values, by dotted key (`{"optim.lr": 1e-3}`) or in groups (`{"optim": {"lr": 1e-3}}`).
         common: overrides for several recipes, applied first; settings that this recipe does not use are ignored.
-        say: called with a message for each setting of the user's recipe file that has no effect.
+        warn: whether to log a warning for each setting of the user's recipe file that has no effect.
 
     Raises:
         UserError: unknown recipe, unknown key (with the closest match), a value that does not fit, or an override that
@@ -54,10 +57,10 @@ def load(
     tree, own = _read(name_or_path)
     _lay(tree, [read_override(one) for one in common])
     recipe = _settle(tree, [read_override(one) for one in overrides], settings or {}, name_or_path)
-    if say is not None:
+    if warn:
         stated = [key for key, _ in _flat(own, _known(recipe.method))]
         for sentence in idle_sentences(recipe, stated, name_or_path):
-            say(sentence)
+            _log.warning("%s", sentence)
     return settled(recipe)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 import traceback
@@ -15,6 +16,8 @@ from viewalign.training.run import pretrain
 from viewalign.utils.console import duration
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import BusyError, locked
+
+_log = logging.getLogger(__name__)
 
 RUN = "run"
 
@@ -44,7 +47,6 @@ def _kind(cell: Cell) -> str:
 
 def run_study(
     grid: Grid,
-    say: Callable[[str], None],
     go_on: Callable[[], bool] = lambda: True,
     cells: Sequence[Cell] | None = None,
 ) -> int:
@@ -52,7 +54,6 @@ def run_study(
 
     Args:
         grid: the study.
-        say: prints a line for each cell.
         go_on: called before each cell; false stops the study.
         cells: some cells of the grid, in its order; default all.
 
@@ -71,23 +72,23 @@ def run_study(
             with locked(cell.folder / ".lock"):
                 code = None if cell.done else run_cell(grid, cell)
         except BusyError as other:
-            say(f"[{number}/{len(chosen)}] {cell.name}: running in {other}")
+            _log.info("[%d/%d] %s: running in %s", number, len(chosen), cell.name, other)
             continue
         if code is not None:
             return code
         result = cell.record.get("error") or cell.record.get("measures") or "done"
-        say(f"[{number}/{len(chosen)}] {cell.name}: {result}  {time_left(chosen, grid.cells)}".rstrip())
-    return _report_remaining([cell for cell in chosen if not cell.done], say)
+        _log.info("[%d/%d] %s: %s  %s", number, len(chosen), cell.name, result, time_left(chosen, grid.cells))
+    return _report_remaining([cell for cell in chosen if not cell.done])
 
 
-def _report_remaining(cells: Sequence[Cell], say: Callable[[str], None]) -> int:
+def _report_remaining(cells: Sequence[Cell]) -> int:
     failed = False
     for cell in cells:
         error = cell.record.get("error")
         dependency_failed = cell.needs is not None and cell.needs.record.get("error") is not None
         failed = failed or error is not None or dependency_failed
         reason = error or ("its pretraining failed" if dependency_failed else "run by another process")
-        say(f"not finished: {cell.name}: {reason}")
+        _log.warning("not finished: %s: %s", cell.name, reason)
     return 3 if failed else 4 if cells else 0
 
 

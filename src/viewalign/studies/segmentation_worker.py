@@ -35,7 +35,6 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     from viewalign.finetuning.segmentation.finetune import finetune, prepare
     from viewalign.finetuning.segmentation.nnunet import Machine
     from viewalign.finetuning.segmentation.settings import FinetuneSettings
-    from viewalign.utils.progress import NoProgress
     from viewalign.utils.settings import checked
 
     if job["threads"]:
@@ -43,9 +42,9 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     machine = Machine.choose(job["machine"]["device"], job["machine"]["gpus"], job["machine"]["workers"])
     settings, out = checked(FinetuneSettings, job["settings"]), Path(job["out"])
     if job["do"] == "prepare":
-        prepare(settings, out, machine, NoProgress())
+        prepare(settings, out, machine)
         return {}
-    (result,) = finetune(settings, out, machine, NoProgress()).results
+    (result,) = finetune(settings, out, machine).results
     evaluation = result.evaluation
     if not evaluation.complete:
         raise UserError(f"Not every test case was predicted and evaluated; see {out / 'nnunet.log'}.")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 
 from viewalign.methods import health
 from viewalign.training.state import TrainingState
+
+_log = logging.getLogger(__name__)
 
 
 class Alerts:
     """Reports health measures that became bad.
 
     Args:
-        say: called with a message.
         precision: of the run; fp16 skips some steps by design.
     """
 
-    def __init__(self, say: Callable[[str], object], precision: str) -> None:
-        self._say, self._precision = say, precision
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
         self._reported = set[str]()
 
     def features(self, step: int, figures: Mapping[str, float]) -> None:
@@ -41,4 +43,4 @@ class Alerts:
     def _report(self, step: int, measure: health.Measure, value: float) -> None:
         if measure.name not in self._reported:
             self._reported.add(measure.name)
-            self._say(f"Step {step}: {health.sentence(measure, value)}")
+            _log.warning("Step %d: %s", step, health.sentence(measure, value))

@@ -56,16 +56,13 @@ class Estimate:
     facts: dict[str, Any]
 
 
-def estimate(
-    source: Path, recipe: str, values: Mapping[str, Any], say: Callable[[str], Any], report: Callable[..., Any]
-) -> Estimate:
+def estimate(source: Path, recipe: str, values: Mapping[str, Any], report: Callable[..., Any]) -> Estimate:
     """Estimate disk, memory and hours.
 
     Args:
         source: a catalogue or a folder of images.
         recipe: a recipe's name or file.
         values: settings of `EstimateSettings`.
-        say: called with a message for each setting of the recipe's file that has no effect.
         report: called with the current work, the number done, and the total.
 
     Raises:
@@ -77,7 +74,7 @@ def estimate(
 
     rest = nested(values)
     own: dict[str, Any] = {name: rest.pop(name) for name in ("gpu", "prepare") if name in rest}
-    chosen = load(recipe, settings=rest, say=say)
+    chosen = load(recipe, settings=rest, warn=True)
     wanted = checked(EstimateSettings, own)
     cards = [card(name) for name in wanted.gpu]
     found = catalogue_of(source, on_file=lambda *counts: report("Reading headers", *counts))

@@ -1,4 +1,4 @@
-"""What a run writes down: `log.jsonl`, and a line for the person who watches; `trackers` shows it elsewhere.
+"""What a run writes: `log.jsonl` for programs and `run.log` for people; `trackers` writes it elsewhere too.
 
 Rows are averages over the steps since the row before. Scalars stay on the device until a row is written, so that
 logging costs one wait in many steps.
@@ -6,24 +6,27 @@ logging costs one wait in many steps.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from viewalign.errors import is_full
 from viewalign.training.trackers import Tracker
-from viewalign.utils.io import visible, write_text
+from viewalign.utils.io import write_text
 from viewalign.utils.precision import send
 from viewalign.weights.run_folder import read_log
+
+_log = logging.getLogger(__name__)
+PROGRESS = logging.getLogger("viewalign.training.progress")
+"""Progress lines, for `run.log`; the console shows them in place."""
+PROGRESS.propagate = False
+PROGRESS.setLevel(logging.INFO)
 
 
 class RunLog:
@@ -33,16 +36,13 @@ class RunLog:
         path: the `log.jsonl`; rows past `step` are cut away, so that a resumed run does not write steps twice.
         step: where the run begins.
         boards: where rows go besides.
-        say: takes a sentence for the person who watches.
     """
 
-    def __init__(
-        self, path: Path, step: int = 0, boards: Sequence[Tracker] = (), say: Callable[[str], object] = print
-    ) -> None:
+    def __init__(self, path: Path, step: int = 0, boards: Sequence[Tracker] = ()) -> None:
         _cut_back(path, step)
         self._file = path.open("ab", buffering=0)
         self._end = self._file.tell()
-        self._boards, self._say = list(boards), say
+        self._boards = list(boards)
         self._waiting: list[bytes] = []
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class RunLog:
             self._write()
         except OSError as problem:
             if not waited:
-                self._say(f"The log cannot be written ({problem}); its rows wait until there is space.")
+                _log.warning("The log cannot be written (%s); its rows wait until there is space.", problem)
         self._on_boards(lambda board: board.row(kind, step, values))
 
     def settle(self) -> None:
@@ -70,7 +70,7 @@ class RunLog:
         try:
             self._write()
         except OSError as problem:
-            self._say(f"The last {len(self._waiting)} rows of the log could not be written ({problem}).")
+            _log.warning("The last %d rows of the log could not be written (%s).", len(self._waiting), problem)
         self._file.close()
         self._on_boards(lambda board: board.close())
 
@@ -97,13 +97,47 @@ class RunLog:
                 act(board)
             except Exception as problem:
                 self._boards.remove(board)
-                self._say(f"{type(board).__name__} cannot be written ({problem}) and is not used any more.")
+                _log.warning("%s cannot be written (%s) and is not used any more.", type(board).__name__, problem)
 
 
 def _cut_back(path: Path, step: int) -> None:
     if path.is_file():
         rows = [row for row in read_log(path) if step > 0 and row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@contextmanager
+def log_file(path: Path, first: bool) -> Iterator[None]:
+    """Append the messages and progress lines of a run to its `run.log` while the context is open.
+
+    Args:
+        path: the file.
+        first: whether this is the first process of the run; the messages of others are dropped.
+    """
+    if not first:
+        logging.getLogger("viewalign").setLevel(logging.ERROR)
+        yield
+        return
+    handler = _LogFile(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    loggers = logging.getLogger("viewalign"), PROGRESS
+    level = loggers[0].level
+    loggers[0].setLevel(level or logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        loggers[0].setLevel(level)
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, a method of logging
+        """Lose what does not fit on a full disk: `log.jsonl` has the figures."""
 
 
 class MetricAccumulator:
@@ -153,52 +187,3 @@ class MetricAccumulator:
             state = {"sums": means, "counts": states[0]["counts"]}
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
-
-
-class ProgressLine:
-    """The progress line: redrawn in place on a terminal, a new line every few seconds elsewhere.
-
-    Its stream may be a file on a full disk, a pipe whose reader has ended, or a terminal that was closed: what cannot
-    be written then is lost, and training continues.
-    """
-
-    def __init__(self, stream: TextIO | None = None, seconds: float = 10.0, quiet: bool = False) -> None:
-        self._stream: TextIO = io.StringIO() if quiet else stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._seconds, self._last, self._width = seconds, -float("inf"), 0
-
-    def show(self, text: str, force: bool = False) -> None:
-        """Show a line; `force` writes it even if the last one is recent."""
-        now = time.monotonic()
-        if self._live:
-            self._write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        elif force or now - self._last >= self._seconds:
-            self._write(text + "\n")
-            self._last = now
-
-    def say(self, text: str) -> None:
-        """Write a line that stays."""
-        text = visible(text)
-        self._write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
-        self._width = 0
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except BlockingIOError:
-            return
-        except (OSError, ValueError) as problem:  # ValueError: the stream was closed
-            if not is_full(problem):
-                if self._stream is sys.stderr:
-                    _write_nowhere()
-                self._stream, self._live = io.StringIO(), False
-
-
-def _write_nowhere() -> None:
-    """Send what else goes to standard error nowhere: Python itself would fail at the end when it flushes the stream."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.__stderr__.fileno() if sys.__stderr__ else 2)
-        os.close(nowhere)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -21,19 +23,22 @@ from viewalign.training import accumulate, optimizers, pictures
 from viewalign.training.alerts import Alerts
 from viewalign.training.data import DataModule, Samples, UnreadableVolumes
 from viewalign.training.launch import Fabric
-from viewalign.training.logs import MetricAccumulator, ProgressLine, RunLog
+from viewalign.training.logs import PROGRESS, MetricAccumulator, RunLog
 from viewalign.training.optimizers import Update, update_if_finite, volumes_of
 from viewalign.training.prefetch import Prefetcher
 from viewalign.training.signals import StopRequest, StopWaitingError
 from viewalign.training.state import TrainingState
 from viewalign.training.trackers import open_trackers
-from viewalign.utils.console import duration
+from viewalign.utils.console import ProgressLine, duration
 from viewalign.utils.distributed import gather_objects, sum_over_processes
 from viewalign.utils.precision import autocast, gradient_scaler, read_later, send
+from viewalign.utils.progress import shows_line
 from viewalign.views.batch import ViewBatch
 from viewalign.weights import checkpoints
 from viewalign.weights.files import check_finite
 from viewalign.weights.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 Probe = Callable[[Backbone], dict[str, float]]
 """Evaluates the current encoder without changing it or any random generator."""
@@ -78,14 +83,14 @@ class Trainer:
         self._pending: Update | None = None
         self._stop_requested: Callable[[], float] = lambda: 0.0
         self.unreadable = UnreadableVolumes(feed.volumes, recipe.runtime.lost_share)
-        self.progress_line = ProgressLine(quiet=not fabric.is_global_zero)
-        self.alerts = Alerts(self.progress_line.say, precision)
+        self.progress_line = ProgressLine(quiet=not (fabric.is_global_zero and shows_line()))
+        self.alerts = Alerts(precision)
         self.log: RunLog | None = None
         self._damage: list[str] = []
 
     def note_damage(self, sentence: str) -> None:
         """Report a damaged checkpoint, now and in the log that is opened later."""
-        self.progress_line.say(sentence)
+        _log.warning("%s", sentence)
         self._damage.append(sentence)
 
     def run(self, stop: StopRequest | None = None) -> bool:
@@ -93,16 +98,25 @@ class Trainer:
         stop = stop or StopRequest()
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
-            self.log = RunLog(self.folder.log, self.position.step, opened, self.progress_line.say)
+            self.log = RunLog(self.folder.log, self.position.step, opened)
         for sentence in self._damage:
             self._event("checkpoint_damaged", {"reason": sentence})
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()
+        try:
+            self._train(stop)
+        finally:
+            if self.log is not None:
+                self.log.close()
+        return self.position.step >= self.recipe.steps
+
+    def _train(self, stop: StopRequest) -> None:
+        """Take steps, and do what is due after each, until the last one or a signal."""
         begin, since = time.perf_counter(), self.position.step
         source = self.feed.train(self.position.step, self.recipe.steps)
         batches = Prefetcher(stop.items(source), self._build, self.fabric.device)
-        try:
+        with self.progress_line, closing(source):
             while self.position.step < self.recipe.steps and not self._any(stop.signal is not None):
                 stop.beat()
                 try:
@@ -121,11 +135,6 @@ class Trainer:
                 if self._due(self.recipe.checkpoint.every):
                     self.save()
             self._finish()
-        finally:
-            source.close()
-            if self.log is not None:
-                self.log.close()
-        return self.position.step >= self.recipe.steps
 
     def _finish(self) -> None:
         if not self.save():
@@ -262,7 +271,7 @@ class Trainer:
         try:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:
-            self.progress_line.say(f"The report's pictures could not be written ({problem}); training continues.")
+            _log.warning("The report's pictures could not be written (%s); training continues.", problem)
 
     def _validate(self, batches: Iterator[Samples]) -> None:
         """Compute the loss on held-out subjects, always on the same views and masks."""
@@ -284,7 +293,7 @@ class Trainer:
             figures = self.probe(self.method.encoder())
             self._row("probe", figures)
             text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self.progress_line.say(f"Step {self.position.step}: probe of frozen features  {text}")
+            _log.info("Step %d: probe of frozen features  %s", self.position.step, text)
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         self._settle()
@@ -297,11 +306,12 @@ class Trainer:
         left = (self.recipe.steps - self.position.step) * seconds / max(steps, 1)
         self._row("train", {**means, "samples_per_second": round(rate, 3), "data_wait": round(share, 4)})
         terms = "  ".join(f"{name} {means[name]:.4f}" for name in _shown(means))
-        self.progress_line.show(
+        text = (
             f"step {self.position.step}/{self.recipe.steps}  {terms}  {rate:.1f} volumes/s  "
-            f"data wait {share:.0%}  {duration(left)} left",
-            force=self.position.step >= self.recipe.steps,
+            f"data wait {share:.0%}  {duration(left)} left"
         )
+        PROGRESS.info("%s", text)
+        self.progress_line.show(text, force=self.position.step >= self.recipe.steps)
 
     def _note_unreadable(self, samples: Samples) -> None:
         """Record unreadable volumes; a single process reports them at once, several with the next log row."""
@@ -314,7 +324,7 @@ class Trainer:
         for volume, reason in self.unreadable.exclude():
             self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
-            self.progress_line.say(f"Volume {volume} of the store cannot be read and is excluded: {reason}")
+            _log.warning("Volume %s of the store cannot be read and is excluded: %s", volume, reason)
         self.unreadable.check()
 
     def _event(self, event: str, values: dict[str, Any]) -> None:
@@ -341,7 +351,7 @@ class Trainer:
             checkpoints.save(folder, self.position.step, state)
         except OSError as problem:
             step = self.position.step
-            self.progress_line.say(f"No checkpoint could be written at step {step} ({problem}); the last one is kept.")
+            _log.warning("No checkpoint could be written at step %d (%s); the last one is kept.", step, problem)
             self._event("checkpoint_failed", {"reason": str(problem)})
             return False
         checkpoints.prune(folder, settings.keep_last, settings.keep_every, also=(self.position.best_step,))

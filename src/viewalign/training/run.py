@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ from viewalign.training.launch import (
     open_run_folder,
     report_lost_processes,
 )
+from viewalign.training.logs import log_file
 from viewalign.training.loop import Probe, Trainer
 from viewalign.training.sampling import admitted, check_channels, check_contrast, weights_of
 from viewalign.training.signals import StopRequest
@@ -45,6 +48,8 @@ from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints, initial
 from viewalign.weights.run_folder import RunFolder, keep_precision, write_config
+
+_log = logging.getLogger(__name__)
 
 _MISALIGNED = 0.01
 """Voxels; ten times the largest error observed with any exact geometry."""
@@ -109,7 +114,12 @@ def pretrain(
         requested, requirements.group, requirements.has_unused_parameters, requirements.deterministic
     )
     folder, recipe = open_run_folder(fabric, recipe, bool(resume))
-    with lock_run_folder(fabric, folder), Failures() as failures, shortage_reported(recipe, failures):
+    with (
+        lock_run_folder(fabric, folder),
+        log_file(folder.messages, fabric.is_global_zero),
+        Failures() as failures,
+        shortage_reported(recipe, failures),
+    ):
         trainer = assemble(recipe, requirements, store, folder, fabric)
         trainer.probe = probe
         trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
@@ -123,21 +133,38 @@ def pretrain(
 
 def _begin(trainer: Trainer, resume: bool) -> None:
     """Resume from the newest checkpoint, or start from the recipe's initial weights; store the recipe."""
-    folder, recipe, say = trainer.folder, trainer.recipe, trainer.progress_line.say
+    folder, recipe = trainer.folder, trainer.recipe
     first = trainer.fabric.is_global_zero
     if recipe.optim.warmup_steps > recipe.steps:  # allowed, because short trials keep their recipe's warm-up
-        say(
-            f"optim.warmup_steps={recipe.optim.warmup_steps} is longer than the run (steps={recipe.steps}): the "
-            "learning rate never reaches optim.lr."
+        _log.warning(
+            "optim.warmup_steps=%d is longer than the run (steps=%d): the learning rate never reaches optim.lr.",
+            recipe.optim.warmup_steps,
+            recipe.steps,
         )
+    _announce(recipe, trainer.facts, trainer.fabric, folder)
     state = _resumed_state(trainer) if resume else None
     if state is not None:
         trainer.restore(state)
-        say(f"Resuming from step {trainer.position.step} of {recipe.steps}.")
+        _log.info("Resuming from step %d of %d.", trainer.position.step, recipe.steps)
     else:
-        initial.start_run(trainer.method, recipe, folder, say, first)
+        initial.start_run(trainer.method, recipe, folder, first)
     if first:
         write_config(folder, recipe)
+
+
+def _announce(recipe: Recipe, facts: Mapping[str, Any], fabric: Fabric, folder: RunFolder) -> None:
+    """Log what the run consists of: method, network, device, data and folder."""
+    others = f" and {fabric.world_size - 1} other processes" if fabric.world_size > 1 else ""
+    _log.info(
+        "%s, %s: %.1f M trained parameters, %s on %s%s",
+        *(recipe.method, recipe.network.name, facts["parameters"] / 1e6),
+        *(recipe.runtime.precision, fabric.device, others),
+    )
+    held_out = f", {facts['validation_volumes']} held out" if facts["validation_volumes"] else ""
+    _log.info(
+        "%d training volumes%s, %d subjects; %d steps of batch %d in %s",
+        *(facts["train_volumes"], held_out, facts["subjects"], recipe.steps, recipe.batch, folder.root),
+    )
 
 
 def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 import typer
 
+from viewalign.errors import is_full
 from viewalign.utils.io import visible
+from viewalign.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +61,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[Callable[[int, int], None]]:
+def console_bar(what: str, note: Callable[[], str] | None = None) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total) that shows progress.
 
     Args:
@@ -123,22 +130,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-class ConsoleProgress:
-    """Prints messages with the elapsed time, and progress bars."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        seconds = round(time.monotonic() - self._began)
-        typer.echo(f"[{seconds // 60}:{seconds % 60:02d}] {text}")
-
-    def bar(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show a progress bar while the context is open."""
-        return progress_bar(what)
-
-
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function of (what, done, total) with a progress bar for each `what`; words after a comma are a note."""
@@ -154,3 +145,84 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bars[what](done, total)
 
         yield report
+
+
+class ProgressLine:
+    """The progress line: redrawn in place on a terminal, a new line every few seconds elsewhere.
+
+    Its stream may be a file on a full disk, a pipe whose reader has ended, or a terminal that was closed: what cannot
+    be written then is lost, and training continues.
+    """
+
+    current: ClassVar[ProgressLine | None] = None
+    """The line above which messages are written."""
+
+    def __init__(self, stream: TextIO | None = None, seconds: float = 10.0, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._stream: TextIO = io.StringIO() if quiet else stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._seconds, self._last, self._width = seconds, -float("inf"), 0
+
+    def __enter__(self) -> ProgressLine:
+        """Stay the last line of the console: messages are written above it."""
+        if not self._quiet:
+            ProgressLine.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the last line where it is."""
+        ProgressLine.current = None
+        if self._live and self._width:
+            self._write("\n")
+            self._width = 0
+
+    def show(self, text: str, force: bool = False) -> None:
+        """Show a line; `force` writes it even if the last one is recent."""
+        now = time.monotonic()
+        if self._live:
+            self._write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        elif force or now - self._last >= self._seconds:
+            self._write(text + "\n")
+            self._last = now
+
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        text = visible(text)
+        self._write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
+        self._width = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as problem:  # ValueError: the stream was closed
+            if not is_full(problem):
+                if self._stream is sys.stderr:
+                    _write_nowhere()
+                self._stream, self._live = io.StringIO(), False
+
+
+def _write_nowhere() -> None:
+    """Send what else goes to standard error nowhere: Python itself would fail at the end when it flushes the stream."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.__stderr__.fileno() if sys.__stderr__ else 2)
+        os.close(nowhere)
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes messages to standard error, above the progress line if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message; warnings and errors are marked."""
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"{_marked('viewalign:', sys.stderr)} {text}"
+        (ProgressLine.current or ProgressLine()).say(text)
+
+
+def _marked(text: str, stream: TextIO) -> str:
+    return typer.style(text, fg="yellow", bold=True) if stream.isatty() else text

@@ -1,31 +1,71 @@
-"""Protocols for the messages and progress of long-running functions."""
+"""Progress of long calls: messages through `logging` (the logger `viewalign`), and progress bars.
+
+A script sees warnings and no bars, as with other libraries; `show_progress` shows all of it, as the command line does.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 Bar = Callable[[int, int], None]
 """A function of (done, total)."""
+Level = int
+_CONSOLE = "viewalign console"
+_state: dict[str, bool] = {"bars": False, "line": True}
 
 
-class Progress(Protocol):
-    """Shows messages and progress bars."""
+def progress_bar(what: str, note: Callable[[], str] | None = None) -> AbstractContextManager[Bar]:
+    """Show a progress bar while the context is open, if progress is shown; yields a function of (done, total).
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-
-    def bar(self, what: str) -> AbstractContextManager[Bar]:
-        """Show a progress bar while the context is open."""
-
-
-class NoProgress:
-    """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        """Print nothing."""
-
-    def bar(self, what: str) -> AbstractContextManager[Bar]:  # noqa: ARG002
-        """Show nothing."""
+    Args:
+        what: the work, e.g. `Preprocessing`.
+        note: called for a short text to show behind the bar.
+    """
+    if not _state["bars"]:
         return nullcontext(lambda done, total: None)  # noqa: ARG005
+    from viewalign.utils.console import console_bar
+
+    return console_bar(what, note)
+
+
+def shows_line() -> bool:
+    """Return whether a training shows its progress line."""
+    return _state["line"]
+
+
+def reset_progress() -> logging.Logger:
+    """Show what a script sees that calls nothing here; return the package's logger."""
+    logger = logging.getLogger("viewalign")
+    for handler in list(logger.handlers):
+        if handler.name == _CONSOLE:
+            logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    _state.update(bars=False, line=True)
+    return logger
+
+
+def show_progress(level: Level = logging.INFO) -> None:
+    """Show messages and progress bars on standard error, as the command line does.
+
+    Args:
+        level: of `logging`; `logging.WARNING` shows warnings only, and neither bars nor a training's progress line.
+
+    Example:
+        ```python
+        viewalign.show_progress()
+        viewalign.finetune("segmentation", 4, "run", "liver", folds=1)
+        ```
+    """
+    from viewalign.utils.console import ConsoleHandler
+
+    logger = reset_progress()
+    first = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+    if first:
+        handler = ConsoleHandler(level)
+        handler.name = _CONSOLE
+        logger.addHandler(handler)
+    logger.setLevel(min(level, logging.INFO))  # a run's own run.log has messages that the console does not show
+    _state.update(bars=first and level <= logging.INFO, line=first and level <= logging.INFO)

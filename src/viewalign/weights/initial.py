@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,15 +25,16 @@ from viewalign.weights.remote import resolve_checkpoint
 from viewalign.weights.run_folder import RunFolder
 from viewalign.weights.token_order import Order
 
+_log = logging.getLogger(__name__)
 
-def start_run(method: Method, recipe: Recipe, folder: RunFolder, say: Callable[[str], None], write: bool) -> None:
+
+def start_run(method: Method, recipe: Recipe, folder: RunFolder, write: bool) -> None:
     """Do what a recipe's `init` asks for; nothing where it names no weights.
 
     Args:
         method: freshly built.
         recipe: the run's settings.
         folder: where `init.json` is written.
-        say: takes the table.
         write: whether this process writes files.
 
     Raises:
@@ -42,7 +44,7 @@ def start_run(method: Method, recipe: Recipe, folder: RunFolder, say: Callable[[
     if not settings.weights:
         return
     start = load_initial(method, settings.weights, recipe.views.patch_size, settings.token_order, settings.min_share)
-    say(start.text())
+    _log.info("%s", start.text())
     if write:
         write_text(folder.initial, json.dumps(start.as_json(), indent=1))
 

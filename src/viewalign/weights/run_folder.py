@@ -48,6 +48,11 @@ class RunFolder:
         return self.root / "log.jsonl"
 
     @property
+    def messages(self) -> Path:
+        """Messages and progress lines with their times, for people."""
+        return self.root / "run.log"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.root / "checkpoints"

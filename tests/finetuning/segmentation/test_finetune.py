@@ -1,6 +1,7 @@
 """`viewalign finetune segmentation` from its command line to its page, and what it refuses before it begins."""
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -43,7 +44,7 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
     few = ["shots=2", "seeds=2", "validation=case_05", "predict=imagesTs"]
     code, told, err = call(capfd, *asked, *few)
     assert code == 0, err
-    assert "2 shots, seed 1: Dice" in told
+    assert "2 shots, seed 1: Dice" in err
     assert f"Report: {out / 'report.html'}" in told
     results = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in results["results"]] == ["2 shots, seed 0", "2 shots, seed 1", "test images"]
@@ -66,9 +67,9 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
     assert f"-p {results['plans']} -tr ViewalignTrainer" in (out / "commands.sh").read_text()
     # The same command has nothing left to train, and another one is refused.
     monkeypatch.setattr(nnunet, "train", lambda *_: pytest.fail("trained again"))
-    code, told, _ = call(capfd, *asked, *few)
+    code, _, err = call(capfd, *asked, *few)
     assert code == 0
-    assert told.count("already trained") == 2
+    assert err.count("already trained") == 2
     code, _, err = call(capfd, *asked, *few, "batch=4")
     assert code == 1
     assert "batch=2, not 4" in err
@@ -190,17 +191,17 @@ def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, mo
     path, _ = write_encoder(tmp_path, "primus-xs")
     out = tmp_path / "run"
     asked = ["905", path, "-o", out, *QUICK, *CPU]
-    code, told, err = call(capfd, *asked, "folds=5", "predict=imagesTs", "postprocess=true")
+    code, _, err = call(capfd, *asked, "folds=5", "predict=imagesTs", "postprocess=true")
     assert code == 0, err
     results = json.loads((out / "results.json").read_text())
     assert [row["fold"] for row in results["results"]] == [0, 1, 2, 3, 4, None]
     whole = read_evaluation(out / results["results"][-1]["evaluation"])
     assert [case.name for case in whole.cases] == [f"case_{k:02d}" for k in range(6)]  # each case once
     assert (out / "predictions" / "test_00.nii.gz").is_file()
-    assert ("Postprocessing is not applied" in told) != (out / "predictions_postprocessed").is_dir()
+    assert ("Postprocessing is not applied" in err) != (out / "predictions_postprocessed").is_dir()
 
 
-def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_path):
+def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_path, monkeypatch):
     """A second one took what the first had begun for what an interrupted one had left, and removed it."""
     work = SimpleNamespace(folders=SimpleNamespace(preprocessed=tmp_path), dataset=SimpleNamespace(name="Dataset004_A"))
     told, order, holding, waiting = [], [], threading.Event(), threading.Event()
@@ -211,14 +212,17 @@ def test_folds_that_start_together_prepare_the_dataset_one_after_the_other(tmp_p
             assert waiting.wait(60)
             order.append("first")
 
-    def say(line):
-        told.append(line)
-        waiting.set()
+    class Waits(logging.Handler):
+        def emit(self, record):
+            told.append(record.getMessage())
+            waiting.set()
 
     thread = threading.Thread(target=first)
     thread.start()
     assert holding.wait(60)
-    with finetune._dataset_lock(work, say):
+    monkeypatch.setattr(finetune, "_log", logging.Logger("test"))
+    finetune._log.addHandler(Waits())
+    with finetune._dataset_lock(work):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]

@@ -28,7 +28,7 @@ def _convert(options: argparse.Namespace) -> int:
     from viewalign.compat.nnssl.folders import variable_folder, write_raw_dataset
     from viewalign.data.indexing import index_sources
     from viewalign.data.inputs import nothing_found
-    from viewalign.utils.console import progress_bar
+    from viewalign.utils.progress import progress_bar
 
     root = variable_folder("nnssl_raw", make=True)
     with progress_bar("Reading headers") as bar:

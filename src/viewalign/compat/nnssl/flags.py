@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.errors import UserError
 from viewalign.utils.overrides import similar
+from viewalign.utils.progress import show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,7 @@ def _is_number(word: str) -> bool:
 def execute(parser: Parser, do: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None) -> None:
     """Run a command line; a `UserError` is printed and ends with exit code 1."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    show_progress()
     words = sys.argv[1:] if arguments is None else arguments
     parser.reject_unknown(words)
     try:
@@ -164,7 +166,7 @@ def raw_dataset(dataset: str) -> tuple[Path, Collection]:
 def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
     """Show a progress bar; `verbose` prints a line for each file."""
     from viewalign.data.layout import ImageProgress
-    from viewalign.utils.console import progress_bar
+    from viewalign.utils.progress import progress_bar
 
     latest: list[ImageProgress] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.precision import choose_device
 from viewalign.utils.settings import checked
 
+_log = logging.getLogger(__name__)
+
 Say = Callable[[str], None]
 Rows = dict[str, tuple[str, NDArray[np.float64]]]
 """Fold (or "test") and prediction of each case."""
@@ -56,7 +59,6 @@ def finetune(
     encoder: str,
     out: Path,
     settings: TaskTraining,
-    say: Say = print,
     token_order: Any = None,
     cache: Path | None = None,
     workers: int | None = None,
@@ -71,7 +73,6 @@ def finetune(
         encoder: see `evaluation.encoders.read_pretrained`.
         out: the output folder.
         settings: of the fine-tuning.
-        say: prints text.
         token_order: of a Primus checkpoint that does not state it.
         cache, workers: see `tasks.cases.iter_prepared`.
 
@@ -85,29 +86,34 @@ def finetune(
     spec = read_spec(task)
     cases = read_manifest(task, spec)
     start = read_pretrained(encoder, token_order)
-    preprocessor = make_preprocessor(start, spec, settings, say)
+    preprocessor = make_preprocessor(start, spec, settings)
     choose_device(settings.device)  # fails before cases are prepared
     with lock_folder(out):
         _write_settings(out, spec, settings)
-        say(f"Preparing {len(cases)} cases.")
+        _log.info("Preparing %d cases.", len(cases))
         samples, excluded = prepare_cases(cases, preprocessor, cache=cache, workers=workers)
         write_json(out / "refused.json", [list(pair) for pair in excluded])
         usable = [case for case in cases if case.case in samples]
-        run = _CrossValidation(spec, settings, usable, samples, start, preprocessor, out, say)
+        run = _CrossValidation(spec, settings, usable, samples, start, preprocessor, out)
         scores = run.train_and_evaluate(encoder)
     for name, score in scores.items():
-        say(f"{spec.name}: {len(score.cases)} {name.replace('_', '-')} cases, 95 % intervals over subjects")
-        say(task_metrics.table(score.values, score.intervals))
+        table = task_metrics.table(score.values, score.intervals)
+        kind = name.replace("_", "-")
+        _log.info("%s: %d %s cases, 95 %% intervals over subjects\n%s", spec.name, len(score.cases), kind, table)
     return next(iter(scores.values())), excluded
 
 
-def make_preprocessor(start: Pretrained, spec: TaskSpec, settings: TaskTraining, say: Say) -> Preprocessor:
+def make_preprocessor(start: Pretrained, spec: TaskSpec, settings: TaskTraining) -> Preprocessor:
     """Build the preprocessor, as in pretraining unless settings differ, which is reported."""
     prepared = with_spacing(start.preparation, settings.spacing)
     if settings.normalise != "pretraining":
         prepared = prepared.model_copy(update={"normalise": settings.normalise})
     if start.source is not None and prepared != start.preparation:
-        say(f"Images are prepared as {prepared.describe()}; those of pretraining were {start.preparation.describe()}.")
+        _log.info(
+            "Images are prepared as %s; those of pretraining were %s.",
+            prepared.describe(),
+            start.preparation.describe(),
+        )
     size = settings.patch_size or default_size(start)
     return Preprocessor(spec.channels, size, prepared, settings.strip, settings.frames)
 
@@ -135,7 +141,6 @@ class _CrossValidation:
     start: Pretrained
     preprocessor: Preprocessor
     out: Path
-    say: Say
 
     def train_and_evaluate(self, encoder: str) -> dict[str, TaskScore]:
         """Train all folds, evaluate held-out and test cases, and write predictions and metrics."""
@@ -168,7 +173,7 @@ class _CrossValidation:
         network = self._build_network(train_cases, verbose=fold.number == 0)
         checkpoints = folder / "checkpoints"
         training = FoldTraining(network, train_cases, self.samples, self.spec, self.settings, fold.number, checkpoints)
-        training.run(self.say)
+        training.run()
         if self.settings.mode == "lora":
             lora.merge(network.backbone)
         write_json(folder / LOSSES, training.losses)
@@ -189,7 +194,7 @@ class _CrossValidation:
         if settings.pool == "pretrained":
             load_pretrained_pooling(backbone, self.start)
         if loaded is not None and verbose:
-            self.say(loaded.text())
+            _log.info("%s", loaded.text())
         targets = [case.target for case in train_cases if case.target is not None]
         bias = initial_bias(targets, spec, settings.balanced or settings.class_weights)
         network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)

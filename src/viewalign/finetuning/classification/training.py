@@ -5,8 +5,9 @@ Augmentation uses the transforms of the pretraining views, on the device of the 
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from viewalign.views import resampling, sampling
 from viewalign.views.intensity import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints
+
+_log = logging.getLogger(__name__)
 
 _NO_DECAY = ("pos_embed",)
 
@@ -120,7 +123,7 @@ class FoldTraining:
         self.steps_per_epoch = max(1, math.ceil(len(self.cases) / settings.batch))
         self.losses: list[float] = []
 
-    def run(self, say: Callable[[str], None] = lambda _: None) -> None:
+    def run(self) -> None:
         """Train to the end, resuming from the newest checkpoint.
 
         Raises:
@@ -136,7 +139,7 @@ class FoldTraining:
             if not math.isfinite(self.losses[-1]):
                 raise UserError(f"The loss of fold {self.number} is not finite in epoch {epoch + 1}; reduce lr.")
             self._save(epoch + 1)
-            say(f"fold {self.number}  epoch {epoch + 1}/{self.settings.epochs}  loss {self.losses[-1]:.4f}")
+            _log.info("fold %d  epoch %d/%d  loss %.4f", self.number, epoch + 1, self.settings.epochs, self.losses[-1])
         self.network.fold_standardisation()
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.finetuning.segmentation.splits import Split
 from viewalign.utils.locks import lock_folder, locked
 from viewalign.utils.memory import reported_out_of_memory
-from viewalign.utils.progress import Progress
+from viewalign.utils.progress import progress_bar
 from viewalign.weights import loading
 from viewalign.weights.initial import read_source
+
+_log = logging.getLogger(__name__)
 
 NumberedSplits = Sequence[tuple[Split | None, int | str]]
 """Splits with nnU-Net's fold numbers; `(None, "all")` trains on all cases."""
@@ -36,7 +39,7 @@ NumberedSplits = Sequence[tuple[Split | None, int | str]]
     "Use a smaller patch_size or batch in another folder (the plan changes with it), or fewer workers if the CPU's "
     "memory ran out. Completed epochs are kept.",
 )
-def finetune(settings: FinetuneSettings, out: Path, machine: Machine, progress: Progress) -> Finetuning:
+def finetune(settings: FinetuneSettings, out: Path, machine: Machine) -> Finetuning:
     """Fine-tune an encoder for segmentation, or resume an interrupted fine-tuning.
 
     Args:
@@ -51,21 +54,21 @@ def finetune(settings: FinetuneSettings, out: Path, machine: Machine, progress: 
     Raises:
         UserError: invalid settings, data or encoder, as far as possible before training.
     """
-    run = _open(settings, out, machine, progress)
+    run = _open(settings, out, machine)
     with lock_folder(out):
         _run(run)
     return run
 
 
-def prepare(settings: FinetuneSettings, out: Path, machine: Machine, progress: Progress) -> Finetuning:
+def prepare(settings: FinetuneSettings, out: Path, machine: Machine) -> Finetuning:
     """Check, plan and preprocess, for other fine-tunings on the same data. Arguments and errors: see `finetune`."""
-    run = _open(settings, out, machine, progress)
-    with nnunet.quietly(out / LOG) as say, _dataset_lock(run, say):
+    run = _open(settings, out, machine)
+    with nnunet.quietly(out / LOG), _dataset_lock(run):
         planning.preprocess(run.dataset, _plan(run), machine.processes)
     return run
 
 
-def _open(settings: FinetuneSettings, out: Path, machine: Machine, progress: Progress) -> Finetuning:
+def _open(settings: FinetuneSettings, out: Path, machine: Machine) -> Finetuning:
     """Read and check data, encoder and settings."""
     environment.check_installed()
     folders = Folders.of(out / "nnunet")
@@ -79,10 +82,10 @@ def _open(settings: FinetuneSettings, out: Path, machine: Machine, progress: Pro
     configuration.keep(settings, out)
     folders.make()
     environment.enter(folders, machine.processes, machine.device)
-    with progress.bar("Checking labels") as bar:
+    with progress_bar("Checking labels") as bar:
         datasets.check(dataset, bar)
     datasets.link(dataset, folders.raw)
-    return Finetuning(settings, out, machine, progress, folders, dataset, source, schedule, rules)
+    return Finetuning(settings, out, machine, folders, dataset, source, schedule, rules)
 
 
 def _images_of(requested: str, dataset: Dataset) -> Path:
@@ -93,15 +96,15 @@ def _run(run: Finetuning) -> None:
     """Run all steps that are not complete."""
     requested = _requested_splits(run)
     # The encoder is loaded into the planned network before anything is preprocessed or trained.
-    with nnunet.quietly(run.out / LOG) as say, _dataset_lock(run, say):
-        say(f"Planning {run.dataset.name} with nnU-Net, whose output is written to {run.out / LOG}")
+    with nnunet.quietly(run.out / LOG), _dataset_lock(run):
+        _log.info("Planning %s with nnU-Net, whose output is written to %s", run.dataset.name, run.out / LOG)
         planned = _plan(run)
         model = Model(run.dataset.name, planned.name, run.folders)
         numbered = _number_splits(run, planned, requested)
-        with run.progress.bar("Preprocessing") as bar:
+        with progress_bar("Preprocessing") as bar:
             bar(0, 1)
             planning.preprocess(run.dataset, planned, run.machine.processes)
-        say(record.summary(run, planned, model))
+        _log.info("%s", record.summary(run, planned, model))
         record.write_commands(run, planned, [number for _, number in numbered])
     for split, number in numbered:
         run.results.append(_train_and_evaluate(run, model, split, number))
@@ -112,10 +115,14 @@ def _run(run: Finetuning) -> None:
 
 
 @contextmanager
-def _dataset_lock(run: Finetuning, say: Callable[[str], None]) -> Iterator[None]:
+def _dataset_lock(run: Finetuning) -> Iterator[None]:
     """Wait for other processes, such as those of other folds, that prepare the same dataset."""
     file = run.folders.preprocessed / f".{run.dataset.name}.lock"
-    with locked(file, math.inf, lambda other: say(f"Waiting for {other}, which prepares {run.dataset.name}.")):
+
+    def announce(other: str) -> None:
+        _log.info("Waiting for %s, which prepares %s.", other, run.dataset.name)
+
+    with locked(file, math.inf, announce):
         yield
 
 
@@ -193,7 +200,7 @@ def _default_folds(run: Finetuning, needed: bool) -> list[Split]:
 def _train_and_evaluate(run: Finetuning, model: Model, split: Split | None, number: int | str) -> EvaluatedFold:
     name = split.name if split else "all cases"
     if model.is_validated(number):
-        run.progress.say(f"{name}: already trained.")
+        _log.info("%s: already trained.", name)
     else:
         with lock_folder(model.fold(number)):
             _train(run, model, name, number)
@@ -205,10 +212,10 @@ def _train(run: Finetuning, model: Model, name: str, number: int | str) -> None:
     from viewalign.finetuning.segmentation.trainer import EpochFacts, ViewalignTrainer
 
     if run.machine.gpus > 1:
-        run.progress.say(f"{name}: training on {run.machine.gpus} GPUs.")
+        _log.info("%s: training on %d GPUs.", name, run.machine.gpus)
         nnunet.train(model, number, run.machine)
         return
-    with run.progress.bar(f"Training, {name}") as bar, nnunet.quietly(run.out / LOG):
+    with progress_bar(f"Training, {name}") as bar, nnunet.quietly(run.out / LOG):
 
         def report(facts: EpochFacts) -> None:
             bar(facts.done, facts.epochs)
@@ -237,11 +244,11 @@ def _evaluate(
     cases: Sequence[str] | None,
 ) -> EvaluatedFold:
     folder = run.out / record.EVALUATIONS / record.slug(name)
-    with run.progress.bar(f"Evaluating, {name}") as bar:
+    with progress_bar(f"Evaluating, {name}") as bar:
         evaluation = evaluate_folder(predictions, references, run.rules, cases, 1, bar)
     evaluation.write(folder, {"split": name, "fold": number})
     dice, nsd = evaluation.summary("dice"), evaluation.summary("nsd")
-    run.progress.say(f"{name}: Dice {dice.text()}, NSD {nsd.text()} over {dice.cases} cases.")
+    _log.info("%s: Dice %s, NSD %s over %d cases.", name, dice.text(), nsd.text(), dice.cases)
     return EvaluatedFold(name, number, predictions, references, images, evaluation, folder)
 
 
@@ -250,11 +257,11 @@ def _predict(run: Finetuning, model: Model, numbers: Sequence[int | str]) -> Non
     if run.settings.predict is None:
         return
     images, out = _images_of(run.settings.predict, run.dataset), run.out / PREDICTIONS
-    with run.progress.bar("Predicting") as bar, nnunet.quietly(run.out / LOG):
+    with progress_bar("Predicting") as bar, nnunet.quietly(run.out / LOG):
         bar(0, 1)
         mirror = run.settings.mirror and run.settings.tta
         nnunet.predict(model.folder, images, out, numbers, run.machine, mirror)
-    run.progress.say(f"Predictions: {out}")
+    _log.info("Predictions: %s", out)
     references = images.parent / "labelsTs"
     if references.is_dir() and any(references.iterdir()):
         run.results.append(_evaluate(run, "test images", None, out, references, images, None))
@@ -271,10 +278,10 @@ def _cross_validate(run: Finetuning, model: Model, numbers: Sequence[int | str])
     if not run.settings.postprocess:
         return
     if not functions:
-        run.progress.say("Postprocessing is not applied: keeping the largest component does not improve any class.")
+        _log.info("Postprocessing is not applied: keeping the largest component does not improve any class.")
         return
     raw, out = run.out / PREDICTIONS, run.out / f"{PREDICTIONS}_postprocessed"
     if raw.is_dir():
         with nnunet.quietly(run.out / LOG):
             nnunet.postprocess(raw, out, functions, arguments, run.machine.processes)
-        run.progress.say(f"Postprocessed predictions: {out}")
+        _log.info("Postprocessed predictions: %s", out)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,16 +161,11 @@ def predict(
 
 
 @contextlib.contextmanager
-def quietly(log: Path) -> Iterator[Callable[[str], None]]:
-    """Redirect what nnU-Net prints in this process to a file; yield a function that prints to the terminal."""
-    terminal = sys.stdout
+def quietly(log: Path) -> Iterator[None]:
+    """Redirect what nnU-Net prints in this process to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
-
-    def say(text: str) -> None:
-        print(text, file=terminal, flush=True)
-
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        yield say
+        yield
 
 
 def accumulate(model: Model, folds: Sequence[int], processes: int) -> tuple[Path, list[Any], list[Any]]:

@@ -19,7 +19,6 @@ from viewalign.finetuning.segmentation.plans import CONFIGURATION
 from viewalign.finetuning.segmentation.schedule import Schedule
 from viewalign.finetuning.segmentation.settings import FinetuneSettings, encoder_name
 from viewalign.utils.io import write_json, write_text
-from viewalign.utils.progress import Progress
 from viewalign.weights import sources
 
 RESULTS, LOG, EVALUATIONS, PREDICTIONS = "results.json", "nnunet.log", "evaluation", "predictions"
@@ -54,7 +53,6 @@ class Finetuning:
         settings: of the fine-tuning.
         out: the output folder.
         machine: devices and processes.
-        progress: shows messages and progress bars.
         folders: of nnU-Net.
         dataset: the labelled data.
         source: the encoder.
@@ -66,7 +64,6 @@ class Finetuning:
     settings: FinetuneSettings
     out: Path
     machine: Machine
-    progress: Progress
     folders: Folders
     dataset: Dataset
     source: sources.Source

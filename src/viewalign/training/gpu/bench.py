@@ -22,9 +22,9 @@ from viewalign.training.cost import step_flops
 from viewalign.training.data import Samples
 from viewalign.training.gpu.timing import Moment, Parts, wait
 from viewalign.training.launch import launch
-from viewalign.training.logs import ProgressLine
 from viewalign.training.run import assemble
 from viewalign.training.state import TrainingState
+from viewalign.utils.console import ProgressLine
 from viewalign.weights.run_folder import open_folder, read_log
 
 _HELD = 3
@@ -77,7 +77,7 @@ class Bench:
 
     def __init__(self, recipe: str, settings: list[str], store: Path, out: Path, device: str) -> None:
         own = [f"data={store}", f"out={out}", f"runtime.device={device}", "optim.lr=1e-4", *QUIET]
-        requested = load(recipe, [*own, *settings], say=lambda _: None)
+        requested = load(recipe, [*own, *settings])
         requirements = requirements_of(requested)
         made, fabric = launch(
             requested, requirements.group, requirements.has_unused_parameters, requirements.deterministic

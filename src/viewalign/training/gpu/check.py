@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from viewalign.training.gpu.bench import LESS_MEMORY, Bench, StepTimes, first_th
 from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
 from viewalign.training.gpu.synthetic import HEAD, SMALL, Shape, synthetic_store
 from viewalign.utils.precision import choose
+
+_log = logging.getLogger(__name__)
 
 LOSS_DIFFERENCE = 1e-2
 """Largest relative difference between the losses of a run of six steps on a GPU and on a CPU, in float32."""
@@ -66,27 +69,26 @@ TINY = Size(
 """A check that takes seconds on a CPU and does not measure speed."""
 
 
-def check(device: torch.device, folder: Path, size: Size, say: Callable[[str], object]) -> list[Finding]:
+def check(device: torch.device, folder: Path, size: Size) -> list[Finding]:
     """Check a device.
 
     Args:
         device: a GPU, or a CPU, which is then compared with itself.
         folder: for stores and runs, some GB.
         size: of the check; `Size()` takes about a minute on a fast GPU.
-        say: called with the name of each part.
 
     Returns:
         Findings in a fixed order.
     """
-    say("Measuring the device's limits")
+    _log.info("Measuring the device's limits")
     precision = choose(device).precision
     rate = timing.product_rate(device, precision)
     copies = timing.copy_rate(device)
     words = f"{precision} matrix products {rate / 1e12:.3g} TFLOP/s, copies {copies / 1e12:.2g} TB/s"
     found = [Finding("good", "Limits", words)]
-    say("Running a small network here and on the CPU")
+    _log.info("Running a small network here and on the CPU")
     found += _findings("Same as CPU", _small_runs(device, folder, size))
-    say(f"Timing steps of {size.recipe}")
+    _log.info("Timing steps of %s", size.recipe)
     found += _findings("Step", _large_steps(device, folder, size, rate))
     return found
 

@@ -42,7 +42,7 @@ def small_recipe(recipe: str, store: Path, out: Path, device: str, settings: Seq
         "validate.every=0", "log.tensorboard=false", "runtime.workers=1", f"runtime.device={device}",
         f"data={store}", f"out={out}",
     ]  # fmt: skip
-    return load(recipe, [*own, *settings], say=lambda _: None)
+    return load(recipe, [*own, *settings])
 
 
 def small_run(
