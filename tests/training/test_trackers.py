@@ -58,7 +58,8 @@ def test_mlflow_without_a_server_and_resumed(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     code = (
         "import sys, pathlib\nfrom viewalign.training.trackers import MlflowTracker\n"
-        "tracker, step = MlflowTracker(pathlib.Path(sys.argv[1]), {'steps': 2, 'optim': {'lr': 0.1}}), int(sys.argv[2])\n"
+        "step = int(sys.argv[2])\n"
+        "tracker = MlflowTracker(pathlib.Path(sys.argv[1]), {'steps': 2, 'optim': {'lr': 0.1}})\n"
         "tracker.row('train', step, {'loss': 0.5 / step, 'note': 'no number'})\ntracker.close()"
     )
     place = f"sqlite:///{tmp_path / 'kept.db'}"

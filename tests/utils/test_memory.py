@@ -74,7 +74,7 @@ def test_fine_tuning_says_what_would_need_less(monkeypatch, tmp_path):
         tasks.finetune("task", "run", tmp_path, None)
     monkeypatch.setattr(segmentation, "_open", fails)
     with pytest.raises(UserError, match=r"^Out of memory.*patch_size.*batch"):
-        segmentation.finetune(None, tmp_path, None, None)
+        segmentation.finetune(None, tmp_path, None)
 
 
 def test_prediction_says_what_would_need_less(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from viewalign.api.data import stage
 from viewalign.errors import UserError, report_os_errors
+from viewalign.utils.main_guard import check_main_guard
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.settings import checked, nested
 
@@ -114,6 +115,7 @@ def _segmentation(dataset: str, encoder: str, out: Path, values: Mapping[str, An
     from viewalign.finetuning.segmentation import environment
 
     environment.check_installed()
+    check_main_guard("viewalign.finetune")
     from viewalign.finetuning.segmentation.finetune import finetune as run
     from viewalign.finetuning.segmentation.nnunet import Machine
     from viewalign.finetuning.segmentation.settings import FinetuneSettings, SegmentationOptions
@@ -199,7 +201,12 @@ def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, t
     from viewalign.finetuning.segmentation import predict as predicting
 
     if out is None:
+<<<<<<< HEAD
         raise UserError(f"{model} is a segmentation: set the folder of its masks with `out`.")
+=======
+        raise UserError(f"{model} is a segmentation: name the folder of its masks with `out`.")
+    check_main_guard("viewalign.predict")
+>>>>>>> 9112e21 (A script without a main guard is refused with a sentence before nnU-Net starts processes)
     trained = predicting.read_trained(model)
     given = predicting.cases_in(cases, trained)
     excluded = predicting.predict(trained, given, Path(out), machine, tta)

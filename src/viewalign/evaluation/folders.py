@@ -17,6 +17,7 @@ from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.results import Evaluation
 from viewalign.evaluation.segmentation_metrics import CaseScore, Rules, score_files
+from viewalign.utils.main_guard import check_main_guard
 
 DEFAULT_TOLERANCE = 1.0
 """In mm."""
@@ -183,6 +184,7 @@ def _run(
         for done, (name, job) in enumerate(jobs.items(), start=1):
             collect(done, name, job)
         return scores, excluded
+    check_main_guard("viewalign.evaluate")
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures: dict[str, Future[CaseScore]] = {name: pool.submit(job) for name, job in jobs.items()}
         for done, (name, future) in enumerate(futures.items(), start=1):
