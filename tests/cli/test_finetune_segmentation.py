@@ -27,7 +27,7 @@ def call(monkeypatch, tmp_path):
 
 
 def test_defaults_leave_what_depends_on_the_network_to_it(call):
-    settings, out, machine, _ = call()
+    settings, out, machine = call()
     assert settings == FinetuneSettings(dataset="4", encoder="run")
     assert (str(out), machine.gpus) == ("liver", 1)
     for name in ("lr", "optimizer", "warmup_epochs", "patch_size", "plans", "validation"):
@@ -36,7 +36,7 @@ def test_defaults_leave_what_depends_on_the_network_to_it(call):
 
 def test_settings_arrive(call):
     words = ["spacing=1,1.5,2", "patch_size=[32,48,32]", "shots=5,10", "seeds=3", "folds=5", "min_share=0.5"]
-    settings, _, machine, _ = call(*words, "tta=false", "mirror=false", "lr=1e-3", "workers=2", "device=cpu")
+    settings, _, machine = call(*words, "tta=false", "mirror=false", "lr=1e-3", "workers=2", "device=cpu")
     expected = {
         "spacing": (1.0, 1.5, 2.0), "patch_size": (32, 48, 32), "shots": (5, 10), "seeds": 3, "folds": 5,
         "min_share": 0.5, "tta": False, "mirror": False, "lr": 1e-3,

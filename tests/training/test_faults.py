@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe, tmp_path, capf
     assert checkpoints.load(checkpoints.path_of(folder, 2))["position"] == good["position"]
 
 
-def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recipe, monkeypatch, capfd):
+def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recipe, monkeypatch, caplog):
     original, tried = torch.save, []
 
     def full_once(state, file):
@@ -111,7 +111,7 @@ def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recip
     assert tried == [2, 4]
     assert checkpoints.steps(outcome.folder.checkpoints) == [4]
     assert not list(outcome.folder.checkpoints.glob(".writing*"))
-    assert "No checkpoint could be written at step 2" in capfd.readouterr().err
+    assert "No checkpoint could be written at step 2" in caplog.text
     assert events(outcome.folder, "checkpoint_failed")
 
 
@@ -274,9 +274,9 @@ def test_a_rate_without_end_is_refused(tiny_recipe):
             tiny_recipe(f"optim.lr={value}")
 
 
-def test_a_warmup_longer_than_the_run_is_reported(tiny_recipe, capfd):
+def test_a_warmup_longer_than_the_run_is_reported(tiny_recipe, caplog):
     pretrain(tiny_recipe("optim.warmup_steps=50", steps=1))
-    assert "optim.warmup_steps=50 is longer than the run (steps=1)" in capfd.readouterr().err
+    assert "optim.warmup_steps=50 is longer than the run (steps=1)" in caplog.text
 
 
 def test_a_gpu_that_is_not_there_is_a_sentence(tiny_recipe, monkeypatch):

@@ -174,13 +174,13 @@ def test_a_second_signal_ends_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_recipe, capfd):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_recipe, caplog):
     outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=4))
     newest = checkpoints.path_of(outcome.folder.checkpoints, 4) / "state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     before, weights = curve(outcome.folder), checkpoints.load(checkpoints.path_of(outcome.folder.checkpoints, 2))
     resumed = pretrain(tiny_recipe("checkpoint.every=2", steps=4), resume="auto")
-    told = capfd.readouterr().err
+    told = caplog.text
     assert "step_00000004 is damaged" in told
     assert "The checkpoint of step 2 is used instead" in told
     assert curve(resumed.folder) == before
@@ -244,7 +244,7 @@ def test_a_checkpoint_tells_nothing_of_subjects_or_paths(tiny_recipe):
 def test_the_run_folder_is_what_the_docs_say(tiny_recipe):
     folder = pretrain(tiny_recipe("log.tensorboard=true", steps=2)).folder
     names = {path.name.split(".")[0] for path in folder.root.iterdir() if path.name != LOCK}
-    assert names == {"config", "log", "events", "checkpoints", "pictures"}
+    assert names == {"config", "log", "run", "events", "checkpoints", "pictures"}
     assert (folder.root / LOCK).read_text().strip("\0") == "", "it names this machine only while the run is at work"
     assert isinstance(RunFolder(folder.root).recipe().steps, int)
 

@@ -201,12 +201,8 @@ def _masks(model: Path, cases: Path, out: str | Path | None, machine: Machine, t
     from viewalign.finetuning.segmentation import predict as predicting
 
     if out is None:
-<<<<<<< HEAD
         raise UserError(f"{model} is a segmentation: set the folder of its masks with `out`.")
-=======
-        raise UserError(f"{model} is a segmentation: name the folder of its masks with `out`.")
     check_main_guard("viewalign.predict")
->>>>>>> 9112e21 (A script without a main guard is refused with a sentence before nnU-Net starts processes)
     trained = predicting.read_trained(model)
     given = predicting.cases_in(cases, trained)
     excluded = predicting.predict(trained, given, Path(out), machine, tta)
