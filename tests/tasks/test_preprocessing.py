@@ -120,7 +120,7 @@ def test_the_order_of_files_does_not_matter_and_the_box_is_of_all_channels(tmp_p
     [
         ({"shape": (20, 22, 16)}, "20×22×16 voxels instead of 20×22×18"),
         ({"spacing": (1.0, 1.0, 1.5)}, "another voxel size"),
-        ({"origin": (5.0, 0.0, 0.0)}, "moved by 5.0 mm"),
+        ({"origin": (5.0, 0.0, 0.0)}, "5.0 mm"),
         ({"direction": np.diag([-1.0, 1.0, 1.0])}, "another direction"),
     ],
 )
