@@ -1,5 +1,6 @@
 # Two commands are all one needs: `make demo` and `make test`. Both install what they use into .venv first.
-PYTHON ?= python3.11
+# The newest Python that the lock is held to. Another one: make PYTHON=/path/to/python
+PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c "import venv, ensurepip" 2>/dev/null && echo python$$v && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -8,6 +9,8 @@ STAMP := .venv/.installed
 install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with venv was found. Install one (on Debian and Ubuntu:" \
+		"apt install python3.12 python3.12-venv) or name it: make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

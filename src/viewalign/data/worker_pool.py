@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import viewalign
 from viewalign.errors import UserError
+from viewalign.utils.extras import missing
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -298,7 +299,7 @@ def _connect(address: str) -> Any:
     try:
         import distributed
     except ImportError:
-        raise UserError("scheduler= needs Dask: pip install 'viewalign[cluster]'.") from None
+        raise missing("scheduler= needs Dask", "cluster") from None
     library: Any = distributed  # not all of it is typed
     where: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
-from viewalign.errors import UserError
+from viewalign.utils.extras import missing
 from viewalign.utils.io import atomic_write
 from viewalign.utils.rng import make_rng
 
@@ -97,9 +97,9 @@ def require_extras() -> None:
     Raises:
         UserError: which are missing, and how to install them.
     """
-    missing = [name for module, name in _PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise UserError(f"The demo needs {', '.join(missing)}: pip install 'viewalign[demo]'.")
+    absent = [name for module, name in _PACKAGES.items() if find_spec(module) is None]
+    if absent:
+        raise missing(f"The demo needs {', '.join(absent)}", "demo")
 
 
 @cache

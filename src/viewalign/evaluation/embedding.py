@@ -21,6 +21,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.tasks.cases import iter_prepared, split_results
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample, sample_tensors
+from viewalign.utils.extras import missing
 from viewalign.utils.io import atomic_write
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.pooling import masked_mean, valid_fraction
@@ -128,7 +129,7 @@ def _pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("Parquet files need pyarrow: pip install 'viewalign[parquet]'.") from None
+        raise missing("Parquet files need pyarrow", "parquet") from None
     return pyarrow
 
 

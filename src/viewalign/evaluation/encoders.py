@@ -16,6 +16,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, build_plain, network_names
 from viewalign.tasks.preprocessing import Preprocessor
 from viewalign.tasks.spec import TaskSpec
+from viewalign.utils.extras import missing
 from viewalign.utils.shapes import Size
 from viewalign.weights import initial, loading, sources
 from viewalign.weights.loading import FittedWeights
@@ -172,9 +173,9 @@ def check_installed() -> None:
         UserError: which are missing.
     """
     wanted = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics", "scipy": "scipy"}
-    missing = [name for name, module in wanted.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"Classification and regression need {' and '.join(missing)}: pip install 'viewalign[tasks]'.")
+    absent = [name for name, module in wanted.items() if importlib.util.find_spec(module) is None]
+    if absent:
+        raise missing(f"Classification and regression need {' and '.join(absent)}", "tasks")
 
 
 def encoder_and_preprocessor(

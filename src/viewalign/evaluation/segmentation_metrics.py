@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
+from viewalign.utils.extras import missing
 
 Mask = NDArray[np.bool_]
 
@@ -56,7 +57,7 @@ def _monai() -> Callable[..., torch.Tensor]:
     try:
         from monai.metrics.surface_dice import compute_surface_dice
     except ImportError:
-        raise UserError("Surface distances need MONAI and SciPy: pip install 'viewalign[tasks]'") from None
+        raise missing("Surface distances need MONAI and SciPy", "tasks") from None
     found: Callable[..., torch.Tensor] = compute_surface_dice
     return found
 

@@ -22,6 +22,7 @@ from viewalign.errors import UserError
 from viewalign.evaluation.segmentation_metrics import dice
 from viewalign.evaluation.statistics import bootstrap_interval
 from viewalign.evaluation.voxel_features import FeatureReader, IntensityFeatures, Voxels
+from viewalign.utils.extras import missing
 from viewalign.utils.rng import make_rng
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -232,7 +233,7 @@ def _fit(rows: NDArray[np.float32], labels: NDArray[Any], penalty: float) -> Any
         from sklearn.preprocessing import StandardScaler
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
-        raise UserError("A probe needs scikit-learn: pip install 'viewalign[tasks]'.") from None
+        raise missing("A probe needs scikit-learn", "tasks") from None
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200, class_weight="balanced"))
     # One thread, so that the result does not depend on the number of cores.
     with warnings.catch_warnings(), threadpool_limits(1):

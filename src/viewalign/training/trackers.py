@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
+from viewalign.utils.extras import missing
 from viewalign.utils.overrides import iter_nested
 
 
@@ -75,7 +76,7 @@ class WandbTracker:
         try:
             import wandb
         except ImportError:
-            raise UserError("log.wandb=true needs Weights & Biases: pip install 'viewalign[tracking]'.") from None
+            raise missing("log.wandb=true needs Weights & Biases", "tracking") from None
         try:
             self._run: Any = wandb.init(
                 id=_stored_id(folder / "wandb_id", wandb.Settings().run_id),
@@ -121,7 +122,7 @@ class MlflowTracker:
         try:
             import mlflow
         except ImportError:
-            raise UserError("log.mlflow=true needs MLflow: pip install 'viewalign[tracking]'.") from None
+            raise missing("log.mlflow=true needs MLflow", "tracking") from None
         try:
             self._client: Any = mlflow.MlflowClient()
             self._id = self._begin(folder / "mlflow_id", settings)

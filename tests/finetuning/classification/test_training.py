@@ -2,8 +2,10 @@
 
 import csv
 import json
+import logging
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,16 +163,18 @@ def test_class_weights_are_of_the_whole_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
+def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path, monkeypatch):
     straight = training_of("binary", tmp_path / "a", epochs=3, dropout=0.3)
     straight.run()
 
-    def stop(line):
-        if "epoch 2/" in line:
+    def stop(text, *values):
+        if text % values and values[1] == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        training_of("binary", tmp_path / "b", epochs=3, dropout=0.3).run(stop)
+    with monkeypatch.context() as patch:
+        patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
+        with pytest.raises(KeyboardInterrupt):
+            training_of("binary", tmp_path / "b", epochs=3, dropout=0.3).run()
     resumed = training_of("binary", tmp_path / "b", epochs=3, dropout=0.3)
     resumed.run()
     assert resumed.losses == straight.losses
@@ -339,13 +343,14 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
         Predictor(out)
 
 
-def test_a_departure_from_pretraining_is_said(tiny_run):
-    start, lines = read_pretrained(tiny_run), []
-    same = make_preprocessor(start, spec_of("binary"), trained_by(None), lines.append)
-    assert not lines
+def test_a_departure_from_pretraining_is_said(tiny_run, caplog):
+    start = read_pretrained(tiny_run)
+    with caplog.at_level(logging.INFO, "viewalign"):
+        same = make_preprocessor(start, spec_of("binary"), trained_by(None))
+        assert not caplog.messages
+        make_preprocessor(start, spec_of("binary"), trained_by(None, ["normalise=none"]))
     assert same.size == start.size
-    make_preprocessor(start, spec_of("binary"), trained_by(None, ["normalise=none"]), lines.append)
-    assert "those of pretraining were" in lines[0]
+    assert "those of pretraining were" in caplog.text
 
 
 def test_recipes_are_read_and_wrong_keys_answered():

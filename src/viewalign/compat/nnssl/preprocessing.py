@@ -18,7 +18,8 @@ from viewalign.data.geometry import resampled_shape
 from viewalign.data.preprocessing import Box, content_box, normalise, otsu_threshold
 from viewalign.data.readers.files import Volume
 from viewalign.data.readers.headers import MAX_VOXELS, Triple
-from viewalign.errors import ExcludedImageError, UserError
+from viewalign.errors import ExcludedImageError
+from viewalign.utils.extras import missing
 
 Shape = tuple[int, int, int]
 _THICK = 3.0
@@ -110,7 +111,7 @@ def _ndimage() -> Any:
     try:
         from scipy import ndimage
     except ImportError:
-        raise UserError("Resampling as in nnssl needs SciPy: pip install 'viewalign[nnssl]'.") from None
+        raise missing("Resampling as in nnssl needs SciPy", "nnssl") from None
     return ndimage
 
 

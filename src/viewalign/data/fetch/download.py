@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
+from viewalign.utils.extras import missing
 
 Listener = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all)."""
@@ -62,7 +63,7 @@ def need(module: str) -> None:
         UserError: it is not installed.
     """
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"Fetching needs {module}, which is not installed: pip install 'viewalign[fetch]'.")
+        raise missing(f"Fetching needs {module}, which is not installed", "fetch")
 
 
 class _Resuming:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.resenc import ResEncBackbone
+from viewalign.utils.extras import missing
 from viewalign.utils.rng import derive_seed
 
 _PRIMUS_LAYERS = r"net\.eva\.blocks\.\d+\.attn\.(q_proj|k_proj|v_proj|proj)"
@@ -33,7 +33,7 @@ def attach(backbone: Backbone, rank: int, alpha: float, dropout: float, seed: in
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("mode=lora needs peft: pip install 'viewalign[lora]'.") from None
+        raise missing("mode=lora needs peft", "lora") from None
     layers = _RESENC_LAYERS if isinstance(backbone, ResEncBackbone) else _PRIMUS_LAYERS
     # peft is annotated with an int, but only divides alpha by the rank.
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers)  # type: ignore[arg-type]

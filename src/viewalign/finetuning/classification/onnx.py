@@ -26,6 +26,7 @@ from viewalign.finetuning.classification.training import flipped_axes
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import check_spec
+from viewalign.utils.extras import missing
 from viewalign.utils.io import write_json
 
 FORMAT, KEY = "viewalign-task-onnx", "viewalign"
@@ -35,7 +36,6 @@ BATCHES = (1, 2, 3)
 _MAX_INLINE_BYTES = 1.8e9
 """Larger weights, in bytes, are stored in a second file: protobuf is limited to 2 GB."""
 _TOLERANCE = 1e-3
-_NEEDS = "ONNX export and prediction need more packages: pip install 'viewalign[onnx]'."
 
 
 class _Ensemble(nn.Module):
@@ -85,7 +85,7 @@ def export_onnx(folder: str | Path, out: Path) -> Exported:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
-        raise UserError(_NEEDS) from None
+        raise missing("ONNX export and prediction need more packages", "onnx") from None
     predictor = Predictor(folder)
     model = _Ensemble(predictor.models).eval()
     program = _export(model, predictor)
@@ -182,7 +182,7 @@ def open_session(file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(_NEEDS) from None
+        raise missing("ONNX export and prediction need more packages", "onnx") from None
     try:
         return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime's own exceptions have no common base

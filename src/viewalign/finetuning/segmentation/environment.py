@@ -9,6 +9,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from viewalign.errors import UserError
+from viewalign.utils.extras import missing
 
 EXTERNAL = Path(__file__).parent / "external"
 """Folder of our trainer, for `nnUNet_extTrainer`."""
@@ -83,10 +84,9 @@ def check_installed() -> None:
     Raises:
         UserError: it is missing, or its version is not supported.
     """
-    install = "pip install 'viewalign[nnunet]'"
     if util.find_spec("nnunetv2") is None:
-        raise UserError(f"Fine-tuning for segmentation needs nnU-Net: {install}")
+        raise missing("Fine-tuning for segmentation needs nnU-Net", "nnunet")
     version = metadata.version("nnunetv2")
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
     if not _MIN_VERSION <= numbers < _MAX_VERSION:
-        raise UserError(f"nnunetv2 {version} is installed; viewalign needs 2.8.1 or a later 2.8: {install}")
+        raise missing(f"nnunetv2 {version} is installed; viewalign needs 2.8.1 or a later 2.8", "nnunet")
