@@ -35,10 +35,10 @@ from viewalign.reports.task import write_page as write_task_page
 from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import TaskSpec, write_spec
 from viewalign.training import pictures
-from viewalign.weights import checkpoints, remote
+from viewalign.weights import checkpoints, nnssl_runs, remote
 from viewalign.weights import files as nnunet_models
 from viewalign.weights.files import load_checkpoint
-from viewalign.weights.initial import read_source
+from viewalign.weights.reading import read_source
 
 MARKUP = "<img src=x onerror=alert(1)>\"'><script>alert(2)<_script>"
 """What a name may hold on a disk; a slash it cannot, and a parser takes the second tag for a script all the same."""
@@ -162,7 +162,7 @@ def test_doors_that_shrug_run_nothing_either(tmp_path):
     for file in planted_files(tmp_path / "planted", tmp_path / "trap"):
         with pytest.raises(Exception):  # noqa: B017 (the page that asks tells any of them in its own words)
             pictures.read(file)["case"]
-        assert remote._family_in(file) is None
+        assert nnssl_runs._family_in(file) is None
     assert not (tmp_path / "trap").exists()
 
 

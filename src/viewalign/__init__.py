@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from viewalign.weights.encoder import load_encoder
     from viewalign.weights.export import export_run
     from viewalign.weights.initial import transfer_encoder
+    from viewalign.weights.published import list_encoders
     from viewalign.weights.verification import verify
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "export_run": "viewalign.weights.export",
     "finetune": "viewalign.api.finetuning",
     "index": "viewalign.api.data",
+    "list_encoders": "viewalign.weights.published",
     "list_methods": "viewalign.api.pretraining",
     "list_recipes": "viewalign.api.pretraining",
     "load_encoder": "viewalign.weights.encoder",
@@ -65,6 +67,7 @@ __all__ = [
     "export_run",
     "finetune",
     "index",
+    "list_encoders",
     "list_methods",
     "list_recipes",
     "load_encoder",

@@ -233,7 +233,9 @@ class InitSettings(Settings):
     """Initial weights (`init=PATH` is short for `init.weights=PATH`)."""
 
     weights: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = Field(
-        "", description="A run, an export or an nnssl checkpoint; used at the first start only."
+        "",
+        description="A run, an export, a checkpoint of nnssl or nnU-Net, hf:OWNER/NAME, or a name of `viewalign "
+        "encoders`; used at the first start only.",
     )
     min_share: Fraction = Field(0.9, description="Smallest fraction of the encoder that the weights must cover.")
     token_order: Literal["auto", "dhw", "hdw"] = Field(

@@ -26,8 +26,8 @@ def commands():
 
 
 def test_all_commands_are_there():
-    there = "compare compare-methods demo doctor embed estimate evaluate export fetch finetune fomo index methods"
-    there += " nnunet predict prepare pretrain probe recipes report settings study task verify"
+    there = "compare compare-methods demo doctor embed encoders estimate evaluate export fetch finetune fomo index"
+    there += " methods nnunet predict prepare pretrain probe recipes report settings study task verify"
     assert commands() == there.split()
 
 

@@ -56,6 +56,13 @@ def test_both_tracks_pass_though_trained_at_another_size(roots, network):
     assert len(asked) == 7
 
 
+def test_the_file_for_classification_of_a_primus_passes_too_and_says_what_is_dropped(roots):
+    root = ssl3d.for_classification(roots["primus-m"])
+    assert not any(ssl3d.run_checks(root, FOLDER.replace("viewalign_", "viewalign_hdw_")).values())
+    assert root["nnssl_adaptation_plan"]["trainer_name"] == root["trainer_name"] == "viewalign_hdw_cva"
+    assert len(ssl3d.dropped_by_classification(root)) == 64
+
+
 @pytest.mark.parametrize("network", ssl3d.TRACKS)
 def test_missing_and_unexpected_weights_are_named(roots, network):
     for part in ("key_to_stem", "key_to_encoder"):

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.evaluation.embedding import Embeddings, Pooling, embed, intensity_statistics
-from viewalign.evaluation.encoders import build_encoder, encoder_and_preprocessor, network_of, read_pretrained
+from viewalign.evaluation.encoders import build_encoder, encoder_and_preprocessor, read_pretrained
 from viewalign.tasks.manifest import read_manifest
 from viewalign.tasks.spec import read_spec
 from viewalign.utils.pooling import masked_mean
+from viewalign.weights.reading import network_of
 
 
 def test_a_run_becomes_an_encoder_of_any_channels_and_size(tiny_run):

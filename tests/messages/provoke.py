@@ -27,7 +27,7 @@ from viewalign.tasks.spec import read_spec
 from viewalign.utils import precision
 from viewalign.utils.locks import lock_folder
 from viewalign.utils.memory import reported_out_of_memory
-from viewalign.weights.initial import read_source
+from viewalign.weights.reading import read_source
 
 STORED = Path(__file__).with_name("messages.txt")
 

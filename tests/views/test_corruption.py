@@ -83,11 +83,18 @@ def test_fused_voxels_are_mixed_by_their_labels():
 def test_fusion_boxes_have_the_requested_size():
     for seed in range(20):
         labels = sample_fusion_labels(make_rng(seed), (32, 32, 32), blocks=(1, 2), largest=0.5)
+        if not labels.any():
+            continue  # the box has the share 0
         where = np.argwhere(labels.numpy() > 0)
         sides = where.max(0) - where.min(0) + 1
         assert (sides >= 8).all()
         assert (sides <= 16).all()
         assert len(where) == sides.prod()
+
+
+def test_fusion_boxes_have_each_share_alike():
+    drawn = [int(sample_fusion_labels(make_rng(seed), (8, 8, 8), blocks=(1, 2)).max()) for seed in range(500)]
+    assert all(60 <= drawn.count(label) <= 140 for label in range(5))  # 100 ± 9
 
 
 def test_cutouts_cover_at_most_the_requested_fraction():

@@ -15,7 +15,7 @@ from viewalign.weights.sources import read_weights
 def fetched(monkeypatch, tmp_path):
     calls = []
 
-    def download(repository, revision=None, allow_patterns=None, endpoint=None):
+    def download(repository, revision=None, allow_patterns=None, **_):
         calls.append((repository, revision, allow_patterns))
         return str(tmp_path)
 
@@ -33,7 +33,7 @@ def fetched(monkeypatch, tmp_path):
     ],
 )
 def test_ids(asked, repository, revision, fetched, tmp_path):
-    assert remote.resolve_hub_name(asked) == tmp_path
+    assert remote.locate(asked) == tmp_path
     assert fetched[0][:2] == (repository, revision)
     assert not any("bin" in pattern or "pkl" in pattern for pattern in fetched[0][2])
 
@@ -41,10 +41,10 @@ def test_ids(asked, repository, revision, fetched, tmp_path):
 def test_a_path_is_never_an_id(tmp_path, fetched, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert str(remote.resolve_hub_name("owner/name")) == "owner/name"
-    assert str(remote.resolve_hub_name("owner/missing")) == "owner/missing"
+    assert str(remote.locate("owner/name")) == "owner/name"
+    assert str(remote.locate("owner/missing")) == "owner/missing"
     with pytest.raises(UserError, match="hf:other/name"):
-        remote.resolve_hub_name("other/name")
+        remote.locate("other/name")
     assert not fetched
 
 
@@ -56,9 +56,9 @@ def test_a_folder_of_the_cache(tmp_path, nnssl_file):
     shutil.copy(path, cache / "snapshots" / "aaa" / "checkpoint_final.pth")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("aaa")
-    assert read_weights(remote.resolve_hub_name(cache)).family == "resenc"
+    assert read_weights(remote.locate(cache)).family == "resenc"
     (cache / "refs" / "main").unlink()
-    assert remote.resolve_hub_name(cache).name in {"aaa", "bbb"}
+    assert remote.locate(cache).name in {"aaa", "bbb"}
 
 
 def refusing(problem):
@@ -77,4 +77,4 @@ def test_what_the_hub_refuses(monkeypatch):
     ]:
         monkeypatch.setattr("huggingface_hub.snapshot_download", refusing(problem))
         with pytest.raises(UserError, match=sentence):
-            remote.resolve_hub_name("hf:a/b")
+            remote.locate("hf:a/b")

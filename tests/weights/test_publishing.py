@@ -17,7 +17,14 @@ from viewalign.errors import UserError
 
 pytest.importorskip("huggingface_hub")
 ABOUT = ["hub=owner/model", "licence=cc-by-4.0", "cite=Our cohort, 2026"]
-FILES = ["README.md", "adaptation_plan.json", "checkpoint_final.pth", "encoder.json", "encoder.safetensors"]
+FILES = [
+    "README.md",
+    "adaptation_plan.json",
+    "checkpoint_final.pth",
+    "config.json",
+    "encoder.json",
+    "encoder.safetensors",
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def test_it_comes_back_by_its_name_and_computes_the_same(published, tmp_path):
     served, out, _ = published
     code = (
         "import sys, torch, viewalign\n"
-        "from viewalign.weights.initial import read_source\n"
+        "from viewalign.weights.reading import read_source\n"
         "source = read_source('hf:owner/model')\n"
         "torch.save({name: value for name, value in source.state.items()}, sys.argv[1])\n"
         "viewalign.load_encoder('hf:owner/model')\n"

@@ -9,7 +9,7 @@ import pytest
 from local_server import Served, local_server
 
 from viewalign.errors import UserError
-from viewalign.weights.remote import WEIGHTS, ZenodoRecord, fetch_weights, find_weights
+from viewalign.weights.remote import ZenodoRecord, fetch_weights, find_weights
 
 WEIGHT = random.Random(0).randbytes(5000)
 
@@ -67,7 +67,3 @@ def test_weights_of_the_hub_come_without_code_and_pickles(served: Served, tmp_pa
 def test_other_names_are_refused(asked: str) -> None:
     with pytest.raises(UserError, match="There are no weights"):
         find_weights(asked)
-
-
-def test_known_names_are_of_a_known_form() -> None:
-    assert all(place.startswith(("hf:", "zenodo:")) for place in WEIGHTS.values())

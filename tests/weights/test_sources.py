@@ -12,7 +12,7 @@ from viewalign.errors import UserError
 from viewalign.networks import heads
 from viewalign.networks.registry import network_names
 from viewalign.weights.names import clean, family_of, own_branch
-from viewalign.weights.remote import resolve_checkpoint
+from viewalign.weights.nnssl_runs import resolve_checkpoint
 from viewalign.weights.sources import read_weights
 
 

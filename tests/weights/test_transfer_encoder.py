@@ -13,7 +13,7 @@ from viewalign.recipes.loading import load, names
 from viewalign.weights import adaptation_plan
 from viewalign.weights import names as weight_names
 from viewalign.weights import sources as pretrained
-from viewalign.weights.initial import read_source
+from viewalign.weights.reading import read_source
 
 SIZE = (32, 32, 32)
 SMALL = [name for name in names() if name.endswith("-xs")]

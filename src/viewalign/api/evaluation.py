@@ -31,7 +31,7 @@ def embed(
     """Compute one embedding per case, deterministically.
 
     Args:
-        encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`, or `untrained:NAME`.
+        encoder: what `load_encoder` takes, or `untrained:NAME`.
         cases: image files of one channel (named by their file names), or a task's folder or manifest.
         out: .npz or .parquet file to write.
         on_progress: called after each case.
@@ -98,7 +98,7 @@ def probe(
 
     Args:
         task: the folder of task.yaml and its manifest.
-        encoders: runs, exports or checkpoints.
+        encoders: each what `load_encoder` takes, or `untrained:NAME`.
         out: JSON file to write.
         **settings: those of `viewalign settings probe`.
 

@@ -56,6 +56,16 @@ def export(run: str | Path, out: str | Path | None = None, **settings: Any) -> E
         return Exported(place, export_onnx(folder, place).text())
     if wanted.format == "ssl3d":
         return _ssl3d(folder, target, wanted)
+    if wanted.format == "nnssl":
+        from viewalign.weights.export import export_nnssl
+
+        place = export_nnssl(folder, target, wanted.weights)
+        return Exported(place, f"Start nnssl from it with  -pretrained_weights {place / 'checkpoint_final.pth'}")
+    if wanted.format == "fomo":
+        from viewalign.weights.export import export_fomo
+
+        file = export_fomo(folder, target, wanted.weights)
+        return Exported(file, f"Start the FOMO baseline from it with  --pretrained_weights_path {file}")
     return _nnunet(folder, target, wanted) if wanted.format == "nnunet" else _encoder(folder, target, wanted)
 
 
@@ -64,7 +74,14 @@ def _ssl3d(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
 
     written = write_submission(run, out, wanted.weights)
     lines = [f"  holds: {line}" for line in written.passed]
-    return Exported(written.checkpoint, "\n".join([*lines, f"Checkpoint for the challenge: {written.checkpoint}"]))
+    if written.classification == written.checkpoint:
+        return Exported(written.checkpoint, "\n".join([*lines, f"Checkpoint for the challenge: {written.checkpoint}"]))
+    lines.append(
+        f"  lost: classification builds its network without LayerScale and the norm inside attention and drops "
+        f"{len(written.dropped)} weights; its file has what it can of them in the projections"
+    )
+    lines += [f"Segmentation:   {written.checkpoint}", f"Classification: {written.classification}"]
+    return Exported(written.checkpoint, "\n".join(lines))
 
 
 def _nnunet(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
@@ -91,9 +108,18 @@ def _encoder(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
     files = sorted(folder.iterdir())
     lines = [f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)" for file in files]
     lines.append(f'Load it in Python with  viewalign.load_encoder("{folder}")')
+    lines.append(f"nnU-Net's commands for nnssl's checkpoints train it by  -tr {_nnunet_trainer(folder)}")
     if wanted.hub is not None:
         from viewalign.data.fetch import hub
 
         page = hub.publish(folder, wanted.hub, [file.name for file in files], wanted.public)
         lines.append(f"Published: {page}. Load it elsewhere as  hf:{wanted.hub}")
     return Exported(folder, "\n".join(lines))
+
+
+def _nnunet_trainer(export: Path) -> str:
+    """Return nnU-Net's trainer that builds an export's network; only one builds a Primus that is no preset."""
+    import json
+
+    plan = json.loads((export / "adaptation_plan.json").read_text(encoding="utf-8"))
+    return "PretrainedTrainer" if plan["key_to_lpe"] is None else "PretrainedTrainer_Primusx"

@@ -86,7 +86,7 @@ def finetune(
     Args:
         kind: `segmentation` (by nnU-Net, extra `nnunet`), `classification` or `regression` (extra `tasks`).
         data: nnU-Net's number, name or folder of a dataset; else the folder of task.yaml and its manifest.
-        encoder: a run, an export, an nnssl checkpoint, `hf:OWNER/NAME`; for a task also `untrained:NAME`.
+        encoder: what `load_encoder` takes; for a task also `untrained:NAME`.
         out: the fine-tuning's folder.
         **settings: those of `viewalign settings finetune KIND`.
 

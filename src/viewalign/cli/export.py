@@ -22,7 +22,7 @@ def export(
     \b
     format=encoder (default) writes
       encoder.safetensors, encoder.json, README.md   for viewalign.load_encoder and the Hugging Face Hub
-      checkpoint_final.pth, adaptation_plan.json     for nnssl and nnU-Net
+      checkpoint_final.pth, adaptation_plan.json, config.json   for nnssl and nnU-Net
     It contains no data of subjects and no local path. README.md is the model card: network, figures of the
     data, settings, health of the features, licence, citations. Read it before you publish it. hub=OWNER/NAME
     publishes the files (`hf auth login` once); others then load them as hf:OWNER/NAME.
@@ -43,9 +43,17 @@ def export(
       viewalign export tuned -o tuned-onnx format=onnx
 
     format=ssl3d: a run of a ResEnc-L or a Primus-M on images of 1 mm in the layout of the SSL3D challenge, with the
-    same checks as in the challenge's loaders for segmentation and classification.
+    same checks as in the challenge's loaders for segmentation and classification. A Primus gets one file for each of
+    the two.
 
       viewalign export run -o ssl3d format=ssl3d
+
+    format=nnssl: the whole network for another pretraining with nnssl, a Primus with nnssl's order of tokens.
+    format=fomo: a ResEnc's encoder for the fine-tuning of the FOMO baseline.
+
+      viewalign export run format=nnssl
+
+      viewalign export run format=fomo
     """
     import viewalign
 

@@ -70,12 +70,12 @@ def fetch(
 
 def _list(console: Console) -> None:
     from viewalign.data.fetch.datasets import DATASETS
-    from viewalign.weights.remote import WEIGHTS
+    from viewalign.weights.published import ENCODERS
 
     for name, dataset in DATASETS.items():
         console.print(f"[b]{name}[/b]  {dataset.about}. {dataset.licence}", highlight=False)
-    for name, place in WEIGHTS.items():
-        console.print(f"[b]weights {name}[/b]  {place}", highlight=False)
+    for name, encoder in ENCODERS.items():
+        console.print(f"[b]weights {name}[/b]  {encoder.source}. {encoder.licence}", highlight=False)
 
 
 def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[str], yes: bool) -> None:

@@ -13,7 +13,8 @@ Task = Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and 
 Encoder = Annotated[
     str,
     typer.Argument(
-        help="A run, an export, an nnssl checkpoint, hf:OWNER/NAME, or untrained:NAME.",
+        help="A run, an export, a checkpoint of nnssl or nnU-Net, hf:OWNER/NAME, a name of `viewalign encoders`, or "
+        "untrained:NAME.",
         show_default=False,
     ),
 ]

@@ -21,6 +21,7 @@ from viewalign.cli.compare import compare
 from viewalign.cli.demo import demo
 from viewalign.cli.doctor import doctor
 from viewalign.cli.embed import embed
+from viewalign.cli.encoders import encoders
 from viewalign.cli.estimate import estimate
 from viewalign.cli.evaluate import evaluate
 from viewalign.cli.export import export
@@ -49,7 +50,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Pretraining": [index, prepare, estimate, pretrain, report, export],
     "Transfer and evaluation": [predict, embed, probe, evaluate, compare, study, compare_methods],
-    "More": [demo, recipes, methods, settings, doctor, fetch, verify],
+    "More": [demo, recipes, methods, settings, doctor, fetch, encoders, verify],
 }
 for panel, commands in _COMMANDS.items():
     for command in commands:
@@ -70,6 +71,9 @@ def main(
     _version_wanted: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing: encoders of a name come from the cache.")
+    ] = False,
 ) -> None:
     """Pretrain encoders on unlabelled 3D medical images, and transfer them to your task.
 
@@ -89,6 +93,8 @@ def main(
 
     [bold]viewalign demo[/bold] runs all of it on example data in a few minutes.
     """
+    if offline:
+        os.environ["VIEWALIGN_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"  # for worker processes too
     show_progress()
 
 

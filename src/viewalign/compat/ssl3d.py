@@ -3,12 +3,16 @@
 They find a checkpoint by the folders of nnssl's results, read voxel size and patch from the plan inside, and load the
 encoder into a new ResEnc-L or Primus-M: strictly for segmentation, by matching names for classification. Sources:
 `documentation/Getting_started_OpenMind.md` of nnssl, and the loaders of nnU-Net and SSL3D_classification.
+
+Classification builds a Primus of its own, whose tokens lie as (axis 1, axis 0, axis 2), without LayerScale and without
+the norm inside attention. A Primus therefore gets a second file for it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,10 +26,11 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans
 from viewalign.networks.registry import PRIMUS
-from viewalign.weights import files
-from viewalign.weights.encoder import Weights
-from viewalign.weights.export import export_run
+from viewalign.weights import adaptation_plan as adaptation
+from viewalign.weights import client_forms, files, token_order
+from viewalign.weights.export import export_run, write_checkpoint
 from viewalign.weights.run_folder import RunFolder
+from viewalign.weights.run_state import Weights
 
 TRACKS = {"resenc-l": "ResEncL", "primus-m": "PrimusM"}
 """The two tracks of the challenge, by our names of their networks."""
@@ -40,17 +45,25 @@ _FIELDS = (
 )
 
 
+_DROPPED = re.compile(r"eva\.blocks\.\d+\.(gamma_[12]|attn\.norm\.(weight|bias))")
+"""Weights of a Primus's encoder that classification has no place for; it reports nothing of them."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """An exported run.
 
     Attributes:
-        checkpoint: the file to pass to the challenge's commands.
+        checkpoint: the file for segmentation.
+        classification: the file for classification; of a ResEnc it is the same.
         passed: descriptions of the checks.
+        dropped: weights of the encoder that classification drops.
     """
 
     checkpoint: Path
+    classification: Path
     passed: tuple[str, ...]
+    dropped: tuple[str, ...]
 
 
 def write_submission(run: str | Path, out: str | Path | None = None, weights: Weights = "student") -> Submission:
@@ -72,15 +85,43 @@ def write_submission(run: str | Path, out: str | Path | None = None, weights: We
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as scratch:
         export = export_run(run, Path(scratch) / "export", weights)
-        plan = files.read_json(export / "adaptation_plan.json")
-        place = Path(scratch) / DATASET / f"{plan['trainer_name']}__nnsslPlans__{CONFIGURATION}"
-        (place / "fold_all").mkdir(parents=True)
-        (export / _CHECKPOINT).replace(place / "fold_all" / _CHECKPOINT)
-        (export / "adaptation_plan.json").replace(place / "adaptation_plan.json")
-        (place / "plans.json").write_text(json.dumps(plan["pretrain_plan"], indent=4))
-        passed = check(place / "fold_all" / _CHECKPOINT)
-        place.parent.replace(target / DATASET)
-    return Submission(target / DATASET / place.name / "fold_all" / _CHECKPOINT, passed)
+        root = files.load_checkpoint(export / _CHECKPOINT)
+        roots = [root] if root["nnssl_adaptation_plan"]["key_to_lpe"] is None else [root, for_classification(root)]
+        written = [_write_results(one, Path(scratch) / DATASET) for one in roots]
+        passed, *_ = [check(file) for file in written]
+        (Path(scratch) / DATASET).replace(target / DATASET)
+    first, last = (target / file.relative_to(scratch) for file in (written[0], written[-1]))
+    return Submission(first, last, passed, dropped_by_classification(root))
+
+
+def _write_results(root: Mapping[str, Any], dataset: Path) -> Path:
+    """Write a checkpoint in the layout of nnssl's results and return the file."""
+    plan = root["nnssl_adaptation_plan"]
+    place = dataset / f"{plan['trainer_name']}__nnsslPlans__{CONFIGURATION}"
+    (place / "fold_all").mkdir(parents=True)
+    write_checkpoint(place, root["network_weights"], plan, root["current_epoch"])
+    (place / "plans.json").write_text(json.dumps(plan["pretrain_plan"], indent=4))
+    return (place / _CHECKPOINT).replace(place / "fold_all" / _CHECKPOINT)
+
+
+def for_classification(root: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Primus's checkpoint with tokens as classification orders them, and without need of LayerScale.
+
+    Args:
+        root: contents of a checkpoint in raster order.
+    """
+    plan = root["nnssl_adaptation_plan"]
+    weights = root["network_weights"]
+    step = weights[f"{plan['keys_to_in_proj'][0]}.weight"].shape[2:]
+    d, h, w = (side // n for side, n in zip(plan["pretrain_patch_size"], step, strict=True))
+    weights = token_order.to_hdw(client_forms.without_layer_scale(weights), (d, h, w))
+    name = plan["trainer_name"].replace("viewalign_", token_order.HDW_PREFIX, 1)
+    return adaptation.checkpoint(weights, {**plan, "trainer_name": name}, root["current_epoch"], root["citations"])
+
+
+def dropped_by_classification(root: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the weights of a checkpoint's encoder for which classification's network has no place."""
+    return tuple(name for name in root["network_weights"] if _DROPPED.fullmatch(name))
 
 
 def _check_track(recipe: Recipe) -> None:

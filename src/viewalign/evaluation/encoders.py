@@ -13,14 +13,13 @@ import torch
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
-from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, build_plain, network_names
+from viewalign.networks.registry import build_backbone, network_names
 from viewalign.tasks.preprocessing import Preprocessor
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.extras import missing
 from viewalign.utils.shapes import Size
-from viewalign.weights import initial, loading, sources
+from viewalign.weights import loading, reading, sources
 from viewalign.weights.loading import FittedWeights
-from viewalign.weights.names import ENCODER
 from viewalign.weights.token_order import Order
 
 Spacing = Literal["pretraining", "none"] | tuple[float, float, float]
@@ -60,35 +59,10 @@ def read_pretrained(encoder: str | Path, token_order: Order | None = None) -> Pr
         if name not in network_names():
             raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
         return Pretrained(name, None, PrepareSettings(), None, {})
-    source = initial.read_source(encoder, token_order)
-    return Pretrained(network_of(source), source, preparation_of(source.plan), source.size, _pooling(encoder, source))
-
-
-def network_of(source: sources.Source) -> str:
-    """Return the name of the network that weights belong to, by the names and shapes of its parameters.
-
-    Raises:
-        UserError: no network matches.
-    """
-    architectures: Mapping[str, Any] = RESENC if source.family == "resenc" else PRIMUS
-    starts = ENCODER[source.family]
-    for name in architectures:
-        side = (source.size or (64, 64, 64)) if source.family == "resenc" else _primus_size(name, source)
-        with torch.device("meta"):
-            net = build_plain(name, side)
-        wanted = {k: v.shape for k, v in net.named_parameters() if k.startswith(starts) and v.ndim == 1}
-        if all(k in source.state and source.state[k].shape == shape for k, shape in wanted.items()) and wanted:
-            return name
-    raise UserError(
-        f"{source.file} contains an encoder of an unsupported network; supported are {', '.join(architectures)}."
+    source = reading.read_source(encoder, token_order)
+    return Pretrained(
+        reading.network_of(source), source, preparation_of(source.plan), source.size, _pooling(encoder, source)
     )
-
-
-def _primus_size(name: str, source: sources.Source) -> Size:
-    d, h, w = (
-        cells * side for cells, side in zip(source.grid or (8, 8, 8), PRIMUS[name]["patch_embed_size"], strict=True)
-    )
-    return d, h, w
 
 
 def preparation_of(plan: Mapping[str, Any]) -> PrepareSettings:

@@ -14,6 +14,8 @@ from viewalign.utils.precision import at_least_float32, full_precision
 def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> Tensor:
     """Return 1 - squared local normalised cross-correlation (VoxelMorph, Balakrishnan et al., arXiv:1809.05231).
 
+    Per window Σab² / (Σa²·Σb² + 1e-5) over the voxels that count, with a and b the deviations from their means.
+
     Args:
         moved, fixed: (N, C, D, H, W).
         counts: (N, 1, D, H, W) bool, the voxels that are used, in windows and in the mean.
@@ -25,18 +27,27 @@ def local_ncc(moved: Tensor, fixed: Tensor, counts: Tensor, window: int = 9) -> 
     moved, fixed = at_least_float32(moved), at_least_float32(fixed)
     weight = counts.to(moved.dtype).expand_as(moved)
     total = _window_sums(weight, window).clamp(min=1e-6)
+    rounding = 16 * torch.finfo(moved.dtype).eps
 
     def mean(values: Tensor) -> Tensor:
         return _window_sums(values * weight, window) / total
 
+    def variance(values: Tensor, average: Tensor) -> Tensor:
+        square = mean(values.square())
+        spread = square - average.square()
+        # Of a constant window only rounding is left, which must not correlate.
+        return torch.where(spread > rounding * square, spread, torch.zeros_like(spread))
+
     a, b = mean(moved), mean(fixed)
-    covariance = mean(moved * fixed) - a * b
-    variances = (mean(moved.square()) - a.square()).clamp(min=0) * (mean(fixed.square()) - b.square()).clamp(min=0)
-    return mean_per_view(1 - covariance.square() / (variances + 1e-5), counts)
+    variances = variance(moved, a) * variance(fixed, b)
+    covariance = torch.where(variances > 0, mean(moved * fixed) - a * b, torch.zeros_like(a))
+    # The published constant stands beside a product of sums over the window; here both are means.
+    constant = 1e-5 / (total * window**3).square()
+    return mean_per_view(1 - covariance.square() / (variances + constant), counts)
 
 
 def _window_sums(values: Tensor, window: int) -> Tensor:
-    """Sum windows axis by axis, up to a constant factor.
+    """Sum windows axis by axis, and divide by window³.
 
     By 2D pooling, because the gradient of torch's 3D pooling is not deterministic on GPUs.
     """

@@ -162,6 +162,8 @@ def sample_fusion_labels(
 ) -> Tensor:
     """Sample a label in [0, levels] per voxel, (D, H, W) int64, for `fuse`; 0 outside all boxes, later boxes on top.
 
+    Each box has one of all labels, 0 too, which uncovers the background again.
+
     Args:
         rng: the image's own generator.
         size: (D, H, W) of the view.
@@ -172,7 +174,7 @@ def sample_fusion_labels(
     labels = np.zeros(size, dtype=np.int64)
     for _ in range(int(rng.integers(*blocks))):
         box = _sample_box(rng, size, largest, lambda top: min(8, top))
-        labels[box] = rng.integers(1, levels + 1)
+        labels[box] = rng.integers(0, levels + 1)
     return torch.from_numpy(labels)
 
 

@@ -6,11 +6,12 @@ checkpoint is a plain dictionary that `torch.load(weights_only=True)` takes. Fie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from viewalign.methods.registry import METHODS
 from viewalign.networks.registry import PRIMUS, RESENC, unet_arguments
 
 Size = tuple[int, int, int]
@@ -18,6 +19,19 @@ Size = tuple[int, int, int]
 _PRESETS = {"resenc-l": "ResEncL", "primus-m": "PrimusM"}
 _RECOMMENDED_PATCH = [160, 160, 160]
 _RESAMPLE = "resample_data_or_seg_to_shape"
+_UNET_KEYS = {
+    "key_to_encoder": "encoder.stages",
+    "key_to_stem": "encoder.stem",
+    "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+    "key_to_lpe": None,
+}
+_PRIMUS_KEYS = {
+    "key_to_encoder": "eva",
+    "key_to_stem": "down_projection",
+    "keys_to_in_proj": ["down_projection.proj"],
+    "key_to_lpe": "eva.pos_embed",
+}
+"""Where nnU-Net finds the parts of an encoder."""
 
 
 def adaptation_plan(
@@ -47,13 +61,46 @@ def adaptation_plan(
         "pretrain_num_input_channels": channels,
         "pretrain_patch_size": list(size),
         "recommended_downstream_patchsize": _RECOMMENDED_PATCH if network in _PRESETS else list(size),
-        "key_to_encoder": "eva" if is_primus else "encoder.stages",
-        "key_to_stem": "down_projection" if is_primus else "encoder.stem",
-        "keys_to_in_proj": ["down_projection.proj"]
-        if is_primus
-        else ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
-        "key_to_lpe": "eva.pos_embed" if is_primus else None,
+        **(_PRIMUS_KEYS if is_primus else _UNET_KEYS),
         "trainer_name": trainer_name,
+    }
+
+
+def schemes_of(plan: Mapping[str, Any]) -> list[str]:
+    """Return the names of the normalisations of a plan's images, one a channel; none if the plan does not say them."""
+    configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
+    first: Any = next(iter(configurations.values()), {})
+    return [str(name) for name in first.get("normalization_schemes") or ()] if isinstance(first, Mapping) else []
+
+
+def plan_of_nnunet(init_args: Any) -> dict[str, Any]:
+    """Describe the encoder of a checkpoint that nnU-Net itself trained, by the plans in it; empty if there are none.
+
+    Args:
+        init_args: the checkpoint's entry of this name.
+    """
+    try:
+        plans, name = init_args["plans"], init_args["configuration"]
+        configuration = plans["configurations"][name]
+        architecture = configuration["architecture"]
+        patch = [int(side) for side in configuration["patch_size"]]
+        described = {
+            "arch_class_name": str(architecture["network_class_name"]),
+            "arch_kwargs": architecture["arch_kwargs"],
+            "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
+        }
+        used = ("spacing", "normalization_schemes", "use_mask_for_norm", "patch_size")
+        schemes = {key: configuration[key] for key in used}
+        channels = len(configuration["normalization_schemes"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {
+        "architecture_plans": described,
+        "pretrain_plan": {"configurations": {str(name): schemes}},
+        "pretrain_num_input_channels": channels,
+        "pretrain_patch_size": patch,
+        "recommended_downstream_patchsize": patch,
+        **(_PRIMUS_KEYS if "Primus" in described["arch_class_name"] else _UNET_KEYS),
     }
 
 
@@ -140,25 +187,39 @@ def _with_size(plans: dict[str, Any], size: Size) -> dict[str, Any]:
     return {**plans, "configurations": configurations}
 
 
-def checkpoint(state: dict[str, Tensor], plan: dict[str, Any], epochs: int) -> dict[str, Any]:
+def citations_of(trainer_name: str) -> list[dict[str, Any]]:
+    """Return what to cite for weights of a trainer `viewalign_[hdw_]METHOD`; nothing for other trainers.
+
+    nnU-Net prints each entry's name, then the lines of its list.
+    """
+    entry = METHODS.get(trainer_name.rpartition("_")[2]) if trainer_name.startswith("viewalign_") else None
+    if entry is None:
+        return []
+    cited = {
+        "method": (entry.title, f"{entry.title}, {entry.paper}"),
+        "software": ("viewalign", "viewalign, as in its CITATION.cff"),
+    }
+    return [{"type": f"Pretraining {kind}", "name": name, "apa_citations": [x]} for kind, (name, x) in cited.items()]
+
+
+def checkpoint(
+    state: Mapping[str, Tensor],
+    plan: Mapping[str, Any],
+    epochs: int,
+    citations: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Assemble the root of `checkpoint_final.pth`: weights on the CPU and the plan, no path and nothing of the data.
 
     Args:
         state: the network's state dict in dynamic-network-architectures' names, aliases included.
         plan: from `adaptation_plan`.
         epochs: how long it was trained, in nnssl's epochs of 250 steps.
+        citations: what to cite; default `citations_of` the plan's trainer.
     """
     return {
         "network_weights": {name: value.detach().cpu() for name, value in state.items()},
         "nnssl_adaptation_plan": plan,
         "trainer_name": plan["trainer_name"],
         "current_epoch": epochs,
-        "citations": [
-            {
-                "type": "Pretraining method",
-                "name": "Consistent View Alignment",
-                "apa_citations": "Vaish et al. (2025). Consistent View Alignment Improves Foundation Models for 3D "
-                "Medical Image Segmentation. arXiv:2509.13846.",
-            }
-        ],
+        "citations": citations_of(plan["trainer_name"]) if citations is None else [dict(one) for one in citations],
     }

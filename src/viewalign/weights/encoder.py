@@ -6,27 +6,25 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from viewalign.config import Recipe
-from viewalign.errors import DamageWarning, UserError
+from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.shapes import Size
-from viewalign.weights import checkpoints, remote
 from viewalign.weights import names as weight_names
+from viewalign.weights import reading, remote
 from viewalign.weights.files import check_finite, load_safetensors
-from viewalign.weights.run_folder import RunFolder
-
-Weights = Literal["student", "teacher"]
+from viewalign.weights.run_state import Weights, branch_state, run_state
+from viewalign.weights.sources import Source
+from viewalign.weights.token_order import Order
 
 FORMAT = "viewalign-encoder"
 VERSION = 1
-_STATE = {"step": int, "method": dict, "recipe": dict, "preparation": dict}
-"""What a run's checkpoint must hold for its encoder to be read."""
 _MOST = 1 << 14
 """Channels, and voxels along an axis, that an export may claim."""
 WEIGHTS_FILE, FACTS_FILE = "encoder.safetensors", "encoder.json"
@@ -93,27 +91,55 @@ def encoder_keys(backbone: Backbone) -> list[str]:
     return [name for name, _ in backbone.named_parameters() if name.startswith(prefixes)]
 
 
-def load_encoder(path: str | Path, weights: Weights = "student") -> Encoder:
+def load_encoder(path: str | Path, weights: Weights = "student", token_order: Order | None = None) -> Encoder:
     """Load a pretrained encoder.
 
     Args:
-        path: a run's folder (its newest checkpoint is read), the folder of an export, or `hf:OWNER/NAME` of one.
-        weights: of a run, whether the student's or the averaged teacher's; an export has settled that.
+        path: a run's folder (its newest checkpoint is read), an export, a checkpoint of nnssl, LatentCampus, nnU-Net or
+            the FOMO baseline or a folder with one, `hf:OWNER/NAME[/FILE]`, `zenodo:RECORD`, or a name of
+            `list_encoders`. What is not on this machine is fetched.
+        weights: of a run, whether the student's or the averaged teacher's; other files have settled that.
+        token_order: of a Primus of nnssl whose trainer is unknown; see `weights.token_order`.
 
     Returns:
-        The encoder in evaluation mode on the CPU; call it on (N, C, D, H, W) and see `EncoderOutput`.
+        The encoder in evaluation mode on the CPU; call it on (N, C, D, H, W) and see `EncoderOutput`. What was assumed
+        or converted is a warning, and in `facts["notes"]`.
 
     Raises:
-        UserError: nothing to load there, or weights that do not fit the network they name.
+        UserError: nothing to load there, not reachable, or weights of no network of this package.
+
+    Example:
+        ```python
+        encoder = viewalign.load_encoder("openmind-mae-resenc-l")
+        ```
     """
-    folder = remote.resolve_hub_name(path)
+    folder = remote.locate(path)
     if (folder / FACTS_FILE).is_file():
         return _from_export(folder)
     if (folder / "config.yaml").is_file():
         return from_run(folder, weights)
     if (folder / "export" / FACTS_FILE).is_file():
         return _from_export(folder / "export")
-    raise UserError(f"{folder} is neither a run (config.yaml) nor an export ({FACTS_FILE}).")
+    return _from_source(reading.read_source(path, token_order))
+
+
+def _from_source(source: Source) -> Encoder:
+    """Build the network that weights belong to.
+
+    Raises:
+        UserError: none of this package fits, or a Primus whose token grid is unknown.
+    """
+    name = reading.network_of(source)
+    if source.family == "primus" and source.grid is None:
+        raise UserError(f"{source.file} does not say on which views its Primus was trained, so it cannot be built.")
+    size = reading.size_of(name, source)
+    channels = source.state[weight_names.STEM[source.family]].shape[1]
+    backbone = build_backbone(name, size, channels)
+    _fill(backbone, {f"net.{key}": value for key, value in source.state.items()}, source.file)
+    for note in source.notes:
+        warnings.warn(note, stacklevel=3)
+    facts = {"file": source.file, "network": name, "trainer_name": source.trainer_name, "notes": list(source.notes)}
+    return Encoder(backbone, size, facts).eval()
 
 
 def build_untrained(recipe: Recipe, seed: int = 0) -> Encoder:
@@ -125,42 +151,6 @@ def build_untrained(recipe: Recipe, seed: int = 0) -> Encoder:
 def _backbone(recipe: Recipe) -> Backbone:
     network = recipe.network
     return build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
-
-
-def run_state(folder: Path) -> tuple[Recipe, dict[str, Any]]:
-    """Return a run's recipe and the state of its newest checkpoint; damaged ones are skipped with a warning.
-
-    Raises:
-        UserError: no run, no checkpoint yet, or none that can be used.
-    """
-    run = RunFolder(folder)
-    recipe = run.recipe()
-    damaged: list[str] = []
-    state = checkpoints.load_newest(run.checkpoints, damaged.append)
-    if state is None:
-        reasons = " ".join(damaged) or "It has not reached its first checkpoint."
-        raise UserError(f"The run {folder} has no checkpoint to read. {reasons}")
-    missing = [key for key, kind in _STATE.items() if not isinstance(state.get(key), kind)]
-    if missing:
-        raise UserError(f"The checkpoint of step {state.get('step')} in {run.checkpoints} lacks {', '.join(missing)}.")
-    if damaged:
-        warnings.warn(" ".join(damaged), DamageWarning, stacklevel=2)
-    return recipe, state
-
-
-def branch_state(state: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
-    """Cut one network's backbone out of a run's state.
-
-    Raises:
-        UserError: the run's method has no such network.
-    """
-    prefix = f"{weights}.backbone."
-    if weights == "student" and not any(name.startswith(prefix) for name in state["method"]):
-        prefix = "backbone."  # a method without a teacher has one network
-    found = {name.removeprefix(prefix): value for name, value in state["method"].items() if name.startswith(prefix)}
-    if not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"This run has no {weights} weights.")
-    return found
 
 
 def from_run(folder: Path, weights: Weights = "student") -> Encoder:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 import viewalign
 from viewalign.config import Recipe, public_settings
@@ -18,28 +21,32 @@ from viewalign.methods import health
 from viewalign.methods.registry import entry_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, unet_arguments
-from viewalign.utils.io import write_tensors
+from viewalign.utils.io import write_bytes, write_tensors
 from viewalign.weights import adaptation_plan as adaptation
+from viewalign.weights import client_forms, model_card
 from viewalign.weights import encoder as encoders
-from viewalign.weights import model_card
 from viewalign.weights.files import check_finite, sha256_of
 from viewalign.weights.run_folder import RunFolder, read_log
+from viewalign.weights.run_state import Weights, branch_state, run_state
+from viewalign.weights.token_order import HDW_PREFIX
 
 _STEPS_PER_EPOCH = 250
 _NNSSL_FILES = ("checkpoint_final.pth", "adaptation_plan.json")
+CONFIG_FILE = "config.json"
 
 
 def export_run(
     run: str | Path,
     out: str | Path | None = None,
-    weights: encoders.Weights = "student",
+    weights: Weights = "student",
     licence: str | None = None,
     cite: str = "",
 ) -> Path:
     """Write a run's encoder for others and return the folder.
 
     It holds `encoder.safetensors` + `encoder.json` + `README.md` (the model card) for viewalign and the Hub, and
-    `checkpoint_final.pth` + `adaptation_plan.json` for nnssl and nnU-Net. No subject data, no local path.
+    `checkpoint_final.pth` + `adaptation_plan.json` + `config.json` for nnssl and nnU-Net, which fetches these three
+    names from the Hub. No subject data, no local path.
 
     Args:
         run: the run's folder; its newest checkpoint is exported.
@@ -52,38 +59,103 @@ def export_run(
         UserError: no run, no checkpoint, no licence's abbreviation, or a disk that cannot be written.
     """
     folder = RunFolder(Path(run))
-    recipe, state = encoders.run_state(folder.root)
+    recipe, state = run_state(folder.root)
     backbone = _full_backbone(recipe, state, weights)
     target = folder.export if out is None else Path(out)
+    with _writing(target) as partial:
+        plan = _plan(recipe, state, f"viewalign_{recipe.method}")
+        write_checkpoint(partial, client_forms.network_state(backbone), plan, _epochs(state))
+        facts = _write_native(partial, recipe, state, backbone, weights, read_log(folder.log))
+        _write_card(partial, recipe, facts, licence, cite)
+    return target
+
+
+def export_nnssl(run: str | Path, out: str | Path | None = None, weights: Weights = "student") -> Path:
+    """Write a run's network for another pretraining with nnssl (`-pretrained_weights`) and return the folder.
+
+    A Primus is written whole, with decoder and mask token, and with its tokens in nnssl's order; a ResEnc as in
+    `export_run`.
+
+    Args:
+        run: the run's folder; its newest checkpoint is exported.
+        out: where to; default is `nnssl/` in the run's folder.
+        weights: the student's or the averaged teacher's.
+
+    Raises:
+        UserError: as for `export_run`.
+    """
+    folder = RunFolder(Path(run))
+    recipe, state = run_state(folder.root)
+    backbone = _full_backbone(recipe, state, weights)
+    target = folder.root / "nnssl" if out is None else Path(out)
+    with _writing(target) as partial:
+        if recipe.network.name in PRIMUS:
+            network = client_forms.whole_primus(backbone, recipe.views.patch_size)
+            plan = _plan(recipe, state, f"{HDW_PREFIX}{recipe.method}")
+        else:
+            network = client_forms.network_state(backbone)
+            plan = _plan(recipe, state, f"viewalign_{recipe.method}")
+        write_checkpoint(partial, network, plan, _epochs(state))
+    return target
+
+
+def export_fomo(run: str | Path, out: str | Path | None = None, weights: Weights = "student") -> Path:
+    """Write a ResEnc's encoder for `finetune.py --pretrained_weights_path` of the FOMO baseline and return the file.
+
+    Args:
+        run: the run's folder; its newest checkpoint is exported.
+        out: the file; default is `fomo.pth` in the run's folder.
+        weights: the student's or the averaged teacher's.
+
+    Raises:
+        UserError: a Primus, which the baseline does not have, or as for `export_run`.
+    """
+    folder = RunFolder(Path(run))
+    recipe, state = run_state(folder.root)
+    if recipe.network.name in PRIMUS:
+        raise UserError(f"The FOMO baseline has no Primus, so {recipe.network.name} has no form for it. Use a ResEnc.")
+    target = folder.root / "fomo.pth" if out is None else Path(out)
+    flat = client_forms.fomo_state(_full_backbone(recipe, state, weights))
+    try:
+        write_bytes(target, _saved(flat))
+    except OSError as problem:
+        raise UserError(f"The export could not be written to {target}: {problem}.") from None
+    return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` when the block succeeds.
+
+    Raises:
+        UserError: the disk cannot be written.
+    """
     partial = target.with_name(f".writing-{target.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_nnssl(partial, recipe, state, backbone)
-        facts = _write_native(partial, recipe, state, backbone, weights, read_log(folder.log))
-        _write_card(partial, recipe, facts, licence, cite)
+        yield partial
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
     except (OSError, RuntimeError, SafetensorError) as problem:
         raise UserError(f"The export could not be written to {target}: {problem}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return target
 
 
-def _full_backbone(recipe: Recipe, state: dict[str, Any], weights: encoders.Weights) -> Backbone:
+def _full_backbone(recipe: Recipe, state: dict[str, Any], weights: Weights) -> Backbone:
     """Build the student with its decoder; the teacher's encoder replaces the student's with weights="teacher"."""
     network = recipe.network
     backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
     try:
-        backbone.load_state_dict(encoders.branch_state(state, "student"))
+        backbone.load_state_dict(branch_state(state, "student"))
     except RuntimeError as problem:
         raise UserError(
             f"The checkpoint of step {state['step']} does not fit the network {network.name} of the run's config.yaml: "
             f"{' '.join(str(problem).split())[:300]}."
         ) from None
     if weights == "teacher":
-        averaged = encoders.branch_state(state, "teacher")
+        averaged = branch_state(state, "teacher")
         own = dict(backbone.named_parameters())
         with torch.no_grad():
             for name in encoders.encoder_keys(backbone):
@@ -97,7 +169,7 @@ def _write_native(
     recipe: Recipe,
     state: dict[str, Any],
     backbone: Backbone,
-    weights: encoders.Weights,
+    weights: Weights,
     log: list[dict[str, Any]],
 ) -> dict[str, Any]:
     own = dict(backbone.named_parameters())
@@ -123,6 +195,9 @@ def _write_native(
         "recipe": public_settings(recipe),
     }
     (folder / encoders.FACTS_FILE).write_text(json.dumps(facts, indent=1))
+    # nnU-Net fetches this name from the Hub, which counts downloads by it; it reads nothing of it.
+    config = {key: facts[key] for key in ("format", "viewalign_version", "method", "network", "size")}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
     return facts
 
 
@@ -146,15 +221,31 @@ def _arguments(network: str) -> dict[str, Any]:
     return {"architecture": "Primus", "arguments": {name: spec[name] for name in names}}
 
 
-def _write_nnssl(folder: Path, recipe: Recipe, state: dict[str, Any], backbone: Backbone) -> None:
+def _plan(recipe: Recipe, state: dict[str, Any], trainer_name: str) -> dict[str, Any]:
     network = recipe.network
-    plan = adaptation.plan_of(
-        network.name, network.channels, recipe.views.patch_size, recipe.method, state["preparation"]
-    )
-    everything = backbone.state_dict().items()
-    state_dict = {name.removeprefix("net."): value for name, value in everything if name.startswith("net.")}
-    root = adaptation.checkpoint(state_dict, plan, state["step"] // _STEPS_PER_EPOCH)
+    size, preparation = recipe.views.patch_size, state["preparation"]
+    return {
+        **adaptation.plan_of(network.name, network.channels, size, recipe.method, preparation),
+        "trainer_name": trainer_name,
+    }
+
+
+def _epochs(state: dict[str, Any]) -> int:
+    epochs: int = state["step"] // _STEPS_PER_EPOCH
+    return epochs
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Tensor], plan: dict[str, Any], epochs: int) -> None:
+    """Write `checkpoint_final.pth` and `adaptation_plan.json` into a folder; arguments as for `adaptation.checkpoint`.
+
+    Raises:
+        OSError: the disk cannot be written.
+    """
+    (folder / _NNSSL_FILES[0]).write_bytes(_saved(adaptation.checkpoint(state, plan, epochs)))
+    (folder / _NNSSL_FILES[1]).write_text(json.dumps(plan, indent=4, sort_keys=True))
+
+
+def _saved(root: Mapping[str, Any]) -> bytes:
     content = io.BytesIO()  # torch's own writer names no cause where the disk is full
     torch.save(root, content)
-    (folder / _NNSSL_FILES[0]).write_bytes(content.getbuffer())
-    (folder / _NNSSL_FILES[1]).write_text(json.dumps(plan, indent=4, sort_keys=True))
+    return content.getvalue()

@@ -17,11 +17,12 @@ from viewalign.errors import UserError
 from viewalign.methods.base import Method
 from viewalign.utils.io import write_text
 from viewalign.utils.shapes import Size
-from viewalign.weights import adaptation_plan, loading, remote, sources
+from viewalign.weights import loading, remote, sources
 from viewalign.weights import names as weight_names
-from viewalign.weights.encoder import run_state
 from viewalign.weights.loading import FittedWeights
-from viewalign.weights.remote import resolve_checkpoint
+from viewalign.weights.nnssl_runs import resolve_checkpoint
+from viewalign.weights.published import ENCODERS
+from viewalign.weights.reading import read_source
 from viewalign.weights.run_folder import RunFolder
 from viewalign.weights.token_order import Order
 
@@ -71,8 +72,10 @@ def load_initial(
     target = weight_names.own_branch(dict(method.named_parameters()))
     family = weight_names.family_of(target)
     assert family is not None, "every backbone is of a known family"
-    file, note = resolve_checkpoint(remote.resolve_hub_name(path), family)
-    source = read_source(file, None if token_order == "auto" else token_order)
+    order = None if token_order == "auto" else token_order
+    # A public name goes on as it is, for its entry says more than its file.
+    file, note = (path, "") if str(path) in ENCODERS else resolve_checkpoint(remote.locate(path), family)
+    source = read_source(file, order)
     if note:
         source = replace(source, notes=(note, *source.notes))
     if source.family != family:
@@ -83,34 +86,6 @@ def load_initial(
     fitted = loading.fit(target, source, size, min_share, "init.min_share")
     _fill(method, target, fitted.state)
     return fitted
-
-
-def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
-    """Read weights from a run (its newest checkpoint that can be read), an export or a checkpoint of nnssl's layout.
-
-    Args:
-        path: a run's folder, an export's, a checkpoint of nnssl's layout, a folder that holds one, a folder of the
-            Hugging Face Hub's cache, or `hf:OWNER/NAME` to fetch it.
-        order: of the tokens of a Primus of nnssl whose trainer is unknown; see `weights.token_order`.
-
-    Raises:
-        UserError: nothing there, damaged, in need of pickle, or no weights of a ResEnc or a Primus.
-    """
-    file = remote.resolve_hub_name(path)
-    run = RunFolder(file)
-    if not run.config.is_file():
-        return sources.read_weights(file, order)
-    _, state = run_state(file)
-    settings = state["recipe"]
-    branch = weight_names.own_branch(state["method"])
-    trainer, size, network = (
-        f"viewalign_{settings['method']}",
-        tuple(settings["views"]["patch_size"]),
-        settings["network"],
-    )
-    plan = adaptation_plan.plan_of(network["name"], network["channels"], size, settings["method"], state["preparation"])
-    source = sources.make_source(branch, file.name, size, trainer, order, plan)
-    return replace(source, notes=(f"The weights are those of step {state['step']}.", *source.notes))
 
 
 @torch.no_grad()
@@ -143,11 +118,11 @@ def transfer_encoder(
     Args:
         network: any module with an encoder of dynamic-network-architectures somewhere in it: nnU-Net's networks, this
             package's backbones, a classifier around one of them.
-        encoder: see `read_source`, or what that returned.
+        encoder: see `reading.read_source`, or what that returned.
         size: (D, H, W) of the images that the network takes; needed for a Primus alone.
         min_share: of the encoder's elements that must be covered, in [0, 1].
         prefix: where the encoder lies, such as "backbone.net."; found by itself where there is one.
-        token_order: see `read_source`.
+        token_order: see `reading.read_source`.
         report: a JSON file to write the report to.
 
     Returns:

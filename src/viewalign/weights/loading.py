@@ -166,7 +166,7 @@ def load_encoder_weights(
     Args:
         network: holds an encoder of dynamic-network-architectures' names at any depth; DDP and compiled wrappers may
             stand around it. It is not changed at all where weights are refused.
-        source: from `pretrained.read_weights` or `weights.initial.read_source`.
+        source: from `reading.read_source`.
         size: (D, H, W) of the images that the network takes; needed for a Primus of another input size.
         min_share: of the encoder's elements that must be covered, in [0, 1].
         setting: what a message calls `min_share`.

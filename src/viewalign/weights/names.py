@@ -57,10 +57,14 @@ def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrapped(name: str) -> str:
-    """Take off what DataParallel and torch.compile put before a name, and nnssl's `encoder.` before a whole Primus."""
+    """Take off what DataParallel, torch.compile and Lightning put before a name, and nnssl's `encoder.` of a Primus.
+
+    A stem or a norm under the names of gardening_tools, the library of the FOMO baseline, gets its usual name.
+    """
     name = name.replace("_orig_mod.", "")
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
+    while name.startswith(("module.", "model.")):
+        name = name.removeprefix("module.").removeprefix("model.")
+    name = name.replace("encoder.stem.conv1.", "encoder.stem.convs.0.").replace(".norm_op.", ".norm.")
     short = name.removeprefix("encoder.")
     return short if short.startswith(ENCODER["primus"]) else name
 

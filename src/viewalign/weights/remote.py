@@ -1,49 +1,110 @@
-"""Where weights lie on this machine that are named by an id of the Hugging Face Hub, or by a folder of its cache."""
+"""Where weights are on this machine that are named by a public encoder, an id of the Hugging Face Hub or of Zenodo.
+
+This is the one place that turns what a user writes for an encoder into a path; `weights.reading` reads it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-import torch
 
 from viewalign.data.fetch import hub
 from viewalign.data.fetch.download import Listener, download, need
 from viewalign.errors import UserError
-from viewalign.weights import names as weight_names
-from viewalign.weights import sources
-from viewalign.weights.names import Family
+from viewalign.weights.files import sha256_of
+from viewalign.weights.published import ENCODERS, PublishedEncoder
 
-_ID = re.compile(r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
-_BARE_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WANTED = ["*.safetensors", "*.pth", "*.json", "README.md"]
+WANTED = ("*.pth", "*.safetensors", "*.ckpt", "*.json", "*.md", "LICENSE*")
 """What is taken of a repository: never pickles of other kinds, never code."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".ckpt")
+_ID = re.compile(r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+\.\w+))?/?")
+_RECORD = re.compile(r"zenodo:(\d+)(?:/([\w.-]+))?")
+_BARE_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ZENODO = "https://zenodo.org"
 
 
-def resolve_hub_name(path: str | Path) -> Path:
-    """Return where weights lie on this machine.
+def is_offline() -> bool:
+    """Return whether nothing may be fetched: `viewalign --offline`, `VIEWALIGN_OFFLINE` or `HF_HUB_OFFLINE` is set."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("VIEWALIGN_OFFLINE", "HF_HUB_OFFLINE"))
 
-    `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION` and the address of a model's page are fetched from the Hub, or taken from
-    its cache where that has them and the network is away. A folder of that cache (`models--OWNER--NAME`) stands for its
-    newest snapshot. Any other path is returned as it is, whether or not something is there.
+
+def cache_folder() -> Path:
+    """Return the folder of fetched encoders: `VIEWALIGN_CACHE`, else `viewalign` in the user's folder of caches."""
+    return Path(os.environ.get("VIEWALIGN_CACHE") or Path.home() / ".cache" / "viewalign")
+
+
+def locate(source: str | Path) -> Path:
+    """Return where weights are on this machine; what is not there is fetched.
+
+    A name of `published.ENCODERS`, `hf:OWNER/NAME[@REVISION][/FILE]`, the address of a model's page on the Hub and
+    `zenodo:RECORD[/FILE]` are fetched, or taken from the cache. A folder of the Hub's cache (`models--OWNER--NAME`)
+    stands for its newest snapshot. Any other path is returned as it is, whether or not something is there.
 
     Raises:
-        UserError: the Hub has nothing of that name, or cannot be reached and nothing is cached.
+        UserError: nothing of that name, not reachable and not in the cache, or a file with another checksum than the
+            one recorded.
     """
-    found = _ID.fullmatch(str(path))
-    if found:
-        return hub.cached(found[1], found[2], WANTED)
-    local = Path(path)
+    name = str(source)
+    if name in ENCODERS and not Path(name).exists():
+        return _locate_published(name, ENCODERS[name])
+    if found := _ID.fullmatch(name):
+        return _locate_on_hub(found[1], found[2], found[3])
+    if found := _RECORD.fullmatch(name):
+        return _locate_on_zenodo(found[1], found[2])
+    local = Path(source)
     if (local / "snapshots").is_dir():
         return _snapshot(local)
-    if not local.exists() and _BARE_ID.fullmatch(str(path)) and not local.parent.exists():
-        raise UserError(f"There are no weights at {path}. To take them from the Hugging Face Hub, write hf:{path}")
+    if not local.exists() and _BARE_ID.fullmatch(name) and not local.parent.exists():
+        raise UserError(f"There are no weights at {name}. To take them from the Hugging Face Hub, write hf:{name}")
+    near = get_close_matches(name, ENCODERS, n=1, cutoff=0.8)
+    if near and not local.exists():
+        raise UserError(f"There is nothing at {name}. Did you mean the public encoder {near[0]}?")
     return local
+
+
+def _locate_published(name: str, entry: PublishedEncoder) -> Path:
+    if not entry.network:
+        raise UserError(f"{name} is a collection of files; write {entry.source}/FILE, with the path of one of them.")
+    path = locate(entry.source)
+    file = path if path.is_file() else path / "checkpoint_final.pth"
+    if entry.sha256 and (not file.is_file() or sha256_of(file) != entry.sha256):
+        raise UserError(
+            f"{file} is not the file that is known as {name}: its SHA-256 is not {entry.sha256}. It is damaged, or was "
+            f"published anew; remove it to fetch it again, or write {entry.source} to use it as it is."
+        )
+    return path
+
+
+def _locate_on_hub(repository: str, revision: str | None, file: str | None) -> Path:
+    if file is not None and (".." in PurePosixPath(file).parts or not file.endswith(WEIGHT_SUFFIXES)):
+        raise UserError(f"{file} of {repository} is no file of weights; they end in {', '.join(WEIGHT_SUFFIXES)}.")
+    own = os.environ.get("VIEWALIGN_CACHE")
+    wanted = WANTED if file is None else (file, str(PurePosixPath(file).with_name("*.json")))
+    folder = hub.cached(repository, revision, wanted, offline=is_offline(), cache=Path(own) / "hub" if own else None)
+    if file is not None and not (folder / file).is_file():
+        raise UserError(f"There is no {file} in {repository}.")
+    return folder if file is None else folder / file
+
+
+def _locate_on_zenodo(number: str, file: str | None) -> Path:
+    folder = cache_folder() / "zenodo" / number
+    done = folder / ".complete"
+    if not done.is_file():
+        if is_offline():
+            raise UserError(
+                f"zenodo:{number} is not in {folder}, and nothing may be fetched. Fetch it on a machine with internet "
+                "and copy the folder, or set VIEWALIGN_CACHE to where it is."
+            )
+        fetch_weights(find_weights(f"zenodo:{number}"), folder)
+        done.touch()
+    return folder if file is None else folder / file
 
 
 def _snapshot(cache: Path) -> Path:
@@ -55,17 +116,6 @@ def _snapshot(cache: Path) -> Path:
     if not snapshots:
         raise UserError(f"{cache} is a folder of the Hub's cache without a snapshot; fetch the model again.")
     return snapshots[-1]
-
-
-WEIGHTS = {
-    "openmind-mae-resenc-l": "hf:MIC-DKFZ/ResEncL-OpenMind-MAE",
-    "openmind-mae-primus-m": "hf:MIC-DKFZ/PrimusM-OpenMind-MAE",
-    "openmind-mae": "zenodo:15235730",
-    "ssl3d": "hf:MIC-DKFZ/SSL3D-checkpoints",
-}
-"""Names for what people ask for most: nnssl's MAE checkpoints, and what the teams of the SSL3D challenge handed in."""
-_WANTED = ("*.pth", "*.safetensors", "*.json", "*.md", "LICENSE*")  # never pickles of other kinds, never code
-_ZENODO = "https://zenodo.org"
 
 
 @dataclass(frozen=True)
@@ -93,20 +143,21 @@ class ZenodoRecord:
 
 
 def find_weights(
-    asked: str, patterns: tuple[str, ...] = (), hub_endpoint: str | None = None, zenodo: str = _ZENODO
+    asked: str, patterns: tuple[str, ...] = (), hub_endpoint: str | None = None, zenodo: str | None = None
 ) -> hub.Selection | ZenodoRecord:
-    """Look up what a name, `hf:OWNER/NAME` or `zenodo:RECORD` stands for.
+    """Look up what a name, `hf:OWNER/NAME[/FILE]` or `zenodo:RECORD` stands for.
 
     Raises:
         UserError: unknown, not reachable, or nothing in it is weights.
     """
-    scheme, _, place = WEIGHTS.get(asked, asked).partition(":")
-    if scheme == "hf" and re.fullmatch(r"[\w.-]+/[\w.-]+", place):
-        return hub.select(place, "model", patterns or _WANTED, hub_endpoint)
-    if scheme == "zenodo" and place.isdecimal():
+    place = ENCODERS[asked].source if asked in ENCODERS else asked
+    found = _ID.fullmatch(place)
+    if found and not {".", ".."} & set(found[1].split("/")):
+        return hub.select(found[1], "model", patterns or ((found[3],) if found[3] else WANTED), hub_endpoint)
+    if found := _RECORD.fullmatch(place):
         need("pooch")
-        return _record(place, zenodo)
-    raise UserError(f"There are no weights {asked}. Known: {', '.join(WEIGHTS)}, hf:OWNER/NAME and zenodo:NUMBER.")
+        return _record(found[1], zenodo or _ZENODO)
+    raise UserError(f"There are no weights {asked}. Known: {', '.join(ENCODERS)}, hf:OWNER/NAME and zenodo:NUMBER.")
 
 
 def fetch_weights(found: hub.Selection | ZenodoRecord, folder: Path, on_bytes: Listener | None = None) -> int:
@@ -155,60 +206,3 @@ def _file(entry: dict[str, Any]) -> ZenodoFile:
     if not re.fullmatch(r"(md5|sha256):[0-9a-f]+", checksum):
         raise UserError(f"The record states no checksum that can be checked for {name}: {checksum}.")
     return ZenodoFile(name, str(entry["links"]["self"]), int(entry["size"]), checksum)
-
-
-_RUNS = 6
-"""How many runs a message names at most."""
-
-
-def resolve_checkpoint(path: str | Path, network: str) -> tuple[Path, str]:
-    """Return the path of weights, and a sentence where it is not the one asked for.
-
-    A missing `MAETrainer/fold_all/checkpoint_final.pth`, as in the published command lines, stands for the run of that
-    trainer, `MAETrainer__<plans>__<config>/fold_all/checkpoint_final.pth`, that trained the same kind of network. Its
-    Primus twin, whose name has "Eva" in it (`MAEEvaTrainer`), counts as the same trainer.
-
-    Args:
-        path: what was asked for.
-        network: the network to fill, such as "resenc-l" or "primus-m", or its family alone.
-
-    Raises:
-        UserError: it is not there, and nothing or more than one thing could be meant, or what is meant is of the other
-            kind of network.
-    """
-    asked = Path(path)
-    fold = asked.parent
-    if asked.exists() or "__" in fold.parent.name or not fold.name.startswith("fold_"):
-        return asked, ""
-    runs = sorted(r for r in fold.parent.parent.glob(f"*__*/{fold.name}/{asked.name}") if _meant(r, fold.parent.name))
-    if not runs:
-        return asked, ""
-    family = _family(network)
-    fitting = [run for run in runs if _family_in(run) == family]
-    if len(fitting) != 1:
-        names = ", ".join(run.parent.parent.name for run in (fitting or runs)[:_RUNS])
-        why = "all of these could be meant" if fitting else f"of which none is of a {sources.family_words(family)}"
-        raise UserError(f"There is no {asked}, only {names}, {why}. Name the checkpoint in full.")
-    return fitting[0], f"There is no {fold.parent.name}; {fitting[0].parent.parent.name} is taken."
-
-
-def _meant(run: Path, trainer: str) -> bool:
-    """Say whether a run's folder `<trainer>__<plans>__<config>` is of a trainer or its twin."""
-    return _twinless(run.parent.parent.name.split("__")[0]) == _twinless(trainer)
-
-
-def _twinless(trainer: str) -> str:
-    return trainer.replace("Eva", "")
-
-
-def _family(network: str) -> Family:
-    return "primus" if network.startswith("primus") else "resenc"
-
-
-def _family_in(file: Path) -> Family | None:
-    """Return the family of a checkpoint, of which no tensor is read; None where it is unknown."""
-    try:
-        root = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return weight_names.family_of(root.get("network_weights", root))
-    except Exception:
-        return None

@@ -13,16 +13,19 @@ _READ_BY = {
     "nnunet": {"dataset"},
     "onnx": set[str](),
     "ssl3d": {"weights"},
+    "nnssl": {"weights"},
+    "fomo": {"weights"},
 }
 
 
 class ExportSettings(Settings):
     """What is exported."""
 
-    format: Literal["encoder", "nnunet", "onnx", "ssl3d"] = Field(
+    format: Literal["encoder", "nnunet", "onnx", "ssl3d", "nnssl", "fomo"] = Field(
         "encoder",
         description="encoder: for viewalign, the Hub, nnssl and nnU-Net; nnunet: for nnU-Net's own commands; onnx: a "
-        "fine-tuned classification or regression; ssl3d: the layout of the SSL3D challenge.",
+        "fine-tuned classification or regression; ssl3d: the layout of the SSL3D challenge; nnssl: a whole network "
+        "for another pretraining with nnssl; fomo: a ResEnc for the FOMO baseline's fine-tuning.",
     )
     weights: Literal["student", "teacher"] = Field(
         "student", description="student: as published; teacher: the student's moving average."

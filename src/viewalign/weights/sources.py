@@ -1,4 +1,4 @@
-"""Reading pretrained weights to start from: nnssl's checkpoints, LatentCampus' too, and this package's exports.
+"""Reading files of pretrained weights: of nnssl, LatentCampus, nnU-Net, the FOMO baseline, and this package's exports.
 
 Files are read as tensors and plain values alone; one that would run code when it is read is refused.
 """
@@ -23,6 +23,11 @@ Size = tuple[int, int, int]
 
 CHECKPOINT_FILE = "checkpoint_final.pth"
 _EXPORT_FACTS, _EXPORT_WEIGHTS = "encoder.json", "encoder.safetensors"
+_SUFFIXES = (".pth", ".safetensors", ".ckpt")
+KNOWN_SCHEMES = ("ZScoreNormalization", "NoNormalization")
+"""nnU-Net's normalisations that images are prepared by here."""
+_NAMED = 8
+"""How many files a message names at most."""
 _FAMILY_WORDS: dict[Family, str] = {"resenc": "ResEnc (a U-Net)", "primus": "Primus (a transformer)"}
 
 
@@ -40,6 +45,7 @@ class Source:
         notes: sentences on what was assumed or repaired.
         plan: nnssl's adaptation plan: architecture, voxel size and normalisation of the pretraining; empty where the
             file does not say it.
+        citations: what the file asks to cite, as nnssl's checkpoints list it.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -50,6 +56,11 @@ class Source:
     trainer_name: str = ""
     notes: tuple[str, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    citations: tuple[Mapping[str, Any], ...] = ()
+
+    def cited(self) -> list[dict[str, Any]]:
+        """Return what to cite: what the file lists, else what belongs to its trainer."""
+        return [dict(one) for one in self.citations] or adaptation.citations_of(self.trainer_name)
 
 
 def family_words(family: Family) -> str:
@@ -58,10 +69,11 @@ def family_words(family: Family) -> str:
 
 
 def read_weights(path: str | Path, order: token_order.Order | None = None) -> Source:
-    """Read a checkpoint of nnssl's layout or an export of this package.
+    """Read a checkpoint of nnssl, LatentCampus, nnU-Net or the FOMO baseline, or an export of this package.
 
     Args:
-        path: a `.pth` or `.safetensors` file, or a folder that holds `checkpoint_final.pth` or an export.
+        path: a `.pth`, `.ckpt` or `.safetensors` file, or a folder that holds `checkpoint_final.pth`, an export or a
+            single file of weights.
         order: the token order of a Primus; by default that of the trainer's name, see `token_order`.
 
     Raises:
@@ -73,10 +85,19 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
         plan = _plan_of_facts(facts)
         trainer = str(plan.get("trainer_name", "viewalign_" if facts else ""))
         return make_source(state, file.name, _triple(facts.get("size")), trainer, order, plan)
-    root = files.load_checkpoint(file)
+    root = files.load_checkpoint(file, files.harmless())
     plan = root.get("nnssl_adaptation_plan") or files.read_json(file.with_name("adaptation_plan.json"))
+    plan = plan or adaptation.plan_of_nnunet(root.get("init_args"))
+    schemes = adaptation.schemes_of(plan)
     trainer = str(root.get("trainer_name") or plan.get("trainer_name") or "")
-    return make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order, plan)
+    source = make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order, plan)
+    listed = root.get("citations")
+    notes = [
+        f"Its images were normalised by {scheme}, which is not known here; a z-score takes its place."
+        for scheme in sorted(set(schemes) - set(KNOWN_SCHEMES))
+    ]
+    citations = tuple(listed) if isinstance(listed, list | tuple) else ()
+    return replace(source, citations=citations, notes=(*source.notes, *notes))
 
 
 def make_source(
@@ -144,13 +165,19 @@ def _file_of(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     if path.is_dir():
+        others = sorted(file for suffix in _SUFFIXES for file in path.rglob(f"*{suffix}"))
+        if len(others) == 1:
+            return others[0]
+        if others:
+            some = ", ".join(str(file.relative_to(path)) for file in others[:_NAMED])
+            raise UserError(f"{path} holds {len(others)} files of weights; name one of them: {some}.")
         raise UserError(f"{path} holds no weights: no {CHECKPOINT_FILE}, no {_EXPORT_WEIGHTS}, and it is no run.")
-    raise UserError(f"There are no weights at {path}.")
+    raise UserError(f"There are no weights at {path}: no run, export or checkpoint.")
 
 
 def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """Return the state dict: nnssl's `network_weights`, or the root itself where it holds tensors alone."""
-    weights = root.get("network_weights", root)
+    """Return the state dict: `network_weights`, Lightning's `state_dict`, or the root where it holds tensors alone."""
+    weights = root.get("network_weights", root.get("state_dict", root))
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(root)[:6]))
         raise UserError(f"{file} has no 'network_weights' of tensors; it holds {keys or 'nothing'}.")

@@ -26,7 +26,9 @@ Order = Literal["dhw", "hdw"]
 
 _STACKS = {"eva": "eva_numheads", "decoder": "decoder_heads", "feature_decoder": "feature_heads"}
 """Stacks of Eva blocks with rotary positions, and where `PRIMUS` says how many heads each has."""
-_WRONG = re.compile(r"(Base)?EvaMAE")
+HDW_PREFIX = "viewalign_hdw_"
+"""What the trainer of an export in the order "hdw" is called, before the method's name."""
+_WRONG = re.compile(rf"(Base)?EvaMAE|{HDW_PREFIX}")
 _RIGHT = re.compile(r"viewalign_|\w*SimMIM|\w*Aligned|ConMAE")
 
 
@@ -69,6 +71,19 @@ def repair(weights: Mapping[str, Tensor], grid: Size) -> dict[str, Tensor]:
     """
     heads = _heads(weights["eva.pos_embed"].shape[-1])
     return {name: _repaired(name, value, grid, heads) for name, value in weights.items()}
+
+
+def to_hdw(weights: Mapping[str, Tensor], grid: Size) -> dict[str, Tensor]:
+    """Return weights for tokens as (axis 1, axis 0, axis 2), made of weights in raster order: the inverse of `repair`.
+
+    Args:
+        weights: of a Primus, under the names of `weight_names`.
+        grid: the token grid in array order, (d, h, w).
+
+    Raises:
+        UserError: as for `repair`.
+    """
+    return repair(weights, (grid[1], grid[0], grid[2]))
 
 
 def _repaired(name: str, value: Tensor, grid: Size, heads: Mapping[str, int]) -> Tensor:

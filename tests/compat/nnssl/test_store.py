@@ -110,6 +110,34 @@ def test_valid_imgs_is_respected(folder):
     assert "3 images" in store.notes[0]
 
 
+def listed(count):
+    return {
+        "collection_name": COLLECTION,
+        "datasets": {
+            "ds01": {
+                "subjects": {
+                    f"sub-{k}": {"sessions": {"ses-DEFAULT": {"images": [{"name": "t1.nii.gz" if k % 2 else "t1"}]}}}
+                    for k in range(count)
+                }
+            }
+        },
+    }
+
+
+def test_a_listed_image_that_is_not_there_is_reported(folder):
+    path = folder / "pretrain_data__onemmiso.json"
+    path.write_text(json.dumps(listed(SUBJECTS)))
+    assert not [note for note in open_preprocessed(folder, "nnsslPlans", "onemmiso").notes if path.name in note]
+    path.write_text(json.dumps(listed(SUBJECTS + 2)))
+    store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
+    assert len(store) == SUBJECTS
+    told = f"2 of the {SUBJECTS + 2} images in pretrain_data__onemmiso.json are not there"
+    assert any(told in note and "ds01/sub-8/ses-DEFAULT/t1" in note for note in store.notes)
+    path.write_text("[]")
+    notes = open_preprocessed(folder, "nnsslPlans", "onemmiso").notes
+    assert any("pretrain_data__onemmiso.json is invalid" in note for note in notes)
+
+
 @pytest.mark.parametrize("content", ["[{}]", "{", "[]", '[{"dataset_index": 1, "subject_id": 1, "session_id": 1}]'])
 def test_an_invalid_valid_imgs_is_reported_and_ignored(folder, content):
     (folder / "valid_imgs.json").write_text(content)

@@ -15,7 +15,7 @@ from viewalign.finetuning.segmentation.nnunet import Model
 from viewalign.finetuning.segmentation.schedule import published
 from viewalign.networks.registry import build_backbone
 from viewalign.weights import adaptation_plan
-from viewalign.weights.initial import read_source
+from viewalign.weights.reading import read_source
 
 
 def write_dataset(root, channels=1, cases=6, size=(32, 32, 32), spacing=(1.0, 1.0, 1.0)):

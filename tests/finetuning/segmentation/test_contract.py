@@ -221,7 +221,7 @@ def test_nnunet_s_own_commands_after_eval(plan_for, prepared, nnunet_home, tmp_p
 
 def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_path):
     from viewalign.weights import loading
-    from viewalign.weights.initial import read_source
+    from viewalign.weights.reading import read_source
 
     one, base, _ = prepared[3]
     path, backbone = write_encoder(tmp_path, "resenc-l", size=(64, 64, 64))

@@ -42,7 +42,7 @@ def write_prepared(
         whose = into.subjects.setdefault(subject_id, replace(subject, sessions={}))
         visit = whose.sessions.setdefault(session_id, replace(session, images=[]))
         visit.images.append(_moved(image, f"$nnssl_preprocessed/{folder.name}/{images}/{place}"))
-    write_catalogue(kept, folder / f"pretrain_data__{configuration}.json")
+    write_catalogue(kept, folder / listed_file(configuration))
     write_json(folder / VALID, [_flat(kept, *item) for item in _walk(kept)])
 
 
@@ -64,6 +64,28 @@ def write_part(folder: Path, part: int, parts: int, places: Iterable[str]) -> bo
 def part_file(folder: Path, part: int, parts: int) -> Path:
     """Return the file that is written when a part is complete."""
     return folder / f"valid_imgs__{part}_of_{parts}.json"
+
+
+def listed_file(configuration: str) -> str:
+    """Return the name of the list of a configuration's images."""
+    return f"pretrain_data__{configuration}.json"
+
+
+def read_listed(path: Path) -> list[tuple[str, str, str, str]]:
+    """Return (dataset, subject, session, image) of each image in a list of prepared images; none if there is no list.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError, AttributeError: it cannot be read.
+    """
+    if not path.is_file():
+        return []
+    return [
+        (str(dataset), str(subject), str(session), str(image["name"]))
+        for dataset, inside in read_json(path)["datasets"].items()
+        for subject, whose in inside["subjects"].items()
+        for session, visit in whose["sessions"].items()
+        for image in visit["images"]
+    ]
 
 
 def read_split(folder: Path) -> Split | None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.compat.nnssl.folders import MASK_FILES, SPLITS, VALID, creation_hint
-from viewalign.compat.nnssl.lists import Split, read_split
+from viewalign.compat.nnssl.lists import Split, listed_file, read_listed, read_split
 from viewalign.compat.nnssl.plans import Configuration, read_plans
 from viewalign.data.columns import INDEX_COLUMNS, Row
 from viewalign.data.file_types import suffix_of
@@ -94,6 +94,7 @@ def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> Prep
             f"There are no preprocessed images in $nnssl_preprocessed for {configuration}: {root} {why}. "
             f"{creation_hint(folder.name, configuration)}"
         )
+    _note_missing(folder / listed_file(configuration), arrays, notes)
     split = read_split(folder)
     found = _in_split(found, split, notes)
     columns = {name: [getattr(entry.row, name) for entry in found] for name in INDEX_COLUMNS}
@@ -184,6 +185,22 @@ def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
     return kept
 
 
+def _note_missing(path: Path, arrays: Sequence[Path], notes: list[str]) -> None:
+    """Report images of nnssl's list that are not there: it lists those whose preparation failed too."""
+    try:
+        listed = read_listed(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        notes.append(f"{path.name} is invalid ({type(problem).__name__}: {problem}), and is ignored.")
+        return
+    there = {(*array.parts[-4:-1], array.stem) for array in arrays}
+    gone = [place for place in listed if not {(*place[:3], name) for name in _without_suffix(place[3])} & there]
+    if gone:
+        notes.append(
+            f"{len(gone)} of the {len(listed)} images in {path.name} are not there and are not used, such as "
+            f"{'/'.join(gone[0])}."
+        )
+
+
 def _valid_images(path: Path, notes: list[str]) -> set[tuple[str, ...]] | None:
     """Return (dataset, subject, session, image) of each record; None if there is no valid list."""
     if not path.is_file():
@@ -198,8 +215,12 @@ def _valid_images(path: Path, notes: list[str]) -> set[tuple[str, ...]] | None:
 
 
 def _names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that the array of a record may have."""
+    return _without_suffix(str(record["name"] if "name" in record else record["image_name"]))
+
+
+def _without_suffix(name: str) -> tuple[str, ...]:
     """Return an image's name with and without file extension, either of which may be that of the array."""
-    name = str(record["name"] if "name" in record else record["image_name"])
     suffix = suffix_of(name)
     return (name, name[: -len(suffix)]) if suffix else (name,)
 

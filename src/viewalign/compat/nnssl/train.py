@@ -154,7 +154,7 @@ def _keep_split(store: PreprocessedStore, recipe: Recipe) -> None:
 
 
 def _weights(requested: str, network: str) -> str:
-    from viewalign.weights.remote import resolve_checkpoint
+    from viewalign.weights.nnssl_runs import resolve_checkpoint
 
     path, note = resolve_checkpoint(requested, network)
     if note:

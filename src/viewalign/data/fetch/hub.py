@@ -123,7 +123,12 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
 
 
 def cached(
-    repository: str, revision: str | None = None, patterns: Sequence[str] = ("*",), endpoint: str | None = None
+    repository: str,
+    revision: str | None = None,
+    patterns: Sequence[str] = ("*",),
+    endpoint: str | None = None,
+    offline: bool = False,
+    cache: Path | None = None,
 ) -> Path:
     """Return a model's folder in the Hub's cache, fetched first where it is not there or has changed.
 
@@ -132,6 +137,8 @@ def cached(
         revision: a branch, tag or commit; None is the newest.
         patterns: shell patterns of the files that are wanted.
         endpoint: another server than the Hub.
+        offline: take what is in the cache, and ask no server.
+        cache: another folder than huggingface_hub's own.
 
     Raises:
         UserError: no such repository, not allowed, or not reachable and nothing is cached.
@@ -141,8 +148,9 @@ def cached(
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "endpoint": endpoint}
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), endpoint=endpoint))
+        return Path(snapshot_download(repository, **wanted, local_files_only=offline, cache_dir=cache))
     except Exception as error:
         raise _said(error, repository, "model") from None
 

@@ -43,7 +43,8 @@ def store(folder: Path, source: sources.Source, name: str, min_share: float) -> 
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:
-            torch.save(adaptation_plan.checkpoint(listed_weights(source), _raster_plan(source), 0), partial)
+            root = adaptation_plan.checkpoint(listed_weights(source), _raster_plan(source), 0, source.cited())
+            torch.save(root, partial)
     return {"file": f"{FOLDER}/{file.name}", "digest": digest, "min_share": min_share}
 
 

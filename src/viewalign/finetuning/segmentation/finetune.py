@@ -26,7 +26,7 @@ from viewalign.utils.locks import lock_folder, locked
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.progress import progress_bar
 from viewalign.weights import loading
-from viewalign.weights.initial import read_source
+from viewalign.weights.reading import read_source
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from viewalign.finetuning.segmentation.schedule import published
 from viewalign.finetuning.segmentation.settings import encoder_name
 from viewalign.utils.io import write_json
 from viewalign.weights import files, loading
-from viewalign.weights.initial import read_source, write_report
+from viewalign.weights.initial import write_report
+from viewalign.weights.reading import read_source
 
 _FROM_SCRATCH = {"unet": "nnUNetTrainer_warmup", "primus": "nnUNet_Primus_{}_Trainer"}
 _INFERENCE = {"unet": "nnUNetTrainer", "primus": "nnUNet_Primus_{}_Trainer"}
@@ -56,7 +57,7 @@ def export_start(encoder: str, dataset: str, out: Path, plan_name: str | None = 
     also has `pretrain_info`, by which nnU-Net's native commands read the same encoder, and works with our trainer.
 
     Args:
-        encoder: see `weights.initial.read_source`.
+        encoder: see `weights.reading.read_source`.
         dataset: its number, name or folder.
         out: folder for the checkpoint and the report of loaded weights.
         plan_name: name of the plan.

@@ -97,7 +97,7 @@ def write_plan(
     plan[plans.BLOCK] = {"version": 1, "encoder": None if from_scratch else encoder, "schedule": schedule.as_json()}
     if not from_scratch:
         file = folder / encoder["file"]
-        plan["pretrain_info"] = plans.pretrain_info(source.plan, str(file), file.stem)
+        plan["pretrain_info"] = plans.pretrain_info(source.plan, str(file), file.stem, source.cited())
     write_json(folder / f"{choices.name}.json", plan)
     return Planned(choices.name, plan, folder)
 

@@ -323,13 +323,16 @@ def data_identifier(plan: Mapping[str, Any], configuration: Mapping[str, Any]) -
     return f"viewalign_{sizes}mm_{digest}"
 
 
-def pretrain_info(pretraining: Mapping[str, Any], checkpoint: str, name: str) -> dict[str, Any]:
+def pretrain_info(
+    pretraining: Mapping[str, Any], checkpoint: str, name: str, citations: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Return the block by which nnU-Net's native commands read a pretrained checkpoint.
 
     Args:
         pretraining: nnssl's adaptation plan.
         checkpoint: path of the checkpoint in nnssl's layout.
         name: of the checkpoint.
+        citations: what nnU-Net prints at the start of training, as nnssl's checkpoints list it.
     """
     pretrained = _first_configuration(pretraining)
     return {
@@ -342,5 +345,5 @@ def pretrain_info(pretraining: Mapping[str, Any], checkpoint: str, name: str) ->
         "pt_num_in_channels": pretraining["pretrain_num_input_channels"],
         "pt_used_patchsize": list(pretraining.get("pretrain_patch_size") or pretrained.get("patch_size") or []),
         "pt_recommended_downstream_patchsize": list(pretraining["recommended_downstream_patchsize"]),
-        "citations": list(pretraining.get("citations", [])),
+        "citations": [dict(one) for one in citations],
     }

@@ -114,7 +114,10 @@ class FinetuneSettings(SplitSettings, PlanSettings, TrainingSettings):
     """What is fine-tuned."""
 
     dataset: str = Field(description="nnU-Net's number, name or folder of the dataset.")
-    encoder: str = Field(description="A run, an export, an nnssl checkpoint, or hf:OWNER/NAME.")
+    encoder: str = Field(
+        description="A run, an export, a checkpoint of nnssl or nnU-Net, hf:OWNER/NAME, or a name of `viewalign "
+        "encoders`."
+    )
 
 
 class MachineSettings(Settings):
