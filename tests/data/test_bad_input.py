@@ -32,7 +32,9 @@ import pathlib, sys
 from viewalign.data.catalogue import write_catalogue
 from viewalign.data.indexing import index_sources, write_excluded
 from viewalign.data.prepare import prepare_catalogue
+from viewalign.data.readers import dcm2niix
 from viewalign.data.settings import PrepareSettings
+dcm2niix.executable = lambda: None
 scans, catalogue, store = map(pathlib.Path, sys.argv[1:])
 index = index_sources([str(scans)])
 write_catalogue(index.collection, catalogue)

@@ -46,5 +46,5 @@ def test_a_series_copied_to_another_folder_is_found(tmp_path: Path) -> None:
 def test_files_that_differ_are_never_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for k in range(3):
         save(tmp_path / f"{k}.nii.gz", array() + k)
-    monkeypatch.setattr(indexing, "_whole_key", lambda path: pytest.fail(f"{path} was read whole"))
+    monkeypatch.setattr(indexing, "_whole_key", lambda path, _: pytest.fail(f"{path} was read whole"))
     assert find_duplicates(sorted(tmp_path.iterdir())) == []

@@ -18,7 +18,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def base(sop_class: str, seed: str, **tags) -> Dataset:
-    """Return a data set with what every file needs; UIDs derive from `seed`."""
+    """Return a data set with what every file needs; UIDs derive from `seed`, a path, and the series is its folder."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -26,7 +26,7 @@ def base(sop_class: str, seed: str, **tags) -> Dataset:
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=[seed])
     data.PatientID, data.PatientName, data.Modality = "P1", "Doe^Jane", "MR"
     data.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
-    data.SeriesInstanceUID = generate_uid(entropy_srcs=["series"])
+    data.SeriesInstanceUID = generate_uid(entropy_srcs=["series", str(Path(seed).parent)])
     data.SeriesNumber, data.SeriesDescription = 3, "t2 tse ax"
     for key, value in tags.items():
         setattr(data, key, value)

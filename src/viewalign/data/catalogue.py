@@ -68,6 +68,37 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class SeriesSource:
+    """Where an image of DICOM files comes from, besides the folder of the file that names it.
+
+    Attributes:
+        folders: further folders that hold slices of its series.
+        output: which of the images that dcm2niix makes of the series it is; None for one that is read directly.
+    """
+
+    folders: tuple[Path, ...] = ()
+    output: str | None = None
+
+    @classmethod
+    def of(cls, info: Info, path: Path) -> SeriesSource | None:
+        """Return what the info of an image says of its series; None where it says nothing."""
+        folders, output = ((info or {}).get(key) for key in ("dicom_folders", "dcm2niix_output"))
+        names = [name for name in folders if isinstance(name, str)] if isinstance(folders, list) else []
+        if not names and not isinstance(output, str):
+            return None
+        return cls(
+            tuple(Path(os.path.normpath(path.parent / name)) for name in names),
+            output if isinstance(output, str) else None,
+        )
+
+    def as_info(self, path: Path) -> dict[str, Any]:
+        """Return what `of` reads, with folders relative to that of a file."""
+        folders = [Path(os.path.relpath(folder, path.parent)).as_posix() for folder in self.folders]
+        info: dict[str, Any] = {"dicom_folders": folders} if folders else {}
+        return info if self.output is None else {**info, "dcm2niix_output": self.output}
+
+
+@dataclass(frozen=True)
 class Record:
     """One image with all that it belongs to; paths are resolved.
 
@@ -83,6 +114,7 @@ class Record:
     modality: str
     anonymisation_mask: Path | None = None
     anatomy_mask: Path | None = None
+    series: SeriesSource | None = None
 
     @property
     def image_id(self) -> str:
@@ -111,16 +143,18 @@ class Collection:
                 for session_key, session in subject.sessions.items():
                     for image in session.images:
                         masks = image.associated_masks or AssociatedMasks()
+                        path = resolve(image.image_path, base)
                         yield Record(
                             collection=self.collection_name,
                             dataset=dataset_key,
                             subject=subject_key,
                             session=session_key,
                             name=image.name,
-                            path=resolve(image.image_path, base),
+                            path=path,
                             modality=image.modality,
                             anonymisation_mask=_resolve_optional(masks.anonymization_mask, base),
                             anatomy_mask=_resolve_optional(masks.anatomy_mask, base),
+                            series=SeriesSource.of(image.image_info, path),
                         )
 
 

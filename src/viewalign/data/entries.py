@@ -59,7 +59,7 @@ def entry_of(found: ImageRecord, name: str, header: Header) -> Entry:
         header.shape,
         _rounded(header.spacing),
         orientation_code(header.direction),
-        source_bytes(found.path),
+        source_bytes(found.path, found.series),
         suspicions(header),
     )
 

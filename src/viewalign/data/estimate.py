@@ -112,7 +112,7 @@ def survey(
 
 
 def _size(record: Record, settings: PrepareSettings) -> Size:
-    header = read_header(record.path)
+    header = read_header(record.path, source=record.series)
     axes = reorientation_to_lps(header.direction).axes
     d, h, w = (header.shape[axis] for axis in axes)
     x, y, z = (header.spacing[axis] for axis in axes)
@@ -131,7 +131,9 @@ def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 
             continue
         tick = time.perf_counter()
         try:
-            prepared = prepare_volume(read_volume(size.record.path, settings.fill_nonfinite), settings)
+            prepared = prepare_volume(
+                read_volume(size.record.path, settings.fill_nonfinite, source=size.record.series), settings
+            )
         except ExcludedImageError as exclusion:
             trial.excluded.append(str(exclusion))
             continue

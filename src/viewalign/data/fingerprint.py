@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
-from viewalign.data.catalogue import Record
+from viewalign.data.catalogue import Record, SeriesSource
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_folders import folder_state
 from viewalign.data.readers.headers import detached_data
@@ -34,7 +34,7 @@ def record_digest(record: Record) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in record_paths(record):
-        digest.update(_source_digest(path))
+        digest.update(_source_digest(path, record.series if path == record.path else None))
     return digest.hexdigest()
 
 
@@ -44,11 +44,12 @@ def record_paths(record: Record) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def _source_digest(path: Path) -> bytes:
+def _source_digest(path: Path, series: SeriesSource | None) -> bytes:
     if suffix_of(path.name) is None:
         path.stat()  # the folder may be there without the file
+        folders = (path.parent, *(series.folders if series else ()))
         with _one_at_a_time:  # several threads would read the same folder
-            return _folder_digest(os.fspath(path.parent), folder_state(path.parent))
+            return b"".join(_folder_digest(os.fspath(folder), folder_state(folder)) for folder in folders)
     own = _file_digest(path)  # first, since it refuses a pipe, whose reading would not end
     detached = detached_data(path)
     return own + (_file_digest(detached) if detached and detached.is_file() else b"")

@@ -11,15 +11,16 @@ import hashlib
 import os
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from viewalign.data.catalogue import Collection, Dataset, Image, Session, Subject, resolve
+from viewalign.data.catalogue import Collection, Dataset, Image, SeriesSource, Session, Subject, resolve
 from viewalign.data.entries import Entry, entry_of
 from viewalign.data.file_types import suffix_of
 from viewalign.data.layout import read_json, write_json
+from viewalign.data.readers.dicom_files import pixel_digest
 from viewalign.data.readers.dicom_folders import stack_of
 from viewalign.data.readers.headers import Header, dicom_header, read_header
 from viewalign.data.readers.nifti import open_stream
@@ -32,11 +33,17 @@ _EDGE = 1 << 16
 _PIECE = 1 << 20
 
 
-def find_duplicates(paths: Sequence[Path]) -> list[list[Path]]:
-    """Return groups of two or more files whose content is the same, byte for byte after unpacking."""
+def find_duplicates(paths: Sequence[Path], series: Mapping[Path, SeriesSource] | None = None) -> list[list[Path]]:
+    """Return groups of two or more files whose content is the same, byte for byte after unpacking.
+
+    Args:
+        paths: the files.
+        series: where the slices of those are that name a DICOM series.
+    """
     groups: list[list[Path]] = []
-    for alike in _grouped(paths, _quick_key):
-        groups.extend(_grouped(alike, _whole_key))
+    series = series or {}
+    for alike in _grouped(paths, lambda path: _quick_key(path, series.get(path))):
+        groups.extend(_grouped(alike, lambda path: _whole_key(path, series.get(path))))
     return groups
 
 
@@ -50,12 +57,12 @@ def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[lis
     return [group for group in found.values() if len(group) > 1]
 
 
-def _quick_key(path: Path) -> Hashable:
+def _quick_key(path: Path, source: SeriesSource | None) -> Hashable:
     suffix = suffix_of(path.name)
     if suffix in (".nhdr", ".mhd"):
         return path  # the voxels lie in another file, so a copy of this one may stand for other voxels
     if suffix is None:
-        return frozenset((frame.instance, frame.number) for frame in stack_of(path).frames)
+        return frozenset((frame.instance, frame.number) for frame in stack_of(path, source).frames)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_EDGE)
@@ -66,9 +73,9 @@ def _quick_key(path: Path) -> Hashable:
     return "plain", size, hashlib.sha256(head + tail).digest()
 
 
-def _whole_key(path: Path) -> Hashable:
-    if suffix_of(path.name) is None:
-        return "dicom"
+def _whole_key(path: Path, source: SeriesSource | None) -> Hashable:
+    if suffix_of(path.name) is None:  # identifiers may be empty, or those of other images
+        return tuple((pixel_digest(frame.path), frame.number) for frame in stack_of(path, source).frames)
     digest = hashlib.sha256()
     with open_stream(path) as stream:
         while piece := stream.read(_PIECE):
@@ -148,9 +155,9 @@ def index_sources(
         index.label_files.extend(printable(path) for path in each.label_files)
     everything = _once(_distinct_datasets(findings))
     headers = _read_headers(everything, bool(options and options.frames), workers, on_file)
-    paths = [found.path for found, header in zip(everything, headers, strict=True) if _take_in(index, found, header)]
+    taken = [found for found, header in zip(everything, headers, strict=True) if _take_in(index, found, header)]
     index.excluded.sort()
-    _note_duplicates(index, paths)
+    _note_duplicates(index, taken)
     return index
 
 
@@ -197,7 +204,8 @@ def _distinct_datasets(findings: Sequence[SourceContents]) -> list[ImageRecord]:
 
 def _once(everything: Sequence[ImageRecord]) -> list[ImageRecord]:
     """Drop what an earlier source already had."""
-    return list({os.fspath(found.path): found for found in reversed(everything)}.values())[::-1]
+    keyed = {(os.fspath(found.path), found.series and found.series.output): found for found in reversed(everything)}
+    return list(keyed.values())[::-1]
 
 
 def _read_headers(
@@ -218,7 +226,9 @@ def _read_one(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
     """Read one header; runs in a worker."""
     found = numbered[1]
     try:
-        header = dicom_header(found.stack) if found.stack else read_header(found.path, frames=frames)
+        header = found.header or (
+            dicom_header(found.stack) if found.stack else read_header(found.path, frames=frames, source=found.series)
+        )
         _check_masks(found)
     except ExcludedImageError as exclusion:
         return str(exclusion)
@@ -264,9 +274,10 @@ def _check_masks(found: ImageRecord) -> None:
             raise ExcludedImageError(f"its {kind} mask {written} does not exist")
 
 
-def _note_duplicates(index: Index, paths: Sequence[Path]) -> None:
+def _note_duplicates(index: Index, taken: Sequence[ImageRecord]) -> None:
     by_file = {entry.file: entry for entry in index.entries}
-    for group in find_duplicates(paths):
+    series = {found.path: found.series for found in taken if found.series is not None}
+    for group in find_duplicates([found.path for found in taken], series):
         files = [printable(path) for path in group]
         index.duplicates.append(files)
         for file in files:

@@ -120,7 +120,7 @@ def _number(value: Any) -> float | None:
 def stored_spacing(record: Record) -> Triple | None:
     """Return an image's voxel size in mm along the stored axes (D, H, W), or None where its header is refused."""
     try:
-        header = read_header(record.path)
+        header = read_header(record.path, source=record.series)
     except ExcludedImageError:
         return None
     d, h, w = (header.spacing[axis] for axis in reorientation_to_lps(header.direction).axes)

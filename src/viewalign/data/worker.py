@@ -99,9 +99,9 @@ def prepare_one(job: Job) -> int:
     record, settings = job.record, job.settings
     before = _digest_if_readable(record)
     if settings.frames == "exclude":
-        volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels)]
+        volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels, record.series)]
     else:
-        volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels)
+        volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels, record.series)
     if not settings.labels and (reason := label_map_reason(volumes[0].array)):
         raise ExcludedImageError(f"{reason}; labels=true includes such images")
     masks: dict[str, NDArray[Any]] = {}
@@ -176,7 +176,7 @@ def _digest_if_readable(record: Record) -> str | None:
 
 def record_bytes(record: Record) -> int:
     """Return the size on disk of an image and its masks."""
-    return sum(source_bytes(path) for path in record_paths(record))
+    return sum(source_bytes(path, record.series if path == record.path else None) for path in record_paths(record))
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def assemble(
     if requirements.needs_multiple_subjects and count < 2:
         raise UserError(
             f"This method needs volumes of at least two subjects, and the store has {count}; "
-            f"{requirements.needs_multiple_subjects}"
+            f"{requirements.needs_multiple_subjects} If it shows several people, index them with a subject_pattern."
         )
     feed = _feed(recipe, requirements, store, subjects, split, fabric)
     facts = _facts(recipe, requirements, store, subjects, split, method)

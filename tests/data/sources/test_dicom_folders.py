@@ -6,9 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
-from dicom_files import write_enhanced, write_report, write_series
+from dicom_files import write_enhanced, write_report, write_series, write_slice
 
+from viewalign.data.catalogue import read_catalogue, write_catalogue
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import PrepareSettings
@@ -83,7 +85,7 @@ def test_slices_that_were_not_downloaded_are_excluded_by_name(tmp_path: Path) ->
     for number in (90, 91):
         (tmp_path / "scan" / f"{number}.dcm").symlink_to(f"../.git/annex/objects/{number}.dcm")
     index = index_sources([str(tmp_path)])
-    assert index.images == 1
+    assert "2 files in its folder could not be read: slices may be missing" in index.entries[0].suspects[0]
     assert [Path(each.file).name for each in index.excluded] == ["90.dcm", "91.dcm"]
     assert all("datalad get" in each.reason for each in index.excluded)
 
@@ -94,3 +96,90 @@ def test_slices_of_any_name_are_found_by_their_mark(tmp_path: Path, suffix: str)
     for path in list((tmp_path / "scan").iterdir()):
         path.rename(path.with_suffix(f".{suffix}"))
     assert index_sources([str(tmp_path)]).images == 1
+
+
+def spread(folder: Path, where, **tags) -> np.ndarray:
+    """Write a series of six slices, slice k into the folder `where(k)`; return its voxels."""
+    tags = {"SeriesInstanceUID": "1.7", **tags}
+    voxels = np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16)
+    for k, plane in enumerate(voxels):
+        write_slice(folder / where(k) / f"{k}.dcm", plane, (0, 0, 2 * k), **tags)
+    return voxels
+
+
+@pytest.mark.parametrize("where", ["AB[k // 3]", "AB[k % 2]", "str(k)"], ids=["halves", "alternating", "each"])
+def test_a_series_spread_over_folders_is_one_volume(tmp_path: Path, where: str) -> None:
+    voxels = spread(tmp_path / "scan", lambda k: eval(where, {"AB": "AB", "k": k, "str": str}))
+    index = index_sources([str(tmp_path / "scan")])
+    assert [(entry.shape, entry.spacing) for entry in index.entries] == [((6, 10, 12), (2.0, 0.8, 0.9))]
+    write_catalogue(index.collection, tmp_path / "cat.json")
+    records = list(read_catalogue(tmp_path / "cat.json").records(tmp_path))
+    settings = PrepareSettings(spacing=None, normalise="none")
+    assert prepare_records(records, tmp_path / "store", settings, workers=0).excluded == []
+    np.testing.assert_array_equal(Store.open(tmp_path / "store").read(0)[0], voxels)
+    assert prepare_records(records, tmp_path / "store", settings, workers=0).skipped == 1
+    write_slice(max((tmp_path / "scan").rglob("*.dcm")).parent / "6.dcm", voxels[0], (0, 0, 12))
+    assert prepare_records(records, tmp_path / "store", settings, workers=0).skipped == 0
+
+
+def test_one_series_uid_of_two_patients_is_two_volumes(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16)
+    for number, patient in enumerate(("P1", "P2")):
+        heights = 2.0 * np.arange(6) + number
+        write_series(tmp_path, voxels, heights, patient, PatientID=patient, StudyInstanceUID=f"1.{number + 1}")
+    index = index_sources([str(tmp_path)])
+    assert [entry.spacing[0] for entry in index.entries] == [2.0, 2.0]
+    assert index.subjects() == 2
+
+
+def test_slices_with_a_uid_of_their_own_are_one_series(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16)
+    for k, plane in enumerate(voxels):
+        write_slice(tmp_path / f"{k}.dcm", plane, (0, 0, 2 * k), SeriesInstanceUID=f"1.2.{k + 1}")
+    assert [entry.shape for entry in index_sources([str(tmp_path)]).entries] == [(6, 10, 12)]
+
+
+def test_equal_instance_uids_make_no_copies(tmp_path: Path) -> None:
+    spread(tmp_path / "a", lambda k: "", SOPInstanceUID="1.2.3")
+    spread(tmp_path / "b", lambda k: "", SOPInstanceUID="1.2.3", SeriesInstanceUID="1.5")
+    for number, path in enumerate(sorted((tmp_path / "b").iterdir())):
+        data = pydicom.dcmread(path)
+        data.PixelData = (data.pixel_array + number + 1).astype("<u2").tobytes()
+        data.save_as(path)
+    index = index_sources([str(tmp_path)])
+    assert [entry.shape for entry in index.entries] == [(6, 10, 12)] * 2
+    assert index.duplicates == []
+
+
+def test_passes_of_a_ct_are_split_by_acquisition(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16)
+    for folder, start in (("overlap", 7.0), ("gap", 60.0)):
+        write_series(tmp_path / folder, voxels, prefix="a", AcquisitionNumber=1)
+        write_series(tmp_path / folder, voxels, start + 2.5 * np.arange(6), "b", AcquisitionNumber=2)
+        entries = index_sources([str(tmp_path / folder)]).entries
+        assert [(entry.shape[0], entry.spacing[0]) for entry in entries] == [(6, 2.5), (6, 2.5)]
+    write_series(tmp_path / "bolus", voxels, AcquisitionNumber=2)
+    write_slice(tmp_path / "bolus" / "tracker.dcm", voxels[0] + 9, (-10, -20, 5.0), AcquisitionNumber=1)
+    index = index_sources([str(tmp_path / "bolus")])
+    assert [entry.shape for entry in index.entries] == [(6, 10, 12)]
+    assert [Path(each.file).name for each in index.excluded] == ["tracker.dcm"]
+
+
+@pytest.mark.parametrize(("patient", "shown"), [("ANONYMOUS", "the PatientID ANONYMOUS"), ("", "no PatientID")])
+def test_people_without_a_name_are_noted(tmp_path: Path, patient: str, shown: str) -> None:
+    for number in range(3):
+        study = f"1.{number + 1}" if patient else ""
+        spread(
+            tmp_path,
+            lambda k, n=number: f"case{n}",
+            PatientID=patient,
+            StudyInstanceUID=study,
+            SeriesInstanceUID=f"1.9.{number}",
+        )
+    index = index_sources([str(tmp_path)])
+    assert (index.images, index.subjects()) == (3, 1)
+    assert f"3 series have {shown} and count as one subject" in index.notes[0]
+    assert "subject_pattern" in index.notes[0]
+    options = FindOptions(re.compile(r"(?P<subject>[^/]+)/"))
+    index = index_sources([str(tmp_path)], options)
+    assert (index.subjects(), index.notes) == (3, [])

@@ -50,7 +50,7 @@ def measure(
 
 def _measure(record: Record) -> _Measured:
     try:
-        return _Measured(read_header(record.path).spacing)
+        return _Measured(read_header(record.path, source=record.series).spacing)
     except ExcludedImageError as exclusion:
         return _Measured(None, str(exclusion))
     except Exception as error:  # one file must never stop the run

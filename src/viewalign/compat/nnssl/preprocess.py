@@ -240,7 +240,7 @@ def _work(job: Job) -> ImageOutcome:
 
 def _prepare_one(job: Job) -> int:
     record = job.record
-    volume = read_volume(record.path, max_voxels=job.max_voxels)
+    volume = read_volume(record.path, max_voxels=job.max_voxels, source=record.series)
     masks: dict[str, NDArray[Any]] = {}
     if record.anonymisation_mask is not None:
         masks["anonymisation"] = read_mask(record.anonymisation_mask, volume)

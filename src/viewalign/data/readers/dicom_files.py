@@ -6,15 +6,19 @@ the position of every frame in one.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from viewalign.data.file_types import suffix_of
@@ -38,6 +42,7 @@ _TRAITS = (
 )
 _TAGS = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID Modality
+    InstanceNumber
     Rows Columns SamplesPerPixel BitsAllocated NumberOfFrames PixelSpacing ImagePositionPatient
     ImageOrientationPatient RescaleSlope RescaleIntercept PhotometricInterpretation
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
@@ -56,6 +61,11 @@ class Series:
     description: str
     modality: str
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Whose series it is, and which; anonymisers use one SeriesInstanceUID for several patients."""
+        return self.patient, self.study, self.uid
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -72,6 +82,7 @@ class Frame:
         size: (rows, columns).
         traits: what may tell volumes of one series apart (echo time, b-value …), by DICOM keyword.
         scale: slope and intercept that turn its stored numbers into values.
+        order: InstanceNumber, or None.
     """
 
     series: Series
@@ -85,11 +96,23 @@ class Frame:
     size: tuple[int, int]
     traits: tuple[tuple[str, str], ...]
     scale: tuple[float, float] = (1.0, 0.0)
+    order: int | None = None
 
     @property
     def name(self) -> str:
         """What to call it in a sentence: its file, and which frame of that."""
         return self.path.name if self.count == 1 else f"frame {self.number + 1} of {self.path.name}"
+
+    def corners(self) -> NDArray[np.float64]:
+        """Return the centres of its four outermost pixels: (4, 3) in mm, LPS."""
+        along = (self.size[1] - 1) * self.pixel_size[1] * np.array(self.orientation[:3])
+        down = (self.size[0] - 1) * self.pixel_size[0] * np.array(self.orientation[3:])
+        return np.array(self.position) + np.stack([0 * along, along, down, along + down])
+
+
+def has_type(frame: Frame, word: str) -> bool:
+    """Say whether ImageType or FrameType of a slice contains a word, such as LOCALIZER."""
+    return any(word in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
 
 
 def may_be_dicom(path: Path) -> bool:
@@ -124,6 +147,22 @@ def read_frames(path: Path) -> list[Frame]:
         raise ExcludedImageError(f"the file cannot be read: {error.strerror or error}") from None
     except Exception as error:  # pydicom raises many kinds for a damaged header
         raise ExcludedImageError(f"its DICOM header is damaged: {type(error).__name__}: {error}") from None
+
+
+def pixel_digest(path: Path) -> bytes:
+    """Return a digest of the pixels of a file as they are stored; of its path where they cannot be read."""
+    return _pixel_digest(os.fspath(path), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _pixel_digest(path: str, _changed: int) -> bytes:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = bytes(pydicom.dcmread(path, force=True).PixelData)
+    except Exception:  # whatever is wrong with it shows when it is read
+        content = os.fsencode(path)
+    return hashlib.sha256(content).digest()
 
 
 def _read(path: Path) -> list[Frame]:
@@ -180,17 +219,17 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
             (int(data.Rows), int(data.Columns)),
             _traits(data, own),
             _scale(groups, data),
+            _integer(data.get("InstanceNumber")),
         )
 
 
 def _series(data: Any) -> Series:
-    number = data.get("SeriesNumber")
     study = str(data.get("StudyInstanceUID", ""))
     return Series(
         uid=str(data.get("SeriesInstanceUID", "")),
         study=study,
         patient=str(data.get("PatientID") or "") or study,
-        number=int(number) if number is not None else None,
+        number=_integer(data.get("SeriesNumber")),
         description=str(data.get("SeriesDescription") or ""),
         modality=str(data.get("Modality") or ""),
     )
@@ -228,6 +267,10 @@ def _value(groups: list[Any], sequence: str, key: str, data: Any) -> Any:
             if item.get(key) is not None:
                 return item.get(key)
     return data.get(key) if data is not None else None
+
+
+def _integer(value: Any) -> int | None:
+    return None if value in (None, "") else int(value)
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:

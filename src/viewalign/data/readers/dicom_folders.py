@@ -1,22 +1,25 @@
-"""The stacks of a folder, and the stack that a file belongs to."""
+"""The stacks of folders, and the stack that a file belongs to."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from viewalign.data.catalogue import SeriesSource
 from viewalign.data.readers.dicom_files import Frame, may_be_dicom, read_frames
 from viewalign.data.readers.dicom_stacks import Rejected, Stack, sort_into_stacks
 from viewalign.errors import ExcludedImageError
 
 _REMEMBERED = 8  # folders; enough for the images of one folder to be prepared in turn
+FolderState = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
 class FolderScan:
-    """What lies in one folder (not below it).
+    """The DICOM files of some folders (not of those below them).
 
     Attributes:
         stacks: volumes.
@@ -30,27 +33,63 @@ class FolderScan:
     damaged: tuple[tuple[Path, str], ...]
     other: int
 
+    @property
+    def results(self) -> list[Stack | Rejected]:
+        """Stacks, then what makes none."""
+        return [*self.stacks, *self.rejected]
 
-def scan_folder(folder: Path) -> FolderScan:
-    """Read the headers of all DICOM files of a folder and sort their slices; remembered while nothing changes."""
-    return _scan(os.fspath(folder), folder_state(folder))
+
+def scan_folders(folders: Iterable[Path], on_folder: Callable[[int, int], None] | None = None) -> FolderScan:
+    """Read the headers of all DICOM files of these folders and sort their slices.
+
+    Args:
+        folders: in any order.
+        on_folder: called with (folders read, folders in all).
+    """
+    ordered = sorted(set(folders))
+    frames: list[Frame] = []
+    damaged: list[tuple[Path, str]] = []
+    other = 0
+    for count, folder in enumerate(ordered):
+        if on_folder:
+            on_folder(count, len(ordered))
+        found, bad, without = _headers(os.fspath(folder), folder_state(folder))
+        frames.extend(found)
+        damaged.extend(bad)
+        other += without
+    sorted_out = sort_into_stacks(frames)
+    return FolderScan(
+        tuple(item for item in sorted_out if isinstance(item, Stack)),
+        tuple(item for item in sorted_out if isinstance(item, Rejected)),
+        tuple(damaged),
+        other,
+    )
 
 
-def stack_of(path: Path) -> Stack:
-    """Return the stack that a file belongs to, from all files of its folder.
+def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejected:
+    """Return the slices that a file belongs to, from all files of its folder and the further ones of its source.
 
     Raises:
-        RefusedImageError: the file is no DICOM image, or its slices make no volume.
+        ExcludedImageError: the file is no DICOM image.
     """
-    scan = scan_folder(path.parent)
-    for stack in scan.stacks:
-        if any(frame.path == path for frame in stack.frames):
-            return stack
-    for rejected in scan.rejected:
-        if any(frame.path == path for frame in rejected.frames):
-            raise ExcludedImageError(rejected.reason)
+    scan = scan_folders([path.parent, *(source.folders if source else ())])
+    for found in scan.results:
+        if any(frame.path == path for frame in found.frames):
+            return found
     reason = dict(scan.damaged).get(path)
     raise ExcludedImageError(reason or "it is no image that is read")
+
+
+def stack_of(path: Path, source: SeriesSource | None = None) -> Stack:
+    """Return the stack that a file belongs to; see `series_of`.
+
+    Raises:
+        ExcludedImageError: the file is no DICOM image, or its slices make no volume.
+    """
+    found = series_of(path, source)
+    if isinstance(found, Rejected):
+        raise ExcludedImageError(found.reason)
+    return found
 
 
 def folder_bytes(folder: Path) -> int:
@@ -59,7 +98,7 @@ def folder_bytes(folder: Path) -> int:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
-def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def folder_state(folder: Path) -> FolderState:
     """Return name, size and time of change of all files of a folder, sorted."""
     with os.scandir(folder) as entries:
         files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
@@ -67,7 +106,8 @@ def folder_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _scan(folder: str, state: tuple[tuple[str, int, int], ...]) -> FolderScan:
+def _headers(folder: str, state: FolderState) -> tuple[tuple[Frame, ...], tuple[tuple[Path, str], ...], int]:
+    """Return slices, damaged files with their reasons, and the number of other DICOM files of a folder."""
     frames: list[Frame] = []
     damaged, other = [], 0
     for path in (Path(folder) / name for name, _, _ in state):
@@ -80,10 +120,4 @@ def _scan(folder: str, state: tuple[tuple[str, int, int], ...]) -> FolderScan:
             continue
         frames.extend(found)
         other += not found
-    sorted_out = sort_into_stacks(frames)
-    return FolderScan(
-        tuple(item for item in sorted_out if isinstance(item, Stack)),
-        tuple(item for item in sorted_out if isinstance(item, Rejected)),
-        tuple(damaged),
-        other,
-    )
+    return tuple(frames), tuple(damaged), other

@@ -1,28 +1,29 @@
 """Slices → stacks: which slices make a volume, and which cannot, with the reason.
 
-Slices of one series are first parted by plane and size. Where several lie at one place, a trait that differs (echo
-time, b-value, …) parts them into volumes; copies are dropped; what is left double is refused. Gaps are then measured
-along the normal: small unevenness is accepted with a note, missing and unevenly spaced slices are named and refused.
+Slices are grouped by patient, study and series, in whatever folders they are, then by plane and size. Where several lie
+at one place, a trait that differs (echo time, b-value, …) splits them into volumes; copies are dropped; what is left
+double is rejected. Gaps are then measured along the normal: small unevenness is accepted with a note, missing and
+unevenly spaced slices are named and rejected.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
-from viewalign.data.readers.dicom_files import Frame, Series
+from viewalign.data.readers.dicom_files import Frame, Series, has_type, pixel_digest
 from viewalign.errors import ExcludedImageError
 
 _SAME_PLACE = 0.01  # mm
 _UNEVEN = 0.10  # largest accepted difference of a gap from the middle one, as a share
 _WORTH_A_NOTE = 0.002
+_FEWEST_OF_PASS = 4
+_MOST_TILTED = 2.8  # degrees; beyond, axes would not be perpendicular
 _NAMED = 3  # places named in a reason
 
 
@@ -60,12 +61,22 @@ class Stack:
         return min(frame.path for frame in self.frames)
 
 
+class _ConvertibleError(ExcludedImageError):
+    """Slices whose arrangement is beyond this reader, but not beyond dcm2niix."""
+
+
 @dataclass(frozen=True)
 class Rejected:
-    """Slices that make no volume, and why."""
+    """Slices that make no volume, and why; `convertible` where dcm2niix may know how to place them."""
 
     frames: tuple[Frame, ...]
     reason: str
+    convertible: bool = False
+
+    @property
+    def series(self) -> Series:
+        """The series that the slices belong to."""
+        return self.frames[0].series
 
     @property
     def path(self) -> Path:
@@ -75,16 +86,50 @@ class Rejected:
 
 def sort_into_stacks(frames: Iterable[Frame]) -> list[Stack | Rejected]:
     """Sort slices, of any number of series, into stacks and what is no stack."""
+    return [result for series in _series(frames) for result in _over_folders(series)]
+
+
+def _over_folders(series: Sequence[Frame]) -> list[Stack | Rejected]:
+    """Sort the slices of a series; folder by folder where fewer are lost so, as with one UID for several series."""
+    whole = _sorted(series)
+    folders = _grouped(series, lambda frame: frame.path.parent)
+    if len(folders) == 1 or _lost(whole) == 0:
+        return whole
+    each = [result for folder in folders for result in _sorted(folder)]
+    if _lost(each) >= _lost(whole):
+        return whole
+    note = "slices of the same series in other folders do not fit to it"
+    return [_noted(result, note) if isinstance(result, Stack) else result for result in each]
+
+
+def _lost(results: Iterable[Stack | Rejected]) -> int:
+    return sum(len(result.frames) for result in results if isinstance(result, Rejected))
+
+
+def _noted(stack: Stack, note: str) -> Stack:
+    return replace(stack, note="; ".join(filter(None, (stack.note, note))))
+
+
+def _sorted(series: Sequence[Frame]) -> list[Stack | Rejected]:
     results: list[Stack | Rejected] = []
-    for series in _grouped(frames, lambda frame: frame.series.uid):
-        planes = _by_plane(series)
-        lone = [frame for plane in planes if len(plane) == 1 for frame in plane]
-        for plane in planes:
-            if len(plane) > 1:
-                results.extend(_stacks_of_plane(plane))
-        if lone:
-            results.append(Rejected(tuple(lone), _why_lone(lone, len(series))))
+    if mosaics := [frame for frame in series if has_type(frame, "MOSAIC")]:
+        reason = "it is a mosaic: all slices of a volume are tiles of one picture"
+        results.append(Rejected(tuple(mosaics), reason, convertible=True))
+    planes = _by_plane([frame for frame in series if not has_type(frame, "MOSAIC")])
+    for plane in planes:
+        if len(plane) > 1:
+            results.extend(_stacks_of_plane(plane))
+    if lone := [frame for plane in planes if len(plane) == 1 for frame in plane]:
+        results.append(Rejected(tuple(lone), _why_lone(lone, len(series))))
     return results
+
+
+def _series(frames: Iterable[Frame]) -> list[list[Frame]]:
+    """Group slices by patient, study and series; series of one slice each that share number and description are one."""
+    groups = _grouped(frames, lambda frame: frame.series.key)
+    single = [frame for group in groups if len(group) == 1 for frame in group]
+    joined = _grouped(single, lambda frame: (*frame.series.key[:2], frame.series.number, frame.series.description))
+    return [group for group in groups if len(group) > 1] + joined
 
 
 def _why_lone(lone: Sequence[Frame], series: int) -> str:
@@ -98,21 +143,36 @@ def _why_lone(lone: Sequence[Frame], series: int) -> str:
 
 
 def _is_localizer(frame: Frame) -> bool:
-    return any("LOCALIZER" in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
+    return has_type(frame, "LOCALIZER")
 
 
 def _stacks_of_plane(frames: Sequence[Frame]) -> list[Stack | Rejected]:
     kept, copies = _without_copies(frames)
     volumes = _part(kept)
     if len({frame.path for frame in kept}) < sum(len({frame.path for frame in volume}) for volume in volumes.values()):
-        return [Rejected(tuple(kept), f"one file holds {len(volumes)} volumes; convert it first (dcm2niix)")]
-    results: list[Stack | Rejected] = []
-    for label, volume in volumes.items():
-        try:
-            results.append(_stack(volume, label, copies))
-        except ExcludedImageError as exclusion:
-            results.append(Rejected(tuple(volume), str(exclusion)))
-    return results
+        return [Rejected(tuple(kept), f"one file holds {len(volumes)} volumes", convertible=True)]
+    return [result for label, volume in volumes.items() for result in _volumes(volume, label, copies)]
+
+
+def _volumes(frames: Sequence[Frame], label: str, copies: int) -> list[Stack | Rejected]:
+    """Stack slices, or those of each acquisition where they do not fit together: passes that overlap or leave a gap."""
+    whole = _attempt(frames, label, copies)
+    passes = _by_trait(frames, "AcquisitionNumber")
+    if isinstance(whole, Rejected) and len(passes) > 1:
+        labels = (f"{label}_AcquisitionNumber-{number}".lstrip("_") for number in passes)
+        each = [_attempt(group, name, copies) for name, group in zip(labels, passes.values(), strict=True)]
+        sizes = [len(result.frames) for result in each if isinstance(result, Stack)]
+        others = [len(result.frames) for result in each if isinstance(result, Rejected)]
+        if sizes and min(sizes) >= _FEWEST_OF_PASS and max(others, default=1) == 1:
+            return each
+    return [whole]
+
+
+def _attempt(frames: Sequence[Frame], label: str, copies: int) -> Stack | Rejected:
+    try:
+        return _stack(frames, label, copies)
+    except ExcludedImageError as exclusion:
+        return Rejected(tuple(frames), str(exclusion), isinstance(exclusion, _ConvertibleError))
 
 
 def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -131,45 +191,49 @@ def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
 
 
 def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
-    """Drop files that are the same instance, or lie at one place with the same pixels."""
-    unique = list({(frame.instance, frame.number): frame for frame in reversed(frames)}.values())[::-1]
+    """Drop slices that lie at one place with the same traits and the same pixels; identifiers alone may be wrong."""
     kept: list[Frame] = []
-    for place in _grouped(unique, lambda frame: tuple(round(x, 2) for x in frame.position)):
-        if len(place) == 1 or place[0].count > 1:
-            kept.extend(place)
-            continue
-        kept.extend({_pixels(frame): frame for frame in reversed(place)}.values())
+    for place in _grouped(frames, lambda frame: (*(round(x, 2) for x in frame.position), frame.traits)):
+        files = {frame.path for frame in place}
+        kept.extend({_pixels(frame): frame for frame in reversed(place)}.values() if len(files) > 1 else place)
     return kept, len(frames) - len(kept)
 
 
-def _pixels(frame: Frame) -> bytes:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pixels = bytes(pydicom.dcmread(frame.path, force=True).PixelData)
-        return pixels + repr(frame.traits).encode()
-    except Exception:  # whatever is wrong with it shows when it is read
-        return str(frame.path).encode()
+def _pixels(frame: Frame) -> tuple[bytes, int]:
+    return pixel_digest(frame.path), frame.number
 
 
 def _part(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
-    """Part slices that lie at one place into volumes, by the first trait that does it cleanly."""
+    """Split slices that lie at one place into volumes, by the first trait that does it cleanly, or by their folders.
+
+    A slice that is alone with its AcquisitionNumber, as one that tracks a bolus, does not count.
+    """
     if not _doubled(frames):
         return {"": list(frames)}
-    for key in dict.fromkeys(key for frame in frames for key, _ in frame.traits):
-        groups = defaultdict(list)
-        for frame in frames:
-            groups[dict(frame.traits).get(key, "")].append(frame)
-        if len(groups) < 2 or min(map(len, groups.values())) < 2:
+    for key in (*dict.fromkeys(key for frame in frames for key, _ in frame.traits), "folder"):
+        groups = _by_trait(frames, key)
+        sizes = [len(group) for group in groups.values()]
+        if len(groups) < 2 or max(sizes) < 2 or (min(sizes) < 2 and key != "AcquisitionNumber"):
             continue
         inner = {value: _part(group) for value, group in groups.items()}
         if not any(_doubled(volume) for volumes in inner.values() for volume in volumes.values()):
             return {
-                f"{key}-{value}" + (f"_{more}" if more else ""): volume
-                for value, volumes in inner.items()
+                _label(key, value, number) + (f"_{more}" if more else ""): volume
+                for number, (value, volumes) in enumerate(inner.items(), 1)
                 for more, volume in volumes.items()
             }
     return {"": list(frames)}
+
+
+def _by_trait(frames: Sequence[Frame], key: str) -> dict[str, list[Frame]]:
+    groups = defaultdict(list)
+    for frame in frames:
+        groups[str(frame.path.parent) if key == "folder" else dict(frame.traits).get(key, "")].append(frame)
+    return groups
+
+
+def _label(key: str, value: str, number: int) -> str:
+    return f"{key}-{number if key == 'folder' else value}"
 
 
 def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
@@ -188,10 +252,17 @@ def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
     travel = np.subtract(ordered[-1].position, ordered[0].position)
     step = float(np.linalg.norm(travel)) / (len(frames) - 1)
     _check_line(ordered, travel)
+    _check_tilt(travel, normal)
     leaning = float(np.linalg.norm(travel - np.dot(travel, normal) * normal)) > min(first.pixel_size) / 2
     depth = travel / np.linalg.norm(travel) if leaning else normal  # rounding of positions is no lean
     direction = np.stack([first.orientation[:3], first.orientation[3:], depth], axis=1)
     return Stack(ordered, (step, *first.pixel_size), direction, label, "; ".join(filter(None, notes)))
+
+
+def _check_tilt(travel: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
+    angle = np.degrees(np.arccos(np.clip(abs(np.dot(travel, normal)) / np.linalg.norm(travel), 0, 1)))
+    if angle > _MOST_TILTED:
+        raise _ConvertibleError(f"its slices are tilted by {angle:.3g}° against their axis, as by a tilted gantry")
 
 
 def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
@@ -203,7 +274,7 @@ def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
     _check_missing(frames, gaps / usual, wrong)
     off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max()
     if wrong or off > usual / 2:
-        raise ExcludedImageError(
+        raise _ConvertibleError(
             f"its slices are unequally spaced: {gaps.min():.3g} to {gaps.max():.3g} mm (the first odd gap is after "
             f"{frames[wrong[0] if wrong else 0].name})"
         )
@@ -220,20 +291,28 @@ def _check_doubled(frames: Sequence[Frame], gaps: NDArray[np.float64]) -> None:
     if doubled:
         pairs = (sorted((frames[k].name, frames[k + 1].name)) for k in doubled[:_NAMED])
         named = ", ".join(" and ".join(pair) for pair in pairs)
-        raise ExcludedImageError(
+        raise _ConvertibleError(
             f"{_slices(len(doubled))} with other pixels at the place of another, and nothing in their headers tells "
             f"them apart ({named}{_more(len(doubled))})"
         )
 
 
 def _check_missing(frames: Sequence[Frame], steps: NDArray[np.float64], wrong: list[int]) -> None:
-    """Refuse a stack whose only odd gaps are whole multiples of the usual one."""
-    lost = {k: round(steps[k]) - 1 for k in wrong if steps[k] > 1.5 and abs(steps[k] - round(steps[k])) < 0.2}
+    """Reject a stack whose only odd gaps are whole multiples of the usual one, unless slices are numbered on there."""
+    lost = {
+        k: round(steps[k]) - 1
+        for k in wrong
+        if steps[k] > 1.5 and abs(steps[k] - round(steps[k])) < 0.2 and not _consecutive(frames[k], frames[k + 1])
+    }
     if lost and len(lost) == len(wrong):
         named = ", ".join(
             f"{count} between {frames[k].name} and {frames[k + 1].name}" for k, count in list(lost.items())[:_NAMED]
         )
         raise ExcludedImageError(f"{_slices(sum(lost.values()))} missing ({named}{_more(len(lost))})")
+
+
+def _consecutive(first: Frame, second: Frame) -> bool:
+    return first.order is not None and second.order is not None and abs(first.order - second.order) == 1
 
 
 def _check_line(frames: Sequence[Frame], travel: NDArray[np.float64]) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.catalogue import SeriesSource
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers import itk, nifti
 from viewalign.data.readers.dicom_voxels import read_voxels as read_dicom_voxels
-from viewalign.data.readers.headers import MAX_VOXELS, Header, Triple, read_header
+from viewalign.data.readers.headers import MAX_VOXELS, Header, Triple, header_at
 from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
+from viewalign.data.readers.locating import located
 from viewalign.errors import ExcludedImageError
 
 _DAMAGE = ("uncompress failed", "not read completely")
@@ -45,47 +47,57 @@ def voxel_to_world(spacing: Triple, origin: Triple, direction: NDArray[np.float6
     return matrix
 
 
-def read_volume(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Read a NIfTI, NRRD or MetaImage file, or the DICOM stack that a file belongs to.
+def read_volume(
+    path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS, source: SeriesSource | None = None
+) -> Volume:
+    """Read a NIfTI, NRRD or MetaImage file, or the DICOM series that a file belongs to.
 
     Args:
         path: the file; its type follows from its name.
         fill_nonfinite: replace NaN and infinity by 0 instead of excluding the image.
         max_voxels: exclude a header that claims more.
+        source: what a catalogue knows of its DICOM series.
 
     Raises:
         ExcludedImageError: the text is the reason alone, without the file's name.
     """
-    header = read_header(path, max_voxels)
-    array = _voxels(path, header)
-    filled = _check_finite(array, fill_nonfinite)
-    _check_content(array)
-    return Volume(array, header.spacing, header.origin, header.direction, filled)
+    with located(path, source, max_voxels) as place:
+        header = header_at(place, max_voxels)
+        array = _voxels(place.file, header)
+    return _volume(array, header, fill_nonfinite)
 
 
-def read_frames(path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS) -> list[Volume]:
+def read_frames(
+    path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS, source: SeriesSource | None = None
+) -> list[Volume]:
     """Read the frames of a 4-D NIfTI file, or the single volume of any other file; see `read_volume`.
 
     Args:
         path: the file.
         fill_nonfinite: replace NaN and infinity by 0 instead of excluding the image.
         max_voxels: exclude a header that claims more, all frames together.
+        source: what a catalogue knows of its DICOM series.
     """
-    header = read_header(path, max_voxels, frames=True)
-    if header.frames == 1 or header.nifti is None:
-        return [read_volume(path, fill_nonfinite, max_voxels)]
-    # In the file, frames follow each other like further slices.
-    x, y, z = header.nifti.dims[:3]
-    slices = nifti.read_voxels(path, replace(header.nifti, dims=(x, y, z * header.frames)))
+    with located(path, source, max_voxels) as place:
+        header = header_at(place, max_voxels, frames=True)
+        if header.frames == 1 or header.nifti is None:
+            return [_volume(_voxels(place.file, header), header, fill_nonfinite)]
+        # In the file, frames follow each other like further slices.
+        x, y, z = header.nifti.dims[:3]
+        slices = nifti.read_voxels(place.file, replace(header.nifti, dims=(x, y, z * header.frames)))
     volumes = []
     for number, array in enumerate(slices.reshape(header.frames, *header.shape)):
         try:
-            filled = _check_finite(array, fill_nonfinite)
-            _check_content(array)
+            volumes.append(_volume(array, header, fill_nonfinite))
         except ExcludedImageError as exclusion:
             raise ExcludedImageError(f"frame {number}: {exclusion}") from None
-        volumes.append(Volume(array, header.spacing, header.origin, header.direction, filled))
     return volumes
+
+
+def _volume(array: NDArray[np.float32], header: Header, fill_nonfinite: bool) -> Volume:
+    filled = _check_finite(array, fill_nonfinite)
+    _check_content(array)
+    return Volume(array, header.spacing, header.origin, header.direction, filled)
 
 
 def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
@@ -94,13 +106,16 @@ def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
     Raises:
         ExcludedImageError: unreadable, or of another size or direction than the image.
     """
-    header = read_header(path)
+    with located(path, None, MAX_VOXELS) as place:
+        header = header_at(place)
+        if header.shape == like.array.shape:
+            labels = _voxels(place.file, header)
     if header.shape != like.array.shape:
         sizes = " and ".join("×".join(map(str, shape)) for shape in (header.shape, like.array.shape))
         raise ExcludedImageError(f"the mask {path.name} and the image have different sizes ({sizes})")
     if not np.allclose(header.direction, like.direction, atol=0.02):
         raise ExcludedImageError(f"the mask {path.name} and the image have different directions")
-    labels = np.nan_to_num(_voxels(path, header), posinf=255, neginf=0)
+    labels = np.nan_to_num(labels, posinf=255, neginf=0)
     return np.clip(np.rint(labels), 0, 255).astype(np.uint8)
 
 

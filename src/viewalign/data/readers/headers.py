@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.catalogue import SeriesSource
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers import itk, nifti
-from viewalign.data.readers.dicom_folders import folder_bytes, stack_of
+from viewalign.data.readers.dicom_files import Frame, has_type
+from viewalign.data.readers.dicom_folders import folder_bytes
 from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
+from viewalign.data.readers.locating import Location, located
 from viewalign.errors import ExcludedImageError
 
 Triple = tuple[float, float, float]
@@ -58,52 +61,42 @@ class Header:
     frames: int = 1
 
 
-def read_header(path: Path, max_voxels: int = MAX_VOXELS, frames: bool = False) -> Header:
-    """Read and check one header; a name of no other type is treated as a slice of a DICOM stack.
+def read_header(
+    path: Path, max_voxels: int = MAX_VOXELS, frames: bool = False, source: SeriesSource | None = None
+) -> Header:
+    """Read and check one header; a name of no other type is treated as a slice of a DICOM series.
 
     Args:
         path: the file.
         max_voxels: exclude files that claim more, all frames together.
         frames: accept NIfTI files of several frames (4-D).
+        source: what a catalogue knows of its DICOM series.
 
     Raises:
         ExcludedImageError: the file is no 3D scalar image; the text is the reason alone.
     """
-    _check_file(path)
-    suffix = suffix_of(path.name)
-    if suffix is None:
-        return dicom_header(stack_of(path), max_voxels)
-    nifti_file = suffix in (".nii", ".nii.gz")
-    header = _nifti_header(path, max_voxels, frames) if nifti_file else _itk_header(path, max_voxels)
+    with located(path, source, max_voxels) as place:
+        return header_at(place, max_voxels, frames)
+
+
+def header_at(place: Location, max_voxels: int = MAX_VOXELS, frames: bool = False) -> Header:
+    """Read and check the header of an image that was located; see `read_header`."""
+    if place.stack is not None:
+        return dicom_header(place.stack, max_voxels)
+    nifti_file = suffix_of(place.file.name) in (".nii", ".nii.gz")
+    header = _nifti_header(place.file, max_voxels, frames) if nifti_file else _itk_header(place.file, max_voxels)
     _check_geometry(header)
-    return header
+    if place.converted is not None:
+        _check_places(header, place.converted.frames)
+    return replace(header, note="; ".join(filter(None, (place.note, header.note))))
 
 
-def source_bytes(path: Path) -> int:
-    """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folder."""
+def source_bytes(path: Path, source: SeriesSource | None = None) -> int:
+    """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folders."""
     if suffix_of(path.name) is None:
-        return folder_bytes(path.parent)
+        return sum(folder_bytes(folder) for folder in (path.parent, *(source.folders if source else ())))
     detached = detached_data(path)
     return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
-
-
-def _check_file(path: Path) -> None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise ExcludedImageError("the link is broken: it points to a file that does not exist") from None
-        raise ExcludedImageError("the file does not exist") from None
-    except OSError as error:
-        raise ExcludedImageError(f"the file cannot be reached: {error.strerror}") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise ExcludedImageError("it is a folder with the name of an image")
-    if not stat.S_ISREG(status.st_mode):
-        raise ExcludedImageError("it is not a regular file")
-    if status.st_size == 0:
-        raise ExcludedImageError("the file is empty (0 bytes)")
-    if not os.access(path, os.R_OK):
-        raise ExcludedImageError("there is no permission to read the file")
 
 
 def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
@@ -265,6 +258,18 @@ def _check_geometry(header: Header) -> None:
     cosines = header.direction.T @ header.direction - np.eye(3)
     if np.abs(cosines).max() > _MAX_SHEAR:
         raise ExcludedImageError("its axes are not perpendicular (sheared direction matrix)")
+
+
+def _check_places(header: Header, frames: Sequence[Frame]) -> None:
+    """Check that slices lie inside the volume that was made of them and span it; those of a mosaic have no place."""
+    corners = [corner for frame in frames if not has_type(frame, "MOSAIC") for corner in frame.corners()]
+    if not corners:
+        return
+    matrix = np.linalg.inv(header.direction * np.array(header.spacing[::-1]))
+    index = (np.array(corners) - header.origin) @ matrix.T
+    last = np.array(header.shape[::-1]) - 1
+    if not (np.abs(index.min(axis=0)) <= 1).all() or not (np.abs(index.max(axis=0) - last) <= 1).all():
+        raise ExcludedImageError("its slices do not lie where their headers say")
 
 
 def _itemsize(pixel: int) -> int:

@@ -1,55 +1,133 @@
-"""The DICOM stacks of folders, named without naming the patient.
+"""The DICOM series of folders, named without naming the patient.
 
 A subject is `patient-` and a hash of the PatientID (of the study where there is none), a session `study-` and a hash of
 the StudyInstanceUID: the same person gets the same name from every source, and neither catalogue nor store nor report
-holds an identifier. A subject stated in the path (`sub-01`, `--subject-pattern`) rules over that.
+holds an identifier. A subject stated in the path (`sub-01`, `subject_pattern`) rules over that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from viewalign.data.readers.dicom_folders import scan_folder
-from viewalign.data.readers.dicom_stacks import Stack
+from viewalign.data.catalogue import SeriesSource
+from viewalign.data.readers.dcm2niix import converted
+from viewalign.data.readers.dicom_files import Series
+from viewalign.data.readers.dicom_folders import FolderScan, scan_folders
+from viewalign.data.readers.dicom_stacks import Rejected, Stack
+from viewalign.data.readers.headers import MAX_VOXELS, Header, header_at
+from viewalign.data.readers.locating import Location, location_of
 from viewalign.data.sources.naming import UNKNOWN, Names, modality_of, stated_names
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import printable
+from viewalign.data.worker_pool import default_workers
+from viewalign.errors import ExcludedImageError
 
 _MODALITIES = {"PT": "PET"}
+_NO_NAME = re.compile(r"(anon\w*|de-?id\w*|unknown|none|null|removed|patient|0+|x+)?", re.IGNORECASE)
+"""A PatientID that names nobody."""
 
 
 def add_stacks(
     folders: Iterable[Path], root: Path, dataset: str, options: FindOptions, contents: SourceContents
 ) -> None:
-    """Add the stacks of these folders (not of those below them) to the contents, with what was excluded."""
-    ordered = sorted(set(folders))
-    for count, folder in enumerate(ordered):
-        if options.on_folder:
-            options.on_folder(count, len(ordered))
-        scan = scan_folder(folder)
-        contents.other_files.update({"DICOM without images": scan.other} if scan.other else {})
-        contents.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
-        for rejected in scan.rejected:
-            series = rejected.frames[0].series
-            reason = f"{rejected.reason} [series {_title(series.number, series.description)}]"
-            contents.excluded.append(Exclusion(printable(rejected.path), reason))
-        for stack in scan.stacks:
-            names = _names(stack, stack.path.relative_to(root), options.subject_pattern)
-            info = {"dicom_series": _hash(stack.series.uid), "slices": len(stack.frames)}
-            contents.found.append(
-                ImageRecord(
-                    *(stack.path, dataset, names.subject, names.session, _image_name(stack), names.modality),
-                    infos=Infos(image=info),
-                    stack=stack,
-                )
+    """Add the series of these folders (not of those below them) to the contents, with what was excluded."""
+    scan = scan_folders(folders, options.on_folder)
+    contents.other_files.update({"DICOM without images": scan.other} if scan.other else {})
+    contents.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
+    incomplete = Counter(Path(each.file).parent for each in contents.excluded)
+    contents.notes.extend(_shared_identity(scan, options.subject_pattern))
+    places = _places(scan)
+
+    def record(found: Stack | Rejected, label: str, source: SeriesSource, header: Header | None = None) -> ImageRecord:
+        names = _names(found.series, found.path.relative_to(root), options.subject_pattern)
+        info = {"dicom_series": _hash(found.series.uid), "slices": len(found.frames), **source.as_info(found.path)}
+        name = "_".join(filter(None, (_title(found.series), label)))
+        return ImageRecord(
+            *(found.path, dataset, names.subject, names.session, name, names.modality),
+            infos=Infos(image=info),
+            stack=found if isinstance(found, Stack) else None,
+            header=header,
+            series=source,
+        )
+
+    for stack in scan.stacks:
+        source = SeriesSource(_further(places[stack.series.key], stack.path.parent))
+        lost = sum(incomplete[folder] for folder in {frame.path.parent for frame in stack.frames})
+        note = f"{lost} files in its folder could not be read: slices may be missing at its ends" if lost else ""
+        stack = replace(stack, note="; ".join(filter(None, (stack.note, note))))
+        contents.found.append(record(stack, stack.label, source))
+    for rejected, outputs in _conversions(scan.rejected, options.frames):
+        source = SeriesSource(_further(places[rejected.series.key], rejected.path.parent))
+        for key, header in outputs:
+            if isinstance(header, Header):
+                contents.found.append(record(rejected, key, replace(source, output=key), header))
+            else:
+                reason = f"{header} [series {_title(rejected.series)}]"
+                contents.excluded.append(Exclusion(printable(rejected.path), reason))
+
+
+def _shared_identity(scan: FolderScan, pattern: re.Pattern[str] | None) -> Iterator[str]:
+    """Say which patients may be several: those without a name of their own, and one who has all studies."""
+    if pattern is not None and "subject" in pattern.groupindex:
+        return
+    images = scan.results
+    patients = {found.series.patient for found in images}
+    for patient in sorted(patients):
+        own = [found for found in images if found.series.patient == patient]
+        visits = {found.series.study if patient else found.path.parent for found in own}
+        nameless = _NO_NAME.fullmatch(patient)
+        if len(visits) > 1 and (nameless or len(patients) == 1):
+            shown = "no PatientID" if not patient else f"the PatientID {patient}" if nameless else "one PatientID"
+            yield (
+                f"{len(own)} series have {shown} and count as one subject. If they show several people, say where "
+                "their names are in the path, such as subject_pattern='(?P<subject>[^/]+)/'"
             )
 
 
-def _names(stack: Stack, relative: Path, pattern: re.Pattern[str] | None) -> Names:
-    series = stack.series
+def _conversions(
+    rejected: Sequence[Rejected], frames: bool
+) -> Iterator[tuple[Rejected, list[tuple[str, Header | str]]]]:
+    """Yield what dcm2niix makes of each series: key and header of its images, or the reason why there is none."""
+
+    def convert(series: Rejected) -> list[tuple[str, Header | str]]:
+        try:
+            with converted(series, MAX_VOXELS) as outputs:
+                return [(output.key, _header(location_of(series, output), frames)) for output in outputs]
+        except ExcludedImageError as exclusion:
+            return [("", str(exclusion))]
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        yield from zip(rejected, pool.map(convert, rejected), strict=True)
+
+
+def _header(place: Location, frames: bool) -> Header | str:
+    try:
+        return header_at(place, frames=frames)
+    except ExcludedImageError as exclusion:
+        return f"{exclusion} [{place.note}]"
+
+
+def _places(scan: FolderScan) -> dict[tuple[str, str, str], set[Path]]:
+    """Return the folders that hold slices of each series."""
+    folders: dict[tuple[str, str, str], set[Path]] = defaultdict(set)
+    for found in scan.results:
+        own = {frame.path.parent for frame in found.frames}
+        for key in {frame.series.key for frame in found.frames}:
+            folders[key] |= own
+    return folders
+
+
+def _further(folders: Iterable[Path], first: Path) -> tuple[Path, ...]:
+    return tuple(sorted(folder for folder in folders if folder != first))
+
+
+def _names(series: Series, relative: Path, pattern: re.Pattern[str] | None) -> Names:
     stated = stated_names(PurePosixPath(relative.as_posix()), pattern)
     guessed = modality_of(series.description)
     modality = guessed if guessed != UNKNOWN else _MODALITIES.get(series.modality, series.modality) or UNKNOWN
@@ -60,13 +138,9 @@ def _names(stack: Stack, relative: Path, pattern: re.Pattern[str] | None) -> Nam
     )
 
 
-def _image_name(stack: Stack) -> str:
-    return "_".join(filter(None, (_title(stack.series.number, stack.series.description), stack.label)))
-
-
-def _title(number: int | None, description: str) -> str:
-    words = re.sub(r"[^A-Za-z0-9.+-]+", "_", description).strip("_")
-    return "_".join(filter(None, ("" if number is None else f"{number:03d}", words))) or "series"
+def _title(series: Series) -> str:
+    words = re.sub(r"[^A-Za-z0-9.+-]+", "_", series.description).strip("_")
+    return "_".join(filter(None, ("" if series.number is None else f"{series.number:03d}", words))) or "series"
 
 
 def _hash(text: str) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from viewalign.data.catalogue import AssociatedMasks, Info
+from viewalign.data.catalogue import AssociatedMasks, Info, SeriesSource
 from viewalign.data.readers.dicom_stacks import Stack
+from viewalign.data.readers.headers import Header
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class ImageRecord:
     Attributes:
         path: the file; of a DICOM stack the first by name.
         stack: the DICOM stack, which saves reading its headers again.
+        header: that of what dcm2niix makes of its series.
+        series: where the slices of its DICOM series are.
         masks: paths of masks on its voxels.
         infos: further information.
         written: the path as the catalogue shall write it, if not as it is (`$VARIABLE/…`).
@@ -62,6 +65,8 @@ class ImageRecord:
     infos: Infos = Infos()
     written: str | None = None
     stack: Stack | None = None
+    header: Header | None = None
+    series: SeriesSource | None = None
 
 
 @dataclass(frozen=True, order=True)
