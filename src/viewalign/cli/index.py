@@ -35,7 +35,8 @@ def index(
 
     Only headers are read; no file is changed or renamed.
 
-    Reads NIfTI, NRRD, MetaImage (.nii .nii.gz .nrrd .nhdr .mha .mhd) and DICOM.
+    Reads NIfTI, NRRD, MetaImage, Analyze, FreeSurfer and MINC (.nii .nii.gz .nrrd .nhdr
+    .mha .mhd .hdr .mgz .mgh .mnc) and DICOM.
     Files without a volume (2D, 4-D, colour, missing slices, broken links …)
     are excluded and listed with the reason in CATALOGUE.excluded.json. CATALOGUE.index.json
     and CATALOGUE.html contain statistics and suspect images: duplicates, extreme voxel
@@ -88,6 +89,7 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from viewalign.data.inputs import ignored_types
     from viewalign.data.summary import size_text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -110,7 +112,7 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     if passed["label_maps"]:
         table.add_row("Ignored", f"{passed['label_maps']} label maps by their names (labels=true indexes them)")
     if passed["other_files"]:
-        table.add_row("Ignored", f"{passed['other_files']} files that are not images")
+        table.add_row("Ignored", f"{passed['other_files']} files: {ignored_types(passed['other_types'])}")
     for note in passed["notes"]:
         table.add_row("Note", escape(note))
     console.print(table)

@@ -1,8 +1,10 @@
-"""The file types that are read, told by their names."""
+"""The file types that are read, recognised by their names."""
 
 from __future__ import annotations
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+NIBABEL_SUFFIXES = (".hdr", ".mgz", ".mgh", ".mnc")
+"""Read by nibabel: pairs of Analyze and NIfTI (`.hdr` with `.img`), FreeSurfer, MINC."""
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", *NIBABEL_SUFFIXES)
 
 
 def suffix_of(name: str) -> str | None:

@@ -18,7 +18,7 @@ from threading import Lock
 
 from viewalign.data.catalogue import Record, SeriesSource
 from viewalign.data.file_types import suffix_of
-from viewalign.data.readers.dicom_folders import folder_state
+from viewalign.data.readers.dicom_folders import folder_state, folders_of
 from viewalign.data.readers.headers import detached_data
 
 _PIECE, _PIECES = 1 << 16, 4
@@ -47,7 +47,7 @@ def record_paths(record: Record) -> list[Path]:
 def _source_digest(path: Path, series: SeriesSource | None) -> bytes:
     if suffix_of(path.name) is None:
         path.stat()  # the folder may be there without the file
-        folders = (path.parent, *(series.folders if series else ()))
+        folders = folders_of(path, series)
         with _one_at_a_time:  # several threads would read the same folder
             return b"".join(_folder_digest(os.fspath(folder), folder_state(folder)) for folder in folders)
     own = _file_digest(path)  # first, since it refuses a pipe, whose reading would not end

@@ -24,6 +24,7 @@ from viewalign.data.readers.dicom_files import pixel_digest
 from viewalign.data.readers.dicom_folders import stack_of
 from viewalign.data.readers.headers import Header, dicom_header, read_header
 from viewalign.data.readers.nifti import open_stream
+from viewalign.data.readers.pointers import NOT_DOWNLOADED
 from viewalign.data.sources import Exclusion, FindOptions, ImageRecord, SourceContents, find
 from viewalign.data.sources.walk import printable
 from viewalign.data.worker_pool import default_workers, run_jobs
@@ -59,7 +60,7 @@ def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[lis
 
 def _quick_key(path: Path, source: SeriesSource | None) -> Hashable:
     suffix = suffix_of(path.name)
-    if suffix in (".nhdr", ".mhd"):
+    if suffix in (".nhdr", ".mhd", ".hdr"):
         return path  # the voxels lie in another file, so a copy of this one may stand for other voxels
     if suffix is None:
         return frozenset((frame.instance, frame.number) for frame in stack_of(path, source).frames)
@@ -157,6 +158,8 @@ def index_sources(
     headers = _read_headers(everything, bool(options and options.frames), workers, on_file)
     taken = [found for found, header in zip(everything, headers, strict=True) if _take_in(index, found, header)]
     index.excluded.sort()
+    for reason, count in Counter(each.reason for each in index.excluded if NOT_DOWNLOADED in each.reason).items():
+        index.notes.append(f"{count} files are listed, but {reason.replace('its', 'their', 1)}")
     _note_duplicates(index, taken)
     return index
 

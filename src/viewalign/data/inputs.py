@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from viewalign.data.catalogue import Collection, Dataset, Image, Record, read_catalogue
+from viewalign.data.file_types import SUFFIXES
 from viewalign.data.geometry import reorientation_to_lps
 from viewalign.data.indexing import Index, index_sources, read_excluded
 from viewalign.data.readers.headers import Triple, read_header
@@ -73,10 +74,20 @@ def nothing_found(sources: Sequence[str], found: Index) -> str:
     if found.label_files:
         text += f" {len(found.label_files)} files look like label maps by their names (labels=true includes them)."
     if not (found.excluded or found.label_files):
-        text += " Files that end in .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd are read, and DICOM."
+        text += f" Files that end in {', '.join(SUFFIXES)} are read, and DICOM."
+        if found.other_files:
+            text += f" Ignored: {ignored_types(found.other_files)}."
     return text
 
 
+def ignored_types(counts: Mapping[str, int]) -> str:
+    """Write how many files of types that are not read there are, by suffix."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ordered[:_NAMED])
+    return named + (f" and {sum(count for _, count in ordered[_NAMED:])} of other types" if ordered[_NAMED:] else "")
+
+
+_NAMED = 8
 _KEY = "image_quality_score"
 
 

@@ -86,7 +86,7 @@ def prepare_channels(
     x, y, z = (float(value) for value in (voxel_to_world(spacing, origin, direction) @ start)[:3])
     old = _shape(cropped[0])
     new = resampled_shape(old, spacing, settings.spacing) if settings.spacing else old
-    _check_new_shape(new, len(volumes), max_voxels)
+    _check_new_shape(old, new, len(volumes), max_voxels)
     spacing, origin = resampled_geometry(old, spacing, (x, y, z), direction, new)
     channels = [_prepare_voxels(array, new, settings) for array in cropped]
     array = channels[0].array[None] if len(channels) == 1 else np.stack([channel.array for channel in channels])
@@ -268,10 +268,13 @@ def _turned_geometry(
     return (spacing[0], spacing[1], spacing[2]), (float(x), float(y), float(z)), direction
 
 
-def _check_new_shape(shape: Shape, channels: int, max_voxels: int) -> None:
+def _check_new_shape(old: Shape, shape: Shape, channels: int, max_voxels: int) -> None:
     named = "×".join(map(str, shape))
     if min(shape) < 2:
-        raise ExcludedImageError(f"nothing but one slice would be left after resampling ({named})")
+        before = "×".join(map(str, old))
+        raise ExcludedImageError(
+            f"nothing but one slice would be left after resampling ({named} of {before} voxels); set a smaller spacing="
+        )
     if int(np.prod(shape, dtype=object)) * channels > max_voxels:
         raise ExcludedImageError(f"it would have {named} voxels after resampling; the limit is {max_voxels:,}")
 

@@ -9,7 +9,9 @@ import pydicom
 import pytest
 from dicom_files import write_enhanced, write_report, write_series, write_slice
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from viewalign.data.readers.dicom_folders import scan_folders, stack_of
 from viewalign.data.readers.dicom_voxels import read_pixels
@@ -249,3 +251,42 @@ def test_files_without_a_suffix_are_told_by_their_bytes(tmp_path: Path, voxels: 
         path.rename(path.with_suffix(""))
     (tmp_path / "README").write_text("nothing")
     assert [stack.shape for stack in scan_folders([tmp_path]).stacks] == [(6, 10, 12)]
+
+
+def test_a_folder_stands_for_its_only_series(tmp_path: Path, voxels: np.ndarray) -> None:
+    write_series(tmp_path / "one", voxels)
+    np.testing.assert_array_equal(read_volume(tmp_path / "one").array, voxels)
+    write_series(tmp_path / "two", voxels)
+    write_series(tmp_path / "two", voxels, prefix="b", SeriesInstanceUID="1.2")
+    with pytest.raises(ExcludedImageError, match="holds 2 DICOM series; write the path of a file of one"):
+        read_volume(tmp_path / "two")
+
+
+def test_deflated_files_are_read(tmp_path: Path, voxels: np.ndarray) -> None:
+    for path in write_series(tmp_path, voxels // 100 * 100):
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        data.save_as(path)
+    np.testing.assert_array_equal(read_volume(tmp_path / "s000.dcm").array, voxels // 100 * 100)
+
+
+def test_monochrome1_is_the_same_compressed_and_not(tmp_path: Path, voxels: np.ndarray) -> None:
+    for path in write_series(tmp_path / "rle", voxels, PhotometricInterpretation="MONOCHROME1"):
+        data = pydicom.dcmread(path)
+        data.PhotometricInterpretation = "MONOCHROME1"
+        data.save_as(tmp_path / path.name)
+        data.compress(RLELossless)
+        data.save_as(path)
+    np.testing.assert_array_equal(read_volume(tmp_path / "s000.dcm").array, voxels)
+    np.testing.assert_array_equal(read_volume(tmp_path / "rle" / "s000.dcm").array, voxels)
+
+
+def test_an_encoding_that_is_not_decoded_is_named(tmp_path: Path, voxels: np.ndarray) -> None:
+    for path in write_series(tmp_path, voxels):
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.100")
+        data.PixelData = encapsulate([b"\x00\x00\x01\xb3" + bytes(200)])
+        data["PixelData"].VR = "OB"
+        data.save_as(path)
+    scan = scan_folders([tmp_path])
+    assert scan.damaged[0][1].startswith("its encoding (MPEG2 Main Profile / Main Level) is not decoded")

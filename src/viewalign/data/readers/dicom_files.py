@@ -20,14 +20,17 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
 from viewalign.data.file_types import suffix_of
+from viewalign.data.readers.pointers import missing_content
 from viewalign.errors import ExcludedImageError
 
 _BY_NAME = (".dcm", ".dicom", ".ima")
 _OTHER_TYPE = re.compile(
     r"\.(json|txt|csv|tsv|xml|html|pdf|md|log|ya?ml|py|m|mat|np[yz]|pkl|pth?|h5|zip|tar|gz|bz2|png|jpe?g|tiff?|gif|bmp|svg"
-    r"|bval|bvec|mgz|mnc|hdr|z?raw|b2nd|xlsx|docx|db)"
+    r"|bval|bvec|z?raw|b2nd|xlsx|docx|db)"
 )
 """Types that are not DICOM; a file of any other is opened for the mark at byte 128."""
 _TRAITS = (
@@ -126,7 +129,7 @@ def may_be_dicom(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
-        return False
+        return missing_content(path) is not None  # a slice of an export may have no suffix
 
 
 def read_frames(path: Path) -> list[Frame]:
@@ -183,10 +186,30 @@ def _check(path: Path, data: Any) -> None:
     if min(int(data.Rows), int(data.Columns)) < 1:
         raise ExcludedImageError(f"its header claims {data.Rows} rows and {data.Columns} columns")
     syntax = data.file_meta.get("TransferSyntaxUID")
-    if syntax is None or not syntax.is_compressed:
+    if syntax is not None and syntax.is_encapsulated:
+        _check_decoder(syntax)
+    elif syntax is None or not syntax.is_deflated:
         needed = int(data.Rows) * int(data.Columns) * _count(data) * int(data.get("BitsAllocated", 16)) // 8
         if (present := path.stat().st_size) < needed:
             raise ExcludedImageError(f"the file is truncated: its pixels need {needed:,} bytes, it holds {present:,}")
+
+
+def decoded_by_gdcm(syntax: UID) -> bool:
+    """Say whether GDCM decodes a compressed transfer syntax: JPEG, JPEG-LS, JPEG 2000 or RLE, but not HTJ2K."""
+    return syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, RLELossless) and (
+        "High-Throughput" not in syntax.name
+    )
+
+
+def _check_decoder(syntax: UID) -> None:
+    try:
+        decoded = decoded_by_gdcm(syntax) or get_decoder(syntax).is_available
+    except NotImplementedError:
+        decoded = False
+    if not decoded:
+        raise ExcludedImageError(
+            f"its encoding ({syntax.name}) is not decoded; pip install 'viewalign[dicom]' may help"
+        )
 
 
 def _frames(path: Path, data: Any) -> Iterator[Frame]:

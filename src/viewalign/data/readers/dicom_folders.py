@@ -66,13 +66,24 @@ def scan_folders(folders: Iterable[Path], on_folder: Callable[[int, int], None] 
     )
 
 
+def folders_of(path: Path, source: SeriesSource | None) -> tuple[Path, ...]:
+    """Return the folders whose files may belong to the series that a file, or a folder of one series, names."""
+    return (path if path.is_dir() else path.parent, *(source.folders if source else ()))
+
+
 def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejected:
     """Return the slices that a file belongs to, from all files of its folder and the further ones of its source.
 
+    A folder stands for the only series in it.
+
     Raises:
-        ExcludedImageError: the file is no DICOM image.
+        ExcludedImageError: the file is no DICOM image, or the folder does not hold exactly one series.
     """
-    scan = scan_folders([path.parent, *(source.folders if source else ())])
+    scan = scan_folders(folders_of(path, source))
+    if path.is_dir():
+        if len(scan.results) == 1:
+            return scan.results[0]
+        raise ExcludedImageError(f"the folder holds {len(scan.results)} DICOM series; write the path of a file of one")
     for found in scan.results:
         if any(frame.path == path for frame in found.frames):
             return found

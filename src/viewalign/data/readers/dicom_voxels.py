@@ -2,7 +2,7 @@
 
 Plain pixels are taken as pydicom gives them. Compressed ones (JPEG, JPEG-LS, JPEG 2000, RLE) are decoded by GDCM, which
 is handed a file with nothing in it but the pixels: in a damaged file a length of a few wrong bits makes it allocate
-gigabytes.
+gigabytes. High-throughput JPEG 2000 is decoded by pydicom's plugins.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from viewalign.data.readers.dicom_files import decoded_by_gdcm
 from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
 from viewalign.errors import ExcludedImageError
@@ -65,7 +66,7 @@ def read_pixels(path: Path) -> NDArray[Any]:
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(path, force=True)
             _name_syntax(data)
-            pixels = _decoded(data) if data.file_meta.TransferSyntaxUID.is_compressed else _plain(data)
+            pixels = _decoded(data) if decoded_by_gdcm(data.file_meta.TransferSyntaxUID) else _plain(data)
     except RuntimeError as error:
         raise ExcludedImageError(f"the slice {path.name} is damaged: {itk_reason(error)}") from None
     except MemoryError:
@@ -83,7 +84,7 @@ def _name_syntax(data: Any) -> None:
 
 
 def _plain(data: Any) -> NDArray[Any]:
-    """Take uncompressed pixels, without what overlays left in the bits above `BitsStored`."""
+    """Take pixels as pydicom gives them, without what overlays left in the bits above `BitsStored`."""
     pixels: NDArray[Any] = data.pixel_array
     spare = int(data.BitsAllocated) - int(data.get("BitsStored", data.BitsAllocated))
     if spare > 0 and pixels.dtype.kind in "iu":
@@ -98,6 +99,7 @@ def _decoded(data: Any) -> NDArray[Any]:
     for keyword in _FOR_DECODING:
         if keyword in data:
             clean[keyword] = data[keyword]
+    clean.PhotometricInterpretation = "MONOCHROME2"  # ITK would invert MONOCHROME1, but not where it is not compressed
     with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
         clean.save_as(file.name, enforce_file_format=True)
         with itk_messages():

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.catalogue import SeriesSource
-from viewalign.data.file_types import suffix_of
-from viewalign.data.readers import itk, nifti
+from viewalign.data.file_types import NIBABEL_SUFFIXES, suffix_of
+from viewalign.data.readers import itk, nibabel_files, nifti
 from viewalign.data.readers.dicom_voxels import read_voxels as read_dicom_voxels
 from viewalign.data.readers.headers import MAX_VOXELS, Header, Triple, header_at
 from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
@@ -50,7 +50,7 @@ def voxel_to_world(spacing: Triple, origin: Triple, direction: NDArray[np.float6
 def read_volume(
     path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS, source: SeriesSource | None = None
 ) -> Volume:
-    """Read a NIfTI, NRRD or MetaImage file, or the DICOM series that a file belongs to.
+    """Read a file of any type that is read, or the DICOM series that a file belongs to.
 
     Args:
         path: the file; its type follows from its name.
@@ -124,6 +124,8 @@ def _voxels(path: Path, header: Header) -> NDArray[np.float32]:
         return nifti.read_voxels(path, header.nifti)
     if header.dicom is not None:
         return read_dicom_voxels(header.dicom)
+    if suffix_of(path.name) in NIBABEL_SUFFIXES:
+        return nibabel_files.read_voxels(path).reshape(header.shape)
     if suffix_of(path.name) in (".nrrd", ".nhdr"):
         itk.check_stream(path)
     try:
@@ -135,8 +137,7 @@ def _voxels(path: Path, header: Header) -> NDArray[np.float32]:
         raise ExcludedImageError(f"the file is damaged or truncated: {damaged or reason}") from None
     if any(sign in text.lower() for text in messages for sign in _DAMAGE):
         raise ExcludedImageError("the file is damaged: its compressed voxels cannot be unpacked")
-    with np.errstate(over="ignore"):
-        return np.array(sitk.GetArrayViewFromImage(image), dtype=np.float32).reshape(header.shape)
+    return np.array(nifti.as_float32(sitk.GetArrayViewFromImage(image))).reshape(header.shape)
 
 
 def _check_finite(array: NDArray[np.float32], fill: bool) -> int:

@@ -1,7 +1,7 @@
 """Read and check the header of an image without its voxels.
 
-ITK silently corrects some headers: a zero, negative or NaN voxel size of a NIfTI becomes 1 or its absolute value, and a
-negative one of a MetaImage loses its sign. So sizes are checked here as written in the file.
+ITK silently corrects some headers: a negative voxel size of a MetaImage loses its sign. So sizes are checked here as
+written in the file.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.catalogue import SeriesSource
-from viewalign.data.file_types import suffix_of
-from viewalign.data.readers import itk, nifti
+from viewalign.data.file_types import NIBABEL_SUFFIXES, suffix_of
+from viewalign.data.readers import itk, nibabel_files, nifti
 from viewalign.data.readers.dicom_files import Frame, has_type
-from viewalign.data.readers.dicom_folders import folder_bytes
+from viewalign.data.readers.dicom_folders import folder_bytes, folders_of
 from viewalign.data.readers.dicom_stacks import Stack
-from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
+from viewalign.data.readers.itk import sitk
 from viewalign.data.readers.locating import Location, located
+from viewalign.data.readers.nifti_geometry import nifti_geometry
+from viewalign.data.readers.units import check_spacing, text_unit, times
 from viewalign.errors import ExcludedImageError
 
 Triple = tuple[float, float, float]
@@ -31,7 +32,6 @@ Triple = tuple[float, float, float]
 MAX_VOXELS = 2 * 1024**3
 """Images that claim more voxels are excluded before anything is allocated."""
 _MAX_DEFLATE = 1032  # no deflate stream unpacks to more than this many times its size
-_FINEST, _COARSEST = 1e-3, 100.0  # mm; beyond, the header is wrong, not the scanner rare
 _MAX_SHEAR = 0.05  # largest cosine between two axes, about 3°
 _DETACHED = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE)
 
@@ -83,8 +83,11 @@ def header_at(place: Location, max_voxels: int = MAX_VOXELS, frames: bool = Fals
     """Read and check the header of an image that was located; see `read_header`."""
     if place.stack is not None:
         return dicom_header(place.stack, max_voxels)
-    nifti_file = suffix_of(place.file.name) in (".nii", ".nii.gz")
-    header = _nifti_header(place.file, max_voxels, frames) if nifti_file else _itk_header(place.file, max_voxels)
+    suffix = suffix_of(place.file.name)
+    if suffix in (".nii", ".nii.gz"):
+        header = _nifti_header(place.file, max_voxels, frames)
+    else:
+        header = (_nibabel_header if suffix in NIBABEL_SUFFIXES else _itk_header)(place.file, max_voxels)
     _check_geometry(header)
     if place.converted is not None:
         _check_places(header, place.converted.frames)
@@ -94,7 +97,7 @@ def header_at(place: Location, max_voxels: int = MAX_VOXELS, frames: bool = Fals
 def source_bytes(path: Path, source: SeriesSource | None = None) -> int:
     """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folders."""
     if suffix_of(path.name) is None:
-        return sum(folder_bytes(folder) for folder in (path.parent, *(source.folders if source else ())))
+        return sum(folder_bytes(folder) for folder in folders_of(path, source))
     detached = detached_data(path)
     return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
 
@@ -106,7 +109,7 @@ def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
         ExcludedImageError: it is too large, or its geometry is impossible.
     """
     _check_shape(stack.shape, max_voxels)
-    _check_spacing(stack.spacing)
+    check_spacing(stack.spacing)
     x, y, z = stack.frames[0].position
     header = Header(stack.shape, stack.spacing, (x, y, z), stack.direction, 2, dicom=stack, note=stack.note)
     _check_geometry(header)
@@ -118,39 +121,33 @@ def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
     count = raw.dims[3] if frames and len(raw.dims) > 3 and raw.dims[3] > 0 else 1
     beyond = raw.dims[4:] if count > 1 else raw.dims[3:]
     _check_shape((*beyond[::-1], *raw.dims[2::-1]), max_voxels // count)
-    _check_spacing(raw.pixdim[2::-1])
     _check_kind(raw.dtype)
-    _check_plausible(path, raw.data_bytes + raw.offset, compressed=path.name.lower().endswith(".gz"))
-    try:
-        size, spacing, origin, direction = _itk_geometry(path)
-    except ExcludedImageError as itk_error:
-        spacing, origin, direction = _nibabel_geometry(path, str(itk_error))
-    else:
-        if size != raw.dims[: len(size)] or len(size) < 3:
-            raise ExcludedImageError("its header is contradictory: two readers see different dimensions")
-    note = _form_note(raw, spacing, origin, direction)
-    return Header(raw.shape, spacing, origin, direction, raw.dtype.itemsize, raw, note=note, frames=count)
+    _check_plausible(path, raw.data_bytes + raw.offset, compressed=nifti.is_packed(path))
+    place = nifti_geometry(path, raw)
+    return Header(
+        *(raw.shape, place.spacing, place.origin, place.direction, raw.dtype.itemsize, raw),
+        note=place.note,
+        frames=count,
+    )
 
 
-def _form_note(raw: nifti.NiftiHeader, spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> str:
-    """Return which of two contradicting affines of a NIfTI header is used, as a sentence."""
-    if raw.qform is None or raw.sform is None:
-        return ""
-    far = np.array([*raw.dims[:3], 1.0])  # both are compared where they differ most: at the last voxel
-    apart = max(np.abs((raw.qform - raw.sform) @ end).max() for end in (far, np.array([0.0, 0.0, 0.0, 1.0])))
-    if apart < min(spacing) / 2:
-        return ""
-    used = np.diag([-1.0, -1.0, 1.0]) @ np.column_stack([direction * spacing[::-1], origin])
-    counts = min(("qform", raw.qform), ("sform", raw.sform), key=lambda form: float(np.abs(form[1][:3] - used).sum()))
-    return f"sform and qform disagree by {apart:.3g} mm; the {counts[0]} is used"
+def _nibabel_header(path: Path, max_voxels: int) -> Header:
+    raw = nibabel_files.read_header(path)
+    _check_shape(raw.dims[::-1], max_voxels)
+    _check_kind(raw.dtype)
+    check_spacing(raw.spacing)
+    shape = (raw.dims[2], raw.dims[1], raw.dims[0])
+    return Header(shape, raw.spacing, raw.origin, raw.direction, raw.dtype.itemsize, note=raw.note)
 
 
 def _itk_header(path: Path, max_voxels: int) -> Header:
     if suffix_of(path.name) in (".mha", ".mhd"):
         itk.check_header(path)
+    if re.search(rb"^encoding:\s*(bzip2|bz2)\s*$", _text_header(path), re.M):
+        raise ExcludedImageError("its voxels are packed with bzip2, which is not read; save them as gzip")
     if (detached := detached_data(path)) is not None and not detached.is_file():
         raise ExcludedImageError(f"the file {detached.name} with its voxels does not exist")
-    reader = _itk_reader(path)
+    reader = itk.header_reader(path)
     size = tuple(int(n) for n in reader.GetSize())
     _check_shape(size[::-1], max_voxels)
     pixel = reader.GetPixelIDValue()
@@ -158,79 +155,29 @@ def _itk_header(path: Path, max_voxels: int) -> Header:
         raise ExcludedImageError("its voxels are complex numbers")
     if reader.GetNumberOfComponents() != 1:
         raise ExcludedImageError(f"its voxels have {reader.GetNumberOfComponents()} components (colour or vectors)")
-    _check_spacing(tuple(reader.GetSpacing()[2::-1]))
+    unit, note = text_unit(_text_header(path))
+    check_spacing(tuple(unit * size for size in reader.GetSpacing()[2::-1]))
     item = _itemsize(pixel)
     compressed = _says_compressed(path)
     _check_plausible(path, int(np.prod(size)) * item, compressed)
-    size, spacing, origin, direction = _geometry_of(reader)
-    return Header((size[2], size[1], size[0]), spacing, origin, direction, item)
-
-
-def _itk_reader(path: Path) -> Any:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with itk_messages():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        reason = itk_reason(error)
-        if "Unable to determine ImageIO reader" in reason:
-            reason = "it is not the format that its name says"
-        raise ExcludedImageError(f"its header cannot be read: {reason}") from None
-    return reader
-
-
-def _itk_geometry(path: Path) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
-    return _geometry_of(_itk_reader(path))
-
-
-def _geometry_of(reader: Any) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
-    dimension = reader.GetDimension()
-    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(dimension, dimension)[:3, :3]
-    x, y, z = (abs(float(value)) for value in reader.GetSpacing()[:3])
-    origin = tuple(float(value) for value in reader.GetOrigin()[:3])
-    return tuple(int(n) for n in reader.GetSize()), (z, y, x), (origin[0], origin[1], origin[2]), direction
-
-
-def _nibabel_geometry(path: Path, why: str) -> tuple[Triple, Triple, NDArray[np.float64]]:
-    """Return the affine that ITK rejected, from RAS to LPS."""
-    try:
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nifti.affine(path)
-    except Exception:
-        raise ExcludedImageError(why) from None
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    _check_spacing(tuple(sizes[::-1]))
-    x, y, z = (float(size) for size in sizes)
-    origin = (float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3]))
-    return (z, y, x), origin, affine[:3, :3] / sizes
+    size, spacing, origin, direction = itk.geometry_of(reader, unit)
+    return Header((size[2], size[1], size[0]), spacing, origin, direction, item, note=note)
 
 
 def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
     extra, shape = shape[:-3], shape[-3:]
     if any(n < 1 for n in (*extra, *shape)):
-        raise ExcludedImageError(f"its header claims a size of {_times(shape[::-1])}")
+        raise ExcludedImageError(f"its header claims a size of {times(shape[::-1])}")
     if any(n > 1 for n in extra):
         raise ExcludedImageError(
             f"it has {int(np.prod(extra, dtype=object))} frames (4-D); frames=true of index takes in NIfTI of several"
         )
     voxels = int(np.prod(shape, dtype=object))
     if voxels > max_voxels:
-        raise ExcludedImageError(f"its header claims {_times(shape)} = {voxels:,} voxels; the limit is {max_voxels:,}")
+        raise ExcludedImageError(f"its header claims {times(shape)} = {voxels:,} voxels; the limit is {max_voxels:,}")
     if len(shape) < 3 or sum(n > 1 for n in shape) < 3:
         single = "one voxel" if voxels == 1 else "one slice" if len(shape) == 3 else "2D"
-        raise ExcludedImageError(f"it is no volume but {single} ({_times(shape)})")
-
-
-def _check_spacing(spacing: tuple[float, ...]) -> None:
-    named = _times(spacing)
-    if not np.isfinite(spacing).all():
-        raise ExcludedImageError(f"its voxel size is not a number ({named} mm)")
-    if any(size == 0 for size in spacing):
-        raise ExcludedImageError(f"its voxel size is zero along an axis ({named} mm)")
-    if any(size < 0 for size in spacing):
-        raise ExcludedImageError(f"its voxel size is negative along an axis ({named} mm)")
-    if min(spacing) < _FINEST or max(spacing) > _COARSEST:
-        raise ExcludedImageError(f"its voxel size is impossible ({named} mm)")
+        raise ExcludedImageError(f"it is no volume but {single} ({times(shape)})")
 
 
 def _check_kind(dtype: np.dtype[np.generic]) -> None:
@@ -296,14 +243,13 @@ def _says_compressed(path: Path) -> bool | None:
 
 
 def detached_data(path: Path) -> Path | None:
-    """Return the file that holds the voxels of a `.nhdr` or `.mhd`; None where they are in the file itself."""
-    if suffix_of(path.name) not in (".nrrd", ".nhdr", ".mha", ".mhd"):
+    """Return the file that holds the voxels of a `.nhdr`, `.mhd` or `.hdr`; None where they are in the file itself."""
+    suffix = suffix_of(path.name)
+    if suffix == ".hdr":
+        return path.with_suffix(".img")
+    if suffix not in (".nrrd", ".nhdr", ".mha", ".mhd"):
         return None
     match = _DETACHED.search(_text_header(path))
     if match is None or b"%" in match.group(1) or match.group(1).split()[0] in (b"LIST", b"LOCAL"):
         return None  # many files, or none but this
     return path.parent / os.fsdecode(match.group(1))
-
-
-def _times(numbers: tuple[float, ...]) -> str:
-    return "×".join(f"{number:g}" for number in numbers)

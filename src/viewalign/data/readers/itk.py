@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK
+from numpy.typing import NDArray
 
 from viewalign.errors import ExcludedImageError
 
+Triple = tuple[float, float, float]
 sitk: Any = SimpleITK  # its functions carry no type hints
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -41,7 +44,37 @@ def itk_messages() -> Iterator[list[str]]:
 def itk_reason(error: RuntimeError) -> str:
     """Return the last line of an ITK error, which holds the cause."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return re.sub(r"^(sitk::ERROR:|ITK ERROR:|Reason:)\s*", "", lines[-1]) if lines else "no reason given"
+    return (
+        re.sub(r"^(sitk::ERROR:|ITK ERROR:|Reason:)\s*|\(0x[0-9a-f]+\)", "", lines[-1]) if lines else "no reason given"
+    )
+
+
+def header_reader(path: Path) -> Any:
+    """Return an ITK reader that has read the header of a file.
+
+    Raises:
+        ExcludedImageError: it cannot.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with itk_messages():
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        reason = itk_reason(error)
+        if "Unable to determine ImageIO reader" in reason:
+            reason = "it is not the format that its name says"
+        raise ExcludedImageError(f"its header cannot be read: {reason}") from None
+    return reader
+
+
+def geometry_of(reader: Any, unit: float = 1.0) -> tuple[tuple[int, ...], Triple, Triple, NDArray[np.float64]]:
+    """Return size (x, y, z, …), spacing (D, H, W) and origin in mm, and directions, for lengths in `unit` mm."""
+    dimension = reader.GetDimension()
+    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(dimension, dimension)[:3, :3]
+    x, y, z = (abs(float(value)) * unit for value in reader.GetSpacing()[:3])
+    origin = tuple(float(value) * unit for value in reader.GetOrigin()[:3])
+    return tuple(int(n) for n in reader.GetSize()), (z, y, x), (origin[0], origin[1], origin[2]), direction
 
 
 _LINE = re.compile(rb"[^\x00-\x1f\x7f=]+=[^\x00-\x08\x0e-\x1f\x7f]*")  # ITK writes keys such as `dim[0]`
@@ -86,7 +119,8 @@ def _fields(path: Path) -> dict[str, str]:
                 line = file.readline(_LONGEST_LINE)
                 if not line.strip():
                     return fields
-                if not _LINE.fullmatch(line.rstrip(b"\r\n")) or not line.endswith(b"\n"):
+                cut = not line.endswith(b"\n") and len(line) == _LONGEST_LINE
+                if not _LINE.fullmatch(line.rstrip(b"\r\n")) or cut:
                     raise ExcludedImageError(f"its header is damaged: line {number} is not of the form `Key = value`")
                 key, _, value = line.decode("utf-8", "replace").partition("=")
                 fields[key.strip()] = value.strip()

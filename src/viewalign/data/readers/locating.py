@@ -14,6 +14,7 @@ from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dcm2niix import Output, converted
 from viewalign.data.readers.dicom_folders import series_of
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
+from viewalign.data.readers.pointers import missing_content
 from viewalign.errors import ExcludedImageError
 
 
@@ -77,7 +78,7 @@ def _chosen(outputs: Sequence[Output], source: SeriesSource | None) -> Output:
 
 
 def check_file(path: Path) -> None:
-    """Check that a file is there and can be read.
+    """Check that a file, or a folder of DICOM files, is there and can be read.
 
     Raises:
         ExcludedImageError: it cannot.
@@ -85,16 +86,18 @@ def check_file(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        if path.is_symlink():
-            raise ExcludedImageError("the link is broken: it points to a file that does not exist") from None
-        raise ExcludedImageError("the file does not exist") from None
+        raise ExcludedImageError(missing_content(path) or "the file does not exist") from None
     except OSError as error:
         raise ExcludedImageError(f"the file cannot be reached: {error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode) and suffix_of(path.name) is None:
+        return  # of DICOM files
     if stat.S_ISDIR(status.st_mode):
         raise ExcludedImageError("it is a folder with the name of an image")
     if not stat.S_ISREG(status.st_mode):
         raise ExcludedImageError("it is not a regular file")
     if status.st_size == 0:
         raise ExcludedImageError("the file is empty (0 bytes)")
+    if (reason := missing_content(path)) is not None:
+        raise ExcludedImageError(reason)
     if not os.access(path, os.R_OK):
         raise ExcludedImageError("there is no permission to read the file")

@@ -23,6 +23,7 @@ from viewalign.errors import ExcludedImageError
 _PIECE = 1 << 22
 _LARGE = 1 << 26
 _PACKED_TOO_WELL = 200  # images compress 2 to 20 times, label maps 100 times, zeros 1,000 times
+_UNITS = {1: 1000.0, 2: 1.0, 3: 1e-3}  # xyzt_units: metre, millimetre, micrometre
 nib: Any = nibabel  # few of its functions carry type hints
 
 
@@ -37,6 +38,8 @@ class NiftiHeader:
         offset: first byte of the voxels.
         slope: factor of the stored numbers, 1 if there is none.
         inter: offset added after the factor.
+        affine: nibabel's choice of the two below, 4×4.
+        unit: of lengths, in mm.
         qform: 4×4 from (x, y, z) index to RAS mm, or None if it is not set or cannot be computed; so `sform`.
     """
 
@@ -46,6 +49,8 @@ class NiftiHeader:
     offset: int
     slope: float
     inter: float
+    affine: NDArray[np.float64]
+    unit: float = 1.0
     qform: NDArray[np.float64] | None = None
     sform: NDArray[np.float64] | None = None
 
@@ -60,11 +65,15 @@ class NiftiHeader:
         return int(np.prod(self.dims, dtype=object)) * self.dtype.itemsize
 
 
-def open_stream(path: Path) -> BufferedIOBase:
-    """Open a `.nii` or `.nii.gz` for reading; the first two bytes decide, not the name."""
+def is_packed(path: Path) -> bool:
+    """Say whether a file is a gzip stream, by its first two bytes."""
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.GzipFile(path) if packed else path.open("rb")
+        return file.read(2) == b"\x1f\x8b"
+
+
+def open_stream(path: Path) -> BufferedIOBase:
+    """Open a `.nii` or `.nii.gz` for reading; its content decides, not its name."""
+    return gzip.GzipFile(path) if is_packed(path) else path.open("rb")
 
 
 def read_header(path: Path) -> NiftiHeader:
@@ -84,11 +93,6 @@ def read_header(path: Path) -> NiftiHeader:
         return _parse(raw)
     except Exception as error:  # nibabel raises many kinds for a damaged header
         raise ExcludedImageError(f"its header cannot be read: {error}") from None
-
-
-def affine(path: Path) -> NDArray[np.float64]:
-    """Return nibabel's affine from (x, y, z) index to RAS mm: the sform if it is set, else the qform."""
-    return np.asarray(nib.load(path).affine, dtype=np.float64)
 
 
 def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
@@ -113,12 +117,23 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
     voxels = buffer.view(header.dtype).reshape(header.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         if (header.slope, header.inter) == (1.0, 0.0):
-            return voxels.astype(np.float32, copy=False)
+            return as_float32(voxels)
         exact = header.dtype.itemsize <= 2  # such numbers lose nothing in float32
         scaled: NDArray[Any] = voxels.astype(np.float32 if exact else np.float64)
         scaled *= header.slope
         scaled += header.inter
-        return scaled.astype(np.float32, copy=False)
+        return as_float32(scaled)
+
+
+def as_float32(voxels: NDArray[Any]) -> NDArray[np.float32]:
+    """Return voxels as float32; what is finite and beyond its range becomes its largest number."""
+    with np.errstate(over="ignore"):
+        small: NDArray[np.float32] = voxels.astype(np.float32, copy=False)
+    if voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4:
+        largest = np.finfo(np.float32).max
+        beyond = np.isinf(small) & np.isfinite(voxels)
+        small[beyond] = np.copysign(largest, small[beyond])
+    return small
 
 
 def _check_worth(path: Path, header: NiftiHeader) -> None:
@@ -176,9 +191,18 @@ def _parse(raw: bytes) -> NiftiHeader:
         raise ValueError(f"its number type has the unknown code {int(header['datatype'])}") from None
     return NiftiHeader(
         *(tuple(dims), pixdim, dtype, max(offset, len(header.binaryblock)), slope, inter),
+        affine=_affine(header),
+        unit=_UNITS.get(int(header["xyzt_units"]) & 7, 1.0),
         qform=_form(header.get_qform, header["qform_code"]),
         sform=_form(header.get_sform, header["sform_code"]),
     )
+
+
+def _affine(header: Any) -> NDArray[np.float64]:
+    try:
+        return np.asarray(header.get_best_affine(), dtype=np.float64)
+    except Exception:  # a damaged quaternion is reported when the geometry is read
+        return np.full((4, 4), np.nan)
 
 
 def _form(read: Callable[[], Any], code: Any) -> NDArray[np.float64] | None:
@@ -214,10 +238,14 @@ def _fill(file: BufferedIOBase, target: NDArray[np.uint8]) -> int:
 
 
 def _drain(file: BufferedIOBase) -> None:
-    """Read to the end of the stream, where gzip verifies its checksum; give up on absurdly long tails."""
-    for _ in range(32):
-        if not file.read(_PIECE):
-            return
+    """Read to the end of the stream, where gzip verifies its checksum; whatever follows that is left alone."""
+    try:
+        for _ in range(32):  # give up on absurdly long tails
+            if not file.read(_PIECE):
+                return
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):
+            raise
 
 
 def _cause(error: Exception) -> str:

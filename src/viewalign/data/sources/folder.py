@@ -15,6 +15,7 @@ from typing import Protocol
 
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_files import may_be_dicom
+from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources import bids, fomo, nnunet, openmind
 from viewalign.data.sources.dicom import add_stacks
 from viewalign.data.sources.naming import (
@@ -26,7 +27,7 @@ from viewalign.data.sources.naming import (
     names_of,
 )
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, SourceContents
-from viewalign.data.sources.walk import absolute, broken_link, obvious_fault, printable, walk
+from viewalign.data.sources.walk import absolute, obvious_fault, printable, walk
 from viewalign.errors import UserError
 
 
@@ -131,7 +132,7 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
         if suffix is None:
             if not may_be_dicom(path):
                 contents.pass_over(path)
-            elif (reason := broken_link(path)) is not None:
+            elif (reason := missing_content(path)) is not None:
                 contents.excluded.append(Exclusion(printable(path), reason))
             else:
                 slices.add(path.parent)

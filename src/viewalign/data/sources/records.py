@@ -12,6 +12,9 @@ from viewalign.data.catalogue import AssociatedMasks, Info, SeriesSource
 from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.headers import Header
 
+_VOXELS_OF = {".img": (".hdr",), ".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",)}
+"""Suffixes of headers whose voxels lie in a file of this suffix."""
+
 
 @dataclass(frozen=True)
 class FindOptions:
@@ -100,8 +103,10 @@ class SourceContents:
     notes: list[str] = field(default_factory=list)
 
     def pass_over(self, path: Path) -> None:
-        """Count a file whose type is not read."""
-        self.other_files[path.suffix.lower()] += 1
+        """Count a file whose type is not read, unless it holds the voxels of a header beside it."""
+        if not any(path.with_suffix(suffix).is_file() for suffix in _VOXELS_OF.get(path.suffix.lower(), ())):
+            packed = path.suffix.lower() == ".gz"
+            self.other_files["".join(path.suffixes[-2:] if packed else path.suffixes[-1:]).lower()] += 1
 
     def add(self, other: SourceContents) -> None:
         """Append what was found elsewhere."""

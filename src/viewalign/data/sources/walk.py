@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from viewalign.data.file_types import suffix_of
+from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources.records import Exclusion, SourceContents
 
 ClaimFolder = Callable[[Path, list[str], list[str]], bool]
@@ -56,7 +57,7 @@ def image_files(root: Path, contents: SourceContents) -> Iterator[tuple[Path, st
 
 def obvious_fault(path: Path) -> str | None:
     """Return why a path cannot be an image without opening it, or None."""
-    if (reason := broken_link(path)) is not None:
+    if (reason := missing_content(path)) is not None:
         return reason
     if path.is_dir():
         return "it is a folder with the name of an image"
@@ -65,15 +66,6 @@ def obvious_fault(path: Path) -> str | None:
     except UnicodeEncodeError:
         return "its name is not valid UTF-8"
     return None
-
-
-def broken_link(path: Path) -> str | None:
-    """Return what a broken link needs, for one of git-annex the command that fetches the file; None if it is none."""
-    if not path.is_symlink() or path.exists():
-        return None
-    if "annex/objects" in os.readlink(path):  # noqa: PTH115
-        return "its content was not downloaded: it is a git-annex link (run `datalad get` or `git annex get` on it)"
-    return "the link is broken: it points to a file that does not exist"
 
 
 def printable(path: Path) -> str:
