@@ -37,6 +37,14 @@ def save(path: Path, voxels: np.ndarray, compress: bool = False) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), compress)
 
 
+def with_pixdim(path: Path, size: float) -> None:
+    """Write a voxel size along x into a header without an sform, which would be used in its stead."""
+    patched(path, PIXDIM, "f", size)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<h", content, FORM_CODES + 2, 0)
+    path.write_bytes(content)
+
+
 def patched(path: Path, offset: int, layout: str, *values: float | bytes) -> None:
     save(path, array())
     packed = path.name.endswith(".gz")
@@ -188,11 +196,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "constant.nii.gz": (lambda p: save(p, np.full((5, 6, 7), 3.0, np.float32)), "constant: all voxels are 3"),
     "zeros.nii.gz": (lambda p: save(p, np.zeros((5, 6, 7), np.float32)), "all voxels are zero"),
     "lonely.nii.gz": (lambda p: save(p, np.pad(np.ones((1, 3, 3)), ((3, 3), (3, 3), (3, 3)))), "lie in one slice"),
-    "spacing_zero.nii": (lambda p: patched(p, PIXDIM, "f", 0.0), "zero along an axis (1×1×0 mm)"),
-    "spacing_negative.nii": (lambda p: patched(p, PIXDIM, "f", -1.0), "negative along an axis (1×1×-1 mm)"),
-    "spacing_nan.nii": (lambda p: patched(p, PIXDIM, "f", float("nan")), "voxel size is not a number"),
-    "spacing_huge.nii": (lambda p: patched(p, PIXDIM, "f", 1e6), "impossible (1×1×1e+06 mm)"),
-    "spacing_tiny.nii": (lambda p: patched(p, PIXDIM, "f", 1e-9), "impossible (1×1×1e-09 mm)"),
+    "spacing_zero.nii": (lambda p: with_pixdim(p, 0.0), "zero along an axis (1×1×0 mm)"),
+    "spacing_negative.nii": (lambda p: with_pixdim(p, -1.0), "negative along an axis (1×1×-1 mm)"),
+    "spacing_nan.nii": (lambda p: with_pixdim(p, float("nan")), "voxel size is not a number"),
+    "spacing_huge.nii": (lambda p: with_pixdim(p, 1e6), "impossible (1×1×1e+06 mm)"),
+    "spacing_tiny.nii": (lambda p: with_pixdim(p, 1e-9), "impossible (1×1×1e-09 mm)"),
     "spacing_zero.mha": (lambda p: text_header(p, b"ElementSpacing = 1 1 1", b"ElementSpacing = 0 1 1"), "zero along"),
     "spacing_negative.mha": (
         lambda p: text_header(p, b"ElementSpacing = 1 1 1", b"ElementSpacing = -1 1 1"),
