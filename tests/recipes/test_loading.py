@@ -153,3 +153,12 @@ def test_a_recipe_written_out_reads_back_the_same(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(loading.to_yaml(recipe))
     assert loading.load(str(file)) == recipe
+
+
+def test_names_are_matched_in_any_case_and_files_are_not_taken_for_names():
+    with pytest.raises(UserError, match=r"did you mean 'cva-resenc-xs'"):
+        loading.load("CVA-ResEnc-XS")
+    for name in ("nosuch.yaml", "folder/cva-resenc-xs"):
+        with pytest.raises(UserError, match=f"no file {name}") as problem:
+            loading.load(name)
+        assert len(str(problem.value)) < 60

@@ -115,6 +115,12 @@ def test_a_missing_folder_has_the_facts_of_its_parent(tmp_path):
     assert place.kind == inspect_folder(tmp_path).kind
 
 
+def test_a_folder_that_does_not_exist_is_something_to_watch(tmp_path):
+    (finding,) = findings(folders=(inspect_folder(tmp_path / "misspelt"),))
+    assert (finding.level, finding.remedy.split(".")[0]) == ("watch", "Check the name")
+    assert "does not exist" in finding.found
+
+
 def test_file_system_of_the_deepest_mount(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text(

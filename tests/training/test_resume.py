@@ -266,3 +266,29 @@ def run_command(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "viewalign", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def test_a_finished_run_is_extended_under_the_schedule_of_the_new_length(tiny_recipe, caplog):
+    pretrain(tiny_recipe("optim.warmup_steps=0", steps=2))
+    longer = pretrain(tiny_recipe("optim.warmup_steps=0", steps=5), resume="auto")
+    assert (longer.finished, longer.step) == (True, 5)
+    whole = pretrain(tiny_recipe("optim.warmup_steps=0", out="whole", steps=5))
+    rates = [
+        {row["step"]: row["lr"] for row in read_log(each.folder.log) if row["kind"] == "train"}
+        for each in (longer, whole)
+    ]
+    assert sorted(rates[0]) == [1, 2, 3, 4, 5]
+    assert [rates[0][k] for k in (3, 4, 5)] == [rates[1][k] for k in (3, 4, 5)]
+    assert rates[0][2] < rates[1][2]
+    (event,) = [row for row in read_log(longer.folder.log) if row.get("event") == "extended"]
+    assert event["step"] == 2
+    assert event["reason"] in caplog.messages
+    assert longer.folder.recipe().steps == 5
+    with pytest.raises(UserError, match=r"steps=5.* 4"):
+        pretrain(tiny_recipe("optim.warmup_steps=0", steps=4), resume="auto")
+
+
+def test_a_batch_larger_than_the_data_and_small_volumes_are_warned_of(tiny_recipe, caplog):
+    pretrain(tiny_recipe("batch=9", "views.patch_size=[24,16,16]", steps=1))
+    assert "batch=9 is more than the 8 training volumes" in caplog.text
+    assert "8 of 8 volumes are smaller than views.patch_size=[24, 16, 16]" in caplog.text

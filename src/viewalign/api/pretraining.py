@@ -69,7 +69,7 @@ def pretrain(
     result = run.pretrain(recipe, "auto" if resume else False, store, probe)
     if result.first:
         try:
-            _log.info("Report: %s", report(result.folder.root))
+            report(result.folder.root)
         except UserError as problem:  # a full disk; the run itself is complete
             _log.warning("The report could not be written: %s", problem)
     return result

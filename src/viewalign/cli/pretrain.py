@@ -52,7 +52,7 @@ def pretrain(
     if not run.first:
         raise typer.Exit(run.exit_code)
     if run.finished:
-        typer.echo(f"Done: {run.step} steps. Report: {run.folder.report}. Next:\n  viewalign export {folder}")
+        typer.echo(f"Done: {run.step} steps. Report: {run.folder.report}\nNext:   viewalign export {folder}")
         return
     typer.echo(f"Stopped and saved at step {run.step} of {run.steps}. Resume with")
     typer.echo(f"  viewalign pretrain {folder / 'config.yaml'} --resume")

@@ -144,9 +144,6 @@ _BASE = re.compile(r"_[A-Za-z0-9][A-Za-z0-9_.+-]*")
 """Files of the package that only serve as a base of others."""
 
 
-_PLURALS = {"recipe": "Recipes", "study": "Studies"}
-
-
 def read_chain(
     name_or_path: str, kind: Literal["recipe", "study"], known: Sequence[str], folder: Traversable
 ) -> list[tuple[dict[str, Any], Path | None]]:
@@ -175,15 +172,20 @@ def read_chain(
         mine = path.suffix in {".yaml", ".yml"} and path.is_file()
         packaged = folder.joinpath(f"{name}.yaml")
         if not (mine or name in known or (_BASE.fullmatch(name) and packaged.is_file())):
-            raise UserError(
-                f"There is no {kind} '{name}'{closest(name, known)}. "
-                f"{_PLURALS[kind]} are {', '.join(known)}, or the path of a YAML file."
-            )
+            raise UserError(_unknown(name, kind, known))
         tree = parse_yaml((path if mine else packaged).read_text(encoding="utf-8"), name)
         base = tree.pop("base", None)
         chain.insert(0, (tree, path if mine else None))
         name = str(base) if base else None
     return chain
+
+
+def _unknown(name: str, kind: Literal["recipe", "study"], known: Sequence[str]) -> str:
+    """Return the message for a name that is neither a file nor one of the package's."""
+    if Path(name).suffix in {".yaml", ".yml"} or Path(name).name != name:
+        return f"There is no file {name}."
+    listing = {"recipe": "viewalign recipes", "study": "viewalign study --list"}[kind]
+    return f"There is no {kind} '{name}'{closest(name, known)}. `{listing}` lists them; name a YAML file by its path."
 
 
 def _known(method: str) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from viewalign.errors import UserError
 from viewalign.training import pictures
 from viewalign.weights import checkpoints
-from viewalign.weights.run_folder import RunFolder, read_config_text, read_log
+from viewalign.weights.run_folder import RunFolder, no_run, read_config_text, read_log
 
 Array = NDArray[np.generic]
 Row = dict[str, Any]
@@ -132,7 +132,7 @@ def read_run(root: Path) -> RunRecord:
     """
     folder = RunFolder(root)
     if not folder.config.is_file():
-        raise UserError(f"{root} contains no run: it has no config.yaml.")
+        raise no_run(root)
     try:
         config = read_config_text(folder.config)
         rows = read_log(folder.log)

@@ -27,12 +27,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class FolderInfo:
-    """A folder: type of its file system, free bytes, and whether it can be written."""
+    """A folder: type of its file system, free bytes, whether it can be written, and whether it exists."""
 
     path: Path
     kind: str
     free: int
     writable: bool
+    exists: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def inspect_folder(path: Path) -> FolderInfo:
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
-    return FolderInfo(path, file_system(folder), _free(folder) or 0, os.access(folder, os.W_OK))
+    return FolderInfo(path, file_system(folder), _free(folder) or 0, os.access(folder, os.W_OK), path.exists())
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
@@ -289,6 +290,9 @@ def _folder(folder: FolderInfo) -> Finding:
     level: Level = "watch"
     if not folder.writable:
         level, text, remedy = "bad", f"{text}, cannot be written", "Choose another folder, or change its permissions."
+    elif not folder.exists:
+        text = f"does not exist; it would be on {text}"
+        remedy = "Check the name. A run or a store to be written need not exist yet."
     elif folder.free < _MIN_DISK:
         remedy = "Free some space; `viewalign estimate` reports how much a store needs."
     elif folder.kind in _NETWORK_FILE_SYSTEMS:

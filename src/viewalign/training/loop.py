@@ -86,12 +86,12 @@ class Trainer:
         self.progress_line = ProgressLine(quiet=not (fabric.is_global_zero and shows_line()))
         self.alerts = Alerts(precision)
         self.log: RunLog | None = None
-        self._damage: list[str] = []
+        self._notes: list[tuple[str, str]] = []
 
-    def note_damage(self, sentence: str) -> None:
-        """Report a damaged checkpoint, now and in the log that is opened later."""
+    def note(self, event: str, sentence: str) -> None:
+        """Warn of something about the start, and write it as an event when the log is opened."""
         _log.warning("%s", sentence)
-        self._damage.append(sentence)
+        self._notes.append((event, sentence))
 
     def run(self, stop: StopRequest | None = None) -> bool:
         """Train to the last step; returns False if a signal ended the run early. The state is saved in both cases."""
@@ -99,8 +99,8 @@ class Trainer:
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
             self.log = RunLog(self.folder.log, self.position.step, opened)
-        for sentence in self._damage:
-            self._event("checkpoint_damaged", {"reason": sentence})
+        for event, sentence in self._notes:
+            self._event(event, {"reason": sentence})
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()

@@ -145,6 +145,14 @@ def _begin(trainer: Trainer, resume: bool) -> None:
     state = _resumed_state(trainer) if resume else None
     if state is not None:
         trainer.restore(state)
+        before = int(state["recipe"]["steps"])
+        if before < recipe.steps:
+            trainer.note(
+                "extended",
+                f"The run was started with steps={before} and is extended to {recipe.steps}. From step "
+                f"{trainer.position.step} on, the learning rate and a teacher's momentum follow the schedule of "
+                f"{recipe.steps} steps.",
+            )
         _log.info("Resuming from step %d of %d.", trainer.position.step, recipe.steps)
     else:
         initial.start_run(trainer.method, recipe, folder, first)
@@ -165,6 +173,11 @@ def _announce(recipe: Recipe, facts: Mapping[str, Any], fabric: Fabric, folder: 
         "%d training volumes%s, %d subjects; %d steps of batch %d in %s",
         *(facts["train_volumes"], held_out, facts["subjects"], recipe.steps, recipe.batch, folder.root),
     )
+    if recipe.batch > facts["train_volumes"]:
+        _log.warning("batch=%d is more than the %d training volumes.", recipe.batch, facts["train_volumes"])
+    small, count, size = facts["smaller_than_view"], facts["volumes"], list(recipe.views.patch_size)
+    if 2 * small > count:
+        _log.warning("%d of %d volumes are smaller than views.patch_size=%s and are padded.", small, count, size)
 
 
 def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
@@ -176,7 +189,7 @@ def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
     fabric, folder = trainer.fabric, trainer.folder.checkpoints
     state = None
     if fabric.is_global_zero:
-        state = checkpoints.resume_newest(folder, trainer.note_damage)
+        state = checkpoints.resume_newest(folder, partial(trainer.note, "checkpoint_damaged"))
     if fabric.world_size == 1:
         return state
     step: int | None = fabric.broadcast(None if state is None else state["step"])

@@ -66,6 +66,9 @@ def diff_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
 def closest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known dotted key that is most similar to a word, or an empty string."""
     names = list(known)
+    alike = [name for name in names if name.lower() == word.lower()]
+    if alike:
+        return _meant(alike)
     leaf = word.rsplit(".", 1)[-1]
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
     dotted = any("." in name for name in names)

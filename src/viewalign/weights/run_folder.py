@@ -84,7 +84,7 @@ class RunFolder:
             UserError: the folder holds no run.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.root} holds no run: there is no config.yaml in it.")
+            raise no_run(self.root)
         return loading.load(str(self.config))
 
 
@@ -132,12 +132,14 @@ def keep_precision(recipe: Recipe) -> Recipe:
 def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
     """Keep what was resolved before; refuse a recipe that would learn something else."""
     old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
+    if new["steps"] > old["steps"]:  # a run may be extended
+        old["steps"] = new["steps"]
     for key in old:
         if key not in _MAY_CHANGE and old[key] != new[key]:
             path, was, wanted = next(diff_settings({key: old[key]}, {key: new[key]}), (key, old[key], new[key]))
             raise UserError(
                 f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
-                "or start anew in another folder."
+                "or start a new run in another folder. `steps` can be raised."
             )
     begun = any(RunFolder(root).checkpoints.glob("step_*"))
     if begun or not new["init"]["weights"]:
@@ -148,6 +150,14 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
 def write_config(folder: RunFolder, recipe: Recipe) -> None:
     """Write the resolved recipe, whole or not at all."""
     write_text(folder.config, loading.to_yaml(recipe))
+
+
+def no_run(folder: Path) -> UserError:
+    """Return the error for a folder that is no run; runs one level below are named."""
+    below = sorted(path.parent for path in folder.glob("*/config.yaml")) if folder.is_dir() else []
+    hint = f" Runs in it: {', '.join(str(path) for path in below[:5])}." if below else ""
+    what = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+    return UserError(f"{folder} contains no run: {what}.{hint}")
 
 
 def read_config_text(path: Path) -> dict[str, Any]:

@@ -1,0 +1,26 @@
+"""What is in a run's folder, and the answer where a folder is no run."""
+
+import pytest
+
+from viewalign.errors import UserError
+from viewalign.reports.run_data import read_run
+from viewalign.weights.run_folder import RunFolder, no_run
+
+
+def test_runs_one_level_below_are_named(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    text = str(no_run(tmp_path))
+    assert text.endswith(f"Runs in it: {tmp_path / 'a'}, {tmp_path / 'b'}.")
+    for call in (read_run, lambda path: RunFolder(path).recipe()):
+        with pytest.raises(UserError, match="Runs in it"):
+            call(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("empty", "config.yaml"), ("nowhere", "no such folder")])
+def test_a_folder_without_runs(name, reason, tmp_path):
+    (tmp_path / "empty").mkdir()
+    text = str(no_run(tmp_path / name))
+    assert reason in text
+    assert "Runs in it" not in text
