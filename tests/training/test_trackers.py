@@ -100,7 +100,9 @@ def test_a_failing_tracker_does_not_stop_the_log(tmp_path, caplog):
         log.row("train", step, {"loss": 1.0})
     log.close()
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]
-    assert caplog.messages == ["Gone cannot be written (the server is gone) and is not used any more."]
+    (message,) = caplog.messages
+    assert "Gone" in message
+    assert "the server is gone" in message
 
 
 @pytest.mark.parametrize(("package", "tracker"), [("wandb", WandbTracker), ("mlflow", MlflowTracker)])

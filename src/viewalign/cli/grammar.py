@@ -159,14 +159,14 @@ def _flags(
         bool, typer.Option("-q", "--quiet", callback=_quiet, help="Show warnings and results only.")
     ] = False,
     _verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", callback=_verbose, help="Show debug messages, and where errors arise.")
+        bool, typer.Option("-v", "--verbose", callback=_verbose, help="Show debug messages and tracebacks of errors.")
     ] = False,
 ) -> None:
-    """Take -q and -v, which every command has."""
+    """Declare -q and -v, which every command has."""
 
 
 def _verbosity() -> list[Any]:
-    """Return the options of `_flags`; no command has them among its own arguments."""
+    """Return the options of `_flags`, which no command declares itself."""
     template = typer.Typer(add_completion=False)
     template.command()(_flags)
     options = [param for param in typer.main.get_command(template).params if param.name in ("_quiet", "_verbose")]

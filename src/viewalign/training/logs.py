@@ -1,4 +1,4 @@
-"""What a run writes: `log.jsonl` for programs and `run.log` for people; `trackers` writes it elsewhere too.
+"""The logs of a run: `log.jsonl` for programs, and `run.log` for reading; `trackers` has other destinations.
 
 Rows are averages over the steps since the row before. Scalars stay on the device until a row is written, so that
 logging costs one wait in many steps.
@@ -97,7 +97,7 @@ class RunLog:
                 act(board)
             except Exception as problem:
                 self._boards.remove(board)
-                _log.warning("%s cannot be written (%s) and is not used any more.", type(board).__name__, problem)
+                _log.warning("%s cannot be written (%s) and is not used any longer.", type(board).__name__, problem)
 
 
 def _cut_back(path: Path, step: int) -> None:
@@ -137,7 +137,7 @@ def log_file(path: Path, first: bool) -> Iterator[None]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, a method of logging
-        """Lose what does not fit on a full disk: `log.jsonl` has the figures."""
+        """Ignore a full disk: `log.jsonl` has the figures."""
 
 
 class MetricAccumulator:

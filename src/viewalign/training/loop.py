@@ -112,7 +112,7 @@ class Trainer:
         return self.position.step >= self.recipe.steps
 
     def _train(self, stop: StopRequest) -> None:
-        """Take steps, and do what is due after each, until the last one or a signal."""
+        """Run steps, each followed by what is due, until the last step or a signal."""
         begin, since = time.perf_counter(), self.position.step
         source = self.feed.train(self.position.step, self.recipe.steps)
         batches = Prefetcher(stop.items(source), self._build, self.fabric.device)

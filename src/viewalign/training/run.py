@@ -161,7 +161,7 @@ def _begin(trainer: Trainer, resume: bool) -> None:
 
 
 def _announce(recipe: Recipe, facts: Mapping[str, Any], fabric: Fabric, folder: RunFolder) -> None:
-    """Log what the run consists of: method, network, device, data and folder."""
+    """Log a summary of the run: method, network, device, data and folder."""
     others = f" and {fabric.world_size - 1} other processes" if fabric.world_size > 1 else ""
     _log.info(
         "%s, %s: %.1f M trained parameters, %s on %s%s",

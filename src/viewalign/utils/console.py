@@ -164,13 +164,13 @@ class ProgressLine:
         self._seconds, self._last, self._width = seconds, -float("inf"), 0
 
     def __enter__(self) -> ProgressLine:
-        """Stay the last line of the console: messages are written above it."""
+        """Keep the line at the bottom of the console: messages are written above it."""
         if not self._quiet:
             ProgressLine.current = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last line where it is."""
+        """Leave the line as it is."""
         ProgressLine.current = None
         if self._live and self._width:
             self._write("\n")
@@ -187,7 +187,7 @@ class ProgressLine:
             self._last = now
 
     def say(self, text: str) -> None:
-        """Write a line that stays."""
+        """Write a permanent line."""
         text = visible(text)
         self._write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
         self._width = 0
@@ -206,7 +206,7 @@ class ProgressLine:
 
 
 def _write_nowhere() -> None:
-    """Send what else goes to standard error nowhere: Python itself would fail at the end when it flushes the stream."""
+    """Discard further output to standard error: Python itself would fail at its end when it flushes the stream."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.__stderr__.fileno() if sys.__stderr__ else 2)

@@ -11,7 +11,7 @@ from viewalign.errors import UserError
 
 
 def check_main_guard(call: str) -> None:
-    """Refuse a call from the top level of a script without a guard.
+    """Reject a call from the top level of a script without a guard.
 
     Each process that is started imports the script again, reaches the same call, and ends in an error of
     `multiprocessing` that does not name the cause.
@@ -25,7 +25,7 @@ def check_main_guard(call: str) -> None:
     main = sys.modules["__main__"]
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if file is None or (spec is not None and spec.name.endswith("__main__")):
-        return  # a notebook, `python -c` or `python -m package`: none is imported again
+        return  # a notebook, `python -c` or `python -m package`, which are not imported again
     at_top_level = any(
         frame.f_code.co_name == "<module>" and frame.f_globals is vars(main) for frame in _frames(sys._getframe())
     )

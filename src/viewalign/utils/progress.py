@@ -37,7 +37,7 @@ def shows_line() -> bool:
 
 
 def reset_progress() -> logging.Logger:
-    """Show what a script sees that calls nothing here; return the package's logger."""
+    """Show the messages that a script sees by default; return the package's logger."""
     logger = logging.getLogger("viewalign")
     for handler in list(logger.handlers):
         if handler.name == _CONSOLE:

@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def messages(self) -> Path:
-        """Messages and progress lines with their times, for people."""
+        """Messages and progress lines with their times."""
         return self.root / "run.log"
 
     @property
