@@ -197,7 +197,7 @@ def test_a_file_that_hangs_is_excluded(raw, folder):
 
 def test_an_unwritable_disk_is_an_error(raw, folder):
     (folder / "nnsslPlans_onemmiso").write_text("a file where a folder must be")
-    with pytest.raises(UserError, match="nnsslPlans_onemmiso"):
+    with pytest.raises(UserError, match="Dataset745_OpenMind"):
         prepare(raw, folder)
 
 

@@ -80,7 +80,7 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
     none = prepared_by("none")
     assert make(none)[1]["normalization_schemes"] == ["NoNormalization"]
     for other in ("percentile", "window"):
-        with pytest.raises(UserError, match=other):
+        with pytest.raises(UserError, match=f"(?i){other}"):
             make(prepared_by(other))
         assert make(prepared_by(other), norm="dataset")[1]["normalization_schemes"] == ["CTNormalization"]
 
