@@ -41,7 +41,8 @@ NOT_RUN = [
     (r"scheduler=tcp", "needs a cluster; tests/volumes runs a local one"),
     (r"^viewalign doctor --gpu", "needs a GPU; tests/training/gpu checks a CPU in the same way"),
     (r"^sh benchmarks/gpu/wheels.sh", "needs an index of packages"),
-    (r"^pip install", "needs an index of packages"),
+    (r"^(pip|python3?(\.12)?) (install|-m)", "an installation, done by hand"),
+    (r"^(uv|conda|git|cd|sh packaging|make install|\.venv/bin/viewalign|viewalign/bin/python) ?", "the same"),
     (r"^viewalign finetune segmentation", "nnU-Net takes minutes; run in the long suite"),
     (r"^viewalign (compare|predict|export) liver", "what a segmentation left; run in the long suite"),
     (r"^nnUNetv2_", "nnU-Net's own command; tests/finetuning/segmentation runs it"),
@@ -102,6 +103,10 @@ def test_a_command_is_one_that_the_program_knows(command):
     words = command.words
     if words[0] == "viewalign":
         parse(words[1 : words.index(">")] if ">" in words else words[1:])
+    elif words[:3] == ["python", "-m", "pip"] or words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for named in re.findall(r"\[(.*?)\]", command.text):
+            assert set(named.split(",")) <= set(extras)
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
         if words[1].startswith("benchmarks/"):
@@ -110,10 +115,6 @@ def test_a_command_is_one_that_the_program_knows(command):
                 assert option in source, option
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
-    elif words[:2] == ["pip", "install"]:
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        for named in re.findall(r"\[(.*?)\]", command.text):
-            assert set(named.split(",")) <= set(extras)
     else:
         assert why_not_run(command), f"no one knows '{words[0]}'"
 
