@@ -130,7 +130,7 @@ def test_without_the_extra_the_reason_names_cause_and_command(
     write_gaps(tmp_path, voxels)
     (excluded,) = index_sources([str(tmp_path)]).excluded
     assert "its slices are unequally spaced: 2.5 to 5 mm" in excluded.reason
-    assert "pip install 'viewalign[dicom]'" in excluded.reason
+    assert "pip install dcm2niix" in excluded.reason
     with pytest.raises(ExcludedImageError, match="pip install"):
         read_volume(tmp_path / "0.dcm")
 

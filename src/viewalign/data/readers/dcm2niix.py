@@ -92,7 +92,7 @@ class ConversionError(Exception):
 def _converted(files: Collection[Path], max_voxels: int) -> Iterator[list[Output]]:
     program = executable()
     if program is None:
-        raise ConversionError("dcm2niix may convert it: pip install 'viewalign[dicom]'")
+        raise ConversionError("dcm2niix may convert it: pip install dcm2niix")
     with tempfile.TemporaryDirectory(prefix="viewalign-") as folder:
         inputs, outputs = Path(folder) / "in", Path(folder) / "out"
         inputs.mkdir()

@@ -208,7 +208,7 @@ def _check_decoder(syntax: UID) -> None:
         decoded = False
     if not decoded:
         raise ExcludedImageError(
-            f"its encoding ({syntax.name}) is not decoded; pip install 'viewalign[dicom]' may help"
+            f"its encoding ({syntax.name}) is not decoded; 'pip install pylibjpeg pylibjpeg-openjpeg' may help"
         )
 
 
