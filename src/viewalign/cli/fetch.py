@@ -120,7 +120,7 @@ def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tupl
     with progress_bar("Fetching, MB") as bar:
         count = fetch_weights(found, folder, _in_megabytes(bar))
     console.print(f"{folder}: {count} files fetched or checked.", highlight=False, markup=False, soft_wrap=True)
-    weights = next((file for kind in ("*.safetensors", "*.pth") for file in sorted(folder.rglob(kind))), None)
+    weights = next((file for kind in ("*.safetensors", "*.pth", "*.ckpt") for file in sorted(folder.rglob(kind))), None)
     if weights:
         command = f"viewalign pretrain RECIPE store -o run init={weights}"
         console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)

@@ -16,33 +16,35 @@ _RUNS = 6
 
 
 def resolve_checkpoint(path: str | Path, network: str) -> tuple[Path, str]:
-    """Return the path of weights, and a sentence where it is not the one asked for.
+    """Return the path of weights, and a message if it is not the requested one.
 
     A missing `MAETrainer/fold_all/checkpoint_final.pth`, as in the published command lines, stands for the run of that
     trainer, `MAETrainer__<plans>__<config>/fold_all/checkpoint_final.pth`, that trained the same kind of network. Its
     Primus twin, whose name has "Eva" in it (`MAEEvaTrainer`), counts as the same trainer.
 
     Args:
-        path: what was asked for.
+        path: the requested path.
         network: the network to fill, such as "resenc-l" or "primus-m", or its family alone.
 
     Raises:
         UserError: it is not there, and nothing or more than one thing could be meant, or what is meant is of the other
             kind of network.
     """
-    asked = Path(path)
-    fold = asked.parent
-    if asked.exists() or "__" in fold.parent.name or not fold.name.startswith("fold_"):
-        return asked, ""
-    runs = sorted(r for r in fold.parent.parent.glob(f"*__*/{fold.name}/{asked.name}") if _meant(r, fold.parent.name))
+    requested = Path(path)
+    fold = requested.parent
+    if requested.exists() or "__" in fold.parent.name or not fold.name.startswith("fold_"):
+        return requested, ""
+    runs = sorted(
+        r for r in fold.parent.parent.glob(f"*__*/{fold.name}/{requested.name}") if _meant(r, fold.parent.name)
+    )
     if not runs:
-        return asked, ""
+        return requested, ""
     family = _family(network)
     fitting = [run for run in runs if _family_in(run) == family]
     if len(fitting) != 1:
         names = ", ".join(run.parent.parent.name for run in (fitting or runs)[:_RUNS])
         why = "all of these could be meant" if fitting else f"of which none is of a {sources.family_words(family)}"
-        raise UserError(f"There is no {asked}, only {names}, {why}. Name the checkpoint in full.")
+        raise UserError(f"There is no {requested}, only {names}, {why}. Name the checkpoint in full.")
     return fitting[0], f"There is no {fold.parent.name}; {fitting[0].parent.parent.name} is taken."
 
 

@@ -29,8 +29,8 @@ class PublishedEncoder:
         licence: as the Hugging Face Hub abbreviates it; empty if it is not known here.
         cite: papers.
         sha256: of the file, as others recorded it; empty if unknown.
-        order: of the tokens of a Primus whose trainer's name does not tell it.
-        size: (D, H, W) of its views, where its file does not tell them.
+        order: of the tokens of a Primus whose trainer's name does not determine it.
+        size: (D, H, W) of its views, if its file does not state them.
         tried: what was tried in place of the file itself.
     """
 

@@ -143,21 +143,21 @@ class ZenodoRecord:
 
 
 def find_weights(
-    asked: str, patterns: tuple[str, ...] = (), hub_endpoint: str | None = None, zenodo: str | None = None
+    requested: str, patterns: tuple[str, ...] = (), hub_endpoint: str | None = None, zenodo: str | None = None
 ) -> hub.Selection | ZenodoRecord:
     """Look up what a name, `hf:OWNER/NAME[/FILE]` or `zenodo:RECORD` stands for.
 
     Raises:
         UserError: unknown, not reachable, or nothing in it is weights.
     """
-    place = ENCODERS[asked].source if asked in ENCODERS else asked
+    place = ENCODERS[requested].source if requested in ENCODERS else requested
     found = _ID.fullmatch(place)
     if found and not {".", ".."} & set(found[1].split("/")):
         return hub.select(found[1], "model", patterns or ((found[3],) if found[3] else WANTED), hub_endpoint)
     if found := _RECORD.fullmatch(place):
         need("pooch")
         return _record(found[1], zenodo or _ZENODO)
-    raise UserError(f"There are no weights {asked}. Known: {', '.join(ENCODERS)}, hf:OWNER/NAME and zenodo:NUMBER.")
+    raise UserError(f"There are no weights {requested}. Known: {', '.join(ENCODERS)}, hf:OWNER/NAME and zenodo:NUMBER.")
 
 
 def fetch_weights(found: hub.Selection | ZenodoRecord, folder: Path, on_bytes: Listener | None = None) -> int:

@@ -123,14 +123,16 @@ def make_source(
     return source if family == "resenc" else _order_tokens(source, order)
 
 
-def _order_tokens(source: Source, asked: token_order.Order | None) -> Source:
+def _order_tokens(source: Source, requested: token_order.Order | None) -> Source:
     """Settle a Primus's token grid and order; repair the weights where that is another one than raster."""
     state, notes = source.state, []
     grid, note = _token_grid(source)
     notes += [note] if note else []
-    if token_order.settle(source.trainer_name, asked, source.file) == "hdw":
+    if token_order.settle(source.trainer_name, requested, source.file) == "hdw":
         if grid is None:
-            raise UserError(f"{source.file} does not tell its token grid, without which its token order has no repair.")
+            raise UserError(
+                f"{source.file} does not state its token grid, without which its token order has no repair."
+            )
         state = token_order.repair(state, grid)
         notes.append(
             f"The tokens of {source.file} lay as (H, D, W); positions were transposed and rotary channels exchanged."
@@ -151,10 +153,10 @@ def _token_grid(source: Source) -> tuple[Size | None, str]:
         if math.prod(grid) == tokens:
             return grid, ""
     side = round(tokens ** (1 / 3))
-    told = "does not say what views it was trained on" if source.size is None else "names views that do not fit it"
+    problem = "does not say what views it was trained on" if source.size is None else "names views that do not fit it"
     if side**3 == tokens:
-        return (side, side, side), f"{source.file} {told}; its {tokens} tokens are taken for a cube."
-    return None, f"{source.file} {told}, and its {tokens} tokens are no cube's; its positions cannot be resized."
+        return (side, side, side), f"{source.file} {problem}; its {tokens} tokens are taken for a cube."
+    return None, f"{source.file} {problem}, and its {tokens} tokens are no cube's; its positions cannot be resized."
 
 
 def _file_of(path: Path) -> Path:

@@ -43,17 +43,17 @@ def order_of(trainer_name: str) -> Order | None:
     return "dhw" if _RIGHT.match(trainer_name) else None
 
 
-def settle(trainer_name: str, asked: Order | None, file: str) -> Order:
+def settle(trainer_name: str, requested: Order | None, file: str) -> Order:
     """Return the order to assume: the requested one, else that of the trainer's name.
 
     Raises:
         UserError: neither says.
     """
-    order = asked or order_of(trainer_name)
+    order = requested or order_of(trainer_name)
     if order is None:
-        told = f"its trainer is '{trainer_name}'" if trainer_name else "it names no trainer"
+        origin = f"its trainer is '{trainer_name}'" if trainer_name else "it names no trainer"
         raise UserError(
-            f"{file} holds a Primus, but not in which order its tokens lie ({told}). Say so: init.token_order=hdw "
+            f"{file} holds a Primus, but not in which order its tokens lie ({origin}). Say so: init.token_order=hdw "
             "for networks of nnssl's EvaMAE, which exchanges the first two axes, init.token_order=dhw for raster order."
         )
     return order
