@@ -19,6 +19,7 @@ from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.extras import missing
 from viewalign.utils.shapes import Size
 from viewalign.weights import loading, reading, sources
+from viewalign.weights.adaptation_plan import PREPARATION
 from viewalign.weights.loading import FittedWeights
 from viewalign.weights.token_order import Order
 
@@ -66,7 +67,16 @@ def read_pretrained(encoder: str | Path, token_order: Order | None = None) -> Pr
 
 
 def preparation_of(plan: Mapping[str, Any]) -> PrepareSettings:
-    """Return spacing and normalisation of a pretraining from its adaptation plan, or the defaults."""
+    """Return the preparation of a pretraining from its adaptation plan, or the defaults.
+
+    Raises:
+        UserError: the plan's settings are damaged.
+    """
+    if isinstance(own := plan.get(PREPARATION), Mapping):
+        try:
+            return PrepareSettings.model_validate(dict(own))
+        except ValueError:
+            raise UserError(f"The adaptation plan has a damaged entry {PREPARATION}: {dict(own)}.") from None
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     first = next(iter(configurations.values()), None)
     if not isinstance(first, Mapping):

@@ -25,6 +25,7 @@ from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec
+from viewalign.weights.adaptation_plan import PREPARATION_KEYS
 
 _BOOTSTRAP_SAMPLES = 200
 
@@ -109,6 +110,6 @@ def make_probe(recipe: Recipe) -> OnlineProbe | None:
             f"validate.probe: {spec.name} has {len(spec.channels)} channels, the network {recipe.network.channels}."
         )
     preparation = Store.open(recipe.data).recipe if recipe.data else {}
-    used = {key: value for key, value in preparation.items() if key in ("spacing", "normalise")}
+    used = {key: value for key, value in preparation.items() if key in PREPARATION_KEYS}
     preprocessor = Preprocessor(spec.channels, recipe.views.patch_size, PrepareSettings.model_validate(used))
     return OnlineProbe(spec, cases, preprocessor, settings.folds, recipe.seed)

@@ -108,6 +108,11 @@ _OTHER_SCHEMES = {"none": "NoNormalization", "percentile": "PercentileNormalizat
 """What a plan calls ways of preparing that are no z-score; the last two neither nnssl nor nnU-Net has."""
 
 
+PREPARATION = "viewalign_preparation"
+"""Key of a plan for what neither nnssl nor nnU-Net can say of the pretraining images: settings of `prepare`."""
+PREPARATION_KEYS = ("spacing", "interpolation", "normalise", "percentiles", "window", "fill_nonfinite")
+
+
 def plan_of(network: str, channels: int, size: Size, method: str, preparation: Mapping[str, Any]) -> dict[str, Any]:
     """Describe an encoder of this package to nnU-Net.
 
@@ -127,6 +132,8 @@ def plan_of(network: str, channels: int, size: Size, method: str, preparation: M
     if normalise in _OTHER_SCHEMES:
         for configuration in plan["pretrain_plan"]["configurations"].values():
             configuration["normalization_schemes"] = [_OTHER_SCHEMES[normalise]]
+    if normalise is not None:
+        plan[PREPARATION] = {key: preparation[key] for key in PREPARATION_KEYS if key in preparation}
     return plan
 
 

@@ -95,6 +95,7 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
     notes = [
         f"Its images were normalised by {scheme}, which is not known here; a z-score takes its place."
         for scheme in sorted(set(schemes) - set(KNOWN_SCHEMES))
+        if adaptation.PREPARATION not in plan
     ]
     citations = tuple(listed) if isinstance(listed, list | tuple) else ()
     return replace(source, citations=citations, notes=(*source.notes, *notes))

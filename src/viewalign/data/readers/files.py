@@ -146,7 +146,10 @@ def _check_finite(array: NDArray[np.float32], fill: bool) -> int:
     if bad and not fill:
         nans = sum(int(np.count_nonzero(np.isnan(plane))) for plane in array)
         what = "NaN" if nans == bad else "infinite" if nans == 0 else "NaN or infinite"
-        raise ExcludedImageError(f"{bad:,} of {array.size:,} voxels are {what} (fill_nonfinite=true writes 0 there)")
+        raise ExcludedImageError(
+            f"{bad:,} of {array.size:,} voxels are {what} (0 is written there by a store prepared with "
+            "fill_nonfinite=true, and by encoders pretrained on one)"
+        )
     if bad:
         np.nan_to_num(array, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return bad

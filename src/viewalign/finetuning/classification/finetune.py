@@ -107,7 +107,7 @@ def make_preprocessor(start: Pretrained, spec: TaskSpec, settings: TaskTraining)
     """Build the preprocessor, as in pretraining unless settings differ, which is reported."""
     prepared = with_spacing(start.preparation, settings.spacing)
     if settings.normalise != "pretraining":
-        prepared = prepared.model_copy(update={"normalise": settings.normalise})
+        prepared = prepared.model_copy(update={"normalise": settings.normalise, "window": None})
     if start.source is not None and prepared != start.preparation:
         _log.info(
             "Images are prepared as %s; those of pretraining were %s.",
