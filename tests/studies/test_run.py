@@ -1,6 +1,7 @@
 """The grid on tiny real pretrainings: what is done stays, what changed is done again, what fails is named."""
 
 import dataclasses
+import logging
 import signal
 
 import numpy as np
@@ -15,6 +16,13 @@ from viewalign.utils.locks import locked
 from .conftest import COMMON
 
 
+@pytest.fixture
+def told(caplog):
+    """Return a call that gives the messages of the study so far."""
+    caplog.set_level(logging.INFO, logger="viewalign")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "viewalign.studies.run"]
+
+
 def test_a_common_setting_that_no_arm_reads_is_refused(make):
     assert make().recipes["mae", 0].heads.width == 2048, "which cva reads, and mae does not"
     with pytest.raises(UserError, match=r"common.*optim\.momentum.*optim\.name=adamw"):
@@ -22,22 +30,21 @@ def test_a_common_setting_that_no_arm_reads_is_refused(make):
 
 
 @pytest.mark.slow
-def test_done_cells_stay_and_changed_ones_are_done_again(make):
+def test_done_cells_stay_and_changed_ones_are_done_again(make, told):
     grid = make()
     assert [cell.name for cell in grid.cells][:3] == ["pretrain/untrained/0", "pretrain/mae/0", "pretrain/cva/0"]
-    told = []
-    assert run_study(grid, told.append, iter([True, True, False]).__next__) == 4
-    assert len(told) == 2
-    assert run_study(make(), told.append) == 0
-    assert len(told) == len(grid.cells) == 9
-    assert run_study(make(), told.append) == 0
-    assert len(told) == 9
+    assert run_study(grid, iter([True, True, False]).__next__) == 4
+    assert len(told()) == 2
+    assert run_study(make()) == 0
+    assert len(told()) == len(grid.cells) == 9
+    assert run_study(make()) == 0
+    assert len(told()) == 9
     changed = make(evaluations={"voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 10, "test_voxels": 200}})
     assert [cell.done for cell in changed.cells] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_reported_and_the_others_run(make, monkeypatch):
+def test_a_failed_cell_is_reported_and_the_others_run(make, monkeypatch, told):
     real = run.pretrain
 
     def broken(recipe, **more):
@@ -46,9 +53,8 @@ def test_a_failed_cell_is_reported_and_the_others_run(make, monkeypatch):
         return real(recipe, **more)
 
     monkeypatch.setattr(run, "pretrain", broken)
-    told = []
-    assert run_study(make(), told.append) == 3
-    assert any("pretrain/mae/0: the disk fell over" in line for line in told)
+    assert run_study(make()) == 3
+    assert any("pretrain/mae/0: the disk fell over" in line for line in told())
     done = {cell.name for cell in make().cells if cell.done}
     assert done == {"pretrain/untrained/0", "evaluate/voxels/untrained/0", "evaluate/places/untrained/0"}
 
@@ -61,7 +67,7 @@ def test_a_signal_in_the_last_step_of_a_run_stops_the_study_after_it(make, monke
         return dataclasses.replace(real(recipe, **more), signal=signal.SIGTERM)
 
     monkeypatch.setattr(run, "pretrain", signalled)
-    assert run_study(make(), print) == 128 + signal.SIGTERM
+    assert run_study(make()) == 128 + signal.SIGTERM
     assert {cell.name for cell in make().cells if cell.done} == {"pretrain/untrained/0", "pretrain/mae/0"}
 
 
@@ -76,7 +82,7 @@ def test_more_shots_than_cases_are_an_error_before_anything_runs(make, tmp_path)
 @pytest.mark.slow
 def test_the_table_has_the_values_of_the_cells(make):
     grid = make(seeds=2, evaluations={"places": {"kind": "retrieval", "cells": 3}})
-    assert run_study(grid, print) == 0
+    assert run_study(grid) == 0
     text = table.write(grid)
     rows = {(row["measure"], row["arm"]): row for row in table.collect(grid)}
     assert len(rows) == 9
@@ -102,7 +108,7 @@ def test_differences_over_cases_are_those_of_the_cells(make):
     grid = make(
         seeds=2, evaluations={"voxels": {"kind": "voxel_probe", "shots": 1, "per_class": 20, "test_voxels": 200}}
     )
-    assert run_study(grid, print) == 0
+    assert run_study(grid) == 0
     row = next(row for row in table.collect(grid) if (row["arm"], row["measure"]) == ("cva", "dice"))
     records = {(cell.arm, cell.seed): cell.record for cell in grid.cells if cell.evaluation}
     apart = [
@@ -116,15 +122,15 @@ def test_differences_over_cases_are_those_of_the_cells(make):
 
 
 @pytest.mark.slow
-def test_cells_of_another_process_are_skipped(make):
-    grid, told = make(), []
+def test_cells_of_another_process_are_skipped(make, told):
+    grid = make()
     first = grid.cells[1]
     first.folder.mkdir(parents=True)
     with locked(first.folder / ".lock"):
-        assert run_study(grid, told.append) == 4
-    assert any(line.endswith("pretrain/mae/0: run by another process") for line in told)
+        assert run_study(grid) == 4
+    assert any(line.endswith("pretrain/mae/0: run by another process") for line in told())
     done = {cell.name for cell in grid.cells if cell.done}
     assert done == {"pretrain/untrained/0", "evaluate/voxels/untrained/0", "evaluate/places/untrained/0"}
-    assert run_study(make(), told.append, cells=only(make().cells, "evaluate/places/mae/*")) == 0
+    assert run_study(make(), cells=only(make().cells, "evaluate/places/mae/*")) == 0
     done = {cell.name for cell in make().cells if cell.done} - done
     assert done == {"pretrain/mae/0", "evaluate/places/mae/0"}

@@ -81,7 +81,7 @@ def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch
         "_work",
         lambda self, folder, job, *more: works.append(job) or real(self, folder, job, *more),
     )
-    assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]
+    assert run_study(grid) == 0, [cell.record for cell in grid.cells]
     assert [job["do"] for job in works] == ["prepare", "finetune", "finetune"]
     scratch, tuned = (job["settings"] for job in works[1:])
     assert (scratch["from_scratch"], tuned["from_scratch"]) == (True, False)
@@ -101,7 +101,7 @@ def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch
     assert {row["measure"] for row in table.collect(grid)} == {"dice", "nsd"}
     # A cell that was killed goes on in its own folder.
     (grid.cells[2].folder / "cell.json").unlink()
-    assert run_study(make(arms=arms, evaluations=evaluation(), common=common), print) == 0
+    assert run_study(make(arms=arms, evaluations=evaluation(), common=common)) == 0
     assert [job["do"] for job in works[3:]] == ["finetune"]
 
 

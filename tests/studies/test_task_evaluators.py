@@ -56,7 +56,7 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path):
 @pytest.mark.long
 def test_both_evaluations_cover_every_arm(make, task):
     grid = make(arms=ARMS, evaluations=evaluations(), seeds=2, common=PLAIN)
-    assert run_study(grid, print) == 0, [cell.record for cell in grid.cells]
+    assert run_study(grid) == 0, [cell.record for cell in grid.cells]
     rows = {(row["evaluation"], row["measure"], row["arm"]): row for row in table.collect(grid)}
     for evaluation in ("vectors", "tuned"):
         two = {arm: rows[evaluation, "mae", arm] for arm in ARMS}

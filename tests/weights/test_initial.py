@@ -1,6 +1,7 @@
 """A run that starts from given weights: what is taken over, what is told, and what is refused."""
 
 import json
+import logging
 import re
 import shutil
 
@@ -70,7 +71,8 @@ def assert_teacher_is_the_student(method):
 
 
 @pytest.mark.parametrize("network", RECIPES)
-def test_a_run_starts_from_a_checkpoint_of_nnssl(network, mae_file, tiny_recipe, before_first_step, capfd):
+def test_a_run_starts_from_a_checkpoint_of_nnssl(network, mae_file, tiny_recipe, before_first_step, caplog):
+    caplog.set_level(logging.INFO, logger="viewalign")
     path, backbone = mae_file(network)
     outcome = pretrain(tiny_recipe(f"init={path}", recipe=RECIPES[network], steps=2))
     assert outcome.finished
@@ -80,7 +82,7 @@ def test_a_run_starts_from_a_checkpoint_of_nnssl(network, mae_file, tiny_recipe,
         assert torch.equal(before_first_step[f"student.backbone.{name}"], value), name
         if f"teacher.backbone.{name}" in before_first_step:
             assert torch.equal(before_first_step[f"teacher.backbone.{name}"], value), name
-    told = capfd.readouterr().err
+    told = caplog.text
     assert "Starting from checkpoint_final.pth: 100.0% of the encoder is covered." in told
     assert len(told.splitlines()) < 40
     written = outcome.folder.initial.read_text()
@@ -201,7 +203,8 @@ def test_a_run_without_a_checkpoint_is_no_start(tiny_recipe, method_of):
         load_initial(method_of(), folder.root, (16, 16, 16))
 
 
-def test_weights_are_of_the_first_start_alone(mae_file, tiny_recipe, capfd):
+def test_weights_are_of_the_first_start_alone(mae_file, tiny_recipe, caplog):
+    caplog.set_level(logging.INFO, logger="viewalign")
     path, _ = mae_file("resenc-xs")
     settings = [f"init={path}", "init.min_share=0.5"]
     folder = pretrain(tiny_recipe(*settings, "checkpoint.every=1", steps=2)).folder
@@ -211,24 +214,25 @@ def test_weights_are_of_the_first_start_alone(mae_file, tiny_recipe, capfd):
         resumed = pretrain(tiny_recipe(*again, steps=2), resume="auto")
         assert resumed.finished
         assert folder.recipe().init.weights == str(path)
-    assert capfd.readouterr().err.count("Starting from") == 1
+    assert caplog.text.count("Starting from") == 1
     state = checkpoints.load_newest(folder.checkpoints)
     assert "weights" not in state["recipe"]["init"]
     assert state["recipe"]["init"]["min_share"] == 0.5
     assert str(path.parent) not in repr({k: v for k, v in state.items() if k not in ("method", "optimizer")})
 
 
-def test_a_run_that_died_early_starts_from_its_weights_again(mae_file, tiny_recipe, capfd):
+def test_a_run_that_died_early_starts_from_its_weights_again(mae_file, tiny_recipe, caplog):
+    caplog.set_level(logging.INFO, logger="viewalign")
     path, _ = mae_file("resenc-xs")
     folder = pretrain(tiny_recipe(f"init={path}", steps=1)).folder
     shutil.rmtree(folder.checkpoints)  # as if it had been killed before its first checkpoint
     pretrain(tiny_recipe(steps=1), resume="auto")
-    assert capfd.readouterr().err.count("Starting from checkpoint_final.pth") == 2
+    assert caplog.text.count("Starting from checkpoint_final.pth") == 2
     assert folder.recipe().init.weights == str(path)
     moved = path.rename(path.with_name("moved.pth"))
     shutil.rmtree(folder.checkpoints)
     pretrain(tiny_recipe(f"init={moved}", steps=1), resume="auto")
-    assert "Starting from moved.pth" in capfd.readouterr().err
+    assert "Starting from moved.pth" in caplog.text
 
 
 def test_settings():

@@ -111,7 +111,10 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
                 f"{folder.root} holds another run. Continue it with --resume, or name a new folder with -o."
             )
         recipe = _reconcile(before, recipe, folder.root)
-    elif folder.root.is_dir() and any(path.name != LOCK for path in folder.root.iterdir()):
+    elif folder.root.is_dir() and any(
+        path.name not in (LOCK, folder.messages.name)  # left by a start that failed
+        for path in folder.root.iterdir()
+    ):
         raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with -o.")
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
