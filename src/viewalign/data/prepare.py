@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,15 +147,11 @@ def prepare_records(
             Job(store, record, settings, (quality or {}).get(record.image_id), limits.max_voxels)
             for record in shard.of(distinct)
         ]
-        run.total = len(jobs)
-        count = _count(workers, len(jobs))
         whole = False
         try:
-            left = _left_catalogue(store, distinct) if prune is not None else []
-            if prune is not None and left and prune(left):
-                run.report.pruned = _prune(store, left)
-            for job, result in run_jobs(work, run.missing(jobs), count, limits.seconds, executor):
-                run.take(job, result)
+            if prune is not None:
+                run.report.pruned = _prune(store, distinct, prune)
+            run.do(jobs, _count(workers, len(jobs)), limits.seconds, executor)
             whole = True
         finally:
             _finish(store, settings, shard, run.report, whole)
@@ -189,6 +185,12 @@ class _Run:
                         yield job
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def do(self, jobs: Sequence[Job], workers: int, seconds: float | None, executor: Executor | None) -> None:
+        """Do the jobs that are not done yet."""
+        self.total = len(jobs)
+        for job, result in run_jobs(work, self.missing(jobs), workers, seconds, executor):
+            self.take(job, result)
 
     def take(self, job: Job, result: ImageOutcome | WorkerLost) -> None:
         """Count one result."""
@@ -235,8 +237,11 @@ def _check_sources(records: Sequence[Record]) -> None:
         )
 
 
-def _prune(store: Path, entries: Collection[str]) -> int:
-    """Remove entries and the folders that become empty, whose names are those of subjects; return how many."""
+def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], bool]) -> int:
+    """Remove what left the catalogue, if that is agreed to, and folders that become empty; return how many entries."""
+    entries = _left_catalogue(store, records)
+    if not entries or not agree(entries):
+        return 0
     try:
         for relative in entries:
             forget_entry(store, relative)

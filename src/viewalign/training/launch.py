@@ -46,6 +46,46 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
         UserError: a batch that is not divisible by the number of processes, or a missing device.
     """
     runtime = recipe.runtime
+    _check_batch(recipe, group)
+    first = os.environ.pop(_FIRST_PROCESS, None)
+    if first:
+        _end_with(int(first))
+    _prepare_torch(runtime.threads, runtime.deterministic, repeats)
+    accelerator: str = runtime.device
+    if accelerator == "auto":
+        accelerator = choose_device()
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "runtime.device=cuda, but torch detects no GPU (see `viewalign doctor`). Set it to auto or cpu."
+        )
+    several = runtime.gpus * runtime.nodes > 1
+    arithmetic.allow_tf32(runtime.tf32)
+    chosen = arithmetic.settle(runtime.precision, accelerator).precision
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=runtime.gpus,
+            num_nodes=runtime.nodes,
+            strategy=DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False) if several else "auto",
+        )
+    except (RuntimeError, ValueError) as problem:
+        raise UserError(
+            f"runtime.device={runtime.device} with runtime.gpus={runtime.gpus} is not available here: "
+            f"{str(problem).splitlines()[0]}"
+        ) from None
+    with _announce_first_process():
+        fabric.launch()
+    _check_agreement(chosen)
+    return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
+
+
+def _check_batch(recipe: Recipe, group: int) -> None:
+    """Check that the batch can be divided over processes, accumulated parts and groups of volumes.
+
+    Raises:
+        UserError: it cannot; the message names the nearest size.
+    """
+    runtime = recipe.runtime
     world = runtime.gpus * runtime.nodes
     if recipe.batch % world:
         fits = recipe.batch // world * world or world
@@ -64,35 +104,6 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
             f"{recipe.method} processes volumes in groups of {group}: batch={recipe.batch} must be a multiple of "
             f"{group * world * runtime.accumulate} (runtime.gpus × runtime.nodes × runtime.accumulate × {group})."
         )
-    first = os.environ.pop(_FIRST_PROCESS, None)
-    if first:
-        _end_with(int(first))
-    _prepare_torch(runtime.threads, runtime.deterministic, repeats)
-    accelerator: str = runtime.device
-    if accelerator == "auto":
-        accelerator = choose_device()
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "runtime.device=cuda, but torch detects no GPU (see `viewalign doctor`). Set it to auto or cpu."
-        )
-    arithmetic.allow_tf32(runtime.tf32)
-    chosen = arithmetic.settle(runtime.precision, accelerator).precision
-    try:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=runtime.gpus,
-            num_nodes=runtime.nodes,
-            strategy=DDPStrategy(find_unused_parameters=idle, broadcast_buffers=False) if world > 1 else "auto",
-        )
-    except (RuntimeError, ValueError) as problem:
-        raise UserError(
-            f"runtime.device={runtime.device} with runtime.gpus={runtime.gpus} is not available here: "
-            f"{str(problem).splitlines()[0]}"
-        ) from None
-    with _announce_first_process():
-        fabric.launch()
-    _check_agreement(chosen)
-    return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
 
 
 @contextmanager
