@@ -62,7 +62,7 @@ def test_more_shots_than_cases(make):
 
 def test_a_missing_nnunet_is_an_error(make, monkeypatch):
     monkeypatch.setattr(environment.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"evaluations.seg.*viewalign\[nnunet\]"):
+    with pytest.raises(UserError, match=r"evaluations.seg.*nnunetv2"):
         make(evaluations=evaluation())
 
 

@@ -186,7 +186,9 @@ class _Run:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def do(self, jobs: Sequence[Job], workers: int, seconds: float | None, executor: Executor | None) -> None:
+    def do(
+        self, jobs: Sequence[Job], workers: int | Callable[[], int], seconds: float | None, executor: Executor | None
+    ) -> None:
         """Do the jobs that are not done yet."""
         self.total = len(jobs)
         for job, result in run_jobs(work, self.missing(jobs), workers, seconds, executor):

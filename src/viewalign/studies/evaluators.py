@@ -232,7 +232,7 @@ class TaskEvaluator:
         self, settings: FinetuneEvaluation, folder: Path, encoder: str, cache: Path, seed: int
     ) -> dict[str, Any]:
         training = load_training(settings.recipe, {"device": self.device, **settings.settings, "seed": seed})
-        _, excluded = finetune(self.task, encoder, folder, training, lambda _: None, cache=cache)
+        _, excluded = finetune(self.task, encoder, folder, training, cache=cache)
         metrics = json.loads((folder / "metrics.json").read_text())
         if not settings.keep:
             for fold in folder.glob("fold_*"):

@@ -110,5 +110,5 @@ def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task):
     settings = trained_by(
         None, ["mode=lora", "epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
     )
-    finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lambda _: None)
+    finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings)
     assert np.isfinite(Predictor(tmp_path / "out").predict(cases[0])).all()

@@ -59,7 +59,7 @@ def test_training_and_prediction_resample_alike(tmp_path, striped_task, head, wr
     for k, case in enumerate(cases):
         write_image(case.images["t1"], head(k, (10, 22, 18)), spacing=(1.0, 1.0, 2.0))
     settings = trained_by(None, ["epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=[1,1,1]"])
-    finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lambda _: None)
+    finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings)
     predictor = Predictor(tmp_path / "out")
     assert predictor.preprocessor.settings.spacing == (1.0, 1.0, 1.0)
     trained, _ = prepare_cases(cases, predictor.preprocessor)

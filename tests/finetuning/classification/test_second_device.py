@@ -4,7 +4,9 @@ The device is a made-up one (`tests/made/second_device.py`), so that this holds 
 """
 
 import json
+import logging
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -56,29 +58,30 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
     striped_task(tmp_path / "task", kind, 12, ("a", "b", "c") if kind == "multiclass" else ("no", "yes"))
     mark_as_test(tmp_path / "task", 3)
     made = trained_by(None, [*SMALL, "folds=1", *settings])
-    finetune(tmp_path / "task", encoder, tmp_path / "here", made, lambda _: None)
+    finetune(tmp_path / "task", encoder, tmp_path / "here", made)
     with elsewhere():
-        finetune(tmp_path / "task", encoder, tmp_path / "there", made, lambda _: None)
+        finetune(tmp_path / "task", encoder, tmp_path / "there", made)
     here, there = (json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("here", "there"))
     assert there["cases"] == 3
     assert there["values"] == pytest.approx(here["values"], rel=0.05, abs=0.05, nan_ok=True)
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task):
+def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task, monkeypatch, caplog):
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     made = trained_by(None, [*SMALL, "epochs=2", "folds=2"])
 
-    def stop(line):
-        if "epoch 1/2" in line:
+    def stop(text, *values):
+        if "epoch" in text and values[1] == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made, stop)
-    told = []
-    with elsewhere():
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made, told.append)
-    assert [line[:16] for line in told if "epoch" in line][:2] == ["fold 0  epoch 2/", "fold 1  epoch 1/"]
+    with monkeypatch.context() as patch:
+        patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made)
+    with elsewhere(), caplog.at_level(logging.INFO, "viewalign"):
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made)
+    assert [line[:16] for line in caplog.messages if "epoch" in line][:2] == ["fold 0  epoch 2/", "fold 1  epoch 1/"]
 
 
 @pytest.mark.parametrize("seed", range(4))

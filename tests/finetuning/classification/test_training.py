@@ -188,7 +188,7 @@ def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monk
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     with lock_folder(tmp_path / "out"), pytest.raises(UserError, match=f"process {os.getpid()}"):
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", trained_by(None), print)
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", trained_by(None))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
@@ -268,9 +268,8 @@ def test_targets_are_standardised_by_the_training_cases_alone():
 def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind):
     classes = ("a", "b", "c")
     striped_task(tmp_path / "task", kind, 12, classes)
-    lines = []
     settings = trained_by(None, ["epochs=1", "batch=4", "folds=3", "draws=100", "patch_size=16", "spacing=none"])
-    result, excluded = finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings, lines.append)
+    result, excluded = finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings)
     assert not excluded
     assert len(result.cases) == 12
     with (tmp_path / "out" / "predictions.csv").open() as stream:
@@ -300,20 +299,21 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
 
 
 @pytest.mark.slow
-def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task, mark_as_test):
+def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task, mark_as_test, caplog):
     """Training on all training cases with test cases: one model, its page and metrics over the test cases."""
     striped_task(tmp_path / "task", "regression", 12)
     judged = mark_as_test(tmp_path / "task", 4)
-    lines, out = [], tmp_path / "out"
+    out = tmp_path / "out"
+    caplog.set_level(logging.INFO, "viewalign")
     settings = trained_by(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "patch_size=16", "spacing=none"])
-    result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings, lines.append)
+    result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings)
     assert sorted(result.cases) == sorted(judged)
     told = json.loads((out / "metrics.json").read_text())
     assert "held_out" not in told
     assert told["test"]["cases"] == 4
     assert len(json.loads((out / "folds.json").read_text())["folds"][0]["train"]) == 8
     assert sorted(file.name for file in out.glob("fold_*")) == ["fold_0"]
-    assert any("4 test cases" in line for line in lines)
+    assert any("4 test cases" in line for line in caplog.messages)
     page = write_page(out).read_text()
     assert "over 4 test cases of 4 subjects" in page
     assert "Each fold" not in page

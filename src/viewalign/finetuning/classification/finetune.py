@@ -39,6 +39,7 @@ from viewalign.utils.locks import lock_folder
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.precision import choose_device
 from viewalign.utils.settings import checked
+from viewalign.weights.token_order import Order
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def finetune(
     encoder: str,
     out: Path,
     settings: TaskTraining,
-    token_order: Any = None,
+    *,
+    token_order: Order | None = None,
     cache: Path | None = None,
     workers: int | None = None,
 ) -> tuple[TaskScore, list[tuple[str, str]]]:
