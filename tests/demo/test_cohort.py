@@ -96,5 +96,5 @@ def test_missing_extras_are_named(monkeypatch):
     import viewalign.demo.cohort as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "nilearn" else Path)
-    with pytest.raises(UserError, match=r"nilearn.*viewalign\[demo\]"):
+    with pytest.raises(UserError, match=r"pip install.*nilearn"):
         module.require_extras()

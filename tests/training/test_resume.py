@@ -140,7 +140,7 @@ def test_workers_do_not_change_the_run(tiny_recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
     """The command itself: stopped by a signal, then continued with the very line that it printed."""
     recipe = tiny_recipe("runtime.workers=1", steps=16)

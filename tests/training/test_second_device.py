@@ -155,7 +155,14 @@ def elsewhere():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["optim.name=adamw", "optim.name=sgd", "runtime.accumulate=2"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optim.name=adamw",
+        pytest.param("optim.name=sgd", marks=pytest.mark.long),
+        pytest.param("runtime.accumulate=2", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_on_the_second_device(setting, tmp_path):
     store_from_arrays(tmp_path / "store", smooth_volumes(24))
     more = [
@@ -188,7 +195,7 @@ def test_a_run_on_the_second_device(setting, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("sgd", marks=pytest.mark.long)])
 def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path, monkeypatch):
     """The step whose loss is not finite is found out one step later, or before the row that follows it."""
     waits, plain_step, plain_loss = [], Trainer._train_step, ConsistentViewAlignment.forward

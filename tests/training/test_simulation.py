@@ -17,8 +17,8 @@ SMALL = ["views.patch_size=32", "batch=4"]
     ("recipe", "settings", "gigabytes"),
     [
         ("cva-resenc-l", ["views.patch_size=128"], 25.4),
-        ("cva-resenc-l", ["views.patch_size=128", "runtime.recompute=true"], 16.2),
-        ("cva-primus-m", ["views.patch_size=160"], 45.5),
+        pytest.param("cva-resenc-l", ["views.patch_size=128", "runtime.recompute=true"], 16.2, marks=pytest.mark.long),
+        pytest.param("cva-primus-m", ["views.patch_size=160"], 45.5, marks=pytest.mark.long),
         ("cva-primus-m", ["views.patch_size=160", "runtime.recompute=true"], 17.1),
     ],
 )
@@ -31,7 +31,7 @@ def test_peak_memory_of_published_recipes(recipe, settings, gigabytes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", pytest.param("cva-primus-xs", marks=pytest.mark.long)])
 def test_settings_that_need_less_memory(recipe):
     def peak(*settings, precision="bf16", processes=1):
         return simulated_peak(load(recipe, [*SMALL, *settings]), precision, processes)

@@ -94,7 +94,7 @@ def test_views_contain_the_voxels_of_their_affines():
         batch = build_views([sample], PLAIN.size, None)
         assert (batch.count, batch.local.count, batch.local.size) == ((2, 1), (5, 1), (8, 8, 8))
         for views in (batch, batch.local):
-            points = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in views.patch_size))
+            points = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in views.size))
             for view in range(views.count[0]):
                 where = affines.apply(views.to_volume[view, 0], points)[:, axis]
                 counts = views.valid[view, 0].flatten()
