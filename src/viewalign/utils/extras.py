@@ -45,8 +45,8 @@ def requirements_of(extra: str) -> list[str]:
         named = _EXTRA.search(condition)
         if named is None or named[1] != extra:
             continue
-        own = _OWN.match(requirement)
-        found.update(one for name in own[1].split(",") for one in requirements_of(name)) if own else found.add(
-            requirement.strip()
-        )
+        if own := _OWN.match(requirement):
+            found.update(one for name in own[1].split(",") for one in requirements_of(name))
+        else:
+            found.add(requirement.strip())
     return sorted(found)

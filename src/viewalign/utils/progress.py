@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 Bar = Callable[[int, int], None]
 """A function of (done, total)."""
-Level = int
 _CONSOLE = "viewalign console"
 _state: dict[str, bool] = {"bars": False, "line": True}
 
@@ -47,7 +46,7 @@ def reset_progress() -> logging.Logger:
     return logger
 
 
-def show_progress(level: Level = logging.INFO) -> None:
+def show_progress(level: int = logging.INFO) -> None:
     """Show messages and progress bars on standard error, as the command line does.
 
     Args:

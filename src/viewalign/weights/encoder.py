@@ -120,7 +120,7 @@ def load_encoder(path: str | Path, weights: Weights = "student", token_order: Or
         return from_run(folder, weights)
     if (folder / "export" / FACTS_FILE).is_file():
         return _from_export(folder / "export")
-    return _from_source(reading.read_source(path, token_order))
+    return _from_source(reading.read_located(path, folder, token_order))
 
 
 def _from_source(source: Source) -> Encoder:

@@ -32,8 +32,15 @@ def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
     Raises:
         UserError: nothing there, damaged, in need of pickle, or no weights of a ResEnc or a Primus.
     """
-    entry = ENCODERS.get(str(path))
-    file = remote.locate(path)
+    return read_located(path, remote.locate(path), order)
+
+
+def read_located(name: str | Path, file: Path, order: Order | None = None) -> sources.Source:
+    """Read the weights at `file`, where `remote.locate` found what a user names; see `read_source`.
+
+    Locating a public encoder again would compute the checksum of its file again.
+    """
+    entry = ENCODERS.get(str(name))
     run = RunFolder(file)
     if not run.config.is_file():
         source = sources.read_weights(file, order or (entry.order if entry else None))
