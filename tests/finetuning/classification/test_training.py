@@ -293,9 +293,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
     folds = [Predictor(tmp_path / "out" / f"fold_{k}").predict(case) for k in range(3)]
     np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
     with pytest.raises(UserError, match=r"lr=.* 1\.0"):
-        finetune(
-            tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}), print
-        )
+        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}))
 
 
 @pytest.mark.slow
