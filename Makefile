@@ -20,13 +20,13 @@ demo: install
 	$(BIN)/viewalign demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto -m "not long"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
 
 test-fast: install
-	$(BIN)/python -m pytest -n auto -q -m "not long and not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -q -m "not long and not slow"
 
 test-long: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 	$(MAKE) test-minimum
 
 test-minimum:
@@ -35,7 +35,7 @@ test-minimum:
 		"pytest>=8.3" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.115" \
 		scikit-learn scipy torchmetrics pooch huggingface_hub httpx surface-distance-based-measures build hatchling editables
 	.venv-minimum/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	.venv-minimum/bin/python -m pytest -n auto -q -m "not long and not slow"
+	.venv-minimum/bin/python -m pytest -n auto --dist worksteal -q -m "not long and not slow"
 
 lint: install
 	$(BIN)/ruff check .

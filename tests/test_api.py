@@ -138,7 +138,7 @@ def test_mistakes_are_sentences(call, sentence, tmp_path, monkeypatch):
 
 def test_a_task_of_another_kind_is_said(task, tmp_path):
     with pytest.raises(UserError, match=r"binary.*classification"):
-        viewalign.finetune("regression", task, "untrained:resenc-xs", tmp_path / "o")
+        viewalign.finetune("regression", task, "untrained:resenc-xxs", tmp_path / "o")
 
 
 def test_names_are_there_for_editors():
@@ -163,7 +163,7 @@ def test_the_examples_run(scans, task, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
     said = example("find_similar_images.py", tmp_path / "run", *(scans / f"p{k}.nii.gz" for k in range(4)))
     assert said.count("->") == 4
-    said = example("classify.py", task, tmp_path / "run", "resenc-xs", tmp_path, "--epochs", 1, "--folds", 2)
+    said = example("classify.py", task, tmp_path / "run", "resenc-xxs", tmp_path, "--epochs", 1, "--folds", 2)
     assert "pretrained" in said
     assert "6 cases in" in said
 
@@ -175,7 +175,7 @@ def shown(function):
     return textwrap.dedent("\n".join(lines))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_examples_of_docstrings_run(scans, task, tmp_path, monkeypatch, capsys):
     shutil.copytree(scans, tmp_path / "scans")
     shutil.copytree(task, tmp_path / "task")

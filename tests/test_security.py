@@ -115,7 +115,7 @@ def _as(name):
 def _encoder_folder(file, folder):
     (folder / "export").mkdir(parents=True)
     (folder / "export" / "encoder.json").write_text(
-        '{"format": "viewalign-encoder", "version": 1, "network": {"name": "resenc-xs", "channels": 1}, '
+        '{"format": "viewalign-encoder", "version": 1, "network": {"name": "resenc-xxs", "channels": 1}, '
         '"size": [16, 16, 16]}'
     )
     return _as("export/encoder.safetensors")(file, folder).parent

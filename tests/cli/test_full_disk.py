@@ -108,6 +108,7 @@ def test_predictions_on_a_full_disk(way, monkeypatch, capsys, no_room):
     assert (way / "said.csv").read_bytes() == kept
 
 
+@pytest.mark.long
 def test_fine_tuning_on_a_full_disk_goes_on_later(way, monkeypatch, capsys, no_room):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(way)

@@ -111,7 +111,7 @@ def test_other_images_than_the_challenge_s(roots, preparation, said):
 
 
 def test_another_network_more_channels_another_folder_and_no_plan(roots):
-    assert "the network is ResidualEncoderUNet" in wrong(root_of("resenc-xs"))
+    assert "the network is ResidualEncoderUNet" in wrong(root_of("resenc-xxs"))
     root = changed(roots["resenc-l"])
     root["nnssl_adaptation_plan"]["pretrain_num_input_channels"] = 2
     assert "2 image channels" in wrong(root)
@@ -127,7 +127,7 @@ def test_a_run_of_another_network_is_an_error_before_anything_is_written(tiny_ru
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_the_track_from_command_line_to_checkpoint(tmp_path):
     (tmp_path / "scans").mkdir()
     for k in range(2):

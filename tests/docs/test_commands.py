@@ -146,7 +146,7 @@ def world(tmp_path_factory):
     make_sources(root)
     viewalign.prepare(root / "scans", root / "store", workers=0)
     for name in ("run", "other-run"):
-        call(["pretrain", "cva-resenc-xs", str(root / "store"), "-o", str(root / name), *TINY])
+        call(["pretrain", "cva-resenc-xs", str(root / "store"), "-o", str(root / name), *TINY, "network=resenc-xxs"])
     yield root
     torch.set_num_threads(threads)
 
@@ -167,13 +167,13 @@ def made_small(words):
     name, kind = words[0], words[1] if len(words) > 1 else ""
     if name == "pretrain":
         small = [one for one in TINY if not (kind.startswith("mae-r") and one.startswith("heads."))]
-        small += ["network=resenc-xs", "masking.block=8"] if kind.endswith("resenc-l") else []
-        small += ["network=resenc-xs", "masking.block=8"] if kind.endswith(".yaml") else []
+        family = "primus" if "primus" in kind else "resenc"
+        small += [f"network={family}-xxs", "masking.block=8"]
         small += ["validate.probe.folds=2"] if "validate.probe.task=task" in words else []
         return [*words, *small]
     appended = {
         "prepare": ["workers=0"],
-        "estimate": ["network=resenc-xs", "views.patch_size=16", "prepare.workers=0"],
+        "estimate": ["network=resenc-xxs", "views.patch_size=16", "prepare.workers=0"],
         "probe": ["patch_size=16", "draws=100", "repeats=1", "folds=2", "shots=2"],
         "embed": ["patch_size=16"],
     }
@@ -287,7 +287,7 @@ def test_the_programs_of_a_page_run(page, world, tmp_path, monkeypatch):
         if "network" in code and "network =" not in code:
             from viewalign.networks.registry import build_backbone
 
-            scope["network"] = build_backbone("resenc-xs", (16, 16, 16)).net
+            scope["network"] = build_backbone("resenc-xxs", (16, 16, 16)).net
         exec(compile(code, page, "exec"), scope)
 
 

@@ -52,7 +52,7 @@ def test_padding_is_ignored_by_pooling():
 
 
 @pytest.mark.parametrize("pool", ["average", "multistage", "attention", "pretrained"])
-@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("name", ["resenc-xxs", "primus-xxs"])
 def test_poolings_return_their_width(name, pool):
     backbone, _ = build_encoder(read_pretrained(f"untrained:{name}"), (16, 16, 16), 1)
     pooling = Pooling(backbone, pool)
@@ -63,7 +63,7 @@ def test_poolings_return_their_width(name, pool):
 def test_embedding_is_deterministic(task_folder, tmp_path):
     spec = read_spec(task_folder)
     cases = read_manifest(task_folder, spec)[:3]
-    encoder = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 16), "none", "multistage")
+    encoder = encoder_and_preprocessor("untrained:resenc-xxs", spec, (16, 16, 16), "none", "multistage")
     first, second = (embed(*encoder, cases, with_maps=True) for _ in range(2))
     np.testing.assert_array_equal(first.features, second.features)
     assert first.maps.shape[:2] == (3, 128)
@@ -71,7 +71,7 @@ def test_embedding_is_deterministic(task_folder, tmp_path):
     again = Embeddings.read(tmp_path / "e.npz")
     np.testing.assert_array_equal(again.features, first.features)
     assert again.facts == first.facts
-    other = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 24), "none", "multistage")
+    other = encoder_and_preprocessor("untrained:resenc-xxs", spec, (16, 16, 24), "none", "multistage")
     assert embed(*other, cases).facts["preprocessing_fingerprint"] != first.facts["preprocessing_fingerprint"]
     with pytest.raises(UserError, match="embeddings"):
         Embeddings.read(task_folder / "task.yaml")
@@ -94,7 +94,7 @@ def read_spec_of_one():
 
 def test_statistics_need_no_network(task_folder):
     spec = read_spec(task_folder)
-    _, prepare = encoder_and_preprocessor("untrained:resenc-xs", spec, (16, 16, 16), "none", "multistage")
+    _, prepare = encoder_and_preprocessor("untrained:resenc-xxs", spec, (16, 16, 16), "none", "multistage")
     case = read_manifest(task_folder, spec)[0]
     row = intensity_statistics(prepare(case.images))
     assert np.isfinite(row).all()
@@ -105,12 +105,12 @@ def test_statistics_need_no_network(task_folder):
 def test_the_commands(task_folder, tmp_path):
     (task_folder / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
     run = CliRunner().invoke
-    told = run(app, ["embed", "untrained:resenc-xs", str(task_folder), "-o", str(tmp_path / "e.npz"), "patch_size=16"])
+    told = run(app, ["embed", "untrained:resenc-xxs", str(task_folder), "-o", str(tmp_path / "e.npz"), "patch_size=16"])
     assert told.exit_code == 3, told.output
     assert len(Embeddings.read(tmp_path / "e.npz").cases) == 11
     out = tmp_path / "p.json"
     small = ["patch_size=16", "folds=2", "draws=100", "shots=2", "learners=linear", "names=fresh"]
-    told = run(app, ["probe", str(task_folder), "untrained:resenc-xs", *small, "-o", str(out)])
+    told = run(app, ["probe", str(task_folder), "untrained:resenc-xxs", *small, "-o", str(out)])
     assert told.exit_code == 3, told.output
     held = json.loads(out.read_text())
     assert set(held["features"]) == {"fresh, linear", "intensity statistics, linear"}
@@ -118,7 +118,7 @@ def test_the_commands(task_folder, tmp_path):
     assert held["evaluated"] == 11
 
 
-@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("network", ["resenc-xxs", "primus-xxs"])
 def test_an_invalid_field_of_view_is_reported_as_size(network):
     with pytest.raises(UserError, match=r"^size = \[18, 16, 16\].*multiple"):
         build_encoder(read_pretrained(f"untrained:{network}"), (18, 16, 16), 1)

@@ -85,7 +85,7 @@ def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, netw
 
 
 def test_modes_and_generators_are_restored():
-    backbone = build_backbone("primus-xs", (16, 16, 16), 1)
+    backbone = build_backbone("primus-xxs", (16, 16, 16), 1)
     backbone.train()
     backbone.feature_decoder.eval()
     states = [torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]

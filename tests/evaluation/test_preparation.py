@@ -28,9 +28,9 @@ WAYS = [
 
 def encoder(folder: Path, settings: PrepareSettings) -> Path:
     """Write the weights of a small encoder whose images were prepared in this way."""
-    plan = adaptation_plan.plan_of("resenc-xs", 1, (32, 32, 32), "cva", settings.model_dump(mode="json"))
+    plan = adaptation_plan.plan_of("resenc-xxs", 1, (32, 32, 32), "cva", settings.model_dump(mode="json"))
     path = folder / "checkpoint_final.pth"
-    torch.save(adaptation_plan.checkpoint(build_backbone("resenc-xs", (32, 32, 32)).net.state_dict(), plan, 1), path)
+    torch.save(adaptation_plan.checkpoint(build_backbone("resenc-xxs", (32, 32, 32)).net.state_dict(), plan, 1), path)
     return path
 
 

@@ -20,6 +20,11 @@ TINY = [
 ]
 
 
+def tiny_network(recipe):
+    """Return the setting that gives a recipe the smallest network of its family."""
+    return f"network={'primus' if 'primus' in recipe else 'resenc'}-xxs"
+
+
 def smooth_volumes(count, shape=(20, 22, 24)):
     rng = np.random.default_rng(0)
     coarse = rng.normal(size=(count, 4, 4, 4))
@@ -39,7 +44,7 @@ def tiny_store(tmp_path_factory):
 @pytest.fixture
 def tiny_recipe(tiny_store, tmp_path):
     def make(*settings, recipe="cva-resenc-xs", out="run", steps=6):
-        own = [f"data={tiny_store}", f"out={tmp_path / out}", f"steps={steps}"]
+        own = [f"data={tiny_store}", f"out={tmp_path / out}", f"steps={steps}", tiny_network(recipe)]
         return load(recipe, [*own, *settings], common=TINY)
 
     return make
@@ -60,5 +65,6 @@ def tiny_run(request, tmp_path_factory):
         "runtime.workers=0",
         "validate.every=0",
     ]
-    recipe = load(f"cva-{request.param}-xs", [f"data={root / 'store'}", f"out={root / 'run'}", *settings])
+    name = f"cva-{request.param}-xs"
+    recipe = load(name, [f"data={root / 'store'}", f"out={root / 'run'}", tiny_network(name), *settings])
     return pretrain(recipe).folder.root

@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 import yaml
@@ -70,7 +71,7 @@ def permission_is_missing(folder: Path) -> None:
 
 
 def folder_is_in_use(folder: Path) -> None:
-    with lock_folder(folder), lock_folder(folder):
+    with mock.patch("viewalign.utils.locks._PATIENCE", 0.0), lock_folder(folder), lock_folder(folder):
         pass
 
 

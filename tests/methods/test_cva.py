@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from run_fixtures import tiny_network
 
 from viewalign.errors import UserError
 from viewalign.losses.consistency import cosine_consistency
@@ -17,7 +18,7 @@ SMALL = ["views.patch_size=[16,16,16]", "heads.width=32", "heads.predictor_width
 
 def method_of(recipe="cva-resenc-xs", *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, [*SMALL, *settings]))
+    return build_method(load(recipe, [*SMALL, tiny_network(recipe), *settings]))
 
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])

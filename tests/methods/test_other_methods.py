@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from run_fixtures import tiny_network
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from viewalign.errors import UserError
@@ -28,12 +29,12 @@ class Identity(torch.nn.Module):
 
 def method_of(recipe, *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, settings, common=SMALL))
+    return build_method(load(recipe, settings, common=[*SMALL, tiny_network(recipe)]))
 
 
 def batch_of(bodies, recipe, *settings, size=(16, 16, 16), **config):
     every = np.arange(len(bodies))
-    sampler = requirements_of(load(recipe, settings, common=SMALL)).sampler
+    sampler = requirements_of(load(recipe, settings, common=[*SMALL, tiny_network(recipe)])).sampler
     reader = SampleReader(bodies, every, every, ViewSamplingConfig(size, **config), 4, seed=1, sampler=sampler)
     return build_views([reader[k] for k in range(4)], size, None)
 

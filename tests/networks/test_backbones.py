@@ -97,7 +97,9 @@ def test_masked_blocks_do_not_affect_a_cnn():
     assert not torch.equal(backbone.encode(a).maps[-1], backbone.encode(b).maps[-1])
 
 
-@pytest.mark.parametrize("size", [(16, 16, 16), (16, 32, 24), (32, 16, 16), (32, 32, 32)])
+@pytest.mark.parametrize(
+    "size", [(16, 16, 16), (16, 32, 24), (32, 16, 16), pytest.param((32, 32, 32), marks=pytest.mark.long)]
+)
 def test_gradients_in_bfloat16_agree_with_float32(size):
     """A CPU's bfloat16 convolution has wrong gradients for maps two cells deep."""
     torch.manual_seed(0)

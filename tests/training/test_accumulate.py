@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from run_fixtures import tiny_network
 
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method
@@ -38,7 +39,9 @@ def batch():
 
 def method_of(recipe, *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, ["views.patch_size=[16,16,16]", *settings], common=SMALL)).double()
+    return build_method(
+        load(recipe, ["views.patch_size=[16,16,16]", tiny_network(recipe), *settings], common=SMALL)
+    ).double()
 
 
 def gradients(method):

@@ -13,7 +13,7 @@ from viewalign.training.run import intensity_config, view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 
-from .conftest import smooth_volumes
+from .conftest import smooth_volumes, tiny_network
 
 SMALL = ["views.patch_size=16", "heads.width=16", "batch=4"]
 CHANGES = [
@@ -65,7 +65,7 @@ class Calls(TorchDispatchMode):
     ("recipe", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
 def test_operations_of_a_step_are_deterministic(recipe, settings):
-    made = load(recipe, settings, common=SMALL)
+    made = load(recipe, settings, common=[*SMALL, tiny_network(recipe)])
     method, every, requirements = build_method(made), np.arange(8), requirements_of(made)
     volumes = ArrayVolumes(array[None] for array in smooth_volumes(8, (26, 30, 28)).values())
     reader = SampleReader(

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def test_a_run_loads_neither_metrics_nor_timm_and_metrics_can_be_had_after_it():
     code = (
@@ -16,6 +18,7 @@ def test_a_run_loads_neither_metrics_nor_timm_and_metrics_can_be_had_after_it():
     assert out.stdout.splitlines() == ["[]", "torchmetrics"]
 
 
+@pytest.mark.long
 def test_metrics_that_were_there_stay():
     code = "import sys, torchmetrics, viewalign.training.launch\nassert sys.modules['torchmetrics'] is torchmetrics\n"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -70,7 +70,7 @@ def test_two_processes_equal_one(recipe, precision, steps, tolerance, further, t
         assert two == pytest.approx(one, rel=tolerance), term
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_group_is_taken_apart_before_python_ends(tiny_recipe, tmp_path):
     """Left to the interpreter's end it ended a finished run with SIGABRT, once in a while."""
     settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1"]
@@ -86,7 +86,7 @@ def test_the_group_is_taken_apart_before_python_ends(tiny_recipe, tmp_path):
     assert sorted(out.stdout.splitlines()) == ["False True False", "True True False"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_any_process_cannot_read_is_set_aside_and_told(tiny_recipe, tiny_store, tmp_path):
     """Two damaged volumes: whichever process meets them, both are in the log, and their share ends all alike."""
     shutil.copytree(tiny_store, tmp_path / "copy")
@@ -120,7 +120,7 @@ def gone(process):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through Linux's /proc")
-@pytest.mark.parametrize("victim", ["first", "second"])
+@pytest.mark.parametrize("victim", ["first", pytest.param("second", marks=pytest.mark.long)])
 def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_recipe, tmp_path):
     settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1", "checkpoint.every=1"]
     recipe = tiny_recipe(*settings, steps=100_000)
@@ -144,7 +144,7 @@ def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_rec
     assert state["position"]["step"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through Linux's /proc")
 def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_recipe, tmp_path):
     """The others would wait half an hour for it, each with its memory or GPU."""
@@ -196,7 +196,7 @@ def test_a_device_that_is_not_there_is_a_sentence(tiny_recipe):
         launch(tiny_recipe("runtime.device=cuda"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_resume_between_rows_of_the_log_and_write_the_same_row(tiny_recipe, tmp_path):
     """Each process has averages of its own since the last row; a checkpoint keeps those of all."""
     settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1", "log.every=4"]

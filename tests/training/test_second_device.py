@@ -28,9 +28,10 @@ from viewalign.views.samples import SampleReader
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import read_log
 
-from .conftest import TINY, smooth_volumes
+from .conftest import TINY, smooth_volumes, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
+TINIEST = "network=resenc-xxs"
 SMALL = ["views.patch_size=16", "heads.width=16", "batch=4"]
 CHANGES = [
     f"views.photometric.p_{name}=1" for name in ("brightness", "contrast", "gamma", "low_resolution", "blur", "noise")
@@ -71,7 +72,7 @@ def move(method):
 
 @every_case
 def test_steps_stay_on_their_device(recipe, settings):
-    made = load(recipe, settings, common=SMALL)
+    made = load(recipe, settings, common=[*SMALL, tiny_network(recipe)])
     method, samples, changes = method_and_samples(made)
     here = method(build_views(samples, made.views.patch_size, changes, torch.device("cpu"), 0), return_diagnostics=True)
     with second_device():
@@ -88,7 +89,7 @@ def test_steps_stay_on_their_device(recipe, settings):
 def test_views_and_steps_do_not_synchronise(recipe, settings):
     """All that a step needs of the CPU is sent from pinned memory, and no value is read back."""
     turned = ["views.p_rotation=0.5", "views.p_scale=0.7"]
-    made = load(recipe, settings, common=[*SMALL, *turned])
+    made = load(recipe, settings, common=[*SMALL, tiny_network(recipe), *turned])
     method, samples, changes = method_and_samples(made)
     with second_device():
         move(method)
@@ -174,8 +175,10 @@ def test_a_run_on_the_second_device(setting, tmp_path):
         "checkpoint.every=2",
     ]
     data = f"data={tmp_path / 'store'}"
-    plain = run.pretrain(load("cva-resenc-xs", [setting, data, f"out={tmp_path / 'here'}"], common=[*TINY, *more]))
-    recipe = load("cva-resenc-xs", [setting, data, f"out={tmp_path / 'there'}"], common=[*TINY, *more])
+    plain = run.pretrain(
+        load("cva-resenc-xs", [setting, data, f"out={tmp_path / 'here'}"], common=[*TINY, TINIEST, *more])
+    )
+    recipe = load("cva-resenc-xs", [setting, data, f"out={tmp_path / 'there'}"], common=[*TINY, TINIEST, *more])
     with elsewhere():
         run.pretrain(recipe)
         shutil.rmtree(checkpoints.path_of(tmp_path / "there" / "checkpoints", 4))
@@ -219,7 +222,9 @@ def test_the_loop_does_not_synchronise_and_skips_non_finite_steps(name, tmp_path
     for place, where in (("here", nullcontext), ("there", elsewhere)):
         waits.clear()
         with where():
-            ran.append(run.pretrain(load("cva-resenc-xs", [*settings, f"out={tmp_path / place}"], common=TINY)))
+            ran.append(
+                run.pretrain(load("cva-resenc-xs", [*settings, f"out={tmp_path / place}"], common=[*TINY, TINIEST]))
+            )
     # The first step has no state yet, the sixth finds the fifth skipped; the first and the last one are examined.
     assert waits[1:5] == [0, 0, 0, 0]
     here, there = (read_log(one.folder.log) for one in ran)

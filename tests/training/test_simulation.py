@@ -10,6 +10,7 @@ from viewalign.training import simulation
 from viewalign.training.simulation import Engine, simulated_peak
 
 SMALL = ["views.patch_size=32", "batch=4"]
+SHORT = {"cva", "mae", "gvsl", "pcrlv2"}
 
 
 @pytest.mark.slow
@@ -19,7 +20,7 @@ SMALL = ["views.patch_size=32", "batch=4"]
         ("cva-resenc-l", ["views.patch_size=128"], 25.4),
         pytest.param("cva-resenc-l", ["views.patch_size=128", "runtime.recompute=true"], 16.2, marks=pytest.mark.long),
         pytest.param("cva-primus-m", ["views.patch_size=160"], 45.5, marks=pytest.mark.long),
-        ("cva-primus-m", ["views.patch_size=160", "runtime.recompute=true"], 17.1),
+        pytest.param("cva-primus-m", ["views.patch_size=160", "runtime.recompute=true"], 17.1, marks=pytest.mark.long),
     ],
 )
 def test_peak_memory_of_published_recipes(recipe, settings, gigabytes):
@@ -46,7 +47,9 @@ def test_settings_that_need_less_memory(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method", [m if m in SHORT else pytest.param(m, marks=pytest.mark.long) for m in sorted(METHODS)]
+)
 def test_every_method_can_be_simulated(method):
     recipe = next(name for name in names() if name.startswith(f"{method}-") and name.endswith("-xs"))
     size = load(recipe).views.patch_size

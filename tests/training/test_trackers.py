@@ -53,7 +53,7 @@ def test_wandb_offline_and_resumed(tmp_path):
     assert any((tmp_path / "wandb").glob("offline-run-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mlflow_without_a_server_and_resumed(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     code = (

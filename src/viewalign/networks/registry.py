@@ -13,8 +13,9 @@ from viewalign.utils.shapes import Size
 RESENC: dict[str, dict[str, Any]] = {
     "resenc-l": {"features_per_stage": [32, 64, 128, 256, 320, 320], "n_blocks_per_stage": [1, 3, 4, 6, 6, 6]},
     "resenc-xs": {"features_per_stage": [16, 32, 64, 128], "n_blocks_per_stage": [1, 2, 2, 2]},
+    "resenc-xxs": {"features_per_stage": [4, 8, 8, 8], "n_blocks_per_stage": [1, 1, 1, 1]},
 }
-"""Residual-encoder U-Nets."""
+"""Residual-encoder U-Nets; xxs is for tests of software, too small to learn much."""
 
 PRIMUS: dict[str, dict[str, Any]] = {
     "primus-m": {
@@ -33,8 +34,16 @@ PRIMUS: dict[str, dict[str, Any]] = {
         "feature_heads": 4,
         "decoder_heads": 4,
     },
+    "primus-xxs": {
+        "embed_dim": 48,
+        "patch_embed_size": (4, 4, 4),
+        "eva_depth": 2,
+        "eva_numheads": 2,
+        "feature_heads": 2,
+        "decoder_heads": 2,
+    },
 }
-"""Transformers; `feature_heads` and `decoder_heads` are attention heads of the two decoders of pretraining."""
+"""Transformers; xxs as above. `feature_heads`, `decoder_heads`: attention heads of the two decoders of pretraining."""
 
 
 def unet_arguments(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from viewalign.data.readers.itk import sitk
 
 NAME = "Dataset745_OpenMind"
-SMALL = ["steps=1", "views.patch_size=[32,32,32]", "network=resenc-xs"]
+SMALL = ["steps=1", "views.patch_size=[32,32,32]", "network=resenc-xxs"]
 SMALL += ["runtime.workers=0", "runtime.precision=fp32", "runtime.threads=1"]
 HEADS = ["heads.width=16", "heads.predictor_width=8"]
 
@@ -97,7 +97,7 @@ def json_of(path):
     return json.loads(path.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_raw_files_to_the_published_run(home):
     done = typed("nnssl_plan_and_preprocess", "-d", "745", "-np", "2")
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def test_from_raw_files_to_the_published_run(home):
     assert state["nnssl_adaptation_plan"]["pretrain_plan"] == plan
     line = ["745", "onemmiso", "-tr", "AlignedMAEFTLR3EvaTrainer", "-pretrained_weights"]
     cnn = results / "MAETrainer__nnsslPlans__onemmiso" / "fold_all" / "checkpoint_final.pth"
-    done = typed("nnssl_train", *line, str(cnn), *small(*HEADS, "network=primus-xs"))
+    done = typed("nnssl_train", *line, str(cnn), *small(*HEADS, "network=primus-xxs"))
     assert done.returncode == 1
     assert "weights of a " in done.stderr
     assert "Traceback" not in done.stderr
@@ -369,7 +369,7 @@ def test_every_command_of_the_page_runs(home, capsys, monkeypatch):
             continue
         if "train" in name:
             heads = HEADS if "Aligned" in line or "ConMAE" in line else []
-            words += small(*heads, "network=primus-xs") if "Eva" in line else small(*heads)
+            words += small(*heads, "network=primus-xxs") if "Eva" in line else small(*heads)
         code = 0
         try:
             entry_point(name)(words)

@@ -36,10 +36,10 @@ def model(folder, spec, name, pool, folds=1):
 @pytest.mark.parametrize(
     ("kind", "name", "pool"),
     [
-        ("multiclass", "resenc-xs", "multistage"),
-        pytest.param("regression", "resenc-xs", "average", marks=pytest.mark.long),
-        pytest.param("multilabel", "primus-xs", "attention", marks=pytest.mark.long),
-        pytest.param("binary", "primus-xs", "pretrained", marks=pytest.mark.long),
+        ("multiclass", "resenc-xxs", "multistage"),
+        pytest.param("regression", "resenc-xxs", "average", marks=pytest.mark.long),
+        pytest.param("multilabel", "primus-xxs", "attention", marks=pytest.mark.long),
+        pytest.param("binary", "primus-xxs", "pretrained", marks=pytest.mark.long),
     ],
 )
 def test_every_batch_size_gives_what_torch_gives(tmp_path, striped_task, kind, name, pool):
@@ -75,7 +75,7 @@ def test_every_batch_size_gives_what_torch_gives(tmp_path, striped_task, kind, n
 @pytest.mark.long
 def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
     spec, _ = striped_task(tmp_path / "task")
-    folder = model(tmp_path / "m", spec, "resenc-xs", "average")
+    folder = model(tmp_path / "m", spec, "resenc-xxs", "average")
     told = CliRunner().invoke(app, ["export", str(folder), "format=onnx", "-o", str(tmp_path / "x")])
     assert told.exit_code == 0, told.output
     assert "any batch size" in told.output
@@ -95,7 +95,7 @@ def test_the_command_writes_a_graph_that_predict_takes(tmp_path, striped_task):
 @pytest.mark.long
 def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch):
     spec, cases = striped_task(tmp_path / "task", cases=1)
-    folder = model(tmp_path / "m", spec, "resenc-xs", "average")
+    folder = model(tmp_path / "m", spec, "resenc-xxs", "average")
     monkeypatch.setattr(onnx_export, "_MAX_INLINE_BYTES", 0)
     written = export_onnx(folder, tmp_path / "x")
     assert written.file.stat().st_size < (tmp_path / "x" / "model.onnx.data").stat().st_size

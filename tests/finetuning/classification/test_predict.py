@@ -16,11 +16,11 @@ SIZE = (16, 16, 16)
 
 def model(folder, spec, folds):
     for fold in range(folds):
-        backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), SIZE, len(spec.channels), seed=fold)
+        backbone, _ = build_encoder(read_pretrained("untrained:resenc-xxs"), SIZE, len(spec.channels), seed=fold)
         network = GlobalNetwork(backbone, spec.outputs, "average", 0.0, [0.0] * spec.outputs)
         torch.manual_seed(fold)
         network.head.weight.data.normal_(std=0.2)
-        write_model(folder / f"fold_{fold}", network, "resenc-xs", spec, Preprocessor(spec.channels, SIZE), (0.0, 1.0))
+        write_model(folder / f"fold_{fold}", network, "resenc-xxs", spec, Preprocessor(spec.channels, SIZE), (0.0, 1.0))
     return folder
 
 

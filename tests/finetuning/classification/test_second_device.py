@@ -45,11 +45,11 @@ def elsewhere():
 @pytest.mark.parametrize(
     ("kind", "encoder", "settings"),
     [
-        ("binary", "untrained:resenc-xs", ["balanced=true", "smoothing=0.1", "accumulate=2"]),
-        ("multiclass", "untrained:primus-xs", ["class_weights=true", "pool=attention"]),
-        ("multilabel", "untrained:resenc-xs", ["mode=head_first", "head_epochs=1", "pool=average"]),
-        ("regression", "untrained:resenc-xs", ["mode=layerwise"]),
-        ("regression", "untrained:primus-xs", ["mode=lora"]),
+        ("binary", "untrained:resenc-xxs", ["balanced=true", "smoothing=0.1", "accumulate=2"]),
+        ("multiclass", "untrained:primus-xxs", ["class_weights=true", "pool=attention"]),
+        ("multilabel", "untrained:resenc-xxs", ["mode=head_first", "head_epochs=1", "pool=average"]),
+        ("regression", "untrained:resenc-xxs", ["mode=layerwise"]),
+        ("regression", "untrained:primus-xxs", ["mode=lora"]),
     ],
 )
 def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, striped_task, mark_as_test):
@@ -78,9 +78,9 @@ def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
         with pytest.raises(KeyboardInterrupt):
-            finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made)
+            finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", made)
     with elsewhere(), caplog.at_level(logging.INFO, "viewalign"):
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", made)
+        finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", made)
     assert [line[:16] for line in caplog.messages if "epoch" in line][:2] == ["fold 0  epoch 2/", "fold 1  epoch 1/"]
 
 
@@ -105,7 +105,7 @@ def test_a_case_is_changed_on_the_device_that_trains(seed):
 
 def test_embedding_stays_on_its_device(tmp_path, striped_task):
     spec, cases = striped_task(tmp_path / "task", cases=2)
-    backbone, _ = build_encoder(read_pretrained("untrained:primus-xs"), (16, 16, 16), 1)
+    backbone, _ = build_encoder(read_pretrained("untrained:primus-xxs"), (16, 16, 16), 1)
     preprocessor = Preprocessor(spec.channels, (16, 16, 16))
     here = embed(backbone, preprocessor, cases, with_maps=True)
     with elsewhere():
@@ -119,7 +119,7 @@ def test_voxel_probe_and_places_stay_on_their_device():
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(24, 20, 22)).astype(np.float32) for _ in range(2)]
     cases = [Case(f"c{k}", image, (image > 0).astype(np.uint8)) for k, image in enumerate(images)]
-    backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), (16, 16, 16), 1)
+    backbone, _ = build_encoder(read_pretrained("untrained:resenc-xxs"), (16, 16, 16), 1)
     encoder = Encoder(backbone, (16, 16, 16), {})
     found = []
     for where in ("cpu", DEVICE.type):

@@ -62,7 +62,7 @@ def some(kind, count=6):
     return spec_of(kind), cases, samples
 
 
-def network_of(spec, bias=None, name="resenc-xs", dropout=0.0):
+def network_of(spec, bias=None, name="resenc-xxs", dropout=0.0):
     backbone, _ = build_encoder(read_pretrained(f"untrained:{name}"), SIZE, 1)
     return GlobalNetwork(backbone, spec.outputs, "multistage", dropout, bias or [0.0] * spec.outputs)
 
@@ -112,7 +112,7 @@ def test_features_are_measured_on_the_cases_of_the_fold_alone(tmp_path):
     torch.testing.assert_close(measured[0].mean(0), told, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("name", ["resenc-xxs", "primus-xxs"])
 @pytest.mark.parametrize(
     ("kind", "chance"), [("binary", math.log(2)), ("multiclass", math.log(3)), ("regression", 1.0)]
 )
@@ -188,7 +188,7 @@ def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monk
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     with lock_folder(tmp_path / "out"), pytest.raises(UserError, match=f"process {os.getpid()}"):
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", trained_by(None))
+        finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", trained_by(None))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
@@ -206,7 +206,7 @@ def test_what_is_frozen_stays(tmp_path):
         assert float(training.network.head.weight.detach().abs().max()) > 0
 
 
-@pytest.mark.parametrize("name", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("name", ["resenc-xxs", "primus-xxs"])
 def test_rates_shrink_towards_the_input_and_positions_do_not_decay(name):
     network = network_of(spec_of("binary"), name=name)
     groups = parameter_groups(network, trained_by(None, ["mode=layerwise", "layer_decay=0.5"]))
@@ -269,7 +269,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
     classes = ("a", "b", "c")
     striped_task(tmp_path / "task", kind, 12, classes)
     settings = trained_by(None, ["epochs=1", "batch=4", "folds=3", "draws=100", "patch_size=16", "spacing=none"])
-    result, excluded = finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings)
+    result, excluded = finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", settings)
     assert not excluded
     assert len(result.cases) == 12
     with (tmp_path / "out" / "predictions.csv").open() as stream:
@@ -293,7 +293,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
     folds = [Predictor(tmp_path / "out" / f"fold_{k}").predict(case) for k in range(3)]
     np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
     with pytest.raises(UserError, match=r"lr=.* 1\.0"):
-        finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}))
+        finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}))
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, stri
     out = tmp_path / "out"
     caplog.set_level(logging.INFO, "viewalign")
     settings = trained_by(None, ["epochs=1", "batch=4", "folds=1", "draws=100", "patch_size=16", "spacing=none"])
-    result, _ = finetune(tmp_path / "task", "untrained:resenc-xs", out, settings)
+    result, _ = finetune(tmp_path / "task", "untrained:resenc-xxs", out, settings)
     assert sorted(result.cases) == sorted(judged)
     told = json.loads((out / "metrics.json").read_text())
     assert "held_out" not in told
@@ -323,7 +323,7 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
     (tmp_path / "task" / "images" / "c03_t1.nii.gz").write_bytes(b"broken")
     run, out = CliRunner().invoke, tmp_path / "out"
     settings = ["epochs=1", "batch=4", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
-    arguments = [str(tmp_path / "task"), *settings, "untrained:resenc-xs", "-o", str(out)]
+    arguments = [str(tmp_path / "task"), *settings, "untrained:resenc-xxs", "-o", str(out)]
     told = run(app, ["finetune", "classification", *arguments])
     assert told.exit_code == 3, told.output
     assert json.loads((out / "refused.json").read_text())[0][0] == "c03"

@@ -31,10 +31,10 @@ def checkpoint_of(model, fold=0, name="checkpoint_final.pth"):
 @pytest.mark.parametrize(
     ("network", "channels", "patch"),
     [
-        ("resenc-xs", 1, (32, 32, 32)),
-        ("resenc-xs", 3, (24, 32, 40)),
-        ("primus-xs", 3, (32, 32, 32)),
-        ("primus-xs", 1, (24, 32, 40)),
+        ("resenc-xxs", 1, (32, 32, 32)),
+        pytest.param("resenc-xxs", 3, (24, 32, 40), marks=pytest.mark.long),
+        ("primus-xxs", 3, (32, 32, 32)),
+        pytest.param("primus-xxs", 1, (24, 32, 40), marks=pytest.mark.long),
     ],
 )
 def test_train_and_predict(network, channels, patch, prepared, plan_for, tmp_path):
@@ -47,7 +47,7 @@ def test_train_and_predict(network, channels, patch, prepared, plan_for, tmp_pat
     running.train(model, 0, MACHINE)
     report = json.loads((model.fold(0) / "transfer.json").read_text())
     assert report["encoder_share"] == 1.0
-    assert report["counts"]["adapted"] == (channels != 1) + (network == "primus-xs" and patch != (32, 32, 32))
+    assert report["counts"]["adapted"] == (channels != 1) + (network == "primus-xxs" and patch != (32, 32, 32))
     case = planned.folder / "gt_segmentations" / "case_04.nii.gz"
     validation = sitk.ReadImage(str(model.fold(0) / "validation" / "case_04.nii.gz"))
     assert validation.GetSize() == sitk.ReadImage(str(case)).GetSize()
@@ -79,7 +79,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
 
 
-@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("network", ["resenc-xxs", "primus-xxs"])
 def test_every_stage_freezes_its_parameters_and_resumes_exactly(network, plan_for, tmp_path, quick):
     path, backbone = write_encoder(tmp_path, network)
     family = network.split("-")[0]
@@ -136,7 +136,7 @@ def _fresh(planned, trainer):
 
 
 def test_from_scratch_has_the_same_plan_and_decoder_and_no_encoder(plan_for, tmp_path, quick):
-    path, backbone = write_encoder(tmp_path, "resenc-xs")
+    path, backbone = write_encoder(tmp_path, "resenc-xxs")
     with_weights, _ = plan_for(path, "viewalign_pretrained", tiny("resenc"))
     scratch, model = plan_for(path, "viewalign_scratch", tiny("resenc"), scratch=True)
     assert scratch.configuration == with_weights.configuration
@@ -155,7 +155,7 @@ def test_from_scratch_has_the_same_plan_and_decoder_and_no_encoder(plan_for, tmp
 
 
 def test_the_optimizer_and_clipping_are_the_plan_s(plan_for, tmp_path, quick, monkeypatch):
-    path, _ = write_encoder(tmp_path, "primus-xs")
+    path, _ = write_encoder(tmp_path, "primus-xxs")
     planned, _ = plan_for(path, "viewalign_optimizer", tiny("primus", lr=1e-4, mirror=False))
     trainer = trainer_of(planned)
     limits = []
@@ -172,7 +172,7 @@ def test_the_optimizer_and_clipping_are_the_plan_s(plan_for, tmp_path, quick, mo
 
 
 def test_invalid_plans_are_errors(plan_for, tmp_path, quick):
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     planned, _ = plan_for(path, "viewalign_bad", tiny("resenc"))
     stored = planned.folder / planned.plan[plans.BLOCK]["encoder"]["file"]
     content = stored.read_bytes()
@@ -197,7 +197,7 @@ def test_invalid_plans_are_errors(plan_for, tmp_path, quick):
 
 @pytest.mark.long
 def test_nnunet_s_own_commands_after_eval(plan_for, prepared, nnunet_home, tmp_path):
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     _, model = plan_for(path, "viewalign_commands", tiny("resenc"))
     out = tmp_path / "out"
     script = f"""
@@ -239,7 +239,8 @@ def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_pa
     assert torch.equal(network.get_parameter(last), backbone.net.get_parameter(last))
 
 
-@pytest.mark.parametrize("network", ["resenc-xs", pytest.param("primus-xs", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("network", ["resenc-xxs", pytest.param("primus-xxs", marks=pytest.mark.long)])
 def test_two_processes_stay_together_through_both_stages(network, plan_for, tmp_path, quick):
     """DDP is told anew when the encoder thaws; weights are the same in both, and one of them writes."""
     path, _ = write_encoder(tmp_path, network)

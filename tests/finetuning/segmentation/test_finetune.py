@@ -36,7 +36,7 @@ def call(capfd, *arguments):
 @pytest.mark.timeout(600)
 def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, capfd, monkeypatch):
     one, _, root = prepared[1]
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     (root / "labelsTs").mkdir(exist_ok=True)
     shutil.copy(root / "labelsTr" / "case_00.nii.gz", root / "labelsTs" / "test_00.nii.gz")
     out = tmp_path / "run"
@@ -95,7 +95,7 @@ def small(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", BAD_ENCODERS)
 def test_bad_encoders(what, small, tmp_path, capfd):
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     change, sentence = BAD_ENCODERS[what]
     torch.save(change(torch.load(path, weights_only=True)), path)
     code, _, err = call(capfd, small, path, "-o", tmp_path / "run", *CPU)
@@ -135,7 +135,7 @@ def test_bad_settings_are_told_before_anything_is_planned(options, sentence, sma
     from viewalign.finetuning.segmentation import planning
 
     monkeypatch.setattr(planning, "base_plan", lambda *_: pytest.fail("planned"))
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     code, _, err = call(capfd, small, path, "-o", tmp_path / "run", *CPU, *options)
     assert code == 1
     assert sentence in err
@@ -143,7 +143,7 @@ def test_bad_settings_are_told_before_anything_is_planned(options, sentence, sma
 
 
 def test_a_dataset_that_is_not_there(tmp_path, capfd):
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     code, _, err = call(capfd, "999", path, "-o", tmp_path / "run", *CPU)
     assert (code, "There is no dataset 999" in err) == (1, True)
 
@@ -153,7 +153,7 @@ def settings_from(values):
 
 
 def test_a_folder_of_something_else(small, tmp_path, capfd):
-    path, _ = write_encoder(tmp_path, "resenc-xs")
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     code, _, err = call(capfd, small, path, "-o", tmp_path / "full", *CPU)
@@ -188,7 +188,7 @@ def test_a_cross_validation_with_ensemble_and_postprocessing(tmp_path, capfd, mo
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     write_dataset(tmp_path / "raw" / "Dataset905_Balls")
-    path, _ = write_encoder(tmp_path, "primus-xs")
+    path, _ = write_encoder(tmp_path, "primus-xxs")
     out = tmp_path / "run"
     asked = ["905", path, "-o", out, *QUICK, *CPU]
     code, _, err = call(capfd, *asked, "folds=5", "predict=imagesTs", "postprocess=true")

@@ -131,7 +131,7 @@ def test_unusable_sessions_are_excluded_with_their_reason(challenge, tmp_path):
 def test_a_submission_masks_the_input_in_every_orientation(challenge, tmp_path, monkeypatch, capsys):
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.delenv(f"nnUNet_{name}", raising=False)
-    encoder, _ = write_encoder(tmp_path, "resenc-xs")
+    encoder, _ = write_encoder(tmp_path, "resenc-xxs")
     dataset, run = tmp_path / "Dataset602_M", tmp_path / "run"
     prepare(challenge, dataset)
     quick = ["epochs=1", "warmup_epochs=0", "iterations=20", "validation_iterations=1", "tta=false",

@@ -53,7 +53,7 @@ def primus_s(folder):
 def test_stock_nnunet_loads_the_complete_checkpoint(kind, prepared, nnunet_home, tmp_path):
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
+    path = write_encoder(tmp_path, "resenc-xxs")[0] if kind == "resenc" else primus_s(tmp_path)
     start = package.export_start(str(path), "901", tmp_path / "out", f"viewalign_start_{kind}", (32, 32, 40))
     plan = json.loads(start.plan.read_text())
     trainer = start.commands[1].split("-tr ")[1].split()[0]
@@ -107,7 +107,7 @@ def without_viewalign(command, before=""):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["resenc", "primus"])
 def test_stock_nnunet_trains_validates_and_predicts_from_it(kind, prepared, nnunet_home, tmp_path):
-    path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
+    path = write_encoder(tmp_path, "resenc-xxs")[0] if kind == "resenc" else primus_s(tmp_path)
     start = package.export_start(str(path), "901", tmp_path / "out", f"viewalign_whole_{kind}", (32, 32, 32))
     preprocess, train, predict = (line.split()[1:] for line in start.commands)
     entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints.preprocess_entry"
@@ -130,9 +130,10 @@ def test_stock_nnunet_trains_validates_and_predicts_from_it(kind, prepared, nnun
     assert (tmp_path / "masks" / "test_00.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("kind", ["resenc", pytest.param("primus", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["resenc", "primus"])
 def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared, nnunet_home, tmp_path):
-    path = write_encoder(tmp_path, "resenc-xs")[0] if kind == "resenc" else primus_s(tmp_path)
+    path = write_encoder(tmp_path, "resenc-xxs")[0] if kind == "resenc" else primus_s(tmp_path)
     _, model = plan_for(path, f"viewalign_model_{kind}", tiny(kind))
     running.train(model, 0, MACHINE)
     images = prepared[1][2] / "imagesTs"
@@ -157,7 +158,7 @@ def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared,
 
 
 def test_what_stock_nnunet_cannot_do_is_said(prepared, nnunet_home, tmp_path, monkeypatch):
-    path, _ = write_encoder(tmp_path, "primus-xs")
+    path, _ = write_encoder(tmp_path, "primus-xxs")
     with pytest.raises(UserError, match="Primus S, B, M and L"):
         package.export_start(str(path), "901", tmp_path / "out")
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):

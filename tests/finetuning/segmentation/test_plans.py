@@ -37,7 +37,7 @@ BASE = {
 }
 
 
-def adaptation(network="resenc-xs", size=(32, 32, 32), spacing=(1.0, 1.0, 1.0), foreground=False):
+def adaptation(network="resenc-xxs", size=(32, 32, 32), spacing=(1.0, 1.0, 1.0), foreground=False):
     return adaptation_plan(network, 1, size, spacing, foreground, "viewalign_mae")
 
 
@@ -86,7 +86,7 @@ def test_normalisation_follows_the_pretraining_or_the_dataset():
 
 
 def prepared_by(normalise):
-    return plan_of("resenc-xs", 1, (32, 32, 32), "mae", {"spacing": [1, 1, 1], "normalise": normalise})
+    return plan_of("resenc-xxs", 1, (32, 32, 32), "mae", {"spacing": [1, 1, 1], "normalise": normalise})
 
 
 def test_patches():
@@ -100,7 +100,7 @@ def test_patches():
         make(patch=(36, 32, 32))
     with pytest.raises(UserError, match="single voxel"):
         make(patch=(8, 8, 8))
-    assert make(adaptation("primus-xs"), patch=(36, 32, 32))[1]["patch_size"] == [36, 32, 32]
+    assert make(adaptation("primus-xxs"), patch=(36, 32, 32))[1]["patch_size"] == [36, 32, 32]
 
 
 def test_presets_are_expanded_to_importable_classes():
@@ -110,10 +110,10 @@ def test_presets_are_expanded_to_importable_classes():
     assert architecture["arch_kwargs"] == resenc.unet_arguments("resenc-l")
     _, configuration = make(adaptation("primus-m", (160, 160, 160)))
     assert plans.primus_preset(configuration["architecture"]) == "M"
-    assert plans.primus_preset(make(adaptation("primus-xs"))[1]["architecture"]) is None
+    assert plans.primus_preset(make(adaptation("primus-xxs"))[1]["architecture"]) is None
 
 
-@pytest.mark.parametrize("network", ["resenc-xs", "primus-xs"])
+@pytest.mark.parametrize("network", ["resenc-xxs", "primus-xxs"])
 def test_a_plan_s_network_can_be_built(network):
     architecture = make(adaptation(network))[1]["architecture"]
     built = plans.build_network(architecture, 2, 4, (32, 32, 40))

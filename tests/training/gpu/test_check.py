@@ -9,7 +9,7 @@ from viewalign.training.gpu.check import TINY, check
 CPU = torch.device("cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_cpu_agrees_with_itself(tmp_path):
     found = {finding.what: finding for finding in check(CPU, tmp_path, TINY)}
