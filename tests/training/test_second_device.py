@@ -71,32 +71,26 @@ def move(method):
 
 
 @every_case
-def test_steps_stay_on_their_device(recipe, settings):
-    made = load(recipe, settings, common=[*SMALL, tiny_network(recipe)])
-    method, samples, changes = method_and_samples(made)
-    here = method(build_views(samples, made.views.patch_size, changes, torch.device("cpu"), 0), return_diagnostics=True)
-    with second_device():
-        move(method)
-        there = method(build_views(samples, made.views.patch_size, changes, DEVICE, 0), return_diagnostics=True)
-        there.loss.backward()
-        method.after_update(1)
-        assert there.loss.device == DEVICE
-        assert there.loss.item() == pytest.approx(here.loss.item(), rel=1e-4)
-        assert all(p.grad.device == DEVICE for p in method.parameters() if p.grad is not None)
-
-
-@every_case
-def test_views_and_steps_do_not_synchronise(recipe, settings):
-    """All that a step needs of the CPU is sent from pinned memory, and no value is read back."""
+def test_a_step_stays_on_its_device_and_does_not_synchronise(recipe, settings):
+    """All that a step needs of the CPU is sent from pinned memory, no value is read back, and the loss is the same."""
     turned = ["views.p_rotation=0.5", "views.p_scale=0.7"]
     made = load(recipe, settings, common=[*SMALL, tiny_network(recipe), *turned])
     method, samples, changes = method_and_samples(made)
+    here = method(build_views(samples, made.views.patch_size, changes, torch.device("cpu"), 0))
     with second_device():
         move(method)
         with count_waits() as waits:
-            method(build_views(samples, made.views.patch_size, changes, DEVICE, 0)).loss.backward()
+            batch = build_views(samples, made.views.patch_size, changes, DEVICE, 0)
+            there = method(batch)
+            there.loss.backward()
             method.after_update(1)
-    assert not waits
+        assert not waits
+        assert there.loss.device == DEVICE
+        assert there.loss.item() == pytest.approx(here.loss.item(), rel=1e-4)
+        assert all(p.grad.device == DEVICE for p in method.parameters() if p.grad is not None)
+        with torch.no_grad():
+            diagnosed = method(batch, return_diagnostics=True)
+        assert all(value.device == DEVICE for value in (*diagnosed.features.values(), *diagnosed.pictures.values()))
 
 
 def test_synchronisations_are_counted():
@@ -155,15 +149,8 @@ def elsewhere():
         yield
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "optim.name=adamw",
-        pytest.param("optim.name=sgd", marks=pytest.mark.long),
-        pytest.param("runtime.accumulate=2", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("setting", ["optim.name=adamw", "optim.name=sgd", "runtime.accumulate=2"])
 def test_a_run_on_the_second_device(setting, tmp_path):
     store_from_arrays(tmp_path / "store", smooth_volumes(24))
     more = [
