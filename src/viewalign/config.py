@@ -97,7 +97,10 @@ class MaskSettings(Settings):
 class NetworkSettings(Settings):
     """Network (`network=NAME` is short for `network.name=NAME`)."""
 
-    name: str = Field("resenc-l", description="resenc-l, resenc-xs, primus-m or primus-xs; resenc-xxs and primus-xxs are for tests of software.")
+    name: str = Field(
+        "resenc-l",
+        description="resenc-l, resenc-xs, primus-m or primus-xs; resenc-xxs and primus-xxs are for tests of software.",
+    )
     channels: Count = Field(1, description="Channels of the images.")
     drop_path: Fraction = Field(0.0, description="Rate of stochastic depth of a Primus.")
 

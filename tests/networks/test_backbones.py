@@ -20,9 +20,9 @@ def test_published_parameter_counts():
         assert parameters(resenc.net) == 102_348_965
 
 
-@pytest.mark.slow
 def test_published_parameter_counts_of_primus():
-    small, large = (build_backbone("primus-m", (size,) * 3) for size in (64, 160))
+    with torch.device("meta"):
+        small, large = (build_backbone("primus-m", (size,) * 3) for size in (64, 160))
     assert parameters(small.net.eva) == 144_084_672
     assert parameters(small.feature_decoder) == 18_399_168
     assert parameters(large.net.eva) == 150_554_304

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from run_fixtures import tiny_network
 from torch import nn
 
 from viewalign.methods.registry import METHODS
@@ -31,8 +32,8 @@ def test_peak_memory_of_published_recipes(recipe, settings, gigabytes):
     assert simulated_peak(load(recipe, ["batch=4", *settings]), "bf16") / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["cva-resenc-xs", pytest.param("cva-primus-xs", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
 def test_settings_that_need_less_memory(recipe):
     def peak(*settings, precision="bf16", processes=1):
         return simulated_peak(load(recipe, [*SMALL, *settings]), precision, processes)
@@ -53,7 +54,7 @@ def test_settings_that_need_less_memory(recipe):
 def test_every_method_can_be_simulated(method):
     recipe = next(name for name in names() if name.startswith(f"{method}-") and name.endswith("-xs"))
     size = load(recipe).views.patch_size
-    small = load(recipe, ["batch=4", f"views.patch_size={list(size)}"])
+    small = load(recipe, ["batch=4", f"views.patch_size={list(size)}", tiny_network(recipe)])
     state = 4 * sum(p.numel() for p in simulation.build_method(small).parameters())
     assert 2 * state < simulated_peak(small, "bf16") < 4e9
 
