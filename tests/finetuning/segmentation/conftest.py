@@ -84,21 +84,29 @@ def nnunet_home(nnunet_folders, monkeypatch):
     return nnunet_folders
 
 
+class Prepared(dict):
+    """By number of channels: (dataset, nnU-Net's own plan, folder) with a split of five cases; made at first use."""
+
+    def __init__(self, folders):
+        self.folders = folders
+
+    def __missing__(self, channels):
+        with pytest.MonkeyPatch.context() as patch:
+            set_environment(self.folders, patch)
+            number = 900 + channels
+            root = write_dataset(self.folders.raw / f"Dataset{number}_Balls", channels)
+            dataset = datasets.find(str(number), self.folders.raw)
+            base = planning.base_plan(dataset, self.folders, 1)
+            names = [case.name for case in dataset.cases]
+            split = splits.Split("tiny", tuple(names[:4]), tuple(names[4:5]))
+            splits.add(self.folders.preprocessed / dataset.name, [split], [])
+        self[channels] = dataset, base, root
+        return self[channels]
+
+
 @pytest.fixture(scope="session")
 def prepared(nnunet_folders):
-    """Two datasets, of one and of three channels: (dataset, nnU-Net's own plan, folder), with a split of five cases."""
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        set_environment(nnunet_folders, patch)
-        for number, channels in ((901, 1), (903, 3)):
-            root = write_dataset(nnunet_folders.raw / f"Dataset{number}_Balls", channels)
-            one = datasets.find(str(number), nnunet_folders.raw)
-            base = planning.base_plan(one, nnunet_folders, 1)
-            names = [case.name for case in one.cases]
-            split = splits.Split("tiny", tuple(names[:4]), tuple(names[4:5]))
-            splits.add(nnunet_folders.preprocessed / one.name, [split], [])
-            found[channels] = (one, base, root)
-    return found
+    return Prepared(nnunet_folders)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def checkpoint_of(model, fold=0, name="checkpoint_final.pth"):
     [
         ("resenc-xxs", 1, (32, 32, 32)),
         pytest.param("resenc-xxs", 3, (24, 32, 40), marks=pytest.mark.long),
-        ("primus-xxs", 3, (32, 32, 32)),
+        pytest.param("primus-xxs", 3, (32, 32, 32), marks=pytest.mark.long),
         pytest.param("primus-xxs", 1, (24, 32, 40), marks=pytest.mark.long),
     ],
 )

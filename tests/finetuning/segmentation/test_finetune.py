@@ -32,7 +32,7 @@ def call(capfd, *arguments):
     return end.value.code or 0, told.out, told.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, capfd, monkeypatch):
     one, _, root = prepared[1]
