@@ -223,7 +223,7 @@ def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_pa
     from viewalign.weights import loading
     from viewalign.weights.reading import read_source
 
-    one, base, _ = prepared[3]
+    one, base, _ = prepared[1]
     path, backbone = write_encoder(tmp_path, "resenc-l", size=(64, 64, 64))
     source = read_source(path)
     plan = plans.make_plan(base, source.plan, plans.Choices("own", own_network=True), "x.pth", one.channels)
