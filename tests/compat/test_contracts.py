@@ -62,7 +62,7 @@ class ClientPrimus(nn.Module):
 
     def __init__(self, contract):
         super().__init__()
-        spec = PRIMUS["primus-xs"]
+        spec = PRIMUS["primus-xxs"]
         sizes = {key: spec[key] for key in ("embed_dim", "patch_embed_size", "eva_depth", "eva_numheads")}
         whole = Primus(1, num_classes=1, input_shape=SIZE, init_values=0.1, scale_attn_inner=True, **sizes)
         self.eva, self.down_projection, self.order = whole.eva, whole.down_projection, contract.order
@@ -123,14 +123,14 @@ def test_nnunet_builds_the_network_of_every_plan():
 
 
 def test_the_export_names_the_trainer_that_builds_its_network(exported, network):
-    expected = "-tr PretrainedTrainer_Primusx" if network == "primus-xs" else "-tr PretrainedTrainer"
+    expected = "-tr PretrainedTrainer_Primusx" if network == "primus-xxs" else "-tr PretrainedTrainer"
     assert exported.text.endswith(expected)
 
 
 @pytest.mark.parametrize("contract", [clients.NNUNET, clients.LATENTCAMPUS], ids=["nnunet", "latentcampus"])
 def test_clients_in_raster_order_get_the_encoder_bit_for_bit(contract, run, exported, network, images):
     root, weights = received(exported.path / "checkpoint_final.pth", contract)
-    if network == "primus-xs":
+    if network == "primus-xxs":
         client = ClientPrimus(contract)
         assert load_into(client, weights) == []
         assert torch.allclose(client(images), load_encoder(run)(images).maps[0], atol=1e-5)
@@ -151,16 +151,16 @@ def test_citations_are_lists_of_lines_and_name_the_method(method):
 
 
 def test_weights_of_others_keep_their_citations(nnssl_file):
-    path, _ = nnssl_file("resenc-xs", citations=[{"type": "Dataset", "name": "OpenMind", "apa_citations": ["Wald"]}])
+    path, _ = nnssl_file("resenc-xxs", citations=[{"type": "Dataset", "name": "OpenMind", "apa_citations": ["Wald"]}])
     assert read_weights(path).cited() == [{"type": "Dataset", "name": "OpenMind", "apa_citations": ["Wald"]}]
-    path, _ = nnssl_file("resenc-xs", citations=[])
+    path, _ = nnssl_file("resenc-xxs", citations=[])
     assert read_weights(path).cited() == []
 
 
 def test_nnssl_gets_a_whole_primus_in_its_order(run, root, network, images):
     file = viewalign.export(run, format="nnssl").path / "checkpoint_final.pth"
     usual = root["network_weights"]
-    if network == "resenc-xs":
+    if network == "resenc-xxs":
         weights = torch.load(file, weights_only=True)["network_weights"]
         assert all(torch.equal(weights[name], value) for name, value in usual.items())
         return
@@ -174,13 +174,13 @@ def test_nnssl_gets_a_whole_primus_in_its_order(run, root, network, images):
     assert difference(client(images), encoder(images).maps[0]) > 1e-2
     back = read_weights(file)
     state = checkpoints.load_newest(run / "checkpoints")["method"]
-    for name in ("eva.pos_embed", "eva.blocks.2.attn.q_proj.weight", "decoder.pos_embed", "decoder.norm.weight"):
+    for name in ("eva.pos_embed", "eva.blocks.1.attn.q_proj.weight", "decoder.pos_embed", "decoder.norm.weight"):
         prefix = "net." if name.startswith("eva.") else ""
         assert torch.equal(back.state[name], state[f"student.backbone.{prefix}{name}"]), name
 
 
 def test_classification_gets_a_primus_in_its_order_and_most_of_what_it_drops(run, root, network, images):
-    if network == "resenc-xs":
+    if network == "resenc-xxs":
         assert ssl3d.dropped_by_classification(root) == ()
         return
     wanted = load_encoder(run)(images).maps[0]
@@ -201,7 +201,7 @@ def test_classification_gets_a_primus_in_its_order_and_most_of_what_it_drops(run
 
 
 def test_fomo_takes_every_tensor_of_the_encoder(run, root, network):
-    if network == "primus-xs":
+    if network == "primus-xxs":
         with pytest.raises(UserError, match="FOMO baseline has no Primus"):
             viewalign.export(run, format="fomo")
         return

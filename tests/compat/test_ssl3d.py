@@ -122,7 +122,7 @@ def test_another_network_more_channels_another_folder_and_no_plan(roots):
 
 
 def test_a_run_of_another_network_is_an_error_before_anything_is_written(tiny_run, tmp_path):
-    with pytest.raises(UserError, match=r"resenc-l.*primus-m.*(resenc|primus)-xs"):
+    with pytest.raises(UserError, match=r"resenc-l.*primus-m.*(resenc|primus)-xxs"):
         ssl3d.write_submission(tiny_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
