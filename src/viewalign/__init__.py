@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from viewalign.api.exporting import export
     from viewalign.api.finetuning import finetune, predict
     from viewalign.api.pretraining import list_methods, list_recipes, pretrain, report
-    from viewalign.api.studies import compare_methods, study
+    from viewalign.api.studies import compare_methods, gain, study
     from viewalign.utils.progress import show_progress
     from viewalign.views.alignment import align, roi_align_3d
     from viewalign.views.batch import sample_views
@@ -37,6 +37,7 @@ _HOMES = {
     "export": "viewalign.api.exporting",
     "export_run": "viewalign.weights.export",
     "finetune": "viewalign.api.finetuning",
+    "gain": "viewalign.api.studies",
     "index": "viewalign.api.data",
     "list_encoders": "viewalign.weights.published",
     "list_methods": "viewalign.api.pretraining",
@@ -66,6 +67,7 @@ __all__ = [
     "export",
     "export_run",
     "finetune",
+    "gain",
     "index",
     "list_encoders",
     "list_methods",

@@ -26,7 +26,7 @@ def commands():
 
 
 def test_all_commands_are_there():
-    there = "compare compare-methods demo doctor embed encoders estimate evaluate export fetch finetune fomo index"
+    there = "compare compare-methods demo doctor embed encoders estimate evaluate export fetch finetune fomo gain index"
     there += " methods nnunet predict prepare pretrain probe recipes report settings study task verify"
     assert commands() == there.split()
 

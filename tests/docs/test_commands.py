@@ -50,6 +50,7 @@ NOT_RUN = [
     (r"^viewalign export run format=ssl3d", "takes a ResEnc-L or Primus-M; tests/compat/test_ssl3d.py trains one"),
     (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/compat writes both"),
     (r"^viewalign study .*(minutes=|shard=|--only)", "many arms and seeds; tests/study runs small ones"),
+    (r"^viewalign gain", "pretraining and many fine-tunings; tests/studies/test_gain.py runs tiny ones"),
     (r"^viewalign compare-methods", "eleven methods and three seeds; tests/studies/test_methods.py runs two"),
     (r"^(ls|cat|export|eval|tensorboard) ", "the shell's own"),
 ]

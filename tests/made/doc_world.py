@@ -102,7 +102,7 @@ def make_sources(root: Path) -> None:
     save(root / "more" / "a" / "T1.nii.gz", head(31))
     save(root / "one" / "volume.mha", head(32))
     write_series(root / "export" / "head", head(33).clip(0).astype(np.uint16))
-    nnunet_dataset(root / "Dataset004_Hippocampus", "hippocampus")
+    nnunet_dataset(root / "Dataset004_Hippocampus", "hippocampus", 8)
     nnunet_dataset(root / "raw" / "Dataset004_Liver", "liver")
     shutil.copytree(root / "raw" / "Dataset004_Liver" / "imagesTs", root / "imagesTs")
     bids(root / "bids")

@@ -89,6 +89,18 @@ def test_area_joins_rows():
     assert area("masked", np.zeros((3, 3), bool)) == ""
 
 
+def test_a_bright_skull_leaves_the_brain_visible():
+    rng = np.random.default_rng(0)
+    image = np.zeros((40, 40, 40), np.float32)
+    image[4:36, 4:36, 4:36] = 400 + 20 * rng.normal(size=(32, 32, 32))  # fat and skull
+    image[6:34, 6:34, 6:34] = 80 + 10 * rng.normal(size=(28, 28, 28))
+    low, high = window(image)
+    brain = shaded(image, (low, high))[10:30, 10:30, 10:30]
+    assert 100 < brain.mean() < 220
+    assert shaded(image, (low, high))[4, 4, 4] == 255
+    assert shaded(image, (low, high))[0, 0, 0] == 0
+
+
 def test_greys():
     assert window(np.array([np.nan])) == (0.0, 1.0)
     assert window(np.full(9, 2.0)) == (2.0, 3.0)

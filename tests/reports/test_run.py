@@ -1,6 +1,7 @@
 """The page of whole, partial and hostile runs."""
 
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +10,9 @@ from typer.testing import CliRunner
 
 from viewalign.errors import UserError
 from viewalign.reports.charts import scripts
-from viewalign.reports.run import write_report
+from viewalign.reports.run import LivePage, write_report
+from viewalign.reports.run_charts import loss_charts
+from viewalign.reports.run_data import read_run
 
 PROBE = {
     "task": "Tissue of a voxel",
@@ -49,6 +52,52 @@ def page(root, **options):
 @pytest.fixture
 def whole(make_run, report_pictures):
     return make_run(arrays=report_pictures(padded=True), probe__json=PROBE, data_note__txt="A synthetic cohort.")
+
+
+def test_three_volumes_have_their_pictures(make_run, report_pictures):
+    arrays = report_pictures()
+    more = {f"volume{k}.{name}": array for k in (2, 3) for name, array in report_pictures(seed=k).items()}
+    text = page(make_run(arrays=arrays | more))
+    assert "3 volumes of the last batch" in text
+    assert text.count("Two views of one volume") == 3
+    assert text.count("<summary>Volume ") == 2
+    assert len(Outline(text).images) == 3 * len(Outline(page(make_run("one", arrays=arrays))).images)
+
+
+def test_device_date_and_resumptions_are_shown(make_run, report_rows):
+    rows = report_rows()
+    rows[0] |= {"device": "NVIDIA A100", "started": "2026-11-28 10:00"}
+    rows.append({"kind": "event", "step": 100, "event": "resumed", "device": "CPU", "time": "2026-11-28 12:00"})
+    root = make_run(rows=rows)
+    text = page(root)
+    assert "2026-11-28 10:00, resumed 1 ×, last 2026-11-28 12:00" in text
+    assert "NVIDIA A100" in text
+    assert "Resumed on CPU, 2026-11-28 12:00." in text
+    chart = loss_charts(read_run(root))[0]
+    assert [shape["x0"] for shape in chart.figure["layout"]["shapes"]] == [100]
+
+
+def test_a_live_page_is_written_at_most_every_half_minute(make_run, monkeypatch):
+    root, clock = make_run(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    live = LivePage()
+    live(root, False)
+    (root / "report.html").unlink()
+    clock[0] = 129.0
+    live(root, False)
+    assert not (root / "report.html").exists()
+    clock[0] = 131.0
+    live(root, False)
+    (root / "report.html").unlink()
+    live(root, True)
+    assert (root / "report.html").is_file(), "the last page is always written"
+
+
+def test_a_live_page_that_cannot_be_written_ends_no_run(make_run, caplog):
+    root = make_run()
+    (root / "report.html").mkdir()
+    LivePage()(root, True)
+    assert "could not be written" in caplog.text
 
 
 def test_a_whole_run(whole):

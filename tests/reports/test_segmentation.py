@@ -9,10 +9,13 @@ import pytest
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.folders import evaluate_folder
+from viewalign.evaluation.results import read_evaluation
 from viewalign.evaluation.segmentation_metrics import Rules
 from viewalign.finetuning.segmentation.schedule import published
+from viewalign.reports import segmentation
 from viewalign.reports.planes import outline
 from viewalign.reports.segmentation import write_page
+from viewalign.reports.segmentation_charts import case_chart, read_curves
 
 
 def length(markup, kind):
@@ -68,7 +71,18 @@ def run(tmp_path):
         "results": [row],
     }
     (out / "results.json").write_text(json.dumps(tree))
+    for number, first in ((1, 0), (2, 2)):  # the second log is of a resumed training
+        log = tmp_path / "secret" / "fold_0" / f"training_log_2026_1_{number}_00_00_00.txt"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("".join(epoch_lines(epoch, number) for epoch in range(first, first + 3)))
     return out
+
+
+def epoch_lines(epoch, number):
+    start = "2026-01-01 10:00:00.123456: "
+    lines = ["", f"Epoch {epoch}", "Current learning rate: 0.01", f"train_loss {-0.1 * epoch - number:.4f}"]
+    lines += [f"val_loss {-0.2 * epoch:.4f}", f"Pseudo dice [np.float32(0.{epoch}), np.float32(0.{epoch + 2}), nan]"]
+    return "".join(f"{start}{line}\n" for line in lines)
 
 
 def test_the_page_shows_best_median_and_worst(run):
@@ -80,6 +94,37 @@ def test_the_page_shows_best_median_and_worst(run):
     assert "thing <b>" not in page
     assert "secret" not in page
     assert not re.search(r"https?://", page)
+
+
+def test_training_curves_are_those_of_the_logs(run, tmp_path):
+    found = read_curves(tmp_path / "secret" / "fold_0")
+    assert found["train_loss"] == pytest.approx({1: -1.0, 2: -1.1, 3: -2.2, 4: -2.3, 5: -2.4})
+    assert found["Pseudo dice"][2] == pytest.approx(0.2)
+    titles = re.findall(r"<figcaption><strong>(.*?)</strong>", write_page(run).read_text())
+    assert titles == ["Loss", "Pseudo Dice", "Dice of every case"]
+
+
+def test_every_case_is_a_dot_of_its_class(run):
+    evaluation = read_evaluation(run / "evaluation" / "fold-0")
+    chart = case_chart({"fold 0": evaluation})
+    (drawn,) = [trace for trace in chart.figure["data"] if trace["type"] == "scatter"]
+    assert drawn["x"] == pytest.approx(evaluation.values("dice").tolist())
+    assert drawn["text"][4].startswith("case_4 (fold 0): ")
+
+
+def test_the_reference_chooses_the_slices(run, tmp_path):
+    truth = np.zeros((16, 20, 24), np.uint8)
+    truth[4:6, 4:12, 4:12] = 1
+    guess = np.zeros_like(truth)
+    guess[12:14] = 1
+    paths = [tmp_path / f"{name}.nii.gz" for name in ("guess", "truth")]
+    for path, array in zip(paths, (guess, truth), strict=True):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    case = segmentation.Scored("one", "fold 0", 0.0, None, *paths)
+    panel = segmentation._panel("Worst", case, {"thing": (1,)})
+    reference, prediction = panel.strips[1].slices[0], panel.strips[2].slices[0]
+    assert "c0" in str(reference.overlay)
+    assert str(prediction.overlay) == "", "the axial slice is one of the reference"
 
 
 def test_a_folder_without_results(tmp_path):

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.evaluation import task_metrics
-from viewalign.evaluation.predictions import read_predictions, write_predictions
+from viewalign.evaluation.predictions import TaskPredictions, read_predictions, write_predictions
 from viewalign.reports import task_charts
 from viewalign.reports.charts import scripts
 from viewalign.reports.task import render, write_page
+from viewalign.reports.task_verdict import assess
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec, write_spec
 
@@ -71,8 +72,51 @@ def test_every_kind_has_its_page(tmp_path, kind):
     )
     assert titles == [*first, "Training loss"]
     assert text.count("<tr><td>fold ") == 3
+    assert re.search(r'class="verdict (good|watch|bad)"', text)
+    assert "predicting the " in text
     assert not re.search(r'(?:src|href)="(?!data:)', text)
     assert not re.search(r"\bnan\b", text.lower())
+
+
+def outcomes_of(kind, truth, predicted, classes=()):
+    spec = {"name": "t", "kind": kind, "classes": list(classes), "channels": [{"name": "t1"}]}
+    names = tuple(f"c{k}" for k in range(len(truth)))
+    spec = TaskSpec.model_validate({**spec, "unit": "years" if kind == "regression" else ""})
+    return TaskPredictions(spec, names, names, ("0",) * len(truth), np.array(truth), np.array(predicted, float))
+
+
+def test_a_regression_that_learnt_nothing_is_called_so():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(20, 80, 40)
+    found = assess(outcomes_of("regression", truth, 53.5 + rng.normal(0, 0.1, 40)), "Mean absolute error")
+    assert found.level != "good"
+    assert "better than predicting the mean for every case" in found.sentence
+    assert found.sentence.endswith("All predictions are close to 53.5 years.")
+    assert found.values["r2"] == pytest.approx(0)
+    good = assess(outcomes_of("regression", truth, truth + rng.normal(0, 3, 40)), "Mean absolute error")
+    assert good.level == "good"
+    assert good.sentence.startswith("Better than predicting the mean for every case (")
+
+
+def test_an_auroc_of_a_quarter_is_called_worse_than_the_majority():
+    rng = np.random.default_rng(0)
+    truth = np.arange(60) % 2
+    score = 1 / (1 + np.exp(1.2 * (2 * truth - 1) + rng.normal(size=60)))
+    found = assess(outcomes_of("binary", truth, np.stack([1 - score, score], 1), ("no", "yes")), "AUROC")
+    assert found.level == "bad"
+    assert "Worse than predicting the majority class" in found.sentence
+    assert "check the order of the classes" in found.sentence
+    assert found.values["auroc"] == 0.5
+    assert found.values["accuracy"] == 0.5
+
+
+def test_one_predicted_class_and_too_few_subjects_are_named():
+    truth = np.array([0, 1, 2, 1])
+    predicted = np.tile([0.2, 0.5, 0.3], (4, 1))
+    found = assess(outcomes_of("multiclass", truth, predicted, ("a", "b", "c")), "Balanced accuracy")
+    assert found.level == "watch"
+    assert "too few subjects" in found.sentence
+    assert found.sentence.endswith("Every case is predicted as b.")
 
 
 def test_the_roc_curve_is_scikit_learns(tmp_path):

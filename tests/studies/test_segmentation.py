@@ -75,10 +75,10 @@ def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch
     common = {key: value for key, value in COMMON.items() if key != "heads"}
     grid = make(arms=arms, evaluations=evaluation(), common=common)
     works = []
-    real = segmenting.SegmentationEvaluator._work
+    real = segmenting.SegmentationEvaluator._run_worker
     monkeypatch.setattr(
         segmenting.SegmentationEvaluator,
-        "_work",
+        "_run_worker",
         lambda self, folder, job, *more: works.append(job) or real(self, folder, job, *more),
     )
     assert run_study(grid) == 0, [cell.record for cell in grid.cells]

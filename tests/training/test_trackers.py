@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from viewalign.errors import UserError
@@ -14,6 +15,28 @@ from viewalign.weights.run_folder import read_log
 
 def test_only_numbers_are_sent():
     assert numbers("train", {"loss": 1.5, "note": "x", "shape": [1, 2]}) == {"train/loss": 1.5}
+    assert numbers("data", {"volumes": 8}) == {}, "a constant is no curve"
+
+
+def test_tensorboard_has_settings_and_pictures(tmp_path):
+    import io
+
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = TensorBoardTracker(tmp_path, 0, {"steps": 3, "optim": {"lr": 0.1}})
+    tracker.row("data", 0, {"volumes": 8})
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    tracker.picture(2, image)
+    tracker.close()
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert read.Tags()["scalars"] == []
+    (shown,) = read.Images("views")
+    assert shown.step == 2
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), image)
+    (text,) = read.Tensors("settings")
+    assert b"lr: 0.1" in text.tensor_proto.string_val[0]
 
 
 def test_tensorboard_reads_the_rows_of_a_resumed_run(tmp_path):

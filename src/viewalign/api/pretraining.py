@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError, report_os_errors
+from viewalign.errors import report_os_errors
 
 if TYPE_CHECKING:
     from viewalign.config import Recipe
     from viewalign.data.store import Store
     from viewalign.training.run import RunResult
-
-
-_log = logging.getLogger(__name__)
 
 
 @report_os_errors()
@@ -28,7 +24,7 @@ def pretrain(
     store: Store | None = None,
     **settings: Any,
 ) -> RunResult:
-    """Pretrain an encoder without labels, until the last step, Ctrl-C or SIGTERM; then write the report.
+    """Pretrain an encoder without labels, until the last step, Ctrl-C or SIGTERM, and keep its page up to date.
 
     Args:
         recipe: a recipe's name (`list_recipes`), a YAML file, or a `Recipe`.
@@ -53,6 +49,7 @@ def pretrain(
     """
     from viewalign.config import Recipe
     from viewalign.recipes.loading import change, load
+    from viewalign.reports.run import LivePage
     from viewalign.training import run
 
     places = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
@@ -66,22 +63,16 @@ def pretrain(
         from viewalign.evaluation.online_probe import make_probe
 
         probe = make_probe(recipe)
-    result = run.pretrain(recipe, "auto" if resume else False, store, probe)
-    if result.first:
-        try:
-            report(result.folder.root)
-        except UserError as problem:  # a full disk; the run itself is complete
-            _log.warning("The report could not be written: %s", problem)
-    return result
+    return run.pretrain(recipe, "auto" if resume else False, store, probe, LivePage())
 
 
 @report_os_errors()
-def report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run, finished or not, or of a fine-tuning for classification or regression.
+def report(run: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page of a pretraining (finished or not), a fine-tuning or a study, or one page about several runs.
 
     Args:
-        run: its folder.
-        out: the page's file; default `report.html` in the folder.
+        run: its folder, or the folders of several pretrainings, whose curves are overlaid.
+        out: the page's file; default `report.html` in the folder, and `runs.html` here for several runs.
 
     Returns:
         The page's path.
@@ -92,14 +83,22 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     Example:
         ```python
         print(viewalign.report("run"))
+        print(viewalign.report(["run", "other-run"], out="runs.html"))
         ```
     """
     from viewalign.evaluation.predictions import is_task_run
-    from viewalign.reports import task
+    from viewalign.reports import overlay, segmentation, study, task
     from viewalign.reports.run import write_report
 
-    write = task.write_page if is_task_run(Path(run)) else write_report
-    return write(Path(run), None if out is None else Path(out))
+    page = None if out is None else Path(out)
+    if not isinstance(run, str | Path) and len(run) > 1:
+        return overlay.write_overlay([Path(one) for one in run], page)
+    folder = Path(run if isinstance(run, str | Path) else run[0])
+    if (folder / study.TABLE).is_file():
+        return study.write_page(folder, page)
+    if (folder / segmentation.RESULTS).is_file():
+        return segmentation.write_page(folder, page)
+    return (task.write_page if is_task_run(folder) else write_report)(folder, page)
 
 
 def list_recipes() -> dict[str, str]:

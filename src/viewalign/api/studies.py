@@ -1,4 +1,4 @@
-"""Studies: `study` and `compare_methods`."""
+"""Studies: `study`, `gain` and `compare_methods`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
+    from viewalign.studies.cells import Grid
     from viewalign.studies.settings import CompareMethodsSettings, Study
 
 _log = logging.getLogger(__name__)
@@ -63,9 +64,13 @@ class StudyPlan:
 
         code = run_study(grid, has_time, self._chosen(only))
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
-            _log.info("%s", table.write(grid))
+            _log.info("%s", table.write(grid, self.summarise(grid)))
             _log.info("Tables: %s/table.md, .csv, .json\nPage: %s", grid.out, write_page(grid.out))
         return code
+
+    def summarise(self, grid: Grid) -> dict[str, Any] | None:  # noqa: ARG002
+        """Return sentences for the top of the page; None for a plain study."""
+        return None
 
     def write_slurm(self, script: Path) -> Path:
         """Write a SLURM array script that runs the study in parts; return the folder of its logs."""
@@ -123,6 +128,68 @@ def study(
     named = str(Path(study).absolute()) if Path(study).is_file() else str(study)
     command = ("study", named, *loading.flatten(changes))
     return StudyPlan(chosen, Path(out or chosen.name), share.minutes, share.shard, command)
+
+
+@dataclass(frozen=True)
+class GainPlan(StudyPlan):
+    """A checked `gain` that has not run yet."""
+
+    def estimate(self) -> float:
+        """Return the expected seconds of all unfinished cells; a training step is timed for it."""
+        from viewalign.studies.cells import Grid
+        from viewalign.studies.gain_cost import estimate_seconds
+
+        return estimate_seconds(Grid(self.study, self.folder))
+
+    def run(self, only: str | None = None) -> int:
+        """Run all unfinished cells, then write the table and the page; see `StudyPlan.run`."""
+        code = super().run(only)
+        _log.info("%s", self.result()["headline"])
+        return code
+
+    def result(self) -> dict[str, Any]:
+        """Return the sentences and comparisons of the finished cells: `headline`, `lines`, `cost`, `comparisons`."""
+        from viewalign.studies.cells import Grid
+
+        return self.summarise(Grid(self.study, self.folder))
+
+    def summarise(self, grid: Grid) -> dict[str, Any]:
+        """Return sentences for the top of the page."""
+        from viewalign.studies.gain_results import compare_arms, summary
+
+        seconds = sum(float(cell.record.get("seconds", 0.0)) for cell in grid.cells)
+        return summary(compare_arms(grid), seconds, all(cell.done for cell in grid.cells))
+
+
+@report_os_errors()
+def gain(store: str | Path, labelled: str | Path, out: str | Path = "gain", **settings: Any) -> GainPlan:
+    """Plan the measurement of what a pretraining gains: fine-tuned against training from scratch, few and all labels.
+
+    Args:
+        store: a prepared store to pretrain on.
+        labelled: a dataset in nnU-Net's raw layout (folder, name or number), or the folder of a task.
+        out: the folder of all results.
+        **settings: those of `viewalign settings gain`, such as `steps=1000`, or `encoder="run"` to evaluate a finished
+            run.
+
+    Returns:
+        The plan; `estimate()` returns the expected seconds, `run()` runs all unfinished cells and writes the page.
+
+    Raises:
+        UserError: no usable data, too few cases, or an invalid setting.
+
+    Example:
+        ```python
+        plan = viewalign.gain("store", labelled="nnUNet_raw/Dataset004_Hippocampus", out="gain", seeds=3)
+        print(len(plan.cells()))
+        ```
+    """
+    from viewalign.studies.gain import gain_study
+    from viewalign.studies.settings import GainSettings
+    from viewalign.utils.settings import nested
+
+    wanted = checked(GainSettings, nested(settings))
+    return GainPlan(gain_study(Path(store), str(labelled), Path(out), wanted), Path(out), wanted.minutes)
 
 
 @report_os_errors()

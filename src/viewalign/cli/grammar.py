@@ -29,6 +29,7 @@ MODELS = {
     "probe": "viewalign.evaluation.settings:ProbeSettings",
     "evaluate": "viewalign.evaluation.settings:EvaluateSettings",
     "study": "viewalign.studies.settings:StudyOptions",
+    "gain": "viewalign.studies.settings:GainSettings",
     "compare-methods": "viewalign.studies.settings:CompareMethodsSettings",
     "demo": "viewalign.demo.settings:DemoOptions",
     "fetch": "viewalign.data.settings:FetchSettings",

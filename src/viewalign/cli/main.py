@@ -37,7 +37,7 @@ from viewalign.cli.pretrain import pretrain
 from viewalign.cli.probe import probe
 from viewalign.cli.recipes import methods, recipes, settings
 from viewalign.cli.report import report
-from viewalign.cli.study import compare_methods, study
+from viewalign.cli.study import compare_methods, gain, study
 from viewalign.cli.task import task
 from viewalign.cli.verify import verify
 from viewalign.errors import DamageWarning, UserError, report_os_errors
@@ -49,7 +49,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Pretraining": [index, prepare, estimate, pretrain, report, export],
-    "Transfer and evaluation": [predict, embed, probe, evaluate, compare, study, compare_methods],
+    "Transfer and evaluation": [predict, embed, probe, evaluate, compare, gain, study, compare_methods],
     "More": [demo, recipes, methods, settings, doctor, fetch, encoders, verify],
 }
 for panel, commands in _COMMANDS.items():

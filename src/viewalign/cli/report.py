@@ -9,15 +9,18 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    run: Annotated[list[Path], typer.Argument(help="The run's folder, or several.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The page to write; default: report.html in the run.", show_default=False),
+        typer.Option(
+            "-o", "--out", help="The page; default: report.html in the run, or runs.html.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Write a page about the health and results of a run.
+    """Write a page about the health and results of a run, or about several runs.
 
-    The run may be in progress or interrupted. The page shows
+    `viewalign pretrain` and `finetune` write it themselves, at the start, from time to time, and at the end. The run
+    may be in progress or interrupted. The page shows
 
     \b
     verdict          one sentence on the figures below
@@ -30,7 +33,16 @@ def report(
     For a fine-tuned classification or regression it shows metrics with intervals, each fold, ROC curve and calibration
     or predicted against true values, and the worst cases.
 
+    For a fine-tuned segmentation it shows training curves, scores of all cases and pictures; for a study or a gain its
+    tables. Several pretrainings are overlaid in each chart, with the settings in which they differ.
+
     The file is self-contained: it loads nothing from the network.
+
+    [b]Examples[/b]
+
+    viewalign report run
+
+    viewalign report run other-run -o runs.html
     """
     import viewalign
 

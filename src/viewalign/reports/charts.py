@@ -34,20 +34,23 @@ class Chart:
         caption: description, with the unit.
         figure: plotly's `data` and `layout`.
         summary: its values in a sentence, for readers who cannot see it.
+        curves: whether the page's controls for smoothing and a logarithmic axis apply to it.
     """
 
     title: str
     caption: str
     figure: Figure
     summary: str = ""
+    curves: bool = False
 
     def html(self) -> Markup:
         """Return the HTML element of the chart."""
         data = json.dumps(_plain(self.figure), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        kind, label = "chart curves" if self.curves else "chart", f"{self.title}. {self.summary}".strip()
         return Markup(
-            '<div class="chart" role="img" aria-label="{}"><div class="plot" style="height:{}px"></div>'
+            '<div class="{}" role="img" aria-label="{}"><div class="plot" style="height:{}px"></div>'
             '<script type="application/json">{}</script></div>'
-        ).format(f"{self.title}. {self.summary}".strip(), self.figure["layout"]["height"], Markup(data))
+        ).format(kind, label, self.figure["layout"]["height"], Markup(data))
 
 
 def scripts() -> dict[str, Any]:

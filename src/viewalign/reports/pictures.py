@@ -26,6 +26,7 @@ def data_url(image: NDArray[np.uint8]) -> str:
 Bool = NDArray[np.bool_]
 Grey = NDArray[np.float32]
 Window = tuple[float, float]
+_BACKGROUND = 0.05
 
 
 @dataclass(frozen=True)
@@ -297,11 +298,19 @@ def around(crop: Grey, corners: Points) -> tuple[Grey, Bool, Points]:
 
 
 def window(values: NDArray[np.floating]) -> Window:
-    """Return the grey window of values: from their 1st to their 99.5th percentile."""
-    finite = values[np.isfinite(values)]
+    """Return the grey window of an image: its range without outliers, so that bright fat or bone hides no tissue.
+
+    The range is from the 1st to the 99.5th percentile. Within it, voxels above the lowest twentieth are the body, and
+    the window ends at their upper quartile plus 1.5 times the distance of the quartiles (Tukey, 1977).
+    """
+    finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return 0.0, 1.0
-    low, high = (float(v) for v in np.percentile(finite.astype(np.float64), (1, 99.5)))
+    low, high = (float(v) for v in np.percentile(finite, (1, 99.5)))
+    body = finite[finite > low + _BACKGROUND * (high - low)]
+    if body.size:
+        lower, upper = np.percentile(body, (25, 75))
+        high = min(high, float(upper + 1.5 * (upper - lower)))
     return low, high if high > low else low + 1.0
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import platform
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,13 +21,17 @@ from viewalign.methods.registry import requirements_of
 from viewalign.reports import pictures, run_charts, verdicts
 from viewalign.reports.charts import scripts
 from viewalign.reports.page import counted, leaf, number, percent, render_template, save_page, without_paths
-from viewalign.reports.run_data import RunRecord, read_run, setting
+from viewalign.reports.run_data import Array, RunRecord, read_run, setting
 from viewalign.reports.verdicts import probe_gain
+from viewalign.training.pictures import VOLUMES, prefix
 from viewalign.utils.console import duration
 from viewalign.views.latentcampus import sample_latentcampus
 from viewalign.views.sampling import sample_one, sample_pair
 
+_log = logging.getLogger(__name__)
+PAGE = "report.html"
 _MOST_EVENTS = 20
+_SECONDS_BETWEEN, _SHARE = 30.0, 0.02
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -39,18 +47,42 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: the folder contains no run, or the page cannot be written.
     """
-    record = read_run(run)
-    path = run / "report.html" if out is None else out
+    return _write(read_run(run), run / PAGE if out is None else out)
+
+
+def _write(record: RunRecord, path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path} is a folder; set a file name for the page.")
     return save_page(path, render(record))
+
+
+class LivePage:
+    """Writes the page of a run while it trains: at most every half minute, and for at most 2 % of the time."""
+
+    def __init__(self) -> None:
+        self._earliest = -math.inf
+
+    def __call__(self, run: Path, last: bool) -> None:
+        """Write the page of the folder `run` if it is time for it, or if it is the `last` one.
+
+        A page that cannot be written is reported; the run goes on.
+        """
+        begin = time.monotonic()
+        if begin < self._earliest and not last:
+            return
+        try:
+            _write(read_run(run, verify=last), run / PAGE)
+        except (UserError, OSError) as problem:
+            _log.warning("The page of the run could not be written: %s", problem)
+        now = time.monotonic()
+        self._earliest = now + max(_SECONDS_BETWEEN, (now - begin) / _SHARE)
 
 
 def render(run: RunRecord) -> str:
     """Return the page of a run as HTML."""
     found = verdicts.assess(run)
     level, sentence = verdicts.overall(run, found)
-    drawn = pictures.panels(run.pictures)
+    volumes = [drawn for arrays in by_volume(run.pictures) if (drawn := pictures.panels(arrays))]
     return render_template(
         "run.html",
         title=run.name,
@@ -65,8 +97,8 @@ def render(run: RunRecord) -> str:
         findings=[(finding, run_charts.band_curve(finding)) for finding in found],
         charts=run_charts.loss_charts(run),
         events=_events(run),
-        panels=drawn,
-        hatchings=pictures.hatchings(drawn),
+        volumes=volumes,
+        hatchings=pictures.hatchings([panel for drawn in volumes for panel in drawn]),
         probe=probe_view(run),
         settings=_settings(run.config),
         versions=_versions(run),
@@ -101,7 +133,9 @@ def _about(run: RunRecord) -> list[tuple[str, str]]:
         ("Views", f"{' × '.join(str(n) for n in size)} voxels" if isinstance(size, list) else None),
         ("Batch", f"{counted(batch, 'volume')}{_views(config)}" if (batch := _batch(run)) else None),
         ("Data", _data(run) if isinstance(volumes, int) else leaf(str(setting(config, "data", "") or ""))),
+        ("Device", facts.get("device")),
         ("Precision", _precision(run)),
+        ("Started", _started(run)),
     ]
     return [(name, str(value)) for name, value in rows if value]
 
@@ -110,6 +144,22 @@ def _precision(run: RunRecord) -> str | None:
     """Return the precision of the run, and the reason for it if it was logged."""
     chosen, reason = setting(run.config, "runtime.precision"), run.facts.get("precision", {}).get("reason")
     return f"{chosen} ({reason})" if chosen and reason else chosen
+
+
+def _started(run: RunRecord) -> str | None:
+    """Return the date of the start, and of the last resumption."""
+    resumed = run.events("resumed")
+    last = f", resumed {len(resumed)} ×, last {resumed[-1].get('time')}" if resumed else ""
+    started = run.facts.get("started")
+    return f"{started}{last}" if started else None
+
+
+def by_volume(arrays: Mapping[str, Array]) -> list[dict[str, Array]]:
+    """Split stored pictures into those of each volume, without the prefix of their names."""
+    starts = [prefix(k) for k in range(VOLUMES)]
+    groups = [{name: array for name, array in arrays.items() if not name.startswith(tuple(starts[1:]))}]
+    groups += [{n.removeprefix(s): one for n, one in arrays.items() if n.startswith(s)} for s in starts[1:]]
+    return [group for group in groups if group]
 
 
 def _batch(run: RunRecord) -> int:
@@ -183,6 +233,8 @@ def _events(run: RunRecord) -> list[tuple[str, str]]:
             text = f"Volume {row.get('volume')} of the store cannot be read: {row.get('reason')}"
         elif event == "checkpoint_failed":
             text = f"Checkpoint not written: {row.get('reason')}"
+        elif event == "resumed":
+            text = f"Resumed on {row.get('device')}, {row.get('time')}."
         else:
             rest = {key: value for key, value in row.items() if key not in {"kind", "step", "event"}}
             text = f"{event}: {rest}" if rest else event

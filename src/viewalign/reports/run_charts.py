@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from viewalign.reports.run_data import RunRecord, Series, setting
 from viewalign.reports.verdicts import Finding
 
 _OTHERS = {"lr", "gradient_norm", "samples_per_second", "data_wait"} | {measure.name for measure in MEASURES}
-_TERMS = {
+TERMS = {
     "loss": ("Total loss", "Sum of the terms below, each times its weight."),
     "reconstruction": (
         "Reconstruction",
@@ -83,25 +83,54 @@ def _clipping(run: RunRecord) -> str:
 
 
 def _term(run: RunRecord, name: str) -> Chart | None:
-    title, caption = _TERMS.get(name, (name.replace("_", " ").capitalize(), ""))
+    title, caption = TERMS.get(name, (name.replace("_", " ").capitalize(), ""))
     weight = setting(run.config, f"objectives.{name}_weight")
     weighted = {"reconstruction": _WEIGHTED, "consistency": ("cva",), "contrastive": ("cva",)}.get(name, ())
     if isinstance(weight, int | float) and setting(run.config, "method", "cva") in weighted:
         caption = f"{caption} Weight {number(float(weight))}.".strip()
     lines = {"training": run.series("train", name), "held out": run.series("validation", name)}
-    return line_chart(title, caption, "loss (nats)" if name == "contrastive" else "loss (no unit)", lines)
+    unit = "loss (nats)" if name == "contrastive" else "loss (no unit)"
+    return line_chart(title, f"{caption}{_resumed(run)}", unit, lines, marks=_marks(run))
+
+
+def _marks(run: RunRecord) -> list[int]:
+    return [int(row["step"]) for row in run.events("resumed")]
+
+
+def _resumed(run: RunRecord) -> str:
+    return " Dotted: the run was resumed." if _marks(run) else ""
 
 
 def _single(run: RunRecord, name: str, title: str, caption: str) -> Chart | None:
     return line_chart(title, caption, f"{title.lower()} (no unit)", {"training": run.series("train", name)})
 
 
-def line_chart(title: str, caption: str, unit: str, lines: dict[str, Series]) -> Chart | None:
-    """Draw one or more lines over steps; None without finite values."""
+Style = tuple[str, str]
+"""Colour and dash of a line."""
+
+
+def line_chart(
+    title: str,
+    caption: str,
+    unit: str,
+    lines: Mapping[str, Series],
+    styles: Mapping[str, Style] = _LINES,
+    marks: Sequence[int] = (),
+) -> Chart | None:
+    """Draw one or more lines over steps; None without finite values.
+
+    Args:
+        title, caption: text of the chart.
+        unit: of the values.
+        lines: by name.
+        styles: of each line.
+        marks: steps at which the run was resumed, drawn as dotted lines.
+    """
     thinned = {name: thin(series.finite()) for name, series in lines.items() if len(series.finite())}
     if not thinned:
         return None
-    traces = [trace for name, one in thinned.items() for trace in _traces(name, one, legend=len(thinned) > 1)]
+    several = len(thinned) > 1
+    traces = [trace for name, one in thinned.items() for trace in _traces(name, one, styles[name], several)]
     every = [v for one in thinned.values() for v in (*one.lows, *one.highs)]
     drawn = figure(
         traces,
@@ -110,18 +139,24 @@ def line_chart(title: str, caption: str, unit: str, lines: dict[str, Series]) ->
         hovermode="x unified",
         xaxis={**_STEPS, "range": [0, _right(one.steps[-1] for one in thinned.values())]},
         yaxis={"hoverformat": ".4g", "range": list(padded(every))},
+        shapes=[_mark(step) for step in marks],
     )
-    return Chart(title, caption, drawn, _summary(thinned))
+    return Chart(title, caption, drawn, _summary(thinned), curves=True)
+
+
+def _mark(step: int) -> Trace:
+    place = {"x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", "line": {"color": "--soft", "width": 1, "dash": "dot"}, **place}
 
 
 def _right(ends: Iterable[float]) -> float:
     return max(*ends, 1) * 1.01
 
 
-def _traces(name: str, one: Thinned, legend: bool) -> list[Trace]:
+def _traces(name: str, one: Thinned, style: Style, legend: bool) -> list[Trace]:
     """Draw a line, the range around it where steps were averaged, and dots where there are few values."""
-    color, dash = _LINES[name]
-    mode = "lines+markers" if name == "held out" and len(one.steps) <= 40 else "lines"
+    color, dash = style
+    mode = "lines+markers" if dash == "dash" and len(one.steps) <= 40 else "lines"
     around = [band(one.steps, one.lows, one.highs, color)] if one.lows != one.highs else []
     single = {} if len(one.steps) == 1 else {"mode": mode}
     return [*around, line(one.steps, one.means, name, color, dash, **single) | {"showlegend": legend}]

@@ -124,8 +124,12 @@ def setting(config: dict[str, Any], path: str, default: Any = None) -> Any:
     return value
 
 
-def read_run(root: Path) -> RunRecord:
+def read_run(root: Path, verify: bool = True) -> RunRecord:
     """Read a run's folder.
+
+    Args:
+        root: the folder.
+        verify: whether to compare the newest checkpoint with its checksum, which reads all of it.
 
     Raises:
         UserError: the folder contains no run, or its files are unreadable.
@@ -144,7 +148,7 @@ def read_run(root: Path) -> RunRecord:
     note = root / "data_note.txt"
     saved = tuple(checkpoints.steps(folder.checkpoints))
     newest = checkpoints.path_of(folder.checkpoints, saved[-1]) if saved else None
-    reason = checkpoints.damage(newest) if newest else None
+    reason = checkpoints.damage(newest) if newest and verify else None
     return RunRecord(
         name=root.resolve().name,
         config=config,

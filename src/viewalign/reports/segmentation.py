@@ -18,9 +18,11 @@ from viewalign.data.file_types import SUFFIXES
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
+from viewalign.reports.charts import Chart, scripts
 from viewalign.reports.page import render_template, save_page, without_paths
 from viewalign.reports.pictures import Panel, Slice, Strip, data_url, shaded, window
 from viewalign.reports.planes import PLANES, Plane, cut, outline
+from viewalign.reports.segmentation_charts import case_chart, training_charts
 
 RESULTS, PAGE = "results.json", "report.html"
 COLOURS = 6
@@ -50,8 +52,8 @@ class Scored:
     reference: Path
 
 
-def write_page(run: Path) -> Path:
-    """Write `report.html` into a fine-tuning's folder and return its path.
+def write_page(run: Path, output: Path | None = None) -> Path:
+    """Write `report.html` into a fine-tuning's folder, or elsewhere, and return its path.
 
     Raises:
         UserError: the folder contains no results, or the page cannot be written.
@@ -59,7 +61,7 @@ def write_page(run: Path) -> Path:
     results = _results(run)
     evaluations = {row["name"]: read_evaluation(run / row["evaluation"]) for row in _evaluated(results)}
     text = _render(run, results, evaluations)
-    return save_page(run / PAGE, text)
+    return save_page(output or run / PAGE, text)
 
 
 def _results(run: Path) -> dict[str, Any]:
@@ -84,10 +86,18 @@ def _render(run: Path, results: Mapping[str, Any], evaluations: Mapping[str, Eva
         missing=_missing(evaluations),
         tolerances=_tolerances(evaluations),
         legend=[(f"c{k % COLOURS}", label) for k, label in enumerate(labels)],
+        charts=[*_charts(results), *filter(None, [case_chart(evaluations)])],
         panels=[_panel(title, case, labels) for title, case in _chosen(results, evaluations)],
         report=without_paths(_transfer_report(results)),
         version=__version__,
+        **scripts(),
     )
+
+
+def _charts(results: Mapping[str, Any]) -> list[Chart]:
+    """Draw the training of each fold, as far as nnU-Net's logs are there."""
+    folds = {row["name"]: Path(results["model"]) / f"fold_{row['fold']}" for row in _evaluated(results)}
+    return training_charts({name: folder for name, folder in folds.items() if folder.is_dir()})
 
 
 def _about(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -159,18 +169,22 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _panel(title: str, case: Scored, labels: Mapping[str, tuple[int, ...]]) -> Panel:
-    """Draw a case on three planes, each at the slice with most labelled voxels."""
+    """Draw a case on three planes, each at the slice with most labelled voxels of the reference.
+
+    A prediction must not choose the slices: they would be those with its largest error.
+    """
     guess, truth = _upright(case.prediction), _upright(case.reference)
     image = _upright(case.image) if case.image else None
     maps = [sitk.GetArrayFromImage(one) for one in (guess, truth)]
     grey = np.zeros(maps[1].shape, np.float32) if image is None else sitk.GetArrayFromImage(image).astype(np.float32)
     spacing = truth.GetSpacing()[::-1]
-    filled = np.isin(maps[1], [v for values in labels.values() for v in values]) | (maps[0] > 0)
+    filled = np.isin(maps[1], [v for values in labels.values() for v in values])
+    filled = filled if filled.any() else maps[0] > 0
     slices = {plane.name: _position(filled, plane) for plane in PLANES}
+    limits = window(grey)
     strips = [
-        Strip("Image", [_slice(grey, None, plane, slices, spacing, labels) for plane in PLANES]),
-        Strip("Reference", [_slice(grey, maps[1], plane, slices, spacing, labels) for plane in PLANES]),
-        Strip("Prediction", [_slice(grey, maps[0], plane, slices, spacing, labels) for plane in PLANES]),
+        Strip(name, [_slice(grey, limits, labelled, plane, slices, spacing, labels) for plane in PLANES])
+        for name, labelled in (("Image", None), ("Reference", maps[1]), ("Prediction", maps[0]))
     ]
     return Panel(f"{title}: {case.name}", f"Mean Dice {case.dice:.3f}; {case.split}.", [], strips)
 
@@ -188,13 +202,14 @@ def _position(filled: NDArray[np.bool_], plane: Plane) -> int:
 
 def _slice(
     grey: NDArray[np.float32],
+    limits: tuple[float, float],
     labelled: NDArray[Any] | None,
     plane: Plane,
     at: Mapping[str, int],
     spacing: tuple[float, ...],
     labels: Mapping[str, tuple[int, ...]],
 ) -> Slice:
-    pixels = shaded(cut(grey, plane, at[plane.name]), window(grey))
+    pixels = shaded(cut(grey, plane, at[plane.name]), limits)
     lines = Markup("")
     if labelled is not None:
         flat = cut(labelled, plane, at[plane.name])

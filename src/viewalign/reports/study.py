@@ -14,7 +14,7 @@ from viewalign.evaluation import task_metrics
 from viewalign.reports.charts import Chart, Trace, dots, escaped, figure, scripts
 from viewalign.reports.page import render_template, save_page
 
-PAGE = "report.html"
+PAGE, TABLE = "report.html", "table.json"
 TITLES = {
     ("voxel_probe", "dice"): "Linear voxel probe, mean Dice",
     ("voxel_probe", "balanced_accuracy"): "Linear voxel probe, balanced accuracy",
@@ -30,17 +30,17 @@ _ROW = 32
 """Pixels for each arm."""
 
 
-def write_page(folder: Path) -> Path:
-    """Write `report.html` into a study's folder, from its `table.json`, and return its path.
+def write_page(folder: Path, output: Path | None = None) -> Path:
+    """Write `report.html` into a study's folder, or elsewhere, from its `table.json`, and return its path.
 
     Raises:
         UserError: there is no table yet, or the page cannot be written.
     """
     try:
-        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{folder} contains no table of a study; run `viewalign study` first.") from None
-    return save_page(folder / PAGE, render(table))
+    return save_page(output or folder / PAGE, render(table))
 
 
 def render(table: dict[str, Any]) -> str:
@@ -60,6 +60,8 @@ def render(table: dict[str, Any]) -> str:
         "study.html",
         filters=filters,
         name=table["study"],
+        summary=table.get("summary"),
+        forest=forest((table.get("summary") or {}).get("comparisons", ())),
         reference=table["reference"],
         seeds=max((row["seeds"] for row in table["rows"]), default=0),
         groups=[
@@ -77,6 +79,25 @@ def render(table: dict[str, Any]) -> str:
     )
 
 
+def forest(comparisons: Sequence[dict[str, Any]]) -> Chart | None:
+    """Draw the differences of a gain: a dot with its interval for each comparison, and a line at no difference."""
+    shown = [one for one in comparisons if math.isfinite(one["difference"]["mean"])]
+    if not shown:
+        return None
+    traces = []
+    for place, one in enumerate(shown):
+        mean, low, high = (one["difference"][key] for key in ("mean", "low", "high"))
+        color = {None: "--soft", True: "--good", False: "--bad"}[one["better"]]
+        ends = "no interval" if low is None else f"{low:+.4f} to {high:+.4f}"
+        more: dict[str, Any] = {} if low is None else {"error_x": _interval(mean, low, high) | {"color": color}}
+        traces.append(dots([mean], [place], [f"{mean:+.4f} ({ends})"], color, marker={"opacity": 1.0}, **more))
+    names = [escaped(f"{one['arm']} − {one['reference']}, {one['evaluation']}") for one in shown]
+    zero = {"zeroline": True, "zerolinecolor": "--soft"}
+    caption = "A dot is the mean difference, the bar its 95 % interval over seeds and test cases; grey crosses zero."
+    drawn = figure(traces, "Difference", "", 80 + _ROW * len(shown), xaxis=zero, yaxis=_rows(names))
+    return Chart("", caption, drawn)
+
+
 def title(kind: str, measure: str) -> str:
     """Return the title of a measure, and which way is better if that is not obvious."""
     name = TITLES.get((kind, measure), ", ".join(filter(None, (KINDS.get(kind, kind), measure))))
@@ -89,8 +110,13 @@ def chart(rows: Sequence[dict[str, Any]]) -> Chart | None:
     if not traces:
         return None
     names = [escaped(row["arm"]) for row in rows]
-    axis = {"tickvals": list(range(len(rows))), "ticktext": names, "range": [len(rows) - 0.5, -0.5], "showgrid": False}
-    return Chart("Each arm and seed", "", figure(traces, "", "", 70 + _ROW * len(rows), yaxis=axis))
+    return Chart("Each arm and seed", "", figure(traces, "", "", 70 + _ROW * len(rows), yaxis=_rows(names)))
+
+
+def _rows(names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of an axis with a row for each name, from top to bottom."""
+    count = len(names)
+    return {"tickvals": list(range(count)), "ticktext": names, "range": [count - 0.5, -0.5], "showgrid": False}
 
 
 def _arm(row: dict[str, Any], place: int) -> list[Trace]:

@@ -16,7 +16,7 @@ from viewalign import __version__
 from viewalign.evaluation import task_metrics
 from viewalign.evaluation.predictions import TaskPredictions, read_predictions
 from viewalign.finetuning.classification.finetune import LOSSES
-from viewalign.reports import task_charts
+from viewalign.reports import task_charts, task_verdict
 from viewalign.reports.charts import Chart, scripts
 from viewalign.reports.page import counted, number, render_template, save_page, without_paths
 from viewalign.tasks.spec import TaskSpec
@@ -45,13 +45,17 @@ _IN_UNIT = {"mae", "rmse", "mean_error"}
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric as text; `bars` are value, low and high in percent of a scale from 0 to 1."""
+    """One metric as text; `bars` are value, low and high in percent of a scale from 0 to 1.
+
+    `baseline` is the value of predictions that ignore the image.
+    """
 
     name: str
     value: str
     interval: str
     lower: bool
     bars: tuple[float, float, float] | None
+    baseline: str = ""
 
 
 def write_page(run: Path, output: Path | None = None) -> Path:
@@ -71,8 +75,10 @@ def render(run: Path) -> str:
     in_folds = bool(held_out.cases)
     evaluated = held_out if in_folds else test
     spec = outcomes.spec
-    figures = figures_of(metrics.get("held_out" if in_folds else "test", {}), spec)
     first = WORDS.get(spec.figure, spec.figure)
+    verdict = task_verdict.assess(evaluated, first)
+    baseline = verdict.values if verdict else {}
+    figures = figures_of(metrics.get("held_out" if in_folds else "test", {}), spec, baseline)
     return render_template(
         "task.html",
         name=run.resolve().name,
@@ -80,7 +86,8 @@ def render(run: Path) -> str:
         about=_about(run, outcomes, metrics),
         first=next((f for f in figures if f.name == first), None),
         figures=figures,
-        tested=figures_of(metrics["test"], spec) if in_folds and "test" in metrics else [],
+        verdict=verdict,
+        tested=figures_of(metrics["test"], spec, {}) if in_folds and "test" in metrics else [],
         in_folds=in_folds,
         counts=(len(evaluated.cases), len(set(evaluated.subjects)), len(test.cases)),
         folds=_folds(held_out),
@@ -104,14 +111,17 @@ def _json(file: Path) -> Any:
         return None
 
 
-def figures_of(metrics: Mapping[str, Any], spec: TaskSpec) -> list[Figure]:
-    """Return the metrics, the task's primary metric first."""
+def figures_of(metrics: Mapping[str, Any], spec: TaskSpec, baseline: Mapping[str, float]) -> list[Figure]:
+    """Return the metrics, the task's primary metric first, beside those of a baseline."""
     values: dict[str, float] = metrics.get("values", {})
     names = sorted(values, key=lambda name: name != spec.figure)
-    return [_figure(name, values[name], metrics.get("intervals", {}).get(name), spec) for name in names]
+    intervals = metrics.get("intervals", {})
+    return [_figure(name, values[name], intervals.get(name), spec, baseline.get(name)) for name in names]
 
 
-def _figure(name: str, value: float | None, ends: Sequence[float] | None, spec: TaskSpec) -> Figure:
+def _figure(
+    name: str, value: float | None, ends: Sequence[float] | None, spec: TaskSpec, baseline: float | None
+) -> Figure:
     unit = f" {spec.unit}" if spec.unit and name in _IN_UNIT else ""
     defined = value is not None and math.isfinite(value)
     text = f"{value:.3f}{unit}" if defined else "not defined"
@@ -120,7 +130,8 @@ def _figure(name: str, value: float | None, ends: Sequence[float] | None, spec: 
     if value is not None and defined and spec.kind != "regression":
         low, high = (value, value) if ends is None else ends
         bars = tuple(100 * min(max(v, 0.0), 1.0) for v in (value, low, high))
-    return Figure(WORDS.get(name, name), text, interval, name in task_metrics.LOWER_IS_BETTER, bars)  # type: ignore[arg-type]
+    other = "" if baseline is None or not math.isfinite(baseline) else f"{baseline:.3f}{unit}"
+    return Figure(WORDS.get(name, name), text, interval, name in task_metrics.LOWER_IS_BETTER, bars, other)  # type: ignore[arg-type]
 
 
 def _shown(spec: TaskSpec) -> list[str]:

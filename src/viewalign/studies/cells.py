@@ -23,6 +23,7 @@ from viewalign.errors import UserError
 from viewalign.recipes import loading as recipes
 from viewalign.recipes.unused import unread
 from viewalign.studies.evaluators import Evaluator
+from viewalign.studies.external import read_external
 from viewalign.studies.labelled import planned_preparation, prepared_store, read_labelled
 from viewalign.studies.loading import flatten
 from viewalign.studies.settings import Study, digest_of
@@ -80,7 +81,9 @@ class Grid:
         self.recipes = {(arm, seed): self._recipe(arm, seed) for arm in study.arms for seed in study.seeds}
         self._check_common()
         checked = Evaluator(study, self.labelled, planned_preparation(study.data, root), out)
-        checked.check([self.recipes[arm, study.seeds[0]] for arm in study.arms])
+        self.external = {name: read_external(a.encoder, root) for name, a in study.arms.items() if a.encoder}
+        own = [self.recipes[arm, study.seeds[0]] for arm in study.arms if arm not in self.external]
+        checked.check(own, list(self.external.values()))
         self.store_path = prepared_store(study.data, root, out)
         self.evaluator = Evaluator(study, self.labelled, Store.open(self.store_path).recipe, out)
         self.cells = list(self._cells())
@@ -107,6 +110,8 @@ class Grid:
         def pretraining(name: str, seed: int) -> Cell:
             arm = self.study.arms[name]
             start = pretraining(arm.start, seed) if arm.start else None
+            if name in self.external:
+                return self._cell(f"pretrain/{name}/{seed}", self.external[name].digest, name, seed, None, None)
             values = self.recipes[name, seed].model_dump(mode="json", by_alias=True)
             for key in ("data", "out", "log", "checkpoint"):
                 del values[key]
@@ -115,12 +120,13 @@ class Grid:
             return self._cell(f"pretrain/{name}/{seed}", depends, name, seed, None, start)
 
         pairs = [(arm, seed) for seed in self.study.seeds for arm in self.study.arms]
-        for arm, seed in sorted(pairs, key=lambda pair: len(self.study.chain(pair[0]))):
+        pretrained = {(arm, self.study.pretraining_seed(arm, seed)): None for arm, seed in pairs}
+        for arm, seed in sorted(pretrained, key=lambda pair: len(self.study.chain(pair[0]))):
             yield pretraining(arm, seed)
         for evaluation in self.study.evaluations:
             settings, *others = self.evaluator.depends_on(evaluation)
             for arm, seed in pairs:
-                needs = pretraining(arm, seed)
+                needs = pretraining(arm, self.study.pretraining_seed(arm, seed))
                 depends = [settings, others, needs.folder.name]
                 yield self._cell(f"evaluate/{evaluation}/{arm}/{seed}", depends, arm, seed, evaluation, needs)
 
@@ -161,7 +167,8 @@ def chains(study: Study) -> list[tuple[str, int]]:
     """
     roots = Counter(study.chain(arm)[-1] for arm in study.arms if not study.arms[arm].untrained)
     roots.update(dict.fromkeys((name for name, arm in study.arms.items() if arm.untrained), 0))
-    return [(arm, seed) for arm, _ in roots.most_common() for seed in study.seeds]
+    found = ((arm, study.pretraining_seed(arm, seed)) for arm, _ in roots.most_common() for seed in study.seeds)
+    return list(dict.fromkeys(found))
 
 
 def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
@@ -175,7 +182,7 @@ def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
     if not 1 <= number <= count:
         raise UserError(f"shard={job}: write i/n with i from 1 to n, such as 2/8.")
     mine = set(chains(study)[number - 1 :: count])
-    return [cell for cell in cells if (study.chain(cell.arm)[-1], cell.seed) in mine]
+    return [c for c in cells if (study.chain(c.arm)[-1], study.pretraining_seed(c.arm, c.seed)) in mine]
 
 
 def only(cells: Sequence[Cell], pattern: str) -> list[Cell]:

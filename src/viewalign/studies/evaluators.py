@@ -19,6 +19,7 @@ from viewalign.errors import UserError
 from viewalign.evaluation import linear_probe
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import check_installed, encoder_and_preprocessor
+from viewalign.evaluation.predictions import read_predictions
 from viewalign.evaluation.probe import evaluation_folds
 from viewalign.evaluation.retrieval import evaluate_retrieval
 from viewalign.evaluation.voxel_features import EncoderFeatures
@@ -26,6 +27,7 @@ from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, probe
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.settings import load_training
 from viewalign.finetuning.segmentation.encoders import write_untrained
+from viewalign.studies.external import ExternalEncoder
 from viewalign.studies.labelled import Labelled, LabelledCase, read_case
 from viewalign.studies.segmentation import SegmentationEvaluator
 from viewalign.studies.settings import (
@@ -37,8 +39,8 @@ from viewalign.studies.settings import (
     VoxelProbeEvaluation,
     digest_of,
 )
-from viewalign.tasks.manifest import read_manifest
-from viewalign.tasks.spec import read_spec
+from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
+from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.precision import choose_device
 from viewalign.weights.encoder import Encoder, build_untrained, load_encoder
 
@@ -62,11 +64,12 @@ class Evaluator:
     preparation: Mapping[str, Any]
     out: Path
 
-    def check(self, recipes: Sequence[Recipe]) -> None:
+    def check(self, recipes: Sequence[Recipe], external: Sequence[ExternalEncoder] = ()) -> None:
         """Check the settings of all evaluations.
 
         Args:
-            recipes: one of every arm.
+            recipes: one of every arm that is pretrained or untrained.
+            external: encoders of the other arms.
 
         Raises:
             UserError: an invalid setting, with the name of the evaluation.
@@ -76,7 +79,7 @@ class Evaluator:
                 if isinstance(settings, VoxelProbeEvaluation):
                     self._cases.shots(settings.shots, settings.draw, 0)
                 elif not isinstance(settings, RetrievalEvaluation):
-                    self._evaluator(settings).check(recipes)
+                    self._evaluator(settings).check(recipes, external)
             except UserError as problem:
                 raise UserError(f"evaluations.{name}: {problem}") from None
 
@@ -85,12 +88,21 @@ class Evaluator:
         settings = self.study.evaluations[name]
         values = settings.model_dump(mode="json", exclude={"keep"})
         if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
+            values = {key: value for key, value in values.items() if key != "task" and (key, value) != ("shots", None)}
             return [{**values, "task": None}, self._task_evaluator(settings).identity()]
         files = [[case.identity for case in group] for group in (self._cases.learn, self._cases.test)]
         classes = [self._cases.classes] if isinstance(settings, SegmentationEvaluation) else []
         return [values, files, *classes]
 
-    def evaluate(self, name: str, folder: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+    def evaluate(
+        self,
+        name: str,
+        folder: Path,
+        run: Path | None,
+        recipe: Recipe,
+        seed: int,
+        external: ExternalEncoder | None = None,
+    ) -> dict[str, Any]:
         """Evaluate an encoder.
 
         Args:
@@ -98,10 +110,11 @@ class Evaluator:
             folder: of the cell.
             run: folder of the pretraining; None for the untrained network.
             recipe: of the pretraining.
-            seed: of the pretraining.
+            seed: of the evaluation.
+            external: an encoder to evaluate instead of `run`.
 
         Returns:
-            `measures`, and `cases` with the values of each case if there are any.
+            `measures`, and `cases` with the values or `predicted` with the predictions of each case, if there are any.
 
         Raises:
             UserError: the encoder cannot be evaluated.
@@ -110,8 +123,9 @@ class Evaluator:
         if self.study.threads:
             torch.set_num_threads(self.study.threads)
         if not isinstance(settings, VoxelProbeEvaluation | RetrievalEvaluation):
-            return self._evaluator(settings).evaluate(folder, run, recipe, seed)
-        encoder = build_untrained(recipe, seed) if run is None else load_encoder(run)
+            return self._evaluator(settings).evaluate(folder, run, recipe, external, seed)
+        path = external.path if external else run
+        encoder = build_untrained(recipe, seed) if path is None else load_encoder(path)
         if isinstance(settings, VoxelProbeEvaluation):
             return self._probe_voxels(settings, encoder, seed)
         return self._retrieve(settings, encoder)
@@ -173,11 +187,12 @@ class TaskEvaluator:
     out: Path
     device: str
 
-    def check(self, recipes: Sequence[Recipe]) -> None:
+    def check(self, recipes: Sequence[Recipe], external: Sequence[ExternalEncoder]) -> None:  # noqa: ARG002
         """Check task and settings.
 
         Args:
-            recipes: one of every arm.
+            recipes: one of every arm that is pretrained or untrained.
+            external: encoders of the other arms, whose first convolution is adapted to the task's channels.
 
         Raises:
             UserError: an invalid task or setting.
@@ -190,6 +205,10 @@ class TaskEvaluator:
                 raise UserError(
                     f"{spec.name} has {len(spec.channels)} channels, the pretrained network {recipe.network.channels}"
                 )
+        if self.settings.shots is not None:
+            if not any(case.split == "test" for case in cases):
+                raise UserError("shots needs test cases: set the split `test` for some cases of the manifest")
+            cases = _few(cases, spec, self.settings.shots, 0)
         if isinstance(self.settings, FeatureProbeEvaluation):
             evaluation_folds(cases, spec, self.settings.folds, _FOLDS_SEED)
             return
@@ -205,41 +224,64 @@ class TaskEvaluator:
         sizes = [[path.stat().st_size for _, path in sorted(case.images.items())] for case in cases]
         return [spec.model_dump(mode="json"), files, sizes]
 
-    def evaluate(self, folder: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+    def evaluate(
+        self, folder: Path, run: Path | None, recipe: Recipe, external: ExternalEncoder | None, seed: int
+    ) -> dict[str, Any]:
         """Evaluate one encoder; see `Evaluator.evaluate`."""
         untrained = folder / "untrained.pth"
-        encoder = write_untrained(recipe, self.preparation, untrained) if run is None else run
-        depends = [self.identity(), dict(self.preparation), recipe.views.patch_size]
+        path = external.path if external else run or write_untrained(recipe, self.preparation, untrained)
+        depends = [self.identity(), dict(self.preparation), recipe.views.patch_size, external and external.digest]
         cache = self.out / "data" / f"task-{digest_of(depends)}"
         try:
             if isinstance(self.settings, FeatureProbeEvaluation):
-                return self._probe(self.settings, str(encoder), cache)
-            return self._finetune(self.settings, folder / "tuning", str(encoder), cache, seed)
+                return self._probe(self.settings, str(path), cache, seed)
+            return self._finetune(self.settings, folder, str(path), cache, seed)
         finally:
             untrained.unlink(missing_ok=True)
 
-    def _probe(self, settings: FeatureProbeEvaluation, encoder: str, cache: Path) -> dict[str, Any]:
+    def _probe(self, settings: FeatureProbeEvaluation, encoder: str, cache: Path, seed: int) -> dict[str, Any]:
         spec = read_spec(self.task)
         backbone, preprocessor = encoder_and_preprocessor(encoder, spec, None, "pretraining", "multistage")
         cases = read_manifest(self.task, spec)
         embeddings = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
         usable = [case for case in cases if case.case in set(embeddings.cases)]
-        folds = evaluation_folds(usable, spec, settings.folds, _FOLDS_SEED)
+        learnt = usable if settings.shots is None else _few(usable, spec, settings.shots, seed)
+        folds = evaluation_folds(learnt, spec, settings.folds, _FOLDS_SEED)
         score = linear_probe.probe(embeddings.features, usable, folds, spec, settings.learner, seed=_FOLDS_SEED)
-        return _result(score.values, embeddings.excluded)
+        predicted = dict(zip(score.cases, score.predicted.tolist(), strict=True))
+        return _result(score.values, predicted, embeddings.excluded)
 
     def _finetune(
         self, settings: FinetuneEvaluation, folder: Path, encoder: str, cache: Path, seed: int
     ) -> dict[str, Any]:
         training = load_training(settings.recipe, {"device": self.device, **settings.settings, "seed": seed})
-        _, excluded = finetune(self.task, encoder, folder, training, cache=cache)
-        metrics = json.loads((folder / "metrics.json").read_text())
+        task, out = self.task, folder / "tuning"
+        if settings.shots is not None:
+            spec = read_spec(self.task)
+            task = folder / "task"
+            write_manifest(_few(read_manifest(self.task, spec), spec, settings.shots, seed), spec, task)
+            write_spec(spec, task)
+        _, excluded = finetune(task, encoder, out, training, cache=cache)
+        metrics = json.loads((out / "metrics.json").read_text())
+        has_test = "test" in metrics
+        predictions = read_predictions(out).of_folds(test=has_test)
         if not settings.keep:
-            for fold in folder.glob("fold_*"):
+            for fold in out.glob("fold_*"):
                 shutil.rmtree(fold)
-        return _result(metrics["test" if "test" in metrics else "held_out"]["values"], excluded)
+        predicted = dict(zip(predictions.cases, predictions.predicted.tolist(), strict=True))
+        return _result(metrics["test" if has_test else "held_out"]["values"], predicted, excluded)
 
 
-def _result(values: Mapping[str, float], excluded: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _few(cases: Sequence[TaskCase], spec: TaskSpec, shots: int, seed: int) -> list[TaskCase]:
+    """Return sampled training cases and all test cases."""
+    training = [case for case in cases if case.split == "train"]
+    chosen = {training[k].case for k in linear_probe.draw_shots(training, spec, shots, (seed, shots))}
+    return [case for case in cases if case.split == "test" or case.case in chosen]
+
+
+def _result(
+    values: Mapping[str, float], predicted: Mapping[str, Any], excluded: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
     measures = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-    return {"measures": measures, **({"excluded": [list(pair) for pair in excluded]} if excluded else {})}
+    more = {"excluded": [list(pair) for pair in excluded]} if excluded else {}
+    return {"measures": measures, "predicted": dict(predicted), **more}

@@ -123,20 +123,21 @@ def methods_for(network: str) -> list[str]:
 
 
 def finetuning_evaluations(
-    network: str, shots: Sequence[int], changes: Mapping[str, Any] | None = None
+    network: str, shots: Sequence[int | None], changes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return evaluations `tuned-N` by short fine-tunings with nnU-Net on N cases.
+    """Return evaluations `tuned-N` by short fine-tunings with nnU-Net on N cases, and `tuned-all`.
 
     Args:
         network: network part of recipe names.
-        shots: numbers of cases, one evaluation for each.
+        shots: numbers of cases, one evaluation for each; None for all.
         changes: settings of the fine-tuning; default 20 epochs of 25 steps of AdamW without mirroring.
     """
     rate = 3e-4 if network.startswith("primus") else 1e-3
     settings: dict[str, Any] = {"epochs": 20, "iterations": 25, "validation_iterations": 1, "optimizer": "adamw"}
     settings |= {"lr": rate, "mirror": False, "tta": False}
     settings = merged(settings, changes or {})
-    return {f"tuned-{count}": {"kind": "segmentation", "shots": count, "settings": settings} for count in shots}
+    tuned = {"kind": "segmentation", "settings": settings}
+    return {f"tuned-{count or 'all'}": {**tuned, "shots": count} for count in shots}
 
 
 def comparison(

@@ -7,10 +7,10 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from viewalign.reports.run import LivePage
 from viewalign.studies.cells import FILE, Cell, Grid
 from viewalign.training.run import pretrain
 from viewalign.utils.console import duration
@@ -119,7 +119,8 @@ def run_cell(grid: Grid, cell: Cell) -> int | None:
 
 def _pretrain(grid: Grid, cell: Cell) -> tuple[bool, int | None]:
     """Return whether the run is complete, and an exit code if a signal was received."""
-    if grid.study.arms[cell.arm].untrained:
+    arm = grid.study.arms[cell.arm]
+    if arm.untrained or arm.encoder:
         return True, None
     run = cell.folder / RUN
     if run.is_dir() and not (run / "config.yaml").is_file():
@@ -128,11 +129,12 @@ def _pretrain(grid: Grid, cell: Cell) -> tuple[bool, int | None]:
     recipe = grid.recipes[cell.arm, cell.seed]
     if cell.needs is not None:
         changes["init"] = recipe.init.model_copy(update={"weights": str(cell.needs.folder / RUN)})
-    outcome = pretrain(recipe.model_copy(update=changes), resume="auto")
+    outcome = pretrain(recipe.model_copy(update=changes), resume="auto", page=LivePage())
     return outcome.finished, outcome.stops_caller
 
 
 def _evaluate(grid: Grid, cell: Cell, name: str) -> dict[str, Any]:
     assert cell.needs is not None
-    run: Path | None = None if grid.study.arms[cell.arm].untrained else cell.needs.folder / RUN
-    return grid.evaluator.evaluate(name, cell.folder, run, grid.recipes[cell.arm, cell.seed], cell.seed)
+    external = grid.external.get(cell.arm)
+    run = None if grid.study.arms[cell.arm].untrained or external else cell.needs.folder / RUN
+    return grid.evaluator.evaluate(name, cell.folder, run, grid.recipes[cell.arm, cell.seed], cell.seed, external)

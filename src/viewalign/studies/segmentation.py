@@ -6,6 +6,7 @@ Cells with equal voxel size and normalisation share one preprocessed dataset.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from viewalign.evaluation.folders import tolerances_of
 from viewalign.finetuning.segmentation import encoders, environment
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.studies import labelled as labels
+from viewalign.studies.external import ExternalEncoder
 from viewalign.studies.labelled import Labelled, LabelledCase
 from viewalign.studies.settings import SegmentationEvaluation, digest_of
 from viewalign.utils.io import write_json
@@ -74,13 +76,17 @@ class SegmentationEvaluator:
         chosen = {"device": "auto", "gpus": 1, "workers": self.threads or None}
         return {**chosen, **{key: value for key, value in self.evaluation.settings.items() if key in _MACHINE}}
 
-    def settings(self, encoder: Path, seed: int, **more: Any) -> dict[str, Any]:
+    def settings(self, encoder: str, seed: int, **more: Any) -> dict[str, Any]:
         """Return the settings of a fine-tuning."""
         own = {key: value for key, value in self.evaluation.settings.items() if key not in _MACHINE}
-        return {**own, "dataset": _DATASET, "encoder": str(encoder.absolute()), "seed": seed, **more}
+        return {**own, "dataset": _DATASET, "encoder": encoder, "seed": seed, **more}
 
-    def check(self, recipes: Sequence[Recipe]) -> None:
+    def check(self, recipes: Sequence[Recipe], external: Sequence[ExternalEncoder]) -> None:
         """Check the settings.
+
+        Args:
+            recipes: of every arm that is pretrained or untrained.
+            external: encoders of the other arms.
 
         Raises:
             UserError: nnU-Net is not installed, or invalid settings.
@@ -91,21 +97,25 @@ class SegmentationEvaluator:
             raise UserError(f"settings.{odd[0]} is set by the study (arms, seeds, shots, data.labelled)")
         if self.machine["device"] not in DEVICES:
             raise UserError(f"settings.device must be {', '.join(DEVICES)}, not {self.machine['device']!r}")
-        settings = checked(FinetuneSettings, self.settings(Path("encoder"), 0))
+        settings = checked(FinetuneSettings, self.settings("encoder", 0))
         # Without names of classes, the labels are not read yet.
         named = [part.partition("=")[0].strip() for part in settings.tolerance.split(",") if "=" in part]
         tolerances_of(settings.tolerance, self.labelled.classes or named)
-        for recipe in recipes:
-            encoders.check_before(settings, recipe, self.preparation)
+        plans = [(encoders.plan_of(recipe, self.preparation), recipe.network.name) for recipe in recipes]
+        for plan, name in (*plans, *((one.plan, one.path) for one in external)):
+            encoders.check_before(settings, plan, name)
         self.labelled.shots(self.evaluation.shots, self.evaluation.draw, 0)
 
-    def evaluate(self, cell: Path, run: Path | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+    def evaluate(
+        self, cell: Path, run: Path | None, recipe: Recipe, external: ExternalEncoder | None, seed: int
+    ) -> dict[str, Any]:
         """Fine-tune and evaluate, resuming an interrupted fine-tuning.
 
         Args:
             cell: the cell's folder.
             run: of the pretraining; None to train from scratch.
             recipe: of the pretraining.
+            external: an encoder to use instead of `run`.
             seed: of the sampled cases, the decoder's initial weights and the patches.
 
         Returns:
@@ -114,13 +124,14 @@ class SegmentationEvaluator:
         Raises:
             UserError: an error of the fine-tuning.
         """
-        shared = self.shared(recipe)
+        shared = self.shared(recipe, external)
         cell.mkdir(parents=True, exist_ok=True)
         learn = self.labelled.shots(self.evaluation.shots, self.evaluation.draw, seed)
-        encoder = encoders.write_untrained(recipe, self.preparation, cell / "untrained.pth") if run is None else run
+        encoder = external.path if external else str(run.absolute()) if run else self._untrained(recipe, cell)
         training = _write_names(cell / "training.txt", learn)
         validation = _write_names(cell / "validation.txt", self.labelled.test)
-        settings = self.settings(encoder, seed, from_scratch=run is None, training=training, validation=validation)
+        scratch = run is None and external is None
+        settings = self.settings(encoder, seed, from_scratch=scratch, training=training, validation=validation)
         _remove_outdated(cell, settings)
         _link(shared / "preprocessed" / _DATASET, cell / "nnunet" / "preprocessed" / _DATASET)
         result = self._run_worker(cell, {"do": "finetune", "settings": settings}, shared / "raw", cell / "nnunet")
@@ -129,10 +140,14 @@ class SegmentationEvaluator:
             (cell / "untrained.pth").unlink(missing_ok=True)
         return result
 
-    def shared(self, recipe: Recipe) -> Path:
+    def _untrained(self, recipe: Recipe, folder: Path) -> str:
+        return str(encoders.write_untrained(recipe, self.preparation, folder / "untrained.pth").absolute())
+
+    def shared(self, recipe: Recipe, external: ExternalEncoder | None = None) -> Path:
         """Return the folder of the preprocessed dataset, creating it if necessary."""
         files = [[str(case.image.absolute()), *case.identity] for case in self.labelled.all]
-        plan = encoders.plan_of(recipe, self.preparation)["pretrain_plan"]
+        described = external.plan if external else encoders.plan_of(recipe, self.preparation)
+        plan = copy.deepcopy(described["pretrain_plan"])
         for configuration in plan["configurations"].values():
             configuration.pop("patch_size", None)
         own = [self.evaluation.settings.get(key) for key in ("spacing", "normalise", "base_plans")]
@@ -140,14 +155,14 @@ class SegmentationEvaluator:
         place.parent.mkdir(parents=True, exist_ok=True)
         with locked(place.with_name(f".{place.name}.lock"), math.inf):
             if not place.is_dir():
-                self._prepare(place.with_name(f".writing-{place.name}"), recipe).replace(place)
+                self._prepare(place.with_name(f".writing-{place.name}"), recipe, external).replace(place)
         return place
 
-    def _prepare(self, place: Path, recipe: Recipe) -> Path:
+    def _prepare(self, place: Path, recipe: Recipe, external: ExternalEncoder | None) -> Path:
         shutil.rmtree(place, ignore_errors=True)
         (place / "raw").mkdir(parents=True)
         labels.write_dataset(place / "raw" / _DATASET, self.labelled.all, self.labelled.classes)
-        encoder = encoders.write_untrained(recipe, self.preparation, place / "untrained.pth")
+        encoder = external.path if external else self._untrained(recipe, place)
         settings = self.settings(encoder, 0, from_scratch=True)
         self._run_worker(place, {"do": "prepare", "settings": settings}, place / "raw", place)
         folder = place / "preprocessed" / _DATASET

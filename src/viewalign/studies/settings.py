@@ -18,6 +18,10 @@ def digest_of(values: Any) -> str:
 
 Draw = Literal["spread", "seed"]
 _DRAW = "spread: evenly over the cases, equal for all seeds; seed: sampled for each seed, equal for all arms."
+_SHOTS = (
+    "Training cases of each class (in total for a regression), sampled for each seed and equal for all arms; "
+    "null for all. Needs test cases."
+)
 _SETTINGS = "Settings of the fine-tuning, as for `viewalign finetune`; the study sets data, seed and splits."
 
 
@@ -83,12 +87,16 @@ class ArmSettings(Settings):
     )
     start: str | None = Field(None, description="Another arm; pretraining starts from its weights of the same seed.")
     untrained: bool = Field(False, description="Evaluate the network without training.")
+    encoder: str | None = Field(
+        None, description="A finished run, an export, a checkpoint or a public encoder to evaluate without pretraining."
+    )
+    once: bool = Field(False, description="Pretrain with the first seed only; the other seeds evaluate the same run.")
     title: str = Field("", description="Title in the report; default: the arm's name.")
 
     @model_validator(mode="after")
     def _plain(self) -> ArmSettings:
-        if self.untrained and self.start:
-            raise ValueError("an untrained arm must not have `start`")
+        if sum([self.untrained, self.start is not None, self.encoder is not None]) > 1:
+            raise ValueError("an arm has only one of `untrained`, `start` and `encoder`")
         return self
 
 
@@ -114,6 +122,7 @@ class FeatureProbeEvaluation(Settings):
 
     kind: Literal["feature_probe"]
     task: str = Field(description="Folder of task.yaml and its manifest.")
+    shots: Count | None = Field(None, description=_SHOTS)
     learner: Literal["linear", "knn"] = Field("linear", description="Logistic regression or ridge, or neighbours.")
     folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds, if no case is marked as test.")
 
@@ -136,6 +145,7 @@ class FinetuneEvaluation(Settings):
 
     kind: Literal["finetune"]
     task: str = Field(description="Folder of task.yaml and its manifest.")
+    shots: Count | None = Field(None, description=_SHOTS)
     recipe: str | None = Field(None, description="Recipe of the fine-tuning.")
     settings: dict[str, Any] = Field(default_factory=dict, description=_SETTINGS)
     keep: bool = Field(False, description="Keep the folds' models.")
@@ -171,6 +181,11 @@ class Study(Settings):
         start = self.arms[arm].start
         return [arm] if start is None else [arm, *self.chain(start)]
 
+    def pretraining_seed(self, arm: str, seed: int) -> int:
+        """Return the seed of the pretraining that is evaluated for an arm and a seed."""
+        shared = any(self.arms[name].once or self.arms[name].encoder for name in self.chain(arm))
+        return self.seeds[0] if shared else seed
+
     @property
     def against(self) -> str:
         """The arm that others are compared with."""
@@ -189,6 +204,32 @@ class ShareSettings(Settings):
 
 class StudyOptions(Study, ShareSettings):
     """All settings of `viewalign study`."""
+
+
+class GainSettings(Settings):
+    """What pretraining gains."""
+
+    recipe: str = Field("cva-resenc-xs", description="Recipe of the pretraining.")
+    steps: Count = Field(500, description="Its steps.")
+    pretrain: dict[str, Any] = Field({}, description="Further settings of the recipe, such as pretrain.batch=8.")
+    encoder: str | None = Field(
+        None, description="A finished run, an export or a checkpoint to evaluate instead of pretraining."
+    )
+    public: str | None = Field(
+        None, description="A public encoder to compare with: a name of `viewalign encoders`, or hf:OWNER/NAME."
+    )
+    shots: Counts = Field(
+        (10,), description="Numbers of labelled training cases (of each class for a classification), besides all."
+    )
+    seeds: Count = Field(3, description="Fine-tunings of each encoder, each with other sampled cases.")
+    test: Names = Field(
+        (), description="Patterns of test cases; default: those of the task, or a fifth of the cases, at least five."
+    )
+    frozen: bool = Field(True, description="Also evaluate the frozen features with a linear probe.")
+    finetune: dict[str, Any] = Field({}, description="Settings of the fine-tuning, such as finetune.epochs=50.")
+    threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU, else the CPU.")
+    minutes: Positive | None = Field(None, description="Start no further part after this number of minutes.")
 
 
 class CompareMethodsSettings(ShareSettings):

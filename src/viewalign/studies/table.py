@@ -163,11 +163,17 @@ _COLUMNS = (
 )
 
 
-def write(grid: Grid) -> str:
-    """Write `table.json`, `table.csv` and `table.md` into the study's folder; return the text of the last."""
+def write(grid: Grid, summary: Mapping[str, Any] | None = None) -> str:
+    """Write `table.json`, `table.csv` and `table.md` into the study's folder; return the text of the last.
+
+    Args:
+        grid: the study.
+        summary: sentences for the top of the page; see `gain_results.summary`.
+    """
     rows = collect(grid)
     grid.out.mkdir(parents=True, exist_ok=True)
-    write_json(grid.out / "table.json", {"study": grid.study.name, "reference": grid.study.against, "rows": rows})
+    tables = {"study": grid.study.name, "reference": grid.study.against, "rows": rows, "summary": summary}
+    write_json(grid.out / "table.json", tables)
     with atomic_write(grid.out / "table.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

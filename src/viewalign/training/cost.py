@@ -57,6 +57,15 @@ def step_flops(recipe: Recipe) -> float:
     return requirements.images * recipe.batch * (student + teacher)
 
 
+def forward_flops(recipe: Recipe, decoder: bool) -> float:
+    """Count the floating-point operations of a forward pass of one view through the encoder, and the decoder."""
+    network = recipe.network
+    with torch.device("meta"):
+        backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
+    counts = _count(backbone, recipe)
+    return counts["encode"] + (counts["decode"] if decoder else 0.0)
+
+
 def remedies(recipe: Recipe, precision: str, processes: int = 1) -> list[Remedy]:
     """Return settings that need less memory, each with the simulated peak bytes of a step with only this change."""
     found = []

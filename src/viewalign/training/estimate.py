@@ -140,7 +140,7 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
     flops, device = step_flops(recipe), choose_device()
     precision = settle(recipe.runtime.precision, device).precision
     where = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"
-    step, source = _step_here(recipe, flops, precision)
+    step, source = seconds_per_step(recipe, flops, precision)
     peaks: dict[str, int] = {precision: simulated_peak(recipe, precision)}
     facts: dict[str, Any] = {
         "steps": recipe.steps,
@@ -192,7 +192,7 @@ def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> t
     return [Line(f"On one {gpu.name}", _time(seconds), source), Line("", words, _SIMULATED)], facts
 
 
-def _step_here(recipe: Recipe, flops: float, precision: Precision) -> tuple[float, str]:
+def seconds_per_step(recipe: Recipe, flops: float, precision: Precision) -> tuple[float, str]:
     """Return the seconds of a step on this machine and their basis."""
     from viewalign.training.throughput import measured_flops, measured_step
 

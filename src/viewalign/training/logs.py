@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from viewalign.training.trackers import Tracker
@@ -55,6 +57,10 @@ class RunLog:
             if not waited:
                 _log.warning("The log cannot be written (%s); its rows wait until there is space.", problem)
         self._on_boards(lambda board: board.row(kind, step, values))
+
+    def picture(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Show a grey image (rows, columns) on the boards."""
+        self._on_boards(lambda board: board.picture(step, image))
 
     def settle(self) -> None:
         """See to it that every row is on the disk, as a checkpoint needs: what it was saved after must not be lost.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 Probe = Callable[[Backbone], dict[str, float]]
 """Evaluates the current encoder without changing it or any random generator."""
+Page = Callable[[Path, bool], None]
+"""Writes the page of a run's folder; with False only if the previous one is old enough. It raises nothing."""
 
 
 class Trainer:
@@ -86,12 +89,21 @@ class Trainer:
         self.progress_line = ProgressLine(quiet=not (fabric.is_global_zero and shows_line()))
         self.alerts = Alerts(precision)
         self.log: RunLog | None = None
-        self._notes: list[tuple[str, str]] = []
+        self.page: Page | None = None
+        self._notes: list[tuple[str, dict[str, Any]]] = []
 
     def note(self, event: str, sentence: str) -> None:
         """Warn of something about the start, and write it as an event when the log is opened."""
         _log.warning("%s", sentence)
-        self._notes.append((event, sentence))
+        self.remember(event, reason=sentence)
+
+    def remember(self, event: str, **values: Any) -> None:
+        """Write an event when the log is opened."""
+        self._notes.append((event, values))
+
+    def _show(self) -> None:
+        if self.page is not None and self.fabric.is_global_zero:
+            self.page(self.folder.root, False)
 
     def run(self, stop: StopRequest | None = None) -> bool:
         """Train to the last step; returns False if a signal ended the run early. The state is saved in both cases."""
@@ -99,11 +111,12 @@ class Trainer:
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
             self.log = RunLog(self.folder.log, self.position.step, opened)
-        for event, sentence in self._notes:
-            self._event(event, {"reason": sentence})
+        for event, values in self._notes:
+            self._event(event, values)
         if self.position.step == 0:
             self._row("data", self.facts)
             self._probe()
+        self._show()
         try:
             self._train(stop)
         finally:
@@ -130,10 +143,12 @@ class Trainer:
                     begin, batches.waited, since = time.perf_counter(), 0.0, self.position.step
                 if self.feed.validation and self.recipe.validate_.every and self._due(self.recipe.validate_.every):
                     self._validate(self.feed.validation())
+                    self._show()
                 if self.recipe.validate_.probe is not None and self._due(self.recipe.validate_.probe.every):
                     self._probe()
                 if self._due(self.recipe.checkpoint.every):
                     self.save()
+                    self._show()
             self._finish()
 
     def _finish(self) -> None:
@@ -264,10 +279,14 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return
         terms = self.recipe.objectives
-        number = pictures.most_varied(samples)
-        arrays = pictures.snapshot(
-            batch, number, samples[number], shown, terms.cells, terms.samples, self.position.step, self.feed.aligned
-        )
+        arrays = {}
+        for place, number in enumerate(pictures.most_varied(samples)):
+            one = pictures.snapshot(
+                batch, number, samples[number], shown, terms.cells, terms.samples, self.position.step, self.feed.aligned
+            )
+            arrays |= {pictures.prefix(place) + name: array for name, array in one.items()}
+        if self.log is not None:
+            self.log.picture(self.position.step, pictures.montage(arrays))
         try:
             pictures.write(self.folder.pictures, arrays)
         except OSError as problem:

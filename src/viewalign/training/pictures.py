@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,20 @@ def snapshot(
     return {name: _to_numpy(value) for name, value in arrays.items()}
 
 
-def most_varied(samples: list[Sample]) -> int:
-    """Return the sample whose voxels have the largest standard deviation."""
-    return int(torch.stack([sample.crop.std() for sample in samples]).nan_to_num(-1.0).argmax())
+VOLUMES = 3
+"""Number of volumes shown on a page."""
+
+
+def most_varied(samples: list[Sample]) -> list[int]:
+    """Return up to three samples, those whose voxels have the largest standard deviations."""
+    spread = torch.stack([sample.crop.std() for sample in samples]).nan_to_num(-1.0)
+    order: list[int] = spread.argsort(descending=True, stable=True).tolist()
+    return order[:VOLUMES]
+
+
+def prefix(number: int) -> str:
+    """Return the start of the names of a volume's arrays, counted from 0; those of the first have none."""
+    return f"volume{number + 1}." if number else ""
 
 
 def _to_numpy(value: Tensor) -> Array:
@@ -91,6 +103,26 @@ def principal_colours(maps: Tensor, valid: Tensor) -> Tensor:
     scaled = ((colours - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     grids: Tensor = scaled.unflatten(0, (maps.shape[0], *maps.shape[2:]))
     return grids.movedim(-1, 1)
+
+
+_MONTAGE = ("views", "input", "reconstruction", "targets")
+
+
+def montage(arrays: Mapping[str, Array]) -> NDArray[np.uint8]:
+    """Return the middle axial slices of the views, of the network's output and of its target side by side.
+
+    There is a row for each volume, in one grey window from its 1st to its 99th percentile.
+    """
+    rows = []
+    for start in (prefix(number) for number in range(VOLUMES)):
+        shown = [arrays[start + name].astype(np.float32) for name in _MONTAGE if start + name in arrays]
+        slices = [image[image.shape[0] // 2] for volumes in shown for image in volumes]
+        if slices:
+            row = np.concatenate(slices, axis=1)
+            low, high = np.percentile(row[np.isfinite(row)], (1, 99)) if np.isfinite(row).any() else (0.0, 1.0)
+            grey = np.nan_to_num((row - low) / max(float(high - low), 1e-6)).clip(0, 1)
+            rows.append((255 * grey).round().astype(np.uint8))
+    return np.concatenate(rows)
 
 
 def write(path: Path, arrays: dict[str, Array]) -> None:

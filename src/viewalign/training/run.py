@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,7 +36,7 @@ from viewalign.training.launch import (
     report_lost_processes,
 )
 from viewalign.training.logs import log_file
-from viewalign.training.loop import Probe, Trainer
+from viewalign.training.loop import Page, Probe, Trainer
 from viewalign.training.sampling import admitted, check_channels, check_contrast, weights_of
 from viewalign.training.signals import StopRequest
 from viewalign.utils.precision import settle
@@ -93,6 +94,7 @@ def pretrain(
     resume: Literal["auto"] | bool = False,
     store: Store | None = None,
     probe: Probe | None = None,
+    page: Page | None = None,
 ) -> RunResult:
     """Run a recipe to its end, or to the next Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP.
 
@@ -101,6 +103,7 @@ def pretrain(
         resume: whether to continue from the newest checkpoint in `out`.
         store: an open store, instead of `data`.
         probe: evaluates the encoder on the schedule of `validate.probe` (`evaluation.online_probe.make_probe`).
+        page: writes the run's page at the start, now and then, and at the end (`reports.run.LivePage`).
 
     Raises:
         UserError: an invalid recipe, store or folder; raised before training.
@@ -121,13 +124,16 @@ def pretrain(
         shortage_reported(recipe, failures),
     ):
         trainer = assemble(recipe, requirements, store, folder, fabric)
-        trainer.probe = probe
+        trainer.probe, trainer.page = probe, page
+        trainer.facts |= {"device": _device(fabric), "started": time.strftime("%Y-%m-%d %H:%M")}
         trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
         _begin(trainer, bool(resume))
         stop = StopRequest(fabric.world_size == 1, trainer.last_words)
         with stop, report_lost_processes(folder, failures):
             trainer.run(stop)
     destroy_process_group()
+    if page is not None and fabric.is_global_zero:
+        page(folder.root, True)
     return RunResult(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
 
 
@@ -145,6 +151,7 @@ def _begin(trainer: Trainer, resume: bool) -> None:
     state = _resumed_state(trainer) if resume else None
     if state is not None:
         trainer.restore(state)
+        trainer.remember("resumed", device=trainer.facts["device"], time=trainer.facts["started"])
         before = int(state["recipe"]["steps"])
         if before < recipe.steps:
             trainer.note(
@@ -158,6 +165,12 @@ def _begin(trainer: Trainer, resume: bool) -> None:
         initial.start_run(trainer.method, recipe, folder, first)
     if first:
         write_config(folder, recipe)
+
+
+def _device(fabric: Fabric) -> str:
+    """Return the name of the device, and the number of processes if there are several."""
+    name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else fabric.device.type.upper()
+    return name if fabric.world_size == 1 else f"{fabric.world_size} × {name}"
 
 
 def _announce(recipe: Recipe, facts: Mapping[str, Any], fabric: Fabric, folder: RunFolder) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
 
 from viewalign.config import Recipe, public_settings
 from viewalign.errors import UserError
@@ -20,6 +26,9 @@ class Tracker(Protocol):
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Send one row."""
 
+    def picture(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Show a grey image (rows, columns) of the volumes in training, if pictures may leave the folder."""
+
     def close(self) -> None:
         """Finish."""
 
@@ -31,7 +40,7 @@ class TensorBoardTracker:
     be caught.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, settings: Mapping[str, Any] | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -40,6 +49,33 @@ class TensorBoardTracker:
         self._write(Event(file_version="brain.Event:2"))
         if step:  # rows of an earlier file past this step are obsolete
             self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        if settings:
+            self._text("settings", step, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+    def _text(self, tag: str, step: int, text: str) -> None:
+        """Write a text, shown as it is."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # a block of code in Markdown
+        content = TensorProto(dtype="DT_STRING", string_val=[indented.encode()], tensor_shape=shape)
+        about = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, metadata=about, tensor=content)])))
+
+    def picture(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Write an image."""
+        from PIL import Image
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        rows, columns = image.shape
+        shown = Summary.Image(height=rows, width=columns, colorspace=1, encoded_image_string=stream.getvalue())
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag="views", image=shown)])))
 
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write a row."""
@@ -47,6 +83,8 @@ class TensorBoardTracker:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         shown = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(kind, values).items()]
+        if not shown:
+            return
         self._write(Event(step=step, summary=Summary(value=shown)))
 
     def close(self) -> None:
@@ -95,6 +133,9 @@ class WandbTracker:
     def row(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Send a row."""
         self._run.log({"step": step, **numbers(kind, values)})
+
+    def picture(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Send nothing: images of subjects do not leave the machine."""
 
     def close(self) -> None:
         """Finish the run."""
@@ -155,19 +196,26 @@ class MlflowTracker:
         shown = [Metric(name, value, now, step) for name, value in numbers(kind, values).items()]
         self._client.log_batch(self._id, metrics=shown)
 
+    def picture(self, step: int, image: NDArray[np.uint8]) -> None:
+        """Send nothing: images of subjects do not leave the machine."""
+
     def close(self) -> None:
         """Mark the run as ended."""
         self._client.set_terminated(self._id)
 
 
 def numbers(kind: str, values: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a row by `kind/name`."""
+    """Return the numbers of a row by `kind/name`; facts and events are no curves."""
+    if kind in ("data", "event"):
+        return {}
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def open_trackers(recipe: Recipe, folder: Path, step: int) -> list[Tracker]:
     """Open the trackers of a recipe."""
-    opened: list[Tracker] = [TensorBoardTracker(folder, step)] if recipe.log.tensorboard else []
+    opened: list[Tracker] = (
+        [TensorBoardTracker(folder, step, public_settings(recipe))] if recipe.log.tensorboard else []
+    )
     for enabled, tracker in ((recipe.log.wandb, WandbTracker), (recipe.log.mlflow, MlflowTracker)):
         opened += [tracker(folder, public_settings(recipe))] if enabled else []
     return opened

@@ -99,9 +99,10 @@ def train(options: argparse.Namespace, settings: Sequence[str] = ()) -> int:
         say(note)
     _check_resume(out / "fold_all", options.c)
     _keep_split(store, recipe)
+    from viewalign.reports.run import LivePage
     from viewalign.training.run import pretrain
 
-    outcome = pretrain(recipe, resume="auto" if options.c else False, store=store)
+    outcome = pretrain(recipe, resume="auto" if options.c else False, store=store, page=LivePage())
     return _finish(outcome, folder / f"{options.p}.json")
 
 

@@ -130,18 +130,23 @@ def write_untrained(recipe: Recipe, preparation: Mapping[str, Any], file: Path) 
     return file
 
 
-def check_before(settings: FinetuneSettings, recipe: Recipe, preparation: Mapping[str, Any]) -> None:
+def check_before(settings: FinetuneSettings, plan: Mapping[str, Any], name: str) -> None:
     """Check a fine-tuning before its encoder is pretrained.
+
+    Args:
+        settings: of the fine-tuning.
+        plan: the encoder's adaptation plan.
+        name: of the encoder, for messages.
 
     Raises:
         UserError: an invalid schedule or patch, or an unknown voxel size.
     """
-    plan = plan_of(recipe, preparation)
-    architecture = plans.architecture_of(plan, recipe.network.name)
+    architecture = plans.architecture_of(plan, name)
     schedule_of(settings, "primus" if plans.is_primus(architecture) else "resenc")
     if settings.patch_size is not None and settings.network == "pretraining":
         plans.check_patch(architecture, settings.patch_size)
-    if settings.spacing == "pretraining" and preparation.get("spacing") is None and "nnssl_plans" not in preparation:
+    configurations = plan["pretrain_plan"]["configurations"].values()
+    if settings.spacing == "pretraining" and all(one.get("spacing") is None for one in configurations):
         raise UserError(
             "the pretraining images keep their own voxel sizes; set spacing to `dataset`, or to three values in mm"
         )

@@ -1,0 +1,160 @@
+"""The study of `viewalign gain`: one pretraining against training from scratch, with few and all labels."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from viewalign.data.store import Store
+from viewalign.errors import UserError
+from viewalign.finetuning.segmentation import dataset as datasets
+from viewalign.finetuning.segmentation import environment
+from viewalign.studies.external import read_external
+from viewalign.studies.labelled import in_dataset
+from viewalign.studies.loading import check, finetuning_evaluations
+from viewalign.studies.settings import GainSettings, Study
+from viewalign.tasks.folds import make_folds
+from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
+from viewalign.tasks.spec import FILE as TASK_FILE
+from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
+from viewalign.utils.rng import make_rng
+from viewalign.utils.settings import merged
+
+_log = logging.getLogger(__name__)
+
+SCRATCH, PRETRAINED, PUBLIC = "scratch", "pretrained", "public"
+FEWEST_TEST = 5
+"""Test cases without which no interval over cases is computed."""
+_TEST_SHARE = 0.2
+_TASK_FOLDS = 5
+
+
+def gain_study(store: Path, labelled: str, out: Path, wanted: GainSettings) -> Study:
+    """Return the study that measures what pretraining gains on labelled data.
+
+    Its arms are `scratch`, `pretrained` and, if one is named, `public`; its evaluations are `tuned-N`, `tuned-all` and
+    `frozen-N`.
+
+    Args:
+        store: a prepared store.
+        labelled: a dataset in nnU-Net's raw layout (folder, name or number), or the folder of a task.
+        out: the study's folder.
+        wanted: the settings.
+
+    Raises:
+        UserError: no usable data, too few cases, or invalid settings.
+    """
+    preparation = Store.open(store).recipe
+    arms, network = _arms(wanted)
+    data: dict[str, Any] = {"store": str(store.absolute())}
+    if (Path(labelled) / TASK_FILE).is_file():
+        evaluations = _task_evaluations(Path(labelled), out / "task", network, wanted)
+    else:
+        data["labelled"], evaluations = _segmentation(labelled, network, preparation, wanted)
+    tree: dict[str, Any] = {"name": "gain", "data": data, "arms": arms, "evaluations": evaluations}
+    tree |= {"seeds": wanted.seeds, "reference": SCRATCH, "precision": "auto", "threads": wanted.threads}
+    return check({**tree, "device": wanted.device}, "gain")
+
+
+def _arms(wanted: GainSettings) -> tuple[dict[str, Any], str]:
+    """Return the arms, and the network that is pretrained."""
+    from viewalign.recipes import loading as recipes
+
+    own: dict[str, Any] = {"recipe": wanted.recipe, "settings": wanted.pretrain}
+    if wanted.encoder is None:
+        network = recipes.load(wanted.recipe).network.name
+        trained = {**own, "once": True, "settings": merged({"steps": wanted.steps}, wanted.pretrain)}
+    else:
+        found = read_external(wanted.encoder, Path.cwd())
+        network, size = found.network, found.plan.get("pretrain_patch_size")
+        own = {"recipe": f"mae-{network}", "settings": {"views": {"patch_size": list(size)}} if size else {}}
+        trained = {**own, "encoder": found.path}
+    arms = {SCRATCH: {**own, "untrained": True}, PRETRAINED: trained}
+    if wanted.public is not None:
+        arms[PUBLIC] = {**own, "encoder": read_external(wanted.public, Path.cwd()).path}
+    return arms, network
+
+
+def _segmentation(
+    labelled: str, network: str, preparation: Mapping[str, Any], wanted: GainSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return `data.labelled` and the evaluations of a segmentation dataset."""
+    environment.check_installed()
+    root = datasets.find(labelled, Path(os.environ.get("nnUNet_raw", "."))).root  # noqa: SIM112
+    names = [case.name for case in in_dataset(root)[0]]
+    test = datasets.names_matching(names, ",".join(wanted.test)) if wanted.test else _draw_test(names)
+    learn = [name for name in names if name not in set(test)]
+    _check_counts(len(learn), len(test), str(root))
+    # One plan for all arms: the voxel size must not depend on the encoder.
+    shared: dict[str, Any] = {"spacing": preparation.get("spacing") or "dataset", "device": wanted.device}
+    few = _few(wanted.shots, len(learn))
+    evaluations = finetuning_evaluations(network, [*few, None], merged(shared, wanted.finetune))
+    if wanted.frozen:
+        shots = few[0] if few else len(learn)
+        evaluations[f"frozen-{shots}"] = {"kind": "voxel_probe", "shots": shots, "draw": "seed"}
+    split = {"learn": [glob.escape(name) for name in learn], "test": [glob.escape(name) for name in test]}
+    return {"dataset": str(root.absolute()), **split}, evaluations
+
+
+def _draw_test(names: Sequence[str]) -> list[str]:
+    """Return a fifth of the cases, at least five, sampled with a fixed seed."""
+    count = max(FEWEST_TEST, round(_TEST_SHARE * len(names)))
+    order = make_rng(0, "test cases").permutation(len(names))
+    return sorted(names[k] for k in order[:count])
+
+
+def _few(shots: Sequence[int], available: int) -> list[int]:
+    """Return the numbers of cases that are smaller than all."""
+    few = sorted({count for count in shots if count < available})
+    for count in sorted(set(shots) - set(few)):
+        _log.warning("shots=%d is left out: there are only %d training cases.", count, available)
+    return few
+
+
+def _check_counts(learn: int, test: int, where: str) -> None:
+    if learn < 2 or test < FEWEST_TEST:
+        raise UserError(
+            f"{where} has {learn} training and {test} test cases; a comparison needs at least 2 and {FEWEST_TEST}."
+        )
+
+
+def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSettings) -> dict[str, Any]:
+    """Return the evaluations of a task, which is written to `folder` with one split into training and test cases."""
+    spec = read_spec(source)
+    cases = _split(read_manifest(source, spec), spec, wanted.test)
+    train = [case for case in cases if case.split == "train"]
+    _check_counts(len(train), len(cases) - len(train), str(source))
+    write_spec(spec, folder)
+    write_manifest(cases, spec, folder)
+    targets = [case.target for case in train]
+    balanced = spec.kind in ("binary", "multiclass")
+    few = _few(wanted.shots, min(targets.count(k) for k in range(len(spec.classes))) if balanced else len(train))
+    rate = 3e-4 if network.startswith("primus") else 1e-3
+    settings = merged({"epochs": 30, "folds": 1, "lr": rate}, wanted.finetune)
+    task = {"task": str(folder.absolute())}
+    evaluations: dict[str, Any] = {}
+    for shots in (*few, None):
+        name = shots or "all"
+        evaluations[f"tuned-{name}"] = {"kind": "finetune", **task, "shots": shots, "settings": settings}
+    if wanted.frozen:
+        for shots in few or [None]:
+            evaluations[f"frozen-{shots or 'all'}"] = {"kind": "feature_probe", **task, "shots": shots}
+    return evaluations
+
+
+def _split(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str]) -> list[TaskCase]:
+    """Return cases with test cases: those of the patterns or of the manifest, else a fifth of the subjects."""
+    if patterns:
+        test = set(datasets.names_matching([case.case for case in cases], ",".join(patterns)))
+    elif any(case.split == "test" for case in cases):
+        test = {case.case for case in cases if case.split == "test"}
+    else:
+        plain = [replace(case, fold=None) for case in cases]
+        test = set(make_folds(plain, spec, _TASK_FOLDS).folds[0].held_out)
+    subjects = {case.subject for case in cases if case.case in test}
+    return [replace(case, fold=None, split="test" if case.subject in subjects else "train") for case in cases]

@@ -1,0 +1,106 @@
+"""An estimate of the time of `viewalign gain`, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from viewalign.config import Recipe
+from viewalign.data.readers.itk import sitk
+from viewalign.recipes import loading as recipes
+from viewalign.studies.cells import Cell, Grid
+from viewalign.studies.labelled import LabelledCase
+from viewalign.studies.settings import (
+    FeatureProbeEvaluation,
+    FinetuneEvaluation,
+    SegmentationEvaluation,
+    VoxelProbeEvaluation,
+)
+from viewalign.tasks.manifest import read_manifest
+from viewalign.tasks.spec import read_spec
+from viewalign.training.cost import forward_flops, step_flops
+from viewalign.training.estimate import seconds_per_step
+from viewalign.utils.precision import choose_device, settle
+
+_START = 20.0
+"""Seconds that nnU-Net's process needs before and after training."""
+_TRAINING = 3.0
+"""Forward and backward pass in forward passes."""
+
+
+def estimate_seconds(grid: Grid) -> float:
+    """Return the expected seconds of all unfinished cells: a step is timed, other work is scaled by its operations.
+
+    Expect a factor of two either way: reading, preprocessing and nnU-Net's augmentation are not included.
+    """
+    arm = next((name for name, one in grid.study.arms.items() if not one.encoder and not one.untrained), None)
+    recipe = grid.recipes[arm or next(iter(grid.study.arms)), grid.study.seeds[0]]
+    device = choose_device(grid.study.device)
+    flops = step_flops(recipe)
+    step, _ = seconds_per_step(recipe, flops, settle(recipe.runtime.precision, device).precision)
+    remaining = [cell for cell in grid.cells if not cell.done]
+    alike = {(cell.arm, cell.evaluation): cell for cell in remaining}
+    seconds = {key: _seconds(grid, cell, step, flops) for key, cell in alike.items()}
+    return sum(seconds[cell.arm, cell.evaluation] for cell in remaining)
+
+
+def _seconds(grid: Grid, cell: Cell, step: float, flops: float) -> float:
+    arm, recipe = grid.study.arms[cell.arm], grid.recipes[cell.arm, cell.seed]
+    if cell.evaluation is None:
+        return 0.0 if arm.untrained or arm.encoder else recipe.steps * step
+    settings = grid.study.evaluations[cell.evaluation]
+    external = grid.external.get(cell.arm)
+    if external is not None:
+        recipe = _of_network(external.network, external.plan.get("pretrain_patch_size"), recipe)
+    if isinstance(settings, SegmentationEvaluation):
+        return _START + _segmentation(grid, settings, recipe) * step / flops
+    if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
+        return _task(settings, recipe) * step / flops
+    cases = list(_test(grid))
+    if isinstance(settings, VoxelProbeEvaluation) and grid.labelled:
+        cases += grid.labelled.learn[: settings.shots]
+    return sum(_windows(case, recipe) for case in cases) * forward_flops(recipe, False) * step / flops
+
+
+def _of_network(network: str, size: Sequence[int] | None, recipe: Recipe) -> Recipe:
+    """Return a recipe of another network, whose operations are counted."""
+    name = f"mae-{network}"
+    if name not in recipes.names():
+        return recipe
+    return recipes.load(name, [f"views.patch_size={list(size)}"] if size else [])
+
+
+def _segmentation(grid: Grid, settings: SegmentationEvaluation, recipe: Recipe) -> float:
+    """Return the operations of a fine-tuning and of the prediction of the test cases."""
+    own = settings.settings
+    forward = forward_flops(recipe, True)
+    if patch := own.get("patch_size"):
+        forward *= math.prod(patch) / math.prod(recipe.views.patch_size)
+    images = own.get("epochs", 150) * own.get("batch", 2) * own.get("iterations", 250) * _TRAINING
+    images += own.get("epochs", 150) * own.get("batch", 2) * own.get("validation_iterations", 50)
+    mirrored = 8 if own.get("tta", True) and own.get("mirror", True) else 1
+    return forward * (images + mirrored * sum(_windows(case, recipe) for case in _test(grid)))
+
+
+def _task(settings: FeatureProbeEvaluation | FinetuneEvaluation, recipe: Recipe) -> float:
+    spec = read_spec(settings.task)
+    cases = read_manifest(Path(settings.task), spec)
+    train = sum(case.split == "train" for case in cases)
+    if settings.shots is not None:
+        train = min(train, settings.shots * max(1, len(spec.classes)))
+    epochs = settings.settings.get("epochs", 100) if isinstance(settings, FinetuneEvaluation) else 0
+    return forward_flops(recipe, False) * (len(cases) + train * _TRAINING * epochs)
+
+
+def _test(grid: Grid) -> Sequence[LabelledCase]:
+    return grid.labelled.test if grid.labelled else ()
+
+
+def _windows(case: LabelledCase, recipe: Recipe) -> int:
+    """Return the number of sliding windows with half overlap over an image, in its own voxels."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(case.image))
+    reader.ReadImageInformation()
+    sides = zip(reader.GetSize()[::-1], recipe.views.patch_size, strict=True)
+    return math.prod(max(1, math.ceil(2 * side / view) - 1) for side, view in sides)

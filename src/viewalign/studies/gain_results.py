@@ -1,0 +1,223 @@
+"""The results of `viewalign gain`: differences with one interval over seeds and cases, and the sentences about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.evaluation.task_metrics import LOWER_IS_BETTER, evaluate, resample_subjects
+from viewalign.reports.task import WORDS
+from viewalign.studies.cells import Cell, Grid
+from viewalign.studies.gain import FEWEST_TEST, PRETRAINED, PUBLIC, SCRATCH
+from viewalign.studies.settings import FeatureProbeEvaluation, FinetuneEvaluation
+from viewalign.tasks.manifest import read_manifest
+from viewalign.tasks.spec import TaskSpec, read_spec
+
+_DRAWS = 200
+_TITLES = {
+    (PRETRAINED, SCRATCH): "Pretrained against trained from scratch",
+    (PUBLIC, SCRATCH): "Public encoder against trained from scratch",
+    (PRETRAINED, PUBLIC): "Pretrained against the public encoder",
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference with its 95 % interval over seeds and test cases.
+
+    Attributes:
+        mean: of the differences.
+        low, high: ends of the interval; None below two seeds or five test cases.
+        seeds, cases: their numbers.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm minus another in one evaluation.
+
+    Attributes:
+        evaluation: its name.
+        frozen: whether frozen features were evaluated.
+        labelled: the labelled training cases, in words.
+        measure: name of the measure.
+        arm, reference: the compared arms.
+        difference: its mean and interval.
+    """
+
+    evaluation: str
+    frozen: bool
+    labelled: str
+    measure: str
+    arm: str
+    reference: str
+    difference: Interval
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the arm is better, or worse; None if no difference could be shown."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return None
+        return (low > 0) != (self.measure in LOWER_IS_BETTER)
+
+    def text(self) -> str:
+        """Return the result in words, such as `better with 10 labelled cases: +0.021 Dice (+0.014 to +0.028)`."""
+        one, name = self.difference, WORDS.get(self.measure, self.measure.capitalize())
+        ends = "" if one.low is None or one.high is None else f" ({one.low:+.3f} to {one.high:+.3f})"
+        value = f"{one.mean:+.3f} {name}{ends}".replace("-", "\N{MINUS SIGN}")
+        if one.low is None:
+            reason = "one seed" if one.seeds < 2 else f"{one.cases} test cases"
+            return f"no conclusion {self.labelled} (only {reason}): {value}"
+        verdict = {None: "no difference could be shown", True: "better", False: "worse"}[self.better]
+        return f"{verdict} {self.labelled}: {value}"
+
+
+def crossed_interval(differences: NDArray[np.float64]) -> Interval:
+    """Return the 95 % interval of the mean of differences (seeds, cases), of which both are samples.
+
+    See `_interval`; in simulations of 2 to 5 seeds and 15 to 50 cases it covered the mean in 96 to 99 %.
+    """
+    seeds, cases = differences.shape
+    mean = float(differences.mean())
+    if seeds < 2 or cases < FEWEST_TEST:
+        return Interval(mean, None, None, seeds, cases)
+    by_seed, by_case = differences.mean(axis=1), differences.mean(axis=0)
+    return _interval(mean, float(by_seed.var(ddof=1)) / seeds, float(by_case.var(ddof=1)) / cases, seeds, cases)
+
+
+def _interval(mean: float, over_seeds: float, over_cases: float, seeds: int, cases: int) -> Interval:
+    """Combine the variances of a mean over seeds and over cases.
+
+    The squares of both half-widths by Student's t add up (MOVER; Zou and Donner, 2008). Variance that is in both, of
+    single results, is counted twice, so that the interval is rather too wide.
+    """
+    from scipy.stats import t as student
+
+    widths = [student.ppf(0.975, n - 1) * v**0.5 for n, v in ((seeds, over_seeds), (cases, over_cases))]
+    half = float(np.hypot(*widths))
+    return Interval(mean, mean - half, mean + half, seeds, cases)
+
+
+def task_interval(
+    spec: TaskSpec, truth: NDArray[Any], subjects: Sequence[str], pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]
+) -> Interval:
+    """Return the interval of the difference of a task's primary metric.
+
+    Args:
+        spec: the task.
+        truth: (N,) or (N, K) targets of the test cases.
+        subjects: of the test cases.
+        pairs: predictions of the reference and the arm for each seed.
+
+    The variance over cases is that of bootstrap samples of subjects; see `_interval`.
+    """
+    count = len(set(subjects))
+
+    def difference(rows: NDArray[np.int64]) -> list[float]:
+        scores = [[evaluate(spec.kind, truth[rows], one[rows])[spec.figure] for one in pair] for pair in pairs]
+        return [arm - reference for reference, arm in scores]
+
+    by_seed = np.array(difference(np.arange(len(truth))))
+    if len(pairs) < 2 or count < FEWEST_TEST:
+        return Interval(float(by_seed.mean()), None, None, len(pairs), count)
+    drawn = np.array([np.mean(difference(rows)) for rows in resample_subjects(subjects, _DRAWS, 0)])
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) <= _DRAWS / 2 or not np.isfinite(by_seed).all():
+        return Interval(float(by_seed.mean()), None, None, len(pairs), count)
+    over_seeds, over_cases = float(by_seed.var(ddof=1)) / len(pairs), float(drawn.var(ddof=1))
+    return _interval(float(by_seed.mean()), over_seeds, over_cases, len(pairs), count)
+
+
+def compare_arms(grid: Grid) -> list[Comparison]:
+    """Return all comparisons for which both arms are complete."""
+    done: dict[tuple[str, str], dict[int, Cell]] = {}
+    for cell in grid.cells:
+        if cell.evaluation is not None and cell.done:
+            done.setdefault((cell.evaluation, cell.arm), {})[cell.seed] = cell
+    found = []
+    for evaluation in grid.study.evaluations:
+        for reference, arm in combinations((SCRATCH, PUBLIC, PRETRAINED), 2):
+            cells = [done.get((evaluation, name), {}) for name in (reference, arm)]
+            seeds = sorted(cells[0].keys() & cells[1].keys())
+            if seeds:
+                records = [(cells[0][seed].record, cells[1][seed].record) for seed in seeds]
+                found.append(_compare(grid, evaluation, arm, reference, records))
+    return found
+
+
+def _compare(
+    grid: Grid, evaluation: str, arm: str, reference: str, records: Sequence[tuple[Mapping[str, Any], ...]]
+) -> Comparison:
+    settings = grid.study.evaluations[evaluation]
+    if isinstance(settings, FinetuneEvaluation | FeatureProbeEvaluation):
+        task = Path(settings.task)
+        spec = read_spec(task)
+        cases = {case.case: case for case in read_manifest(task, spec)}
+        names = sorted(set.intersection(*(set(record["predicted"]) for pair in records for record in pair)))
+        pairs = [tuple(np.array([record["predicted"][name] for name in names]) for record in pair) for pair in records]
+        truth = np.array([cases[name].target for name in names])
+        interval = task_interval(spec, truth, [cases[name].subject for name in names], pairs)  # type: ignore[arg-type]
+        measure, count = spec.figure, sum(case.split == "train" for case in cases.values())
+        word = "case" if spec.kind in ("regression", "multilabel") else "case of each class"
+    else:
+        names = sorted(set.intersection(*(set(record["cases"]) for pair in records for record in pair)))
+        values = [[[one["cases"][name]["dice"] for name in names] for one in pair] for pair in records]
+        table = np.array(values, dtype=np.float64)  # seeds × (reference, arm) × cases
+        differences = table[:, 1] - table[:, 0]
+        interval = crossed_interval(differences[:, np.isfinite(differences).all(axis=0)])
+        measure, count, word = "dice", len(grid.labelled.learn if grid.labelled else ()), "labelled case"
+    shots = getattr(settings, "shots", None)
+    labelled = f"with all {count}" if shots in (None, count) else f"with {shots} {_plural(word, shots)}"
+    return Comparison(evaluation, evaluation.startswith("frozen"), labelled, measure, arm, reference, interval)
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else word.replace("case", "cases", 1)
+
+
+def summary(comparisons: Sequence[Comparison], seconds: float, complete: bool) -> dict[str, Any]:
+    """Return the sentences about a gain, for its page and the console.
+
+    Args:
+        comparisons: from `compare_arms`.
+        seconds: of all cells.
+        complete: whether all cells are finished.
+
+    Returns:
+        `headline`, a sentence about pretraining against training from scratch; `lines`, one for each comparison of two
+        arms, of fine-tuned networks and of frozen features; `cost` in words; and `comparisons` as plain values.
+    """
+    groups: dict[tuple[bool, str, str], list[Comparison]] = {}
+    for one in comparisons:
+        groups.setdefault((one.frozen, one.arm, one.reference), []).append(one)
+    lines = []
+    for (frozen, arm, reference), members in groups.items():
+        title = f"{_TITLES[arm, reference]}, {'frozen features' if frozen else 'fine-tuned'}"
+        lines.append({"title": title, "text": f"{_sentence(members)}."})
+    first = groups.get((False, PRETRAINED, SCRATCH), [])
+    cost = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} minutes"
+    headline = f"No fine-tuning is complete yet; {cost} so far."
+    if first:
+        headline = f"{_TITLES[PRETRAINED, SCRATCH]}: {'; '.join(one.text() for one in first)}; {cost}."
+    if not complete and first:
+        headline += " Not all parts are complete."
+    plain = [{**asdict(one), "better": one.better} for one in comparisons]
+    return {"headline": headline, "lines": lines, "cost": cost, "comparisons": plain}
+
+
+def _sentence(members: Sequence[Comparison]) -> str:
+    text = "; ".join(one.text() for one in members)
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,224 @@
+"""The plan of `gain`: arms, evaluations and split, from few arguments."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import viewalign
+from viewalign.cli.main import app
+from viewalign.data.readers.itk import sitk
+from viewalign.data.store import store_from_arrays
+from viewalign.errors import UserError
+from viewalign.reports.study import write_page
+from viewalign.studies.cells import Grid
+from viewalign.studies.gain_cost import estimate_seconds
+from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
+from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
+from viewalign.utils.io import write_json
+
+from .conftest import COMMON
+
+QUICK = {"steps": 2, "shots": [2], "seeds": 2, "pretrain": COMMON, "threads": 1, "device": "cpu"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    store_from_arrays(tmp_path / "store", {f"s{k}": rng.normal(size=(18, 18, 18)).astype(np.float32) for k in range(4)})
+    return tmp_path / "store"
+
+
+def write_image(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder, rng = tmp_path / "raw" / "Dataset007_Made", np.random.default_rng(0)
+    for k in range(10):
+        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
+        write_image(folder / "imagesTr" / f"c{k}_0000.nii.gz", image)
+        write_image(folder / "labelsTr" / f"c{k}.nii.gz", (image > 5).astype(np.uint8))
+    labels = {"background": 0, "tumour": 1}
+    write_json(
+        folder / "dataset.json",
+        {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 10, "file_ending": ".nii.gz"},
+    )
+    return folder
+
+
+@pytest.fixture
+def task(tmp_path):
+    rng, folder, cases = np.random.default_rng(0), tmp_path / "task", []
+    spec = TaskSpec.model_validate(
+        {"name": "sex", "kind": "binary", "classes": ["f", "m"], "channels": [{"name": "t1"}]}
+    )
+    for k in range(30):
+        image = rng.normal(size=(16, 16, 16)).astype(np.float32) + 5
+        image[:, :, 8:] *= 1 + k % 2
+        write_image(folder / "images" / f"c{k:02d}.nii.gz", image)
+        path = folder / "images" / f"c{k:02d}.nii.gz"
+        cases.append(TaskCase(f"c{k:02d}", f"s{k:02d}", {"t1": path}, target=k % 2))
+    write_spec(spec, folder)
+    write_manifest(cases, spec, folder)
+    return folder
+
+
+def test_the_plan_of_a_segmentation(store, dataset, tmp_path):
+    pytest.importorskip("nnunetv2")
+    plan = viewalign.gain(store, dataset, tmp_path / "gain", **QUICK)
+    study = plan.study
+    assert list(study.arms) == ["scratch", "pretrained"]
+    assert list(study.evaluations) == ["tuned-2", "tuned-all", "frozen-2"]
+    tuned = study.evaluations["tuned-2"].settings
+    assert {study.evaluations["tuned-all"].settings["spacing"], tuned["spacing"]} == {"dataset"}, "one plan for all"
+    assert len(study.data.labelled.test) == 5
+    assert not set(study.data.labelled.test) & set(study.data.labelled.learn)
+    names = list(plan.cells())
+    assert [name for name in names if name.startswith("pretrain/pretrained")] == ["pretrain/pretrained/0"], "once"
+    assert len(names) == 1 + 2 + 3 * 2 * 2
+    assert viewalign.gain(store, dataset, tmp_path / "gain", **QUICK).study == study, "the same split again"
+
+
+def test_a_plan_of_a_task_splits_and_samples_its_cases(store, task, tmp_path):
+    plan = viewalign.gain(store, task, tmp_path / "gain", **QUICK)
+    assert list(plan.study.evaluations) == ["tuned-2", "tuned-all", "frozen-2"]
+    own = tmp_path / "gain" / "task"
+    cases = read_manifest(own, read_spec(own))
+    assert sum(case.split == "test" for case in cases) == 6
+    assert {case.target for case in cases if case.split == "test"} == {0, 1}
+
+
+@pytest.mark.slow
+def test_a_finished_encoder_replaces_the_pretraining(store, task, tmp_path):
+    recipe = viewalign.gain(store, task, tmp_path / "other", **QUICK).study
+    grid = Grid(recipe, tmp_path / "other")
+    from viewalign.finetuning.segmentation.encoders import write_untrained
+
+    file = write_untrained(grid.recipes["pretrained", 0], grid.evaluator.preparation, tmp_path / "encoder.pth")
+    plan = viewalign.gain(store, task, tmp_path / "gain", encoder=str(file), public=str(file), shots=[2], seeds=2)
+    arms = plan.study.arms
+    assert arms["pretrained"].encoder == arms["public"].encoder == str(file)
+    assert arms["scratch"].recipe == "mae-resenc-xs"
+    assert arms["scratch"].settings["views"]["patch_size"] == [16, 16, 16]
+    assert [name for name in plan.cells() if name.startswith("pretrain/")].count("pretrain/public/0") == 1
+    before = Grid(plan.study, plan.folder).cells[0].folder
+    state = torch.load(file, weights_only=True)
+    name = next(k for k in state["network_weights"] if k.startswith("encoder"))
+    state["network_weights"][name] += 1
+    torch.save(state, file)
+    after = {cell.name: cell.folder for cell in Grid(plan.study, plan.folder).cells}
+    assert after["pretrain/pretrained/0"] != {c.name: c.folder for c in [Grid(plan.study, plan.folder).cells[0]]}
+    assert before.parent == after[Grid(plan.study, plan.folder).cells[0].name].parent
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"shots": [2], "seedz": 3}, "'seedz'.*'seeds'"),
+        ({"recipe": "cva-resenc-xxl"}, "cva-resenc-xxl"),
+        ({"test": ["nothing*"]}, "nothing"),
+        ({"test": ["c0?", "c1*", "c2*"]}, "0 training and 30 test"),
+        ({"encoder": "nowhere"}, "nowhere"),
+    ],
+)
+def test_invalid_settings_are_errors_before_anything_runs(store, task, tmp_path, settings, words):
+    with pytest.raises(UserError, match=words):
+        viewalign.gain(store, task, tmp_path / "gain", **settings)
+
+
+def test_labelled_data_that_do_not_exist(store, tmp_path):
+    pytest.importorskip("nnunetv2")
+    with pytest.raises(UserError, match="Dataset999_No"):
+        viewalign.gain(store, "Dataset999_No", tmp_path / "gain")
+
+
+def record(grid, gain, missing=()):
+    """Write results as if all cells had run: pretrained is better by `gain` in every case."""
+    for cell in grid.cells:
+        if cell.name in missing:
+            continue
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        result = {"measures": {}}
+        if cell.evaluation:
+            better = gain if cell.arm == "pretrained" and cell.evaluation.startswith("tuned-2") else 0.0
+            rng = np.random.default_rng([cell.seed, len(cell.evaluation), cell.arm == "pretrained"])
+            cases = {case.name: {"dice": 0.5 + better + rng.normal(0, 0.01)} for case in grid.labelled.test}
+            result = {"measures": {"dice": float(np.mean([c["dice"] for c in cases.values()]))}, "cases": cases}
+        write_json(cell.folder / "cell.json", {"status": "done", "seconds": 60.0, **result})
+
+
+def test_stored_results_become_the_sentence_and_the_page(store, dataset, tmp_path):
+    pytest.importorskip("nnunetv2")
+    plan = viewalign.gain(store, dataset, tmp_path / "gain", **{**QUICK, "seeds": 3})
+    grid = Grid(plan.study, plan.folder)
+    record(grid, 0.1)
+    assert plan.run() == 0
+    headline = plan.result()["headline"]
+    assert headline.startswith("Pretrained against trained from scratch: better with 2 labelled cases: +0.098 ")
+    assert "no difference could be shown with all 5:" in headline
+    assert headline.endswith(f"; {len(grid.cells)} minutes.")
+    page = (plan.folder / "report.html").read_text()
+    assert headline in page
+    assert "pretrained \\u2212 scratch, tuned-2" in page
+    table = json.loads((plan.folder / "table.json").read_text())
+    assert [one["better"] for one in table["summary"]["comparisons"]] == [True, None, None]
+    assert write_page(plan.folder).is_file(), "the page is written again from its table"
+
+
+@pytest.mark.slow
+def test_the_estimate_counts_unfinished_cells(store, dataset, tmp_path, monkeypatch):
+    pytest.importorskip("nnunetv2")
+    from viewalign.studies import gain_cost
+
+    monkeypatch.setattr(gain_cost, "seconds_per_step", lambda *_: (2.0, "made"))
+    plan = viewalign.gain(store, dataset, tmp_path / "gain", **QUICK)
+    grid = Grid(plan.study, plan.folder)
+    whole = estimate_seconds(grid)
+    (pretraining,) = (cell for cell in grid.cells if cell.name == "pretrain/pretrained/0")
+    pretraining.folder.mkdir(parents=True)
+    write_json(pretraining.folder / "cell.json", {"status": "done"})
+    assert whole - estimate_seconds(grid) == pytest.approx(2 * 2.0)
+    record(grid, 0.0)
+    assert estimate_seconds(grid) == 0
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_expected_time_first(store, dataset, tmp_path, monkeypatch):
+    pytest.importorskip("nnunetv2")
+    from viewalign.studies import gain_cost
+
+    monkeypatch.setattr(gain_cost, "seconds_per_step", lambda *_: (2.0, "made"))
+    words = ["gain", str(store), "--labelled", str(dataset), "-o", str(tmp_path / "gain"), "--dry-run", "steps=2"]
+    result = CliRunner().invoke(app, [*words, "device=cpu", "shots=2"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Expected: about ")
+    assert "evaluate/tuned-all/scratch/2" in result.output
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_task_from_the_pretraining_to_the_page(store, task, tmp_path):
+    settings = {**QUICK, "finetune": {"epochs": 1, "draws": 100}}
+    plan = viewalign.gain(store, task, tmp_path / "gain", **settings)
+    assert plan.run() == 0, [cell.record for cell in Grid(plan.study, plan.folder).cells]
+    found = plan.result()
+    assert {one["evaluation"] for one in found["comparisons"]} == {"tuned-2", "tuned-all", "frozen-2"}
+    assert "2 cases of each class" in found["headline"]
+    assert found["headline"] in (plan.folder / "report.html").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_segmentation_from_the_pretraining_to_the_page(store, dataset, tmp_path):
+    pytest.importorskip("nnunetv2")
+    quick = {"epochs": 1, "iterations": 1, "patch_size": [16, 16, 16], "workers": 1}
+    common = {key: value for key, value in COMMON.items() if key != "heads"}
+    settings = {**QUICK, "recipe": "mae-resenc-xs", "pretrain": common, "seeds": 1, "finetune": quick}
+    plan = viewalign.gain(store, dataset, tmp_path / "gain", **settings)
+    assert plan.run() == 0, [cell.record for cell in Grid(plan.study, plan.folder).cells]
+    assert "(only one seed)" in plan.result()["headline"]
