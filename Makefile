@@ -45,7 +45,7 @@ lint: install
 		|| echo "Known weaknesses: pip-audit found one, or could not look every package up; see the lines above."
 
 docs: install
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --strict
 
 bench: install
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
