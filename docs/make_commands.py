@@ -16,9 +16,9 @@ from viewalign.cli.main import app
 PAGE = Path(__file__).parent / "commands.md"
 _START = """# Commands
 
-Generated from the command line by `python docs/make_commands.py`; `viewalign COMMAND -h` shows the same. Inputs are positional arguments, `-o` is
-what is written, settings are `key=value` ([All settings](settings.md)). Every command takes `-q` (warnings and results only), `-v` (debug
-messages) and `-h`; `viewalign --offline COMMAND` fetches nothing.
+Generated from the command line by `python docs/make_commands.py`; `viewalign COMMAND -h` shows the same. Inputs are
+positional arguments, `-o` is what is written, settings are `key=value` ([All settings](settings.md)). Every command
+takes `-q` (warnings and results only), `-v` (debug messages) and `-h`; `viewalign --offline COMMAND` fetches nothing.
 """
 _SHARED = {"-q", "-v", "-h", "--help"}
 

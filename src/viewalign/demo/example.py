@@ -18,8 +18,8 @@ DATASET = "Dataset901_Example"
 def write_example(folder: str | Path, subjects: int = 30) -> Path:
     """Write images of synthetic heads, a segmentation dataset and a task.
 
-    Each head is an ellipsoid with two dark ventricles and a bright nucleus, with noise and a random contrast. Ventricles
-    are large in half of the subjects.
+    Each head is an ellipsoid with two dark ventricles and a bright nucleus, with noise and a random contrast. The
+    ventricles are large in half of the subjects.
 
     Args:
         folder: created if necessary; gets `images/`, `Dataset901_Example/` in nnU-Net's raw layout, and `task/`.
