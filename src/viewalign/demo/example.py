@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from viewalign.data.readers.itk import sitk
 from viewalign.utils.rng import make_rng
@@ -58,7 +60,7 @@ def write_example(folder: str | Path, subjects: int = 30) -> Path:
     return root
 
 
-def _head(subject: int, large: int) -> tuple[np.ndarray, np.ndarray]:
+def _head(subject: int, large: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return image (D, H, W) float32 and labels uint8 of one subject."""
     rng = make_rng(subject, "example head")
     d, h, w = np.meshgrid(*(np.linspace(-1, 1, n) for n in _SIZE), indexing="ij")
@@ -75,7 +77,7 @@ def _head(subject: int, large: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(brain, image, 0).astype(np.float32), np.where(brain, labels, 0).astype(np.uint8)
 
 
-def _save(array: np.ndarray, path: Path) -> None:
+def _save(array: NDArray[Any], path: Path) -> None:
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((_SPACING,) * 3)
     sitk.WriteImage(image, str(path))

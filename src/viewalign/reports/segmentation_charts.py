@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from viewalign.evaluation.results import MEAN, Evaluation
-from viewalign.reports.charts import Chart, Trace, dots, escaped, figure, line, series_color
+from viewalign.reports.charts import Chart, Figure, Trace, dots, escaped, figure, line, series_color
 
 _EPOCH = re.compile(r": Epoch (\d+)\s*$")
 _VALUE = re.compile(r": (train_loss|val_loss|Pseudo dice) (.*)$")
@@ -65,7 +65,7 @@ def _line(curve: Curve, name: str, color: str, dash: str) -> list[Trace]:
     return [line(list(kept), list(kept.values()), name, color, dash)] if kept else []
 
 
-def _over_epochs(traces: Sequence[Trace], unit: str) -> dict[str, object]:
+def _over_epochs(traces: Sequence[Trace], unit: str) -> Figure:
     return figure(traces, "epoch", unit, _HEIGHT, hovermode="x unified", yaxis={"hoverformat": ".4g"})
 
 
