@@ -20,5 +20,7 @@ def test_the_example_is_a_dataset_and_a_task(tmp_path):
     sizes = [int((one == 1).sum()) for one in labels]
     assert min(sizes[1::2]) > max(sizes[::2]), "the classes differ by the size of the ventricles"
     again = write_example(tmp_path / "again", subjects=4)
-    images = [sitk.GetArrayFromImage(sitk.ReadImage(str(one / "images" / "sub-01_T1w.nii.gz"))) for one in (root, again)]
+    images = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(one / "images" / "sub-01_T1w.nii.gz"))) for one in (root, again)
+    ]
     assert np.array_equal(*images)

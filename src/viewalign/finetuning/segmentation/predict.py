@@ -22,7 +22,7 @@ from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import grid_difference, itk_image, read_image, resample_to
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import atomic_write, write_json
 from viewalign.weights import files
 from viewalign.weights.files import CHECKPOINT
 
@@ -150,6 +150,8 @@ def predict(
 ) -> list[tuple[str, str]]:
     """Segment cases and write `CASE.nii.gz` (or the dataset's extension) on the voxel grid of their first image.
 
+    The model's `dataset.json` is written beside the masks.
+
     Args:
         trained: from `read_trained`.
         cases: images by channel name or alias.
@@ -183,6 +185,7 @@ def predict(
                 nnunet.predict(trained.folder, images, masks, trained.folds, machine, flips)
         for name, first in firsts.items():
             _write_mask(masks / f"{name}{trained.ending}", out / f"{name}{trained.ending}", first, trained)
+    write_json(out / "dataset.json", files.read_json(trained.folder / "dataset.json"))  # names the classes
     return excluded
 
 

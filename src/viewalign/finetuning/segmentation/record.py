@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,13 +86,22 @@ def summary(run: Finetuning, planned: Planned, model: Model) -> str:
 
 
 def write_commands(run: Finetuning, planned: Planned, numbers: Sequence[int | str]) -> None:
-    """Write the equivalent commands of nnU-Net to `commands.sh`."""
+    """Write the equivalent commands of nnU-Net to `commands.sh`, from preprocessing to prediction.
+
+    The images to predict are those of `predict`, else `imagesTs` of the dataset, else its training images.
+    """
     device = "" if run.machine.device == "cuda" else f" -device {run.machine.device}"
     common, folds = f"-p {planned.name} -tr {TRAINER}", " ".join(str(number) for number in numbers)
+    dataset, root, wanted = run.dataset.id, run.dataset.root, run.settings.predict
+    listed = [root / "imagesTs", root / "imagesTr"]
+    images = Path(wanted) if wanted not in (None, "imagesTs") else next(path for path in listed if path.is_dir())
+    places = f"-i {shlex.quote(str(images.absolute()))} -o {shlex.quote(str((run.out / PREDICTIONS).absolute()))}"
+    preprocess = f"nnUNetv2_preprocess -d {dataset} -plans_name {planned.name} -c {CONFIGURATION}"
     lines = [
         environment.as_shell(environment.variables(run.folders)),
-        *(f"nnUNetv2_train {run.dataset.id} {CONFIGURATION} {number} {common}{device}" for number in numbers),
-        f"nnUNetv2_predict -d {run.dataset.id} -i IMAGES -o OUT -c {CONFIGURATION} {common} -f {folds}{device}",
+        f"{preprocess} -np {run.machine.processes}",
+        *(f"nnUNetv2_train {dataset} {CONFIGURATION} {number} {common}{device}" for number in numbers),
+        f"nnUNetv2_predict -d {dataset} {places} -c {CONFIGURATION} {common} -f {folds}{device}",
     ]
     write_text(run.out / "commands.sh", "\n".join(lines) + "\n")
 
