@@ -31,6 +31,7 @@ def export(
 
     format=nnunet: with an encoder and dataset=, a plan in nnU-Net's folders and a complete checkpoint for stock
     nnUNetv2_train -pretrained_weights; with the folder of a fine-tuning, a model for stock nnUNetv2_predict.
+    To fine-tune with nnU-Net and the published schedules, no export is needed: see `viewalign finetune segmentation`.
 
       viewalign export run format=nnunet dataset=4
 
