@@ -24,6 +24,19 @@ def test_shards_cover_every_cell_once_with_its_dependencies(make):
             assert all(cell.needs is None or cell.needs in part for cell in part)
 
 
+@pytest.mark.parametrize("once", ["mae", "cva"])
+def test_shards_of_an_arm_that_is_pretrained_once(make, once):
+    arms = {"mae": {"recipe": "mae-resenc-xs"}, "cva": {"recipe": "cva-resenc-xs", "start": "mae"}}
+    arms[once]["once"] = True
+    grid = make(seeds=3, arms=arms)
+    pretrained = [cell.name for cell in grid.cells if cell.name.startswith("pretrain/cva")]
+    assert pretrained == ["pretrain/cva/0"]
+    parts = [share(grid.study, grid.cells, f"{k}/2") for k in (1, 2)]
+    assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in grid.cells)
+    for part in parts:
+        assert all(cell.needs is None or cell.needs in part for cell in part)
+
+
 @pytest.mark.parametrize("job", ["0/2", "3/2", "2", "a/b", "1/0"])
 def test_invalid_shards(make, job):
     grid = make()
