@@ -44,6 +44,8 @@ from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.precision import choose_device
 from viewalign.weights.encoder import Encoder, build_untrained, load_encoder
 
+_DRAWS = 100
+"""Bootstrap samples of a single probe, whose own intervals are not used."""
 _FOLDS_SEED = 0
 """All arms and seeds have the same folds."""
 
@@ -247,7 +249,7 @@ class TaskEvaluator:
         usable = [case for case in cases if case.case in set(embeddings.cases)]
         learnt = usable if settings.shots is None else _few(usable, spec, settings.shots, seed)
         folds = evaluation_folds(learnt, spec, settings.folds, _FOLDS_SEED)
-        score = linear_probe.probe(embeddings.features, usable, folds, spec, settings.learner, seed=_FOLDS_SEED)
+        score = linear_probe.probe(embeddings.features, usable, folds, spec, settings.learner, _DRAWS, _FOLDS_SEED)
         predicted = dict(zip(score.cases, score.predicted.tolist(), strict=True))
         return _result(score.values, predicted, embeddings.excluded)
 

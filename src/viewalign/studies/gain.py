@@ -32,6 +32,8 @@ FEWEST_TEST = 5
 """Test cases without which no interval over cases is computed."""
 _TEST_SHARE = 0.2
 _TASK_FOLDS = 5
+_DRAWS = 100
+"""Bootstrap samples of a single fine-tuning, whose own intervals are not used."""
 
 
 def gain_study(store: Path, labelled: str, out: Path, wanted: GainSettings) -> Study:
@@ -135,7 +137,7 @@ def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSett
     balanced = spec.kind in ("binary", "multiclass")
     few = _few(wanted.shots, min(targets.count(k) for k in range(len(spec.classes))) if balanced else len(train))
     rate = 3e-4 if network.startswith("primus") else 1e-3
-    settings = merged({"epochs": 30, "folds": 1, "lr": rate}, wanted.finetune)
+    settings = merged({"epochs": 30, "folds": 1, "lr": rate, "draws": _DRAWS}, wanted.finetune)
     task = {"task": str(folder.absolute())}
     evaluations: dict[str, Any] = {}
     for shots in (*few, None):
