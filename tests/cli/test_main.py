@@ -73,7 +73,7 @@ def test_version_and_no_arguments(capsys):
         (["pretrain", "cva-resenc-xs", "out=run"], "-o PATH"),
         (["pretrain", "cva-resenc-xs", "resume=true"], "--resume"),
         (["pretrain", "cva-resenc-xs", "store=run"], "'store'"),
-        (["report", "run", "more"], "'more'"),
+        (["report", "run", "more"], "run contains no run"),
         (["recipes", "steps=1"], "'steps=1'"),
         (["settings", "prepair"], "'prepair'"),
         (["report", "nowhere"], "nowhere"),

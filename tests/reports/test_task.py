@@ -102,7 +102,8 @@ def test_an_auroc_of_a_quarter_is_called_worse_than_the_majority():
     rng = np.random.default_rng(0)
     truth = np.arange(60) % 2
     score = 1 / (1 + np.exp(1.2 * (2 * truth - 1) + rng.normal(size=60)))
-    found = assess(outcomes_of("binary", truth, np.stack([1 - score, score], 1), ("no", "yes")), "AUROC")
+    outcomes = outcomes_of("binary", truth, np.stack([1 - score, score], 1), ("no", "yes"))
+    found = assess(outcomes, "AUROC", (0.1, 0.4))
     assert found.level == "bad"
     assert "Worse than predicting the majority class" in found.sentence
     assert "check the order of the classes" in found.sentence

@@ -300,8 +300,9 @@ def around(crop: Grey, corners: Points) -> tuple[Grey, Bool, Points]:
 def window(values: NDArray[np.floating]) -> Window:
     """Return the grey window of an image: its range without outliers, so that bright fat or bone hides no tissue.
 
-    The range is from the 1st to the 99.5th percentile. Within it, voxels above the lowest twentieth are the body, and
-    the window ends at their upper quartile plus 1.5 times the distance of the quartiles (Tukey, 1977).
+    The range is from the 1st to the 99.5th percentile. Within it, voxels above the lowest twentieth are the body; the
+    window ends six lower quartile distances above their median, which is four deviations of a normal distribution and
+    holds while less than half of the body is brighter than the rest.
     """
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
@@ -309,8 +310,8 @@ def window(values: NDArray[np.floating]) -> Window:
     low, high = (float(v) for v in np.percentile(finite, (1, 99.5)))
     body = finite[finite > low + _BACKGROUND * (high - low)]
     if body.size:
-        lower, upper = np.percentile(body, (25, 75))
-        high = min(high, float(upper + 1.5 * (upper - lower)))
+        lower, median = (float(v) for v in np.percentile(body, (25, 50)))
+        high = min(high, median + 6 * (median - lower)) if median > lower else high
     return low, high if high > low else low + 1.0
 
 

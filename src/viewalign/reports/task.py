@@ -76,9 +76,10 @@ def render(run: Path) -> str:
     evaluated = held_out if in_folds else test
     spec = outcomes.spec
     first = WORDS.get(spec.figure, spec.figure)
-    verdict = task_verdict.assess(evaluated, first)
+    scored = metrics.get("held_out" if in_folds else "test", {})
+    verdict = task_verdict.assess(evaluated, first, scored.get("intervals", {}).get(spec.figure))
     baseline = verdict.values if verdict else {}
-    figures = figures_of(metrics.get("held_out" if in_folds else "test", {}), spec, baseline)
+    figures = figures_of(scored, spec, baseline)
     return render_template(
         "task.html",
         name=run.resolve().name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from viewalign.evaluation.predictions import TaskPredictions
 from viewalign.reports.page import number
 
 _DRAWS = 200
+_CONSTANT = {"auroc", "balanced_accuracy"}
+"""Metrics that are the same for every constant prediction."""
 _NARROW = 0.1
 """Spread of predictions over that of the targets below which they count as one value."""
 
@@ -45,12 +48,13 @@ def baseline_predictions(outcomes: TaskPredictions) -> NDArray[np.float64]:
     return np.tile(shares, (len(truth), 1))
 
 
-def assess(outcomes: TaskPredictions, words: str) -> Verdict | None:
+def assess(outcomes: TaskPredictions, words: str, interval: Sequence[float] | None = None) -> Verdict | None:
     """Compare the primary metric with the baseline's on the same cases; None without cases or a defined metric.
 
     Args:
         outcomes: evaluated cases.
         words: name of the primary metric.
+        interval: its 95 % interval over subjects, if it is known.
     """
     spec = outcomes.spec
     if not outcomes.cases:
@@ -62,9 +66,12 @@ def assess(outcomes: TaskPredictions, words: str) -> Verdict | None:
     name = _baseline_name(outcomes)
     if not (math.isfinite(value) and math.isfinite(other)):
         return None
-    ends = task_metrics.difference_intervals(
-        spec.kind, outcomes.truth, constant, outcomes.predicted, outcomes.subjects, _DRAWS
-    )[spec.figure]
+    if interval is not None and spec.figure in _CONSTANT:  # the baseline is the same in every bootstrap sample
+        ends: tuple[float, float] | None = (interval[0] - other, interval[1] - other)
+    else:
+        ends = task_metrics.difference_intervals(
+            spec.kind, outcomes.truth, constant, outcomes.predicted, outcomes.subjects, _DRAWS
+        )[spec.figure]
     sign = -1.0 if spec.figure in task_metrics.LOWER_IS_BETTER else 1.0
     low, high = (-math.inf, math.inf) if ends is None else sorted((sign * ends[0], sign * ends[1]))
     compared = f"{words} {value:.3f} instead of {other:.3f}"

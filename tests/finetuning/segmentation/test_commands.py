@@ -42,7 +42,9 @@ def test_predictions_have_the_names_of_the_classes(tmp_path, monkeypatch):
     images.mkdir()
     description = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "MR"}, "file_ending": ".nii.gz"}
     (model / "dataset.json").write_text(json.dumps(description))
-    sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 5, 6), np.float32)), str(images / "one_0000.nii.gz"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.arange(120, dtype=np.float32).reshape(4, 5, 6)), str(images / "one_0000.nii.gz")
+    )
 
     def segment(folder, source, masks, *_):
         masks.mkdir()
