@@ -96,7 +96,7 @@ def overlay_charts(runs: dict[str, RunRecord]) -> list[Chart]:
             lines[name], styles[name] = run.series(kind, key), (series_color(place), "solid")
             if kind == "train" and len(held := run.series("validation", key)):
                 lines[f"{name}, held out"], styles[f"{name}, held out"] = held, (series_color(place), "dash")
-        words = TERMS.get(key, (key.replace("_", " ").capitalize(), ""))[0]
+        words = "Learning rate" if key == "lr" else TERMS.get(key, (key.replace("_", " ").capitalize(), ""))[0]
         title = f"Probe: {words}" if kind == "probe" else words
         charts.append(line_chart(title, "", title.lower(), lines, styles))
     return [chart for chart in charts if chart is not None]

@@ -131,7 +131,7 @@ def _figure(
     if value is not None and defined and spec.kind != "regression":
         low, high = (value, value) if ends is None else ends
         bars = tuple(100 * min(max(v, 0.0), 1.0) for v in (value, low, high))
-    other = "" if baseline is None or not math.isfinite(baseline) else f"{baseline:.3f}{unit}"
+    other = "" if baseline is None or not math.isfinite(baseline) else f"{round(baseline, 3) + 0.0:.3f}{unit}"
     return Figure(WORDS.get(name, name), text, interval, name in task_metrics.LOWER_IS_BETTER, bars, other)  # type: ignore[arg-type]
 
 
