@@ -279,7 +279,7 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return
         terms = self.recipe.objectives
-        arrays = {}
+        arrays: dict[str, pictures.Array] = {}
         for place, number in enumerate(pictures.most_varied(samples)):
             one = pictures.snapshot(
                 batch, number, samples[number], shown, terms.cells, terms.samples, self.position.step, self.feed.aligned
