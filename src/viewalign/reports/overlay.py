@@ -78,9 +78,14 @@ def render(runs: dict[str, RunRecord]) -> str:
 def _row(name: str, run: RunRecord) -> Row:
     network = setting(run.config, "network.name", setting(run.config, "network"))
     state = f"{run.steps:,} steps" if run.finished else f"step {run.step:,} of {run.steps:,}"
-    losses = [run.series(kind, "loss").finite() for kind in ("train", "validation")]
-    texts = [number(series.last) if len(series) else "–" for series in losses]
-    return Row(name, str(setting(run.config, "method")), str(network), state, *texts, run.facts.get("device") or "–")
+    device = str(run.facts.get("device") or "–")
+    method = str(setting(run.config, "method"))
+    return Row(name, method, str(network), state, _last(run, "train"), _last(run, "validation"), device)
+
+
+def _last(run: RunRecord, kind: str) -> str:
+    series = run.series(kind, "loss").finite()
+    return number(series.last) if len(series) else "–"
 
 
 def overlay_charts(runs: dict[str, RunRecord]) -> list[Chart]:

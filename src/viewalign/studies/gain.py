@@ -144,7 +144,7 @@ def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSett
         name = shots or "all"
         evaluations[f"tuned-{name}"] = {"kind": "finetune", **task, "shots": shots, "settings": settings}
     if wanted.frozen:
-        for shots in few or [None]:
+        for shots in few or (None,):
             evaluations[f"frozen-{shots or 'all'}"] = {"kind": "feature_probe", **task, "shots": shots}
     return evaluations
 

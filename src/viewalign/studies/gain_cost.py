@@ -8,9 +8,12 @@ from pathlib import Path
 
 from viewalign.config import Recipe
 from viewalign.data.readers.itk import sitk
+from viewalign.finetuning.classification.settings import load_training
+from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.recipes import loading as recipes
 from viewalign.studies.cells import Cell, Grid
 from viewalign.studies.labelled import LabelledCase
+from viewalign.studies.segmentation import without_machine
 from viewalign.studies.settings import (
     FeatureProbeEvaluation,
     FinetuneEvaluation,
@@ -22,6 +25,7 @@ from viewalign.tasks.spec import read_spec
 from viewalign.training.cost import forward_flops, step_flops
 from viewalign.training.estimate import seconds_per_step
 from viewalign.utils.precision import choose_device, settle
+from viewalign.utils.settings import checked
 
 _START = 20.0
 """Seconds that nnU-Net's process needs before and after training."""
@@ -73,13 +77,12 @@ def _of_network(network: str, size: Sequence[int] | None, recipe: Recipe) -> Rec
 
 def _segmentation(grid: Grid, settings: SegmentationEvaluation, recipe: Recipe) -> float:
     """Return the operations of a fine-tuning and of the prediction of the test cases."""
-    own = settings.settings
+    own = checked(FinetuneSettings, {**without_machine(settings.settings), "dataset": "", "encoder": ""})
     forward = forward_flops(recipe, True)
-    if patch := own.get("patch_size"):
-        forward *= math.prod(patch) / math.prod(recipe.views.patch_size)
-    images = own.get("epochs", 150) * own.get("batch", 2) * own.get("iterations", 250) * _TRAINING
-    images += own.get("epochs", 150) * own.get("batch", 2) * own.get("validation_iterations", 50)
-    mirrored = 8 if own.get("tta", True) and own.get("mirror", True) else 1
+    if own.patch_size is not None:
+        forward *= math.prod(own.patch_size) / math.prod(recipe.views.patch_size)
+    images = own.epochs * own.batch * (own.iterations * _TRAINING + own.validation_iterations)
+    mirrored = 8 if own.tta and own.mirror else 1
     return forward * (images + mirrored * sum(_windows(case, recipe) for case in _test(grid)))
 
 
@@ -89,7 +92,7 @@ def _task(settings: FeatureProbeEvaluation | FinetuneEvaluation, recipe: Recipe)
     train = sum(case.split == "train" for case in cases)
     if settings.shots is not None:
         train = min(train, settings.shots * max(1, len(spec.classes)))
-    epochs = settings.settings.get("epochs", 100) if isinstance(settings, FinetuneEvaluation) else 0
+    epochs = load_training(settings.recipe, settings.settings).epochs if isinstance(settings, FinetuneEvaluation) else 0
     return forward_flops(recipe, False) * (len(cases) + train * _TRAINING * epochs)
 
 

@@ -78,8 +78,13 @@ class SegmentationEvaluator:
 
     def settings(self, encoder: str, seed: int, **more: Any) -> dict[str, Any]:
         """Return the settings of a fine-tuning."""
-        own = {key: value for key, value in self.evaluation.settings.items() if key not in _MACHINE}
-        return {**own, "dataset": _DATASET, "encoder": encoder, "seed": seed, **more}
+        return {
+            **without_machine(self.evaluation.settings),
+            "dataset": _DATASET,
+            "encoder": encoder,
+            "seed": seed,
+            **more,
+        }
 
     def check(self, recipes: Sequence[Recipe], external: Sequence[ExternalEncoder]) -> None:
         """Check the settings.
@@ -190,6 +195,11 @@ class SegmentationEvaluator:
         if "error" in result:
             raise UserError(result["error"])
         return result
+
+
+def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a fine-tuning that do not belong to the machine."""
+    return {key: value for key, value in settings.items() if key not in _MACHINE}
 
 
 def _wait(command: list[str], variables: dict[str, str], log: Any) -> int:
