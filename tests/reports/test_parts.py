@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from viewalign.reports.page import number, percent, without_paths
-from viewalign.reports.pictures import area, around, data_url, shaded, window
-from viewalign.reports.planes import PLANES, corners, cut, flat, scene, section
+from viewalign.reports.pictures import area, data_url, shaded, window
+from viewalign.reports.planes import PLANES, around, corners, cut, flat, scene, section
 
 AXIAL, CORONAL, _ = PLANES
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from viewalign.reports.planes import PLANES, Plane, Points, Scene, Size, cut, flat, scene, section
+from viewalign.reports.planes import PLANES, Bool, Grey, Plane, Points, Scene, Size, around, cut, flat, scene, section
 from viewalign.reports.run_data import Array
 
 
@@ -23,8 +23,6 @@ def data_url(image: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-Bool = NDArray[np.bool_]
-Grey = NDArray[np.float32]
 Window = tuple[float, float]
 _BACKGROUND = 0.05
 
@@ -282,19 +280,6 @@ class Gallery:
         rows, columns = voxels or (pixels.shape[0], pixels.shape[1])
         ratio = columns * self._spacing[plane.columns] / (rows * self._spacing[plane.rows])
         return Slice(data_url(pixels), alt, round(float(ratio), 4), columns, rows, overlay)
-
-
-def around(crop: Grey, corners: Points) -> tuple[Grey, Bool, Points]:
-    """Widen a crop until it holds the corners (N, 3) of boxes.
-
-    Returns:
-        The wider crop, what in it is outside the old one, and how far old indices have moved.
-    """
-    before = np.ceil(np.maximum(-0.5 - corners.min(0), 0) - 1e-6).astype(int)
-    after = np.ceil(np.maximum(corners.max(0) + 0.5 - np.array(crop.shape), 0) - 1e-6).astype(int)
-    padding = list(zip(before.tolist(), after.tolist(), strict=True))
-    outside = np.pad(np.zeros(crop.shape, dtype=bool), padding, constant_values=True)
-    return np.pad(crop, padding, constant_values=crop.min()), outside, before.astype(np.float64)
 
 
 def window(values: NDArray[np.floating]) -> Window:

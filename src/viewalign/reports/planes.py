@@ -18,6 +18,8 @@ from viewalign.views import affines, lattice
 
 Points = NDArray[np.float64]
 Size = tuple[int, int, int]
+Bool = NDArray[np.bool_]
+Grey = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,17 @@ def _apply(affine: Points, points: Points) -> Points:
     return moved
 
 
-Bool = NDArray[np.bool_]
+def around(crop: Grey, corners: Points) -> tuple[Grey, Bool, Points]:
+    """Widen a crop until it holds the corners (N, 3) of boxes.
+
+    Returns:
+        The wider crop, what in it is outside the old one, and how far old indices have moved.
+    """
+    before = np.ceil(np.maximum(-0.5 - corners.min(0), 0) - 1e-6).astype(int)
+    after = np.ceil(np.maximum(corners.max(0) + 0.5 - np.array(crop.shape), 0) - 1e-6).astype(int)
+    padding = list(zip(before.tolist(), after.tolist(), strict=True))
+    outside = np.pad(np.zeros(crop.shape, dtype=bool), padding, constant_values=True)
+    return np.pad(crop, padding, constant_values=crop.min()), outside, before.astype(np.float64)
 
 
 def outline(kind: str, mask: Bool) -> Markup:
