@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -116,3 +117,56 @@ def test_patterns(tmp_path):
     assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
     with pytest.raises(UserError, match="spleen_"):
         datasets.names_matching(cases, "spleen_*")
+
+
+def rewritten(path, change_affine, turn=None):
+    image = nib.load(path)
+    voxels = np.asanyarray(image.dataobj)
+    affine = change_affine(image.affine.copy())
+    image = nib.Nifti1Image(voxels, affine)
+    if turn:
+        image = image.as_reoriented(nib.orientations.axcodes2ornt(turn))
+    nib.save(image, path)
+
+
+def sheared(affine):
+    affine[0, 1] += 0.3
+    return affine
+
+
+def test_images_that_only_the_named_reader_accepts(raw):
+    root = raw / "Dataset042_Balls"
+    for path in (root / "imagesTr/case_00_0000.nii.gz", root / "labelsTr/case_00.nii.gz"):
+        rewritten(path, sheared)
+    with pytest.raises(UserError, match="case_00 cannot be read"):
+        datasets.check(datasets.find("42", raw))
+    change(root, overwrite_image_reader_writer="NibabelIO")
+    datasets.check(datasets.find("42", raw))
+    change(root, overwrite_image_reader_writer="NibabelIOWithReorient")
+    datasets.check(datasets.find("42", raw))
+
+
+def test_a_reader_that_reorients_compares_the_turned_grids(raw, caplog):
+    write_dataset(raw / "Dataset043_Long", cases=2, size=(12, 10, 8))
+    root = raw / "Dataset043_Long"
+    rewritten(root / "labelsTr/case_00.nii.gz", lambda affine: affine, "SPL")
+    with pytest.raises(UserError, match="different sizes"):
+        datasets.check(datasets.find("43", raw))
+    change(root, overwrite_image_reader_writer="NibabelIOWithReorient")
+    datasets.check(datasets.find("43", raw))
+    assert "position" not in caplog.text
+
+
+@pytest.mark.parametrize("reader", ["", "NibabelIO", "NibabelIOWithReorient"])
+def test_labels_beside_their_image_are_reported(raw, caplog, reader):
+    root = raw / "Dataset042_Balls"
+    change(root, overwrite_image_reader_writer=reader)
+
+    def moved(affine):
+        affine[1, 3] += 0.6
+        return affine
+
+    rewritten(root / "labelsTr/case_01.nii.gz", moved)
+    datasets.check(datasets.find("42", raw))
+    assert "The labels of 1 cases have another position than their image" in caplog.text
+    assert "case_01 (0.6 mm)" in caplog.text

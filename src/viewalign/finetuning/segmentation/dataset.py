@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from viewalign.data.readers.itk import sitk
@@ -20,6 +24,10 @@ _NAME = re.compile(r"Dataset(\d{3})_\w+")
 _FIRST_FREE_ID = 900
 """First id for datasets in folders without one."""
 _MAX_REPORTED = 4
+_NIBABEL = "NibabelIOWithReorient"
+_LARGEST_OFFSET = 0.05
+"""Distance in mm of labels from their image that is not reported."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,49 +183,117 @@ def _case_names(root: Path, ending: str) -> list[str]:
 
 
 def check(dataset: Dataset, on_case: Callable[[int, int], None] | None = None) -> None:
-    """Check all labels and image headers.
+    """Check all labels and image headers, read as nnU-Net's reader that `dataset.json` names reads them.
+
+    Labels at other positions than their image are reported, since nnU-Net ignores positions.
 
     Raises:
         UserError: labels that `dataset.json` does not list, or images and labels of different sizes or voxel sizes.
     """
     allowed = {0} | {value for values in dataset.labels.values() for value in values}
     allowed |= set() if dataset.ignore is None else {dataset.ignore}
+    reader = str(dataset.description.get("overwrite_image_reader_writer", ""))
     problems: list[str] = []
+    offsets: dict[str, float] = {}
     for number, case in enumerate(dataset.cases, start=1):
-        problems += _faults(case, allowed)
+        faults, offset = _faults(case, allowed, reader)
+        problems += faults
+        if offset > _LARGEST_OFFSET:
+            offsets[case.name] = offset
         if on_case:
             on_case(number, len(dataset.cases))
     if problems:
         more = f" And {len(problems) - _MAX_REPORTED} more." if len(problems) > _MAX_REPORTED else ""
         raise UserError(f"{dataset.name} cannot be used: " + " ".join(problems[:_MAX_REPORTED]) + more)
+    if offsets:
+        shown = ", ".join(f"{name} ({offset:.2g} mm)" for name, offset in list(offsets.items())[:_MAX_REPORTED])
+        _log.warning(
+            "The labels of %d cases have another position than their image, which nnU-Net ignores: %s.",
+            *(len(offsets), shown + (", …" if len(offsets) > _MAX_REPORTED else "")),
+        )
 
 
-def _faults(case: Case, allowed: set[int]) -> list[str]:
+def _faults(case: Case, allowed: set[int], reader: str) -> tuple[list[str], float]:
+    """Return what is wrong with a case, and how far in mm its labels are from where the images are."""
     try:
-        labels = sitk.ReadImage(str(case.labels))
-        headers = [_header(path) for path in case.images]
-    except RuntimeError as problem:
+        labels, grid = _read_labels(case.labels, reader)
+        grids = [read_grid(path, reader) for path in case.images]
+    except (RuntimeError, OSError, ImageFileError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[-1]
-        return [f"{case.name} cannot be read ({reason})."]
+        remedy = "" if reader else f"; dataset.json may name {_NIBABEL} (overwrite_image_reader_writer)"
+        return [f"{case.name} cannot be read ({reason}){remedy}."], 0.0
     faults = []
-    for path, header in zip(case.images, headers, strict=True):
-        if header.GetSize() != labels.GetSize():
-            sizes = " and ".join("×".join(map(str, size[::-1])) for size in (header.GetSize(), labels.GetSize()))
+    for path, other in zip(case.images, grids, strict=True):
+        if other.shape != grid.shape:
+            sizes = " and ".join("×".join(map(str, shape)) for shape in (other.shape, grid.shape))
             faults.append(f"{path.name} and its labels have different sizes ({sizes}).")
-        elif not np.allclose(header.GetSpacing(), labels.GetSpacing(), atol=1e-3):
+        elif not np.allclose(other.spacing, grid.spacing, atol=1e-3):
             faults.append(f"{path.name} and its labels have different voxel sizes.")
-    values: NDArray[Any] = np.unique(sitk.GetArrayViewFromImage(labels))
+    values: NDArray[Any] = np.unique(labels)
     unknown = [f"{value:g}" for value in values.tolist() if value not in allowed]
     if unknown:
         faults.append(f"{case.labels.name} has labels that dataset.json does not list: {', '.join(unknown)}.")
-    return faults
+    return faults, 0.0 if faults else max(grid.offset(other) for other in grids)
 
 
-def _header(path: Path) -> Any:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file are.
+
+    Attributes:
+        shape: voxels along (D, H, W).
+        affine: 4×4 (3×3 in 2D), from an index (x, y, z, 1) to mm.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Voxel size in mm along (x, y, z)."""
+        sizes: NDArray[np.float64] = np.linalg.norm(self.affine[:-1, :-1], axis=0)
+        return sizes
+
+    def offset(self, other: Grid) -> float:
+        """Return the largest distance in mm between corners of two grids of one shape."""
+        corners = np.array([*product(*((0, count - 1) for count in self.shape[::-1]))])
+        difference = self.affine - other.affine
+        return float(np.linalg.norm(corners @ difference[:-1, :-1].T + difference[:-1, -1], axis=1).max())
+
+
+def read_grid(path: Path, reader: str = "") -> Grid:
+    """Read the grid of a file as a reader of nnU-Net does: `NibabelIO…`, otherwise SimpleITK."""
+    if reader.startswith("Nibabel"):
+        return _nibabel_grid(nib.load(path), reader)
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    return _itk_grid(header)
+
+
+def _read_labels(path: Path, reader: str) -> tuple[NDArray[Any], Grid]:
+    if reader.startswith("Nibabel"):
+        image: Any = nib.load(path)
+        return np.asanyarray(image.dataobj), _nibabel_grid(image, reader)
+    labels = sitk.ReadImage(str(path))
+    return sitk.GetArrayFromImage(labels), _itk_grid(labels)
+
+
+def _nibabel_grid(image: Any, reader: str) -> Grid:
+    shape, affine = np.array(image.shape[:3]), np.array(image.affine)
+    if reader.endswith("WithReorient"):
+        turn = nib.orientations.io_orientation(affine)
+        affine = affine @ nib.orientations.inv_ornt_aff(turn, shape)
+        shape = shape[np.argsort(turn[:, 0])]
+    return Grid(tuple(int(count) for count in shape[::-1]), affine)
+
+
+def _itk_grid(image: Any) -> Grid:
+    size, spacing = image.GetSize(), np.array(image.GetSpacing())
+    affine = np.eye(len(size) + 1)
+    affine[:-1, :-1] = np.array(image.GetDirection()).reshape(len(size), -1) * spacing
+    affine[:-1, -1] = image.GetOrigin()
+    return Grid(tuple(size[::-1]), affine)
 
 
 def link(dataset: Dataset, raw: Path) -> None:
