@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from viewalign.data.content import otsu_threshold
 from viewalign.data.geometry import resample, resample_labels, resampled_shape
-from viewalign.data.preprocessing import content_box, normalise, otsu_threshold, prepare_channels, prepare_volume
+from viewalign.data.preprocessing import content_box, normalise, prepare_channels, prepare_volume
 from viewalign.data.readers.files import Volume, voxel_to_world
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import ExcludedImageError

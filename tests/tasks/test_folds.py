@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from viewalign.errors import UserError
-from viewalign.tasks.folds import make_folds
+from viewalign.tasks.folds import join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 
@@ -36,6 +36,32 @@ def test_values_are_spread_over_folds():
     folds = make_folds(cases(np.arange(50.0), 1), AGE, 5)
     for fold in folds.folds:
         assert 20 < np.mean([int(name[1:]) for name in fold.held_out]) < 30
+
+
+def test_subjects_that_share_a_copy_of_an_image_are_in_one_fold(caplog):
+    everyone = cases([k // 2 % 2 for k in range(40)])
+    rng = np.random.default_rng(0)
+    prints = {c.case: np.append(96, rng.integers(-99, 99, 343)).astype(np.int8) for c in everyone}
+    prints["c31"] = prints["c02"]  # subjects s15 and s01
+    joined = join_copies(everyone, prints)
+    assert {c.case: c.subject for c in joined if c.case in ("c02", "c03", "c30", "c31")} == dict.fromkeys(
+        ("c02", "c03", "c30", "c31"), "s01"
+    )
+    assert "c02, c31" in caplog.text
+    for seed in range(5):
+        folds = make_folds(joined, BINARY, 5, seed)
+        where = {name: fold.number for fold in folds.folds for name in fold.held_out}
+        assert where["c02"] == where["c31"]
+    assert join_copies(everyone, {**prints, "c31": np.zeros(0, dtype=np.int8)}) == everyone
+
+
+def test_copies_in_training_and_test_cases_are_reported(caplog):
+    everyone = [*cases([0, 1, 0, 1, 0, 1], 1), TaskCase("t", "other", {"a": Path("x")}, target=1, split="test")]
+    rng = np.random.default_rng(0)
+    prints = {c.case: np.append(96, rng.integers(-99, 99, 343)).astype(np.int8) for c in everyone}
+    prints["t"] = prints["c04"]
+    join_copies(everyone, prints)
+    assert "Training and test cases contain copies: c04, t." in caplog.text
 
 
 def test_order_and_seed():

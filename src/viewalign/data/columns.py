@@ -25,7 +25,7 @@ INDEX_COLUMNS = (
     "foreground_threshold",
     *MASK_KINDS,
 )
-OPTIONAL_COLUMNS: dict[str, Any] = {"channels": 1, "quality": None, "scale": (1.0,), "offset": (0.0,)}
+OPTIONAL_COLUMNS: dict[str, Any] = {"channels": 1, "quality": None, "scale": (1.0,), "offset": (0.0,), "group": None}
 """Columns that are written only where some image differs from this value."""
 
 
@@ -60,7 +60,10 @@ class TextColumn(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image's line in the index; `value = stored · scale + offset`, a pair a channel."""
+    """One image's line in the index; `value = stored · scale + offset`, a pair a channel.
+
+    `group` names the subjects that share copies of an image with this one's, None if there are none.
+    """
 
     id: str
     path: str
@@ -76,6 +79,7 @@ class Row:
     quality: float | None = None
     scale: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
+    group: str | None = None
 
     @property
     def voxels(self) -> int:

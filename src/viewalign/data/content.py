@@ -123,3 +123,24 @@ def _typical(array: NDArray[np.float32]) -> NDArray[np.float32]:
 def lattice(array: NDArray[Value], size: int) -> NDArray[Value]:
     """Return a regular lattice of voxels: at least `size` along an axis that has as many, and less than twice that."""
     return array[tuple(slice(None, None, max(1, length // size)) for length in array.shape)]
+
+
+def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
+    """Return Otsu's threshold between background and foreground, in the units of `array`.
+
+    The upper edge of the bin that makes the variance between the two classes largest (Otsu, IEEE Transactions on
+    Systems, Man, and Cybernetics 1979); on a regular lattice of voxels, at most 256 an axis.
+    """
+    values = lattice(array, 128).ravel()
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return low
+    width = (high - low) / bins
+    place = np.minimum(((values - np.float32(low)) * np.float32(1 / width)).astype(np.intp), bins - 1)
+    share = np.bincount(place, minlength=bins) / values.size
+    below = np.cumsum(share)
+    weighted = np.cumsum(share * (np.arange(bins) + 0.5))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (weighted[-1] * below - weighted) ** 2 / (below * (1 - below))
+    best = int(np.argmax(np.nan_to_num(between[:-1], posinf=0.0)))
+    return low + (best + 1) * width

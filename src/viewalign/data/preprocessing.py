@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.data.content import CleanValues, clean_values, lattice
+from viewalign.data.content import CleanValues, clean_values, lattice, otsu_threshold
 from viewalign.data.geometry import (
     Shape,
     orientation_code,
@@ -20,6 +20,7 @@ from viewalign.data.geometry import (
     resampled_geometry,
     resampled_shape,
 )
+from viewalign.data.image_fingerprint import fingerprint_of, fingerprint_text
 from viewalign.data.quantization import Quantization, quantize
 from viewalign.data.readers.files import Volume, voxel_to_world
 from viewalign.data.readers.headers import MAX_VOXELS, Triple
@@ -87,8 +88,9 @@ def prepare_channels(
     old = _shape(cropped[0])
     new = resampled_shape(old, spacing, settings.spacing) if settings.spacing else old
     _check_new_shape(old, new, len(volumes), max_voxels)
+    place = voxel_to_world(spacing, (x, y, z), direction)
     spacing, origin = resampled_geometry(old, spacing, (x, y, z), direction, new)
-    channels = [_prepare_voxels(array, new, settings) for array in cropped]
+    channels = [_prepare_voxels(array, place, new, settings) for array in cropped]
     array = channels[0].array[None] if len(channels) == 1 else np.stack([channel.array for channel in channels])
     properties = {
         "shape": list(new),
@@ -122,15 +124,20 @@ class _Channel:
     threshold: float
     packing: Quantization
     clean: CleanValues
+    fingerprint: str
 
 
-def _prepare_voxels(cropped: NDArray[np.float32], new: Shape, settings: PrepareSettings) -> _Channel:
+def _prepare_voxels(
+    cropped: NDArray[np.float32], place: NDArray[np.float64], new: Shape, settings: PrepareSettings
+) -> _Channel:
     clean = clean_values(cropped)
+    fingerprint = fingerprint_text(fingerprint_of(clean.array, place))
     array = resample(clean.array, new, settings.interpolation)
     measured = None if clean.padding is None else resample_labels((~clean.padding).astype(np.uint8), new) != 0
     mean, std = normalise(array, settings.normalise, settings.percentiles, settings.window, measured)
     packed, packing = quantize(array, settings.dtype)
-    return _Channel(packed, mean, std, otsu_threshold(array), packing, replace(clean, array=packed, padding=None))
+    threshold = otsu_threshold(array)
+    return _Channel(packed, mean, std, threshold, packing, replace(clean, array=packed, padding=None), fingerprint)
 
 
 def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
@@ -144,6 +151,7 @@ def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
     if any(channel.clean.clipped for channel in channels):
         facts["clipped_voxels"] = [channel.clean.clipped for channel in channels]
         facts["clipped_to"] = [channel.clean.limits for channel in channels]
+    facts["fingerprint"] = first.fingerprint
     facts["scale"] = [channel.packing.scale for channel in channels]
     facts["offset"] = [channel.packing.offset for channel in channels]
     worst = max(channels, key=lambda channel: channel.packing.largest_error).packing
@@ -214,27 +222,6 @@ def normalise(
     array -= np.float32(mean)
     array /= np.float32(std)
     return mean, std
-
-
-def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
-    """Return Otsu's threshold between background and foreground, in the units of `array`.
-
-    The upper edge of the bin that makes the variance between the two classes largest (Otsu, IEEE Transactions on
-    Systems, Man, and Cybernetics 1979); on a regular lattice of voxels, at most 256 an axis.
-    """
-    values = lattice(array, 128).ravel()
-    low, high = float(values.min()), float(values.max())
-    if low == high:
-        return low
-    width = (high - low) / bins
-    place = np.minimum(((values - np.float32(low)) * np.float32(1 / width)).astype(np.intp), bins - 1)
-    share = np.bincount(place, minlength=bins) / values.size
-    below = np.cumsum(share)
-    weighted = np.cumsum(share * (np.arange(bins) + 0.5))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (weighted[-1] * below - weighted) ** 2 / (below * (1 - below))
-    best = int(np.argmax(np.nan_to_num(between[:-1], posinf=0.0)))
-    return low + (best + 1) * width
 
 
 def _moments(

@@ -47,6 +47,8 @@ class Store:
         path: the store's folder.
         ids: image ids.
         subjects: subject id of each image.
+        groups: subject id of each image, the same one for subjects that share copies of an image; a split keeps it on
+            one side.
         datasets: dataset of each image.
         modalities: modality of each image.
         shapes: int32 (N, 3), voxels along (D, H, W).
@@ -68,6 +70,9 @@ class Store:
         self.recipe_hash: str = str(header.get("recipe_hash", ""))
         self.ids = TextColumn(columns["id"])
         self.subjects = TextColumn(columns["subject"])
+        linked = any(group is not None for group in columns["group"])
+        pairs = zip(columns["group"], columns["subject"], strict=True)
+        self.groups = TextColumn(group or subject for group, subject in pairs) if linked else self.subjects
         self.datasets = TextColumn(columns["dataset"])
         self.modalities = TextColumn(columns["modality"])
         self.shapes = np.array(columns["shape"], dtype=np.int32).reshape(-1, 3)

@@ -18,7 +18,7 @@ from viewalign.evaluation.linear_probe import CurvePoint
 from viewalign.evaluation.settings import ProbeSettings
 from viewalign.evaluation.task_metrics import TaskScore
 from viewalign.tasks.cases import prepare_cases
-from viewalign.tasks.folds import Fold, make_folds
+from viewalign.tasks.folds import Fold, join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec
 from viewalign.utils.io import write_json
@@ -51,8 +51,8 @@ def run_probe(
     check_installed()
     spec = read_spec(task)
     cases = read_manifest(task, spec)
-    features, excluded, facts = _compute_features(encoders, spec, cases, plan)
-    usable = [case for case in cases if case.case not in dict(excluded)]
+    features, excluded, facts, fingerprints = _compute_features(encoders, spec, cases, plan)
+    usable = join_copies([case for case in cases if case.case not in dict(excluded)], fingerprints)
     folds = evaluation_folds(usable, spec, plan.folds, plan.seed)
     scores: dict[str, TaskScore] = {}
     curves: dict[str, list[CurvePoint]] = {}
@@ -88,10 +88,11 @@ def evaluation_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed
 
 def _compute_features(
     encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbeSettings
-) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any]]:
-    """Return features by name, excluded cases, and facts about each encoder."""
+) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any], dict[str, NDArray[np.int8]]]:
+    """Return features by name, excluded cases, facts about each encoder, and the fingerprint of each usable case."""
     features: dict[str, NDArray[Any]] = {}
     facts: dict[str, Any] = {}
+    fingerprints: dict[str, NDArray[np.int8]] = {}
     excluded: list[tuple[str, str]] | None = None
     preparing: dict[str, Any] = {"cache": plan.cache and Path(plan.cache), "workers": plan.workers}
     if plan.names and len(plan.names) != len(encoders):
@@ -115,7 +116,8 @@ def _compute_features(
         if INTENSITIES not in features:
             samples, _ = prepare_cases(cases, preprocessor, **preparing)
             features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in result.cases])
-    return features, excluded or [], facts
+            fingerprints = {name: sample.fingerprint for name, sample in samples.items()}
+    return features, excluded or [], facts, fingerprints
 
 
 def _differences(

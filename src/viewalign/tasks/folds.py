@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.image_fingerprint import Fingerprint
+from viewalign.data.near_copies import find_copies
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.rng import derive_seed
 
+_log = logging.getLogger(__name__)
+
 _QUANTILES = 5
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,26 @@ class Folds:
         """Return plain values."""
         folds = [{"train": list(fold.train), "held_out": list(fold.held_out)} for fold in self.folds]
         return {"how": self.how, "seed": self.seed, "digest": self.digest, "folds": folds, "test": list(self.test)}
+
+
+def join_copies(cases: Sequence[TaskCase], fingerprints: Mapping[str, Fingerprint]) -> list[TaskCase]:
+    """Give subjects that share copies of an image one name, so that folds by subject do not divide them.
+
+    Copies among training and test cases are reported; they stay where the manifest has them.
+
+    Args:
+        cases: all cases.
+        fingerprints: of each case, by name.
+    """
+    found = [fingerprints[case.case] for case in cases]
+    copies = find_copies([case.subject for case in cases], found)
+    if copies.group_of:
+        groups = "; ".join(", ".join(cases[k].case for k in group) for group in copies.images[:_SHOWN])
+        _log.warning("Copies of one image have several subjects, which count as one in folds: %s.", groups)
+    for group in copies.images:
+        if len({cases[k].split for k in group}) > 1:
+            _log.warning("Training and test cases contain copies: %s.", ", ".join(cases[k].case for k in group))
+    return [replace(case, subject=copies.group_of.get(case.subject, case.subject)) for case in cases]
 
 
 def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int = 0, by_site: bool = False) -> Folds:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from viewalign.data.image_fingerprint import parse_fingerprint
 from viewalign.data.preprocessing import prepare_channels
 from viewalign.data.readers.files import Volume, read_mask, read_volume
 from viewalign.data.readers.itk import sitk
@@ -42,11 +43,13 @@ class Sample:
         image: float32 (C, D, H, W) in the field of view; 0 outside the volume and in missing channels.
         valid: bool (1, D, H, W), false outside the volume.
         present: bool (C,), false for missing channels.
+        fingerprint: of the first channel (`data.image_fingerprint`), to find copies; empty for none.
     """
 
     image: NDArray[np.float32]
     valid: NDArray[np.bool_]
     present: NDArray[np.bool_]
+    fingerprint: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Preprocessor:
             volumes = {name: replace(volume, array=volume.array * region) for name, volume in volumes.items()}
         masks = {} if region is None else {"anatomy": region}
         prepared = prepare_channels(list(volumes.values()), self.settings, masks)
-        return self._field_of_view(prepared.array, list(volumes), prepared.masks.get("anatomy"))
+        sample = self._field_of_view(prepared.array, list(volumes), prepared.masks.get("anatomy"))
+        return replace(sample, fingerprint=parse_fingerprint(prepared.properties["fingerprint"]))
 
     def _volumes(self, files: Mapping[str, Path]) -> dict[str, Volume]:
         volumes: dict[str, Volume] = {}

@@ -237,10 +237,10 @@ def assemble(
         settings.betas,
         on_gpu=fabric.device.type != "cpu",
     )
-    subjects = data.number_subjects(store.subjects)
+    subjects = data.number_subjects(store.groups)
     inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)
     check_channels(store, inside, recipe.network.channels)
-    split = data.only(data.split_of(store.subjects, store.held_out, recipe.validate_.share, recipe.seed), inside)
+    split = data.only(data.split_of(store.groups, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
         raise UserError("The filters of `sampling` leave only held-out subjects and no training volumes.")
     check_contrast(store, split.train)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.compat.nnssl.plans import Configuration, Interpolation
+from viewalign.data.content import otsu_threshold
 from viewalign.data.geometry import resampled_shape
-from viewalign.data.preprocessing import Box, content_box, normalise, otsu_threshold
+from viewalign.data.preprocessing import Box, content_box, normalise
 from viewalign.data.readers.files import Volume
 from viewalign.data.readers.headers import MAX_VOXELS, Triple
 from viewalign.errors import ExcludedImageError

@@ -30,7 +30,7 @@ from viewalign.finetuning.classification.network import GlobalNetwork, initial_b
 from viewalign.finetuning.classification.settings import TaskTraining, settings_that_differ
 from viewalign.finetuning.classification.training import FoldTraining, predict_sample
 from viewalign.tasks.cases import prepare_cases
-from viewalign.tasks.folds import Fold, make_folds
+from viewalign.tasks.folds import Fold, join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
@@ -147,7 +147,8 @@ class _CrossValidation:
     def train_and_evaluate(self, encoder: str) -> dict[str, TaskScore]:
         """Train all folds, evaluate held-out and test cases, and write predictions and metrics."""
         settings, spec = self.settings, self.spec
-        folds = make_folds(self.cases, spec, settings.folds, settings.seed, settings.by_site)
+        cases = join_copies(self.cases, {name: sample.fingerprint for name, sample in self.samples.items()})
+        folds = make_folds(cases, spec, settings.folds, settings.seed, settings.by_site)
         write_json(self.out / "folds.json", folds.as_json())
         held_out: Rows = {}
         for fold in folds.folds:

@@ -1,0 +1,133 @@
+"""Copies among the images of a store or a task, and the groups that a split must not divide.
+
+Copies are images whose prepared voxels are equal, and images of different subjects whose fingerprints are similar
+(`image_fingerprint`): the same scan in another file format, shifted, defaced or resampled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viewalign.data.image_fingerprint import Fingerprint, cubes, similarity
+
+SIMILAR = 0.9
+"""Least similarity of copies."""
+_CANDIDATE = 0.85
+"""Least correlation of the spectra's magnitudes, which shifts do not change, for the best shift to be searched."""
+_BLOCK = 512  # fingerprints that are compared with all others at a time
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies among images that are numbered from 0.
+
+    Attributes:
+        images: groups of two or more copies.
+        group_of: names the group of each subject that shares copies with another one.
+        too_alike: whether most subjects would form one group: the images are too alike for the fingerprint, so that
+            only equal images are reported, and no subjects are grouped.
+    """
+
+    images: list[list[int]]
+    group_of: dict[str, str]
+    too_alike: bool = False
+
+
+def find_copies(
+    subjects: Sequence[str], fingerprints: Sequence[Fingerprint], checksums: Sequence[str | None] = ()
+) -> Copies:
+    """Find copies among images.
+
+    Args:
+        subjects: subject of each image.
+        fingerprints: of each image; an empty one is not compared.
+        checksums: of the voxels of each image; images without one are not compared by it.
+    """
+    names = sorted(set(subjects))
+    number = {name: k for k, name in enumerate(names)}
+    equal, people = Groups(len(subjects)), Groups(len(names))
+    first: dict[str, int] = {}
+    for k, checksum in enumerate(checksums):
+        if checksum is not None:
+            equal.join(first.setdefault(checksum, k), k)
+    alike = Groups(len(subjects))
+    for group in equal.several():
+        for k in group[1:]:
+            alike.join(group[0], k)
+            people.join(number[subjects[group[0]]], number[subjects[k]])
+    for i, j in similar_pairs(fingerprints, [number[name] for name in subjects]):
+        alike.join(i, j)
+        people.join(number[subjects[i]], number[subjects[j]])
+    groups = people.several()
+    if 2 * max(map(len, groups), default=0) > len(names):
+        return Copies(equal.several(), {}, too_alike=True)
+    return Copies(alike.several(), {names[k]: names[group[0]] for group in groups for k in group})
+
+
+def similar_pairs(fingerprints: Sequence[Fingerprint], subjects: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs (i < j) of images of different subjects whose similarity is at least `SIMILAR`.
+
+    Fingerprints are compared by products of matrices, block by block: as they are, and by the magnitudes of their
+    spectra, which select the pairs whose best shift is searched.
+    """
+    compared = [(k, each) for k, each in enumerate(fingerprints) if each[1:].any()]
+    for length in sorted({int(each[0]) for _, each in compared}):
+        chosen = np.array([k for k, each in compared if each[0] == length])
+        values = np.stack([each for _, each in compared if each[0] == length])
+        people = np.asarray(subjects)[chosen]
+        direct, magnitudes = _unit(cubes(values).reshape(len(values), -1)), _unit(_magnitudes(values))
+        for start in range(0, len(chosen), _BLOCK):
+            rows, others = slice(start, start + _BLOCK), slice(start, None)
+            different = np.triu(people[rows, None] != people[None, others], 1)
+            alike = (direct[rows] @ direct[others].T >= SIMILAR) & different
+            candidates = (magnitudes[rows] @ magnitudes[others].T >= _CANDIDATE) & different
+            for a, b in np.argwhere(alike | candidates):
+                if alike[a, b] or similarity(values[start + a], values[start + b]) >= SIMILAR:
+                    yield int(chosen[start + a]), int(chosen[start + b])
+
+
+def _magnitudes(values: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return square roots of the magnitudes of the spectra, less their mean."""
+    found = []
+    for start in range(0, len(values), _BLOCK):
+        spectra = np.fft.rfftn(cubes(values[start : start + _BLOCK]), axes=(1, 2, 3))
+        found.append(np.sqrt(np.abs(spectra)).reshape(len(spectra), -1).astype(np.float32))
+    roots = np.concatenate(found)
+    roots -= roots.mean(axis=1, keepdims=True)
+    return roots
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-30))
+    return unit
+
+
+class Groups:
+    """Sets of the numbers 0 to n − 1 that are joined step by step (union-find); its smallest number names a group."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def find(self, number: int) -> int:
+        """Return the name of a number's group."""
+        while self._parent[number] != number:
+            self._parent[number] = self._parent[self._parent[number]]
+            number = self._parent[number]
+        return number
+
+    def join(self, first: int, second: int) -> None:
+        """Make one group of two."""
+        a, b = sorted((self.find(first), self.find(second)))
+        self._parent[b] = a
+
+    def several(self) -> list[list[int]]:
+        """Return the groups of at least two, sorted."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for number in range(len(self._parent)):
+            members[self.find(number)].append(number)
+        return [group for _, group in sorted(members.items()) if len(group) > 1]
