@@ -15,6 +15,7 @@ from viewalign.data.catalogue import AssociatedMasks, Collection, Dataset, Image
 from viewalign.data.indexing import index_sources
 from viewalign.data.layout import ImageProgress
 from viewalign.data.prepare import prepare_records
+from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import WorkerLost
@@ -284,3 +285,45 @@ def test_progress_tells_every_image(tmp_path: Path, records: list[Record]) -> No
     told: list[ImageProgress] = []
     prepare_records(records, tmp_path / "s", SMALL, workers=0, on_progress=told.append)
     assert [(p.done, p.total) for p in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_copies_are_found_among_formats_and_stay_on_one_side_of_the_split(tmp_path: Path, write_image) -> None:
+    rng = np.random.default_rng(0)
+    scans = tmp_path / "scans"
+    for name in ("anna", "ben", "cleo", "dora"):
+        coarse = rng.uniform(0, 100, (6, 7, 6)).repeat(5, 0).repeat(5, 1).repeat(5, 2).astype(np.float32)
+        path = write_image(scans / f"{name}.nii.gz", coarse, (4.0, 4.0, 4.0))
+    image = sitk.ReadImage(str(path))
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkFloat64), str(scans / "eve.nrrd"))
+    finer = sitk.Resample(image, [45, 53, 45], sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), [2.7, 2.7, 2.7])
+    finer.SetOrigin((50.0, 60.0, 70.0))
+    sitk.WriteImage(sitk.Cast(finer * 7 + 3, sitk.sitkInt16), str(scans / "fred.mha"))
+    records = list(index_sources([str(scans)]).collection.records())
+    prepare_records(records, tmp_path / "store", PrepareSettings(spacing=None), workers=0)
+    store = Store.open(tmp_path / "store")
+    groups = [name.rpartition("__")[2] for name in store.groups]
+    assert groups == ["anna", "ben", "cleo", "dora", "dora", "dora"]
+    assert [name.rpartition("__")[2] for name in store.subjects] == ["anna", "ben", "cleo", "dora", "eve", "fred"]
+    (found,) = json.loads((tmp_path / "store/report.json").read_text())["copies"]
+    assert [name.rpartition("__")[2] for name in found] == ["dora", "eve", "fred"]
+    lines = (tmp_path / "store/audit.tsv").read_text().splitlines()
+    assert lines[0] == "file\tkind\treason"
+    assert lines[1] == f"{found[0]}\tcopies\ta copy of {found[1]} and 1 more"
+
+
+def test_findings_of_voxels_are_listed(tmp_path: Path, write_image, make_head) -> None:
+    head = make_head(3, (40, 44, 36))
+    head[20, 20, 20] = 1e9
+    write_image(tmp_path / "scans/hot.nii.gz", head)
+    padded = make_head(4, (40, 44, 36)) * 4 - 1000
+    padded[:, :4] = -3024
+    write_image(tmp_path / "scans/padded.nii.gz", padded)
+    records = list(index_sources([str(tmp_path / "scans")]).collection.records())
+    report = prepare_records(records, tmp_path / "store", PrepareSettings(), workers=0)
+    assert report.index is not None
+    assert [entry.suspects for entry in report.index.entries] == [
+        {"outliers": "1 voxels with extreme values were clipped"},
+        {"padding": "padded with -3024"},
+    ]
+    prepare_records(records[:0], tmp_path / "store", PrepareSettings(), workers=0, prune=lambda _: True)
+    assert not (tmp_path / "store/audit.tsv").exists()

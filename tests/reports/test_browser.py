@@ -3,8 +3,11 @@
 import shutil
 import time
 
+import numpy as np
 import pytest
 
+import viewalign
+from viewalign.data.readers.itk import sitk
 from viewalign.reports.run import write_report
 
 FLAGS = [
@@ -96,4 +99,28 @@ def test_padding_and_marks_are_drawn(browser, page_path):
     hidden = page.eval_on_selector_all("path.masked", "all => all.map(one => getComputedStyle(one).fill)")
     assert hidden
     assert "none" not in hidden
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_tables_of_a_catalogue_break_no_words(browser, tmp_path, width):
+    voxels = np.random.default_rng(0).normal(5, 1, (6, 20, 22)).astype(np.float32)
+    for name in ("sub-longnamedperson/ses-baseline/sub-longnamedperson_T1w.nii.gz", "sub-b/ses-1/sub-b_FLAIR.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / name))
+    viewalign.index(tmp_path, tmp_path / "cat.json")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((tmp_path / "cat.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = page.eval_on_selector_all(
+        ".scroll td, .scroll th, .list td",
+        "all => all.map(one => [one.innerText, one.scrollWidth, one.clientWidth, one.clientHeight])",
+    )
+    cells = [(text, height) for text, inner, outer, height in sizes if text and inner <= outer + 1]
+    assert len(cells) == len([text for text, *_ in sizes if text])
+    assert all(height < 60 for text, height in cells if " " not in text and "/" not in text)
+    pictures = page.eval_on_selector_all("img", "all => all.map(one => [one.naturalWidth, one.clientWidth])")
+    assert len(pictures) == 6  # two images, each of which is a copy, small and of few slices
+    assert all(natural > 0 and shown > 40 for natural, shown in pictures)
     page.close()

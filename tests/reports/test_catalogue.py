@@ -64,7 +64,12 @@ def test_names_are_escaped_and_nothing_is_loaded(summary: dict[str, Any]) -> Non
 
 
 def test_page_and_figures_lie_beside_the_catalogue(summary: dict[str, Any], tmp_path: Path) -> None:
-    assert write_index_page(summary, tmp_path / "cat.json") == tmp_path / "cat.html"
+    assert write_index_page(summary, tmp_path / "cat.json", {}) == tmp_path / "cat.html"
+    page = (tmp_path / "cat.html").read_text()
+    assert (
+        page.count('src="data:image/png;base64,') == 12
+    )  # four images: few slices, a small field of view, an unknown modality
+    assert "exclude=cat.audit.tsv" in page
     path = write_summary(summary, tmp_path / "cat.json")
     assert path == tmp_path / "cat.index.json"
     assert json.loads(path.read_text()) == summary

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from viewalign.reports.page import number, percent, without_paths
-from viewalign.reports.pictures import area, data_url, shaded, window
+from viewalign.reports.page import data_url, number, percent, without_paths
+from viewalign.reports.pictures import area, shaded, window
 from viewalign.reports.planes import PLANES, around, corners, cut, flat, scene, section
 
 AXIAL, CORONAL, _ = PLANES

@@ -36,8 +36,8 @@ def index(
 
     Args:
         sources: folders, files, patterns or tables, or a single one; BIDS, nnU-Net, OpenMind and FOMO60K datasets.
-        out: the catalogue. These are written beside it: `.excluded.json` (files with reasons), `.index.json`
-            (statistics) and `.html` (a page).
+        out: the catalogue. These are written beside it: `.excluded.json` (files with reasons), `.audit.tsv` (suspect
+            images, a list that `exclude` takes), `.index.json` (statistics) and `.html` (a page).
         on_progress: called after each header.
         **settings: those of `viewalign settings index`.
 
@@ -55,7 +55,8 @@ def index(
     """
     import re
 
-    from viewalign.data.indexing import index_sources
+    from viewalign.data.exclusions import ExclusionList
+    from viewalign.data.indexing import MANY, index_sources
     from viewalign.data.inputs import nothing_found
     from viewalign.data.settings import IndexSettings
     from viewalign.data.sources import FindOptions
@@ -65,14 +66,17 @@ def index(
     pattern = None if wanted.subject_pattern is None else re.compile(wanted.subject_pattern)
     names = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
     options = FindOptions(pattern, wanted.labels, report, wanted.frames)
-    found = index_sources(names, options, on_file=report, workers=wanted.workers)
+    excluded = ExclusionList.read(map(Path, wanted.exclude))
+    found = index_sources(names, options, on_file=report, workers=wanted.workers, exclude=excluded)
     if found.images == 0:
         raise UserError(nothing_found(names, found))
-    _write_index(found, Path(out))
+    guarded = found.images >= MANY if wanted.workers is None else wanted.workers > 0
+    _write_index(found, Path(out), int(guarded))
     return found
 
 
-def _write_index(found: Index, out: Path) -> None:
+def _write_index(found: Index, out: Path, workers: int) -> None:
+    from viewalign.data.audit import findings_path, write_findings
     from viewalign.data.catalogue import write_catalogue
     from viewalign.data.indexing import write_excluded
     from viewalign.data.summary import summarise, write_summary
@@ -82,8 +86,10 @@ def _write_index(found: Index, out: Path) -> None:
     try:
         write_catalogue(found.collection, out)
         write_excluded(out, found.excluded)
+        write_findings(found, findings_path(out))
         write_summary(summary, out)
-        write_index_page(summary, out)
+        series = {str(record.path): record.series for record in found.collection.records()}
+        write_index_page(summary, out, series, workers)
     except OSError as error:
         raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
 
@@ -120,16 +126,20 @@ def prepare(
             print(file.file, file.reason)
         ```
     """
-    from viewalign.data.inputs import catalogue_of, stored_settings
+    from viewalign.data.exclusions import ExclusionList
+    from viewalign.data.inputs import catalogue_of, stored_settings, without
     from viewalign.data.prepare import prepare_records
     from viewalign.data.settings import PrepareOptions
     from viewalign.data.shards import Shard
+    from viewalign.data.summary import summarise
     from viewalign.data.worker_pool import dask_cluster
+    from viewalign.reports.catalogue import write_store_page
 
     wanted = checked(PrepareOptions, settings)
     shard = Shard.parse(wanted.shard)
     say = on_progress or (lambda *_: None)
     found = catalogue_of(Path(source), wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
+    found = without(found, ExclusionList.read(map(Path, wanted.exclude)))
     rest: dict[str, Any] = {
         "excluded": found.excluded,
         "on_progress": lambda step: say(_words(step), step.done, step.total),
@@ -147,6 +157,8 @@ def prepare(
     if report.prepared == 0:
         reasons = Path(out) / "report.json"
         raise UserError(f"None of the {len(report.excluded)} images could be used. The reasons are in {reasons}.")
+    if report.index is not None:
+        write_store_page(summarise(report.index), Path(out))
     return report
 
 

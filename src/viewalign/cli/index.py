@@ -11,7 +11,11 @@ from viewalign.cli.grammar import settings_of
 from viewalign.utils.console import print_first, show_excluded, stages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
+
+    from viewalign.data.audit import AuditRow
 
 DATASETS_SHOWN = 10
 
@@ -38,9 +42,9 @@ def index(
     Reads NIfTI, NRRD, MetaImage, Analyze, FreeSurfer and MINC (.nii .nii.gz .nrrd .nhdr
     .mha .mhd .hdr .mgz .mgh .mnc) and DICOM.
     Files without a volume (2D, 4-D, colour, missing slices, broken links …)
-    are excluded and listed with the reason in CATALOGUE.excluded.json. CATALOGUE.index.json
-    and CATALOGUE.html contain statistics and suspect images: duplicates, extreme voxel
-    sizes, unusual orientations, few slices.
+    are excluded and listed with the reason in CATALOGUE.excluded.json. CATALOGUE.audit.tsv lists
+    suspect images: duplicates, extreme voxel sizes, unusual orientations, few slices … Edit it and
+    set [b]exclude=FILE[/b] to leave out the images that remain in it. CATALOGUE.html shows examples.
 
     The subject is inferred from [b]sub-01/ses-02[/b] in the path, from names like
     [b]patient01_study1_T1W[/b], otherwise each file is a separate subject.
@@ -61,6 +65,7 @@ def index(
     from rich.console import Console
 
     import viewalign
+    from viewalign.data.audit import audit, findings_path
     from viewalign.data.indexing import excluded_path
     from viewalign.data.summary import summarise
     from viewalign.reports.catalogue import page_path
@@ -72,7 +77,9 @@ def index(
     summary = summarise(found)
     show_table(console, summary)
     show_suspects(console, summary["suspects"])
+    show_audit(console, audit(found))
     lines = [f"Catalogue: {out}", f"Page:      {page_path(out)}"]
+    lines += [f"Suspect:   {findings_path(out)}"] if summary["suspects"] else []
     lines += [f"Excluded:  {excluded_path(out)}"] if found.excluded else []
     for line in (*lines, f"Next: viewalign prepare {out} -o store"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -82,6 +89,14 @@ def index(
 def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:
     """Print the first few suspect images."""
     print_first(console, [f"suspect: {each['file']}: {'; '.join(each['reasons'])}" for each in suspects])
+
+
+def show_audit(console: Console, rows: Sequence[AuditRow]) -> None:
+    """Print how many images have each kind of finding, and what includes or excludes them."""
+    if rows:
+        console.print("Audit", style="bold")
+    for row in rows:
+        console.print(f"  {row.count:>6}  {row.title}: {row.option}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_table(console: Console, summary: dict[str, Any]) -> None:
@@ -109,8 +124,6 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     table.add_row("Suspect", str(len(summary["suspects"])))
     table.add_row("Excluded", str(len(summary["excluded"])))
     passed = summary["passed_over"]
-    if passed["label_maps"]:
-        table.add_row("Ignored", f"{passed['label_maps']} label maps by their names (labels=true indexes them)")
     if passed["other_files"]:
         table.add_row("Ignored", f"{passed['other_files']} files: {ignored_types(passed['other_types'])}")
     for note in passed["notes"]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viewalign.cli.grammar import settings_of
+from viewalign.cli.index import show_audit
 from viewalign.utils.console import show_excluded, stages
 
 if TYPE_CHECKING:
@@ -105,8 +106,12 @@ def _agreed(yes: bool, places: list[str]) -> bool:
 def _print_end(out: Path, report: PrepareReport) -> None:
     from rich.console import Console
 
+    from viewalign.data.audit import audit
+
     console = Console()
     show_excluded(console, [(exclusion.file, exclusion.reason) for exclusion in report.excluded])
+    if report.index is not None:
+        show_audit(console, audit(report.index))
     for line in _end_of_part(report) if report.missing_parts else _end(out, report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -134,6 +139,7 @@ def _end(out: Path, report: PrepareReport) -> list[str]:
         "; ".join(filter(None, counts)) + ".",
         f"Store:  {out} ({_megabytes(out)})",
         f"Report: {out / 'report.json'}",
+        f"Page:   {out / 'report.html'}",
     ]
     if report.prepared:
         lines.append(f"Next:   viewalign pretrain cva-resenc-xs {out} -o run")

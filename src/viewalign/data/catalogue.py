@@ -102,7 +102,7 @@ class SeriesSource:
 class Record:
     """One image with all that it belongs to; paths are resolved.
 
-    `image_id` is unique within a catalogue, `subject_id` names the person across sessions.
+    `image_id` is unique within a catalogue, `subject_id` names the person across sessions, `units` are those of PET.
     """
 
     collection: str
@@ -115,6 +115,7 @@ class Record:
     anonymisation_mask: Path | None = None
     anatomy_mask: Path | None = None
     series: SeriesSource | None = None
+    units: str = ""
 
     @property
     def image_id(self) -> str:
@@ -155,6 +156,7 @@ class Collection:
                             anonymisation_mask=_resolve_optional(masks.anonymization_mask, base),
                             anatomy_mask=_resolve_optional(masks.anatomy_mask, base),
                             series=SeriesSource.of(image.image_info, path),
+                            units=str((image.image_info or {}).get("units", "")),
                         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from viewalign.data.sources.walk import printable
 FEW_SLICES = 16
 FINEST, COARSEST, MOST_UNEQUAL = 0.2, 10.0, 12.0  # mm, mm, longest over shortest edge of a voxel
 MOST_TILTED = 30.0  # degrees
+SHORTEST_SIDE = 25.0  # mm, of the longest side of an image
 
 
 @dataclass
@@ -27,7 +29,8 @@ class Entry:
         spacing: mm along (D, H, W).
         orientation: where x, y and z index grow, e.g. `LPS`.
         bytes: size on disk.
-        suspects: sentences; empty for an image that looks right.
+        units: of PET, where its header states them.
+        suspects: what should be checked, as sentences by kind (`audit.KINDS`); empty for an image that looks right.
     """
 
     dataset: str
@@ -40,7 +43,8 @@ class Entry:
     spacing: Triple
     orientation: str
     bytes: int
-    suspects: list[str] = field(default_factory=list)
+    suspects: dict[str, str] = field(default_factory=dict)
+    units: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields as plain values."""
@@ -61,19 +65,31 @@ def entry_of(found: ImageRecord, name: str, header: Header) -> Entry:
         orientation_code(header.direction),
         source_bytes(found.path, found.series),
         suspicions(header),
+        str((found.infos.image or {}).get("units", "")),
     )
 
 
-def suspicions(header: Header) -> list[str]:
-    """Return what is strange about a header that was let in."""
-    found = [header.note] if header.note else []
-    if min(header.shape) < FEW_SLICES:
-        found.append(f"few slices: {min(header.shape)} along an axis")
-    low, high = min(header.spacing), max(header.spacing)
+def suspicions(header: Header) -> dict[str, str]:
+    """Return what is strange about a header that was accepted, as sentences by kind."""
+    found = {"header": header.note} if header.note else {}
+    return found | geometry_suspicions(header.shape, header.spacing, header.direction)
+
+
+def geometry_suspicions(
+    shape: Sequence[int], spacing: Sequence[float], direction: NDArray[np.float64]
+) -> dict[str, str]:
+    """Return what is strange about a geometry, as sentences by kind."""
+    found = {}
+    if min(shape) < FEW_SLICES:
+        found["few_slices"] = f"few slices: {min(shape)} along an axis"
+    low, high = min(spacing), max(spacing)
     if low < FINEST or high > COARSEST or high / low > MOST_UNEQUAL:
-        found.append("extreme voxel size: " + "×".join(f"{size:.3g}" for size in header.spacing) + " mm")
-    if (angle := tilt(header.direction)) > MOST_TILTED:
-        found.append(f"odd orientation: {angle:.0f}° from the nearest axis of the patient")
+        found["voxel_size"] = "extreme voxel size: " + "×".join(f"{size:.3g}" for size in spacing) + " mm"
+    longest = max(count * size for count, size in zip(shape, spacing, strict=True))
+    if longest < SHORTEST_SIDE:
+        found["field_of_view"] = f"small field of view: its longest side has {longest:.3g} mm"
+    if (angle := tilt(direction)) > MOST_TILTED:
+        found["orientation"] = f"odd orientation: {angle:.0f}° from the nearest axis of the patient"
     return found
 
 

@@ -1,90 +1,28 @@
-"""Files with the same content, found without reading them all.
-
-A gzip stream ends with the checksum and length of what it unpacks to, so eight bytes distinguish two `.nii.gz` whatever
-their names, dates and compression. Other files are compared by size and their first and last 64 KB, DICOM stacks by the
-instances they consist of. Only files that agree in this are read whole, for SHA-256.
-"""
+"""Make a catalogue: look for images in sources, read their headers, and note which files are the same."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from viewalign.data.catalogue import Collection, Dataset, Image, SeriesSource, Session, Subject, resolve
+from viewalign.data.catalogue import Collection, Dataset, Image, Session, Subject, resolve
+from viewalign.data.duplicates import find_duplicates
 from viewalign.data.entries import Entry, entry_of
-from viewalign.data.file_types import suffix_of
+from viewalign.data.exclusions import ExclusionList
 from viewalign.data.layout import read_json, write_json
-from viewalign.data.readers.dicom_files import pixel_digest
-from viewalign.data.readers.dicom_folders import stack_of
 from viewalign.data.readers.headers import Header, dicom_header, read_header
-from viewalign.data.readers.nifti import open_stream
 from viewalign.data.readers.pointers import NOT_DOWNLOADED
 from viewalign.data.sources import Exclusion, FindOptions, ImageRecord, SourceContents, find
 from viewalign.data.sources.walk import printable
 from viewalign.data.worker_pool import default_workers, run_jobs
 from viewalign.errors import ExcludedImageError, UserError
 
-_EDGE = 1 << 16
-_PIECE = 1 << 20
-
-
-def find_duplicates(paths: Sequence[Path], series: Mapping[Path, SeriesSource] | None = None) -> list[list[Path]]:
-    """Return groups of two or more files whose content is the same, byte for byte after unpacking.
-
-    Args:
-        paths: the files.
-        series: where the slices of those are that name a DICOM series.
-    """
-    groups: list[list[Path]] = []
-    series = series or {}
-    for alike in _grouped(paths, lambda path: _quick_key(path, series.get(path))):
-        groups.extend(_grouped(alike, lambda path: _whole_key(path, series.get(path))))
-    return groups
-
-
-def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
-    found: dict[Hashable, list[Path]] = defaultdict(list)
-    for path in paths:
-        try:
-            found[key(path)].append(path)
-        except (OSError, EOFError, zlib.error, ExcludedImageError):
-            continue  # unreadable files are reported elsewhere
-    return [group for group in found.values() if len(group) > 1]
-
-
-def _quick_key(path: Path, source: SeriesSource | None) -> Hashable:
-    suffix = suffix_of(path.name)
-    if suffix in (".nhdr", ".mhd", ".hdr"):
-        return path  # the voxels lie in another file, so a copy of this one may stand for other voxels
-    if suffix is None:
-        return frozenset((frame.instance, frame.number) for frame in stack_of(path, source).frames)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_EDGE)
-        file.seek(max(0, size - _EDGE))
-        tail = file.read(_EDGE)
-    if head[:2] == b"\x1f\x8b":
-        return "gzip", tail[-8:]
-    return "plain", size, hashlib.sha256(head + tail).digest()
-
-
-def _whole_key(path: Path, source: SeriesSource | None) -> Hashable:
-    if suffix_of(path.name) is None:  # identifiers may be empty, or those of other images
-        return tuple((pixel_digest(frame.path), frame.number) for frame in stack_of(path, source).frames)
-    digest = hashlib.sha256()
-    with open_stream(path) as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.digest()
-
-
-_MANY = 500  # files from which on it pays to start processes
+MANY = 500
+"""Files from which on it pays to start processes."""
 
 
 @dataclass
@@ -132,6 +70,7 @@ def index_sources(
     collection_name: str = "viewalign",
     on_file: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    exclude: ExclusionList | None = None,
 ) -> Index:
     """Look for images in `sources` and read their headers.
 
@@ -142,6 +81,7 @@ def index_sources(
         on_file: called with (headers read, files in all).
         workers: processes that read headers, which a header that crashes its reader cannot end; default one per core
             for many files, none for few, 0 reads them in this process.
+        exclude: images that are left out.
 
     Raises:
         UserError: a source does not exist.
@@ -154,13 +94,14 @@ def index_sources(
         index.notes.extend(each.notes)
         index.other_files.update(each.other_files)
         index.label_files.extend(printable(path) for path in each.label_files)
-    everything = _once(_distinct_datasets(findings))
+    everything = _not_listed(index, _once(_distinct_datasets(findings)), exclude or ExclusionList())
     headers = _read_headers(everything, bool(options and options.frames), workers, on_file)
     taken = [found for found, header in zip(everything, headers, strict=True) if _take_in(index, found, header)]
     index.excluded.sort()
     for reason, count in Counter(each.reason for each in index.excluded if NOT_DOWNLOADED in each.reason).items():
         index.notes.append(f"{count} files are listed, but {reason.replace('its', 'their', 1)}")
     _note_duplicates(index, taken)
+    _note_units(index)
     return index
 
 
@@ -211,12 +152,21 @@ def _once(everything: Sequence[ImageRecord]) -> list[ImageRecord]:
     return list(keyed.values())[::-1]
 
 
+def _not_listed(index: Index, everything: Sequence[ImageRecord], exclude: ExclusionList) -> list[ImageRecord]:
+    """Return the images that no list excludes; add the others to what was excluded."""
+    reasons = [exclude.reason(found.path) for found in everything]
+    for found, reason in zip(everything, reasons, strict=True):
+        if reason is not None:
+            index.excluded.append(Exclusion(printable(found.path), reason))
+    return [found for found, reason in zip(everything, reasons, strict=True) if reason is None]
+
+
 def _read_headers(
     everything: Sequence[ImageRecord], frames: bool, workers: int | None, on_file: Callable[[int, int], None] | None
 ) -> list[Header | str]:
     """Return the header of each file, or the reason why it is refused."""
     if workers is None:
-        workers = default_workers() if len(everything) >= _MANY else 0
+        workers = default_workers() if len(everything) >= MANY else 0
     headers: list[Header | str] = [""] * len(everything)
     for count, ((number, _), result) in enumerate(run_jobs(partial(_read_one, frames), enumerate(everything), workers)):
         headers[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
@@ -286,7 +236,20 @@ def _note_duplicates(index: Index, taken: Sequence[ImageRecord]) -> None:
         for file in files:
             other = next(each for each in files if each != file)
             more = f" and {len(files) - 2} more" if len(files) > 2 else ""
-            by_file[file].suspects.append(f"same content as {other}{more}")
+            by_file[file].suspects["copies"] = f"same content as {other}{more}"
+
+
+def _note_units(index: Index) -> None:
+    """Mark the images of a dataset and modality that have other units than most of them."""
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in index.entries:
+        if entry.units:
+            groups[entry.dataset, entry.modality].append(entry)
+    for entries in groups.values():
+        usual = Counter(entry.units for entry in entries).most_common(1)[0][0]
+        for entry in entries:
+            if entry.units != usual:
+                entry.suspects["units"] = f"its voxels are in {entry.units}, those of most others in {usual}"
 
 
 def _free_name(found: ImageRecord, taken: set[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from viewalign.data.catalogue import Collection, Dataset, Image, Record, read_catalogue
+from viewalign.data.exclusions import ExclusionList
 from viewalign.data.file_types import SUFFIXES
 from viewalign.data.geometry import reorientation_to_lps
 from viewalign.data.indexing import Index, index_sources, read_excluded
@@ -49,6 +50,15 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
     if not records and not excluded:
         raise UserError(f"The catalogue {path} holds no images.")
     return Catalogue(records, excluded, quality_scores(collection))
+
+
+def without(catalogue: Catalogue, exclude: ExclusionList) -> Catalogue:
+    """Return a catalogue without the images that lists exclude, which are added to what was excluded."""
+    reasons = [exclude.reason(record.path, record.image_id) for record in catalogue.records]
+    pairs = list(zip(catalogue.records, reasons, strict=True))
+    left_out = [Exclusion(str(record.path), reason) for record, reason in pairs if reason is not None]
+    kept = [record for record, reason in pairs if reason is None]
+    return Catalogue(kept, [*catalogue.excluded, *left_out], catalogue.quality)
 
 
 def stored_settings(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from viewalign.data.catalogue import Record, read_catalogue
-from viewalign.data.columns import Row, rows_on_disk, sweep_temporary, write_index
-from viewalign.data.indexing import read_excluded
+from viewalign.data.columns import rows_on_disk, sweep_temporary
+from viewalign.data.indexing import Index, read_excluded
 from viewalign.data.inputs import quality_scores
 from viewalign.data.layout import (
     ImageProgress,
@@ -21,7 +19,6 @@ from viewalign.data.layout import (
     entry_path,
     forget_entry,
     sweep_entry,
-    write_json,
 )
 from viewalign.data.settings import Limits, PrepareSettings
 from viewalign.data.shards import (
@@ -33,7 +30,8 @@ from viewalign.data.shards import (
     remove_parts,
 )
 from viewalign.data.sources import Exclusion
-from viewalign.data.store_header import open_for_writing, write_header
+from viewalign.data.store_header import open_for_writing
+from viewalign.data.store_report import write_report
 from viewalign.data.worker import (
     ImageOutcome,
     Job,
@@ -60,6 +58,7 @@ class PrepareReport:
         pruned: entries that were removed because their image left the catalogue.
         excluded: files that could not be used, sorted.
         missing_parts: parts of the run that are still to come; the store is unfinished until there are none.
+        index: all images of a finished store with the findings on them, None of an unfinished one.
     """
 
     prepared: int = 0
@@ -69,6 +68,7 @@ class PrepareReport:
     pruned: int = 0
     excluded: list[Exclusion] = field(default_factory=list)
     missing_parts: list[int] = field(default_factory=list)
+    index: Index | None = None
 
 
 def prepare_catalogue(
@@ -288,7 +288,8 @@ def _finish(store: Path, settings: PrepareSettings, shard: Shard, report: Prepar
     try:
         if shard.whole:
             remove_parts(store)
-            report.prepared = _write_end(store, settings, report.excluded)
+            report.index = write_report(store, settings, report.excluded)
+            report.prepared = report.index.images
             return
         report.prepared = report.made + report.skipped
         if whole:
@@ -296,29 +297,9 @@ def _finish(store: Path, settings: PrepareSettings, shard: Shard, report: Prepar
         report.missing_parts = missing_parts(store, shard.count)
         everything = None if report.missing_parts else excluded_in_parts(store, shard.count)
         if everything is not None:
-            report.prepared, report.excluded = _write_end(store, settings, everything), everything
+            report.index, report.excluded = write_report(store, settings, everything), everything
+            report.prepared = report.index.images
             remove_parts(store)
             sweep_temporary(store, below=False)
     except OSError as error:
         raise UserError(unwritable(store, error)) from None
-
-
-def _write_end(store: Path, settings: PrepareSettings, excluded: Sequence[Exclusion]) -> int:
-    """Write what a finished store has beside its volumes; return how many there are."""
-    found = list(rows_on_disk(store))
-    write_index(store, [row for row, _ in found])
-    write_header(store, settings, len(found))
-    content: dict[str, Any] = {"prepared": len(found), "excluded": [exclusion.as_json() for exclusion in excluded]}
-    if settings.dtype != "float32":
-        content["storage"] = _storage(settings, found)
-    write_json(store / "report.json", content)
-    return len(found)
-
-
-def _storage(settings: PrepareSettings, found: Sequence[tuple[Row, dict[str, Any]]]) -> dict[str, Any]:
-    """Say what the number type costs, over all images: measured when each was written, in the units of its values."""
-    errors = [(properties["storage_error"], row.voxels) for row, properties in found if "storage_error" in properties]
-    voxels = sum(size for _, size in errors)
-    rms = math.sqrt(math.fsum(error["rms"] ** 2 * size for error, size in errors) / voxels) if voxels else 0.0
-    largest = max((error["largest"] for error, _ in errors), default=0.0)
-    return {"dtype": settings.dtype, "largest_error": float(f"{largest:.4g}"), "rms_error": float(f"{rms:.4g}")}

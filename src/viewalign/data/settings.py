@@ -59,6 +59,10 @@ def _as_spacing(value: object) -> object:
     return None if value in (None, "none") else as_triple(value)
 
 
+_EXCLUDE = (
+    "Lists of images to leave out: tables with a column `file`, such as an edited catalogue.audit.tsv, or texts with a "
+    "file per line."
+)
 _GUARDS = {"fill_nonfinite", "labels"}
 """Settings that decide which images are let in and change none that came in without them."""
 
@@ -86,6 +90,10 @@ class PrepareSettings(Settings):
     )
     fill_nonfinite: bool = Field(False, description="Write 0 in place of NaN and infinity; else the image is excluded.")
     labels: bool = Field(False, description="Store images that look like label maps by their voxels; else excluded.")
+    suv: bool = Field(
+        False,
+        description="Store PET in standardised uptake values (body weight); excluded if its header lacks data.",
+    )
     dtype: NumberType = Field(
         "float32", description="Type of the stored voxels; the report gives the rounding error of the 16-bit ones."
     )
@@ -111,6 +119,7 @@ class PrepareSettings(Settings):
     def essence(self) -> dict[str, Any]:
         """Return what the stored bytes depend on: settings that are not in use and mere guards are left out."""
         unused = {"percentiles"} if self.normalise != "percentile" else set()
+        unused |= set() if self.suv else {"suv"}
         return self.model_dump(mode="json", exclude=_GUARDS | unused)
 
     def fingerprint(self) -> str:
@@ -121,6 +130,8 @@ class PrepareSettings(Settings):
     def describe(self) -> str:
         """Return the settings in words, for a message."""
         words = [self._spacing_words(), self._normalise_words(), self.dtype]
+        if self.suv:
+            words.append("PET in SUV")
         if self.frames != "exclude":
             words.append(f"4-D into {self.frames}")
         if self.patch_size is not None:
@@ -170,6 +181,7 @@ class PrepareOptions(PrepareSettings):
     max_voxels: Annotated[int, Field(ge=8)] | None = Field(
         None, description="Exclude larger images, before or after resampling. null: what this machine's memory allows."
     )
+    exclude: Names = Field((), description=_EXCLUDE)
 
     def settings(self, spacing: tuple[float, float, float] | None) -> PrepareSettings:
         """Return what is stored, with the spacing that `median` came to."""
@@ -191,6 +203,7 @@ class IndexSettings(Settings):
     )
     labels: bool = Field(False, description="Index label maps too (…_seg, …_mask, labelsTr/).")
     frames: bool = Field(False, description="Index 4-D NIfTI too; `frames` of prepare decides what is stored of it.")
+    exclude: Names = Field((), description=_EXCLUDE)
     workers: Number | None = Field(
         None, description="Processes that read headers; 0 works in this one. null: one per core from 500 files on."
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from viewalign.data.audit import audit
 from viewalign.data.entries import Entry
 from viewalign.data.indexing import Index
 from viewalign.data.layout import write_json
@@ -30,7 +31,10 @@ def summarise(index: Index) -> dict[str, Any]:
         "shape": spread([entry.shape for entry in entries]),
         "spacing": spread([entry.spacing for entry in entries]),
         "datasets": [{"name": name, **_figures(of_it)} for name, of_it in groups.items()],
-        "suspects": [{"file": entry.file, "reasons": entry.suspects} for entry in entries if entry.suspects],
+        "audit": [row.as_json() for row in audit(index)],
+        "suspects": [
+            {"file": entry.file, "reasons": list(entry.suspects.values())} for entry in entries if entry.suspects
+        ],
         "duplicates": index.duplicates,
         "excluded": [exclusion.as_json() for exclusion in index.excluded],
         "passed_over": {

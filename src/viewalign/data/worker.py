@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from viewalign.data.catalogue import Record
 from viewalign.data.content import label_map_reason
@@ -15,6 +17,7 @@ from viewalign.data.layout import chunk_and_block, done_properties, entry_path, 
 from viewalign.data.preprocessing import Prepared, prepare_channels, prepare_volume
 from viewalign.data.readers.files import Volume, read_frames, read_mask, read_volume
 from viewalign.data.readers.headers import MAX_VOXELS, source_bytes
+from viewalign.data.readers.suv import suv_factor
 from viewalign.data.settings import RECIPE_VERSION, PrepareSettings
 from viewalign.errors import ExcludedImageError, is_full
 
@@ -102,6 +105,9 @@ def prepare_one(job: Job) -> int:
         volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels, record.series)]
     else:
         volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels, record.series)
+    if settings.suv and record.modality.casefold() == "pet":
+        factor = np.float32(suv_factor(record.path, record.units))
+        volumes = [replace(volume, array=volume.array * factor) for volume in volumes]
     if not settings.labels and (reason := label_map_reason(volumes[0].array)):
         raise ExcludedImageError(f"{reason}; labels=true includes such images")
     masks: dict[str, NDArray[Any]] = {}

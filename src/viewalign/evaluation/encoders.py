@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from viewalign.weights.token_order import Order
 Spacing = Literal["pretraining", "none"] | tuple[float, float, float]
 UNTRAINED = "untrained:"
 """`untrained:NAME` is the network NAME with random weights, as a baseline."""
+_log = logging.getLogger(__name__)
 _OWN_POOLING = ("feature_decoder.", "attention_pool.")
 
 
@@ -74,9 +76,12 @@ def preparation_of(plan: Mapping[str, Any]) -> PrepareSettings:
     """
     if isinstance(own := plan.get(PREPARATION), Mapping):
         try:
-            return PrepareSettings.model_validate(dict(own))
+            settings = PrepareSettings.model_validate(dict(own))
         except ValueError:
             raise UserError(f"The adaptation plan has a damaged entry {PREPARATION}: {dict(own)}.") from None
+        if settings.suv:
+            _log.warning("The encoder was pretrained on PET in SUV. Images are not converted, so they must be in SUV.")
+        return settings
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     first = next(iter(configurations.values()), None)
     if not isinstance(first, Mapping):

@@ -1,18 +1,25 @@
-"""A catalogue's page: images found, suspect and excluded. A single file that needs no network."""
+"""The page of a catalogue or a store: images, findings and exclusions. A single file that needs no network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from viewalign.data.catalogue import SeriesSource
+from viewalign.data.store import Store
 from viewalign.data.summary import size_text
-from viewalign.reports.page import render_template, save_page
+from viewalign.reports.page import leaf, render_template, save_page
+from viewalign.reports.thumbnails import file_thumbnails, store_thumbnails
 
 _MOST_ROWS = 1000
 _MOST_DATASETS = 100
 _MOST_BARS = 12
+_EXAMPLES = 4
+"""Files shown of each kind of finding."""
+STORE_PAGE = "report.html"
 
 
 def page_path(catalogue: Path) -> Path:
@@ -20,18 +27,53 @@ def page_path(catalogue: Path) -> Path:
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".html")
 
 
-def write_index_page(summary: dict[str, Any], catalogue: Path) -> Path:
-    """Write the page of an index beside its catalogue and return the path."""
-    return save_page(page_path(catalogue), render(summary, catalogue.name))
+def write_index_page(
+    summary: dict[str, Any], catalogue: Path, series: Mapping[str, SeriesSource | None], workers: int = 0
+) -> Path:
+    """Write the page of an index beside its catalogue and return the path.
+
+    Args:
+        summary: see `data.summary.summarise`.
+        catalogue: the catalogue's file.
+        series: where the slices of those files are that name a DICOM series.
+        workers: see `thumbnails.file_thumbnails`.
+    """
+    pictures = dict(file_thumbnails(_examples(summary), series, workers))
+    return save_page(page_path(catalogue), render(summary, catalogue.name, pictures))
 
 
-def render(summary: dict[str, Any], title: str) -> str:
-    """Return the page of `summarise`'s figures as HTML; every name and reason in it is escaped."""
+def write_store_page(summary: dict[str, Any], folder: Path) -> Path:
+    """Write the page of a store into its folder and return the path."""
+    pictures = dict(store_thumbnails(Store.open(folder), _examples(summary)))
+    return save_page(folder / STORE_PAGE, render(summary, folder.name, pictures, "store"))
+
+
+def _examples(summary: dict[str, Any]) -> list[str]:
+    """Return the files whose pictures are on the page, each once."""
+    return list(dict.fromkeys(file for row in summary["audit"] for file in row["files"][:_EXAMPLES]))
+
+
+def render(
+    summary: dict[str, Any], title: str, pictures: Mapping[str, str] | None = None, kind: str = "catalogue"
+) -> str:
+    """Return the page of `summarise`'s figures as HTML; every name and reason in it is escaped.
+
+    Args:
+        summary: the figures.
+        title: of the page.
+        pictures: data URLs of thumbnails by file.
+        kind: of the page: catalogue or store.
+    """
     entries = summary["entries"]
     return render_template(
         "catalogue.html",
         filters={"size": size_text},
         title=title,
+        kind=kind,
+        findings=title.removesuffix(".json") + ".audit.tsv" if kind == "catalogue" else f"{title}/audit.tsv",
+        audit=[(row, row["files"][:_EXAMPLES]) for row in summary["audit"]],
+        pictures=pictures or {},
+        leaf=leaf,
         summary=summary,
         rows=entries[:_MOST_ROWS],
         datasets=summary["datasets"][:_MOST_DATASETS],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -9,8 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
 
 from viewalign.errors import UserError
 from viewalign.utils.io import atomic_write
@@ -47,6 +52,13 @@ def render_template(template: str, /, filters: Mapping[str, Callable[..., Any]] 
     )
     environment.filters.update(filters or {})
     return environment.get_template(template).render(style=Markup(file_text("page.css")), **values)
+
+
+def data_url(image: NDArray[np.uint8]) -> str:
+    """Return an image (rows, columns) in grey or (rows, columns, 3) in colour as a data URL in PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 _QUOTED_PATH = re.compile(r"(['\"])((?:[A-Za-z]:)?[\\/~][^'\"\n]*[\\/][^'\"\n]*)\1")

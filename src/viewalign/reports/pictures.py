@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
+from viewalign.reports.page import data_url
 from viewalign.reports.planes import PLANES, Bool, Grey, Plane, Points, Scene, Size, around, cut, flat, scene, section
 from viewalign.reports.run_data import Array
-
-
-def data_url(image: NDArray[np.uint8]) -> str:
-    """Return an image (rows, columns) in grey or (rows, columns, 3) in colour as a data URL in PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
 
 Window = tuple[float, float]
 _BACKGROUND = 0.05

@@ -19,8 +19,8 @@ from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
 from viewalign.reports.charts import Chart, scripts
-from viewalign.reports.page import render_template, save_page, without_paths
-from viewalign.reports.pictures import Panel, Slice, Strip, data_url, shaded, window
+from viewalign.reports.page import data_url, render_template, save_page, without_paths
+from viewalign.reports.pictures import Panel, Slice, Strip, shaded, window
 from viewalign.reports.planes import PLANES, Plane, cut, outline
 from viewalign.reports.segmentation_charts import case_chart, training_charts
 

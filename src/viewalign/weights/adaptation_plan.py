@@ -134,6 +134,8 @@ def plan_of(network: str, channels: int, size: Size, method: str, preparation: M
             configuration["normalization_schemes"] = [_OTHER_SCHEMES[normalise]]
     if normalise is not None:
         plan[PREPARATION] = {key: preparation[key] for key in PREPARATION_KEYS if key in preparation}
+        if preparation.get("suv"):
+            plan[PREPARATION]["suv"] = True
     return plan
 
 

@@ -69,8 +69,8 @@ def by_hand(folder: Path, out: Path) -> dict[str, np.ndarray]:
 def test_unequal_gaps_are_resampled_by_dcm2niix_and_prepared_another_day(tmp_path: Path, voxels: np.ndarray) -> None:
     index = index_sources([str(write_gaps(tmp_path / "scan", voxels))])
     (entry,) = index.entries
-    assert "converted by dcm2niix v" in entry.suspects[0]
-    assert "because its slices are unequally spaced: 2.5 to 5 mm" in entry.suspects[0]
+    assert "converted by dcm2niix v" in entry.suspects["header"]
+    assert "because its slices are unequally spaced: 2.5 to 5 mm" in entry.suspects["header"]
     expected = by_hand(tmp_path / "scan", tmp_path / "out")["x_Eq_1"]
     np.testing.assert_array_equal(prepared(index, tmp_path).read(0)[0], expected)
     np.testing.assert_allclose(read_volume(tmp_path / "scan" / "0.dcm").spacing, entry.spacing, rtol=1e-6)
@@ -87,7 +87,7 @@ def write_tilted(folder: Path, voxels: np.ndarray, modality: str) -> Index:
 
 def test_a_tilted_gantry_is_straightened_by_dcm2niix(tmp_path: Path, voxels: np.ndarray) -> None:
     (entry,) = write_tilted(tmp_path, voxels, "CT").entries
-    assert "tilted by 12° against their axis" in entry.suspects[0]
+    assert "tilted by 12° against their axis" in entry.suspects["header"]
     assert entry.spacing[0] == pytest.approx(5 * np.cos(np.radians(12)), rel=1e-4)
 
 

@@ -37,7 +37,7 @@ def test_series_are_found_and_grouped(export: Path) -> None:
     index = index_sources([str(export)])
     assert (index.images, index.subjects(), index.sessions(), index.other_files.total()) == (3, 2, 2, 1)
     assert sorted(entry.name for entry in index.entries) == ["003_T1_MPRAGE", "003_t2_tse_ax", "003_t2_tse_ax"]
-    assert dict(index.modalities) == {"T2w": 2, "T1w": 1}
+    assert dict(index.modalities) == {"T2w": 1, "T1w": 1, "CT": 1}
     (exclusion,) = index.excluded
     assert "1 slice missing" in exclusion.reason
     assert "[series 009_t2_tse_ax]" in exclusion.reason
@@ -85,7 +85,7 @@ def test_slices_that_were_not_downloaded_are_excluded_by_name(tmp_path: Path) ->
     for number in (90, 91):
         (tmp_path / "scan" / f"{number}.dcm").symlink_to(f"../.git/annex/objects/{number}.dcm")
     index = index_sources([str(tmp_path)])
-    assert "2 files in its folder could not be read: slices may be missing" in index.entries[0].suspects[0]
+    assert "2 files in its folder could not be read: slices may be missing" in index.entries[0].suspects["header"]
     assert [Path(each.file).name for each in index.excluded] == ["90.dcm", "91.dcm"]
     assert all("datalad get" in each.reason for each in index.excluded)
 

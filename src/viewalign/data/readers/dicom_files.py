@@ -45,7 +45,7 @@ _TRAITS = (
 )
 _TAGS = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID Modality
-    InstanceNumber
+    InstanceNumber Units
     Rows Columns SamplesPerPixel BitsAllocated NumberOfFrames PixelSpacing ImagePositionPatient
     ImageOrientationPatient RescaleSlope RescaleIntercept PhotometricInterpretation
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
@@ -63,6 +63,7 @@ class Series:
     number: int | None
     description: str
     modality: str
+    units: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -116,6 +117,11 @@ class Frame:
 def has_type(frame: Frame, word: str) -> bool:
     """Say whether ImageType or FrameType of a slice contains a word, such as LOCALIZER."""
     return any(word in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
+
+
+def is_phase(frame: Frame) -> bool:
+    """Say whether a slice shows the phase of a complex signal, by ImageType or FrameType."""
+    return any("'P'" in value or "PHASE" in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
 
 
 def may_be_dicom(path: Path) -> bool:
@@ -255,6 +261,7 @@ def _series(data: Any) -> Series:
         number=_integer(data.get("SeriesNumber")),
         description=str(data.get("SeriesDescription") or ""),
         modality=str(data.get("Modality") or ""),
+        units=str(data.get("Units") or ""),
     )
 
 

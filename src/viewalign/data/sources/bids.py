@@ -1,6 +1,7 @@
 """A BIDS dataset: `dataset_description.json`, `participants.tsv`, `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`.
 
-The modality is the suffix of the name, as BIDS defines it. `derivatives`, `sourcedata`, `code` and `stimuli` are passed
+The modality is the suffix of the name, as BIDS defines it, with `_phase` for phase images (`part-phase`). The units of
+PET are read from the JSON file beside the image. `derivatives`, `sourcedata`, `code` and `stimuli` are passed
 over, and so are masks and segmentations. A row of `participants.tsv` becomes the subject's info.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import DEFAULT_SESSION
 from viewalign.data.layout import read_json
-from viewalign.data.sources.naming import DERIVED_FOLDERS, is_label, stated_names
+from viewalign.data.sources.naming import DERIVED_FOLDERS, is_label, stated_names, units_named, with_part
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import participants
 from viewalign.data.sources.walk import image_files
@@ -52,8 +53,10 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
         stated = stated_names(relative, options.subject_pattern)
         subject = stated.get("subject", relative.parts[0])
         session = stated.get("session", DEFAULT_SESSION)
-        modality = stated.get("modality") or stem.rpartition("_")[2]
-        infos = Infos(description, people.get(relative.parts[0]))
+        modality = stated.get("modality") or with_part(stem.rpartition("_")[2], stem)
+        units = _units(path.with_name(f"{stem}.json")) if modality == "pet" else ""
+        image = {"units": units} if units else None
+        infos = Infos(description, people.get(relative.parts[0]), image=image)
         contents.found.append(ImageRecord(path, dataset, subject, session, stem, modality, infos=infos))
     if derived:
         contents.notes.append(
@@ -61,6 +64,13 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
             "to include them)"
         )
     return contents
+
+
+def _units(sidecar: Path) -> str:
+    try:
+        return units_named(str(read_json(sidecar)["Units"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _description(root: Path) -> dict[str, str] | None:

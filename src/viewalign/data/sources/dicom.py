@@ -17,18 +17,21 @@ from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import SeriesSource
 from viewalign.data.readers.dcm2niix import converted
-from viewalign.data.readers.dicom_files import Series
+from viewalign.data.readers.dicom_files import Series, is_phase
 from viewalign.data.readers.dicom_folders import FolderScan, scan_folders
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
 from viewalign.data.readers.headers import MAX_VOXELS, Header, header_at
 from viewalign.data.readers.locating import Location, location_of
-from viewalign.data.sources.naming import UNKNOWN, Names, modality_of, stated_names
+from viewalign.data.sources.naming import UNKNOWN, Names, modality_of, stated_names, units_named
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import printable
 from viewalign.data.worker_pool import default_workers
 from viewalign.errors import ExcludedImageError
 
 _MODALITIES = {"PT": "PET"}
+_TIMES = ("TemporalPosition", "TriggerTime")
+_PASS, _MOST_PASSES = "AcquisitionNumber", 4
+"""Volumes that these traits tell apart are a time series; acquisitions only if there are more than phases of a CT."""
 _NO_NAME = re.compile(r"(anon\w*|de-?id\w*|unknown|none|null|removed|patient|0+|x+)?", re.IGNORECASE)
 """A PatientID that names nobody."""
 
@@ -45,8 +48,10 @@ def add_stacks(
     places = _places(scan)
 
     def record(found: Stack | Rejected, label: str, source: SeriesSource, header: Header | None = None) -> ImageRecord:
-        names = _names(found.series, found.path.relative_to(root), options.subject_pattern)
+        names = _names(found, found.path.relative_to(root), options.subject_pattern)
         info = {"dicom_series": _hash(found.series.uid), "slices": len(found.frames), **source.as_info(found.path)}
+        if found.series.units and names.modality == "PET":
+            info["units"] = units_named(found.series.units)
         name = "_".join(filter(None, (_title(found.series), label)))
         return ImageRecord(
             *(found.path, dataset, names.subject, names.session, name, names.modality),
@@ -56,7 +61,16 @@ def add_stacks(
             series=source,
         )
 
+    series_of_volumes = {} if options.frames else _time_series(scan.stacks)
+    for stacks in series_of_volumes.values():
+        reason = (
+            f"it is a time series of {len(stacks)} volumes ({stacks[0].label} to {stacks[-1].label}); frames=true of "
+            f"index includes them as images [series {_title(stacks[0].series)}]"
+        )
+        contents.excluded.append(Exclusion(printable(stacks[0].path), reason))
     for stack in scan.stacks:
+        if stack.series.key in series_of_volumes:
+            continue
         source = SeriesSource(_further(places[stack.series.key], stack.path.parent))
         lost = sum(incomplete[folder] for folder in {frame.path.parent for frame in stack.frames})
         note = f"{lost} files in its folder could not be read: slices may be missing at its ends" if lost else ""
@@ -70,6 +84,19 @@ def add_stacks(
             else:
                 reason = f"{header} [series {_title(rejected.series)}]"
                 contents.excluded.append(Exclusion(printable(rejected.path), reason))
+
+
+def _time_series(stacks: Sequence[Stack]) -> dict[tuple[str, str, str], list[Stack]]:
+    """Return the series that show one place at several times, with their volumes."""
+    by_series: dict[tuple[str, str, str], list[Stack]] = defaultdict(list)
+    for stack in stacks:
+        if any(key in stack.label for key in (*_TIMES, _PASS)):
+            by_series[stack.series.key].append(stack)
+    return {
+        key: found
+        for key, found in by_series.items()
+        if len(found) > (1 if any(time in found[0].label for time in _TIMES) else _MOST_PASSES)
+    }
 
 
 def _shared_identity(scan: FolderScan, pattern: re.Pattern[str] | None) -> Iterator[str]:
@@ -127,10 +154,14 @@ def _further(folders: Iterable[Path], first: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder for folder in folders if folder != first))
 
 
-def _names(series: Series, relative: Path, pattern: re.Pattern[str] | None) -> Names:
+def _names(found: Stack | Rejected, relative: Path, pattern: re.Pattern[str] | None) -> Names:
+    series = found.series
     stated = stated_names(PurePosixPath(relative.as_posix()), pattern)
-    guessed = modality_of(series.description)
-    modality = guessed if guessed != UNKNOWN else _MODALITIES.get(series.modality, series.modality) or UNKNOWN
+    modality = _MODALITIES.get(series.modality, series.modality) or UNKNOWN
+    if modality in ("MR", UNKNOWN) and (guessed := modality_of(series.description)) != UNKNOWN:
+        modality = guessed
+    if series.modality == "MR" and is_phase(found.frames[0]):
+        modality += "_phase"
     return Names(
         stated.get("subject") or f"patient-{_hash(series.patient)}",
         stated.get("session") or f"study-{_hash(series.study)}",

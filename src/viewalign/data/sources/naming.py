@@ -51,6 +51,18 @@ _LABEL_WORD = re.compile(
 """The last word of a label map's name; `aseg`, `dseg`, `probseg`, `lesionmask`, `label0001` match too."""
 _LABEL_ANYWHERE = re.compile(r"masks?|msk|seg|segmentations?|labels?|labelmap|groundtruth|aseg|aparc")
 """Words that mark a label map wherever they stand in its name."""
+_PART = re.compile(r"(?:^|_)part-(phase|real|imag)(?:_|$)")
+_UNITS = {
+    "bqml": "Bq/ml",
+    "cnts": "counts",
+    "propcps": "counts/s",
+    "cps": "counts/s",
+    "gml": "SUV",
+    "suv": "SUV",
+    "suvbw": "SUV",
+    "kbqml": "kBq/ml",
+}
+"""Units of PET by the names that DICOM and BIDS have for them, without punctuation."""
 DERIVED_FOLDERS = frozenset(("derivatives", "sourcedata"))
 """Folders of results computed from the images beside them, or of their raw form; never images of their own."""
 
@@ -86,6 +98,7 @@ class Names(NamedTuple):
 def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None = None) -> Names:
     """Infer names from the path relative to the source and the file's name without suffix."""
     guess = _guess(relative, stem)
+    guess = guess._replace(modality=with_part(guess.modality, stem))
     groups = _groups(pattern, relative)
     return guess._replace(**{key: groups[key] for key in groups if key in Names._fields})
 
@@ -103,6 +116,17 @@ def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None
 def modality_of(stem: str) -> str:
     """Return the modality that the last recognisable word of a name stands for, or `unknown`."""
     return next((_BY_WORD[word] for word in reversed(_words(stem)) if word in _BY_WORD), UNKNOWN)
+
+
+def with_part(modality: str, stem: str) -> str:
+    """Return a modality that keeps phase, real and imaginary images (`part-phase`) apart from magnitude images."""
+    part = _PART.search(stem)
+    return f"{modality}_{part[1]}" if part else modality
+
+
+def units_named(text: str) -> str:
+    """Return the name of a unit of PET that is the same for DICOM and BIDS; other units as they are."""
+    return _UNITS.get(re.sub(r"[^a-z]", "", text.lower()), text)
 
 
 def is_plain(folder: str) -> bool:

@@ -54,7 +54,7 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
         notes.append(f"{path} is not UTF-8; it was read as Latin-1")
     lines = [line.split("\t") for line in text.splitlines() if line.strip()]
     columns = [name.strip() for name in lines[0]] if lines else []
-    longer = sum(any(value.strip() for value in line[len(columns) :]) for line in lines)
+    longer = sum(len(line) > len(columns) for line in lines)
     if longer:
         notes.append(f"{path}: values beyond the last column were dropped in {longer} rows")
     key = next((name for name in ("participant_id", "subject_id", "subject") if name in columns), None)

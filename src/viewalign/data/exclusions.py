@@ -1,0 +1,70 @@
+"""Lists of images that are left out: `exclude=FILE` of `index` and `prepare`.
+
+A list is a table with a column `file`, such as the edited `catalogue.audit.tsv`, a `catalogue.excluded.json`, or a text
+with a file per line. A file is an absolute path, the end of a path (`sub-01/anat/T1.nii.gz`, for another machine), or
+the id of an image in a store.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from viewalign.data.layout import read_json
+from viewalign.data.sources.table import read_table
+from viewalign.errors import UserError
+
+
+class ExclusionList:
+    """The images that lists name."""
+
+    def __init__(self, files: Iterable[tuple[str, str]] = ()) -> None:
+        self._reasons = dict(files)
+        self._by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        for file in self._reasons:
+            parts = Path(file).parts
+            if parts:
+                self._by_name[parts[-1]].append(parts)
+
+    @classmethod
+    def read(cls, paths: Iterable[Path]) -> ExclusionList:
+        """Read lists.
+
+        Raises:
+            UserError: one cannot be read, or has no column `file`.
+        """
+        return cls(entry for path in paths for entry in _entries(path))
+
+    def reason(self, path: Path, image_id: str = "") -> str | None:
+        """Return why an image is left out, None if it is in no list."""
+        if image_id in self._reasons:
+            return self._reasons[image_id]
+        for parts in self._by_name.get(path.name, ()):
+            if path.parts[-len(parts) :] == parts:
+                return self._reasons[str(Path(*parts))]
+        return None
+
+
+def _entries(path: Path) -> Iterable[tuple[str, str]]:
+    default = f"it is listed in {path.name}"
+    try:
+        if path.suffix.lower() == ".json":
+            rows = [{key: str(value) for key, value in row.items()} for row in read_json(path)]
+        elif path.suffix.lower() in (".csv", ".tsv"):
+            rows = read_table(path)[1]
+        else:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            rows = [{"file": line.strip()} for line in lines if line.strip() and not line.startswith("#")]
+        found = [(str(Path(row["file"])), _reason(row.get("reason"), default)) for row in rows]
+    except OSError as error:
+        raise UserError(f"The exclusion list {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path} is no exclusion list. It needs a column `file`, as in catalogue.audit.tsv, or a file per line."
+        ) from None
+    return found
+
+
+def _reason(stated: str | None, default: str) -> str:
+    return f"{default}: {stated}" if stated else default

@@ -1,0 +1,96 @@
+"""What is written when a store is complete: its index, its header, its report and the list of findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viewalign.data.audit import write_findings
+from viewalign.data.catalogue import Collection
+from viewalign.data.columns import Row, rows_on_disk, write_index
+from viewalign.data.entries import Entry, geometry_suspicions
+from viewalign.data.image_fingerprint import parse_fingerprint
+from viewalign.data.indexing import Index
+from viewalign.data.layout import write_json
+from viewalign.data.near_copies import Copies, find_copies
+from viewalign.data.settings import PrepareSettings
+from viewalign.data.sources import Exclusion
+from viewalign.data.store_header import write_header
+
+FINDINGS = "audit.tsv"
+Stored = Sequence[tuple[Row, dict[str, Any]]]
+
+
+def write_report(store: Path, settings: PrepareSettings, excluded: Sequence[Exclusion]) -> Index:
+    """Write `index.json`, `store.json`, `report.json` and the list of findings; return the images with findings."""
+    found = sorted(rows_on_disk(store), key=lambda each: each[0].id)
+    rows = [row for row, _ in found]
+    copies = find_copies(
+        [row.subject for row in rows],
+        [parse_fingerprint(str(properties.get("fingerprint", ""))) for _, properties in found],
+        [properties.get("checksum") for _, properties in found],
+    )
+    write_index(store, [replace(row, group=copies.group_of.get(row.subject)) for row in rows])
+    write_header(store, settings, len(rows))
+    index = Index(Collection(0, settings.describe()), list(excluded), [_entry(*each) for each in found])
+    _add_copies(index, copies)
+    content: dict[str, Any] = {"prepared": len(rows), "excluded": [exclusion.as_json() for exclusion in excluded]}
+    if index.duplicates:
+        content["copies"] = index.duplicates
+    if settings.dtype != "float32":
+        content["storage"] = _storage(settings, found)
+    write_json(store / "report.json", content)
+    if any(entry.suspects for entry in index.entries):
+        write_findings(index, store / FINDINGS)
+    else:
+        (store / FINDINGS).unlink(missing_ok=True)
+    return index
+
+
+def _entry(row: Row, properties: dict[str, Any]) -> Entry:
+    """Describe an image as it was before preparation, with what its voxels say about it."""
+    _, dataset, subject, session, name = row.path.split("/")
+    shape, spacing = properties["original_shape"], properties["original_spacing"]
+    direction = np.array(properties["original_direction"])
+    entry = Entry(
+        *(dataset, subject, session, name, row.id, row.modality, shape, spacing),
+        orientation=properties["original_orientation"],
+        bytes=properties["source_bytes"],
+        suspects=geometry_suspicions(shape, spacing, direction),
+    )
+    if clipped := sum(properties.get("clipped_voxels", ())):
+        entry.suspects["outliers"] = f"{clipped} voxels with extreme values were clipped"
+    padding = [value for value in properties.get("padding_value", ()) if value is not None]
+    if padding:
+        entry.suspects["padding"] = f"padded with {padding[0]:g}"
+    if filled := properties.get("filled_voxels"):
+        entry.suspects["filled"] = f"{filled} NaN or infinite voxels were replaced by 0"
+    return entry
+
+
+def _add_copies(index: Index, copies: Copies) -> None:
+    for group in copies.images:
+        ids = [index.entries[k].file for k in group]
+        index.duplicates.append(ids)
+        for k in group:
+            others = [name for name in ids if name != index.entries[k].file]
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            index.entries[k].suspects["copies"] = f"a copy of {others[0]}{more}"
+    if copies.too_alike:
+        index.notes.append(
+            "Most images are so alike that copies among them are not recognised, unless their voxels are equal"
+        )
+
+
+def _storage(settings: PrepareSettings, found: Stored) -> dict[str, Any]:
+    """Say what the number type costs, over all images: measured when each was written, in the units of its values."""
+    errors = [(properties["storage_error"], row.voxels) for row, properties in found if "storage_error" in properties]
+    voxels = sum(size for _, size in errors)
+    rms = math.sqrt(math.fsum(error["rms"] ** 2 * size for error, size in errors) / voxels) if voxels else 0.0
+    largest = max((error["largest"] for error, _ in errors), default=0.0)
+    return {"dtype": settings.dtype, "largest_error": float(f"{largest:.4g}"), "rms_error": float(f"{rms:.4g}")}

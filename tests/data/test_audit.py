@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import viewalign
+from viewalign.data.audit import audit, findings_path, write_findings
+from viewalign.data.exclusions import ExclusionList
+from viewalign.data.indexing import index_sources
+from viewalign.errors import UserError
+
+
+def test_each_kind_has_count_files_and_option(tmp_path: Path, write_image, make_head) -> None:
+    names = ("a_T1.nii.gz", "b_T1.nii.gz", "thin_T1.nii.gz", "c.nii.gz", "c_seg.nii.gz", "d.nii")
+    for seed, name in zip((0, 0, 1, 2, 3, 4), names, strict=True):
+        shape = (10, 28, 20) if name.startswith("thin") else (24, 28, 20)
+        write_image(tmp_path / name, make_head(seed, shape))
+    write_image(tmp_path / "e.nii", make_head(5).reshape(2, 12, 28, 20))
+    found = {row.kind: row for row in audit(index_sources([str(tmp_path)]))}
+    files = {kind: [Path(file).name for file in row.files] for kind, row in found.items()}
+    assert files == {
+        "copies": ["a_T1.nii.gz", "b_T1.nii.gz"],
+        "few_slices": ["thin_T1.nii.gz"],
+        "unknown_modality": ["c.nii.gz", "d.nii"],
+        "excluded": ["e.nii"],
+        "label_maps": ["c_seg.nii.gz"],
+    }
+    assert found["excluded"].option == "frames=true includes them"
+    assert found["label_maps"].option == "labels=true includes them"
+    assert "exclude=FILE" in found["few_slices"].option
+
+
+def test_the_list_of_findings_can_be_edited_and_given_back(tmp_path: Path, write_image, make_head) -> None:
+    for seed, name in zip((0, 0, 1, 2), ("a/x.nii.gz", "b/x.nii.gz", "b/thin.nii.gz", "c.nii.gz"), strict=True):
+        write_image(tmp_path / "scans" / name, make_head(seed, (10, 28, 20) if "thin" in name else (24, 28, 20)))
+    index = index_sources([str(tmp_path / "scans")])
+    listed = findings_path(tmp_path / "cat.json")
+    write_findings(index, listed)
+    lines = listed.read_text().splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [
+        ["file", "kind"],
+        [str(tmp_path / "scans/a/x.nii.gz"), "copies"],
+        [str(tmp_path / "scans/b/x.nii.gz"), "copies"],
+        [str(tmp_path / "scans/b/thin.nii.gz"), "few_slices"],
+    ]
+    listed.write_text("\n".join([lines[0], *lines[2:]]) + "\n")  # a/x.nii.gz shall stay
+    again = index_sources([str(tmp_path / "scans")], exclude=ExclusionList.read([listed]))
+    assert [Path(entry.file).name for entry in again.entries] == ["x.nii.gz", "c.nii.gz"]
+    assert [exclusion.reason for exclusion in again.excluded] == [
+        "it is listed in cat.audit.tsv: few slices: 10 along an axis",
+        f"it is listed in cat.audit.tsv: same content as {tmp_path / 'scans/a/x.nii.gz'}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left_out"),
+    [
+        ("a.txt", "# broken\nb/x.nii.gz\n\n", ["b/x.nii.gz"]),
+        ("a.csv", "file,who\nx.nii.gz,me\n", ["a/x.nii.gz", "b/x.nii.gz"]),
+        ("a.json", '[{"file": "/data/a/x.nii.gz", "reason": "motion"}]', ["a/x.nii.gz"]),
+        ("a.tsv", "file\nv__d__s__ses__x\nz.nii.gz\n", ["a/x.nii.gz"]),
+        ("a.txt", "", []),
+    ],
+)
+def test_lists_name_files_by_path_end_of_path_or_id(tmp_path: Path, name: str, text: str, left_out: list[str]) -> None:
+    (tmp_path / name).write_text(text)
+    exclude = ExclusionList.read([tmp_path / name])
+    images = {"a/x.nii.gz": "v__d__s__ses__x", "b/x.nii.gz": "v__d__s__ses__y", "b/xx.nii.gz": ""}
+    reasons = {file: exclude.reason(Path("/data") / file, image) for file, image in images.items()}
+    assert [file for file, reason in reasons.items() if reason] == left_out
+    assert all(name in reason for reason in reasons.values() if reason)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", "path\nx\n"), ("a.json", "{"), ("a.json", "[1]")])
+def test_what_is_no_list_is_rejected(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"is no exclusion list. It needs a column `file`"):
+        ExclusionList.read([tmp_path / name])
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        ExclusionList.read([tmp_path / "none.csv"])
+
+
+def test_prepare_leaves_out_what_a_list_names_by_file_or_id(tmp_path: Path, write_image, make_head) -> None:
+    for seed in range(3):
+        write_image(tmp_path / f"scans/{seed}.nii.gz", make_head(seed))
+    (tmp_path / "list.txt").write_text("0.nii.gz\nviewalign__scans__1__ses-DEFAULT__1\n")
+    done = viewalign.prepare(tmp_path / "scans", tmp_path / "store", workers=0, exclude=[str(tmp_path / "list.txt")])
+    assert done.prepared == 1
+    assert [(Path(each.file).name, each.reason) for each in done.excluded] == [
+        ("0.nii.gz", "it is listed in list.txt"),
+        ("1.nii.gz", "it is listed in list.txt"),
+    ]
+    page = (tmp_path / "store/report.html").read_text()
+    assert "viewalign · store" in page
