@@ -119,7 +119,7 @@ CASES: dict[str, Callable[[Path], object]] = {
     "a recipe that is not YAML": written("mine.yaml", "a: [", lambda file: load(str(file))),
     "a recipe that is based on itself": based_on_itself,
     "a flag that is a setting": command("prepare", "FOLDER", "-o", "store", "--spacing", "1.5"),
-    "an unexpected argument": command("report", "FOLDER", "more"),
+    "an unexpected argument": command("verify", "FOLDER", "more"),
     "no store": lambda at: viewalign.pretrain("cva-resenc-xs", at / "store", at / "run"),
     "no run": command("report", "FOLDER"),
     "no images": lambda at: viewalign.index(at, at / "catalogue.json"),
