@@ -72,7 +72,7 @@ class LivePage:
             return
         try:
             _write(read_run(run, verify=last), run / PAGE)
-        except (UserError, OSError) as problem:
+        except Exception as problem:  # nothing in a page may end a training
             _log.warning("The page of the run could not be written: %s", problem)
         now = time.monotonic()
         self._earliest = now + max(_SECONDS_BETWEEN, (now - begin) / _SHARE)
