@@ -28,7 +28,7 @@ def shared_data():
 
 @pytest.fixture(autouse=True)
 def _no_console():
-    """Leave messages and progress as a script finds them, whatever command a test ran."""
+    """Reset messages and progress to the state of a script after each test."""
     yield
     reset_progress()
 

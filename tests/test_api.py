@@ -1,4 +1,4 @@
-"""The Python calls do what the commands do, and say what they say."""
+"""The Python calls do the same as the commands, with the same messages."""
 
 import inspect
 import re
@@ -136,7 +136,7 @@ def test_mistakes_are_sentences(call, sentence, tmp_path, monkeypatch):
         call()
 
 
-def test_a_task_of_another_kind_is_said(task, tmp_path):
+def test_a_task_of_another_kind_is_reported(task, tmp_path):
     with pytest.raises(UserError, match=r"binary.*classification"):
         viewalign.finetune("regression", task, "untrained:resenc-xxs", tmp_path / "o")
 

@@ -1,4 +1,4 @@
-"""Benchmarks are no timed tests, but they must still run: each is tried at a size that says nothing about speed."""
+"""Benchmarks must run: each is tried at a small size, without a check of its speed."""
 
 import json
 import subprocess

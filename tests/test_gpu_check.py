@@ -42,7 +42,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_part_can_be_selected_and_what_needs_a_gpu_says_so(tmp_path):
+def test_a_part_can_be_selected_and_parts_that_need_a_gpu_say_it(tmp_path):
     last, report = run(tmp_path, "--parts", "facts", "out-of-memory")
     assert last["failed"] == []
     assert set(report["parts"]) == {"facts", "out-of-memory"}
@@ -111,7 +111,7 @@ def test_a_report_is_written_with_what_there_is(kit, tmp_path):
     assert json.loads((tmp_path / "gpu.json").read_text())["checks"][0]["part"] == "resenc-xs-runs"
 
 
-def test_without_a_gpu_it_says_how_to_go_without(kit, tmp_path, monkeypatch):
+def test_without_a_gpu_the_alternative_is_named(kit, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["check.py", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="--device cpu --tiny"):

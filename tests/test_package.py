@@ -153,7 +153,7 @@ def test_the_whole_way_without_extras(bare):
         (["demo"], "nilearn"),
     ],
 )
-def test_what_needs_an_extra_says_which(command, extra, bare):
+def test_a_missing_extra_is_named(command, extra, bare):
     done = call(bare, "-m", "viewalign", *command)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr

@@ -49,7 +49,7 @@ def test_the_installation_page_has_every_extra():
     assert {name for name in users if f".[{name}]" not in text} == set()
 
 
-def test_make_says_what_to_install_where_there_is_no_python():
+def test_make_names_what_to_install_without_a_python():
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     command = ["make", "-n", "-W", "pyproject.toml", "PYTHON=", "install"]  # -W: as if the environment were out of date
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

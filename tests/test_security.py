@@ -1,4 +1,4 @@
-"""What hostile files can do: nothing. No pickle runs, no name becomes markup, no export tells whose data it saw."""
+"""What hostile files can do: nothing. No pickle runs, no name becomes markup, no export identifies subjects."""
 
 import getpass
 import html.parser
@@ -158,7 +158,7 @@ def test_no_door_unpickles(door, tmp_path):
 
 
 def test_doors_that_shrug_run_nothing_either(tmp_path):
-    """Two readers answer a file that they cannot read with less instead of with a refusal."""
+    """Two readers return less for an unreadable file instead of rejecting it."""
     for file in planted_files(tmp_path / "planted", tmp_path / "trap"):
         with pytest.raises(Exception):  # noqa: B017 (the page that asks tells any of them in its own words)
             pictures.read(file)["case"]
@@ -249,7 +249,7 @@ def _machine():
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_tells_no_name_in_what_is_handed_on(run, tuned, tmp_path):
+def test_files_of_a_fine_tuning_for_others_contain_no_names(run, tuned, tmp_path):
     """Every kind of export: of the run in both layouts, of its twin, of folds, of the challenge's container."""
     kinds = [
         viewalign.export_run(run, tmp_path / "student"),
@@ -277,7 +277,7 @@ def test_a_checkpoint_holds_no_subject_and_no_place(run):
 
 
 def test_the_page_of_a_task_shows_names_as_text(tmp_path):
-    """Names of task, classes, units, cases and subjects come from whoever wrote the manifest."""
+    """Names of task, classes, units, cases and subjects come from the author of the manifest."""
     kinds = {"name": MARKUP, "kind": "binary", "channels": [{"name": MARKUP}], "classes": ["no", MARKUP]}
     spec = TaskSpec.model_validate(kinds)
     cases = [TaskCase(f"{MARKUP}{k}", f"{MARKUP}s{k}", {}, target=k % 2) for k in range(12)]
@@ -411,7 +411,7 @@ def test_a_good_model_of_nnunet_passes(tmp_path):
     nnunet_models.check_model(nnunet_model(tmp_path / "model", PLAN, good_checkpoint(tmp_path)), [0])
 
 
-def test_a_package_for_nnunet_tells_no_case_and_no_place(tmp_path):
+def test_a_package_for_nnunet_contains_no_case_and_no_path(tmp_path):
     secrets = [str(tmp_path), "jane_doe", "Jane_Doe", str(Path.home()), *_machine()]
     plan = {**PLAN, "arch_kwargs": {**PLAN["arch_kwargs"]}}
     model = nnunet_model(tmp_path / "model", plan, good_checkpoint(tmp_path))

@@ -64,5 +64,5 @@ def test_what_is_known_is_listed() -> None:
         (("openmind",), "pattern="),
     ],
 )
-def test_mistakes_are_said(arguments: tuple[str, ...], sentence: str) -> None:
+def test_mistakes_are_explained(arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in str(run(*arguments).exception)

@@ -109,7 +109,7 @@ def test_predictions_on_a_full_disk(way, monkeypatch, capsys, no_room):
 
 
 @pytest.mark.long
-def test_fine_tuning_on_a_full_disk_goes_on_later(way, monkeypatch, capsys, no_room):
+def test_fine_tuning_on_a_full_disk_resumes_later(way, monkeypatch, capsys, no_room):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(way)
     command = ["finetune", "classification", "task", "epochs=1", "folds=2", "batch=2"]

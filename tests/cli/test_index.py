@@ -33,7 +33,7 @@ def test_a_table_and_a_catalogue(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "cat.excluded.json").read_text()) == []
 
 
-def test_refused_files_are_listed(tmp_path: Path) -> None:
+def test_excluded_files_are_listed(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "a.nii.gz")
     save(tmp_path / "scans" / "flat.nii.gz", (9, 10))
     result = run(tmp_path / "scans", "-o", tmp_path / "cat.json")

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help that teaches, sentences instead of tracebacks, exit codes."""
+"""The command line: help, messages instead of tracebacks, exit codes."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_all_commands_are_there():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_s_help_teaches(command, capsys):
+def test_every_command_has_help(command, capsys):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
     assert len(out.splitlines()) > 10
@@ -80,7 +80,7 @@ def test_version_and_no_arguments(capsys):
         (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
+def test_mistakes_are_explained_in_a_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = call(capsys, *arguments)
     assert code == 1
@@ -95,7 +95,7 @@ def test_recipes_print_in_full(capsys):
     assert "cva-primus-m" in call(capsys, "recipes")[1]
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m viewalign recipes cva-resenc-l | head -1"
     out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in out.stderr
@@ -114,7 +114,7 @@ def test_methods_lists_every_method_with_its_recipes():
     assert "spark-resenc-l, spark-resenc-xs" in out.output
 
 
-def test_an_input_may_be_called_like_its_argument(capsys):
+def test_an_input_may_have_the_name_of_its_argument(capsys):
     code, _, told = call(capsys, "export", "run", "format=nnunet", "dataset=4")
     assert code == 1
     assert "nnUNet_raw" in told or "run" in told

@@ -40,7 +40,7 @@ def test_from_a_catalogue(tmp_path: Path, scans: Path) -> None:
     assert "0 prepared now; 2 already there." in again.stdout
 
 
-def test_refusals_of_the_index_are_counted(tmp_path: Path, scans: Path) -> None:
+def test_exclusions_of_the_index_are_counted(tmp_path: Path, scans: Path) -> None:
     save(scans / "flat.nii.gz", (9, 10))
     save(scans / "steady.nii.gz")
     sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32) + 2, str(scans / "steady.nii.gz"))
@@ -109,7 +109,7 @@ def test_refused_by_their_headers_alone_is_reported_too(tmp_path: Path) -> None:
     assert "2D" in json.loads((tmp_path / "store/report.json").read_text())["excluded"][0]["reason"]
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_explains_how_to_resume(tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Exports against what each client asks for: files, names, order of tokens, citations, and what it drops."""
+"""Exports against the requirements of each client: files, names, token order, citations, and dropped weights."""
 
 import shutil
 
@@ -81,7 +81,7 @@ class ClientPrimus(nn.Module):
 
 
 def received(file, contract):
-    """Return a checkpoint and the weights that a client takes from it, after checking all that it asks for."""
+    """Return a checkpoint and the weights that a client takes from it, after checking its requirements."""
     root = torch.load(file, weights_only=True)
     assert set(contract.root) <= set(root)
     for field in contract.plan:

@@ -56,7 +56,7 @@ def test_both_tracks_pass_though_trained_at_another_size(roots, network):
     assert len(asked) == 7
 
 
-def test_the_file_for_classification_of_a_primus_passes_too_and_says_what_is_dropped(roots):
+def test_the_file_for_classification_of_a_primus_passes_and_reports_dropped_weights(roots):
     root = ssl3d.for_classification(roots["primus-m"])
     assert not any(ssl3d.run_checks(root, FOLDER.replace("viewalign_", "viewalign_hdw_")).values())
     assert root["nnssl_adaptation_plan"]["trainer_name"] == root["trainer_name"] == "viewalign_hdw_cva"

@@ -15,7 +15,7 @@ Writer = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def write_image() -> Writer:
-    """Write an array (D, H, W) with a geometry given in SimpleITK's order (x, y, z)."""
+    """Write an array (D, H, W) with a geometry in SimpleITK's order (x, y, z)."""
 
     def write(path: Path, array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None) -> Path:
         image = sitk.GetImageFromArray(np.asarray(array))

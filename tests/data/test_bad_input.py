@@ -1,6 +1,6 @@
-"""Every kind of bad file ends in the report with its reason; the good ones beside it go in, voxel by voxel.
+"""Every kind of bad file ends in the report with its reason; the good ones beside it are stored, voxel by voxel.
 
-The corpus stands in `made/bad_files.py`. It goes through index and prepare in a process of its own, whose peak memory
+The corpus is in `made/bad_files.py`. It is indexed and prepared in a separate process, whose peak memory
 is measured.
 """
 
@@ -82,7 +82,7 @@ def test_the_corpus_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_and_the_reason_said(outcome: dict[str, Any], name: str) -> None:
+def test_a_bad_file_is_excluded_with_its_reason(outcome: dict[str, Any], name: str) -> None:
     path = outcome["scans"] / name
     found = reasons(outcome, path)
     assert len(found) == 1
@@ -152,7 +152,7 @@ def test_two_images_of_one_id(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.nii"
     save(path, array())
     path.chmod(0)

@@ -109,7 +109,7 @@ def test_a_wrong_key_is_named(tmp_path: Path, change, sentence: str) -> None:
         read_catalogue(save(tmp_path, content))
 
 
-def test_what_is_no_catalogue_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_catalogue_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json"):
         read_catalogue(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")

@@ -50,7 +50,7 @@ def test_of_a_large_catalogue_a_part_is_looked_at(found, monkeypatch: pytest.Mon
 
 
 @pytest.mark.long
-def test_the_command_writes_what_it_says(tmp_path: Path, found, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_what_it_prints(tmp_path: Path, found, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
     from viewalign.cli.main import app

@@ -1,4 +1,4 @@
-"""A thousand damages of good files: each is read or refused with a reason; none crashes, hangs or eats memory."""
+"""A thousand damages of good files: each is read or excluded with a reason; none crashes, hangs or exhausts memory."""
 
 from __future__ import annotations
 

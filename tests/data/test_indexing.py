@@ -59,7 +59,7 @@ def test_a_folder_that_links_to_itself_ends(scans: Path) -> None:
     assert index_sources([str(scans)]).images == 3
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_sources_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path / "none")):
         index_sources([str(tmp_path / "none")])
     with pytest.raises(UserError, match=r"\*\.nii\.gz"):
@@ -80,7 +80,7 @@ def test_workers_find_the_same_as_this_process(scans: Path) -> None:
     assert (together.collection, together.excluded) == (alone.collection, alone.excluded)
 
 
-def test_a_header_that_kills_its_reader_is_set_aside(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_that_kills_its_reader_is_excluded(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash_on_one(work, jobs, workers):
         for job in jobs:
             yield job, object() if job[1].path.name == "FLAIR.nii.gz" else work(job)

@@ -79,7 +79,7 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path, records: list[Re
     assert Store.open(store).properties(0)["original_shape"] == [30, 31, 32]
 
 
-def test_an_interrupted_run_leaves_a_store_and_goes_on(tmp_path: Path, records: list[Record]) -> None:
+def test_an_interrupted_run_leaves_a_store_and_resumes(tmp_path: Path, records: list[Record]) -> None:
     def interrupt(progress: ImageProgress) -> None:
         if progress.done == 2:
             raise KeyboardInterrupt
@@ -93,7 +93,7 @@ def test_an_interrupted_run_leaves_a_store_and_goes_on(tmp_path: Path, records: 
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
-def test_another_recipe_is_refused_with_both_named(tmp_path: Path, records: list[Record]) -> None:
+def test_another_recipe_is_rejected_with_both_named(tmp_path: Path, records: list[Record]) -> None:
     prepare_records(records[:1], tmp_path / "s", SMALL, workers=0)
     with pytest.raises(
         UserError,
@@ -102,7 +102,7 @@ def test_another_recipe_is_refused_with_both_named(tmp_path: Path, records: list
         prepare_records(records, tmp_path / "s", PrepareSettings(spacing=None, normalise="none"), workers=0)
 
 
-def test_a_folder_with_other_things_is_refused(tmp_path: Path, records: list[Record]) -> None:
+def test_a_folder_with_other_things_is_rejected(tmp_path: Path, records: list[Record]) -> None:
     with pytest.raises(UserError, match="scans"):
         prepare_records(records, tmp_path / "scans", SMALL, workers=0)
 
@@ -275,13 +275,13 @@ def test_the_anonymisation_mask_is_the_anonymisation_mask(tmp_path: Path, write_
     assert store.read_mask(0, "anatomy") is None
 
 
-def test_a_mask_of_another_size_is_refused(tmp_path: Path, write_image, make_head) -> None:
+def test_a_mask_of_another_size_is_rejected(tmp_path: Path, write_image, make_head) -> None:
     records = with_masks(tmp_path, write_image, make_head, np.ones((4, 5, 6), np.uint8))
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert "different sizes (4×5×6 and 24×28×20)" in report.excluded[0].reason
 
 
-def test_progress_tells_every_image(tmp_path: Path, records: list[Record]) -> None:
+def test_progress_reports_every_image(tmp_path: Path, records: list[Record]) -> None:
     told: list[ImageProgress] = []
     prepare_records(records, tmp_path / "s", SMALL, workers=0, on_progress=told.append)
     assert [(p.done, p.total) for p in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]

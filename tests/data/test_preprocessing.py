@@ -67,7 +67,7 @@ def test_the_crop_is_recorded_and_moves_nothing() -> None:
     np.testing.assert_array_equal(padded.array, array)
 
 
-def test_properties_tell_shape_checksum_and_origin_of_all() -> None:
+def test_properties_have_shape_checksum_and_origin_of_all() -> None:
     volume = ramp_volume()
     prepared = prepare_volume(volume, PrepareSettings())
     p = prepared.properties
@@ -147,21 +147,21 @@ def test_content_box_against_a_plain_reference() -> None:
     assert content_box(array) == tuple(zip(places.min(0), places.max(0) + 1, strict=True))
 
 
-def test_content_in_one_slice_is_refused() -> None:
+def test_content_in_one_slice_is_rejected() -> None:
     array = np.zeros((5, 5, 5), np.float32)
     array[2] = np.arange(25).reshape(5, 5)
     with pytest.raises(ExcludedImageError, match="one slice"):
         content_box(array)
 
 
-def test_content_without_contrast_is_refused() -> None:
+def test_content_without_contrast_is_rejected() -> None:
     array = np.zeros((6, 6, 6), np.float32)
     array[1:5, 1:5, 1:5] = 7
     with pytest.raises(ExcludedImageError, match="contrast"):
         prepare_volume(Volume(array, (1, 1, 1), (0, 0, 0), np.eye(3)), PrepareSettings())
 
 
-def test_a_huge_spacing_is_refused_before_resampling() -> None:
+def test_a_huge_spacing_is_rejected_before_resampling() -> None:
     volume = Volume(np.arange(64, dtype=np.float32).reshape(4, 4, 4) + 1, (1e4, 1e4, 1e4), (0, 0, 0), np.eye(3))
     with pytest.raises(ExcludedImageError, match="limit"):
         prepare_volume(volume, PrepareSettings())

@@ -1,4 +1,4 @@
-"""Whoever prepares, in however many parts and with whatever interruptions: the store is the same bytes."""
+"""Any number of workers, parts and interruptions results in the same bytes of the store."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_parts_share_a_store_and_a_whole_run_holds_it_alone(tmp_path: Path, reco
         prepare_records(records, tmp_path / "s", SETTINGS, 0, shard=Shard(1, 2))
 
 
-def test_a_huge_image_is_set_aside_by_its_header(tmp_path: Path, records) -> None:
+def test_a_huge_image_is_excluded_by_its_header(tmp_path: Path, records) -> None:
     limits = Limits(max_voxels=24 * 28 * 20 - 1)
     report = prepare_records(records, tmp_path / "s", SETTINGS, 0, limits=limits)
     assert report.prepared == 0
@@ -151,7 +151,7 @@ def test_a_huge_image_is_set_aside_by_its_header(tmp_path: Path, records) -> Non
     assert "after resampling; the limit is 13,440" in report.excluded[0].reason
 
 
-def test_a_hanging_file_is_set_aside_and_named(tmp_path: Path, records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_file_is_excluded_and_named(tmp_path: Path, records, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = tmp_path / "sitecustomize.py"  # makes reading one file hang, in every new process
     hang.write_text(
         "import os, time\nimport builtins\n"

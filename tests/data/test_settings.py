@@ -17,7 +17,7 @@ def test_the_fingerprint_follows_what_changes_voxels() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"spacing": (0, 1, 1)}, {"spacing": (1, float("nan"), 1)}, {"normalise": "z"}, {"space": 1}]
 )
-def test_wrong_settings_are_refused(wrong: dict) -> None:
+def test_wrong_settings_are_rejected(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         PrepareSettings(**wrong)
 
@@ -28,7 +28,7 @@ def test_what_is_not_in_use_changes_no_fingerprint() -> None:
     assert PrepareSettings(normalise="percentile", percentiles=(1, 99)).fingerprint() != some.fingerprint()
 
 
-def test_differences_are_told_by_name() -> None:
+def test_differences_are_reported_by_name() -> None:
     told = diff_preparation(PrepareSettings(), PrepareSettings(dtype="int16", spacing=None))
     assert told == 'spacing [1.0, 1.0, 1.0] there, null requested; dtype "float32" there, "int16" requested'
 

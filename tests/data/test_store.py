@@ -64,7 +64,7 @@ def test_a_box_outside_is_an_error(tmp_path: Path, volume: np.ndarray, box) -> N
         store.read(0, *box)
 
 
-def test_missing_and_damaged_arrays_are_refused(tmp_path: Path, volume: np.ndarray) -> None:
+def test_missing_and_damaged_arrays_are_rejected(tmp_path: Path, volume: np.ndarray) -> None:
     store = store_from_arrays(tmp_path / "s", dict.fromkeys("abc", volume))
     paths = sorted((tmp_path / "s").rglob("*.b2nd"))
     paths[0].unlink()
@@ -84,7 +84,7 @@ def test_a_store_travels_to_workers(tmp_path: Path, volume: np.ndarray) -> None:
     np.testing.assert_array_equal(store.read(0)[0], volume)
 
 
-def test_what_is_no_store_is_said(tmp_path: Path, volume: np.ndarray) -> None:
+def test_a_folder_without_a_store_is_reported(tmp_path: Path, volume: np.ndarray) -> None:
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         Store.open(tmp_path)
     store_from_arrays(tmp_path / "s", {"a": volume})

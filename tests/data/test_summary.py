@@ -32,14 +32,14 @@ def test_tilt_is_the_angle_to_the_nearest_axis(degrees: float, expected: float) 
         ((24, 28, 20), (0.8, 0.8, 0.8), 0, ["small field of view: its longest side has 22.4 mm"]),
     ],
 )
-def test_what_is_strange_is_said(tmp_path: Path, write_image, make_head, shape, spacing, degrees, words) -> None:
+def test_unusual_images_are_reported(tmp_path: Path, write_image, make_head, shape, spacing, degrees, words) -> None:
     path = write_image(tmp_path / "a.nii.gz", make_head(shape=shape), spacing, direction=turned(degrees))
     found = suspicions(read_header(path))
     assert len(found) == len(words)
     assert all(said.startswith(word) for said, word in zip(found.values(), words, strict=True))
 
 
-def test_an_index_tells_duplicates_of_each_other(tmp_path: Path, write_image, make_head) -> None:
+def test_an_index_reports_duplicates(tmp_path: Path, write_image, make_head) -> None:
     for name, seed in (("sub-1/T1.nii.gz", 0), ("sub-2/T1.nii.gz", 0), ("sub-3/T1.nii.gz", 1)):
         write_image(tmp_path / name, make_head(seed))
     summary = summarise(index_sources([str(tmp_path)]))

@@ -43,7 +43,7 @@ def test_every_single_flipped_bit_of_200_is_seen(store):
 
 
 @pytest.mark.parametrize("suffix", [".b2nd", ".anatomy.b2nd"])
-def test_an_image_is_checked_before_it_is_read_and_stays_refused(store, suffix):
+def test_an_image_is_checked_before_it_is_read_and_stays_rejected(store, suffix):
     flip(array_of(store, 1, suffix), -40, 2)
     for _ in range(2):
         with pytest.raises(ExcludedImageError, match=r"damaged.*checksum"):
@@ -79,7 +79,7 @@ def test_a_store_is_verified_as_a_whole(store):
     ]
 
 
-def test_an_array_that_claims_more_than_the_index_is_refused(store):
+def test_an_array_that_claims_more_than_the_index_is_rejected(store):
     """Few bytes can claim many channels."""
     path = array_of(store, 0)
     content = compress(np.zeros((500, 20, 22, 24), np.uint8))
@@ -91,7 +91,7 @@ def test_an_array_that_claims_more_than_the_index_is_refused(store):
         store.read(0)
 
 
-def test_a_box_larger_than_memory_is_refused_before_it_is_taken(store, monkeypatch):
+def test_a_box_larger_than_memory_is_rejected_before_it_is_taken(store, monkeypatch):
     monkeypatch.setattr("viewalign.data.store.memory_bytes", lambda: 8 * 1000)
     store.read(0, (0, 0, 0), (10, 10, 10))
     with pytest.raises(ExcludedImageError, match=r"1,100 voxels.*1,000"):

@@ -49,13 +49,13 @@ def test_a_job_that_died_among_others_is_tried_once_more_alone(tmp_path) -> None
     assert dict(run_jobs(eval, ["1", once, "2"], workers=2)) == {"1": 1, once: True, "2": 2}
 
 
-def test_a_killed_worker_is_told_from_a_crash() -> None:
+def test_a_killed_worker_is_distinguished_from_a_crash() -> None:
     kill = "__import__('os').kill(__import__('os').getpid(), 9)"
     ((_, result),) = run_jobs(eval, [kill], workers=1)
     assert "lack of memory" in result.reason
 
 
-def test_a_hanging_job_is_given_up_and_the_others_go_on() -> None:
+def test_a_hanging_job_is_ended_and_the_others_continue() -> None:
     begin = time.monotonic()
     results = dict(run_jobs(eval, ["1", HANG, "2", "3"], workers=1, seconds=2.0))
     assert results.pop(HANG) == WorkerLost("it took longer than the time limit of 2 s")

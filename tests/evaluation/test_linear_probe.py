@@ -52,7 +52,7 @@ def test_noise_is_at_chance():
 
 
 def test_held_out_features_do_not_change_the_fit():
-    """Features of judged cases may be anything: the others' predictions stay the same to the last bit."""
+    """Features of evaluated cases do not affect the others' predictions, to the last bit."""
     spec, cases, features = made_up("regression")
     train, held_out = list(range(30)), list(range(30, 40))
     _, before = linear_probe.fit_and_predict(features, cases, train, held_out, spec, "linear")

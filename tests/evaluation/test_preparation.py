@@ -1,4 +1,4 @@
-"""The preparation of pretraining images reaches whoever applies the encoder."""
+"""The preparation of pretraining images is applied wherever the encoder is used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoder(folder: Path, settings: PrepareSettings) -> Path:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way["normalise"]))
-def test_every_preparation_is_carried_to_tasks(tmp_path: Path, way: dict[str, object]) -> None:
+def test_every_preparation_is_applied_to_tasks(tmp_path: Path, way: dict[str, object]) -> None:
     settings = PrepareSettings.model_validate(way)
     start = read_pretrained(encoder(tmp_path, settings))
     assert start.preparation == settings

@@ -22,7 +22,7 @@ def test_hits_and_distances_by_hand():
 
 
 class Coordinates(torch.nn.Module):
-    """Stands for a perfect encoder: the image's smooth values tell the place."""
+    """Acts as a perfect encoder: the image's smooth values identify the position."""
 
     size = (16, 16, 16)
 

@@ -105,7 +105,7 @@ def test_masked_l1():
 
 @pytest.mark.parametrize("contrast", [1.0, 0.01])
 def test_local_ncc_agrees_with_a_loop(contrast):
-    """VoxelMorph's: the constant stands beside a product of sums over the window, so faint tissue counts."""
+    """As in VoxelMorph, the constant is added to a product of sums over the window, so that faint tissue counts."""
     rng = np.random.default_rng(0)
     moved, fixed = rng.normal(size=(2, 2, 6, 7, 5)), rng.normal(size=(2, 2, 6, 7, 5))
     fixed += 0.5 * moved

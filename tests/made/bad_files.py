@@ -1,7 +1,7 @@
 """A corpus of files that are broken, odd, or odd but right, made by code.
 
-`BAD` maps a name to (maker, words of the reason it must be refused for), `GOOD` to (maker, voxels it must come out
-with), `SERIES` to a maker of a DICOM folder and what must be said of it.
+`BAD` maps a name to (maker, words of the reason of its exclusion), `GOOD` to (maker, voxels that must be
+read), `SERIES` to a maker of a DICOM folder and the expected message.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def nifti(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None, qfor
 
 
 def with_affine(path: Path, affine: np.ndarray) -> None:
-    """Write a NIfTI with this sform and no qform, byte by byte: nibabel refuses to write a broken one."""
+    """Write a NIfTI with this sform and no qform, byte by byte: nibabel does not write a broken one."""
     patched(path, FORM_CODES, "2h", 0, 1)
     content = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<12f", content, ROWS, *affine[:3].ravel())

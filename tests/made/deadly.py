@@ -6,7 +6,7 @@ from viewalign.tasks.preprocessing import Preprocessor
 
 
 class Deadly(Preprocessor):
-    """Crashes at images whose name says so."""
+    """Crashes at images with certain names."""
 
     def __call__(self, images, mask=None):
         if any("deadly" in path.name for path in images.values()):

@@ -51,7 +51,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def commands(page: str) -> list[Command]:
-    """Return a page's commands in order: of console blocks what stands after `$`, of bash blocks every line."""
+    """Return a page's commands in order: of console blocks the text after `$`, of bash blocks every line."""
     found = []
     for kind, body in blocks(page):
         if kind not in ("console", "bash", ""):
@@ -66,7 +66,7 @@ def commands(page: str) -> list[Command]:
 
 
 def inline(page: str) -> list[Command]:
-    """Return the commands that stand within a page's sentences and tables."""
+    """Return the commands in a page's sentences and tables."""
     return [Command(page, " ".join(text.split())) for text in _INLINE.findall((ROOT / page).read_text())]
 
 

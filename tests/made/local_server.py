@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Served:
-    """What a server gives, and what it was asked.
+    """Files of a server, and its received requests.
 
     Attributes:
         files: content by path.

@@ -1,4 +1,4 @@
-"""A device beside the CPU that is none: its tensors compute on the CPU, and refuse to meet those of the CPU.
+"""A simulated second device: its tensors compute on the CPU, and cannot be combined with those of the CPU.
 
 Code that has never seen a GPU mixes devices without noticing. Here it notices: a tensor moved to `DEVICE` keeps its
 values in ordinary memory, each operation is done there, and an operation whose tensors lie on both sides is the error
@@ -42,7 +42,7 @@ _BY_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.defau
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that says that it lies on the second device."""
+    """A tensor that reports the second device."""
 
     @staticmethod
     def __new__(cls, held):
@@ -134,7 +134,7 @@ def _waits(func, args, kwargs, there, here):
 
 
 def run(func, args, kwargs):
-    """Do an operation on the CPU, and say that it was done where its tensors lie."""
+    """Do an operation on the CPU, and report the device of its tensors."""
     given = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
     there = [one for one in given if isinstance(one, Elsewhere)]
     here = [one for one in given if not isinstance(one, Elsewhere) and one.dim() > 0]
@@ -170,7 +170,7 @@ def run(func, args, kwargs):
 
 
 class _Generator(torch.Generator):
-    """A generator that says that it lies on the second device."""
+    """A generator that reports the second device."""
 
     device = DEVICE
 

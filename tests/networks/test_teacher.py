@@ -33,6 +33,6 @@ def test_the_teacher_is_the_weighted_sum_of_all_students_before():
     assert not teacher.weight.requires_grad
 
 
-def test_a_teacher_with_more_than_the_student_has_is_refused():
+def test_a_teacher_with_more_than_the_student_has_is_rejected():
     with pytest.raises(ValueError, match="bias"):
         pair_parameters(nn.Linear(2, 1, bias=False), nn.Linear(2, 1))

@@ -7,7 +7,7 @@ from viewalign.recipes import loading
 
 
 @pytest.mark.parametrize("name", loading.names())
-def test_every_recipe_is_valid_and_says_what_it_is(name):
+def test_every_recipe_is_valid_and_described(name):
     recipe = loading.load(name)
     assert recipe.method
     assert len(loading.headline(name)) > 20
@@ -106,7 +106,7 @@ def test_overrides_of_every_kind():
         ("views.patch_size=[1", "cannot be read"),
     ],
 )
-def test_what_does_not_fit_is_said_in_a_sentence(override, sentence):
+def test_invalid_settings_are_explained_in_a_sentence(override, sentence):
     with pytest.raises(UserError) as caught:
         loading.load("cva-resenc-xs", [override])
     assert sentence in str(caught.value)
@@ -142,7 +142,7 @@ def test_a_recipe_based_on_itself_is_a_sentence(tmp_path, monkeypatch):
         ("x: " + "{a: " * 5000 + "}" * 5000, "20 levels.*line 1"),
     ],
 )
-def test_yaml_that_would_grow_is_refused(text, sentence, tmp_path):
+def test_yaml_that_would_grow_is_rejected(text, sentence, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         loading.load(str(tmp_path / "a.yaml"))

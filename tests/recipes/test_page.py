@@ -1,4 +1,4 @@
-"""The page of recipes tells what the recipes hold."""
+"""The page of recipes agrees with the recipes."""
 
 import runpy
 from pathlib import Path

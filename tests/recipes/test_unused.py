@@ -1,4 +1,4 @@
-"""A setting that changes nothing is refused or told of, never passed over."""
+"""A setting without effect is rejected or reported, never ignored."""
 
 import pytest
 import yaml
@@ -25,20 +25,20 @@ from viewalign.recipes.unused import idle_sentences, settled, unread
         ("mae-resenc-xs", "objectives={temperature: 0.1}", "objectives.temperature has no effect"),
     ],
 )
-def test_an_override_that_changes_nothing_is_refused(recipe, override, sentence):
+def test_an_override_that_changes_nothing_is_rejected(recipe, override, sentence):
     with pytest.raises(UserError) as caught:
         loading.load(recipe, [override])
     assert sentence in str(caught.value)
 
 
-def test_calls_are_refused_like_command_lines():
+def test_calls_are_rejected_like_command_lines():
     with pytest.raises(UserError, match=r"heads\.width"):
         loading.load("mae-resenc-xs", settings={"heads": {"width": 8}})
     with pytest.raises(UserError, match=r"heads\.width"):
         loading.change(loading.load("mae-resenc-xs"), {"heads.width": 8})
 
 
-def test_what_is_read_is_not_refused():
+def test_what_is_read_is_not_rejected():
     assert loading.load("mae-resenc-xs", ["masking={ratio: 0.5}"]).masking.ratio == 0.5
     assert loading.load("mae-resenc-xs", ["optim.name=sgd", "optim.momentum=0.9"]).optim.momentum == 0.9
     assert loading.load("cva-resenc-xs", ["network=primus-xs", "network.drop_path=0.1"]).network.drop_path == 0.1
@@ -55,7 +55,7 @@ def told_of(caplog):
     return warnings_of
 
 
-def test_a_file_of_one_s_own_is_told_of_and_runs(tmp_path, told_of):
+def test_a_file_of_the_user_is_warned_of_and_runs(tmp_path, told_of):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "base: mae-resenc-xs\nobjectives: {temperature: 0.1, huber_delta: 0.5}\nteacher: {momentum: 0.995}\n"
@@ -69,7 +69,7 @@ def test_a_file_of_one_s_own_is_told_of_and_runs(tmp_path, told_of):
 
 
 @pytest.mark.parametrize("recipe", loading.names())
-def test_shipped_recipes_and_their_print_are_told_nothing(recipe, tmp_path, told_of):
+def test_shipped_recipes_and_their_print_have_no_warning(recipe, tmp_path, told_of):
     made = loading.load(recipe)
     printed = yaml.safe_load(loading.to_yaml(made))
     for key in unread(made):
@@ -98,7 +98,7 @@ def test_recipes_that_mean_the_same_are_the_same():
     assert settled(small) is small
 
 
-def test_the_command_line_says_it_in_a_sentence(tmp_path):
+def test_the_command_line_explains_it_in_a_sentence(tmp_path):
     lines = ["nowhere", "-o", str(tmp_path / "run")]
     excluded = CliRunner().invoke(app, ["pretrain", "mae-resenc-xs", *lines, "objectives.temperature=0.5"])
     assert isinstance(excluded.exception, UserError)

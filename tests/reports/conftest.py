@@ -47,7 +47,7 @@ def pictures_of(shifts=((2, 2, 2), (6, 4, 2)), turned=False, padded=False, featu
 
 
 def rows_of(steps=200, health=(0.8, 60.0), cosine=0.8, accuracy=0.9, wait=0.01, validation=True):
-    """Rows of a run that went well, unless said otherwise."""
+    """Rows of a healthy run, except for changes."""
     rows = [
         {"kind": "data", "step": 0, "volumes": 40, "subjects": 30, "train_volumes": 35, "validation_volumes": 5,
          "smaller_than_view": 4, "parameters": 1234567, "alignment_error": 1e-6},

@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads nothing, says nothing in the console, and fits its window."""
+"""The page in a real browser: it loads nothing, writes nothing to the console, and fits its window."""
 
 import shutil
 import time

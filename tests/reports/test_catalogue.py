@@ -41,7 +41,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
     return summarise(index_sources([str(tmp_path / "scans")]))
 
 
-def test_the_page_says_what_the_figures_say(summary: dict[str, Any]) -> None:
+def test_the_page_agrees_with_the_figures(summary: dict[str, Any]) -> None:
     page = render(summary, "cat.json")
     text = re.sub(r"<[^>]+>", " ", page)
     assert "plain.nii.gz" in text

@@ -22,7 +22,7 @@ def read(chart):
 
 
 def validated(chart):
-    """Return plotly's own figure; it refuses unknown keys and values. Names of CSS variables become colours."""
+    """Return plotly's own figure; it rejects unknown keys and values. Names of CSS variables become colours."""
     text = re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps(read(chart)))
     return go.Figure(json.loads(text))
 

@@ -170,7 +170,7 @@ def test_kinds_of_pictures(make_run, report_pictures, options):
     assert len(outline.images) == expected
 
 
-def test_without_any_mask_the_caption_says_so(make_run, report_pictures):
+def test_without_any_mask_the_caption_states_it(make_run, report_pictures):
     arrays = report_pictures()
     text = page(make_run(arrays={**arrays, "mask": np.zeros_like(arrays["mask"])}))
     assert "all of view 1" in text
@@ -241,7 +241,7 @@ def test_long_runs_stay_small(make_run):
     assert len(page(make_run(rows=rows, steps=20_000))) - len(scripts()["plotly"]) < 250_000
 
 
-def test_mistakes_are_told(make_run, tmp_path):
+def test_mistakes_are_reported(make_run, tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)
     root = make_run()

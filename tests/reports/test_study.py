@@ -62,10 +62,10 @@ def test_intervals_over_cases_are_shown_where_there_are_some():
     assert "+0.0512 to +0.1500" in text
 
 
-def test_a_folder_without_a_table_is_told(tmp_path):
+def test_a_folder_without_a_table_is_reported(tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         study.write_page(tmp_path)
 
 
-def test_a_study_without_results_says_so():
+def test_a_study_without_results_states_it():
     assert "No evaluation is complete yet" in study.render({"study": "s", "reference": "mae", "rows": []})

@@ -1,4 +1,4 @@
-"""The page of a fine-tuned task: true figures, escaped names, curves that say what scikit-learn says."""
+"""The page of a fine-tuned task: true figures, escaped names, curves equal to scikit-learn's."""
 
 import json
 import re

@@ -81,7 +81,7 @@ def test_what_is_learnt_slowly_is_not_condemned_early():
     assert find(record([train(4000, cosine=0.0)], steps=100_000), "Teacher").level == "watch"
 
 
-def test_collapse_is_told_at_once():
+def test_collapse_is_reported_at_once():
     assert find(record([{"kind": "health", "step": 1, "effective_rank": 1.0}]), "Effective").level == "bad"
 
 
@@ -160,7 +160,7 @@ def test_one_sentence_for_all():
     assert "NT-Xent accuracy and time waiting for data" in sentence
 
 
-def test_nothing_to_judge():
+def test_nothing_to_evaluate():
     empty = record([])
     assert assess(empty) == []
     assert overall(empty, [])[0] is None

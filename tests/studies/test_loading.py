@@ -182,7 +182,7 @@ def test_a_dataset_of_nnunet_brings_its_classes(tmp_path):
         read_labelled(asked, tmp_path)
 
 
-def test_a_table_s_split_tells_who_learns(tmp_path):
+def test_a_table_s_split_selects_training_cases(tmp_path):
     cases(tmp_path, 3)
     lines = ["case,image,labels,split"]
     lines += [f"c{k},images/case_0{k}_0000.nii.gz,labels/case_0{k}.nii.gz,{'test' if k else 'learn'}" for k in range(3)]

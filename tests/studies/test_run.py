@@ -23,7 +23,7 @@ def told(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.name == "viewalign.studies.run"]
 
 
-def test_a_common_setting_that_no_arm_reads_is_refused(make):
+def test_a_common_setting_that_no_arm_reads_is_rejected(make):
     assert make().recipes["mae", 0].heads.width == 2048, "which cva reads, and mae does not"
     with pytest.raises(UserError, match=r"common.*optim\.momentum.*optim\.name=adamw"):
         make(common={**COMMON, "optim": {"momentum": 0.5}})

@@ -7,7 +7,7 @@ from viewalign.studies.run import time_left
 
 
 def cells_of(folder, taken):
-    """Two arms, two seeds, one judge; `taken` holds the seconds of those that are done."""
+    """Two arms, two seeds, one evaluation; `taken` has the seconds of finished cells."""
     made = []
     for seed in (0, 1):
         for arm in ("mae", "cva"):

@@ -189,7 +189,7 @@ def test_every_method_has_a_recipe_for_each_of_its_networks():
                 assert (recipe.method, recipe.network.name) == (method, network)
 
 
-def test_a_network_that_a_method_cannot_train_is_refused(tiny_recipe):
+def test_a_network_that_a_method_cannot_train_is_rejected(tiny_recipe):
     with pytest.raises(UserError, match=r"SimMIM.*network=resenc-xs"):
         build_method(tiny_recipe("network=resenc-xs", recipe="simmim-primus-xs"))
 

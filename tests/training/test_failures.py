@@ -26,7 +26,7 @@ def figures(monkeypatch):
     monkeypatch.setattr(cost, "remedies", lambda *_: [*found, Remedy("batch=2", 26_000_000_000)])
 
 
-def test_the_sentence_says_what_was_requested_and_what_needs_less(figures):
+def test_the_sentence_names_the_request_and_what_needs_less(figures):
     recipe = load("cva-resenc-l", ["batch=8", "views.patch_size=128", "runtime.precision=bf16"])
     assert needs(recipe, 2) == (
         "Requested: 4 volumes × 2 views of 128×128×128 through resenc-l in bf16, which needs 25.4 GB (simulated; "
@@ -124,7 +124,7 @@ def test_a_process_that_waits_for_ever_is_ended(monkeypatch, capsys):
     assert "viewalign: process 1 of 2: Out of memory" in capsys.readouterr().err
 
 
-def test_one_process_alone_has_nobody_to_tell():
+def test_a_single_process_announces_nothing():
     with Failures() as others:
         others.announce("nobody hears this")
     assert others.sentence == ""

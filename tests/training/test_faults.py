@@ -1,4 +1,4 @@
-"""What goes wrong on the way: told in sentences, and nothing already made is lost."""
+"""Failures during training: reported in messages, without loss of work."""
 
 import errno
 import gc
@@ -66,7 +66,7 @@ def test_another_run_s_folder_is_left_alone(tiny_recipe, tmp_path):
         pretrain(tiny_recipe(out="file"))
 
 
-def test_a_run_whose_places_do_not_meet_is_refused(tiny_recipe, monkeypatch):
+def test_a_run_whose_places_do_not_meet_is_rejected(tiny_recipe, monkeypatch):
     monkeypatch.setattr(run, "ramp_error", lambda views: 0.7)
     with pytest.raises(UserError, match=r"0\.7 voxels.*viewalign doctor"):
         pretrain(tiny_recipe())
@@ -80,7 +80,7 @@ def test_contrast_needs_two_subjects(tiny_recipe, tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe, tmp_path, capfd):
-    """A real limit on the size of files stands in for a full disk: writing fails in the middle."""
+    """A real limit on the size of files simulates a full disk: writing fails in the middle."""
     outcome = pretrain(tiny_recipe("checkpoint.every=2", steps=2))
     folder = outcome.folder.checkpoints
     good = checkpoints.load(checkpoints.path_of(folder, 2))
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny_recipe, tmp_path, capf
     assert checkpoints.load(checkpoints.path_of(folder, 2))["position"] == good["position"]
 
 
-def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recipe, monkeypatch, caplog):
+def test_training_continues_after_a_checkpoint_that_could_not_be_written(tiny_recipe, monkeypatch, caplog):
     original, tried = torch.save, []
 
     def full_once(state, file):
@@ -117,7 +117,7 @@ def test_training_goes_on_past_a_checkpoint_that_could_not_be_written(tiny_recip
 
 @contextmanager
 def no_room(size=1000):
-    """No file may grow past `size` bytes; a real limit, which stands in for a full disk."""
+    """No file may grow past `size` bytes; a real limit, which simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -127,7 +127,7 @@ def no_room(size=1000):
 
 
 def full_during(monkeypatch, first, last):
-    """Let the disk be full while steps `first` to `last` are done and told."""
+    """Let the disk be full while steps `first` to `last` are done and logged."""
     original = Trainer._train_step
     room = ExitStack()
 
@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_step(tiny_recipe, m
     assert "pictures could not be written" in told
 
 
-def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(tiny_recipe, monkeypatch, caplog):
+def test_a_disk_that_stays_full_ends_in_a_message_and_the_run_resumes_later(tiny_recipe, monkeypatch, caplog):
     calm = pretrain(tiny_recipe("checkpoint.every=2", out="calm", steps=8))
     with monkeypatch.context() as patch:
         room = full_during(patch, 5, None)
@@ -182,7 +182,7 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_later(tin
 
 
 def test_no_checkpoint_outlives_the_rows_before_it(tiny_recipe, monkeypatch):
-    """Else a run that is killed then would go on from it with a gap in its log."""
+    """Otherwise a run that is killed then would resume from it with a gap in its log."""
     monkeypatch.setattr(RunLog, "_write", lambda self: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="last checkpoint"):
         pretrain(tiny_recipe(steps=2))
@@ -203,7 +203,7 @@ class FullStream(io.StringIO):
         raise OSError(self.number, os.strerror(self.number))
 
 
-def test_a_full_disk_under_what_a_run_says_does_not_end_it():
+def test_a_full_disk_under_the_output_of_a_run_does_not_end_it():
     """What a job prints is a file too, often on the same disk."""
     ProgressLine(FullStream(errno.ENOSPC)).say("step 1")
 
@@ -221,7 +221,7 @@ def test_a_terminal_or_pipe_that_is_gone_does_not_end_a_run(number, monkeypatch)
     assert silenced == [True]
 
 
-def test_a_loss_that_explodes_is_reported_while_the_run_goes_on(tiny_recipe, monkeypatch, caplog):
+def test_a_loss_that_explodes_is_reported_while_the_run_continues(tiny_recipe, monkeypatch, caplog):
     original = ConsistentViewAlignment.forward
 
     def step(self, batch, return_diagnostics=False):
@@ -239,7 +239,7 @@ def test_a_loss_that_explodes_is_reported_while_the_run_goes_on(tiny_recipe, mon
     assert "Lower optim.lr" in told[0]
 
 
-def test_many_skipped_steps_are_reported_while_the_run_goes_on(tiny_recipe, monkeypatch, caplog):
+def test_many_skipped_steps_are_reported_while_the_run_continues(tiny_recipe, monkeypatch, caplog):
     break_loss(monkeypatch, {1})
     pretrain(tiny_recipe(steps=3))
     told = [line for line in caplog.messages if "Steps skipped is" in line]
@@ -262,13 +262,13 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_recipe, monkeypatch):
     assert checkpoints.steps(RunFolder.of(recipe).checkpoints) == [1, 2]
 
 
-def test_volumes_of_one_value_are_refused(tiny_recipe, tmp_path):
+def test_volumes_of_one_value_are_rejected(tiny_recipe, tmp_path):
     store_from_arrays(tmp_path / "zeros", {f"s{k}": np.zeros((20, 20, 20), np.float32) for k in range(5)})
     with pytest.raises(UserError, match="one value"):
         pretrain(tiny_recipe(f"data={tmp_path / 'zeros'}", steps=2))
 
 
-def test_a_rate_without_end_is_refused(tiny_recipe):
+def test_a_rate_without_end_is_rejected(tiny_recipe):
     for value in (".inf", ".nan", "-.inf"):
         with pytest.raises(UserError, match=r"optim\.lr"):
             tiny_recipe(f"optim.lr={value}")
@@ -343,7 +343,7 @@ def test_the_volume_that_is_not_finite_is_named(parts, tiny_recipe, monkeypatch)
         pretrain(tiny_recipe(*settings, "runtime.bad_steps=1", out="second", steps=12))
 
 
-def test_a_collapse_is_told_once_with_a_remedy(tiny_recipe, monkeypatch, caplog):
+def test_a_collapse_is_reported_once_with_a_remedy(tiny_recipe, monkeypatch, caplog):
     monkeypatch.setattr(health, "measure", lambda features: {"effective_rank": 1.5, "feature_std": 0.9})
     pretrain(tiny_recipe("log.health_every=1", steps=3))
     told = caplog.text
@@ -352,7 +352,7 @@ def test_a_collapse_is_told_once_with_a_remedy(tiny_recipe, monkeypatch, caplog)
     assert "Feature standard deviation" not in told
 
 
-def test_a_volume_that_became_unreadable_is_set_aside(tiny_recipe, tiny_store, tmp_path, caplog):
+def test_a_volume_that_became_unreadable_is_excluded(tiny_recipe, tiny_store, tmp_path, caplog):
     shutil.copytree(tiny_store, tmp_path / "copy")
     arrays = sorted((tmp_path / "copy").rglob("*.b2nd"))
     arrays[3].write_bytes(b"")
@@ -393,7 +393,7 @@ def test_a_worker_that_dies_is_replaced_and_no_sample_is_lost(tmp_path):
 
 
 @pytest.mark.parametrize("problem", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "gone")])
-def test_connections_lost_now_and_then_are_mended_and_those_lost_in_a_row_told(problem, monkeypatch):
+def test_lost_connections_are_repaired_and_repeated_losses_reported(problem, monkeypatch):
     """Where a worker dies while a batch is taken out of its memory, and its end is not known yet (seen in the soak)."""
 
     class Lost(DataLoader):
@@ -419,7 +419,7 @@ def test_connections_lost_now_and_then_are_mended_and_those_lost_in_a_row_told(p
         next(data.batches(reader, 0, 6, 1, workers=0, pin=False))
 
 
-def test_a_program_around_a_run_goes_on_hearing_of_its_own_children(tmp_path):
+def test_a_program_around_a_run_still_gets_signals_of_its_children(tmp_path):
     """Whoever embeds a run may have a handler of SIGCHLD: it hears during and after, and gets its place back."""
     heard = []
     before = signal.signal(signal.SIGCHLD, lambda number, frame: heard.append(number))

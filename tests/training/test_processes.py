@@ -87,8 +87,8 @@ def test_the_group_is_taken_apart_before_python_ends(tiny_recipe, tmp_path):
 
 
 @pytest.mark.long
-def test_what_any_process_cannot_read_is_set_aside_and_told(tiny_recipe, tiny_store, tmp_path):
-    """Two damaged volumes: whichever process meets them, both are in the log, and their share ends all alike."""
+def test_what_any_process_cannot_read_is_excluded_and_reported(tiny_recipe, tiny_store, tmp_path):
+    """Two damaged volumes: whichever process reads them, both are in the log, and their share ends all processes."""
     shutil.copytree(tiny_store, tmp_path / "copy")
     for array in sorted((tmp_path / "copy").rglob("*.b2nd"))[3:5]:
         array.write_bytes(b"")
@@ -113,7 +113,7 @@ def wait_for(happened, seconds=120):
 
 
 def gone(process):
-    """Say whether a process is no more, or a zombie that nobody has looked after."""
+    """Return whether a process has ended, or is a zombie."""
     stat = Path(f"/proc/{process}/stat")
     return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
@@ -173,7 +173,7 @@ def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_rec
     assert "The first process of the run has ended" in main.communicate(timeout=10)[1]
 
 
-def test_a_batch_that_does_not_divide_is_refused(tiny_recipe):
+def test_a_batch_that_does_not_divide_is_rejected(tiny_recipe):
     with pytest.raises(UserError, match=r"batch=4.*3 processes.*batch=3 or 6"):
         launch(tiny_recipe("runtime.gpus=3", "runtime.device=cpu"))
 

@@ -124,7 +124,7 @@ def test_a_run_in_fp16_resumes_with_its_scale(scaled, tiny_recipe, monkeypatch):
     assert 0 < states[0]["position"]["skipped"] == 7 - states[0]["position"]["updates"]
 
 
-def test_rows_after_the_last_checkpoint_are_not_told_twice(tiny_recipe):
+def test_rows_after_the_last_checkpoint_are_not_written_twice(tiny_recipe):
     outcome = pretrain(tiny_recipe(steps=3))
     with outcome.folder.log.open("a") as file:
         file.write(json.dumps({"kind": "train", "step": 9, "loss": 1.0}) + "\n")
@@ -141,7 +141,7 @@ def test_workers_do_not_change_the_run(tiny_recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
-def test_a_signal_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
+def test_a_signal_saves_and_explains_how_to_resume(number, tiny_recipe, tmp_path):
     """The command itself: stopped by a signal, then continued with the very line that it printed."""
     recipe = tiny_recipe("runtime.workers=1", steps=16)
     file = tmp_path / "mine.yaml"
@@ -234,7 +234,7 @@ def test_resuming_remembers_volumes_that_were_excluded(tiny_recipe, monkeypatch)
     assert final_state(folder)["unreadable"] == [3]
 
 
-def test_a_checkpoint_tells_nothing_of_subjects_or_paths(tiny_recipe):
+def test_a_checkpoint_contains_no_subjects_or_paths(tiny_recipe):
     outcome = pretrain(tiny_recipe(steps=2))
     text = repr({k: v for k, v in final_state(outcome.folder).items() if k not in {"method", "optimizer"}})
     assert "case0" not in text
@@ -249,7 +249,7 @@ def test_the_run_folder_is_what_the_docs_say(tiny_recipe):
     assert isinstance(RunFolder(folder.root).recipe().steps, int)
 
 
-def test_two_runs_in_one_folder_are_refused_and_one_killed_at_its_start_leaves_it_free(tiny_recipe, monkeypatch):
+def test_two_runs_in_one_folder_are_rejected_and_one_killed_at_its_start_leaves_it_free(tiny_recipe, monkeypatch):
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     recipe = tiny_recipe(steps=2)
     root = RunFolder.of(recipe).root

@@ -64,7 +64,7 @@ def method_and_samples(made):
 
 
 def move(method):
-    """Move a method; on a GPU parameters stay the same objects, here not, so whatever holds them gets the new ones."""
+    """Move a method; on a GPU parameters stay the same objects, here not, so that their holders get the new ones."""
     method.to(DEVICE)
     if isinstance(method, ConsistentViewAlignment):
         method._pairs = teacher.pair_parameters(method.student, method.teacher)

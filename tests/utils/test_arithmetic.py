@@ -70,7 +70,7 @@ def test_no_clock_decides(monkeypatch):
     assert settle("auto", "cpu") == settle("auto", "cpu")
 
 
-def test_what_a_device_cannot_compute_in_is_refused(gpu):
+def test_what_a_device_cannot_compute_in_is_rejected(gpu):
     with pytest.raises(UserError, match=r"runtime\.precision=fp16.*bf16, fp32 or auto"):
         settle("fp16", "cpu")
     with pytest.raises(UserError, match=r"^precision=fp16"):
@@ -81,7 +81,7 @@ def test_what_a_device_cannot_compute_in_is_refused(gpu):
     assert settle("fp16", "cuda") == Choice("fp16", "set in the recipe")
 
 
-def test_a_refused_precision_ends_pretraining_in_a_sentence(tiny):
+def test_a_rejected_precision_ends_pretraining_in_a_sentence(tiny):
     with pytest.raises(UserError, match=r"runtime\.precision=fp16"):
         launch.launch(tiny("runtime.precision=fp16"))
 
@@ -93,7 +93,7 @@ def tiny():
     return lambda *settings: load("cva-resenc-xs", ["runtime.device=cpu", "batch=4", *settings])
 
 
-def test_processes_that_choose_differently_are_refused(tiny):
+def test_processes_that_choose_differently_are_rejected(tiny):
     with (
         mock.patch.object(launch.distributed, "gather_objects", return_value=["bf16", "fp16"]),
         pytest.raises(UserError, match=r"bf16 and fp16.*runtime\.precision"),

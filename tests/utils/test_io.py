@@ -14,7 +14,7 @@ from viewalign.utils.io import atomic_write, check_file_name, visible, write_ten
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../a", "/etc/a", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "x" * 300, "é" * 150]
 )
-def test_names_that_would_be_paths_are_refused(name):
+def test_names_that_would_be_paths_are_rejected(name):
     with pytest.raises(UserError, match="name"):
         check_file_name(name)
 
@@ -54,7 +54,7 @@ def test_a_block_that_ends_well_takes_the_place(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_tensors_come_back_and_the_umask_says_who_may_read_them(tmp_path, mask, mode):
+def test_tensors_are_restored_and_the_umask_sets_permissions(tmp_path, mask, mode):
     tensors = {"a": torch.arange(12.0).reshape(3, 4).T, "b": torch.ones(2, dtype=torch.bfloat16)}
     before = os.umask(mask)
     try:

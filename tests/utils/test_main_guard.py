@@ -1,4 +1,4 @@
-"""A script without a main guard is refused with a sentence before any process starts."""
+"""A script without a main guard is rejected with a message before any process starts."""
 
 import subprocess
 import sys

@@ -53,7 +53,7 @@ def test_a_gpu_is_named_with_what_it_has(monkeypatch):
     assert "this process may use" in stated(ON_CPU)
 
 
-def test_a_cpu_says_what_this_process_may_use():
+def test_a_cpu_reports_what_this_process_may_use():
     assert re.fullmatch(r"4000000000 bytes could not be allocated; this process may use [\d.]+ GB", stated(ON_CPU))
     assert stated(MemoryError()).startswith("memory could not be allocated; ")
 
@@ -62,13 +62,13 @@ def fails(*_, **__):
     raise ON_CPU
 
 
-def test_embedding_says_what_would_need_less(monkeypatch):
+def test_embedding_names_what_would_need_less(monkeypatch):
     monkeypatch.setattr(embedding, "Pooling", fails)
     with pytest.raises(UserError, match=r"^Out of memory.*patch_size.*device=cpu"):
         embedding.embed(torch.nn.Identity(), None, [])
 
 
-def test_fine_tuning_says_what_would_need_less(monkeypatch, tmp_path):
+def test_fine_tuning_names_what_would_need_less(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "read_spec", fails)
     with pytest.raises(UserError, match=r"^Out of memory.*accumulate=2.*precision=auto.*mode=lora"):
         tasks.finetune("task", "run", tmp_path, None)
@@ -77,7 +77,7 @@ def test_fine_tuning_says_what_would_need_less(monkeypatch, tmp_path):
         segmentation.finetune(None, tmp_path, None)
 
 
-def test_prediction_says_what_would_need_less(monkeypatch, tmp_path):
+def test_prediction_names_what_would_need_less(monkeypatch, tmp_path):
     monkeypatch.setattr("viewalign.finetuning.segmentation.predict.is_segmentation", fails)
     with pytest.raises(UserError, match=r"^Out of memory.*device=cpu"):
         viewalign.predict(tmp_path, tmp_path)

@@ -1,4 +1,4 @@
-"""Overrides are read as a user means them, and what does not fit is told by its key, once."""
+"""Overrides are read as intended, and invalid ones are reported by key, once."""
 
 from typing import Annotated, Literal
 
@@ -86,7 +86,7 @@ def test_the_nearest_is_by_the_last_part_first():
     assert closest("quite another thing", known) == ""
 
 
-def test_each_key_is_told_once_with_its_value():
+def test_each_key_is_reported_once_with_its_value():
     assert (
         told(name="x", rate="fast")
         == "rate = 'fast': input should be a valid number, unable to parse string as a number"
@@ -101,7 +101,7 @@ def test_each_key_is_told_once_with_its_value():
     )
 
 
-def test_kinds_that_tell_models_apart_are_no_part_of_a_key():
+def test_kinds_that_distinguish_models_are_no_part_of_a_key():
     assert told(name="x", parts={"small": {"kind": "small", "height": 1}}) == "there is no setting 'parts.small.height'"
     assert told(name="x", parts={"p": {"kind": "large", "height": "h"}}).startswith("parts.p.height = 'h': ")
 
@@ -122,7 +122,7 @@ def test_settings_in_groups_have_dotted_names_and_some_groups_are_values():
     assert together == {"a": 1, "b.c": [2], "b.d": {"e": None}, "b.none": {}}
 
 
-def test_changes_are_told_with_what_was_and_what_is():
+def test_changes_are_reported_with_both_values():
     before, now = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "e": 5}}
     assert list(diff_settings(before, now)) == [("b.c", 2, 4), ("b.d", 3, None), ("b.e", None, 5)]
     assert list(diff_settings(now, now)) == []

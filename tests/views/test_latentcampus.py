@@ -187,7 +187,7 @@ def test_the_method_compares_the_wrong_positions(order):
 
 
 def test_views_contain_the_voxels_of_their_affines():
-    """The claimed boxes lie; the affines do not, whatever is drawn for the base crop."""
+    """The claimed boxes are wrong; the affines are right for any base crop."""
     ramp = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (40, 44, 36)), indexing="ij"))
     batch = batch_of(ramp, (24, 24, 24), 6, p_rotation=0.5, p_scale=0.5)
     index = index_ramp((24, 24, 24), (24, 24, 24)).flatten(1).T

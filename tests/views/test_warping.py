@@ -49,7 +49,7 @@ def test_cell_centres_in_voxels():
 
 
 def test_warping_a_coarse_map_equals_warping_the_image():
-    """A ramp averaged to cells, read at cells that stand for moved points, has the moved points' values."""
+    """A ramp averaged to cells, read at cells of moved points, has the moved points' values."""
     size, grid = (16, 16, 16), (8, 8, 8)
     affine = torch.eye(3, 4, dtype=torch.float64)[None] * 0.8
     affine[..., 3] = 1.5

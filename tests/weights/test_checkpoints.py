@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged after they were written are seen, set aside and written again."""
+"""Checkpoints that were damaged after they were written are detected, renamed and written again."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_saving_a_step_that_is_there_replaces_it_only_if_it_is_damaged(folder):
     }
 
 
-def test_one_of_a_newer_format_is_refused_and_not_called_damaged(folder, monkeypatch):
+def test_one_of_a_newer_format_is_rejected_and_not_called_damaged(folder, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 2)
     with pytest.raises(UserError, match=r"format 1.* 2"):
         checkpoints.resume_newest(folder)

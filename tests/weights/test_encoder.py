@@ -1,4 +1,4 @@
-"""Encoders of damaged, odd or hostile files are refused in a sentence, before memory is taken."""
+"""Encoders of damaged, odd or hostile files are rejected with a message, before memory is allocated."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_claims_of_channels_are_held_against_a_limit(exported, channels):
 
 
 @pytest.mark.parametrize("changes", [{"network": []}, {"size": [16, 16]}, {"size": [10**9] * 3}, {"size": "big"}])
-def test_claims_that_are_no_network_are_refused(exported, changes):
+def test_claims_that_are_no_network_are_rejected(exported, changes):
     rewrite(exported, **changes)
     with pytest.raises(UserError, match=r"encoder\.json"):
         load_encoder(exported)
@@ -77,7 +77,7 @@ def test_weights_that_are_not_there_are_a_sentence(exported):
 
 
 @pytest.mark.parametrize("shape", [(20, 20, 20), (1, 2, 16, 16, 24), (1, 1, 16, 16), (1, 1, 17, 16, 24)])
-def test_images_of_another_shape_are_an_error_that_says_so(exported, shape):
+def test_images_of_another_shape_are_an_error(exported, shape):
     with pytest.raises((ValueError, UserError), match="images"):
         load_encoder(exported)(torch.zeros(shape))
 

@@ -1,4 +1,4 @@
-"""What an export must fulfil: it loads strictly elsewhere, tells how it was made, and gives nothing away."""
+"""Exports load strictly in other programs, describe the pretraining, and contain no private data."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_an_export_and_its_run_give_the_same_features(exported, tiny_run):
     assert torch.allclose(a.pooled, expected, atol=1e-6)
 
 
-def test_facts_and_card_say_how_it_was_made(exported):
+def test_facts_and_card_describe_the_pretraining(exported):
     facts = read_facts(exported)
     assert facts["steps"] == 2
     assert facts["size"] == list(SIZE)
@@ -139,7 +139,7 @@ def test_an_untrained_encoder_is_the_same_for_the_same_seed(tiny_run):
     assert not torch.equal(a, c)
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path, exported):
+def test_what_cannot_be_loaded_is_reported(tmp_path, exported):
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         load_encoder(tmp_path)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):

@@ -1,4 +1,4 @@
-"""Weights by an id of the Hugging Face Hub, and folders of its cache; nothing here asks the network."""
+"""Weights by an id of the Hugging Face Hub, and folders of its cache; without network access."""
 
 import shutil
 

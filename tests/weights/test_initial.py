@@ -1,4 +1,4 @@
-"""A run that starts from given weights: what is taken over, what is told, and what is refused."""
+"""A run that starts from pretrained weights: what is copied, reported and rejected."""
 
 import json
 import logging
@@ -139,7 +139,7 @@ def test_one_channel_becomes_two(network, mae_file, method_of):
     assert all("is needed" in row.note for row in left)
 
 
-def test_too_little_is_refused_and_changes_nothing(mae_file, method_of):
+def test_too_little_is_rejected_and_changes_nothing(mae_file, method_of):
     path, _ = mae_file("resenc-xxs")
     root = torch.load(path, weights_only=True)
     weights = {n: v for n, v in root["network_weights"].items() if "stages.3" not in n}
@@ -160,7 +160,7 @@ def test_too_little_is_refused_and_changes_nothing(mae_file, method_of):
 
 
 @pytest.mark.parametrize(("given", "run"), [("resenc-xxs", "primus-xxs"), ("primus-xxs", "resenc-xxs")])
-def test_the_other_kind_of_network_is_refused(given, run, mae_file, method_of):
+def test_the_other_kind_of_network_is_rejected(given, run, mae_file, method_of):
     with pytest.raises(UserError, match=r"ResEnc.*Primus|Primus.*ResEnc"):
         load_initial(method_of(network=run), mae_file(given)[0], (16, 16, 16))
 

@@ -1,4 +1,4 @@
-"""Encoder weights in networks that differ: what still computes the same, what is adapted, and what is refused."""
+"""Encoder weights in networks that differ: what computes the same, what is adapted, and what is rejected."""
 
 import pytest
 import torch
@@ -120,14 +120,14 @@ def test_a_primus_of_the_same_size_computes_the_same_and_of_another_is_resized(n
     assert torch.allclose(other.eva.pos_embed, expected, atol=1e-6)
 
 
-def test_a_primus_of_another_size_without_its_size_says_that_positions_are_random(nnssl_file):
+def test_a_primus_of_another_size_without_its_size_reports_random_positions(nnssl_file):
     path, _ = nnssl_file("primus-xs", trainer="viewalign_mae")
     other = build_primus("primus-xs", 1, 3, (24, 16, 32))
     fitted = load_encoder_weights(other, read_weights(path))
     assert whats(fitted)["eva.pos_embed"] == "left"  # a small table; the share is still high, and the report says so
 
 
-def test_other_depths_match_by_name_and_the_share_tells(nnssl_file):
+def test_other_depths_match_by_name_and_the_share_is_reported(nnssl_file):
     path, _ = nnssl_file("resenc-xs")
     source = read_weights(path)
     arguments = unet_arguments("resenc-xs")
@@ -155,7 +155,7 @@ def test_other_depths_match_by_name_and_the_share_tells(nnssl_file):
     assert not any(row.wanted for row in left)
 
 
-def test_a_refused_transfer_changes_nothing(nnssl_file):
+def test_a_rejected_transfer_changes_nothing(nnssl_file):
     path, _ = nnssl_file("resenc-xs")
     wide = unet(features_per_stage=[16, 32, 64, 256])
     before = {name: value.clone() for name, value in wide.state_dict().items()}
@@ -164,7 +164,7 @@ def test_a_refused_transfer_changes_nothing(nnssl_file):
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
 
 
-def test_a_random_first_convolution_is_refused_however_much_else_fits(nnssl_file):
+def test_a_random_first_convolution_is_rejected_however_much_else_fits(nnssl_file):
     path, _ = nnssl_file("resenc-xs")
     root = torch.load(path, weights_only=True)
     kept = {n: v for n, v in root["network_weights"].items() if "stem.convs.0" not in n}
@@ -174,7 +174,7 @@ def test_a_random_first_convolution_is_refused_however_much_else_fits(nnssl_file
 
 
 @pytest.mark.parametrize(("given", "target"), [("resenc-xs", "primus-xs"), ("primus-xs", "resenc-xs")])
-def test_the_other_kind_of_network_is_refused(given, target, nnssl_file):
+def test_the_other_kind_of_network_is_rejected(given, target, nnssl_file):
     source = read_weights(nnssl_file(given, trainer="viewalign_mae")[0])
     network = build_backbone(target, (16, 16, 16)).net
     with pytest.raises(UserError, match=r"ResEnc.*Primus|Primus.*ResEnc"):

@@ -1,4 +1,4 @@
-"""The model card tells how images must lie."""
+"""The model card states the orientation of images."""
 
 import pytest
 

@@ -143,14 +143,14 @@ def test_what_was_assumed_or_converted_is_a_warning(made):
         viewalign.load_encoder(made("nnunet")[0])
 
 
-def test_nnunet_s_plans_tell_voxel_size_and_patch(made):
+def test_nnunet_s_plans_have_voxel_size_and_patch(made):
     source = read_source(made("nnunet")[0])
     assert source.size == SIZE
     assert read_pretrained(made("nnunet")[0]).preparation.spacing == (1.0, 0.5, 0.5)
     assert source.plan["key_to_encoder"] == "encoder.stages"
 
 
-def test_a_network_that_is_not_of_this_package_is_refused(made):
+def test_a_network_that_is_not_of_this_package_is_rejected(made):
     file, _ = made("nnssl")
     root = torch.load(file, weights_only=True)
     name = "encoder.stages.1.blocks.0.conv1.conv.weight"
@@ -238,7 +238,7 @@ def test_names_that_are_not_there_and_collections(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_entry_says_what_is_needed(name):
+def test_every_entry_states_what_is_needed(name):
     entry = list_encoders()[name]
     assert entry.source.startswith(("hf:", "zenodo:"))
     assert entry.network in {"", *RESENC, *PRIMUS}

@@ -1,4 +1,4 @@
-"""An export on the Hub and back: a server here stands in for the Hub."""
+"""An export on the Hub and back: a local server simulates the Hub."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ def test_what_lies_beside_an_export_stays_at_home(published, tmp_path):
 
 
 def test_it_comes_back_by_its_name_and_computes_the_same(published, tmp_path):
-    """In a process of its own, whose Hub is the stand-in and whose cache is empty; then again without the server."""
+    """In a separate process, with the local Hub and an empty cache; then again without the server."""
     served, out, _ = published
     code = (
         "import sys, torch, viewalign\n"
@@ -95,7 +95,7 @@ def test_it_comes_back_by_its_name_and_computes_the_same(published, tmp_path):
         assert torch.equal(there[name], here.get(f"net.{name}", here.get(name))), name
 
 
-def test_the_card_says_what_the_hub_and_a_reader_ask_for(published):
+def test_the_card_has_what_the_hub_and_a_reader_need(published):
     _, out, _ = published
     card = (out / "README.md").read_text()
     _, head, body = card.split("---\n", 2)

@@ -32,7 +32,7 @@ def test_weights_of_zenodo(served: Served, tmp_path: Path) -> None:
     assert told[-1] == (5002, 5002)
 
 
-def test_a_record_with_wrong_content_or_a_way_out_is_refused(served: Served, tmp_path: Path) -> None:
+def test_a_record_with_wrong_content_or_a_way_out_is_rejected(served: Served, tmp_path: Path) -> None:
     served.add_record(42, {"a.pth": WEIGHT}, title="MAE")
     served.files["/zenodo/a.pth"] = bytes(5000)
     with pytest.raises(UserError, match="md5:"):
@@ -64,6 +64,6 @@ def test_weights_of_the_hub_come_without_code_and_pickles(served: Served, tmp_pa
 
 
 @pytest.mark.parametrize("asked", ["nothing", "hf:no-owner", "hf:../../etc", "zenodo:abc", "ftp:x/y"])
-def test_other_names_are_refused(asked: str) -> None:
+def test_other_names_are_rejected(asked: str) -> None:
     with pytest.raises(UserError, match="There are no weights"):
         find_weights(asked)

@@ -1,4 +1,4 @@
-"""Reading weights of others: names, aliases, wrappers, heads, and what is refused."""
+"""Reading weights of other programs: names, aliases, wrappers, heads, and what is rejected."""
 
 import os
 from itertools import pairwise
@@ -134,7 +134,7 @@ class Planted:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_that_needs_pickle_is_refused_unread(legacy, nnssl_file, tmp_path):
+def test_a_file_that_needs_pickle_is_rejected_unread(legacy, nnssl_file, tmp_path):
     path, _ = nnssl_file("resenc-xs")
     root = torch.load(path, weights_only=True)
     root["init_args"] = Planted(tmp_path / "trap")
@@ -224,7 +224,7 @@ def test_a_published_path_that_may_mean_several_runs_or_none(nnssl_file, tmp_pat
         resolve_checkpoint(asked(tmp_path), "resenc-l")
 
 
-def test_the_run_asked_for_wins_over_any_other(nnssl_file, tmp_path):
+def test_the_requested_run_wins_over_any_other(nnssl_file, tmp_path):
     plain = place(nnssl_file("resenc-xs")[0], tmp_path, "MAETrainer")
     place(nnssl_file("resenc-xs")[0], tmp_path, "MAETrainer__nnsslPlans__onemmiso")
     assert resolve_checkpoint(asked(tmp_path), "resenc-l") == (plain, "")

@@ -139,12 +139,12 @@ def test_the_repair_is_its_own_inverse():
         ("", None),
     ],
 )
-def test_trainers_tell_the_order(trainer, order):
+def test_trainers_determine_the_order(trainer, order):
     assert token_order.order_of(trainer) == order
 
 
 @pytest.mark.parametrize("trainer", ["", "MyOwnTrainer"])
-def test_an_order_that_nothing_tells_is_asked_for(trainer, tmp_path):
+def test_an_unknown_order_must_be_set(trainer, tmp_path):
     size = (12, 12, 8)
     backbone = shaken(size)
     file = checkpoint_of(backbone, tmp_path / "mae.pth", size, trainer)

@@ -39,7 +39,7 @@ def test_every_method_s_encoder_is_found_among_its_weights(name):
         assert torch.equal(own[key], encoder[f"net.{key}"]), key
 
 
-def test_a_run_and_its_export_give_the_same_network_and_tell_their_plan(tiny_run, tmp_path):
+def test_a_run_and_its_export_give_the_same_network_and_plan(tiny_run, tmp_path):
     export = viewalign.export_run(tiny_run, tmp_path / "export")
     sources = [read_source(path) for path in (tiny_run, export, export / "encoder.safetensors")]
     for source in sources:

@@ -1,4 +1,4 @@
-"""`verify` reads everything once and names what is not as it was written."""
+"""`verify` reads everything once and names damaged files."""
 
 import shutil
 

@@ -133,7 +133,7 @@ def _labels(file: Path, volumes: dict[str, Volume]) -> tuple[Volume, NDArray[np.
     """Return the image with the voxel grid of the mask, and the mask.
 
     Raises:
-        ExcludedImageError: the mask has the grid of no sequence.
+        ExcludedImageError: the mask does not have the grid of any sequence.
     """
     header = read_header(file)
     empty = np.broadcast_to(np.float32(0), header.shape)

@@ -4,8 +4,8 @@ They find a checkpoint by the folders of nnssl's results, read voxel size and pa
 encoder into a new ResEnc-L or Primus-M: strictly for segmentation, by matching names for classification. Sources:
 `documentation/Getting_started_OpenMind.md` of nnssl, and the loaders of nnU-Net and SSL3D_classification.
 
-Classification builds a Primus of its own, whose tokens lie as (axis 1, axis 0, axis 2), without LayerScale and without
-the norm inside attention. A Primus therefore gets a second file for it.
+Classification builds its own Primus, with tokens ordered (axis 1, axis 0, axis 2), without LayerScale and without the
+norm inside attention. For it, a Primus is exported to a second file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from viewalign.weights.run_folder import RunFolder
 from viewalign.weights.run_state import Weights
 
 TRACKS = {"resenc-l": "ResEncL", "primus-m": "PrimusM"}
-"""The two tracks of the challenge, by our names of their networks."""
+"""The two tracks of the challenge, by the names of their networks in this package."""
 PATCH = (160, 160, 160)
 """Patch size in voxels of all fine-tuning."""
 DATASET, CONFIGURATION = "Dataset745_OpenMind", "onemmiso"
@@ -46,7 +46,7 @@ _FIELDS = (
 
 
 _DROPPED = re.compile(r"eva\.blocks\.\d+\.(gamma_[12]|attn\.norm\.(weight|bias))")
-"""Weights of a Primus's encoder that classification has no place for; it reports nothing of them."""
+"""Weights of a Primus's encoder that classification ignores without a message."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Submission:
 
     Attributes:
         checkpoint: the file for segmentation.
-        classification: the file for classification; of a ResEnc it is the same.
+        classification: the file for classification; the same for a ResEnc.
         passed: descriptions of the checks.
         dropped: weights of the encoder that classification drops.
     """
@@ -75,7 +75,7 @@ def write_submission(run: str | Path, out: str | Path | None = None, weights: We
         weights: student or teacher.
 
     Raises:
-        UserError: a network of neither track, images that were not z-scored at 1 mm, or a failed check.
+        UserError: a network that is in neither track, images that were not z-scored at 1 mm, or a failed check.
     """
     folder = RunFolder(Path(run))
     _check_track(folder.recipe())
@@ -105,7 +105,7 @@ def _write_results(root: Mapping[str, Any], dataset: Path) -> Path:
 
 
 def for_classification(root: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Primus's checkpoint with tokens as classification orders them, and without need of LayerScale.
+    """Return a Primus's checkpoint with tokens in the order of classification, and without need of LayerScale.
 
     Args:
         root: contents of a checkpoint in raster order.
@@ -120,7 +120,7 @@ def for_classification(root: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dropped_by_classification(root: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the weights of a checkpoint's encoder for which classification's network has no place."""
+    """Return the weights of a checkpoint's encoder that classification's network does not have."""
     return tuple(name for name in root["network_weights"] if _DROPPED.fullmatch(name))
 
 

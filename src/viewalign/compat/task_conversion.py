@@ -1,4 +1,4 @@
-"""Create tasks from labels: kind and classes are detected unless given."""
+"""Create tasks from labels: kind and classes are detected unless set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from viewalign.tasks.spec import ChannelSpec, Kind, TaskSpec, check_spec
 from viewalign.utils.settings import Names, Settings
 
 _MAX_CLASSES = 20
-"""More different integers than this are the targets of a regression, unless the kind is given."""
+"""More different integers than this are the targets of a regression, unless the kind is set."""
 
 
 class ConvertSettings(Settings):

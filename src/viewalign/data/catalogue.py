@@ -1,7 +1,7 @@
-"""Which image there is, and whose: collection → dataset → subject → session → image.
+"""Catalogues of images: collection → dataset → subject → session → image.
 
-On disk a catalogue is `pretrain_data.json` as nnssl reads and writes it, so that one file serves both. A path in it
-may begin with `$VARIABLE/` (expanded from the environment) and is otherwise relative to the folder of the JSON file.
+On disk a catalogue is `pretrain_data.json` as nnssl reads and writes it, so that both use the same file. A path in it
+may start with `$VARIABLE/` (expanded from the environment) and is otherwise relative to the folder of the JSON file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Info = dict[str, Any] | None
 
 @dataclass(frozen=True)
 class AssociatedMasks:
-    """Paths, as written, of the masks that lie on an image's voxels; None where there is no such mask."""
+    """Paths, as written, of the masks on an image's voxels; None if there is no such mask."""
 
     anonymization_mask: str | None = None
     anatomy_mask: str | None = None
@@ -69,11 +69,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class SeriesSource:
-    """Where an image of DICOM files comes from, besides the folder of the file that names it.
+    """Further sources of a DICOM image, besides the folder of the file that names it.
 
     Attributes:
-        folders: further folders that hold slices of its series.
-        output: which of the images that dcm2niix makes of the series it is; None for one that is read directly.
+        folders: further folders with slices of its series.
+        output: which of dcm2niix's images of the series it is; None for one that is read directly.
     """
 
     folders: tuple[Path, ...] = ()
@@ -81,7 +81,7 @@ class SeriesSource:
 
     @classmethod
     def of(cls, info: Info, path: Path) -> SeriesSource | None:
-        """Return what the info of an image says of its series; None where it says nothing."""
+        """Return the series in the info of an image; None if there is none."""
         folders, output = ((info or {}).get(key) for key in ("dicom_folders", "dcm2niix_output"))
         names = [name for name in folders if isinstance(name, str)] if isinstance(folders, list) else []
         if not names and not isinstance(output, str):
@@ -92,7 +92,7 @@ class SeriesSource:
         )
 
     def as_info(self, path: Path) -> dict[str, Any]:
-        """Return what `of` reads, with folders relative to that of a file."""
+        """Return the form that `of` reads, with folders relative to that of a file."""
         folders = [Path(os.path.relpath(folder, path.parent)).as_posix() for folder in self.folders]
         info: dict[str, Any] = {"dicom_folders": folders} if folders else {}
         return info if self.output is None else {**info, "dcm2niix_output": self.output}
@@ -100,7 +100,7 @@ class SeriesSource:
 
 @dataclass(frozen=True)
 class Record:
-    """One image with all that it belongs to; paths are resolved.
+    """One image with its session, subject and dataset; paths are resolved.
 
     `image_id` is unique within a catalogue, `subject_id` names the person across sessions, `units` are those of PET.
     """
@@ -190,7 +190,7 @@ def read_catalogue(path: Path) -> Collection:
     """Read `pretrain_data.json`.
 
     Raises:
-        UserError: no such file, no JSON, or a key that is missing or unknown; the sentence names key and place.
+        UserError: no such file, invalid JSON, or a missing or unknown key; the message names the key and its position.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

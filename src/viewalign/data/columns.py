@@ -26,11 +26,11 @@ INDEX_COLUMNS = (
     *MASK_KINDS,
 )
 OPTIONAL_COLUMNS: dict[str, Any] = {"channels": 1, "quality": None, "scale": (1.0,), "offset": (0.0,), "group": None}
-"""Columns that are written only where some image differs from this value."""
+"""Columns that are written only if some image differs from this value."""
 
 
 class TextColumn(Sequence[str]):
-    """Many strings in one block of memory, which forked workers share: no reference count is ever written into it."""
+    """Many strings in one block of memory, shared by forked workers, as no reference counts are written into it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         encoded = [text.encode("utf-8") for text in texts]
@@ -60,7 +60,7 @@ class TextColumn(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image's line in the index; `value = stored · scale + offset`, a pair a channel.
+    """One image's row in the index; `value = stored · scale + offset`, one pair per channel.
 
     `group` names the subjects that share copies of an image with this one's, None if there are none.
     """
@@ -88,7 +88,7 @@ class Row:
 
     @classmethod
     def of(cls, relative: str, properties: dict[str, Any]) -> Row:
-        """Make the line of an image from its place in the store and its properties."""
+        """Create the row of an image from its path in the store and its properties."""
         files = properties["files"]
         return cls(
             id=properties["id"],
@@ -109,7 +109,7 @@ class Row:
 
 
 def write_index(store: Path, rows: Iterable[Row]) -> None:
-    """Write `index.json`, sorted by id, a line per column."""
+    """Write `index.json`, sorted by id, one line per column."""
     ordered = sorted(rows, key=lambda row: row.id)
     columns = {name: [getattr(row, name) for row in ordered] for name in (*INDEX_COLUMNS, *OPTIONAL_COLUMNS)}
     written = [
@@ -122,7 +122,7 @@ def write_index(store: Path, rows: Iterable[Row]) -> None:
 
 
 def rows_on_disk(store: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Yield a line and the properties of every image that is wholly there, whichever run made it."""
+    """Yield row and properties of every complete image, from any run."""
     for folder, _, files in os.walk(store / "volumes"):
         for name in files:
             if name.endswith(".json") and not name.startswith("."):
@@ -133,7 +133,7 @@ def rows_on_disk(store: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
 
 
 def sweep_temporary(store: Path, below: bool = True) -> None:
-    """Remove what a killed run left half-written, in the store's folder and in those below it."""
+    """Remove unfinished files of a killed run in the store's folder and below it."""
     for folder, folders, files in os.walk(store):
         if not below:
             folders.clear()

@@ -1,4 +1,4 @@
-"""What the voxels of an image say about it: whether it is a label map, padded, or has values that cannot be right."""
+"""Checks of an image's voxels: label maps, padding, and impossible values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 Value = TypeVar("Value", bound=np.generic)
 
 _FEW_VALUES = 3
-"""An image of this many distinct values, or fewer, is a mask."""
+"""An image with at most this many distinct values is a mask."""
 _MANY_VALUES = 512
-"""No label map has more structures than this."""
+"""Largest number of structures in a label map."""
 _EQUAL_NEIGHBOURS = 0.5
-"""Share of neighbouring voxels inside structures that are equal in a label map."""
+"""Smallest fraction of equal neighbouring voxels inside the structures of a label map."""
 
 
 def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
-    """Say why an image looks like a label map, or None if it does not.
+    """Return why an image looks like a label map, or None.
 
     A label map consists of few distinct whole numbers, and neighbours inside its structures are equal. Neighbours are
     compared along the last axis, in about 64 planes; pairs in which both have the most frequent value, the background,
@@ -35,7 +35,7 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
     values, counts = np.unique(planes, return_counts=True)
     background = values[np.argmax(counts)]
     if np.count_nonzero((planes != background).any(axis=(1, 2))) < 2:
-        return None  # its content lies in one slice, which is reported as such
+        return None  # its content is in one slice, which is reported as such
     if len(values) <= _FEW_VALUES:
         return f"it has {len(values)} distinct values, like a mask"
     if len(values) > _MANY_VALUES:
@@ -49,7 +49,7 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
 
 
 _BELOW_AIR = -1100.0
-"""Values below this, in Hounsfield units, are no tissue and no air: scanners pad with −1500, −2000, −3024 or −32768."""
+"""Values below this, in Hounsfield units, are not tissue or air: scanners pad with −1500, −2000, −3024 or −32768."""
 _PADDING_SHARE = 0.005
 _SPREADS = 20.0
 _ABSURD_SHARE = 1e-4
@@ -57,13 +57,13 @@ _ABSURD_SHARE = 1e-4
 
 @dataclass(frozen=True)
 class CleanValues:
-    """An image whose padding and absurd values were replaced.
+    """An image with padding and impossible values replaced.
 
     Attributes:
-        array: (D, H, W), the image's own array where nothing was replaced.
-        padding: bool (D, H, W), true where the scanner measured nothing; None without padding.
-        padding_value: what stood there.
-        clipped: number of voxels with absurd values.
+        array: (D, H, W), the image's own array if nothing was replaced.
+        padding: bool (D, H, W), true outside the measured region; None without padding.
+        padding_value: the replaced value.
+        clipped: number of voxels with impossible values.
         limits: the values that these were clipped to, lowest and highest.
     """
 

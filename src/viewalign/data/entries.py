@@ -1,4 +1,4 @@
-"""What an index says of one image, and what about it is suspicious."""
+"""One image of an index, with its suspicious properties."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Entry:
     Attributes:
         shape: voxels along (D, H, W) as in the file.
         spacing: mm along (D, H, W).
-        orientation: where x, y and z index grow, e.g. `LPS`.
+        orientation: directions of growing x, y and z index, e.g. `LPS`.
         bytes: size on disk.
         units: of PET, where its header states them.
         suspects: what should be checked, as sentences by kind (`audit.KINDS`); empty for an image that looks right.

@@ -1,4 +1,4 @@
-"""What preparing a catalogue will cost: sizes come from headers, rates from a few images. Nothing is written."""
+"""Cost of preparing a catalogue: sizes come from headers, rates from a few images. Nothing is written."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MOST_TRIED, _LARGEST_TRIED = 24, 60_000_000
 
 @dataclass(frozen=True)
 class Size:
-    """One image, as its header has it.
+    """One image, as described by its header.
 
     Attributes:
-        record: whose it is.
+        record: of the catalogue.
         read, stored: voxels as read, and after resampling; cropping is not known yet.
         shape: (D, H, W) after resampling.
         bytes: of the file.
@@ -44,13 +44,13 @@ class Size:
 
 @dataclass
 class Survey:
-    """What the headers of a catalogue say.
+    """Results of reading the headers of a catalogue.
 
     Attributes:
         images: in the catalogue.
-        looked_at: of these, whose header was read (a random part of a very large catalogue).
-        sizes: of those that are let in.
-        excluded: how many of those looked at would be excluded, by reason.
+        looked_at: number whose header was read (a random part of a very large catalogue).
+        sizes: of those that are included.
+        excluded: number of read headers whose image would be excluded, by reason.
     """
 
     images: int
@@ -60,11 +60,11 @@ class Survey:
 
     @property
     def factor(self) -> float:
-        """Images of the catalogue for each one looked at."""
+        """Images of the catalogue per read header."""
         return self.images / max(self.looked_at, 1)
 
     def smaller_than(self, view: Shape) -> float:
-        """Return how many images are smaller than a view along some axis; cropping can only add to them."""
+        """Return the number of images smaller than a view along some axis; cropping may add more."""
         few = sum(any(n < v for n, v in zip(size.shape, view, strict=True)) for size in self.sizes)
         return few * self.factor
 
@@ -76,14 +76,14 @@ class Survey:
 
 @dataclass
 class Trial:
-    """What preparing a few images in memory took.
+    """Cost of preparing a few images in memory.
 
     Attributes:
         images: prepared.
-        seconds: per voxel read or stored, whichever are more.
+        seconds: per voxel read or stored, whichever is more.
         bytes: stored per voxel of the uncropped image.
-        kept: share of voxels that cropping leaves.
-        excluded: reasons found in the voxels alone, by image tried.
+        kept: share of voxels that remain after cropping.
+        excluded: exclusions that only the voxels show, per tried image.
     """
 
     images: int = 0
@@ -121,7 +121,7 @@ def _size(record: Record, settings: PrepareSettings) -> Size:
 
 
 def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 20.0) -> Trial:
-    """Prepare images at random, in this process and in memory, until the time or a few dozen are used up."""
+    """Prepare images at random, in this process and in memory, until the time is up or a few dozen are done."""
     order = make_rng(1, "estimate").permutation(len(sizes))
     begin, spent, work, stored, uncropped, kept = time.perf_counter(), 0.0, 0, 0, 0, 0
     trial = Trial()
@@ -161,7 +161,7 @@ def core_seconds(found: Survey, trial: Trial) -> float:
 
 
 def excluded_in_all(found: Survey, trial: Trial, before: Iterable[object]) -> float:
-    """Return how many images will be excluded: known before, by header, and by voxels as often as in the trial."""
+    """Return how many images will be excluded: known ones, by header, and by voxels at the rate of the trial."""
     tried = trial.images + len(trial.excluded)
     by_voxels = len(trial.excluded) / tried * len(found.sizes) if tried else 0.0
     return len(list(before)) + found.factor * (sum(found.excluded.values()) + by_voxels)

@@ -1,4 +1,4 @@
-"""The file types that are read, recognised by their names."""
+"""The supported file types, recognised by their names."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", *NIBABEL_SUFFIX
 
 
 def suffix_of(name: str) -> str | None:
-    """Return the file type of a name (`.nii.gz`, `.mha` …), or None if it is not one that is read."""
+    """Return the file type of a name (`.nii.gz`, `.mha` …), or None if it is not supported."""
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)

@@ -1,8 +1,8 @@
-"""Whether a source is still the file that an image was made from, seen without reading all of it.
+"""Detects whether the source file of an image has changed, without reading all of it.
 
 A digest covers the size of a file and four pieces of 64 KiB, spread from its first byte to its last; files of up to
 256 KiB are read whole. A gzip stream ends with the checksum of what it unpacks to, so that any change of a `.nii.gz` is
-seen. Not seen is a change of an uncompressed file that keeps its size and lies between the pieces.
+detected. A change of an uncompressed file between the pieces that keeps its size is not detected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def record_digest(record: Record) -> str:
     """Return 32 hex digits that change when the file of an image or of one of its masks does.
 
     Raises:
-        OSError: a file cannot be read, or is no regular file.
+        OSError: a file cannot be read, or is not a regular file.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in record_paths(record):
@@ -46,11 +46,11 @@ def record_paths(record: Record) -> list[Path]:
 
 def _source_digest(path: Path, series: SeriesSource | None) -> bytes:
     if suffix_of(path.name) is None:
-        path.stat()  # the folder may be there without the file
+        path.stat()  # the folder may exist without the file
         folders = folders_of(path, series)
         with _one_at_a_time:  # several threads would read the same folder
             return b"".join(_folder_digest(os.fspath(folder), folder_state(folder)) for folder in folders)
-    own = _file_digest(path)  # first, since it refuses a pipe, whose reading would not end
+    own = _file_digest(path)  # first, since it rejects a pipe, which would block
     detached = detached_data(path)
     return own + (_file_digest(detached) if detached and detached.is_file() else b"")
 

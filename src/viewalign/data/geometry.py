@@ -1,4 +1,4 @@
-"""Bring an image's axes to one order, and back.
+"""Converts an image's axes to one orientation, and back.
 
 The stored frame is LPS: indices along W grow towards the patient's left, along H towards posterior, along D towards
 superior. Axes are only permuted and flipped, so no voxel value changes and an oblique image stays oblique.
@@ -26,10 +26,10 @@ _NEGATIVE = "RAI"
 
 @dataclass(frozen=True)
 class Reorientation:
-    """How a file's array axes became the stored ones.
+    """Conversion from a file's array axes to the stored ones.
 
     Attributes:
-        axes: stored array axis a comes from the file's array axis `axes[a]`, as in `np.transpose`.
+        axes: stored array axis a is the file's array axis `axes[a]`, as in `np.transpose`.
         flips: after that, stored axis a is reversed where `flips[a]`.
     """
 
@@ -41,7 +41,7 @@ class Reorientation:
         return np.flip(np.transpose(array, self.axes), self._flipped())
 
     def invert(self, array: NDArray[Number]) -> NDArray[Number]:
-        """Return a view of a stored-frame array (D, H, W) in the frame of its file: undoes `apply` exactly."""
+        """Return a view of a stored-frame array (D, H, W) in the frame of its file: the inverse of `apply`."""
         return np.transpose(np.flip(array, self._flipped()), np.argsort(self.axes))
 
     def _flipped(self) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def orientation_code(direction: Direction) -> str:
 
 
 def reorientation_to_lps(direction: Direction) -> Reorientation:
-    """Return the permutation and flips that bring an image with this direction (3×3; x, y, z) to LPS."""
+    """Return the permutation and flips that convert an image with this direction (3×3; x, y, z) to LPS."""
     worlds = _nearest_world_axes(direction)
     axes, flips = [], []
     for stored in range(3):
@@ -90,7 +90,7 @@ def resampled_geometry(
 ) -> tuple[Triple, Triple]:
     """Return the true voxel size and the origin after resampling to `new_shape`.
 
-    The outer faces of the volume stay where they are, so voxel 0 of the new grid lies at index `(old/new − 1)/2` of the
+    The outer faces of the volume are kept, so that voxel 0 of the new grid is at index `(old/new − 1)/2` of the
     old one.
     """
     ratio = [old / new for old, new in zip(shape, new_shape, strict=True)]
@@ -110,8 +110,8 @@ def resample(array: NDArray[np.float32], new_shape: Shape, how: Interpolation = 
 def _linear(array: NDArray[np.float32], new_shape: Shape) -> NDArray[np.float32]:
     """Resample trilinearly.
 
-    The same as torch's `interpolate(mode="trilinear", align_corners=False)`, plane by plane: no temporary is larger
-    than a plane, and a worker needs no torch, which would cost it 500 MB and three seconds.
+    Equal to torch's `interpolate(mode="trilinear", align_corners=False)`, plane by plane: no temporary is larger
+    than a plane, and a worker needs no torch, which would take 500 MB and three seconds.
     """
     depth, rows, columns = (_taps(old, new) for old, new in zip(array.shape, new_shape, strict=True))
     result = np.empty(new_shape, dtype=np.float32)
@@ -126,7 +126,7 @@ def _linear(array: NDArray[np.float32], new_shape: Shape) -> NDArray[np.float32]
 
 
 class _Taps(NamedTuple):
-    """For each new voxel along an axis: the two old voxels it lies between and the share of the second."""
+    """Return for each new voxel along an axis its two neighbouring old voxels and the weight of the second."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]
@@ -148,12 +148,12 @@ def _blend(
     return mixed
 
 
-_ROWS = 64  # rows of the operator multiplied at a time: what lies far from them is zero and is not touched
+_ROWS = 64  # rows of the operator multiplied at a time: entries far from them are zero and are skipped
 _NEGLIGIBLE = 1e-9
 
 
 def _cubic(array: NDArray[np.float32], new_shape: Shape) -> NDArray[np.float32]:
-    """Resample by B-splines of order 3, one matrix product an axis; axes that shrink most come first."""
+    """Resample by B-splines of order 3, one matrix product per axis; axes that shrink most come first."""
     result = array
     for axis in sorted(range(3), key=lambda axis: new_shape[axis] / array.shape[axis]):
         if array.shape[axis] != new_shape[axis]:
@@ -188,7 +188,7 @@ def spline_operator(old: int, new: int) -> NDArray[np.float64]:
     """Return the matrix (new, old) that resamples a line by its interpolating cubic B-spline, mirrored at the ends.
 
     A line's coefficients solve a tridiagonal system (Unser, IEEE Signal Processing Magazine 1999, eq. 11); each new
-    voxel is four of them, weighted. Being one matrix product an axis, it runs at the speed of BLAS.
+    voxel is a weighted sum of four of them. As one matrix product per axis, it runs at the speed of BLAS.
     """
     place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0, old - 1.0)
     base = np.floor(place).astype(np.intp)
@@ -210,7 +210,7 @@ def _mirrored(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
 
 
 def resample_labels(labels: NDArray[np.uint8], new_shape: Shape) -> NDArray[np.uint8]:
-    """Resample labels: each new voxel takes the label of the old voxel its centre lies in."""
+    """Resample labels: each new voxel gets the label of the old voxel that contains its centre."""
     for axis, (old, new) in enumerate(zip(labels.shape, new_shape, strict=True)):
         centres = (np.arange(new) + 0.5) * (old / new)
         labels = np.take(labels, np.minimum(centres.astype(np.intp), old - 1), axis=axis)

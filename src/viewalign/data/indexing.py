@@ -27,14 +27,14 @@ MANY = 500
 
 @dataclass
 class Index:
-    """A catalogue with what was excluded and what the headers say, in the order of the images.
+    """A catalogue with excluded files and facts from the headers, in the order of the images.
 
     Attributes:
-        entries: one per image taken in.
-        other_files: number of files of types that are not read, by suffix, and of DICOM without images.
-        label_files: label maps, recognised by their names, that were passed over.
+        entries: one per included image.
+        other_files: number of files of unsupported types, by suffix, and of DICOM without images.
+        label_files: label maps, recognised by their names, that were ignored.
         duplicates: groups of files with the same content.
-        notes: sentences of the sources on what was left out on purpose.
+        notes: sentences of the sources about what was ignored on purpose.
     """
 
     collection: Collection
@@ -47,7 +47,7 @@ class Index:
 
     @property
     def images(self) -> int:
-        """Number of images taken in."""
+        """Number of included images."""
         return len(self.entries)
 
     @property
@@ -72,14 +72,14 @@ def index_sources(
     workers: int | None = None,
     exclude: ExclusionList | None = None,
 ) -> Index:
-    """Look for images in `sources` and read their headers.
+    """Find images in `sources` and read their headers.
 
     Args:
         sources: folders, files, patterns, tables or catalogues.
-        options: how subjects are inferred; what counts as a label map.
+        options: of the search.
         collection_name: first part of every image id; a single catalogue keeps its own.
-        on_file: called with (headers read, files in all).
-        workers: processes that read headers, which a header that crashes its reader cannot end; default one per core
+        on_file: called with (headers read, total).
+        workers: processes that read headers, protecting this one from crashes of the reader; default one per core
             for many files, none for few, 0 reads them in this process.
         exclude: images that are left out.
 
@@ -106,7 +106,7 @@ def index_sources(
 
 
 def excluded_path(catalogue: Path) -> Path:
-    """Return where the files excluded while indexing are listed: `cat.json` → `cat.excluded.json`."""
+    """Return the path of the list of excluded files: `cat.json` → `cat.excluded.json`."""
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".excluded.json")
 
 
@@ -118,10 +118,10 @@ def write_excluded(catalogue: Path, excluded: Sequence[Exclusion]) -> Path:
 
 
 def read_excluded(catalogue: Path) -> list[Exclusion]:
-    """Read the list beside a catalogue; empty where there is none.
+    """Read the list beside a catalogue; empty without one.
 
     Raises:
-        UserError: the file is there but is no such list.
+        UserError: the file is not such a list.
     """
     path = excluded_path(catalogue)
     if not path.exists():
@@ -133,7 +133,7 @@ def read_excluded(catalogue: Path) -> list[Exclusion]:
 
 
 def _distinct_datasets(findings: Sequence[SourceContents]) -> list[ImageRecord]:
-    """Two sources with a dataset of one name keep two datasets: the second is called `name_2`."""
+    """Keep datasets of the same name from two sources apart: the second is called `name_2`."""
     everything: list[ImageRecord] = []
     taken: Counter[str] = Counter()
     for each in findings:
@@ -147,7 +147,7 @@ def _distinct_datasets(findings: Sequence[SourceContents]) -> list[ImageRecord]:
 
 
 def _once(everything: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Drop what an earlier source already had."""
+    """Drop images that an earlier source contains."""
     keyed = {(os.fspath(found.path), found.series and found.series.output): found for found in reversed(everything)}
     return list(keyed.values())[::-1]
 
@@ -164,7 +164,7 @@ def _not_listed(index: Index, everything: Sequence[ImageRecord], exclude: Exclus
 def _read_headers(
     everything: Sequence[ImageRecord], frames: bool, workers: int | None, on_file: Callable[[int, int], None] | None
 ) -> list[Header | str]:
-    """Return the header of each file, or the reason why it is refused."""
+    """Return the header of each file, or the reason of its exclusion."""
     if workers is None:
         workers = default_workers() if len(everything) >= MANY else 0
     headers: list[Header | str] = [""] * len(everything)
@@ -191,7 +191,7 @@ def _read_one(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
 
 
 def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
-    """Add a file to the catalogue, or to what was excluded."""
+    """Add a file to the catalogue, or to the excluded files."""
     if isinstance(header, str):
         index.excluded.append(Exclusion(printable(found.path), header))
         return False
@@ -253,7 +253,7 @@ def _note_units(index: Index) -> None:
 
 
 def _free_name(found: ImageRecord, taken: set[str]) -> str:
-    """Name an image within its session: by its file, then with its folder, with its suffix, at last with a number."""
+    """Name an image within its session: by its file, then with its folder, with its suffix, finally with a number."""
     candidates = [found.name, f"{found.path.parent.name}_{found.name}", found.path.name]
     free = next((name for name in candidates if name not in taken), None)
     return free or next(name for n in range(2, len(taken) + 3) if (name := f"{found.name}_{n}") not in taken)

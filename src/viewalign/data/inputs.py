@@ -1,4 +1,4 @@
-"""From a catalogue or a folder and plain values to records and settings of a preparation."""
+"""Conversion of a catalogue or folder and plain values to records and settings of a preparation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The images of a catalogue or a folder, what was excluded while it was made, and quality scores by image id."""
+    """The images of a catalogue or a folder, excluded files, and quality scores by image id."""
 
     records: Sequence[Record]
     excluded: Sequence[Exclusion]
@@ -36,7 +36,7 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
     """Read a catalogue, or index a folder, with 4-D files if `frames`.
 
     Raises:
-        UserError: it holds no images.
+        UserError: it contains no images.
     """
     if path.is_dir():
         options = FindOptions(None, False, on_file, frames)
@@ -64,7 +64,7 @@ def without(catalogue: Catalogue, exclude: ExclusionList) -> Catalogue:
 def stored_settings(
     wanted: PrepareOptions, records: Sequence[Record], report: Callable[[str, int, int], Any]
 ) -> PrepareSettings:
-    """Return what is stored; `spacing=median` is taken from the headers of `records`, which `report` follows.
+    """Return the settings of the stored voxels; `spacing=median` is computed from the headers of `records`.
 
     Raises:
         UserError: no header can be read.
@@ -76,7 +76,7 @@ def stored_settings(
 
 
 def nothing_found(sources: Sequence[str], found: Index) -> str:
-    """Say why there is nothing to work with, and what would help."""
+    """Return why no images were found, and what to do."""
     text = f"No volumes were found in {', '.join(sources)}."
     if found.excluded:
         first = found.excluded[0]
@@ -91,7 +91,7 @@ def nothing_found(sources: Sequence[str], found: Index) -> str:
 
 
 def ignored_types(counts: Mapping[str, int]) -> str:
-    """Write how many files of types that are not read there are, by suffix."""
+    """Describe the number of files of unsupported types, by suffix."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     named = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ordered[:_NAMED])
     return named + (f" and {sum(count for _, count in ordered[_NAMED:])} of other types" if ordered[_NAMED:] else "")
@@ -121,7 +121,7 @@ def _score(image: Image, dataset: Dataset) -> float | None:
 
 
 def _of_kind(image: Image, scores: Any) -> float | None:
-    """Return the score of the image's modality and source; one that names no source counts for all of the modality."""
+    """Return the score of the image's modality and source; one without a source applies to the whole modality."""
     entries = [entry for entry in scores if isinstance(entry, Mapping)] if isinstance(scores, list) else []
     same = [entry for entry in entries if entry.get("modality") == image.modality]
     source = (image.image_info or {}).get("derived_from")
@@ -139,7 +139,7 @@ def _number(value: Any) -> float | None:
 
 
 def stored_spacing(record: Record) -> Triple | None:
-    """Return an image's voxel size in mm along the stored axes (D, H, W), or None where its header is refused."""
+    """Return an image's voxel size in mm along the stored axes (D, H, W), or None if its header is rejected."""
     try:
         header = read_header(record.path, source=record.series)
     except ExcludedImageError:
@@ -149,7 +149,7 @@ def stored_spacing(record: Record) -> Triple | None:
 
 
 def median_spacing(records: Iterable[Record], on_image: Callable[[int], None] | None = None) -> Triple:
-    """Return the median of each stored axis, rounded to a micrometre so that it can be typed.
+    """Return the median of each stored axis, rounded to a micrometre.
 
     Raises:
         UserError: no header can be read.

@@ -1,4 +1,4 @@
-"""Where things lie in a store, and how they are written so that a broken run leaves nothing half-made.
+"""Files of a store, and how they are written so that an interrupted run leaves no incomplete image.
 
 ```
 STORE/store.json                                        recipe, versions, counts
@@ -10,7 +10,7 @@ STORE/volumes/<dataset>/<subject>/<session>/<image>.b2nd            voxels (C, D
                                             <image>.<kind>.b2nd     a mask, uint8 (1, D, H, W)
 ```
 
-No time, host or user name is written anywhere: the same images and recipe give the same bytes.
+No time, host or user name is written anywhere: the same images and recipe result in the same bytes.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def chunk_and_block(view: Size | None = None) -> tuple[Size, Size]:
 
 
 def entry_path(dataset: str, subject: str, session: str, image: str) -> str:
-    """Return an image's place relative to the store, without suffix; safe for any name."""
+    """Return an image's path relative to the store, without suffix; safe for any name."""
     return "/".join(("volumes", safe_name(dataset), safe_name(subject), safe_name(session), safe_name(image)))
 
 
 def safe_name(name: str) -> str:
-    """Return `name` as a file name: letters, digits, `.`, `_`, `-`; what is changed gets a hash to stay unique."""
+    """Return `name` as a file name: letters, digits, `.`, `_`, `-`; changed names get a hash to stay unique."""
     clean = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip(".") or "_"
     if clean == name and not name.endswith(tuple(f".{kind}" for kind in MASK_KINDS)):  # those would be mask files
         return name
@@ -68,7 +68,7 @@ def safe_name(name: str) -> str:
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
-    """Write what shall become a file under a temporary name in its folder, flushed to disk; return that name."""
+    """Write a file under a temporary name in its folder, flush it to disk, and return that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial_write(path) as temporary:
         temporary.write_bytes(content)
@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON.
+        ValueError: it is not valid JSON.
     """
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -119,14 +119,14 @@ def write_entry(
 ) -> None:
     """Write one image: voxels (C, D, H, W), masks (D, H, W), and the properties, which mark it as done.
 
-    An image that is there under the same name is replaced once all files of the new one are on the disk, so that an
-    error before that costs nothing.
+    An existing image of the same name is replaced once all files of the new one are on the disk, so that it
+    survives an error before that.
 
     Args:
         store: the store's folder.
-        relative: the image's place in it, without suffix.
+        relative: the image's path in it, without suffix.
         array: its voxels.
-        properties: what is known of it; `files` (bytes of each array, by suffix) and `crc32` (its checksum) are added.
+        properties: of the image; `files` (bytes of each array, by suffix) and `crc32` (its checksum) are added.
         masks: by kind.
         sizes: of chunks and blocks.
     """
@@ -138,17 +138,17 @@ def write_entry(
 def replace_entry(
     store: Path, relative: str, contents: Mapping[str, bytes], properties: Mapping[str, Any], suffixes: Sequence[str]
 ) -> None:
-    """Put the files of an image, by suffix, in the place of those of an earlier version of it.
+    """Replace the files of an earlier version of an image.
 
-    Everything is written and flushed under other names before. The JSON of properties, which marks an image as done,
-    goes first and comes last, so that no mixture of two versions ever counts as an image.
+    Everything is written under other names and flushed first. The JSON of properties, which marks an image as complete,
+    is removed first and written last, so that a mixture of two versions never counts as an image.
 
     Args:
         store: the folder.
-        relative: the image's place in it, without suffix.
+        relative: the image's path in it, without suffix.
         contents: bytes by suffix.
         properties: see `write_entry`.
-        suffixes: all that files of an image may have besides `.json`; what is not in `contents` is removed.
+        suffixes: all possible ones besides `.json`; files that are not in `contents` are removed.
     """
     sweep_entry(store, relative, suffixes)
     sizes = {suffix: len(content) for suffix, content in sorted(contents.items())}
@@ -176,14 +176,14 @@ def checksum(content: bytes) -> str:
 
 
 def forget_entry(store: Path, relative: str) -> None:
-    """Remove an image, its mark first, and what a killed run left of it."""
+    """Remove an image, its mark first, and unfinished files of a killed run."""
     for suffix in (".json", *_ARRAYS):
         beside(store, relative, suffix).unlink(missing_ok=True)
     sweep_entry(store, relative)
 
 
 def sweep_entry(store: Path, relative: str, suffixes: Sequence[str] = _ARRAYS) -> None:
-    """Remove unfinished files that a killed process left of an image."""
+    """Remove unfinished files of an image that a killed process left."""
     for suffix in (".json", *suffixes):
         path = beside(store, relative, suffix)
         for left in path.parent.glob(f"{PARTIAL_PREFIX}*-{glob.escape(path.name)}"):
@@ -196,7 +196,7 @@ def beside(store: Path, relative: str, suffix: str) -> Path:
 
 
 def done_properties(store: Path, relative: str) -> dict[str, Any] | None:
-    """Return the properties of an image that is wholly there, or None."""
+    """Return the properties of a complete image, or None."""
     try:
         properties = read_json(beside(store, relative, ".json"))
         files = properties["files"]
@@ -209,13 +209,13 @@ def done_properties(store: Path, relative: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ImageProgress:
-    """How far preparation is.
+    """Progress of a preparation.
 
     Attributes:
-        done: images dealt with, in whatever way.
-        total: images in all.
-        skipped: of those done, already in the store.
-        excluded: of those done, excluded.
+        done: processed images, skipped and excluded ones included.
+        total: number of images.
+        skipped: number of these that were already in the store.
+        excluded: number of these that were excluded.
         reason: why the latest image was excluded, or None.
         file: the latest image.
     """

@@ -1,4 +1,4 @@
-"""Prepare a whole catalogue into a store: in parallel, in parts, resumable, and no single file can stop it."""
+"""Preparation of a catalogue into a store: in parallel, in parts, resumable, and robust to bad files."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ from viewalign.utils.locks import lock_folder
 
 @dataclass
 class PrepareReport:
-    """What a run of `prepare_records` did.
+    """Result of `prepare_records`.
 
     Attributes:
-        prepared: images in the store's index; of a part of a run, the images that it has seen to.
-        made: images stored by this run, each frame of a 4-D image that is stored by itself counted.
-        skipped: images that were there already.
-        kept: excluded files whose image stays in the store as it was prepared before.
+        prepared: images in the store's index; of a part of a run, its processed images.
+        made: images stored by this run, frames of a 4-D image that are stored separately are counted.
+        skipped: images that already existed.
+        kept: excluded files whose earlier image is kept in the store.
         pruned: entries that were removed because their image left the catalogue.
         excluded: files that could not be used, sorted.
-        missing_parts: parts of the run that are still to come; the store is unfinished until there are none.
+        missing_parts: parts of the run that are not complete; the store is unfinished until there are none.
         index: all images of a finished store with the findings on them, None of an unfinished one.
     """
 
@@ -78,7 +78,7 @@ def prepare_catalogue(
     workers: int | None = None,
     on_progress: ProgressListener | None = None,
 ) -> PrepareReport:
-    """Prepare every image of a catalogue; the files refused while it was made are reported again.
+    """Prepare every image of a catalogue; files excluded by the index are reported again.
 
     See `prepare_records` for the arguments and errors.
     """
@@ -102,16 +102,16 @@ def prepare_records(
     limits: Limits | None = None,
     prune: Callable[[list[str]], bool] | None = None,
 ) -> PrepareReport:
-    """Prepare images into a store; what is there already, of the same recipe and source, is left alone.
+    """Prepare images into a store; existing images of the same recipe and source are kept.
 
-    Nothing is removed but what `prune` agrees to: an image whose source cannot be read any more stays as it was
-    prepared before, and is among `excluded`. The index and the report are written at the end, also when the run is
-    interrupted. Stores of the same images and settings are the same bytes, whatever number of workers, parts,
-    interruptions and whichever executor made them.
+    Only images that `prune` accepts are removed: an image whose source cannot be read any more is kept, and is in
+    `excluded`. The index and the report are written at the end, also when the run is
+    interrupted. Stores of the same images and settings are the same bytes, for any number of workers, parts and
+    interruptions, and any executor.
 
     Args:
         records: the images.
-        store: folder, made if it is not there; images that earlier runs put there stay.
+        store: folder, created if missing; images of earlier runs are kept.
         settings: default `PrepareSettings()`.
         workers: processes; default one per core, 0 works in this process without guard. For an executor, this may be a
             function that returns how many jobs it runs at a time.
@@ -131,7 +131,7 @@ def prepare_records(
     settings, shard, limits = settings or PrepareSettings(), shard or Shard(), limits or Limits()
     store = store.absolute()
     distinct, twice = _distinct(records)
-    if executor is None:  # the workers of a cluster may see what this machine does not
+    if executor is None:  # the workers of a cluster may have access to other files
         _check_sources(shard.of(distinct))
     if prune is not None and not shard.whole:
         raise UserError("One part of several cannot remove images that left the catalogue; run it without a shard.")
@@ -159,7 +159,7 @@ def prepare_records(
 
 
 _READERS = 16
-"""Threads that look at sources: on a network share they wait most of the time."""
+"""Threads that check sources: on a network share they wait most of the time."""
 _FRAME = re.compile(r"-frame\d{4}$")
 
 
@@ -174,7 +174,7 @@ class _Run:
     excluded_here: int = 0
 
     def missing(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs that are not done yet; tick off the others."""
+        """Yield jobs that are not done yet, and count the others."""
         with ThreadPoolExecutor(_READERS) as pool:
             try:
                 for job, entries in zip(jobs, pool.map(entries_done, jobs), strict=True):
@@ -223,10 +223,10 @@ class _Run:
 
 
 def _check_sources(records: Sequence[Record]) -> None:
-    """Refuse to begin where most files are out of reach, as after a network share was lost.
+    """Check that most files can be reached, which fails after a network share was lost.
 
     Raises:
-        UserError: they are.
+        UserError: most cannot.
     """
     with ThreadPoolExecutor(_READERS) as pool:
         reachable = list(pool.map(lambda record: record.path.exists(), records))
@@ -240,7 +240,7 @@ def _check_sources(records: Sequence[Record]) -> None:
 
 
 def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], bool]) -> int:
-    """Remove what left the catalogue, if that is agreed to, and folders that become empty; return how many entries."""
+    """Remove images that left the catalogue, if accepted, and empty folders; return the number of entries."""
     entries = _left_catalogue(store, records)
     if not entries or not agree(entries):
         return 0
@@ -256,7 +256,7 @@ def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], 
 
 
 def _left_catalogue(store: Path, records: Iterable[Record]) -> list[str]:
-    """Return the entries of a store, by place, whose image is not among these, sorted."""
+    """Return the entries of a store, by path, whose image is not among these, sorted."""
     stay = {entry_path(record.dataset, record.subject, record.session, record.name) for record in records}
     found = (row.path for row, _ in rows_on_disk(store))
     return sorted(path for path in found if path not in stay and _FRAME.sub("", path) not in stay)

@@ -1,4 +1,4 @@
-"""One image's way into the store: orient → crop → resample → normalise. No files are written here."""
+"""Preprocessing of one image: orient, crop, resample, normalise. No files are written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @dataclass
 class Prepared:
-    """What goes into the store for one image.
+    """A preprocessed image.
 
     Attributes:
         array: (D, H, W) in LPS, or (C, D, H, W) of several frames, in the number type of the settings.
@@ -51,13 +51,13 @@ def prepare_volume(
     masks: dict[str, NDArray[np.uint8]] | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Prepared:
-    """Orient, crop, resample and normalise one volume; its masks follow the same way with nearest neighbour.
+    """Orient, crop, resample and normalise one volume; masks are resampled by nearest neighbour.
 
     Args:
         volume: as read.
         settings: spacing, interpolation, normalisation, number type.
         masks: uint8 arrays on the voxels of `volume`, by kind.
-        max_voxels: refuse an image that would have more after resampling.
+        max_voxels: exclude larger images after resampling.
 
     Raises:
         ExcludedImageError: less than two slices of content, a size beyond the limit after resampling, or no contrast.
@@ -73,9 +73,9 @@ def prepare_channels(
     masks: dict[str, NDArray[np.uint8]] | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Prepared:
-    """Prepare frames that share their voxels as the channels of one image, each normalised by itself.
+    """Prepare frames that share their voxels as the channels of one image, each normalised separately.
 
-    They are cropped to what is not zero in any of them. Arguments and errors are those of `prepare_volume`.
+    They are cropped to the region where any is non-zero. Arguments and errors are those of `prepare_volume`.
     """
     first = volumes[0]
     turn = reorientation_to_lps(first.direction)
@@ -116,7 +116,7 @@ def prepare_channels(
 
 @dataclass(frozen=True)
 class _Channel:
-    """One channel, ready to be stored: its voxels in the store's number type, and how they came to be."""
+    """One channel, ready to be stored: its voxels in the store's number type, and how they were computed."""
 
     array: NDArray[Any]
     mean: float
@@ -141,7 +141,7 @@ def _prepare_voxels(
 
 
 def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
-    """Return what a reader of the store needs; of several channels the first stands for the image."""
+    """Return what a reader of the store needs; for several channels that of the first."""
     first = channels[0]
     facts: dict[str, Any] = {"mean": first.mean, "std": first.std, "foreground_threshold": first.threshold}
     if len(channels) > 1:
@@ -163,10 +163,10 @@ def _statistics(channels: Sequence[_Channel]) -> dict[str, Any]:
 
 
 def content_box(*arrays: NDArray[np.generic]) -> Box:
-    """Return the smallest box (start, stop) per axis that holds every non-zero voxel of arrays of one shape.
+    """Return the smallest box (start, stop) per axis that contains every non-zero voxel of arrays of one shape.
 
     Raises:
-        ExcludedImageError: all voxels are zero, or all content lies in one slice.
+        ExcludedImageError: all voxels are zero, or all content is in one slice.
     """
     # any(axis) over the whole array is slow on the strided axes; one pass over planes is not
     planes = np.zeros(arrays[0].shape[0], dtype=bool)
@@ -192,11 +192,11 @@ def normalise(
     window: tuple[float, float] | None = None,
     measured: NDArray[np.bool_] | None = None,
 ) -> tuple[float, float]:
-    """Normalise in place and return what was taken out: first a shift (mean), then a factor (deviation).
+    """Normalise in place and return: first a shift (mean), then a factor (deviation).
 
     Mean and deviation are the population's, in float64. For `window` they are its middle and half its width, so that
     it becomes [−1, 1]. Percentiles are estimated on a regular lattice of about two million voxels. Voxels that are
-    false in `measured` take part in no statistic.
+    false in `measured` are not in any statistic.
 
     Raises:
         ExcludedImageError: no contrast to normalise.

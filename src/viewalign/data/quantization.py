@@ -1,4 +1,4 @@
-"""Voxels in fewer bits, and what that costs.
+"""Voxels in fewer bits, and the resulting error.
 
 float16 keeps three digits; int16 spreads 65,535 steps evenly over an image's range, with a factor and an offset.
 """
@@ -19,7 +19,7 @@ _STEPS = 32767
 
 @dataclass(frozen=True)
 class Quantization:
-    """How stored numbers become values, `value = stored · scale + offset`, and the error that remains.
+    """Conversion of stored numbers to values, `value = stored · scale + offset`, and its error.
 
     Attributes:
         scale, offset: as above; 1 and 0 for floating-point numbers.
@@ -33,7 +33,7 @@ class Quantization:
 
 
 def quantize(array: NDArray[np.float32], dtype: NumberType) -> tuple[NDArray[Any], Quantization]:
-    """Return an array (D, H, W) in another number type, and how to read it.
+    """Return an array (D, H, W) in another number type, and its conversion.
 
     Raises:
         ExcludedImageError: its values do not fit.
@@ -54,7 +54,7 @@ def quantize(array: NDArray[np.float32], dtype: NumberType) -> tuple[NDArray[Any
 
 
 def dequantize(stored: NDArray[Any], scale: NDArray[np.float32], offset: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the float32 values of stored integers (C, d, h, w), factor and offset a channel."""
+    """Return the float32 values of stored integers (C, d, h, w), with factor and offset per channel."""
     values = stored.astype(np.float32)
     values *= scale[:, None, None, None]
     values += offset[:, None, None, None]
@@ -62,18 +62,18 @@ def dequantize(stored: NDArray[Any], scale: NDArray[np.float32], offset: NDArray
 
 
 def _steps(array: NDArray[np.float32]) -> tuple[float, float]:
-    """Return factor and offset; whole numbers that fit as they are stay as they are."""
+    """Return factor and offset; integers that fit are kept unchanged."""
     low, high = float(array.min()), float(array.max())
     _check_finite([low, high], "int16")
     if low >= -_STEPS and high <= _STEPS and all(np.array_equal(plane, np.rint(plane)) for plane in array):
         return 1.0, 0.0
-    # Rounded to float32 here, so that writer and reader use the very same numbers.
+    # Rounded to float32 here, so that writer and reader use the same numbers.
     scale = float(np.float32(max((high - low) / (2 * _STEPS), float(np.finfo(np.float32).tiny))))
     return scale, float(np.float32((high + low) / 2))
 
 
 def _errors(array: NDArray[np.float32], packed: NDArray[Any], scale: float, offset: float) -> tuple[float, float]:
-    """Return the largest and the root mean square difference that reading back shows, plane by plane."""
+    """Return the largest and the root mean square error after reading back, computed plane by plane."""
     largest, squares = 0.0, 0.0
     for plane, stored in zip(array, packed, strict=True):
         difference = (stored.astype(np.float32) * np.float32(scale) + np.float32(offset)) - plane

@@ -1,4 +1,4 @@
-"""Parts of a preparation that run at different times or on different machines, and what each leaves for the last."""
+"""Parts of a preparation that run at different times or on different machines, and the files that each part leaves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Shard:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all there is."""
+        """Whether it is the only part."""
         return self.count == 1
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -47,7 +47,7 @@ class Shard:
 
 
 def leave_part(store: Path, shard: Shard, excluded: Sequence[Exclusion]) -> None:
-    """Say that a part is done, and what it excluded."""
+    """Record that a part is done, and its excluded images."""
     write_json(_path(store, shard), [exclusion.as_json() for exclusion in sorted(set(excluded))])
 
 
@@ -57,7 +57,7 @@ def missing_parts(store: Path, count: int) -> list[int]:
 
 
 def excluded_in_parts(store: Path, count: int) -> list[Exclusion] | None:
-    """Return what all parts excluded together, sorted; None where another part has removed them meanwhile."""
+    """Return the excluded images of all parts, sorted; None if another part has removed the records meanwhile."""
     found: set[Exclusion] = set()
     try:
         for n in range(1, count + 1):
@@ -68,12 +68,12 @@ def excluded_in_parts(store: Path, count: int) -> list[Exclusion] | None:
 
 
 def remove_parts(store: Path) -> None:
-    """Remove what parts have left: of this run, and of an earlier one of another count."""
+    """Remove the records of parts: of this run, and of an earlier one with another count."""
     shutil.rmtree(store / _FOLDER, ignore_errors=True)
 
 
 def forget_part(store: Path, shard: Shard) -> None:
-    """Take back that a part is done; it begins anew."""
+    """Remove the record of a part, which starts again."""
     _path(store, shard).unlink(missing_ok=True)
 
 

@@ -33,14 +33,14 @@ from viewalign.errors import ExcludedImageError, UserError
 from viewalign.utils.memory import memory_bytes
 
 _BYTES = 8
-"""That reading a voxel takes: stored numbers and float32 values are in memory together."""
+"""Bytes per voxel while reading: stored numbers and float32 values are in memory together."""
 Corner = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class Store:
     """A prepared dataset, opened for reading. Images are numbered by their sorted ids.
 
-    It holds one compact table and no open file, so it is cheap to copy into workers. Before an image is read for the
+    It has one compact table and no open file, so that it is cheap to copy into workers. Before an image is read for the
     first time, by this process or one forked from it, its files are compared with their checksums.
 
     Attributes:
@@ -55,9 +55,9 @@ class Store:
         spacings: float32 (N, 3), mm along (D, H, W).
         foreground_thresholds: float32 (N,), in the units of the voxels read.
         channels: int32 (N,).
-        quality: float32 (N,), the catalogue's quality score, NaN where it has none.
+        quality: float32 (N,), the catalogue's quality score, NaN if there is none.
         recipe: settings the store was made with.
-        held_out: subjects that the dataset keeps for validation; None leaves it to the run.
+        held_out: validation subjects of the dataset; None if the run chooses them.
     """
 
     held_out: frozenset[str] | None = None
@@ -136,7 +136,7 @@ class Store:
         return float(self.foreground_thresholds[k])
 
     def has_mask(self, k: int, kind: str) -> bool:
-        """Say whether image k has an `anonymisation` or `anatomy` mask."""
+        """Return whether image k has an `anonymisation` or `anatomy` mask."""
         return bool(self._masks[kind][k])
 
     def read(self, k: int, start: Corner | None = None, stop: Corner | None = None) -> NDArray[np.float32]:
@@ -163,7 +163,7 @@ class Store:
     def read_mask(
         self, k: int, kind: str, start: Corner | None = None, stop: Corner | None = None
     ) -> NDArray[np.bool_] | None:
-        """Read a box of a mask of image k: bool (d, h, w), true inside the mask; None where there is none.
+        """Read a box of a mask of image k: bool (d, h, w), true inside the mask; None without one.
 
         Args:
             k: number of the image.
@@ -194,7 +194,7 @@ class Store:
         """Compare the files of image k with their checksums.
 
         Raises:
-            ExcludedImageError: they are not as they were written.
+            ExcludedImageError: they are damaged.
         """
         for path, reason in image_damage(beside(self.path, self._paths[k], ".json")):
             raise ExcludedImageError(f"{self.ids[k]}: the stored file {path} is damaged: {reason}")
@@ -221,7 +221,7 @@ class Store:
 
 
 def _check_size(voxels: int) -> None:
-    """Refuse a box that memory has no place for, whatever an array of few bytes claims to hold.
+    """Check that a box fits into memory, since a small file can claim any size.
 
     Raises:
         ValueError: it is too large.
@@ -232,7 +232,7 @@ def _check_size(voxels: int) -> None:
 
 
 def _by_channel(values: Sequence[Sequence[float]], filling: float) -> NDArray[np.float32]:
-    """Return (N, C) for the most channels there are."""
+    """Return (N, C) for the largest number of channels."""
     most = max((len(each) for each in values), default=1)
     if all(len(each) == most for each in values):
         return np.array(values, dtype=np.float32).reshape(-1, most)
@@ -240,7 +240,7 @@ def _by_channel(values: Sequence[Sequence[float]], filling: float) -> NDArray[np
 
 
 def read_store_header(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `store.json`, or None where there is none.
+    """Return the content of `store.json`, or None without one.
 
     Raises:
         UserError: it is damaged, of another kind, or of a newer version.
@@ -271,11 +271,11 @@ def store_from_arrays(
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     masks: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
 ) -> Store:
-    """Write arrays as they are into a new store and open it; for tests and examples.
+    """Write arrays unchanged into a new store and open it; for tests and examples.
 
     Args:
-        path: folder, made if it is not there.
-        arrays: by image name; (D, H, W) or (C, D, H, W), stored as float32. Each is a subject of its own.
+        path: folder, created if missing.
+        arrays: by image name; (D, H, W) or (C, D, H, W), stored as float32. Each is a separate subject.
         spacing: mm along (D, H, W), the same for all.
         masks: by image name, then by kind (`anonymisation`, `anatomy`): (D, H, W), non-zero inside.
     """

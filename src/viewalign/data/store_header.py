@@ -1,4 +1,4 @@
-"""The header of a store, `store.json`: which settings made it."""
+"""The header of a store, `store.json`, with the settings of its preparation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from viewalign.utils.io import PARTIAL_PREFIX
 
 
 def open_for_writing(store: Path, settings: PrepareSettings) -> None:
-    """Make a folder the store of these settings, or check that it is one already.
+    """Create a store with these settings in a folder, or check an existing one.
 
     Raises:
         UserError: the folder contains other files or a store with other settings, or cannot be written.

@@ -1,4 +1,4 @@
-"""An index as figures: what a person wants to know before anything is prepared. The same for table, JSON and page."""
+"""Statistics of an index, shared by table, JSON and page."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from viewalign.data.indexing import Index
 from viewalign.data.layout import write_json
 
 _EXAMPLES = 20
-"""How many label maps that were passed over are listed."""
+"""Largest number of ignored label maps in the list."""
 
 
 def summarise(index: Index) -> dict[str, Any]:
-    """Return counts, spreads, suspects, refusals and one entry per image, ready for JSON."""
+    """Return counts, ranges, suspects, exclusions and one entry per image, as plain values."""
     entries = index.entries
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -49,19 +49,19 @@ def summarise(index: Index) -> dict[str, Any]:
 
 
 def summary_path(catalogue: Path) -> Path:
-    """Return where the figures of a catalogue lie: `cat.json` → `cat.index.json`."""
+    """Return the path of a catalogue's statistics: `cat.json` → `cat.index.json`."""
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".index.json")
 
 
 def write_summary(summary: dict[str, Any], catalogue: Path) -> Path:
-    """Write the figures beside their catalogue and return the path."""
+    """Write the statistics beside their catalogue and return the path."""
     path = summary_path(catalogue)
     write_json(path, summary)
     return path
 
 
 def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
-    """Return smallest, middle and largest value, each axis by itself; None for no rows."""
+    """Return smallest, median and largest value per axis; None without rows."""
     if not rows:
         return None
     array = np.array(rows, dtype=np.float64)
@@ -70,7 +70,7 @@ def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
 
 
 def size_text(count: float) -> str:
-    """Write bytes for a person: `3.2 GB`."""
+    """Return a number of bytes as text: `3.2 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Stored arrays held against the checksums that were written with them."""
+"""Check of stored arrays against the checksums that were written with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 1 << 20
 
 
 def image_damage(mark: Path) -> list[tuple[Path, str]]:
-    """Return the files of a stored image that are not as they were written, each with the reason.
+    """Return the damaged files of a stored image, each with the reason.
 
     Every array is read once, for its CRC-32. Images of before checksums were written are checked for their size alone.
 
@@ -48,10 +48,10 @@ def _damage(path: Path, size: int, wanted: str | None) -> str | None:
 
 
 class CheckedImages:
-    """Remembers which images of a store were checked, for this process and all that are forked from it.
+    """Records which images of a store were checked, for this process and its forks.
 
     Args:
-        images: how many the store holds.
+        images: number in the store.
     """
 
     def __init__(self, images: int) -> None:
@@ -65,7 +65,7 @@ class CheckedImages:
         return self._flags[image] != 0
 
     def add(self, image: int) -> None:
-        """Note that an image was checked and is as it was written."""
+        """Record that an image was checked and is undamaged."""
         self._flags[image] = 1
 
 
@@ -74,10 +74,10 @@ def verify_store(store: Path, on_image: Callable[[int, int], None] | None = None
 
     Args:
         store: the folder.
-        on_image: called with (images checked, images in all).
+        on_image: called with (images checked, total).
 
     Returns:
-        How many images there are, and the files that are damaged, each with the reason.
+        Number of images, and the damaged files, each with the reason.
     """
     marks = sorted(
         Path(folder) / name

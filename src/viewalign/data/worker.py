@@ -1,4 +1,4 @@
-"""What a worker does with one image of a catalogue: read, prepare, write. A bad file stops no other."""
+"""Work on one image of a catalogue: read, prepare, write. A bad file does not affect others."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Job:
 
     Attributes:
         store: the store's folder.
-        record: the image, and whose it is.
-        settings: how it is prepared.
-        quality: its quality score, where the catalogue knows one.
-        max_voxels: refuse what claims more.
+        record: the image in the catalogue.
+        settings: of the preparation.
+        quality: its quality score, if the catalogue has one.
+        max_voxels: exclude larger images.
     """
 
     store: Path
@@ -45,15 +45,15 @@ class Job:
 
     @property
     def relative(self) -> str:
-        """The image's place in the store."""
+        """The image's path in the store."""
         record = self.record
         return entry_path(record.dataset, record.subject, record.session, record.name)
 
 
 def entries_done(job: Job) -> int:
-    """Return how many entries of the store hold the image, made of the same source by the same recipe; 0 if not all.
+    """Return the number of entries of the image in the store, from the same source and recipe; 0 if incomplete.
 
-    An image is one entry, or one a frame.
+    An image has one entry, or one per frame.
     """
     there = stored_entries(job)
     try:
@@ -66,19 +66,19 @@ def entries_done(job: Job) -> int:
 
 
 def _is_of(properties: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether an entry, or one of the frames of an image, was made of what is wanted."""
+    """Whether an entry, or one of the frames of an image, was made from the same source and recipe."""
     frame = properties.get("frame")
     identity = wanted if frame is None else {**wanted, "id": _frame(str(wanted["id"]), int(frame))}
     return all(properties.get(key) == value for key, value in identity.items())
 
 
 def stored_entries(job: Job) -> list[tuple[str, dict[str, Any]]]:
-    """Return place and properties of every complete entry that the store has of an image, whatever its source was."""
+    """Return path and properties of all complete entries of an image in the store, from any source."""
     place = job.store / job.relative
     marks = sorted(place.parent.glob(f"{glob.escape(place.name)}-frame[0-9][0-9][0-9][0-9].json"))
     frames = [f"{job.relative}{mark.name[len(place.name) :].removesuffix('.json')}" for mark in marks]
     found = [(name, done_properties(job.store, name)) for name in (job.relative, *frames)]
-    # An image of its own may have the name of a frame.
+    # Another image may have the name of a frame.
     return [(name, facts) for name, facts in found if facts is not None and (name in frames) == ("frame" in facts)]
 
 
@@ -87,17 +87,17 @@ def _frame(name: str, number: int) -> str:
 
 
 def work(job: Job) -> ImageOutcome:
-    """Prepare one image; what goes wrong with it is in the outcome, and what the store has of it stays."""
+    """Prepare one image; errors are in the outcome, and existing entries are kept."""
     return catch_image_errors(lambda: prepare_one(job), lambda: len(stored_entries(job)))
 
 
 def prepare_one(job: Job) -> int:
     """Read an image and its masks, prepare them and write them into the store; return the number of entries.
 
-    Entries of an earlier version of the image are replaced, or removed where there are fewer frames now.
+    Entries of an earlier version of the image are replaced, or removed if there are fewer frames now.
 
     Raises:
-        ExcludedImageError: it cannot be used; the store is as it was.
+        ExcludedImageError: it cannot be used; the store is unchanged.
     """
     record, settings = job.record, job.settings
     before = _digest_if_readable(record)
@@ -134,7 +134,7 @@ def prepare_one(job: Job) -> int:
 def _write_frames(
     job: Job, whose: dict[str, Any], volumes: Sequence[Volume], masks: dict[str, NDArray[Any]]
 ) -> list[str]:
-    """Write every frame as an image of its own, or none; return their places."""
+    """Write every frame as a separate image, or none; return their paths."""
     written: list[str] = []
     try:
         for number, volume in enumerate(volumes):
@@ -160,7 +160,7 @@ def _write(job: Job, relative: str, whose: dict[str, Any], prepared: Prepared) -
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Return what must be equal for an image in the store to be the one of the catalogue."""
+    """Return the properties that must be equal for a stored image to be that of the catalogue."""
     record = job.record
     return {
         "id": record.image_id,
@@ -173,7 +173,7 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _digest_if_readable(record: Record) -> str | None:
-    """Return a record's digest; None where a file cannot be read, for which the reader finds the words."""
+    """Return a record's digest; None if a file cannot be read, which the reader reports."""
     try:
         return record_digest(record)
     except OSError:
@@ -187,13 +187,13 @@ def record_bytes(record: Record) -> int:
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """What became of a job.
+    """Outcome of a job.
 
     Attributes:
         entries: entries of the store that were written.
         reason: why the image could not be prepared, or None.
-        kept: entries of an earlier version of the image, which stay where it could not be prepared anew.
-        fatal: why nothing can be written at all, or None.
+        kept: entries of an earlier version of the image, which are kept if it could not be prepared again.
+        fatal: why nothing can be written, or None.
     """
 
     entries: int = 0
@@ -207,12 +207,12 @@ class UnwritableError(Exception):
 
 
 def catch_image_errors(prepare: Callable[[], int], stored: Callable[[], int]) -> ImageOutcome:
-    """Prepare one image and return what became of it, whatever goes wrong.
+    """Prepare one image and return the outcome, also after an error.
 
     Args:
         prepare: does the work and returns the number of entries; raises `ExcludedImageError` for an image that cannot
-            be used and `UnwritableError` where nothing can be written.
-        stored: counts the entries that are there of an earlier version of the image.
+            be used and `UnwritableError` if nothing can be written.
+        stored: counts the entries of an earlier version of the image.
     """
     try:
         return ImageOutcome(entries=prepare())
@@ -222,18 +222,18 @@ def catch_image_errors(prepare: Callable[[], int], stored: Callable[[], int]) ->
         reason = "there was not enough memory for it"
     except UnwritableError as error:
         return ImageOutcome(fatal=str(error))
-    except Exception as error:  # one file must never stop the run
+    except Exception as error:  # a single file must not stop the run
         reason = f"unexpected {type(error).__name__}: {error}"
     return ImageOutcome(reason=reason, kept=stored())
 
 
 def stored_image_stays(reason: str) -> str:
-    """Return the reason of an image that could not be prepared anew, with what that means for the store."""
+    """Return the reason of an image that could not be prepared again, with the consequence for the store."""
     return f"{reason}; the image that was prepared before stays"
 
 
 def unwritable(folder: Path, error: OSError) -> str:
-    """Say why a folder cannot be written, and what to do."""
+    """Return why a folder cannot be written, and what to do."""
     if is_full(error):
         return f"The disk of {folder} is full. Free some space and run the same command again; finished images stay."
     return f"The folder {folder} cannot be written: {error.strerror}. Finished images stay; run the same command again."

@@ -34,16 +34,16 @@ _IDLE_SECONDS = 120.0
 _READY = "ready"
 _LIMITED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 _ONE_THREAD = dict.fromkeys(_LIMITED, "1")
-"""Cores are shared out among processes, so each process keeps to one thread."""
+"""Cores are divided among processes, so that each process uses one thread."""
 
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """Stands for the result of a job whose process was lost.
+    """Result of a job whose process was lost.
 
     Attributes:
-        reason: what became of it, for the report.
-        again: whether another try, alone on the machine, may go better.
+        reason: for the report.
+        again: whether to try again, with no other job running.
     """
 
     reason: str
@@ -51,18 +51,18 @@ class WorkerLost:
 
 
 class SubprocessWorker:
-    """One such process; a lost one is replaced at the next job."""
+    """A worker process; a lost one is replaced at the next job."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
 
     def run(self, work: Callable[[Job], Result], job: Job, seconds: float | None = None) -> Result | WorkerLost:
-        """Run `work(job)`; what it raises is raised here.
+        """Run `work(job)`; its exceptions are raised here.
 
         Args:
             work: a function of a module, which the other process imports.
-            job: sent as it is.
+            job: its argument.
             seconds: how long it may take before the process is killed; None for no limit.
 
         Raises:
@@ -84,7 +84,7 @@ class SubprocessWorker:
         raise value
 
     def kill(self) -> None:
-        """End the process at once, whatever it does."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -118,8 +118,8 @@ class SubprocessWorker:
 
 
 def serve(handle: int) -> None:
-    """Run in the other process: take jobs until the caller has ended or has sent none for a while."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the caller, who ends its processes itself
+    """Run in the worker process: take jobs until the caller has ended or has sent none for a while."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # these are for the caller, which ends its processes
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(handle)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -138,7 +138,7 @@ def serve(handle: int) -> None:
 
 
 def _listen(connection: Any, inbox: queue.SimpleQueue[Any]) -> None:
-    """Pass jobs on; end at once when the caller has ended, in the middle of a job too."""
+    """Pass jobs on; end at once when the caller has ended, also during a job."""
     try:
         while True:
             inbox.put(connection.recv())
@@ -146,8 +146,8 @@ def _listen(connection: Any, inbox: queue.SimpleQueue[Any]) -> None:
         os._exit(1)
 
 
-_AHEAD = 2  # jobs handed out per worker: enough that none waits, few enough that memory does not grow
-_LOST_WORKER = ("KilledWorker", "FutureCancelledError")  # Dask's, which need not be installed
+_AHEAD = 2  # queued jobs per worker: enough that none waits, few enough to bound memory
+_LOST_WORKER = ("KilledWorker", "FutureCancelledError")  # Dask's, which may be missing
 _POLL_SECONDS = 10.0  # interval between checks whether a cluster has grown
 
 _mine = threading.local()
@@ -167,15 +167,15 @@ def run_jobs(
 ) -> Iterator[tuple[Job, Result | WorkerLost]]:
     """Yield (job, result) as results arrive.
 
-    Whoever runs a job does so in a child process of its own (`child.Child`). A job whose process died is tried once
-    more at the end, alone: it may have fallen to what others did, such as taking all memory.
+    Each job runs in a child process. A job whose process died is tried again at the end, with no other job running:
+    others may have caused it, such as by taking all memory.
 
     Args:
         work: a function of a module, so that it can be sent to another process.
         jobs: taken one by one, never more than a few ahead of the results.
         workers: how many jobs run at a time, or a function that returns it; 0 runs all in this process, unguarded.
         seconds: how long a job may take.
-        executor: who runs the jobs; None makes threads here, each with its child.
+        executor: runs the jobs; None uses threads of this process, each with a child.
     """
     if workers == 0 and executor is None:
         for job in jobs:
@@ -219,7 +219,7 @@ def _through(
     source: Iterator[Job],
     ahead: Callable[[], int],
 ) -> Iterator[tuple[Job, Result | WorkerLost]]:
-    """Hand out jobs, `ahead` of them at a time, and yield what comes back."""
+    """Submit jobs, `ahead` of them at a time, and yield results."""
     assert executor is not None
     running: dict[Future[Result | WorkerLost], Job] = {}
     more = True
@@ -239,7 +239,7 @@ def _through(
 
 
 def _result(future: Future[Result | WorkerLost]) -> Result | WorkerLost:
-    """Return what came back; a worker of a cluster that was lost for good costs its job alone."""
+    """Return a result; a lost worker of a cluster affects only its job."""
     try:
         return future.result()
     except Exception as problem:
@@ -253,12 +253,12 @@ _SECONDS_TO_CONNECT = 30
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster to hand jobs to.
+    """A cluster that runs jobs.
 
     Attributes:
-        executor: takes them.
-        threads: returns how many jobs it runs at a time at present; a cluster may grow and shrink.
-        workers: how many workers it had at the start.
+        executor: accepts jobs.
+        threads: returns how many jobs it runs at a time; a cluster may grow and shrink.
+        workers: their number at the start.
     """
 
     executor: Executor
@@ -272,7 +272,7 @@ def dask_cluster(address: str, store: Path) -> Iterator[Cluster]:
 
     Args:
         address: such as `tcp://host:8786`, or the path of a scheduler file.
-        store: made where it is not there; every worker must see it.
+        store: created if missing; every worker must be able to access it.
 
     Raises:
         UserError: Dask is not installed, no scheduler answers, or a worker has another viewalign or does not see the
@@ -311,7 +311,7 @@ def _connect(address: str) -> Any:
 
 
 def _look(store: str) -> tuple[str, bool]:
-    """Run on each worker: which version it has, and whether it sees the store."""
+    """Run on each worker: return its version, and whether it can access the store."""
     import viewalign as theirs
 
     return theirs.__version__, Path(store).is_dir()

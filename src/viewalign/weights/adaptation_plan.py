@@ -1,7 +1,7 @@
-"""The checkpoint and adaptation plan by which nnssl hands an encoder to nnU-Net.
+"""The checkpoint and adaptation plan that transfer an encoder from nnssl to nnU-Net.
 
 The plan is data that nnU-Net reads to rebuild the network, the spacing and the normalisation of pretraining; the
-checkpoint is a plain dictionary that `torch.load(weights_only=True)` takes. Field names and values follow nnssl.
+checkpoint is a plain dictionary that `torch.load(weights_only=True)` can load. Field names and values follow nnssl.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def adaptation_plan(
         network: a name of `networks.registry`.
         channels: image channels of the pretraining.
         size: (D, H, W) of the views in voxels.
-        spacing: voxel size of the prepared images in mm, in array order; None where each kept its own.
-        foreground_norm: whether images were normalised by their foreground alone.
-        trainer_name: what the checkpoint says of its origin.
-        plans: nnssl's own plans of the data, with one configuration; default what `spacing` and `foreground_norm` give.
+        spacing: voxel size of the prepared images in mm, in array order; None if each image kept its own.
+        foreground_norm: whether images were normalised by statistics of their foreground only.
+        trainer_name: the trainer recorded in the checkpoint.
+        plans: nnssl's plans of the data, with one configuration; default: made from `spacing` and `foreground_norm`.
     """
     is_primus = network in PRIMUS
     return {
@@ -74,7 +74,7 @@ def schemes_of(plan: Mapping[str, Any]) -> list[str]:
 
 
 def plan_of_nnunet(init_args: Any) -> dict[str, Any]:
-    """Describe the encoder of a checkpoint that nnU-Net itself trained, by the plans in it; empty if there are none.
+    """Describe the encoder of a checkpoint trained by nnU-Net from the plans in it; empty if it has none.
 
     Args:
         init_args: the checkpoint's entry of this name.
@@ -105,11 +105,11 @@ def plan_of_nnunet(init_args: Any) -> dict[str, Any]:
 
 
 _OTHER_SCHEMES = {"none": "NoNormalization", "percentile": "PercentileNormalization", "window": "WindowNormalization"}
-"""What a plan calls ways of preparing that are no z-score; the last two neither nnssl nor nnU-Net has."""
+"""Names in a plan of normalisations other than z-score; nnssl and nnU-Net lack the last two."""
 
 
 PREPARATION = "viewalign_preparation"
-"""Key of a plan for what neither nnssl nor nnU-Net can say of the pretraining images: settings of `prepare`."""
+"""Key of a plan for settings of `prepare` that nnssl and nnU-Net have no entry for."""
 PREPARATION_KEYS = ("spacing", "interpolation", "normalise", "percentiles", "window", "fill_nonfinite")
 
 
@@ -121,7 +121,7 @@ def plan_of(network: str, channels: int, size: Size, method: str, preparation: M
         channels: image channels of the pretraining.
         size: (D, H, W) of the views in voxels.
         method: the pretraining method's name.
-        preparation: how the images were prepared, as checkpoints and exports hold it: `spacing` and `normalise` of a
+        preparation: how the images were prepared, as stored in checkpoints and exports: `spacing` and `normalise` of a
             store, or `nnssl_plans` of data in nnssl's layout.
     """
     spacing = preparation.get("spacing")
@@ -140,7 +140,7 @@ def plan_of(network: str, channels: int, size: Size, method: str, preparation: M
 
 
 def _architecture(network: str) -> dict[str, Any]:
-    """Name a preset where nnssl has one, else give class and arguments in full."""
+    """Name nnssl's preset if there is one, otherwise class and all arguments."""
     if network in _PRESETS:
         return {"arch_class_name": _PRESETS[network], "arch_kwargs": None, "arch_kwargs_requiring_import": None}
     if network in RESENC:
@@ -217,7 +217,7 @@ def checkpoint(
     epochs: int,
     citations: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Assemble the root of `checkpoint_final.pth`: weights on the CPU and the plan, no path and nothing of the data.
+    """Assemble the root of `checkpoint_final.pth`: weights on the CPU and the plan, without paths and data.
 
     Args:
         state: the network's state dict in dynamic-network-architectures' names, aliases included.

@@ -1,8 +1,8 @@
-"""Checkpoints that are complete or not there: a new folder, flushed to disk, then renamed.
+"""Checkpoints, written atomically: a new folder is flushed to disk, then renamed.
 
 Each is a folder `checkpoints/step_00001000` with `state.pt` (tensors and plain values, never a pickle of code) and
-`checkpoint.json`, which holds the SHA-256 of the state. Nothing is overwritten, so a run that dies while writing leaves
-the last good checkpoint untouched. A damaged one is renamed to `step_00001000.damaged` when its run is resumed.
+`checkpoint.json`, which holds the SHA-256 of the state. Nothing is overwritten, so that a run that ends while writing
+keeps its last good checkpoint. A damaged one is renamed to `step_00001000.damaged` when its run is resumed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint whose files are incomplete, changed or of no known kind."""
+    """A checkpoint whose files are incomplete, changed or in an unknown format."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint and return its folder; one that is there already stays, unless it is damaged.
+    """Write a checkpoint and return its folder; an existing one is kept unless it is damaged.
 
     Raises:
-        OSError: the disk is full or cannot be written; what was there before is still there.
+        OSError: the disk is full or cannot be written; existing files are unchanged.
     """
     final = path_of(folder, step)
     if final.is_dir():
@@ -64,12 +64,12 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 class _DeferredErrors:
-    """A file for torch's writer, which never sees a write fail; `finish` raises the error afterwards, as it was.
+    """A file for torch's writer that hides failed writes from it; `finish` raises the original error afterwards.
 
-    Interrupted in the middle, that writer tries to write its end all the same and reports an error of its own instead.
+    When a write fails, torch's writer still tries to write its end and reports another error instead.
 
     Attributes:
-        sha256: of what was written.
+        sha256: of the written bytes.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -94,7 +94,7 @@ class _DeferredErrors:
         """Flush the file to the disk.
 
         Raises:
-            OSError: some of it could not be written.
+            OSError: a write failed.
         """
         if self._error is not None:
             raise self._error
@@ -123,9 +123,9 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, or None; the state is read once, for its SHA-256.
+    """Return what is wrong with the files of a checkpoint, or None; the state is read once to compute its SHA-256.
 
-    A checkpoint without a digest, of an earlier version of this package, passes as it is.
+    A checkpoint of an earlier version without a checksum is accepted.
     """
     try:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state onto the CPU.
 
     Raises:
-        DamagedCheckpointError: its files are not what was written.
+        DamagedCheckpointError: its files have changed since they were written.
         UserError: it was written by a newer version.
     """
     if reason := damage(path):
@@ -167,10 +167,10 @@ def load_newest(folder: Path, warn: Callable[[str], object] | None = None) -> di
 
     Args:
         folder: the run's folder of checkpoints.
-        warn: takes a sentence for each that is damaged, and for what is used instead; default is Python's warnings.
+        warn: called with a message for each damaged one and for the one used instead; default: Python's warnings.
 
     Returns:
-        Its state; None where there is none.
+        Its state; None if there is none.
     """
     warn = warn or _warn
     damaged = False
@@ -194,7 +194,7 @@ def _warn(sentence: str) -> None:
 def resume_newest(folder: Path, warn: Callable[[str], object] | None = None) -> dict[str, Any] | None:
     """Read the newest checkpoint that is not damaged, as `load_newest`, and rename the damaged ones after it.
 
-    For a run that continues: it computes those steps again.
+    Used by a run that resumes; it computes those steps again.
     """
     state = load_newest(folder, warn)
     for step in steps(folder):
@@ -204,7 +204,7 @@ def resume_newest(folder: Path, warn: Callable[[str], object] | None = None) -> 
 
 
 def rename_damaged(path: Path) -> Path:
-    """Give a damaged checkpoint another name, kept for whoever wants to look into it, and return it."""
+    """Rename a damaged checkpoint, so that it can be inspected, and return its new path."""
     name, number = path.with_name(f"{path.name}.damaged"), 1
     while name.exists():
         number += 1

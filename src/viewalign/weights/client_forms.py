@@ -1,4 +1,4 @@
-"""Forms of a network's weights that other programs load: nnssl's whole Primus, and FOMO's flat dictionary."""
+"""Weights in the formats of other programs: nnssl's complete Primus, and FOMO's flat dictionary."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def whole_primus(backbone: Backbone, size: Size) -> dict[str, Tensor]:
 def without_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Move LayerScale, and scale and shift of the norm inside attention, into the projections that follow or precede.
 
-    The network computes the same. A client that builds its blocks without LayerScale, and drops its weights, still
-    computes every MLP branch as trained; of attention it misses the division by each token's standard deviation.
+    The network's output is unchanged. A program that builds its blocks without LayerScale, and drops its weights, then
+    computes every MLP branch as trained; in attention only the division by each token's standard deviation is missing.
 
     Args:
         state: of a Primus, under the names of `weight_names`.
@@ -72,7 +72,7 @@ def _fold_block(state: dict[str, Tensor], block: str) -> None:
 
 
 def fomo_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Return the encoder of a ResEnc as the FOMO baseline's fine-tuning takes it: a flat dictionary of its names."""
+    """Return the encoder of a ResEnc for fine-tuning with the FOMO baseline: a flat dictionary with its names."""
     state = network_state(backbone)
     family = family_of(state)
     assert family is not None, "every backbone is of a known family"

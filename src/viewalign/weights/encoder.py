@@ -26,18 +26,18 @@ from viewalign.weights.token_order import Order
 FORMAT = "viewalign-encoder"
 VERSION = 1
 _MOST = 1 << 14
-"""Channels, and voxels along an axis, that an export may claim."""
+"""Largest number of channels, and of voxels along an axis, that is accepted from an export."""
 WEIGHTS_FILE, FACTS_FILE = "encoder.safetensors", "encoder.json"
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder gives for images (N, C, D, H, W).
+    """Output of an encoder for images (N, C, D, H, W).
 
     Attributes:
-        maps: feature maps (N, C, d, h, w), finest first: every stage of a ResEnc, the one token grid of a Primus. A
-            cell f of a grid of d cells over D voxels lies at voxel (f + 1/2)·D/d - 1/2.
-        pooled: (N, ΣC) one vector an image: the mean of each map, concatenated.
+        maps: feature maps (N, C, d, h, w), finest first: all stages of a ResEnc, the token grid of a Primus. The
+            centre of cell f of d cells over D voxels is at voxel (f + 1/2)·D/d - 1/2.
+        pooled: (N, ΣC) one vector per image: the means of all maps, concatenated.
     """
 
     maps: list[Tensor]
@@ -48,9 +48,9 @@ class Encoder(nn.Module):
     """A backbone without decoders and heads.
 
     Attributes:
-        size: (D, H, W) of the views of pretraining. A Primus takes this size alone, a ResEnc any multiple of `stride`.
-        stride: what sides must be a multiple of.
-        facts: how it came to be; see `read_facts`.
+        size: (D, H, W) of the views of pretraining. A Primus accepts only this size, a ResEnc any multiple of `stride`.
+        stride: sides of images must be multiples of it.
+        facts: its origin; see `read_facts`.
     """
 
     def __init__(self, backbone: Backbone, size: Size, facts: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: another number of axes or channels, or another size than that of a Primus.
-            UserError: a size that the network cannot take.
+            UserError: a size that the network does not support.
         """
         channels, size = self._image_channels, tuple(images.shape[2:])
         if images.ndim != 5 or images.shape[1] != channels:
@@ -97,8 +97,8 @@ def load_encoder(path: str | Path, weights: Weights = "student", token_order: Or
     Args:
         path: a run's folder (its newest checkpoint is read), an export, a checkpoint of nnssl, LatentCampus, nnU-Net or
             the FOMO baseline or a folder with one, `hf:OWNER/NAME[/FILE]`, `zenodo:RECORD`, or a name of
-            `list_encoders`. What is not on this machine is fetched.
-        weights: of a run, whether the student's or the averaged teacher's; other files have settled that.
+            `list_encoders`. It is downloaded if necessary.
+        weights: of a run: the student's or the averaged teacher's; ignored for other files.
         token_order: of a Primus of nnssl whose trainer is unknown; see `weights.token_order`.
 
     Returns:
@@ -143,7 +143,7 @@ def _from_source(source: Source) -> Encoder:
 
 
 def build_untrained(recipe: Recipe, seed: int = 0) -> Encoder:
-    """Build the same encoder with fresh weights: the baseline that pretraining has to beat."""
+    """Build the same encoder with random weights, the baseline for pretraining."""
     torch.manual_seed(seed)
     return Encoder(_backbone(recipe), recipe.views.patch_size, {"untrained": True}).eval()
 
@@ -166,7 +166,7 @@ def _from_export(folder: Path) -> Encoder:
     name, channels, size = _claims(facts, folder)
     tensors, _ = load_safetensors(folder / WEIGHTS_FILE, FACTS_FILE)
     state = {f"net.{key}": value for key, value in tensors.items()}
-    with torch.device("meta"):  # takes no memory, whatever the facts claim
+    with torch.device("meta"):  # needs no memory, even if the facts are wrong
         _check_fit(build_backbone(name, size, channels), state, str(folder))
     backbone = build_backbone(name, size, channels)
     _fill(backbone, state, str(folder))
@@ -177,7 +177,7 @@ def _claims(facts: dict[str, Any], folder: Path) -> tuple[str, int, Size]:
     """Return network, channels and view size of an export.
 
     Raises:
-        UserError: they are not there, or are no sensible numbers.
+        UserError: they are missing or invalid.
     """
     network, size = facts.get("network"), facts.get("size")
     name, channels = (network.get("name"), network.get("channels")) if isinstance(network, dict) else (None, None)
@@ -195,7 +195,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Read the JSON beside exported weights.
 
     Raises:
-        UserError: it is not of this package, or of a newer version.
+        UserError: it was not written by this package, or by a newer version.
     """
     try:
         facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _check_fit(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Refuse weights that are missing or have another shape; aliases of a weight need not be there.
+    """Check that no weight is missing or has another shape; aliases may be missing.
 
     Raises:
         UserError: some do.

@@ -1,4 +1,4 @@
-"""Exporting a run: weights that load elsewhere, and what others need to know to use them."""
+"""Export of a run: weights for other programs, with a description of how to use them."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def export_run(
     licence: str | None = None,
     cite: str = "",
 ) -> Path:
-    """Write a run's encoder for others and return the folder.
+    """Export a run's encoder and return the folder.
 
-    It holds `encoder.safetensors` + `encoder.json` + `README.md` (the model card) for viewalign and the Hub, and
+    It contains `encoder.safetensors` + `encoder.json` + `README.md` (the model card) for viewalign and the Hub, and
     `checkpoint_final.pth` + `adaptation_plan.json` + `config.json` for nnssl and nnU-Net, which fetches these three
     names from the Hub. No subject data, no local path.
 
     Args:
         run: the run's folder; its newest checkpoint is exported.
-        out: where to; default is `export/` in the run's folder.
+        out: destination; default: `export/` in the run's folder.
         weights: the student's, as published, or the averaged teacher's.
         licence: of the weights, for the card, as the Hugging Face Hub abbreviates it: `cc-by-4.0`.
-        cite: what the card asks to cite besides method and software.
+        cite: further citations for the card, besides method and software.
 
     Raises:
-        UserError: no run, no checkpoint, no licence's abbreviation, or a disk that cannot be written.
+        UserError: no run, no checkpoint, an invalid licence, or a disk that cannot be written.
     """
     folder = RunFolder(Path(run))
     recipe, state = run_state(folder.root)
@@ -73,12 +73,12 @@ def export_run(
 def export_nnssl(run: str | Path, out: str | Path | None = None, weights: Weights = "student") -> Path:
     """Write a run's network for another pretraining with nnssl (`-pretrained_weights`) and return the folder.
 
-    A Primus is written whole, with decoder and mask token, and with its tokens in nnssl's order; a ResEnc as in
+    A Primus is written with decoder and mask token, and with its tokens in nnssl's order; a ResEnc as in
     `export_run`.
 
     Args:
         run: the run's folder; its newest checkpoint is exported.
-        out: where to; default is `nnssl/` in the run's folder.
+        out: destination; default: `nnssl/` in the run's folder.
         weights: the student's or the averaged teacher's.
 
     Raises:
@@ -125,7 +125,7 @@ def export_fomo(run: str | Path, out: str | Path | None = None, weights: Weights
 
 @contextmanager
 def _writing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `target` when the block succeeds.
+    """Yield an empty folder that replaces `target` when the block succeeds.
 
     Raises:
         UserError: the disk cannot be written.
@@ -195,14 +195,14 @@ def _write_native(
         "recipe": public_settings(recipe),
     }
     (folder / encoders.FACTS_FILE).write_text(json.dumps(facts, indent=1))
-    # nnU-Net fetches this name from the Hub, which counts downloads by it; it reads nothing of it.
+    # nnU-Net downloads this file from the Hub, which counts downloads by it; its content is not used.
     config = {key: facts[key] for key in ("format", "viewalign_version", "method", "network", "size")}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
     return facts
 
 
 def _verdicts(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the last figures of the features and what they mean."""
+    """Return the last health measures of the features with their verdicts."""
     last: dict[str, Any] = next((row for row in reversed(log) if row["kind"] == "health"), {})
     found = [(measure, last[measure.name]) for measure in health.MEASURES if measure.name in last]
     return [{"name": m.name, "title": m.title, "value": value, "level": m.level(value)} for m, value in found]
@@ -246,6 +246,6 @@ def write_checkpoint(folder: Path, state: Mapping[str, Tensor], plan: dict[str, 
 
 
 def _saved(root: Mapping[str, Any]) -> bytes:
-    content = io.BytesIO()  # torch's own writer names no cause where the disk is full
+    content = io.BytesIO()  # torch's own writer does not report that the disk is full
     torch.save(root, content)
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""Reading files of tensors without ever running what they may hold."""
+"""Reading files of tensors without running code in them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
 
     Args:
         file: what to load.
-        allowed: classes and functions besides torch's own that it may hold; they must do nothing but hold values.
+        allowed: classes and functions besides torch's own that it may contain; they must only hold values.
 
     Raises:
-        UserError: it is damaged, holds objects that need pickle, or is no dictionary.
+        UserError: it is damaged, contains objects that need pickle, or is not a dictionary.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
@@ -49,11 +49,11 @@ def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights with NaN or infinity among them; all of them are on one device, which is waited for once.
+    """Check that weights are finite; all are on one device, which is synchronised once.
 
     Args:
         weights: by name.
-        source: what a message calls their origin.
+        source: their origin, for the message.
 
     Raises:
         UserError: some are not finite; the first is named.
@@ -77,7 +77,7 @@ def sha256_of(file: Path) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no file."""
+    """Read a JSON object; an empty one if there is no file."""
     if not file.is_file():
         return {}
     try:
@@ -91,10 +91,10 @@ def load_safetensors(file: Path, facts_file: str) -> tuple[dict[str, Tensor], di
     """Read exported tensors and the facts beside them.
 
     Raises:
-        UserError: the file is damaged, or its checksum is not the one among the facts.
+        UserError: the file is damaged, or its checksum differs from the one in the facts.
     """
     facts = read_json(file.with_name(facts_file))
-    if not file.is_file():  # a pipe would be waited for
+    if not file.is_file():  # reading a pipe would block
         raise UserError(f"There are no weights at {file}.")
     try:
         digest = facts.get("sha256")
@@ -111,21 +111,21 @@ _NETWORK = re.compile(r"dynamic_network_architectures\.architectures\.[a-z_]+\.[
 
 
 def harmless() -> list[Any]:
-    """Return what nnU-Net's checkpoints hold besides tensors: NumPy's scalars, which only hold values."""
+    """Return the types in nnU-Net's checkpoints besides tensors: NumPy's scalars, which only hold values."""
     from numpy._core.multiarray import scalar
 
     return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
 
 
 def check_model(folder: Path, folds: Sequence[int | str]) -> None:
-    """Refuse a model that could make nnU-Net run code of the one who made it.
+    """Reject a model that could make nnU-Net run foreign code.
 
     Args:
         folder: `TRAINER__PLANS__CONFIGURATION`, with `plans.json` and `fold_*`.
-        folds: those that will be used.
+        folds: to be used.
 
     Raises:
-        UserError: a checkpoint that holds pickled objects, or a plan that names something else than a network of
+        UserError: a checkpoint with pickled objects, or a plan that names anything else than a network of
             dynamic-network-architectures and layers of torch.
     """
     plans = folder / "plans.json"
@@ -135,7 +135,7 @@ def check_model(folder: Path, folds: Sequence[int | str]) -> None:
 
 
 def check_plan(plan: Mapping[str, Any], file: Path) -> None:
-    """Refuse a plan that names code of others.
+    """Reject a plan that names foreign code.
 
     Raises:
         UserError: it does.

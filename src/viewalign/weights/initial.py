@@ -1,4 +1,4 @@
-"""Starting a run from weights: read, matched with the method's student, copied to its teacher, reported in a table."""
+"""Initial weights of a run: read, matched with the method's student, copied to its teacher, and reported in a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def start_run(method: Method, recipe: Recipe, folder: RunFolder, write: bool) -> None:
-    """Do what a recipe's `init` asks for; nothing where it names no weights.
+    """Apply a recipe's `init`; nothing is done without weights.
 
     Args:
         method: freshly built.
@@ -60,10 +60,10 @@ def load_initial(
     """Fill a method's student with pretrained weights and start its teacher as a copy.
 
     Args:
-        method: as built; it is changed in place, and not at all where weights are refused.
+        method: as built; it is changed in place, and unchanged if the weights are rejected.
         path: a checkpoint of nnssl's layout, an export, or a run of this package.
         size: (D, H, W) of the run's views.
-        token_order: of a Primus's weights; "auto" goes by the trainer that the file names.
+        token_order: of a Primus's weights; "auto" derives it from the trainer named in the file.
         min_share: of the encoder's elements that must be covered.
 
     Raises:
@@ -73,7 +73,7 @@ def load_initial(
     family = weight_names.family_of(target)
     assert family is not None, "every backbone is of a known family"
     order = None if token_order == "auto" else token_order
-    # A public name goes on as it is, for its entry says more than its file.
+    # A public name is kept, since its entry says more than its file.
     file, note = (path, "") if str(path) in ENCODERS else resolve_checkpoint(remote.locate(path), family)
     source = read_source(file, order)
     if note:
@@ -90,7 +90,7 @@ def load_initial(
 
 @torch.no_grad()
 def _fill(method: Method, target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy weights into the student, and the student's into whatever the teacher has of the same name."""
+    """Copy weights into the student, and from it into the teacher's parameters of the same names."""
     for name, value in state.items():
         target[name].copy_(value)
     everything = dict(method.named_parameters())
@@ -109,24 +109,24 @@ def transfer_encoder(
     token_order: Order | None = None,
     report: Path | None = None,
 ) -> FittedWeights:
-    """Put pretrained encoder weights into a network, in place, and report what became of each.
+    """Load pretrained encoder weights into a network, in place, and report what happened to each.
 
-    The network may take other image channels (repeated or summed, rescaled), images of another size (a Primus's table
-    of positions is resized in 3D), have other kernels (padded or folded) or another depth (what both have is matched by
-    name). Everything outside its encoder is left as it is.
+    The network may have another number of image channels (repeated or summed, rescaled), another image size (a Primus's
+    positions are resized in 3D), other kernel sizes (padded or folded) or another depth (common layers are matched by
+    name). Everything outside its encoder is unchanged.
 
     Args:
-        network: any module with an encoder of dynamic-network-architectures somewhere in it: nnU-Net's networks, this
+        network: any module that contains an encoder of dynamic-network-architectures: nnU-Net's networks, this
             package's backbones, a classifier around one of them.
-        encoder: see `reading.read_source`, or what that returned.
-        size: (D, H, W) of the images that the network takes; needed for a Primus alone.
+        encoder: see `reading.read_source`, or its result.
+        size: (D, H, W) of the network's images; needed for a Primus only.
         min_share: of the encoder's elements that must be covered, in [0, 1].
-        prefix: where the encoder lies, such as "backbone.net."; found by itself where there is one.
+        prefix: of the encoder's parameter names, such as "backbone.net."; detected if there is one encoder.
         token_order: see `reading.read_source`.
         report: a JSON file to write the report to.
 
     Returns:
-        What became of each weight; `print(fitted.text())` shows it.
+        What happened to each weight; `print(fitted.text())` shows it.
 
     Raises:
         UserError: weights that cannot be read, are of another kind of network, or cover too little of the encoder.
@@ -145,5 +145,5 @@ def transfer_encoder(
 
 
 def write_report(fitted: FittedWeights, path: Path) -> None:
-    """Write what became of each weight as JSON, whole or not at all."""
+    """Write what happened to each weight as JSON, atomically."""
     write_text(path, json.dumps(fitted.as_json(), indent=1) + "\n")

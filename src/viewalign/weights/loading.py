@@ -1,7 +1,7 @@
-"""Pretrained encoder weights for a network of any kind: which rules may bend them, and when they are refused.
+"""Pretrained encoder weights for any network: the rules that adapt them, and when they are rejected.
 
-The target may have other image channels, another input size, other kernels or another depth. It need not be of this
-package: whatever has an encoder under dynamic-network-architectures' names can be filled, wherever in it that lies.
+The target may have other image channels, another input size, other kernels or another depth. Any
+module that contains an encoder with dynamic-network-architectures' names can be filled.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from viewalign.weights.sources import Source, family_words
 Size = tuple[int, int, int]
 
 _NAMED = 3
-"""How many missing weights a refusal names."""
+"""Largest number of missing weights in a message."""
 
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """What became of pretrained weights in a network.
+    """Result of matching pretrained weights with a network.
 
     Attributes:
         source: the weights as read.
-        report: what became of each, under the names of `weight_names`.
-        encoder_share: the covered share of the target encoder's elements.
-        state: tensors to load, by those names.
+        report: what happened to each, by the names of `weight_names`.
+        encoder_share: covered fraction of the target encoder's elements.
+        state: tensors to load, by the same names.
     """
 
     source: Source
@@ -42,12 +42,12 @@ class FittedWeights:
     state: dict[str, Tensor] = field(repr=False)
 
     def text(self) -> str:
-        """Return what a person should see of it: the share, what was assumed, and a table."""
+        """Return a text: the covered share, assumptions, and a table."""
         head = f"Starting from {self.source.file}: {self.encoder_share:.1%} of the encoder is covered."
         return "\n".join([head, *self.source.notes, self.report.table()])
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values; of the file its name alone."""
+        """Return plain values; the file without its folder."""
         source = self.source
         facts = {"file": source.file, "network": source.family, "trainer_name": source.trainer_name}
         sizes = {"size": source.size, "token_grid": source.grid, "encoder_share": self.encoder_share}
@@ -62,16 +62,16 @@ def fit(
     setting: str = "min_share",
     encoder_only: bool = False,
 ) -> FittedWeights:
-    """Find what of a source fits a target, and refuse where that is too little.
+    """Match a source with a target; too few matching weights are an error.
 
     Args:
-        target: tensors under the names of `weight_names`; shapes alone are looked at.
+        target: tensors by the names of `weight_names`; only their shapes are used.
         source: pretrained weights.
-        size: (D, H, W) of the images that the target takes; only a Primus needs it, for its table of positions.
+        size: (D, H, W) of the target's images; only a Primus needs it, for its positions.
         min_share: of the target encoder's elements that must be covered. Its first convolution must be in any case,
             unless this is 0: behind a random one the rest is worth nothing.
-        setting: what a message calls `min_share`.
-        encoder_only: leave out whatever is no part of an encoder, such as a decoder of the same name.
+        setting: name of `min_share` in messages.
+        encoder_only: ignore weights outside the encoder, such as those of a decoder.
 
     Raises:
         UserError: weights of another kind of network, or that cover too little.
@@ -124,7 +124,7 @@ def _too_little(file: str, report: matching.Report, share: float, least: float, 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a network an encoder lies: `prefix` stands before the names of `weight_names`."""
+    """Position of an encoder in a network: `prefix` precedes the names of `weight_names`."""
 
     prefix: str
     family: Family
@@ -134,12 +134,12 @@ def find_encoder(names: Sequence[str]) -> Place:
     """Find the encoder among a network's parameter names by its first convolution.
 
     Raises:
-        UserError: there is none, or there are several (name one by `prefix` then).
+        UserError: there is none, or there are several (set `prefix` then).
     """
     places: list[Place] = []
     for family, stem in STEM.items():
         places += [Place(name.removesuffix(stem), family) for name in names if _ends_at_dot(name, stem)]
-    # `decoder.encoder.` is how a U-Net of dynamic-network-architectures lists its encoder a second time.
+    # A U-Net of dynamic-network-architectures lists its encoder again as `decoder.encoder.`.
     places = [place for place in places if not place.prefix.endswith("decoder.")]
     if not places:
         raise UserError("The network to fill has no encoder of a ResEnc or a Primus.")
@@ -161,19 +161,19 @@ def load_encoder_weights(
     setting: str = "min_share",
     prefix: str | None = None,
 ) -> FittedWeights:
-    """Fill the encoder of a network, in place, and leave all else of it as it is.
+    """Fill the encoder of a network, in place; everything else is unchanged.
 
     Args:
-        network: holds an encoder of dynamic-network-architectures' names at any depth; DDP and compiled wrappers may
-            stand around it. It is not changed at all where weights are refused.
+        network: contains an encoder with dynamic-network-architectures' names; it may be wrapped by DDP or compiled. It
+            is unchanged if the weights are rejected.
         source: from `reading.read_source`.
-        size: (D, H, W) of the images that the network takes; needed for a Primus of another input size.
+        size: (D, H, W) of the network's images; needed for a Primus of another input size.
         min_share: of the encoder's elements that must be covered, in [0, 1].
-        setting: what a message calls `min_share`.
-        prefix: where the encoder lies, such as "backbone.net."; found by itself where there is one.
+        setting: name of `min_share` in messages.
+        prefix: of the encoder's parameter names, such as "backbone.net."; detected if there is one encoder.
 
     Returns:
-        The report; store it beside what was trained from it.
+        The report; store it with the network that is trained from it.
 
     Raises:
         UserError: no encoder in the network, weights of another kind of network, or that cover too little.

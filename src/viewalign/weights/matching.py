@@ -1,4 +1,4 @@
-"""Which weights of a network fit another: matched by name, adapted by stated rules alone, reported in a table."""
+"""Weights of one network for another: matched by name, adapted by the rules stated here, reported in a table."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch.nn import functional as F
 What = Literal["loaded", "adapted", "left", "fresh"]
 Size = tuple[int, int, int]
 Adapter = Callable[[str, torch.Size, Tensor], "tuple[Tensor, str] | None"]
-"""Takes a name, the wanted shape and a tensor; returns the adapted tensor and how, or None without a rule."""
+"""A function of name, wanted shape and tensor; returns the adapted tensor and how, or None without a rule."""
 
 _LINES = 8
-"""How many remarks a table has at most."""
+"""Largest number of remarks in a table."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one weight.
+    """What happened to one weight.
 
     Attributes:
-        name: its name in the target, or in the source where the target has none of that name.
+        name: its name in the target, or in the source if the target has none of that name.
         what: "loaded" as it is, "adapted", "left" (present, but it does not fit), or "fresh" (not present).
-        note: how it was adapted, or why it was left.
-        elements: how many numbers it has.
-        wanted: whether the target has it; what only the source has counts in no share.
+        note: how it was adapted, or why it was not used.
+        elements: number of its elements.
+        wanted: whether the target has it; others do not count in any share.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of all weights."""
+    """What happened to all weights."""
 
     rows: tuple[Row, ...]
 
@@ -50,7 +50,7 @@ class Report:
         return {what: sum(row.what == what for row in self.rows) for what in get_args(What)}
 
     def share(self, prefixes: Sequence[str] = ("",)) -> float:
-        """Return the covered share of the target's elements, of those alone whose names begin with a prefix."""
+        """Return the covered fraction of the target's elements whose names start with a prefix."""
         rows = [row for row in self.rows if row.wanted and row.name.startswith(tuple(prefixes))]
         covered = sum(row.elements for row in rows if row.what in ("loaded", "adapted"))
         return covered / max(1, sum(row.elements for row in rows))
@@ -61,7 +61,7 @@ class Report:
         return [r for r in self.rows if r.wanted and r.what in ("left", "fresh") and r.name.startswith(names)]
 
     def table(self) -> str:
-        """Return a table for a terminal: one line a part of the network, then the remarks."""
+        """Return a table for a terminal: one line per part of the network, then the remarks."""
         parts = list(dict.fromkeys(_part(row.name) for row in self.rows))
         width = max([len(part) for part in parts] + [len("weights")])
         head = f"{'weights':<{width}}" + "".join(f"  {what:>7}" for what in get_args(What)) + "  covered"
@@ -84,7 +84,7 @@ def _part(name: str) -> str:
 
 
 def _remarks(rows: Sequence[Row]) -> Iterator[str]:
-    """Say how and why, one line for all weights of which the same is to be said."""
+    """Return how and why, in one line for all weights with the same note."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.note:
@@ -98,7 +98,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Matched:
-    """Tensors to load, by the target's names, and what became of all."""
+    """Tensors to load, by the target's names, and what happened to all."""
 
     state: dict[str, Tensor] = field(repr=False)
     report: Report
@@ -107,13 +107,13 @@ class Matched:
 def match_weights(
     target: Mapping[str, Tensor], source: Mapping[str, Tensor], adapters: Sequence[Adapter] = ()
 ) -> Matched:
-    """Find the source's tensor for each of the target's; nothing that has no rule is bent.
+    """Find the source's tensor for each of the target's; tensors are adapted only by rules.
 
     Args:
-        target: what is to be filled; shapes alone are looked at.
-        source: what there is, under the same names.
-        adapters: rules, the first that returns a tensor is used, where shapes are equal too, since these may differ in
-            meaning.
+        target: tensors to fill; only their shapes are used.
+        source: available tensors, by the same names.
+        adapters: rules, the first that returns a tensor is used, also if shapes are equal, since their meaning
+            may differ.
     """
     state: dict[str, Tensor] = {}
     rows: list[Row] = []
@@ -160,10 +160,10 @@ def resize_positions(before: Size, after: Size) -> Adapter:
 
 
 def adapt_channels(names: Collection[str]) -> Adapter:
-    """Return the rule for convolutions (out, in, ...), named in full, that take another number of image channels.
+    """Return the rule for convolutions (out, in, ...), named in full, that have another number of image channels.
 
-    Channels are repeated and divided by how often, or summed in groups: to an image that is the same in all channels
-    the convolution answers as before.
+    Channels are repeated and divided by how often, or summed in groups: for an image that is the same in all channels
+    the output is unchanged.
     """
 
     def adapt(name: str, shape: torch.Size, given: Tensor) -> tuple[Tensor, str] | None:
@@ -180,8 +180,8 @@ def adapt_channels(names: Collection[str]) -> Adapter:
 def adapt_kernels() -> Adapter:
     """Return the rule for 3D convolutions (out, in, kd, kh, kw) whose kernels have other odd sides.
 
-    A larger kernel gets zeros around: it answers as before. A smaller one keeps its middle and adds each tap that falls
-    off to the nearest that stays: to an image that does not change along that axis it answers as before.
+    A larger kernel is padded with zeros: the output is unchanged. A smaller one keeps its centre and adds each removed
+    tap to the nearest kept one: for an image that is constant along that axis the output is unchanged.
     """
 
     def adapt(_: str, shape: torch.Size, given: Tensor) -> tuple[Tensor, str] | None:
@@ -193,7 +193,7 @@ def adapt_kernels() -> Adapter:
 
 
 def adapt_kernels_and_channels(names: Collection[str]) -> Adapter:
-    """Return the rule for named convolutions that take other image channels through another kernel: both rules."""
+    """Return the rule for named convolutions with other image channels and another kernel: both rules."""
     channels = adapt_channels(names)
 
     def adapt(name: str, shape: torch.Size, given: Tensor) -> tuple[Tensor, str] | None:
@@ -207,7 +207,7 @@ def adapt_kernels_and_channels(names: Collection[str]) -> Adapter:
 
 
 def _refit_kernel(weight: Tensor, shape: torch.Size) -> tuple[Tensor, str] | None:
-    """Bring the kernel (..., kd, kh, kw) to the sides of `shape`; None where sides are even or all are equal."""
+    """Convert the kernel (..., kd, kh, kw) to the sides of `shape`; None if sides are even or all are equal."""
     before, after = _sides(weight.shape), _sides(shape)
     if before == after or any(side % 2 == 0 for side in (*before, *after)):
         return None
@@ -230,7 +230,7 @@ def _sides(shape: torch.Size) -> Size:
 
 
 def _regroup(weight: Tensor, channels: int) -> Tensor:
-    """Spread or gather the input channels of (out, in, ...), keeping their sum."""
+    """Repeat or sum the input channels of (out, in, ...), keeping their sum."""
     before = weight.shape[1]
     if channels >= before:
         index = torch.arange(channels) % before

@@ -1,4 +1,4 @@
-"""The model card that goes with exported weights."""
+"""The model card of exported weights."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def render(
     """Fill the card.
 
     Args:
-        facts: of the encoder, as an export tells them.
-        folder: what to load it from.
-        title, paper: the method's name in words, and where it comes from.
+        facts: of the encoder, as in an export.
+        folder: to load it from.
+        title, paper: the method's title, and its paper.
         licence: of the weights, as the Hugging Face Hub abbreviates it, such as `cc-by-4.0`.
-        cite: what else is to be cited.
+        cite: further citations.
 
     Raises:
-        UserError: a licence that is no abbreviation.
+        UserError: an invalid licence.
     """
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise UserError(f"'{licence}' is no abbreviation of a licence; write one such as cc-by-4.0 or apache-2.0.")
@@ -128,7 +128,7 @@ def _health(rows: list[dict[str, Any]]) -> str:
 
 
 def _axes(plans: dict[str, Any] | None) -> str:
-    """Say how axes lie: in our stores alike, in nnssl's layout as the files have them."""
+    """Describe the orientation: LPS in stores of this package, that of the files in nnssl's layout."""
     if plans is None:
         return "axes in LPS order with the array as (z, y, x)"
     forward = plans["transpose_forward"]

@@ -1,7 +1,7 @@
 """One spelling for weights: dynamic-network-architectures' names, each tensor once.
 
 A ResEnc has `encoder.*` and `decoder.*`; a Primus `eva.*`, `down_projection.*`, `up_projection.*` and, of pretraining,
-`decoder.*`, `feature_decoder.*`, `attention_pool.*` and `filler`, the token that stands for a dropped one. Both may
+`decoder.*`, `feature_decoder.*`, `attention_pool.*` and `filler`, the token that replaces a dropped one. Both may
 have `projector.*` and `predictor.*`. These are the names of the package's own networks without what holds them.
 """
 
@@ -17,15 +17,15 @@ Family = Literal["resenc", "primus"]
 T = TypeVar("T")
 
 ENCODER: dict[Family, tuple[str, ...]] = {"resenc": ("encoder.",), "primus": ("eva.", "down_projection.")}
-"""What the weights of an encoder begin with."""
+"""Prefixes of the weights of an encoder."""
 STEM: dict[Family, str] = {"resenc": "encoder.stem.convs.0.conv.weight", "primus": "down_projection.proj.weight"}
-"""The convolution that takes the image."""
+"""The first convolution."""
 
 _HEADS = ("projector", "predictor")
 
 
 def family_of(names: Iterable[str]) -> Family | None:
-    """Return which family of networks has weights of these names, wrapped or not; None where it is neither."""
+    """Return the family of networks that has weights of these names, wrapped or not; None if unknown."""
     known = [_unwrapped(name) for name in names]
     if any(name.startswith(ENCODER["primus"]) for name in known):
         return "primus"
@@ -33,7 +33,7 @@ def family_of(names: Iterable[str]) -> Family | None:
 
 
 def own_branch(state: Mapping[str, T]) -> dict[str, T]:
-    """Cut the student out of a method's state, or the one network of a method without a teacher."""
+    """Extract the student from a method's state, or the network of a method without a teacher."""
     mine = [name for name in state if not name.startswith("teacher.")]
     branch = next((name[: name.index("backbone.")] for name in mine if "backbone." in name), "")
     cut = {name.removeprefix(branch): state[name] for name in mine if name.startswith(branch)}
@@ -57,7 +57,7 @@ def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrapped(name: str) -> str:
-    """Take off what DataParallel, torch.compile and Lightning put before a name, and nnssl's `encoder.` of a Primus.
+    """Remove the prefixes of DataParallel, torch.compile and Lightning, and nnssl's `encoder.` of a Primus.
 
     A stem or a norm under the names of gardening_tools, the library of the FOMO baseline, gets its usual name.
     """
@@ -73,12 +73,12 @@ def _without_alias(name: str) -> str:
     """Return the first name of a tensor that dynamic-network-architectures registers several times."""
     if name.startswith("decoder.encoder."):
         name = name.removeprefix("decoder.")
-    # Without dropout the modules are convolution, norm, activation; with it the norm is the third.
+    # Without dropout the modules are convolution, norm, activation; with dropout the norm is the third.
     return re.sub(r"\.all_modules\.(\d)\.", lambda found: ".conv." if found[1] == "0" else ".norm.", name)
 
 
 def _take_mask_token(weights: dict[str, Tensor]) -> None:
-    """Rename nnssl's mask token; the buffer of zeros that a plain Primus carries under that name says nothing."""
+    """Rename nnssl's mask token; a plain Primus has an unused buffer of zeros under that name."""
     token = weights.pop("mask_token", None)
     if token is not None and "filler" not in weights and token.any():
         weights["filler"] = token.flatten()
@@ -93,7 +93,7 @@ def _split_heads(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 def _head(name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename a head that is a plain sequence of linear layers and norms; anything else keeps its names.
 
-    Running averages of a norm keep theirs too: the heads here have none.
+    Running averages of a norm keep theirs too: the heads of this package have none.
     """
     if any(key.startswith((f"{name}.layers.", f"{name}.norms.")) for key in weights):
         return weights

@@ -1,4 +1,4 @@
-"""Which of nnssl's runs a path stands for that names a trainer alone, as in the published command lines."""
+"""Finding nnssl's run for a path that contains only a trainer's name, as in the published command lines."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from viewalign.weights import sources
 from viewalign.weights.names import Family
 
 _RUNS = 6
-"""How many runs a message names at most."""
+"""Largest number of runs in a message."""
 
 
 def resolve_checkpoint(path: str | Path, network: str) -> tuple[Path, str]:
     """Return the path of weights, and a message if it is not the requested one.
 
-    A missing `MAETrainer/fold_all/checkpoint_final.pth`, as in the published command lines, stands for the run of that
+    A missing `MAETrainer/fold_all/checkpoint_final.pth`, as in the published command lines, means the run of that
     trainer, `MAETrainer__<plans>__<config>/fold_all/checkpoint_final.pth`, that trained the same kind of network. Its
     Primus twin, whose name has "Eva" in it (`MAEEvaTrainer`), counts as the same trainer.
 
@@ -27,8 +27,7 @@ def resolve_checkpoint(path: str | Path, network: str) -> tuple[Path, str]:
         network: the network to fill, such as "resenc-l" or "primus-m", or its family alone.
 
     Raises:
-        UserError: it is not there, and nothing or more than one thing could be meant, or what is meant is of the other
-            kind of network.
+        UserError: it does not exist, and no run or several runs match, or the match is of the other kind of network.
     """
     requested = Path(path)
     fold = requested.parent
@@ -49,7 +48,7 @@ def resolve_checkpoint(path: str | Path, network: str) -> tuple[Path, str]:
 
 
 def _meant(run: Path, trainer: str) -> bool:
-    """Say whether a run's folder `<trainer>__<plans>__<config>` is of a trainer or its twin."""
+    """Return whether a run's folder `<trainer>__<plans>__<config>` is of a trainer or its twin."""
     return _twinless(run.parent.parent.name.split("__")[0]) == _twinless(trainer)
 
 
@@ -62,7 +61,7 @@ def _family(network: str) -> Family:
 
 
 def _family_in(file: Path) -> Family | None:
-    """Return the family of a checkpoint, of which no tensor is read; None where it is unknown."""
+    """Return the family of a checkpoint without reading its tensors; None if it is unknown."""
     try:
         root = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         return weight_names.family_of(root.get("network_weights", root))

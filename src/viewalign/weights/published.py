@@ -1,8 +1,8 @@
-"""Public 3D encoders that load by a name: where they are, how they were pretrained, and what is known of the files.
+"""Public 3D encoders that can be loaded by name: source, pretraining, and what is known about the files.
 
-None of these files was downloaded for this package: no hub could be reached. Layouts, orders of tokens and preparations
+None of these files was downloaded for this package, as no hub was reachable. Layouts, token orders and preparations
 are those of the programs that wrote them, addresses and licences those of their model cards (read in 2026), and
-checksums were recorded by others. `tried` says what was tried instead.
+checksums were recorded by others. `tried` describes what was tested instead.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class PublishedEncoder:
 
     Attributes:
         source: `hf:OWNER/NAME[/FILE]` or `zenodo:RECORD[/FILE]`.
-        network: a name of `networks.registry`; empty if the source has several files, of which one must be named.
+        network: a name of `networks.registry`; empty if the source has several files; one of them must be named.
         method: how it was pretrained.
         data: what it was pretrained on.
-        spacing: voxel size of its images in mm; None if each kept its own.
+        spacing: voxel size of its images in mm; None if each image kept its own.
         preparation: normalisation and orientation of its images; they have one channel.
-        licence: as the Hugging Face Hub abbreviates it; empty if it is not known here.
+        licence: as the Hugging Face Hub abbreviates it; empty if unknown.
         cite: papers.
-        sha256: of the file, as others recorded it; empty if unknown.
-        order: of the tokens of a Primus whose trainer's name does not determine it.
-        size: (D, H, W) of its views, if its file does not state them.
-        tried: what was tried in place of the file itself.
+        sha256: of the file, recorded by others; empty if unknown.
+        order: token order of a Primus, if its trainer's name does not determine it.
+        size: view size (D, H, W), if it is not in the file.
+        tried: what was tested in place of the file itself.
     """
 
     source: str
@@ -79,7 +79,7 @@ def _fomo(data: str) -> PublishedEncoder:
     )
 
 
-# In nnssl all Primus variants but SimMIM are built on its masked autoencoder, whose tokens lie as (H, D, W).
+# In nnssl all Primus variants except SimMIM are based on its masked autoencoder, with tokens ordered (H, D, W).
 ENCODERS: dict[str, PublishedEncoder] = {
     "openmind-mae-resenc-l": _openmind(
         *("MAE", "resenc-l", "Masked autoencoder", "arXiv:2410.23132"),
@@ -130,7 +130,7 @@ def published(name: str) -> PublishedEncoder:
 
 
 def list_encoders() -> dict[str, PublishedEncoder]:
-    """Return the public encoders that `load_encoder` and every command take by name.
+    """Return the public encoders that `load_encoder` and all commands accept by name.
 
     Example:
         ```python

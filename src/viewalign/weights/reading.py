@@ -1,4 +1,4 @@
-"""Reading an encoder, wherever it is and whoever wrote it, and naming the network that it belongs to."""
+"""Reading an encoder from any supported source, and determining its network."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from viewalign.weights.token_order import Order
 
 
 def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
-    """Read the weights that a user names: this is how every command and `load_encoder` reads an encoder.
+    """Read the weights that a user names; all commands and `load_encoder` use this function.
 
     Args:
         path: a run's folder (its newest checkpoint that can be read), an export, a checkpoint of nnssl, LatentCampus,
-            nnU-Net or the FOMO baseline or a folder with one, and whatever `remote.locate` takes.
+            nnU-Net or the FOMO baseline or a folder with one, and everything that `remote.locate` accepts.
         order: of the tokens of a Primus of nnssl whose trainer is unknown; see `weights.token_order`.
 
     Raises:
-        UserError: nothing there, damaged, in need of pickle, or no weights of a ResEnc or a Primus.
+        UserError: no such file, damaged, needs pickle, or no weights of a ResEnc or a Primus.
     """
     return read_located(path, remote.locate(path), order)
 
@@ -59,7 +59,7 @@ def read_located(name: str | Path, file: Path, order: Order | None = None) -> so
 
 
 def _with_plan(source: sources.Source, entry: PublishedEncoder) -> sources.Source:
-    """Add what is known of a public encoder whose file does not say it."""
+    """Add facts about a public encoder that are not in its file."""
     size = source.size or entry.size
     if size is None or not entry.network:
         return source
@@ -69,7 +69,7 @@ def _with_plan(source: sources.Source, entry: PublishedEncoder) -> sources.Sourc
 
 
 def network_of(source: sources.Source) -> str:
-    """Return the name of the network that weights belong to, by the names and shapes of its parameters.
+    """Return the name of the network of some weights, by the names and shapes of its parameters.
 
     Raises:
         UserError: no network matches.
@@ -88,7 +88,7 @@ def network_of(source: sources.Source) -> str:
 
 
 def size_of(name: str, source: sources.Source) -> Size:
-    """Return the size of the views of a pretraining: of a Primus by its token grid, of a ResEnc 64³ if unknown."""
+    """Return the view size of the pretraining: for a Primus from its token grid, for a ResEnc 64³ if unknown."""
     if source.family == "resenc":
         return source.size or (64, 64, 64)
     d, h, w = (

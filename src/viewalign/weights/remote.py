@@ -1,6 +1,6 @@
-"""Where weights are on this machine that are named by a public encoder, an id of the Hugging Face Hub or of Zenodo.
+"""Local paths of weights that are named by a public encoder, or an id of the Hugging Face Hub or Zenodo.
 
-This is the one place that turns what a user writes for an encoder into a path; `weights.reading` reads it.
+Only this module turns a user's name of an encoder into a path; `weights.reading` reads it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from viewalign.weights.files import sha256_of
 from viewalign.weights.published import ENCODERS, PublishedEncoder
 
 WANTED = ("*.pth", "*.safetensors", "*.ckpt", "*.json", "*.md", "LICENSE*")
-"""What is taken of a repository: never pickles of other kinds, never code."""
+"""Files that are downloaded from a repository: no other pickles, no code."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".ckpt")
 _ID = re.compile(r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+\.\w+))?/?")
 _RECORD = re.compile(r"zenodo:(\d+)(?:/([\w.-]+))?")
@@ -31,25 +31,25 @@ _ZENODO = "https://zenodo.org"
 
 
 def is_offline() -> bool:
-    """Return whether nothing may be fetched: `viewalign --offline`, `VIEWALIGN_OFFLINE` or `HF_HUB_OFFLINE` is set."""
+    """Return whether downloads are off: `viewalign --offline`, `VIEWALIGN_OFFLINE` or `HF_HUB_OFFLINE` is set."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("VIEWALIGN_OFFLINE", "HF_HUB_OFFLINE"))
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched encoders: `VIEWALIGN_CACHE`, else `viewalign` in the user's folder of caches."""
+    """Return the folder of downloaded encoders: `VIEWALIGN_CACHE`, else `viewalign` in the user's cache folder."""
     return Path(os.environ.get("VIEWALIGN_CACHE") or Path.home() / ".cache" / "viewalign")
 
 
 def locate(source: str | Path) -> Path:
-    """Return where weights are on this machine; what is not there is fetched.
+    """Return the local path of weights; missing ones are downloaded.
 
     A name of `published.ENCODERS`, `hf:OWNER/NAME[@REVISION][/FILE]`, the address of a model's page on the Hub and
     `zenodo:RECORD[/FILE]` are fetched, or taken from the cache. A folder of the Hub's cache (`models--OWNER--NAME`)
-    stands for its newest snapshot. Any other path is returned as it is, whether or not something is there.
+    means its newest snapshot. Any other path is returned unchanged, even if it does not exist.
 
     Raises:
-        UserError: nothing of that name, not reachable and not in the cache, or a file with another checksum than the
-            one recorded.
+        UserError: an unknown name, a source that is neither reachable nor in the cache, or a file with another checksum
+            than the recorded one.
     """
     name = str(source)
     if name in ENCODERS and not Path(name).exists():
@@ -108,7 +108,7 @@ def _locate_on_zenodo(number: str, file: str | None) -> Path:
 
 
 def _snapshot(cache: Path) -> Path:
-    """Return the snapshot that `main` stands for, else the newest."""
+    """Return the snapshot of `main`, otherwise the newest."""
     main = cache / "refs" / "main"
     if main.is_file() and (cache / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
         return cache / "snapshots" / main.read_text(encoding="utf-8").strip()
@@ -130,7 +130,7 @@ class ZenodoFile:
 
 @dataclass(frozen=True)
 class ZenodoRecord:
-    """What a record on Zenodo holds."""
+    """A record on Zenodo."""
 
     title: str
     licence: str
@@ -145,10 +145,10 @@ class ZenodoRecord:
 def find_weights(
     requested: str, patterns: tuple[str, ...] = (), hub_endpoint: str | None = None, zenodo: str | None = None
 ) -> hub.Selection | ZenodoRecord:
-    """Look up what a name, `hf:OWNER/NAME[/FILE]` or `zenodo:RECORD` stands for.
+    """Look up a name, `hf:OWNER/NAME[/FILE]` or `zenodo:RECORD`.
 
     Raises:
-        UserError: unknown, not reachable, or nothing in it is weights.
+        UserError: unknown, not reachable, or without weights.
     """
     place = ENCODERS[requested].source if requested in ENCODERS else requested
     found = _ID.fullmatch(place)
@@ -161,7 +161,7 @@ def find_weights(
 
 
 def fetch_weights(found: hub.Selection | ZenodoRecord, folder: Path, on_bytes: Listener | None = None) -> int:
-    """Fetch weights into a folder, each file checked, and return how many were fetched.
+    """Download weights into a folder, check each file, and return how many were downloaded.
 
     Raises:
         UserError: not reachable, or a checksum is wrong.

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, and whether a new run may begin there."""
+"""A run's folder: its files, and whether a new run may start in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from viewalign.utils.locks import LOCK
 from viewalign.utils.overrides import diff_settings
 
 _MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init")
-"""Settings that a resumed run may change, because they do not change what is learnt, or did so at the start alone."""
+"""Settings that a resumed run may change: they do not affect what is learnt, or did so only at the start."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.root / "log.jsonl"
 
     @property
@@ -64,7 +64,7 @@ class RunFolder:
 
     @property
     def initial(self) -> Path:
-        """What the run started from and how it fitted."""
+        """Initial weights and how they matched."""
         return self.root / "init.json"
 
     @property
@@ -81,7 +81,7 @@ class RunFolder:
         """Read the run's recipe.
 
         Raises:
-            UserError: the folder holds no run.
+            UserError: the folder contains no run.
         """
         if not self.config.is_file():
             raise no_run(self.root)
@@ -89,17 +89,17 @@ class RunFolder:
 
 
 def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
-    """Make a run's folder, or take up the one that is there.
+    """Create a run's folder, or open the existing one.
 
     Args:
         recipe: the requested settings.
-        resume: whether a run that is there may be continued.
+        resume: whether an existing run may be resumed.
 
     Returns:
-        The folder, and the recipe to use: what was resolved at the first start is kept.
+        The folder, and the recipe to use: values resolved at the first start are kept.
 
     Raises:
-        UserError: no folder named, a folder that holds another run, or a recipe that differs from the run's.
+        UserError: no folder named, a folder with another run, or a recipe that differs from the run's.
     """
     folder = RunFolder.of(recipe)
     if folder.root.exists() and not folder.root.is_dir():
@@ -112,7 +112,7 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
             )
         recipe = _reconcile(before, recipe, folder.root)
     elif folder.root.is_dir() and any(
-        path.name not in (LOCK, folder.messages.name)  # left by a start that failed
+        path.name not in (LOCK, folder.messages.name)  # of a start that failed
         for path in folder.root.iterdir()
     ):
         raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with -o.")
@@ -124,7 +124,7 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
 
 
 def keep_precision(recipe: Recipe) -> Recipe:
-    """Give `precision: auto` the value that the run in `out` settled on when it began; measuring anew might differ."""
+    """Replace `precision: auto` by the precision of the run in `out`; a new measurement might differ."""
     folder = RunFolder.of(recipe)
     if recipe.runtime.precision != "auto" or not folder.config.is_file():
         return recipe
@@ -133,7 +133,7 @@ def keep_precision(recipe: Recipe) -> Recipe:
 
 
 def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
-    """Keep what was resolved before; refuse a recipe that would learn something else."""
+    """Keep values resolved before; reject a recipe that would learn something else."""
     old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
     if new["steps"] > old["steps"]:  # a run may be extended
         old["steps"] = new["steps"]
@@ -146,17 +146,17 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
             )
     begun = any(RunFolder(root).checkpoints.glob("step_*"))
     if begun or not new["init"]["weights"]:
-        new["init"] = old["init"]  # what it started from is history; before that, the file may have been moved
+        new["init"] = old["init"]  # initial weights have been used already, and their file may have been moved
     return Recipe.model_validate(new)
 
 
 def write_config(folder: RunFolder, recipe: Recipe) -> None:
-    """Write the resolved recipe, whole or not at all."""
+    """Write the resolved recipe atomically."""
     write_text(folder.config, loading.to_yaml(recipe))
 
 
 def no_run(folder: Path) -> UserError:
-    """Return the error for a folder that is no run; runs one level below are named."""
+    """Return the error for a folder without a run; runs one level below are named."""
     below = sorted(path.parent for path in folder.glob("*/config.yaml")) if folder.is_dir() else []
     hint = f" Runs in it: {', '.join(str(path) for path in below[:5])}." if below else ""
     what = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
@@ -170,7 +170,7 @@ def read_config_text(path: Path) -> dict[str, Any]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read all rows of a log that are complete: JSON objects with a kind and a step. Other lines are left out."""
+    """Read all complete rows of a log: JSON objects with a kind and a step. Other lines are skipped."""
     if not path.is_file():
         return []
     rows = (_row(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())

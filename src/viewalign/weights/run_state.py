@@ -16,14 +16,14 @@ from viewalign.weights.run_folder import RunFolder
 Weights = Literal["student", "teacher"]
 
 _STATE = {"step": int, "method": dict, "recipe": dict, "preparation": dict}
-"""What a run's checkpoint must hold for its encoder to be read."""
+"""Entries that a checkpoint needs for its encoder to be read."""
 
 
 def run_state(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """Return a run's recipe and the state of its newest checkpoint; damaged ones are skipped with a warning.
 
     Raises:
-        UserError: no run, no checkpoint yet, or none that can be used.
+        UserError: no run, no checkpoint yet, or no usable one.
     """
     run = RunFolder(folder)
     recipe = run.recipe()
@@ -41,7 +41,7 @@ def run_state(folder: Path) -> tuple[Recipe, dict[str, Any]]:
 
 
 def branch_state(state: dict[str, Any], weights: Weights) -> dict[str, Tensor]:
-    """Cut one network's backbone out of a run's state.
+    """Extract one network's backbone from a run's state.
 
     Raises:
         UserError: the run's method has no such network.

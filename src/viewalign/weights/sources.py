@@ -1,6 +1,6 @@
 """Reading files of pretrained weights: of nnssl, LatentCampus, nnU-Net, the FOMO baseline, and this package's exports.
 
-Files are read as tensors and plain values alone; one that would run code when it is read is refused.
+Files are read as tensors and plain values only; files that would run code when they are read are rejected.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ CHECKPOINT_FILE = "checkpoint_final.pth"
 _EXPORT_FACTS, _EXPORT_WEIGHTS = "encoder.json", "encoder.safetensors"
 _SUFFIXES = (".pth", ".safetensors", ".ckpt")
 KNOWN_SCHEMES = ("ZScoreNormalization", "NoNormalization")
-"""nnU-Net's normalisations that images are prepared by here."""
+"""nnU-Net's normalisations that are supported here."""
 _NAMED = 8
-"""How many files a message names at most."""
+"""Largest number of files in a message."""
 _FAMILY_WORDS: dict[Family, str] = {"resenc": "ResEnc (a U-Net)", "primus": "Primus (a transformer)"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights to start from.
+    """Pretrained weights.
 
     Attributes:
         state: tensors on the CPU by the names of `weight_names`, a Primus's in raster token order.
-        family: which networks they are of.
+        family: of their network.
         file: the file's name, without its folder.
-        size: (D, H, W) of the views they were trained on, where known.
-        grid: the token grid of a Primus, where known.
-        trainer_name: what wrote them, where it says so.
-        notes: sentences on what was assumed or repaired.
-        plan: nnssl's adaptation plan: architecture, voxel size and normalisation of the pretraining; empty where the
-            file does not say it.
-        citations: what the file asks to cite, as nnssl's checkpoints list it.
+        size: (D, H, W) of the views of their training, if known.
+        grid: the token grid of a Primus, if known.
+        trainer_name: of the trainer that wrote them, if recorded.
+        notes: sentences about assumptions and repairs.
+        plan: nnssl's adaptation plan: architecture, voxel size and normalisation of the pretraining; empty if it is
+            not in the file.
+        citations: listed in the file, as in nnssl's checkpoints.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -59,12 +59,12 @@ class Source:
     citations: tuple[Mapping[str, Any], ...] = ()
 
     def cited(self) -> list[dict[str, Any]]:
-        """Return what to cite: what the file lists, else what belongs to its trainer."""
+        """Return citations: those in the file, otherwise those of its trainer."""
         return [dict(one) for one in self.citations] or adaptation.citations_of(self.trainer_name)
 
 
 def family_words(family: Family) -> str:
-    """Return what a message calls a family of networks."""
+    """Return the name of a family of networks for messages."""
     return _FAMILY_WORDS[family]
 
 
@@ -72,7 +72,7 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
     """Read a checkpoint of nnssl, LatentCampus, nnU-Net or the FOMO baseline, or an export of this package.
 
     Args:
-        path: a `.pth`, `.ckpt` or `.safetensors` file, or a folder that holds `checkpoint_final.pth`, an export or a
+        path: a `.pth`, `.ckpt` or `.safetensors` file, or a folder with `checkpoint_final.pth`, an export or a
             single file of weights.
         order: the token order of a Primus; by default that of the trainer's name, see `token_order`.
 
@@ -109,10 +109,10 @@ def make_source(
     order: token_order.Order | None = None,
     plan: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Bring tensors to the names and the token order of this package.
+    """Convert tensors to the names and the token order of this package.
 
     Raises:
-        UserError: no known network, numbers that are not finite, or an unknown token order.
+        UserError: an unknown network, non-finite values, or an unknown token order.
     """
     weights = weight_names.clean(state)
     family = weight_names.family_of(weights)
@@ -125,7 +125,7 @@ def make_source(
 
 
 def _order_tokens(source: Source, requested: token_order.Order | None) -> Source:
-    """Settle a Primus's token grid and order; repair the weights where that is another one than raster."""
+    """Determine a Primus's token grid and order; convert weights that are not in raster order."""
     state, notes = source.state, []
     grid, note = _token_grid(source)
     notes += [note] if note else []
@@ -144,7 +144,7 @@ def _order_tokens(source: Source, requested: token_order.Order | None) -> Source
 
 
 def _token_grid(source: Source) -> tuple[Size | None, str]:
-    """Return the token grid by the size of the views, else by the number of tokens if that is a cube's."""
+    """Return the token grid from the view size, otherwise from the number of tokens if that is a cube."""
     table, stem = source.state.get("eva.pos_embed"), source.state.get(weight_names.STEM["primus"])
     if table is None or stem is None or table.ndim != 3 or stem.ndim != 5:
         raise UserError(f"{source.file} holds a Primus without its table of positions or its first convolution.")
@@ -161,7 +161,7 @@ def _token_grid(source: Source) -> tuple[Size | None, str]:
 
 
 def _file_of(path: Path) -> Path:
-    """Return the file to read; of an export the checkpoint, which holds the decoder too."""
+    """Return the file to read; for an export the checkpoint, which contains the decoder too."""
     if path.is_file():
         return path
     for name in (CHECKPOINT_FILE, _EXPORT_WEIGHTS):
@@ -179,7 +179,7 @@ def _file_of(path: Path) -> Path:
 
 
 def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """Return the state dict: `network_weights`, Lightning's `state_dict`, or the root where it holds tensors alone."""
+    """Return the state dict: `network_weights`, Lightning's `state_dict`, or the root if it contains only tensors."""
     weights = root.get("network_weights", root.get("state_dict", root))
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(root)[:6]))
@@ -188,7 +188,7 @@ def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
 
 
 def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plan that goes with exported facts; an empty one where facts are missing or of an odd kind."""
+    """Return the plan for exported facts; an empty one if facts are missing or invalid."""
     size, network = _triple(facts.get("size")), facts.get("network")
     if size is None or not isinstance(network, Mapping):
         return {}
@@ -200,7 +200,7 @@ def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan_size(plan: Mapping[str, Any]) -> Size | None:
-    """Return the view size that an adaptation plan names, None where it does not."""
+    """Return the view size in an adaptation plan, or None."""
     pretrain = plan.get("pretrain_plan")
     configurations = pretrain.get("configurations") if isinstance(pretrain, Mapping) else None
     first = next(iter(configurations.values()), None) if isinstance(configurations, Mapping) else None

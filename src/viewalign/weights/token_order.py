@@ -1,12 +1,12 @@
-"""The order in which a Primus flattens its token grid, and the repair of weights that were trained in another one.
+"""The order in which a Primus flattens its token grid, and the conversion of weights trained in another order.
 
 nnssl's EvaMAE flattens tokens as (axis 1, axis 0, axis 2), "hdw" for images (D, H, W). Its weights load without error
 into a network of raster order, "dhw", but learned and rotary positions then have their first two axes exchanged.
 
-The repair is exact where the grid's first two sides are equal, as in all of nnssl's trainers: the learned table is
-transposed, and the rotary channels of these two axes change places in the rows of the query and key projections, which
-leaves every product of query and key as it was. A rotary head of timm's `RotaryEmbeddingCat` holds one group of
-head dimension / 3 channels an axis, groups in the order of the axes, channels in adjacent pairs.
+The conversion is exact if the grid's first two sides are equal, as in all of nnssl's trainers: the learned table is
+transposed, and the rotary channels of these two axes are exchanged in the rows of the query and key projections, which
+does not change any product of query and key. A rotary head of timm's `RotaryEmbeddingCat` has one group of
+head dimension / 3 channels per axis, groups in the order of the axes, channels in adjacent pairs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Size = tuple[int, int, int]
 Order = Literal["dhw", "hdw"]
 
 _STACKS = {"eva": "eva_numheads", "decoder": "decoder_heads", "feature_decoder": "feature_heads"}
-"""Stacks of Eva blocks with rotary positions, and where `PRIMUS` says how many heads each has."""
+"""Stacks of Eva blocks with rotary positions, and the key of their number of heads in `PRIMUS`."""
 HDW_PREFIX = "viewalign_hdw_"
-"""What the trainer of an export in the order "hdw" is called, before the method's name."""
+"""Prefix of the trainer's name of an export in the order "hdw", before the method's name."""
 _WRONG = re.compile(rf"(Base)?EvaMAE|{HDW_PREFIX}")
 _RIGHT = re.compile(r"viewalign_|\w*SimMIM|\w*Aligned|ConMAE")
 
 
 def order_of(trainer_name: str) -> Order | None:
-    """Return the token order of a Primus checkpoint by the trainer that wrote it; None where that does not say it.
+    """Return the token order of a Primus checkpoint by the trainer that wrote it; None if that does not determine it.
 
     nnssl's EvaMAE trainers have "hdw"; its SimMIM trainers, LatentCampus' aligned and contrastive ones and this package
     "dhw".
@@ -44,10 +44,10 @@ def order_of(trainer_name: str) -> Order | None:
 
 
 def settle(trainer_name: str, requested: Order | None, file: str) -> Order:
-    """Return the order to assume: the requested one, else that of the trainer's name.
+    """Return the requested order, otherwise that of the trainer's name.
 
     Raises:
-        UserError: neither says.
+        UserError: neither is known.
     """
     order = requested or order_of(trainer_name)
     if order is None:
@@ -60,21 +60,21 @@ def settle(trainer_name: str, requested: Order | None, file: str) -> Order:
 
 
 def repair(weights: Mapping[str, Tensor], grid: Size) -> dict[str, Tensor]:
-    """Return weights for raster order, made of weights that were trained with tokens as (axis 1, axis 0, axis 2).
+    """Return weights for raster order from weights that were trained with tokens as (axis 1, axis 0, axis 2).
 
     Args:
         weights: of a Primus, under the names of `weight_names`.
         grid: the token grid in array order, (d, h, w).
 
     Raises:
-        UserError: a table of positions that does not belong to the grid, or a width that no known Primus has.
+        UserError: a table of positions that does not fit the grid, or a width that no known Primus has.
     """
     heads = _heads(weights["eva.pos_embed"].shape[-1])
     return {name: _repaired(name, value, grid, heads) for name, value in weights.items()}
 
 
 def to_hdw(weights: Mapping[str, Tensor], grid: Size) -> dict[str, Tensor]:
-    """Return weights for tokens as (axis 1, axis 0, axis 2), made of weights in raster order: the inverse of `repair`.
+    """Return weights for tokens as (axis 1, axis 0, axis 2) from weights in raster order: the inverse of `repair`.
 
     Args:
         weights: of a Primus, under the names of `weight_names`.
@@ -105,7 +105,7 @@ def _heads(width: int) -> dict[str, int]:
 
 
 def transpose_positions(table: Tensor, grid: Size) -> Tensor:
-    """Bring a table (1, tokens, C), whose rows lie as (axis 1, axis 0, axis 2) of the grid, into raster order.
+    """Convert a table (1, tokens, C), whose rows are ordered as (axis 1, axis 0, axis 2) of the grid, to raster order.
 
     Raises:
         UserError: the table has another number of rows than the grid has tokens.

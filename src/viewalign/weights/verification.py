@@ -1,4 +1,4 @@
-"""Stores, runs and exports held against the checksums that were written with them."""
+"""Check of stores, runs and exports against the checksums that were written with them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from viewalign.weights.run_folder import RunFolder, read_config_text
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a folder.
+    """Result of checking a folder.
 
     Attributes:
-        kind: what the folder is.
+        kind: of the folder.
         checked: images of a store, checkpoints of a run, files of an export.
-        problems: what is not as it was written, and the reason.
+        problems: damaged files, with reasons.
     """
 
     kind: Literal["store", "run", "export"]
@@ -39,7 +39,7 @@ def verify(path: str | Path, on_progress: Callable[[int, int], None] | None = No
 
     Args:
         path: the folder.
-        on_progress: called with how many were checked, and of how many; for a store alone.
+        on_progress: called with the number checked and the total; only for a store.
 
     Raises:
         UserError: the folder is none of these, or a store whose index cannot be read.
@@ -78,7 +78,7 @@ def _is_json(line: str) -> bool:
 
 
 def _verify_export(folder: Path) -> Verification:
-    """Compare files with the digests among the facts, and load the encoder as whoever uses it will."""
+    """Compare files with the checksums in the facts, and load the encoder as `load_encoder` does."""
     problems = []
     try:
         load_encoder(folder)

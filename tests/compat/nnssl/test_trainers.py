@@ -149,7 +149,7 @@ def test_ablations_are_settings(name, changes):
 
 
 @pytest.mark.parametrize("name", ["SimCLRTrainer_mask60", "BaseEvaMAETrainer_block8", "BaseMAETrainer_mask600"])
-def test_an_ending_that_changes_nothing_there_is_refused(name):
+def test_an_ending_that_changes_nothing_there_is_rejected(name):
     with pytest.raises(UserError, match=name):
         resolve_trainer(name)
 
@@ -159,7 +159,7 @@ def test_an_unknown_ending_is_answered_with_the_nearest():
         resolve_trainer("BaseMAETrainer_BSx")
 
 
-def test_the_name_of_two_classes_asks_for_the_network():
+def test_the_name_of_two_classes_needs_the_network():
     with pytest.raises(UserError, match=r"--network resenc-l or --network primus-m"):
         resolve_trainer("BaseAlignedMAETrainer")
     trainer = resolve_trainer("BaseAlignedMAETrainer", "primus-m")
@@ -171,7 +171,7 @@ def test_the_name_of_two_classes_asks_for_the_network():
     assert recipe.heads.projector == "pooled"
 
 
-def test_a_name_of_the_other_network_is_refused():
+def test_a_name_of_the_other_network_is_rejected():
     with pytest.raises(UserError, match=r"AlignedMAEFTTrainer.*resenc-l.*primus-m"):
         resolve_trainer("AlignedMAEFTTrainer", "primus-m")
 

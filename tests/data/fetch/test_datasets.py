@@ -38,7 +38,7 @@ def test_a_folder_of_somebody_else_is_left_alone(dataset: Archive, tmp_path: Pat
         fetch_archive(dataset, tmp_path / "out")
 
 
-def test_every_known_dataset_says_licence_and_whom_to_cite() -> None:
+def test_every_known_dataset_has_licence_and_citation() -> None:
     assert set(DATASETS) == {"hippocampus", "openmind", "fomo60k"}
     assert all(dataset.licence and dataset.cite and dataset.about for dataset in DATASETS.values())
     with pytest.raises(UserError, match="hippocampus, openmind, fomo60k"):

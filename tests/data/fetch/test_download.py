@@ -46,7 +46,7 @@ def test_a_killed_fetch_is_gone_on_with_by_the_next(served: Served, tmp_path: Pa
     assert served.asked[-1][1] == "bytes=700000-"
 
 
-def test_a_server_that_cannot_resume_is_asked_from_the_start(served: Served, tmp_path: Path) -> None:
+def test_a_server_that_cannot_resume_starts_again(served: Served, tmp_path: Path) -> None:
     served.files["/file.bin"] = CONTENT
     served.cut_after = [700_000]
     served.resumable = False
@@ -75,7 +75,7 @@ def test_a_wrong_checksum_leaves_nothing(served: Served, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_there_or_not_reachable_is_said(served: Served, tmp_path: Path) -> None:
+def test_missing_and_unreachable_files_are_reported(served: Served, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Not Found"):
         get(served, tmp_path)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1/file\.bin"):

@@ -59,7 +59,7 @@ def test_a_wrong_checksum_is_thrown_away(server: Served, tmp_path: Path, name: s
     assert not (tmp_path / name).exists()
 
 
-def test_a_path_that_leads_out_is_refused(server: Served, tmp_path: Path) -> None:
+def test_a_path_that_leads_out_is_rejected(server: Served, tmp_path: Path) -> None:
     server.hub["owner/openmind"]["../evil.txt"] = b"x"
     chosen = hub.select("owner/openmind", "dataset", ["*evil*"], server.url)
     with pytest.raises(UserError, match="outside"):
@@ -67,7 +67,7 @@ def test_a_path_that_leads_out_is_refused(server: Served, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_had_is_said(server: Served) -> None:
+def test_unavailable_repositories_are_reported(server: Served) -> None:
     with pytest.raises(UserError, match="owner/none"):
         hub.select("owner/none", "dataset", ["*"], server.url)
     with pytest.raises(UserError, match=r"owner/openmind.*\*\.mha"):
@@ -79,6 +79,6 @@ def test_what_cannot_be_had_is_said(server: Served) -> None:
         hub.select("owner/openmind", "dataset", ["*"], server.url)
 
 
-def test_all_of_a_large_dataset_must_be_asked_for() -> None:
+def test_all_of_a_large_dataset_must_be_requested() -> None:
     with pytest.raises(UserError, match="pattern="):
         subset(DATASET, [])

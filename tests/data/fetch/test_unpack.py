@@ -73,7 +73,7 @@ def test_nothing_gets_out_of_a_zip(tmp_path: Path, name: str) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zip"]
 
 
-def test_a_link_in_a_zip_is_refused_and_a_good_one_unpacked(tmp_path: Path) -> None:
+def test_a_link_in_a_zip_is_rejected_and_a_good_one_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
         archive.writestr("top/a.txt", "hello")
     unpack(tmp_path / "good.zip", tmp_path / "out")
@@ -86,7 +86,7 @@ def test_a_link_in_a_zip_is_refused_and_a_good_one_unpacked(tmp_path: Path) -> N
         unpack(tmp_path / "bad.zip", tmp_path / "other")
 
 
-def test_damaged_archives_are_said(tmp_path: Path) -> None:
+def test_damaged_archives_are_reported(tmp_path: Path) -> None:
     archive = tar(tmp_path / "a.tar.gz", member("top/a.txt", size=50_000), mode="w:gz")
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"a\.tar\.gz"):
@@ -96,7 +96,7 @@ def test_damaged_archives_are_said(tmp_path: Path) -> None:
         unpack(tmp_path / "text.tar", tmp_path / "out")
 
 
-def test_an_archive_larger_than_the_disk_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_larger_than_the_disk_is_rejected_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")(100)
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="101 bytes"):

@@ -38,7 +38,7 @@ def write_gaps(folder: Path, voxels: np.ndarray) -> Path:
 
 
 def write_time_series(folder: Path, voxels: np.ndarray) -> Path:
-    """Write two volumes that no header field but InstanceNumber tells apart."""
+    """Write two volumes that differ only in InstanceNumber."""
     for number in range(16):
         plane = voxels[number % 8] + 100 * (number // 8)
         tags = {"InstanceNumber": number + 1, "Manufacturer": "SIEMENS", "RepetitionTime": 2000}

@@ -95,7 +95,7 @@ def test_echoes_of_one_series_are_parted(tmp_path: Path, voxels: np.ndarray) -> 
     np.testing.assert_array_equal(read_volume(labels["EchoTime-9.8"].path).array, voxels + 1)
 
 
-def test_localizers_in_a_series_are_refused_and_the_rest_is_used(tmp_path: Path, voxels: np.ndarray) -> None:
+def test_localizers_in_a_series_are_rejected_and_the_rest_is_used(tmp_path: Path, voxels: np.ndarray) -> None:
     write_series(tmp_path, voxels)
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     write_slice(tmp_path / "scout1.dcm", voxels[0], (0, 0, 0), (0, 1, 0, 0, 0, -1), **scout)
@@ -122,7 +122,7 @@ def test_missing_slices_are_named(tmp_path: Path, voxels: np.ndarray) -> None:
         read_volume(paths[0])
 
 
-def test_unequal_spacing_is_refused_and_small_unevenness_noted(tmp_path: Path, voxels: np.ndarray) -> None:
+def test_unequal_spacing_is_rejected_and_small_unevenness_noted(tmp_path: Path, voxels: np.ndarray) -> None:
     write_series(tmp_path / "bad", voxels, [0, 2, 4, 7, 9, 11])
     assert "unequally spaced: 2 to 3 mm" in only_reason(tmp_path / "bad")
     paths = write_series(tmp_path / "fine", voxels, [0, 2, 4.05, 6.02, 8, 10])
@@ -131,7 +131,7 @@ def test_unequal_spacing_is_refused_and_small_unevenness_noted(tmp_path: Path, v
     assert header.spacing[0] == pytest.approx(2.0)
 
 
-def test_copies_are_left_out_and_contradictions_refused(tmp_path: Path, voxels: np.ndarray) -> None:
+def test_copies_are_left_out_and_contradictions_rejected(tmp_path: Path, voxels: np.ndarray) -> None:
     paths = write_series(tmp_path / "copies", voxels)
     (tmp_path / "copies" / "again.dcm").write_bytes(paths[2].read_bytes())
     write_slice(tmp_path / "copies" / "resent.dcm", voxels[4], (-10.0, -20.0, 10.0))
@@ -151,7 +151,7 @@ def test_an_enhanced_file_is_read_in_the_order_of_its_places(tmp_path: Path, vox
     np.testing.assert_allclose((*volume.spacing, *volume.origin), (2.5, 0.8, 0.9, -10, -20, 0))
 
 
-def test_what_an_enhanced_file_cannot_give_is_refused(tmp_path: Path, voxels: np.ndarray) -> None:
+def test_what_an_enhanced_file_cannot_give_is_rejected(tmp_path: Path, voxels: np.ndarray) -> None:
     write_enhanced(tmp_path / "gap" / "e.dcm", voxels, [0, 2, 4, 8, 10, 12])
     assert "1 slice missing" in only_reason(tmp_path / "gap")
 
@@ -175,7 +175,7 @@ def test_each_frame_of_an_enhanced_file_may_have_its_own_slope(tmp_path: Path, v
     np.testing.assert_array_equal(read_volume(path).array, expected.astype(np.float32))
 
 
-def test_shifted_slices_and_a_tilted_gantry_are_refused(tmp_path: Path, voxels: np.ndarray) -> None:
+def test_shifted_slices_and_a_tilted_gantry_are_rejected(tmp_path: Path, voxels: np.ndarray) -> None:
     for k, plane in enumerate(voxels):
         write_slice(tmp_path / "shift" / f"{k}.dcm", plane, (9.0 * (k == 2), 0, 2 * k))
         write_slice(tmp_path / "tilt" / f"{k}.dcm", plane, (0, 0.8 * k, 2 * k))
@@ -195,7 +195,7 @@ def test_shifted_slices_and_a_tilted_gantry_are_refused(tmp_path: Path, voxels: 
         (lambda d: setattr(d, "NumberOfFrames", 2), "2 frames have no positions"),
     ],
 )
-def test_a_header_that_cannot_be_used_is_refused(tmp_path: Path, voxels: np.ndarray, change, reason: str) -> None:
+def test_a_header_that_cannot_be_used_is_rejected(tmp_path: Path, voxels: np.ndarray, change, reason: str) -> None:
     path = write_slice(tmp_path / "a.dcm", voxels[0], (0, 0, 0))
     data = pydicom.dcmread(path)
     change(data)
@@ -246,7 +246,7 @@ def test_pixels_of_every_transfer_syntax_agree_with_gdcm(path: Path) -> None:
     np.testing.assert_array_equal(ours.squeeze(), theirs.squeeze())
 
 
-def test_files_without_a_suffix_are_told_by_their_bytes(tmp_path: Path, voxels: np.ndarray) -> None:
+def test_files_without_a_suffix_are_recognised_by_their_content(tmp_path: Path, voxels: np.ndarray) -> None:
     for path in write_series(tmp_path, voxels):
         path.rename(path.with_suffix(""))
     (tmp_path / "README").write_text("nothing")

@@ -1,4 +1,4 @@
-"""4-D files: refused, split into channels, or into volumes, by choice."""
+"""4-D files: excluded, split into channels, or into volumes, by choice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_frames_are_read_as_nibabel_reads_them(tmp_path: Path, series: np.ndarra
     assert len(read_frames(tmp_path / "scans" / "single.nii.gz")) == 1
 
 
-def test_they_are_refused_unless_asked_for(tmp_path: Path, series: np.ndarray) -> None:
+def test_they_are_excluded_unless_requested(tmp_path: Path, series: np.ndarray) -> None:
     index = found(tmp_path, frames=False)
     assert [exclusion.reason for exclusion in index.excluded] == [
         "it has 3 frames (4-D); frames=true of index takes in NIfTI of several"
@@ -113,7 +113,7 @@ def test_fewer_frames_than_before(tmp_path: Path, series: np.ndarray) -> None:
     assert prepare_records(records, tmp_path / "s", settings, 0).prepared == 3
 
 
-def test_five_dimensions_stay_refused(tmp_path: Path) -> None:
+def test_five_dimensions_stay_rejected(tmp_path: Path) -> None:
     path = tmp_path / "scans" / "five.nii"
     path.parent.mkdir()
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6, 2, 3), np.float32), np.eye(4)), path)

@@ -127,7 +127,7 @@ def test_a_task_of_the_decathlon(tmp_path: Path, put) -> None:
     assert dict(index.modalities) == {"MR": 1}
 
 
-def test_other_images_of_nnunet_are_refused(tmp_path: Path, put) -> None:
+def test_other_images_of_nnunet_are_rejected(tmp_path: Path, put) -> None:
     put(tmp_path / "d", "imagesTr/a_0000.nii.gz")
     nnunet(tmp_path / "d", channel_names={"0": "R"}, file_ending=".png")
     with pytest.raises(UserError, match=r"\.png"):

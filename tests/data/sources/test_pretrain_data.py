@@ -32,7 +32,7 @@ def catalogue(tmp_path: Path, write_image, make_head, monkeypatch: pytest.Monkey
     return path
 
 
-def test_infos_masks_names_and_variables_stay(catalogue: Path) -> None:
+def test_infos_masks_names_and_variables_are_kept(catalogue: Path) -> None:
     index = index_sources([str(catalogue)])
     collection = index.collection
     assert (collection.collection_index, collection.collection_name) == (745, "Dataset745_OpenMind")
@@ -49,7 +49,7 @@ def test_infos_masks_names_and_variables_stay(catalogue: Path) -> None:
     assert second.image_path == str(catalogue.parent / "T2w.nii.gz")
 
 
-def test_an_image_whose_mask_is_lost_is_set_aside(catalogue: Path) -> None:
+def test_an_image_without_its_mask_is_excluded(catalogue: Path) -> None:
     (catalogue.parent.parent / "raw" / "anon.nii.gz").unlink()
     index = index_sources([str(catalogue)])
     assert index.images == 1

@@ -48,7 +48,7 @@ def test_semicolons_tabs_aliases_and_variables(folder: Path, monkeypatch: pytest
     assert only.subject == "Bert"
 
 
-def test_what_is_missing_is_set_aside(folder: Path) -> None:
+def test_missing_files_are_excluded(folder: Path) -> None:
     index, found = records(folder, "path,anatomy_mask\ndata/none.nii.gz,\ndata/a.nii.gz,data/lost.nii.gz\n")
     assert found == []
     assert [exclusion.reason.split(f" {folder}")[0] for exclusion in index.excluded] == [
@@ -68,7 +68,7 @@ def test_what_is_missing_is_set_aside(folder: Path) -> None:
         ("", "`path`"),
     ],
 )
-def test_a_wrong_table_is_refused(folder: Path, text: str, sentence: str) -> None:
+def test_a_wrong_table_is_rejected(folder: Path, text: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         records(folder, text)
 

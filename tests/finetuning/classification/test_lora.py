@@ -1,4 +1,4 @@
-"""Adapters: each is in the way of the data, nothing else in the encoder learns, and merged weights say the same."""
+"""Adapters: each affects the output, nothing else in the encoder is trained, and merged weights predict the same."""
 
 from types import SimpleNamespace
 
@@ -69,7 +69,7 @@ def test_adapters_and_head_alone_learn_and_every_adapter_does(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_merged_and_unmerged_say_the_same(tmp_path, name):
+def test_merged_and_unmerged_predict_the_same(tmp_path, name):
     training = training_of(name, tmp_path / "c")
     training.run()
     network, sample = training.network, next(iter(training.samples.values()))
@@ -85,7 +85,7 @@ def test_merged_and_unmerged_say_the_same(tmp_path, name):
     np.testing.assert_allclose(predict_sample(again, sample, SPEC, (0.0, 1.0)), unmerged, rtol=1e-4, atol=1e-6)
 
 
-def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch):
     straight = training_of("primus-xs", tmp_path / "a", 3)
     straight.run()
 

@@ -104,7 +104,7 @@ def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch)
     np.testing.assert_allclose(found, Predictor(folder).predict(cases[0]), rtol=2e-4, atol=2e-5)
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_what_is_no_model_is_rejected(tmp_path):
     with pytest.raises(UserError, match="model"):
         export_onnx(tmp_path, tmp_path / "x")
     (tmp_path / "a.onnx").write_bytes(b"nothing")

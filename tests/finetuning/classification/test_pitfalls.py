@@ -69,7 +69,7 @@ def test_training_and_prediction_resample_alike(tmp_path, striped_task, head, wr
     assert unsampled.valid.sum() < again.valid.sum()  # ten slices of 2 mm are twenty of 1 mm
 
 
-def test_an_age_above_a_hundred_can_be_told():
+def test_an_age_above_a_hundred_can_be_predicted():
     """A sigmoid times 100 could not."""
     age = TaskSpec.model_validate({"name": "age", "kind": "regression", "channels": [{"name": "t1"}]})
     assert predictions_from_outputs(torch.tensor([[4.0]]), age, 60.0, 12.5).item() == pytest.approx(110.0)
@@ -101,7 +101,7 @@ def test_the_untrained_network_is_as_its_library_makes_it(name):
     assert all(float(p.detach().std()) > 5e-3 for p in wide if p.numel() > 1000)
 
 
-def test_a_seed_says_all(tmp_path):
+def test_a_seed_determines_everything(tmp_path):
     """Seeds came from the clock, or were not set."""
     runs = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -112,14 +112,14 @@ def test_a_seed_says_all(tmp_path):
 
 
 def test_a_resumed_fold_keeps_to_its_cases(tmp_path):
-    """A new split at each start let a resumed run train on what it was judged by."""
+    """A new split at each start let a resumed run train on its validation cases."""
     training_of(tmp_path).run()
     with pytest.raises(UserError, match="cases"):
         training_of(tmp_path, count=5).run()
 
 
 def test_gradients_are_clipped(tmp_path):
-    """The limit was read and never given to the trainer."""
+    """The limit was read and never passed to the trainer."""
     for clip, limited in (("1e-3", True), ("1e9", False)):
         training = training_of(tmp_path / clip, f"clip={clip}")
         training.network.head.weight.data.normal_()
@@ -128,7 +128,7 @@ def test_gradients_are_clipped(tmp_path):
         assert (float(norm) <= 1.01e-3) is limited
 
 
-def test_corners_that_a_rotation_fills_are_told_from_the_image():
+def test_corners_that_a_rotation_fills_are_not_valid():
     """Turning what was already cropped left corners of zeros among the image."""
     image, valid = torch.full((1, *SIZE), 3.0), torch.ones(1, *SIZE, dtype=torch.bool)
     turning = ViewSamplingConfig(size=SIZE, mirror=False, p_rotation=1.0, rotation_degrees=45.0, p_scale=0.0)

@@ -1,4 +1,4 @@
-"""Answers to new cases: averaged over folds, written, and a broken case told of."""
+"""Predictions of new cases: averaged over folds, written, and a broken case reported."""
 
 import csv
 
@@ -24,7 +24,7 @@ def model(folder, spec, folds):
     return folder
 
 
-def test_each_case_is_answered_and_a_broken_one_told_of(tmp_path, striped_task):
+def test_each_case_is_predicted_and_a_broken_one_is_reported(tmp_path, striped_task):
     spec, cases = striped_task(tmp_path / "task", cases=4)
     cases[2].images["t1"].write_bytes(b"not an image")
     folder = model(tmp_path / "model", spec, folds=2)

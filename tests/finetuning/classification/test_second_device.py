@@ -67,7 +67,7 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_goes_on_on_another_device(tmp_path, striped_task, monkeypatch, caplog):
+def test_a_fine_tuning_resumes_on_another_device(tmp_path, striped_task, monkeypatch, caplog):
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     made = trained_by(None, [*SMALL, "epochs=2", "folds=2"])
 

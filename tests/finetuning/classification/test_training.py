@@ -1,4 +1,4 @@
-"""Fine-tuning: starts at chance, resumes to the bit, and predicts what it was judged on from the same tensor."""
+"""Fine-tuning: starts at chance, resumes to the bit, and prediction uses the same tensors as evaluation."""
 
 import csv
 import json
@@ -184,7 +184,7 @@ def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path, monkeypatch):
         training_of("binary", tmp_path / "b", epochs=3, lr=0.5).run()
 
 
-def test_two_fine_tunings_in_one_folder_are_refused(tmp_path, striped_task, monkeypatch):
+def test_two_fine_tunings_in_one_folder_are_rejected(tmp_path, striped_task, monkeypatch):
     monkeypatch.setattr("viewalign.utils.locks._PATIENCE", 0.3)
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     with lock_folder(tmp_path / "out"), pytest.raises(UserError, match=f"process {os.getpid()}"):
@@ -265,7 +265,7 @@ def test_targets_are_standardised_by_the_training_cases_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multiclass", "regression"])
-def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind):
+def test_a_fine_tuning_is_evaluated_predicted_and_reported(tmp_path, striped_task, kind):
     classes = ("a", "b", "c")
     striped_task(tmp_path / "task", kind, 12, classes)
     settings = trained_by(None, ["epochs=1", "batch=4", "folds=3", "draws=100", "patch_size=16", "spacing=none"])
@@ -297,7 +297,7 @@ def test_a_fine_tuning_is_judged_predicted_and_told(tmp_path, striped_task, kind
 
 
 @pytest.mark.slow
-def test_one_fold_learns_from_all_and_is_judged_on_the_test_cases(tmp_path, striped_task, mark_as_test, caplog):
+def test_one_fold_trains_on_all_and_is_evaluated_on_the_test_cases(tmp_path, striped_task, mark_as_test, caplog):
     """Training on all training cases with test cases: one model, its page and metrics over the test cases."""
     striped_task(tmp_path / "task", "regression", 12)
     judged = mark_as_test(tmp_path / "task", 4)
@@ -341,7 +341,7 @@ def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task)
         Predictor(out)
 
 
-def test_a_departure_from_pretraining_is_said(tiny_run, caplog):
+def test_a_deviation_from_pretraining_is_reported(tiny_run, caplog):
     start = read_pretrained(tiny_run)
     with caplog.at_level(logging.INFO, "viewalign"):
         same = make_preprocessor(start, spec_of("binary"), trained_by(None))

@@ -1,6 +1,6 @@
 """One rank of two of a fine-tuning, on a CPU: `python rank_of_two.py PLAN.json DATASET.json RANK PORT OUT.json`.
 
-nnU-Net's distributed training is for GPUs alone: it asks for CUDA devices and for NCCL. Here both are left out, and all
+nnU-Net's distributed training is for GPUs only: it needs CUDA devices and NCCL. Here both are omitted, and everything
 else is what `nnUNetv2_train -num_gpus 2` runs in each process.
 """
 

@@ -19,7 +19,7 @@ class Logger:
 
 @pytest.fixture
 def trainer(tmp_path):
-    """A trainer with no more than saving reads, and what it said."""
+    """A trainer with only what saving reads, and its messages."""
     from viewalign.finetuning.segmentation.trainer import ViewalignTrainer
 
     made = ViewalignTrainer.__new__(ViewalignTrainer)

@@ -242,7 +242,7 @@ def test_the_dataset_s_own_network_takes_what_fits(prepared, nnunet_home, tmp_pa
 @pytest.mark.long
 @pytest.mark.parametrize("network", ["resenc-xxs", pytest.param("primus-xxs", marks=pytest.mark.long)])
 def test_two_processes_stay_together_through_both_stages(network, plan_for, tmp_path, quick):
-    """DDP is told anew when the encoder thaws; weights are the same in both, and one of them writes."""
+    """DDP is set up again when the encoder is unfrozen; weights are the same in both, and one of them writes."""
     path, _ = write_encoder(tmp_path, network)
     family = network.split("-")[0]
     schedule = tiny(family, epochs=2, frozen=1, iterations=2, precision="fp32")

@@ -1,4 +1,4 @@
-"""`viewalign finetune segmentation` from its command line to its page, and what it refuses before it begins."""
+"""`viewalign finetune segmentation` from its command line to its page, and what is rejected before it starts."""
 
 import json
 import logging
@@ -131,7 +131,7 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["tolerance=kidney=1", "shots=1", "validation=case_00"], "no class 'kidney'"),
     ],
 )
-def test_bad_settings_are_told_before_anything_is_planned(options, sentence, small, tmp_path, capfd, monkeypatch):
+def test_bad_settings_are_reported_before_planning(options, sentence, small, tmp_path, capfd, monkeypatch):
     from viewalign.finetuning.segmentation import planning
 
     monkeypatch.setattr(planning, "base_plan", lambda *_: pytest.fail("planned"))

@@ -157,7 +157,7 @@ def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared,
     assert (made[0] == made[1]).all()
 
 
-def test_what_stock_nnunet_cannot_do_is_said(prepared, nnunet_home, tmp_path, monkeypatch):
+def test_what_stock_nnunet_cannot_do_is_reported(prepared, nnunet_home, tmp_path, monkeypatch):
     path, _ = write_encoder(tmp_path, "primus-xxs")
     with pytest.raises(UserError, match="Primus S, B, M and L"):
         package.export_start(str(path), "901", tmp_path / "out")

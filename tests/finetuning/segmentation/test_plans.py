@@ -137,7 +137,7 @@ def test_equal_preprocessing_is_shared_and_other_is_not():
     assert "__" not in names.pop()
 
 
-def test_what_is_refused():
+def test_what_is_rejected():
     with pytest.raises(UserError, match="a__b"):
         plans.make_plan(BASE, adaptation(), plans.Choices("a__b"), "x.pth", 1)
     with pytest.raises(UserError, match=r"x\.pth"):

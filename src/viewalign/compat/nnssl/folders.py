@@ -1,4 +1,4 @@
-"""nnssl's folders, given by environment variables, and the files of a dataset.
+"""nnssl's folders, set by environment variables, and the files of a dataset.
 
 ```
 $nnssl_raw/DatasetXXX_Name/pretrain_data.json
@@ -8,8 +8,8 @@ $nnssl_preprocessed/DatasetXXX_Name/dataset_fingerprint.json, nnsslPlans.json, v
         <image>.b2nd          voxels (1, Z, Y, X), float32
         <image>__anon.b2nd    anonymisation mask
         <image>__anat.b2nd    anatomy mask
-        <image>.pkl           nnssl's properties, pickled; never read here
-        <image>.json          ours: properties; written last, when the image is complete
+        <image>.pkl           nnssl's properties, pickled; never read
+        <image>.json          viewalign's properties; written last, when the image is complete
 $nnssl_results/DatasetXXX_Name/<Trainer>__<Plans>__<configuration>/fold_all
 ```
 """

@@ -1,4 +1,4 @@
-"""Fingerprint and plans of a dataset in nnssl's format; the fingerprint is read from headers alone."""
+"""Fingerprint and plans of a dataset in nnssl's format; the fingerprint is read from headers only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from viewalign.errors import ExcludedImageError, UserError
 Spacing = tuple[float, float, float]
 CRASHED = "the reader crashed on this file"
 _HEADERS_PER_PROCESS = 64
-"""About as many headers are read in the time that a process takes to start."""
+"""Number of headers that are read in about the time in which a process starts."""
 
 
 class _Measured(NamedTuple):
@@ -53,7 +53,7 @@ def _measure(record: Record) -> _Measured:
         return _Measured(read_header(record.path, source=record.series).spacing)
     except ExcludedImageError as exclusion:
         return _Measured(None, str(exclusion))
-    except Exception as error:  # one file must never stop the run
+    except Exception as error:  # a single file must not stop the run
         return _Measured(None, f"unexpected {type(error).__name__}: {error}")
 
 
@@ -86,7 +86,7 @@ def read_fingerprint(folder: Path) -> list[Spacing]:
 PLANNER = "ExperimentPlanner"
 PLANS_NAME = "nnsslPlans"
 _VERSION = 1
-"""Increased whenever the same plans would give other voxels."""
+"""Increased whenever the same plans would result in other voxels."""
 _RESAMPLE = "resample_data_or_seg_to_shape"
 Axis = Annotated[int, Field(ge=0, le=2)]
 Size = Annotated[float, Field(ge=0.01, le=100.0)]

@@ -1,4 +1,4 @@
-"""Datasets in nnssl's layout as a store, prepared by nnssl or by us.
+"""Datasets in nnssl's layout as a store, prepared by nnssl or by viewalign.
 
 - Pickled properties are never read: unpickling runs code. Ours are also in a JSON file, with sizes of the arrays.
 - Mask voxels are inside if they are above 0. nnssl's crop writes −1 where mask and image are empty.
@@ -37,7 +37,7 @@ class PreprocessedStore(Store):
 
     Attributes:
         notes: messages about assumptions and excluded images.
-        ours: bool (N,), whether an image was prepared by us, with correctly named masks.
+        ours: bool (N,), whether an image was prepared by viewalign, with correctly named masks.
     """
 
     notes: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
 
 
 def _note_missing(path: Path, arrays: Sequence[Path], notes: list[str]) -> None:
-    """Report images of nnssl's list that are not there: it lists those whose preparation failed too."""
+    """Report missing images of nnssl's list, which also contains those whose preparation failed."""
     try:
         listed = read_listed(path)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -220,7 +220,7 @@ def _names(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _without_suffix(name: str) -> tuple[str, ...]:
-    """Return an image's name with and without file extension, either of which may be that of the array."""
+    """Return an image's name with and without file extension; the array may have either."""
     suffix = suffix_of(name)
     return (name, name[: -len(suffix)]) if suffix else (name,)
 

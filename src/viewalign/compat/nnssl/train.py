@@ -1,4 +1,4 @@
-"""`nnssl_train`: nnssl's training command with nnssl's flags, on data preprocessed by nnssl or by us.
+"""`nnssl_train`: nnssl's training command with nnssl's flags, on data preprocessed by nnssl or by viewalign.
 
 Published command lines run unchanged; `--set`, `--network` and `--token-order` are additions.
 """
@@ -107,7 +107,7 @@ def train(options: argparse.Namespace, settings: Sequence[str] = ()) -> int:
 
 
 def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data: Path, out: Path) -> Recipe:
-    """Lay the flags and the user's own settings over a trainer's recipe."""
+    """Apply the flags and the user's settings to a trainer's recipe."""
     from viewalign.recipes.loading import load
 
     for setting in options.set:

@@ -1,4 +1,4 @@
-"""The datasets that are known by name, and how each is fetched."""
+"""Datasets that are known by name, and how they are downloaded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Archive:
     """A dataset in one archive.
 
     Attributes:
-        size: about how many bytes.
-        top: the folder in the archive that is the dataset.
+        size: approximate number of bytes.
+        top: the dataset's folder in the archive.
     """
 
     about: str
@@ -39,7 +39,7 @@ class HubDataset:
     """A dataset on the Hub.
 
     Attributes:
-        always: patterns of what belongs to every subset.
+        always: patterns of files that belong to every subset.
         example: a pattern to show.
     """
 
@@ -84,7 +84,7 @@ def known(name: str) -> Archive | HubDataset:
     """Return a dataset by its name.
 
     Raises:
-        UserError: unknown; the sentence names those that are known.
+        UserError: unknown; the message lists the known ones.
     """
     if name not in DATASETS:
         raise UserError(f"There is no dataset {name} to fetch. Known: {', '.join(DATASETS)}, and hf:OWNER/NAME.")
@@ -92,10 +92,10 @@ def known(name: str) -> Archive | HubDataset:
 
 
 def fetch_archive(dataset: Archive, folder: Path, on_bytes: Listener | None = None) -> bool:
-    """Fetch and unpack a dataset into `folder`; say whether there was anything to do.
+    """Download and unpack a dataset into `folder`; return whether there was anything to do.
 
     Raises:
-        UserError: the folder is there, but not from here; or what `download` and `unpack` raise.
+        UserError: the folder exists but was not downloaded by this command; or as for `download` and `unpack`.
     """
     mark = folder / ".fetched"
     if folder.exists():
@@ -116,10 +116,10 @@ def fetch_archive(dataset: Archive, folder: Path, on_bytes: Listener | None = No
 
 
 def subset(dataset: HubDataset, patterns: Sequence[str], endpoint: str | None = None) -> hub.Selection:
-    """Choose the files of a dataset on the Hub that match, and what belongs to every subset.
+    """Select the files of a dataset on the Hub that match, and those of every subset.
 
     Raises:
-        UserError: no pattern was given, for the whole would be terabytes; or what `hub.select` raises.
+        UserError: no pattern, as the whole dataset has terabytes; or as for `hub.select`.
     """
     if not patterns:
         raise UserError(
@@ -152,7 +152,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 class _UnsafeError(Exception):
-    """An archive wants out."""
+    """A member of an archive is outside its folder."""
 
 
 def _untar(archive: Path, folder: Path) -> None:
@@ -160,7 +160,7 @@ def _untar(archive: Path, folder: Path) -> None:
         members = opened.getmembers()
         _check_room(archive, folder, (member.size for member in members))
         for member in members:
-            _check_name(member.name)  # the filter would strip a leading slash in silence
+            _check_name(member.name)  # the filter would remove a leading slash silently
         opened.extractall(folder, members=members, filter="data")
 
 

@@ -1,6 +1,6 @@
-"""One file by HTTP: what is there of it already is kept, and nothing counts before its checksum holds.
+"""Download of one file by HTTP: partial downloads are resumed, and the checksum is verified.
 
-pooch checks and places the file; it cannot resume, so it is given a downloader that can.
+pooch verifies and stores the file; it cannot resume, so that it gets a downloader that can.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from viewalign.errors import UserError
 from viewalign.utils.extras import missing
 
 Listener = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all)."""
+"""Called with (bytes so far, total bytes)."""
 _PIECE = 1 << 18
 _TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 5
 
 
 def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Listener | None = None) -> Path:
-    """Fetch a file unless it is there already with the right checksum.
+    """Download a file unless it exists with the right checksum.
 
     Args:
-        url: where it is; `http` or `https`.
-        folder: where it goes.
-        name: what it is called there; a `.name.part` beside it is what a broken fetch left, and is gone on with.
+        url: its address; `http` or `https`.
+        folder: its destination.
+        name: its file name; `.name.part` beside it is a partial download, which is resumed.
         known_hash: `sha256:…` or `md5:…`.
-        on_bytes: told of progress.
+        on_bytes: called with the progress.
 
     Raises:
-        UserError: it cannot be fetched, or its checksum is wrong.
+        UserError: it cannot be downloaded, or its checksum is wrong.
     """
     need("pooch")
     import pooch
@@ -57,7 +57,7 @@ def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Liste
 
 
 def need(module: str) -> None:
-    """Say how to get a library that only fetching needs.
+    """Check that a library that only downloads need is installed.
 
     Raises:
         UserError: it is not installed.
@@ -67,7 +67,7 @@ def need(module: str) -> None:
 
 
 class _Resuming:
-    """A downloader for pooch that goes on where `part` ends, if the server can and the file is still the same."""
+    """A downloader for pooch that resumes at the end of `part`, if the server supports it and the file is unchanged."""
 
     def __init__(self, part: Path, listener: Listener | None) -> None:
         self._part = part
@@ -82,7 +82,7 @@ class _Resuming:
                 break
             except urllib.error.HTTPError as error:
                 if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and before:
-                    self._part.unlink()  # longer than the file: it was another one
+                    self._part.unlink()  # longer than the file: it belongs to another one
                     continue
                 raise
             except (OSError, http.client.HTTPException):
@@ -100,7 +100,7 @@ class _Resuming:
                 request.add_header("If-Range", self._tag.read_text())
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             if answer.status != http.client.PARTIAL_CONTENT:
-                have = 0  # the server cannot resume, or has another file by now
+                have = 0  # the server cannot resume, or the file has changed
             if tag := answer.headers.get("ETag"):
                 self._tag.write_text(tag)
             total = have + int(answer.headers.get("Content-Length") or 0)

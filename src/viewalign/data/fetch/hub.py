@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: files chosen by pattern into a folder, a model into the Hub's own cache, an export out to it.
+"""The Hugging Face Hub: downloads of files by pattern and of models into the Hub's cache, and upload of exports.
 
-huggingface_hub resumes what was broken off. This is the one file that asks it for anything.
+huggingface_hub resumes partial downloads. Only this module uses it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WILD = "*?["
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository, with the checksum that the Hub keeps of it: SHA-256, or git's of small files."""
+    """A file of a repository, with the Hub's checksum: SHA-256, or git's for small files."""
 
     path: str
     size: int
@@ -31,7 +31,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is to be fetched, at one commit, so that a later change of the repository mixes nothing."""
+    """Files to download, at one commit, so that versions are not mixed if the repository changes."""
 
     repository: str
     kind: Kind
@@ -47,11 +47,11 @@ class Selection:
 
 
 def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoint: str | None = None) -> Selection:
-    """List the files of a repository that match; only the folders that patterns name outright are looked through.
+    """List the files of a repository that match; only folders that patterns name without wildcards are listed.
 
     Args:
         repository: `owner/name`.
-        kind: what it holds.
+        kind: of the repository.
         patterns: shell patterns of whole paths; `*` also matches `/`.
         endpoint: another server than the Hub.
 
@@ -76,7 +76,7 @@ def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoi
             if isinstance(entry, RepoFile):
                 digest = entry.lfs.sha256 if entry.lfs else None
                 found[entry.path] = HubFile(entry.path, entry.size, digest, entry.blob_id)
-    except Exception as error:  # the Hub's errors have no common ground but this
+    except Exception as error:  # the Hub's errors have only this base class in common
         raise _said(error, repository, kind) from None
     if not found:
         raise UserError(f"Nothing in {repository} matches {', '.join(patterns)}.")
@@ -85,10 +85,10 @@ def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoi
 
 
 def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) -> int:
-    """Fetch what is not there yet, check each file, and return how many were fetched.
+    """Download missing files, check each file, and return how many were downloaded.
 
     Raises:
-        UserError: not reachable, a checksum is wrong, or a path of the repository leads out of the folder.
+        UserError: not reachable, a checksum is wrong, or a path that leads out of the folder.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -106,7 +106,7 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
                     revision=selection.commit,
                     local_dir=folder,
                     endpoint=selection.endpoint,
-                    force_download=target.exists(),  # else it takes what it once fetched as it is now
+                    force_download=target.exists(),  # otherwise earlier downloads would not be checked
                 )
             except Exception as error:
                 raise _said(error, selection.repository, selection.kind) from None
@@ -130,15 +130,15 @@ def cached(
     offline: bool = False,
     cache: Path | None = None,
 ) -> Path:
-    """Return a model's folder in the Hub's cache, fetched first where it is not there or has changed.
+    """Return a model's folder in the Hub's cache, downloaded first if it is missing or has changed.
 
     Args:
         repository: `owner/name`.
         revision: a branch, tag or commit; None is the newest.
-        patterns: shell patterns of the files that are wanted.
+        patterns: shell patterns of the files.
         endpoint: another server than the Hub.
-        offline: take what is in the cache, and ask no server.
-        cache: another folder than huggingface_hub's own.
+        offline: use only the cache.
+        cache: a folder instead of huggingface_hub's default.
 
     Raises:
         UserError: no such repository, not allowed, or not reachable and nothing is cached.
@@ -156,14 +156,14 @@ def cached(
 
 
 def publish(folder: Path, repository: str, names: Sequence[str], public: bool, endpoint: str | None = None) -> str:
-    """Put files of a folder into a repository for models, made where it is not there; returns the page's address.
+    """Upload files of a folder to a model repository, which is created if missing; return the address of its page.
 
     Args:
-        folder: where the files are.
+        folder: of the files.
         repository: `owner/name`.
-        names: of the files; nothing else of the folder goes out.
-        public: whether a repository that is made is for everyone; else for its owner alone. One that is there stays
-            as it is.
+        names: of the files; no others are uploaded.
+        public: whether a new repository is public; otherwise private. An existing one keeps
+            its visibility.
         endpoint: another server than the Hub.
 
     Raises:
@@ -230,7 +230,7 @@ def _checksum_holds(path: Path, file: HubFile) -> bool:
 
 
 def _said(error: Exception, repository: str, kind: Kind) -> UserError:
-    """Turn what huggingface_hub raises into what a user can do."""
+    """Convert errors of huggingface_hub to messages that say what to do."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,

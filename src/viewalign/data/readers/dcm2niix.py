@@ -1,8 +1,8 @@
 """Series that the package's own reader cannot place, converted by dcm2niix (extra `dicom`).
 
 dcm2niix knows the private fields of scanners: mosaics, directions of diffusion, time series without a time, tilted
-gantries. It runs in a process of its own with limits of time, memory and file size. It also writes images of series
-that it could not place and only warns of that, so its messages are checked, and its images like any other file.
+gantries. It runs in a separate process with limits of time, memory and file size. It also writes images of series
+that it could not place, with only a warning, so its messages are checked, and its images like any other file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _UNSOLVED = (
     ("Missing images. Found", None, "slices are missing"),
     ("Slice positions repeated", None, "slices are missing"),
 )
-"""Message of dcm2niix, part of the name of the image in which that is mended, and what to report."""
+"""Message of dcm2niix, part of the name of the image in which the problem is corrected, and what to report."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Output:
     """An image that dcm2niix wrote.
 
     Attributes:
-        key: tells it from the others of its series: `""`, `e2`, `ph` …
+        key: distinguishes it from the others of its series: `""`, `e2`, `ph` …
         path: a NIfTI file in a temporary folder.
         version: of dcm2niix.
     """
@@ -60,7 +60,7 @@ class Output:
 
 
 def executable() -> str | None:
-    """Return dcm2niix's path, of the PyPI package or else on the system's; None where there is none."""
+    """Return dcm2niix's path, of the PyPI package or the system; None if there is none."""
     if find_spec("dcm2niix") is not None:
         import dcm2niix
 
@@ -73,7 +73,7 @@ def converted(series: Rejected, max_voxels: int) -> Iterator[list[Output]]:
     """Convert a series and yield the images, sorted by key; they are removed afterwards.
 
     Raises:
-        ExcludedImageError: it is not for dcm2niix, or dcm2niix is not installed, fails, or could not place the slices.
+        ExcludedImageError: it cannot be converted, or dcm2niix is not installed, fails, or could not place the slices.
     """
     if not series.convertible:
         raise ExcludedImageError(series.reason)
@@ -85,7 +85,7 @@ def converted(series: Rejected, max_voxels: int) -> Iterator[list[Output]]:
 
 
 class ConversionError(Exception):
-    """There is no conversion; the text says why."""
+    """Conversion failed; the text is the reason."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""What a DICOM file says about its slices, without their pixels.
+"""Headers of DICOM files: their slices, without pixels.
 
-Headers are read with pydicom, not through SimpleITK: that shows no sequences, and an enhanced multi-frame file keeps
-the position of every frame in one.
+Headers are read with pydicom, not through SimpleITK: it does not expose sequences, in which enhanced
+multi-frame files store the position of every frame.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _NO_IMAGES = ("SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG
 
 @dataclass(frozen=True)
 class Series:
-    """What all slices of a series share, and names it."""
+    """Attributes that all slices of a series share, and that identify it."""
 
     uid: str
     study: str
@@ -67,7 +67,7 @@ class Series:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Whose series it is, and which; anonymisers use one SeriesInstanceUID for several patients."""
+        """Identifies the series with its patient: some anonymisers use one SeriesInstanceUID for several patients."""
         return self.patient, self.study, self.uid
 
 
@@ -84,7 +84,7 @@ class Frame:
         orientation: unit vectors along a row (index x) and down a column (index y), six numbers.
         pixel_size: mm between rows (H) and between columns (W).
         size: (rows, columns).
-        traits: what may tell volumes of one series apart (echo time, b-value …), by DICOM keyword.
+        traits: may distinguish volumes of one series (echo time, b-value …), by DICOM keyword.
         scale: slope and intercept that turn its stored numbers into values.
         order: InstanceNumber, or None.
     """
@@ -104,7 +104,7 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """What to call it in a sentence: its file, and which frame of that."""
+        """Its name in messages: the file, and its frame."""
         return self.path.name if self.count == 1 else f"frame {self.number + 1} of {self.path.name}"
 
     def corners(self) -> NDArray[np.float64]:
@@ -115,7 +115,7 @@ class Frame:
 
 
 def has_type(frame: Frame, word: str) -> bool:
-    """Say whether ImageType or FrameType of a slice contains a word, such as LOCALIZER."""
+    """Return whether ImageType or FrameType of a slice contains a word, such as LOCALIZER."""
     return any(word in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
 
 
@@ -125,7 +125,7 @@ def is_phase(frame: Frame) -> bool:
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Say whether to look into a file: by its name, or, unless the name is of another type, by its bytes 128–131."""
+    """Return whether to open a file: by its name, or, unless the name is of another type, by its bytes 128–131."""
     suffix = path.suffix.lower()
     if suffix in _BY_NAME:
         return True
@@ -139,10 +139,10 @@ def may_be_dicom(path: Path) -> bool:
 
 
 def read_frames(path: Path) -> list[Frame]:
-    """Read the slices that a file describes; none if it is DICOM but holds no image (reports, contours, DICOMDIR).
+    """Read the slices in a file; none if it is DICOM without an image (reports, contours, DICOMDIR).
 
     Raises:
-        RefusedImageError: damaged, colour, truncated, or without positions.
+        ExcludedImageError: damaged, colour, truncated, or without positions.
     """
     try:
         with warnings.catch_warnings():
@@ -159,7 +159,7 @@ def read_frames(path: Path) -> list[Frame]:
 
 
 def pixel_digest(path: Path) -> bytes:
-    """Return a digest of the pixels of a file as they are stored; of its path where they cannot be read."""
+    """Return a digest of the pixels of a file as they are stored; of its path if they cannot be read."""
     return _pixel_digest(os.fspath(path), path.stat().st_mtime_ns)
 
 
@@ -169,7 +169,7 @@ def _pixel_digest(path: str, _changed: int) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = bytes(pydicom.dcmread(path, force=True).PixelData)
-    except Exception:  # whatever is wrong with it shows when it is read
+    except Exception:  # errors are reported when it is read
         content = os.fsencode(path)
     return hashlib.sha256(content).digest()
 
@@ -201,7 +201,7 @@ def _check(path: Path, data: Any) -> None:
 
 
 def decoded_by_gdcm(syntax: UID) -> bool:
-    """Say whether GDCM decodes a compressed transfer syntax: JPEG, JPEG-LS, JPEG 2000 or RLE, but not HTJ2K."""
+    """Return whether GDCM decodes a compressed transfer syntax: JPEG, JPEG-LS, JPEG 2000 or RLE, but not HTJ2K."""
     return syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, RLELossless) and (
         "High-Throughput" not in syntax.name
     )

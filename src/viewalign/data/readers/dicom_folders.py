@@ -13,7 +13,7 @@ from viewalign.data.readers.dicom_files import Frame, may_be_dicom, read_frames
 from viewalign.data.readers.dicom_stacks import Rejected, Stack, sort_into_stacks
 from viewalign.errors import ExcludedImageError
 
-_REMEMBERED = 8  # folders; enough for the images of one folder to be prepared in turn
+_REMEMBERED = 8  # folders; enough to prepare the images of one folder in turn
 FolderState = tuple[tuple[str, int, int], ...]
 
 
@@ -23,7 +23,7 @@ class FolderScan:
 
     Attributes:
         stacks: volumes.
-        rejected: slices that make none.
+        rejected: slices that form no volume.
         damaged: files that could not be read, with the reason.
         other: DICOM files without an image.
     """
@@ -35,7 +35,7 @@ class FolderScan:
 
     @property
     def results(self) -> list[Stack | Rejected]:
-        """Stacks, then what makes none."""
+        """Stacks, then rejected slices."""
         return [*self.stacks, *self.rejected]
 
 
@@ -44,7 +44,7 @@ def scan_folders(folders: Iterable[Path], on_folder: Callable[[int, int], None] 
 
     Args:
         folders: in any order.
-        on_folder: called with (folders read, folders in all).
+        on_folder: called with (folders read, total).
     """
     ordered = sorted(set(folders))
     frames: list[Frame] = []
@@ -67,17 +67,17 @@ def scan_folders(folders: Iterable[Path], on_folder: Callable[[int, int], None] 
 
 
 def folders_of(path: Path, source: SeriesSource | None) -> tuple[Path, ...]:
-    """Return the folders whose files may belong to the series that a file, or a folder of one series, names."""
+    """Return the folders whose files may belong to the series of a file, or of a folder with one series."""
     return (path if path.is_dir() else path.parent, *(source.folders if source else ()))
 
 
 def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejected:
     """Return the slices that a file belongs to, from all files of its folder and the further ones of its source.
 
-    A folder stands for the only series in it.
+    A folder means the only series in it.
 
     Raises:
-        ExcludedImageError: the file is no DICOM image, or the folder does not hold exactly one series.
+        ExcludedImageError: the file is not a DICOM image, or the folder does not contain exactly one series.
     """
     scan = scan_folders(folders_of(path, source))
     if path.is_dir():
@@ -95,7 +95,7 @@ def stack_of(path: Path, source: SeriesSource | None = None) -> Stack:
     """Return the stack that a file belongs to; see `series_of`.
 
     Raises:
-        ExcludedImageError: the file is no DICOM image, or its slices make no volume.
+        ExcludedImageError: the file is not a DICOM image, or its slices form no volume.
     """
     found = series_of(path, source)
     if isinstance(found, Rejected):
@@ -104,7 +104,7 @@ def stack_of(path: Path, source: SeriesSource | None = None) -> Stack:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files of a folder, which changes when a slice comes, goes or changes its size."""
+    """Return the size of all files of a folder, which changes when a slice is added, removed or resized."""
     with os.scandir(folder) as entries:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
 

@@ -1,8 +1,8 @@
-"""Slices → stacks: which slices make a volume, and which cannot, with the reason.
+"""Stacks of slices: which slices form a volume, and which do not, with the reason.
 
 Slices are grouped by patient, study and series, in whatever folders they are, then by plane and size. Where several lie
-at one place, a trait that differs (echo time, b-value, …) splits them into volumes; copies are dropped; what is left
-double is rejected. Gaps are then measured along the normal: small unevenness is accepted with a note, missing and
+at one place, a trait that differs (echo time, b-value, …) splits them into volumes; copies are dropped; remaining
+duplicates are rejected. Gaps are then measured along the normal: small deviations are accepted with a note, missing and
 unevenly spaced slices are named and rejected.
 """
 
@@ -20,23 +20,23 @@ from viewalign.data.readers.dicom_files import Frame, Series, has_type, pixel_di
 from viewalign.errors import ExcludedImageError
 
 _SAME_PLACE = 0.01  # mm
-_UNEVEN = 0.10  # largest accepted difference of a gap from the middle one, as a share
+_UNEVEN = 0.10  # largest accepted relative difference of a gap from the median
 _WORTH_A_NOTE = 0.002
 _FEWEST_OF_PASS = 4
 _MOST_TILTED = 2.8  # degrees; beyond, axes would not be perpendicular
-_NAMED = 3  # places named in a reason
+_NAMED = 3  # positions named in a reason
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices that make one volume, in the order of their places along the normal.
+    """Slices of one volume, in the order of their positions along the normal.
 
     Attributes:
         frames: one per slice, first is D = 0.
         spacing: mm along (D, H, W).
         direction: 3×3; columns are the LPS directions of the x, y and z index.
-        label: what tells it from other volumes of its series, or empty.
-        note: what was not perfect but accepted, as a sentence, or empty.
+        label: distinguishes it from other volumes of its series, or empty.
+        note: an accepted problem, as a sentence, or empty.
     """
 
     frames: tuple[Frame, ...]
@@ -62,12 +62,12 @@ class Stack:
 
 
 class _ConvertibleError(ExcludedImageError):
-    """Slices whose arrangement is beyond this reader, but not beyond dcm2niix."""
+    """Slices whose arrangement this reader does not support, but dcm2niix may."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Slices that make no volume, and why; `convertible` where dcm2niix may know how to place them."""
+    """Slices that form no volume, and why; `convertible` if dcm2niix may be able to place them."""
 
     frames: tuple[Frame, ...]
     reason: str
@@ -85,12 +85,12 @@ class Rejected:
 
 
 def sort_into_stacks(frames: Iterable[Frame]) -> list[Stack | Rejected]:
-    """Sort slices, of any number of series, into stacks and what is no stack."""
+    """Sort slices, of any number of series, into stacks and rejected slices."""
     return [result for series in _series(frames) for result in _over_folders(series)]
 
 
 def _over_folders(series: Sequence[Frame]) -> list[Stack | Rejected]:
-    """Sort the slices of a series; folder by folder where fewer are lost so, as with one UID for several series."""
+    """Sort the slices of a series; folder by folder if fewer are rejected so, as with one UID for several series."""
     whole = _sorted(series)
     folders = _grouped(series, lambda frame: frame.path.parent)
     if len(folders) == 1 or _lost(whole) == 0:
@@ -133,7 +133,7 @@ def _series(frames: Iterable[Frame]) -> list[list[Frame]]:
 
 
 def _why_lone(lone: Sequence[Frame], series: int) -> str:
-    """Say why slices that share plane and size with no other are no volume; a series may have many, for a localizer."""
+    """Return why slices with a unique plane and size are no volume; a localizer's series may have many."""
     kind = "localizers" if all(map(_is_localizer, lone)) else "no volume but one slice each"
     if len(lone) == 1:
         kind = "a localizer" if _is_localizer(lone[0]) else "no volume but one slice"
@@ -155,7 +155,7 @@ def _stacks_of_plane(frames: Sequence[Frame]) -> list[Stack | Rejected]:
 
 
 def _volumes(frames: Sequence[Frame], label: str, copies: int) -> list[Stack | Rejected]:
-    """Stack slices, or those of each acquisition where they do not fit together: passes that overlap or leave a gap."""
+    """Stack slices, or those of each acquisition if they do not fit together: passes that overlap or leave a gap."""
     whole = _attempt(frames, label, copies)
     passes = _by_trait(frames, "AcquisitionNumber")
     if isinstance(whole, Rejected) and len(passes) > 1:
@@ -176,7 +176,7 @@ def _attempt(frames: Sequence[Frame], label: str, copies: int) -> Stack | Reject
 
 
 def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Part slices whose planes differ by more than half a degree, or whose sizes differ."""
+    """Separate slices whose planes differ by more than half a degree, or whose sizes differ."""
     planes: list[list[Frame]] = []
     for frame in frames:
         for plane in planes:
@@ -191,7 +191,7 @@ def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
 
 
 def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:
-    """Drop slices that lie at one place with the same traits and the same pixels; identifiers alone may be wrong."""
+    """Drop slices with the same position, attributes and pixels; identifiers alone may be wrong."""
     kept: list[Frame] = []
     for place in _grouped(frames, lambda frame: (*(round(x, 2) for x in frame.position), frame.traits)):
         files = {frame.path for frame in place}
@@ -204,9 +204,9 @@ def _pixels(frame: Frame) -> tuple[bytes, int]:
 
 
 def _part(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
-    """Split slices that lie at one place into volumes, by the first trait that does it cleanly, or by their folders.
+    """Split slices of one position into volumes, by the first attribute that separates them, or by their folders.
 
-    A slice that is alone with its AcquisitionNumber, as one that tracks a bolus, does not count.
+    A slice with a unique AcquisitionNumber, such as one for bolus tracking, is ignored.
     """
     if not _doubled(frames):
         return {"": list(frames)}
@@ -254,7 +254,7 @@ def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
     _check_line(ordered, travel)
     _check_tilt(travel, normal)
     leaning = float(np.linalg.norm(travel - np.dot(travel, normal) * normal)) > min(first.pixel_size) / 2
-    depth = travel / np.linalg.norm(travel) if leaning else normal  # rounding of positions is no lean
+    depth = travel / np.linalg.norm(travel) if leaning else normal  # rounding of positions is not a tilt
     direction = np.stack([first.orientation[:3], first.orientation[3:], depth], axis=1)
     return Stack(ordered, (step, *first.pixel_size), direction, label, "; ".join(filter(None, notes)))
 
@@ -266,7 +266,7 @@ def _check_tilt(travel: NDArray[np.float64], normal: NDArray[np.float64]) -> Non
 
 
 def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
-    """Refuse doubled, missing and uneven slices; return a note on small unevenness."""
+    """Reject duplicate, missing and unevenly spaced slices; return a note on small deviations."""
     gaps = np.diff(heights)
     _check_doubled(frames, gaps)
     usual = float(np.median(gaps))
@@ -298,7 +298,7 @@ def _check_doubled(frames: Sequence[Frame], gaps: NDArray[np.float64]) -> None:
 
 
 def _check_missing(frames: Sequence[Frame], steps: NDArray[np.float64], wrong: list[int]) -> None:
-    """Reject a stack whose only odd gaps are whole multiples of the usual one, unless slices are numbered on there."""
+    """Reject a stack whose only odd gaps are multiples of the usual one, unless numbering continues there."""
     lost = {
         k: round(steps[k]) - 1
         for k in wrong
@@ -316,7 +316,7 @@ def _consecutive(first: Frame, second: Frame) -> bool:
 
 
 def _check_line(frames: Sequence[Frame], travel: NDArray[np.float64]) -> None:
-    """Refuse slices shifted sideways: their first pixels must lie on one line."""
+    """Reject slices that are shifted sideways: their first pixels must be on one line."""
     share = np.linspace(0, 1, len(frames))[:, None]
     start = np.array([frame.position for frame in frames]) - frames[0].position
     along = travel / np.linalg.norm(travel)

@@ -1,7 +1,7 @@
-"""The voxels of a stack, file by file, so that memory holds one volume and one file.
+"""The voxels of a stack, read file by file, so that memory holds one volume and one file.
 
-Plain pixels are taken as pydicom gives them. Compressed ones (JPEG, JPEG-LS, JPEG 2000, RLE) are decoded by GDCM, which
-is handed a file with nothing in it but the pixels: in a damaged file a length of a few wrong bits makes it allocate
+Uncompressed pixels are read by pydicom. Compressed ones (JPEG, JPEG-LS, JPEG 2000, RLE) are decoded by GDCM, which
+gets a file with only the pixels: in a damaged file a wrong length can make it allocate
 gigabytes. High-throughput JPEG 2000 is decoded by pydicom's plugins.
 """
 
@@ -44,7 +44,7 @@ def read_voxels(stack: Stack) -> NDArray[np.float32]:
     """Read all voxels as float32 (D, H, W); slope and intercept of each slice are applied.
 
     Raises:
-        RefusedImageError: a file is damaged; the reason names it.
+        ExcludedImageError: a file is damaged; the reason names it.
     """
     array = np.empty(stack.shape, dtype=np.float32)
     for path, group in groupby(enumerate(stack.frames), key=lambda item: item[1].path):
@@ -77,14 +77,14 @@ def read_pixels(path: Path) -> NDArray[Any]:
 
 
 def _name_syntax(data: Any) -> None:
-    """Write down the encoding that a file without its group 2 turned out to have."""
+    """Add the detected encoding of a file without its group 2."""
     if data.file_meta.get("TransferSyntaxUID") is None:
         implicit, _ = data.original_encoding
         data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
 def _plain(data: Any) -> NDArray[Any]:
-    """Take pixels as pydicom gives them, without what overlays left in the bits above `BitsStored`."""
+    """Read pixels by pydicom, without overlays in the bits above `BitsStored`."""
     pixels: NDArray[Any] = data.pixel_array
     spare = int(data.BitsAllocated) - int(data.get("BitsStored", data.BitsAllocated))
     if spare > 0 and pixels.dtype.kind in "iu":

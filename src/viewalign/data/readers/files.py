@@ -50,16 +50,16 @@ def voxel_to_world(spacing: Triple, origin: Triple, direction: NDArray[np.float6
 def read_volume(
     path: Path, fill_nonfinite: bool = False, max_voxels: int = MAX_VOXELS, source: SeriesSource | None = None
 ) -> Volume:
-    """Read a file of any type that is read, or the DICOM series that a file belongs to.
+    """Read a file of any supported type, or the DICOM series that a file belongs to.
 
     Args:
         path: the file; its type follows from its name.
         fill_nonfinite: replace NaN and infinity by 0 instead of excluding the image.
         max_voxels: exclude a header that claims more.
-        source: what a catalogue knows of its DICOM series.
+        source: what the catalogue states about its DICOM series.
 
     Raises:
-        ExcludedImageError: the text is the reason alone, without the file's name.
+        ExcludedImageError: the text is the reason, without the file's name.
     """
     with located(path, source, max_voxels) as place:
         header = header_at(place, max_voxels)
@@ -76,7 +76,7 @@ def read_frames(
         path: the file.
         fill_nonfinite: replace NaN and infinity by 0 instead of excluding the image.
         max_voxels: exclude a header that claims more, all frames together.
-        source: what a catalogue knows of its DICOM series.
+        source: what the catalogue states about its DICOM series.
     """
     with located(path, source, max_voxels) as place:
         header = header_at(place, max_voxels, frames=True)

@@ -64,16 +64,16 @@ class Header:
 def read_header(
     path: Path, max_voxels: int = MAX_VOXELS, frames: bool = False, source: SeriesSource | None = None
 ) -> Header:
-    """Read and check one header; a name of no other type is treated as a slice of a DICOM series.
+    """Read and check one header; files of no other type are treated as slices of a DICOM series.
 
     Args:
         path: the file.
         max_voxels: exclude files that claim more, all frames together.
         frames: accept NIfTI files of several frames (4-D).
-        source: what a catalogue knows of its DICOM series.
+        source: what the catalogue states about its DICOM series.
 
     Raises:
-        ExcludedImageError: the file is no 3D scalar image; the text is the reason alone.
+        ExcludedImageError: the file is not a 3D scalar image; the text is the reason.
     """
     with located(path, source, max_voxels) as place:
         return header_at(place, max_voxels, frames)
@@ -208,7 +208,7 @@ def _check_geometry(header: Header) -> None:
 
 
 def _check_places(header: Header, frames: Sequence[Frame]) -> None:
-    """Check that slices lie inside the volume that was made of them and span it; those of a mosaic have no place."""
+    """Check that slices are inside their volume and span it; those of a mosaic have no position."""
     corners = [corner for frame in frames if not has_type(frame, "MOSAIC") for corner in frame.corners()]
     if not corners:
         return
@@ -243,7 +243,7 @@ def _says_compressed(path: Path) -> bool | None:
 
 
 def detached_data(path: Path) -> Path | None:
-    """Return the file that holds the voxels of a `.nhdr`, `.mhd` or `.hdr`; None where they are in the file itself."""
+    """Return the file with the voxels of a `.nhdr`, `.mhd` or `.hdr`; None if they are in the file itself."""
     suffix = suffix_of(path.name)
     if suffix == ".hdr":
         return path.with_suffix(".img")
@@ -251,5 +251,5 @@ def detached_data(path: Path) -> Path | None:
         return None
     match = _DETACHED.search(_text_header(path))
     if match is None or b"%" in match.group(1) or match.group(1).split()[0] in (b"LIST", b"LOCAL"):
-        return None  # many files, or none but this
+        return None  # many files, or only this one
     return path.parent / os.fsdecode(match.group(1))

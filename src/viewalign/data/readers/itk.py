@@ -1,4 +1,4 @@
-"""SimpleITK without its noise: typed as `Any`, warnings off, and what its C code prints caught."""
+"""SimpleITK, typed as `Any`, without warnings, and with the output of its C code caught."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 def itk_messages() -> Iterator[list[str]]:
     """Catch what ITK's C code prints on stderr; the list is filled when the block ends.
 
-    MetaImage reports damaged data in no other way than by printing `Uncompress failed`.
+    MetaImage reports damaged data only by printing `Uncompress failed`.
     """
     messages: list[str] = []
     saved = os.dup(2)
@@ -42,7 +42,7 @@ def itk_messages() -> Iterator[list[str]]:
 
 
 def itk_reason(error: RuntimeError) -> str:
-    """Return the last line of an ITK error, which holds the cause."""
+    """Return the last line of an ITK error, which is the cause."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (
         re.sub(r"^(sitk::ERROR:|ITK ERROR:|Reason:)\s*|\(0x[0-9a-f]+\)", "", lines[-1]) if lines else "no reason given"
@@ -90,7 +90,7 @@ def check_header(path: Path) -> None:
     """Check that every line of the header is `Key = value`, and that lists have as many numbers as there are axes.
 
     Raises:
-        RefusedImageError: the reason names the line.
+        ExcludedImageError: the reason names the line.
     """
     fields = _fields(path)
     if "ElementDataFile" not in fields:
@@ -137,18 +137,18 @@ _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 
 
 def check_stream(path: Path) -> None:
-    """Unpack the gzip stream of a `.nrrd` or `.nhdr` file once, for its checksum; other encodings are left alone.
+    """Unpack the gzip stream of a `.nrrd` or `.nhdr` file once, for its checksum; other encodings are ignored.
 
     Raises:
-        RefusedImageError: the stream is damaged or ends too early, or holds nothing but one value, which would
-            otherwise be found only after memory was taken for all of it.
+        ExcludedImageError: the stream is damaged, ends too early, or has only one value, which would otherwise
+            be found only after memory was allocated for all of it.
     """
     where = _stream_of(path)
     if where is None:
         return
     data, offset = where
     unpacker = zlib.decompressobj(wbits=31)
-    values: set[int] = set()  # of all bytes, as long as there is but one
+    values: set[int] = set()  # the value of all bytes so far
     try:
         with data.open("rb") as file:
             file.seek(offset)
@@ -157,7 +157,7 @@ def check_stream(path: Path) -> None:
                     unpacked = unpacker.decompress(piece, _PIECE * 16)
                     if len(values) < 2:
                         values.update(unpacked[:1], unpacked[-1:])
-                        values.update(unpacked.strip(unpacked[:1])[:1])  # whatever is not like the first
+                        values.update(unpacked.strip(unpacked[:1])[:1])  # bytes that differ from the first
                     piece = unpacker.unconsumed_tail
     except zlib.error as error:
         raise ExcludedImageError(f"the file is damaged: its compressed voxels cannot be unpacked ({error})") from None
@@ -172,7 +172,7 @@ def check_stream(path: Path) -> None:
 
 
 def _stream_of(path: Path) -> tuple[Path, int] | None:
-    """Return the file and the byte at which the gzip stream begins, or None where there is none to check."""
+    """Return the file and the first byte of the gzip stream, or None if there is none."""
     with path.open("rb") as file:
         head = file.read(_HEADER)
     end = _BLANK_LINE.search(head)

@@ -1,4 +1,4 @@
-"""Where the voxels of an image are: in its own file, in a stack of DICOM files, or in what dcm2niix makes of those."""
+"""Location of an image's voxels: its own file, a stack of DICOM files, or dcm2niix's conversion of these."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Location:
 
     Attributes:
         file: the file with header and voxels, for a stack its first.
-        stack: the DICOM slices, if it is made of such.
-        converted: the DICOM slices that the file was made of by another program.
-        note: how it was made, as a sentence, or empty.
+        stack: the DICOM slices, if any.
+        converted: the DICOM slices that another program converted to the file.
+        note: on the conversion, as a sentence, or empty.
     """
 
     file: Path
@@ -40,12 +40,12 @@ def located(path: Path, source: SeriesSource | None, max_voxels: int) -> Iterato
     """Yield where to read an image; a file that was converted for it is removed afterwards.
 
     Args:
-        path: the file that names the image; a name of no other type is treated as a slice of a DICOM series.
-        source: what else a catalogue knows of its series.
+        path: the file that names the image; files of no other type are treated as slices of a DICOM series.
+        source: what the catalogue states about its series.
         max_voxels: bounds the memory of a conversion.
 
     Raises:
-        ExcludedImageError: the file cannot be read, or its slices make no volume.
+        ExcludedImageError: the file cannot be read, or its slices form no volume.
     """
     check_file(path)
     if suffix_of(path.name) is not None:
@@ -61,7 +61,7 @@ def located(path: Path, source: SeriesSource | None, max_voxels: int) -> Iterato
 
 
 def location_of(series: Rejected, output: Output) -> Location:
-    """Return where an image is that dcm2niix made of a series."""
+    """Return the location of an image that dcm2niix converted from a series."""
     note = f"converted by dcm2niix {output.version}, because {series.reason}"
     return Location(output.path, converted=series, note=note)
 
@@ -78,7 +78,7 @@ def _chosen(outputs: Sequence[Output], source: SeriesSource | None) -> Output:
 
 
 def check_file(path: Path) -> None:
-    """Check that a file, or a folder of DICOM files, is there and can be read.
+    """Check that a file, or a folder of DICOM files, exists and can be read.
 
     Raises:
         ExcludedImageError: it cannot.

@@ -66,7 +66,7 @@ class NiftiHeader:
 
 
 def is_packed(path: Path) -> bool:
-    """Say whether a file is a gzip stream, by its first two bytes."""
+    """Return whether a file is a gzip stream, by its first two bytes."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
@@ -118,7 +118,7 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):
         if (header.slope, header.inter) == (1.0, 0.0):
             return as_float32(voxels)
-        exact = header.dtype.itemsize <= 2  # such numbers lose nothing in float32
+        exact = header.dtype.itemsize <= 2  # such numbers are exact in float32
         scaled: NDArray[Any] = voxels.astype(np.float32 if exact else np.float64)
         scaled *= header.slope
         scaled += header.inter
@@ -126,7 +126,7 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
 
 
 def as_float32(voxels: NDArray[Any]) -> NDArray[np.float32]:
-    """Return voxels as float32; what is finite and beyond its range becomes its largest number."""
+    """Return voxels as float32; finite values beyond its range become its largest number."""
     with np.errstate(over="ignore"):
         small: NDArray[np.float32] = voxels.astype(np.float32, copy=False)
     if voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4:
@@ -238,7 +238,7 @@ def _fill(file: BufferedIOBase, target: NDArray[np.uint8]) -> int:
 
 
 def _drain(file: BufferedIOBase) -> None:
-    """Read to the end of the stream, where gzip verifies its checksum; whatever follows that is left alone."""
+    """Read to the end of the stream, where gzip verifies its checksum; bytes after it are ignored."""
     try:
         for _ in range(32):  # give up on absurdly long tails
             if not file.read(_PIECE):

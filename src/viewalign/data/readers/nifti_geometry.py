@@ -1,7 +1,7 @@
-"""Where the voxels of a NIfTI file lie: by ITK, as nnU-Net and nnssl read it, or by the sform where ITK would be wrong.
+"""Geometry of NIfTI files: by ITK, as in nnU-Net and nnssl, or by the sform where ITK would be wrong.
 
-ITK turns a zero, negative or NaN voxel size into 1 or its absolute value, does not read a file that is packed although
-its name does not say so, and without a qform takes voxel sizes from `pixdim`, whatever the sform says.
+ITK turns a zero, negative or NaN voxel size into 1 or its absolute value, does not read a file that is compressed
+without the suffix .gz, and without a qform takes voxel sizes from `pixdim` even if the sform differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from viewalign.data.readers.nifti import NiftiHeader
 from viewalign.data.readers.units import check_spacing, spacing_fault, times, unit_note
 from viewalign.errors import ExcludedImageError
 
-_SAME_SIZE = 0.01  # share by which two voxel sizes may differ
+_SAME_SIZE = 0.01  # accepted relative difference of two voxel sizes
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -32,10 +32,10 @@ class Geometry(NamedTuple):
 
 
 def nifti_geometry(path: Path, raw: NiftiHeader) -> Geometry:
-    """Return where voxels lie, in mm.
+    """Return the geometry in mm.
 
     Raises:
-        ExcludedImageError: their size is impossible, or readers see different dimensions.
+        ExcludedImageError: the voxel size is impossible, or readers see different dimensions.
     """
     fault = _pixdim_fault(raw)
     if fault or raw.unit != 1.0:
@@ -54,7 +54,7 @@ def nifti_geometry(path: Path, raw: NiftiHeader) -> Geometry:
 
 
 def _pixdim_fault(raw: NiftiHeader) -> str:
-    """Say why the sform has to stand in for `pixdim`; empty where it need not, or there is none."""
+    """Return why the sform must replace `pixdim`; empty if it need not, or there is none."""
     if raw.sform is None:
         return ""
     sizes = np.linalg.norm(raw.sform[:3, :3], axis=0)
@@ -77,7 +77,7 @@ def _by_affine(raw: NiftiHeader) -> Geometry:
 
 
 def _form_note(raw: NiftiHeader, geometry: Geometry) -> str:
-    """Say which of two contradicting affines is used, or that there is none."""
+    """Return which of two contradicting affines is used, or that there is none."""
     if raw.qform is None and raw.sform is None:
         return "neither sform nor qform is set: which side is left is a guess"
     if raw.qform is None or raw.sform is None:

@@ -1,4 +1,4 @@
-"""Files whose content was left elsewhere: links and pointers of git-annex and Git LFS."""
+"""Files whose content was not downloaded: links and pointers of git-annex and Git LFS."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NOT_DOWNLOADED = "its content was not downloaded"
 
 
 def missing_content(path: Path) -> str | None:
-    """Return why a file has no content and the command that fetches it; None if it has.
+    """Return why a file has no content and the command that fetches it; None if it has content.
 
-    Looks into files of up to 1,024 bytes only.
+    Only files of up to 1,024 bytes are read.
     """
     if path.is_symlink() and not path.exists():
         if "annex/objects" in os.readlink(path):  # noqa: PTH115

@@ -9,7 +9,7 @@ import numpy as np
 from viewalign.errors import ExcludedImageError
 
 FINEST, COARSEST = 1e-3, 100.0
-"""Voxel sizes in mm; beyond, the header is wrong, not the scanner rare."""
+"""Accepted voxel sizes in mm; others are errors of the header."""
 _UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "cm": 10.0, "m": 1000.0, "nm": 1e-6}
 _NRRD = re.compile(r"^space units:\s*(.+?)\s*$", re.MULTILINE)
 _META = re.compile(r"^DistanceUnits\s*=\s*(\S+)\s*$", re.MULTILINE)
@@ -33,12 +33,12 @@ def text_unit(header: bytes) -> tuple[float, str]:
 
 
 def unit_note(unit: float) -> str:
-    """Say that lengths were converted to mm; nothing where they are in mm."""
+    """Return a note that lengths were converted to mm; empty if they are in mm."""
     return "" if unit == 1.0 else f"its lengths are in units of {unit:g} mm"
 
 
 def spacing_fault(spacing: tuple[float, ...]) -> str:
-    """Say what is wrong with a voxel size in mm; empty if nothing is."""
+    """Return what is wrong with a voxel size in mm, or an empty string."""
     named = times(spacing)
     if not np.isfinite(spacing).all():
         return f"its voxel size is not a number ({named} mm)"
@@ -55,7 +55,7 @@ def check_spacing(spacing: tuple[float, ...]) -> None:
     """Check a voxel size in mm.
 
     Raises:
-        ExcludedImageError: it cannot be one.
+        ExcludedImageError: it is impossible.
     """
     if fault := spacing_fault(spacing):
         raise ExcludedImageError(fault)

@@ -17,13 +17,13 @@ __all__ = ["Exclusion", "FindOptions", "ImageRecord", "Infos", "SourceContents",
 
 
 class SourceType(Protocol):
-    """What the module of a type of source provides."""
+    """Interface of the module of a source type."""
 
     def can_read(self, text: str) -> bool:
-        """Say whether this source is of the type."""
+        """Return whether this source is of the type."""
 
     def find(self, text: str, options: FindOptions) -> SourceContents:
-        """List the images of this source; none is opened."""
+        """List the images of this source without opening them."""
 
 
 SOURCE_TYPES: Sequence[SourceType] = (table, pretrain_data, folder)

@@ -1,8 +1,8 @@
 """A BIDS dataset: `dataset_description.json`, `participants.tsv`, `sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz`.
 
 The modality is the suffix of the name, as BIDS defines it, with `_phase` for phase images (`part-phase`). The units of
-PET are read from the JSON file beside the image. `derivatives`, `sourcedata`, `code` and `stimuli` are passed
-over, and so are masks and segmentations. A row of `participants.tsv` becomes the subject's info.
+PET are read from the JSON file beside the image. `derivatives`, `sourcedata`, `code` and `stimuli` are
+ignored, and so are masks and segmentations. A row of `participants.tsv` becomes the subject's info.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The DICOM series of folders, named without naming the patient.
+"""The DICOM series of folders, with names that do not identify the patient.
 
 A subject is `patient-` and a hash of the PatientID (of the study where there is none), a session `study-` and a hash of
-the StudyInstanceUID: the same person gets the same name from every source, and neither catalogue nor store nor report
-holds an identifier. A subject stated in the path (`sub-01`, `subject_pattern`) rules over that.
+the StudyInstanceUID: a patient has the same name in every source, and catalogue, store and report contain no
+identifier. A subject stated in the path (`sub-01`, `subject_pattern`) has priority.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _TIMES = ("TemporalPosition", "TriggerTime")
 _PASS, _MOST_PASSES = "AcquisitionNumber", 4
 """Volumes that these traits tell apart are a time series; acquisitions only if there are more than phases of a CT."""
 _NO_NAME = re.compile(r"(anon\w*|de-?id\w*|unknown|none|null|removed|patient|0+|x+)?", re.IGNORECASE)
-"""A PatientID that names nobody."""
+"""A PatientID that identifies nobody."""
 
 
 def add_stacks(
     folders: Iterable[Path], root: Path, dataset: str, options: FindOptions, contents: SourceContents
 ) -> None:
-    """Add the series of these folders (not of those below them) to the contents, with what was excluded."""
+    """Add the series of these folders (not of those below them) to the contents, with excluded files."""
     scan = scan_folders(folders, options.on_folder)
     contents.other_files.update({"DICOM without images": scan.other} if scan.other else {})
     contents.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
@@ -100,7 +100,7 @@ def _time_series(stacks: Sequence[Stack]) -> dict[tuple[str, str, str], list[Sta
 
 
 def _shared_identity(scan: FolderScan, pattern: re.Pattern[str] | None) -> Iterator[str]:
-    """Say which patients may be several: those without a name of their own, and one who has all studies."""
+    """Report patients that may be several: those without an own name, and one with all studies."""
     if pattern is not None and "subject" in pattern.groupindex:
         return
     images = scan.results
@@ -120,7 +120,7 @@ def _shared_identity(scan: FolderScan, pattern: re.Pattern[str] | None) -> Itera
 def _conversions(
     rejected: Sequence[Rejected], frames: bool
 ) -> Iterator[tuple[Rejected, list[tuple[str, Header | str]]]]:
-    """Yield what dcm2niix makes of each series: key and header of its images, or the reason why there is none."""
+    """Yield dcm2niix's conversion of each series: key and header of its images, or the reason of its failure."""
 
     def convert(series: Rejected) -> list[tuple[str, Header | str]]:
         try:
@@ -141,7 +141,7 @@ def _header(place: Location, frames: bool) -> Header | str:
 
 
 def _places(scan: FolderScan) -> dict[tuple[str, str, str], set[Path]]:
-    """Return the folders that hold slices of each series."""
+    """Return the folders with slices of each series."""
     folders: dict[tuple[str, str, str], set[Path]] = defaultdict(set)
     for found in scan.results:
         own = {frame.path.parent for frame in found.frames}

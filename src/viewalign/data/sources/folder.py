@@ -1,8 +1,8 @@
 """A folder searched recursively, a single file, or a pattern such as `'data/*/T1.nii.gz'`.
 
-Each subfolder that has a known layout (nnU-Net, OpenMind, BIDS, FOMO) is a dataset of its own, read by that layout's
-rules. Everything else belongs to one dataset named after the folder; DICOM slices are gathered into stacks. Label maps,
-recognised by their names, and folders of derivatives are passed over and counted.
+Each subfolder that has a known layout (nnU-Net, OpenMind, BIDS, FOMO) is a separate dataset, read by that layout's
+rules. Everything else belongs to one dataset named after the folder; DICOM slices are grouped into stacks. Label maps,
+recognised by their names, and folders of derivatives are ignored and counted.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from viewalign.errors import UserError
 
 
 class Layout(Protocol):
-    """What the module of a known folder layout provides."""
+    """Interface of the module of a folder layout."""
 
     def is_root(self, folder: Path, files: Collection[str], folders: Collection[str]) -> bool:
-        """Say whether a folder with these files and folders is the root of a dataset of this layout."""
+        """Return whether a folder with these files and folders is the root of a dataset of this layout."""
 
     def find(self, root: Path, dataset: str, options: FindOptions) -> SourceContents:
         """List the images below a root, as images of `dataset`."""
@@ -45,7 +45,7 @@ LAYOUTS: Sequence[Layout] = (nnunet, openmind, bids, fomo)
 
 
 def can_read(text: str) -> bool:
-    """Accept what exists, and every pattern."""
+    """Accept existing paths and all patterns."""
     return os.path.lexists(text) or glob.has_magic(text)
 
 
@@ -75,7 +75,7 @@ def find(text: str, options: FindOptions) -> SourceContents:
 
 
 def dataset_name(root: Path) -> str:
-    """Return the name of a folder's dataset: the folder's, or its parent's where it is only `images`."""
+    """Return the name of a folder's dataset: the folder's, or its parent's if it is only `images`."""
     name = root.parent.name if is_plain(root.name) and root.parent.name else root.name
     return name.encode("utf-8", "replace").decode("utf-8") or "dataset"
 
@@ -84,7 +84,7 @@ class _Search:
     """Walks a source once.
 
     Attributes:
-        root: the folder that names are relative to.
+        root: names are relative to this folder.
         datasets: roots of datasets of a known layout.
         files: all other files.
         derived: number of folders of derivatives that were not entered.

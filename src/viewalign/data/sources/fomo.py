@@ -1,4 +1,4 @@
-"""FOMO60K and FOMO300K: `sub_1/ses_1/t1.nii.gz`. Names stay as they are; a `participants.tsv` is read."""
+"""FOMO60K and FOMO300K: `sub_1/ses_1/t1.nii.gz`. Names are kept; a `participants.tsv` is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> b
     return first is not None and any(_SESSION.fullmatch(path.name) for path in (folder / first).iterdir())
 
 
-def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - names are all stated
+def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - all names are known
     """List the images of a tree `sub_N/ses_N`."""
     contents = SourceContents()
     people = participants(root, contents.notes)

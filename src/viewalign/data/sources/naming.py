@@ -50,7 +50,7 @@ _LABEL_WORD = re.compile(
 )
 """The last word of a label map's name; `aseg`, `dseg`, `probseg`, `lesionmask`, `label0001` match too."""
 _LABEL_ANYWHERE = re.compile(r"masks?|msk|seg|segmentations?|labels?|labelmap|groundtruth|aseg|aparc")
-"""Words that mark a label map wherever they stand in its name."""
+"""Words that mark a label map anywhere in its name."""
 _PART = re.compile(r"(?:^|_)part-(phase|real|imag)(?:_|$)")
 _UNITS = {
     "bqml": "Bq/ml",
@@ -64,7 +64,7 @@ _UNITS = {
 }
 """Units of PET by the names that DICOM and BIDS have for them, without punctuation."""
 DERIVED_FOLDERS = frozenset(("derivatives", "sourcedata"))
-"""Folders of results computed from the images beside them, or of their raw form; never images of their own."""
+"""Folders of results computed from the images beside them, or of their raw form; not separate images."""
 
 _SUBJECT = re.compile(r"^sub[-_]([A-Za-z0-9]+)")
 _SESSION = re.compile(r"(?:^|_)ses[-_]([A-Za-z0-9]+)")
@@ -88,7 +88,7 @@ _COHORTS = tuple(
 
 
 class Names(NamedTuple):
-    """The subject and session of an image, and what it shows."""
+    """The subject, session and modality of an image."""
 
     subject: str
     session: str
@@ -114,7 +114,7 @@ def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None
 
 
 def modality_of(stem: str) -> str:
-    """Return the modality that the last recognisable word of a name stands for, or `unknown`."""
+    """Return the modality of the last recognisable word of a name, or `unknown`."""
     return next((_BY_WORD[word] for word in reversed(_words(stem)) if word in _BY_WORD), UNKNOWN)
 
 
@@ -130,12 +130,12 @@ def units_named(text: str) -> str:
 
 
 def is_plain(folder: str) -> bool:
-    """Say whether a folder's name, such as `images`, identifies neither dataset nor subject."""
+    """Return whether a folder's name, such as `images`, identifies neither dataset nor subject."""
     return _PLAIN_FOLDER.fullmatch(folder) is not None
 
 
 def is_label(relative: PurePosixPath, stem: str) -> bool:
-    """Say whether a path looks like a label map: `…_seg`, `labels-0`, `…_gt`, or a folder such as `segmentations`."""
+    """Return whether a path is like a label map: `…_seg`, `labels-0`, `…_gt`, or a folder such as `segmentations`."""
     words = _words(stem)
     last = next((word for word in reversed(words) if not word.isdigit()), "")
     return (
@@ -146,7 +146,7 @@ def is_label(relative: PurePosixPath, stem: str) -> bool:
 
 
 def dataset_above_subject(relative: PurePosixPath) -> str:
-    """Return the dataset that the folders above `sub-XX` name: `siteA/sub-01/T1.nii` is of `siteA`; "" if none does."""
+    """Return the dataset named by the folders above `sub-XX`: `siteA` for `siteA/sub-01/T1.nii`; "" without one."""
     folders = relative.parts[:-1]
     depth = next((number for number, part in enumerate(folders) if _SUBJECT.search(part)), 0)
     outer = (part for part in folders[:depth] if modality_of(part) == UNKNOWN)

@@ -1,7 +1,7 @@
 """A raw dataset of nnU-Net or of the Medical Segmentation Decathlon: `dataset.json` beside `imagesTr`.
 
 `imagesTr/CASE_0000.nii.gz` is channel 0 of a case; `channel_names` (`modality` in older files) names the channels. A
-case is a subject, its channels are images of one session. Labels are passed over; `imagesTs` is a test set, left out.
+case is a subject, its channels are images of one session. Labels are ignored; `imagesTs` is a test set and excluded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
     """List the training images of a dataset.
 
     Raises:
-        UserError: `dataset.json` is damaged, or its images are of a type that is not read.
+        UserError: `dataset.json` is damaged, or its images are of an unsupported type.
     """
     channels = _channels(root / "dataset.json")
     contents = SourceContents()

@@ -1,4 +1,4 @@
-"""OpenMind as the Hub has it, whole or a subset: `openneuro_metadata.csv` beside `OpenMind/ds000001/sub-01/…`.
+"""OpenMind as on the Hub, complete or a subset: `openneuro_metadata.csv` beside `OpenMind/ds000001/sub-01/…`.
 
 The table lists each image with its masks, subject and scanner; rows whose file was not downloaded are counted and left
 out. Without the table only the tree is read (`ds…/sub-…/[ses-…/]`). Each `ds…` is a dataset, so that `sub-01` of one is
@@ -38,12 +38,12 @@ _OF_IMAGE = (
 
 
 def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> bool:
-    """Accept a folder with OpenMind's table, or one called `OpenMind` that holds folders `ds000001`."""
+    """Accept a folder with OpenMind's table, or one called `OpenMind` with folders `ds000001`."""
     return TABLE in files or (folder.name == "OpenMind" and any(_DATASET.fullmatch(name) for name in folders))
 
 
 def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - it names its datasets
-    """List the images of OpenMind that are there.
+    """List the downloaded images of OpenMind.
 
     Raises:
         UserError: the table has no column `image_path`.
@@ -122,7 +122,7 @@ def _number(text: str) -> str | float:
 
 
 def _scores(rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """Gather quality scores by dataset, modality and derivation, in the form nnssl keeps them in `dataset_info`."""
+    """Group quality scores by dataset, modality and derivation, as in nnssl's `dataset_info`."""
     scores: dict[str, dict[tuple[str, str | None], float]] = defaultdict(dict)
     for row in rows:
         if isinstance(score := _number(row.get("image_quality_score", "")), float):

@@ -1,4 +1,4 @@
-"""nnssl's `pretrain_data.json`, or a catalogue of ours: subjects, sessions, infos and masks stay as written."""
+"""nnssl's `pretrain_data.json`, or a catalogue of viewalign: subjects, sessions, infos and masks are kept."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def can_read(text: str) -> bool:
     return Path(text).suffix.lower() == ".json" and Path(text).is_file()
 
 
-def find(text: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - a catalogue leaves nothing to guess
+def find(text: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - nothing is inferred
     """List the images of a catalogue.
 
     Raises:
-        UserError: no catalogue, or a variable in a path is not set.
+        UserError: not a catalogue, or a variable in a path is not set.
     """
     path = absolute(text)
     collection = read_catalogue(path)

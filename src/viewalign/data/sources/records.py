@@ -1,4 +1,4 @@
-"""What a source yields: images with subject and session, and what was excluded."""
+"""Contents of a source: images with subject and session, and excluded files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.headers import Header
 
 _VOXELS_OF = {".img": (".hdr",), ".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",)}
-"""Suffixes of headers whose voxels lie in a file of this suffix."""
+"""Suffixes of headers whose voxels are in a file with this suffix."""
 
 
 @dataclass(frozen=True)
 class FindOptions:
-    """How to search.
+    """Options of the search.
 
     Attributes:
         subject_pattern: regular expression searched in the path relative to the source; its named groups `subject`,
             `session` and `modality` override what would be inferred.
         labels: include label maps (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
         frames: include 4-D files.
-        on_folder: called with (DICOM folders read, DICOM folders in all).
+        on_folder: called with (DICOM folders read, total).
     """
 
     subject_pattern: re.Pattern[str] | None = None
@@ -36,7 +36,7 @@ class FindOptions:
 
 @dataclass(frozen=True)
 class Infos:
-    """Further information by level, as it is written to the catalogue."""
+    """Further information by level, as in the catalogue."""
 
     dataset: Info = None
     subject: Info = None
@@ -50,12 +50,12 @@ class ImageRecord:
 
     Attributes:
         path: the file; of a DICOM stack the first by name.
-        stack: the DICOM stack, which saves reading its headers again.
-        header: that of what dcm2niix makes of its series.
-        series: where the slices of its DICOM series are.
+        stack: the DICOM stack, so that its headers need not be read again.
+        header: of dcm2niix's conversion of its series.
+        series: source of the slices of its DICOM series.
         masks: paths of masks on its voxels.
         infos: further information.
-        written: the path as the catalogue shall write it, if not as it is (`$VARIABLE/…`).
+        written: the path in the catalogue, if it differs (`$VARIABLE/…`).
     """
 
     path: Path
@@ -86,13 +86,13 @@ class Exclusion:
 
 @dataclass
 class SourceContents:
-    """The images of a source, what was excluded, and what else was found.
+    """The images of a source, excluded files, and further findings.
 
     Attributes:
-        other_files: how many files of types that are not read, by suffix (`""` for none).
-        label_files: label maps, recognised by their names, that were passed over.
-        collection: index and name, where the source is a catalogue that has them.
-        notes: sentences on what was left out on purpose.
+        other_files: number of files of unsupported types, by suffix (`""` for none).
+        label_files: label maps, recognised by their names, that were ignored.
+        collection: index and name, if the source is a catalogue with these.
+        notes: sentences about what was ignored on purpose.
     """
 
     found: list[ImageRecord] = field(default_factory=list)
@@ -103,13 +103,13 @@ class SourceContents:
     notes: list[str] = field(default_factory=list)
 
     def pass_over(self, path: Path) -> None:
-        """Count a file whose type is not read, unless it holds the voxels of a header beside it."""
+        """Count a file of an unsupported type, unless it has the voxels of a header beside it."""
         if not any(path.with_suffix(suffix).is_file() for suffix in _VOXELS_OF.get(path.suffix.lower(), ())):
             packed = path.suffix.lower() == ".gz"
             self.other_files["".join(path.suffixes[-2:] if packed else path.suffixes[-1:]).lower()] += 1
 
     def add(self, other: SourceContents) -> None:
-        """Append what was found elsewhere."""
+        """Append other contents."""
         self.found.extend(other.found)
         self.excluded.extend(other.excluded)
         self.other_files.update(other.other_files)

@@ -17,10 +17,10 @@ _NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a CSV (comma or semicolon) or TSV file; what stands for nothing is left out.
+    """Return the columns and rows of a CSV (comma or semicolon) or TSV file; missing values are dropped.
 
     Raises:
-        UserError: unreadable, no UTF-8 text, or a row with more values than columns.
+        UserError: unreadable, not UTF-8 text, or a row with more values than columns.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -34,10 +34,10 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
-    """Return the rows of a folder's `participants.tsv` by participant; empty where there is no such file or column.
+    """Return the rows of a folder's `participants.tsv` by participant; empty without such a file or column.
 
-    This table only adds information, so that nothing in it stops indexing: text that is not UTF-8 is read as Latin-1,
-    values beyond the last column are dropped, and a file that cannot be read is left out; each is added to `notes`.
+    This table only adds information, so that errors in it do not stop indexing: text that is not UTF-8 is read as
+    Latin-1, values beyond the last column are dropped, and an unreadable file is ignored; each is added to `notes`.
     """
     path = folder / "participants.tsv"
     if not path.is_file():
@@ -77,7 +77,7 @@ def _row(path: Path, line: int, row: dict[str | None, str | None]) -> dict[str, 
 
 
 def _cleaned(row: dict[str, str]) -> dict[str, str]:
-    """Return the values that stand for something."""
+    """Return values that are not missing."""
     return {key: text for key, value in row.items() if (text := value.strip()).lower() not in _NOTHING}
 
 
@@ -141,7 +141,7 @@ def _found(table: Path, row: dict[str, str], others: dict[str, str], options: Fi
 
 
 def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
-    """Return the known columns of a table by the names it gives them."""
+    """Return the known columns of a table by their names in it."""
     lower = {column: column.lower().replace(" ", "_") for column in columns}
     names = {column: _ALIASES.get(name, name) for column, name in lower.items()}
     known = {column: name for column, name in names.items() if name in _KNOWN}

@@ -1,4 +1,4 @@
-"""Walk a folder: which files may be images, which datasets of a known layout lie in it, and what is passed over."""
+"""Walk through a folder: possible images, datasets of known layouts, and ignored files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources.records import Exclusion, SourceContents
 
 ClaimFolder = Callable[[Path, list[str], list[str]], bool]
-"""Called with a folder and the names of its files and folders; true if another reader takes the folder."""
+"""Called with a folder and the names of its files and folders; true if another reader handles the folder."""
 
 
 def walk(root: Path, contents: SourceContents, claim: ClaimFolder | None = None) -> Iterator[Path]:
     """Yield all files below a folder, and folders that are named like an image.
 
-    Names that begin with a dot are ignored; links are followed, but a folder is entered once. A folder that `claim`
-    takes is not entered.
+    Names that start with a dot are ignored; links are followed, but a folder is entered once. A folder that `claim`
+    handles is not entered.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -44,7 +44,7 @@ def walk(root: Path, contents: SourceContents, claim: ClaimFolder | None = None)
 def image_files(root: Path, contents: SourceContents) -> Iterator[tuple[Path, str]]:
     """Yield files below a folder that are named like an image, sorted, with their names without suffix.
 
-    What cannot be an image is added to `contents.excluded`; other types are counted.
+    Files that cannot be images are added to `contents.excluded`; other types are counted.
     """
     for path in sorted(walk(root, contents)):
         if (suffix := suffix_of(path.name)) is None:
@@ -69,7 +69,7 @@ def obvious_fault(path: Path) -> str | None:
 
 
 def printable(path: Path) -> str:
-    """Return a path as text that can be written down, whatever bytes are in it."""
+    """Return a path as text that can be written, even if its bytes are not valid UTF-8."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
