@@ -45,6 +45,8 @@ def load_small(tiny_recipe, *settings, recipe, **kinds):
         settings = ("pretext.grid=[1,1,2]", "pretext.targets=2", *settings)
     if recipe.startswith("pcrlv2"):
         settings = ("pretext.locals=2", "pretext.local_size=[16,8,8]", *settings)
+    if recipe.startswith("dino"):
+        settings = ("pretext.locals=2", "pretext.local_size=[16,8,8]", "pretext.prototypes=64", *settings)
     return tiny_recipe(*settings, recipe=recipe, **kinds)
 
 
@@ -69,7 +71,10 @@ def test_it_runs_resumes_exports_and_reports(recipe, tiny_recipe, monkeypatch):
 def small_views(recipe):
     if "primus" not in recipe:
         return []
-    return ["views.patch_size=[8,8,8]", *(["pretext.local_size=[8,4,4]"] if recipe.startswith("pcrlv2") else [])]
+    return [
+        "views.patch_size=[8,8,8]",
+        *(["pretext.local_size=[8,4,4]"] if recipe.startswith(("pcrlv2", "dino")) else []),
+    ]
 
 
 def check_export(folder, recipe):

@@ -17,6 +17,7 @@ from second_device import DEVICE, count_waits, second_device
 from viewalign.data.store import store_from_arrays
 from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.methods.registry import METHODS, build_method, requirements_of
+from viewalign.methods.self_distillation import DINO
 from viewalign.networks import teacher
 from viewalign.recipes.loading import load
 from viewalign.training import run
@@ -66,7 +67,7 @@ def method_and_samples(made):
 def move(method):
     """Move a method; on a GPU parameters stay the same objects, here not, so that their holders get the new ones."""
     method.to(DEVICE)
-    if isinstance(method, ConsistentViewAlignment):
+    if isinstance(method, ConsistentViewAlignment | DINO):
         method._pairs = teacher.pair_parameters(method.student, method.teacher)
 
 

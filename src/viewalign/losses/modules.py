@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from viewalign.losses.consistency import cosine_consistency, gram_consistency
 from viewalign.losses.contrastive import dense_nt_xent, view_nt_xent
+from viewalign.losses.distillation import gram_anchoring, koleo, token_cross_entropy, view_cross_entropy
 from viewalign.losses.reconstruction import masked_huber, masked_mse
 
 
@@ -133,6 +134,94 @@ class MaskedReconstructionLoss(nn.Module):
         if self.delta is None:
             return masked_mse(prediction, target, counts)
         return masked_huber(prediction, target, counts, self.delta)
+
+
+class DINOLoss(nn.Module):
+    """DINO: every view of an image predicts the teacher's targets of its other global views (arXiv:2104.14294).
+
+    Args:
+        temperature: of the student.
+
+    Example:
+        ```python
+        loss = viewalign.losses.DINOLoss(temperature=0.1)
+        targets = torch.softmax(torch.randn(2, 4, 64) / 0.04, dim=-1)
+        value = loss(torch.randn(8, 4, 64), targets)
+        ```
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return a scalar.
+
+        Args:
+            student: (V, B, K) logits of V views of B images, global views first.
+            targets: (W, B, K) probabilities of the W global views, for example from `PrototypeTargets`.
+            weight: (V, B) weight of each student view; equal by default.
+        """
+        return view_cross_entropy(student, targets, self.temperature, weight)
+
+
+class IBOTLoss(nn.Module):
+    """iBOT: the cross-entropy between the teacher's targets and the student's logits at positions (arXiv:2111.07832).
+
+    Args:
+        temperature: of the student.
+
+    Example:
+        ```python
+        loss = viewalign.losses.IBOTLoss(temperature=0.1)
+        targets = torch.softmax(torch.randn(2, 20, 64) / 0.04, dim=-1)
+        value = loss(torch.randn(2, 20, 64), targets)
+        ```
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return a scalar.
+
+        Args:
+            student: (N, P, K) logits at P positions of N views.
+            targets: (N, P, K) probabilities at the same positions.
+            weight: (N, P) weight of each position; equal by default.
+        """
+        return token_cross_entropy(student, targets, _ones(student) if weight is None else weight, self.temperature)
+
+
+class KoLeoLoss(nn.Module):
+    """KoLeo: minus the mean logarithm of the distance to the nearest other vector (arXiv:1806.03198, 2304.07193).
+
+    Example:
+        ```python
+        loss = viewalign.losses.KoLeoLoss()
+        value = loss(torch.randn(8, 64))
+        ```
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return a scalar for vectors (N, C) of different images, compared over all processes."""
+        return koleo(rows)
+
+
+class GramAnchoringLoss(nn.Module):
+    """Gram anchoring of DINOv3: cosines between positions stay those of an earlier teacher (arXiv:2508.10104).
+
+    Example:
+        ```python
+        loss = viewalign.losses.GramAnchoringLoss()
+        value = loss(torch.randn(2, 64, 32), torch.randn(2, 64, 32))
+        ```
+    """
+
+    def forward(self, student: Tensor, anchor: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return a scalar for features (N, P, C) at P positions of N views; weights (N, P) are equal by default."""
+        return gram_anchoring(student, anchor, _ones(student) if weight is None else weight)
 
 
 def _ones(features: Tensor) -> Tensor:

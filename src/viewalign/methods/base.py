@@ -29,6 +29,7 @@ class MethodRequirements:
         has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
         deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.
         images: images per volume that pass the networks, for estimates of cost.
+        teacher_images: images per volume that pass the encoder of a teacher without gradient; likewise. CVA's is known.
         uses_decoder, drops_tokens: whether images are decoded, and whether a transformer drops masked tokens; likewise.
     """
 
@@ -39,6 +40,7 @@ class MethodRequirements:
     has_unused_parameters: bool = False
     deterministic: bool = True
     images: float = 1.0
+    teacher_images: float = 0.0
     uses_decoder: bool = True
     drops_tokens: bool = False
 

@@ -11,7 +11,7 @@ from viewalign.losses.segmentation import cross_entropy, soft_dice
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import build_for
 from viewalign.methods.rng import generators
-from viewalign.methods.single_network import SingleNetwork
+from viewalign.methods.single_network import SingleNetwork, step_result
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.precision import send
 from viewalign.utils.settings import Count, Fraction, Settings
@@ -66,7 +66,7 @@ class VolumeFusion(SingleNetwork):
         accuracy = ((logits.argmax(1) == labels)[:, None] & valid).sum() / valid.sum().clamp(min=1)
         logs = {"dice_loss": dice, "cross_entropy": entropy, "fusion_accuracy": accuracy}
         pictures = {"input": latents["input"][0].repeat_interleave(2, 0)} if return_diagnostics else {}
-        return self.result(dice + entropy, latents, logs, pictures)
+        return step_result(dice + entropy, latents, logs, pictures)
 
 
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001

@@ -10,7 +10,7 @@ from viewalign.losses.reconstruction import masked_mse
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, StepResult
 from viewalign.methods.requirements import build_for
-from viewalign.methods.single_network import SingleNetwork
+from viewalign.methods.single_network import SingleNetwork, step_result
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.settings import Fraction, Settings
 from viewalign.views.batch import ViewBatch
@@ -56,7 +56,7 @@ class ModelsGenesis(SingleNetwork):
         image = latents["image"].flatten(0, 1)
         loss = masked_mse(image, batch.targets.flatten(0, 1), batch.valid.flatten(0, 1))
         pictures = {"reconstruction": image, "input": latents["input"].flatten(0, 1)}
-        return self.result(loss, latents, {"reconstruction": loss}, pictures)
+        return step_result(loss, latents, {"reconstruction": loss}, pictures)
 
 
 def build(recipe: Recipe) -> ModelsGenesis:

@@ -14,7 +14,7 @@ from viewalign.losses.registration import local_ncc, roughness
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import build_for
 from viewalign.methods.rng import corrupt_views, generators
-from viewalign.methods.single_network import SingleNetwork, sum_terms
+from viewalign.methods.single_network import SingleNetwork, step_result, sum_terms
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.layers import run_stage
 from viewalign.utils.pooling import masked_mean
@@ -183,7 +183,7 @@ class GVSL(SingleNetwork):
             "roughness": roughness(field),
         }
         pictures = {"input": latents["input"][0], "reconstruction": image, "targets": target}
-        return self.result(sum_terms(terms), latents, terms, pictures)
+        return step_result(sum_terms(terms), latents, terms, pictures)
 
 
 def swap_pairs(values: Tensor) -> Tensor:

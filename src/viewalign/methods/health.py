@@ -102,6 +102,22 @@ MEASURES = (
         "Train longer, and check that the views lie inside the body.",
     ),
     Measure(
+        "prototype_usage",
+        "Prototype usage",
+        0.3,
+        0.1,
+        "Effective number of prototypes in a batch's targets of whole views, relative to the largest possible one.",
+        "Use a larger batch or pretext.targets=sinkhorn, or lower optim.lr.",
+    ),
+    Measure(
+        "teacher_entropy",
+        "Teacher entropy",
+        0.9,
+        0.99,
+        "Mean entropy of the teacher's targets of whole views: 0 if they are certain, 1 if they are uniform.",
+        "It is high early in training; if it stays high, lower pretext.teacher_temperature or optim.lr.",
+    ),
+    Measure(
         "alignment_error",
         "Alignment error on a ramp (voxels)",
         1e-3,

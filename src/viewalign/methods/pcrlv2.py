@@ -20,8 +20,8 @@ from viewalign.losses.reconstruction import masked_mse
 from viewalign.losses.reduction import mean_per_view
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
-from viewalign.methods.requirements import NORM, build_for, norm_for, used_settings
-from viewalign.methods.single_network import SingleNetwork, sum_terms
+from viewalign.methods.requirements import NORM, build_for, check_local_views, norm_for, used_settings
+from viewalign.methods.single_network import SingleNetwork, step_result, sum_terms
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.pooling import masked_mean, valid_fraction
@@ -103,7 +103,7 @@ class PCRLv2(SingleNetwork):
             "local_distance": torch.stack([local for _, local, _ in compared]).mean(),
         }
         features = {"projected": compared[0][2].flatten(0, 1)}
-        return self.result(sum_terms(terms), latents, terms, {"reconstruction": images[0]}, features)
+        return step_result(sum_terms(terms), latents, terms, {"reconstruction": images[0]}, features)
 
     def _compare(self, scale: int, latents: Latents) -> tuple[Tensor, Tensor, Tensor]:
         """Return the distances between large views and from local to large ones, and the projected large views."""
@@ -158,10 +158,7 @@ def build(recipe: Recipe) -> PCRLv2:
 
 
 def _check(settings: MethodSettings, backbone: Backbone, size: Size) -> None:
-    local = settings.local_size
-    backbone.check_size(local, "pretext.local_size")
-    if any(n > limit for n, limit in zip(local, size, strict=True)):
-        raise UserError(f"pretext.local_size = {list(local)} is larger than views.patch_size = {list(size)}.")
+    check_local_views(backbone, settings.local_size, size)
     for name in ("extent", "local_extent"):
         low, high = getattr(settings, name)
         if not 0 < low <= high:

@@ -50,8 +50,10 @@ METHODS = {
     "pcrlv2": Entry("PCRLv2", "arXiv:2301.00772"),
     "gvsl": Entry("GVSL", "arXiv:2303.00874"),
     "spark": Entry("SparK", "arXiv:2301.03580", ("resenc",)),
+    "dino": Entry("DINO with iBOT", "arXiv:2104.14294", status="tested, not compared"),
+    "dino-cva": Entry("DINO with aligned dense targets", "arXiv:2104.14294", status="tested, not compared"),
 }
-"""Every method by name, which is also the name of its module in this package."""
+"""Every method by name, which is also the name of its module in this package, with _ for -."""
 
 
 def entry_of(method: str) -> Entry:
@@ -69,7 +71,7 @@ def _attribute(method: str, name: str, default: Any) -> Any:
     """Return an attribute of a method's module, or the default."""
     if method not in METHODS:
         return default
-    return getattr(import_module(f"viewalign.methods.{method}"), name, default)
+    return getattr(import_module(f"viewalign.methods.{method.replace('-', '_')}"), name, default)
 
 
 def build_method(recipe: Recipe) -> Method:

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from functools import partial
 
 from viewalign.config import Recipe
+from viewalign.errors import UserError
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.settings import setting_names
+from viewalign.utils.shapes import Size
 
 _OPTIONAL = ("geometry", "views.overlap", "views.independent", "masking", "heads", "objectives", "teacher")
 
@@ -71,6 +73,17 @@ def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
         build_backbone, network.name, recipe.views.patch_size, network.channels, drop_path=network.drop_path
     )
     return build(block=recipe.masking.block) if masked else build()
+
+
+def check_local_views(backbone: Backbone, local: Size, size: Size) -> None:
+    """Check the size of local views, which a transformer's positions are resized for.
+
+    Raises:
+        UserError: the network does not accept `pretext.local_size`, or it is larger than the views.
+    """
+    backbone.check_size(local, "pretext.local_size")
+    if any(n > limit for n, limit in zip(local, size, strict=True)):
+        raise UserError(f"pretext.local_size = {list(local)} is larger than views.patch_size = {list(size)}.")
 
 
 def norm_for(recipe: Recipe, vectors: int) -> heads.Norm:

@@ -7,7 +7,7 @@ from viewalign.errors import UserError
 from viewalign.losses.contrastive import view_nt_xent
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import NORM, PAIRS, build_for, norm_for, used_settings
-from viewalign.methods.single_network import PooledComparison
+from viewalign.methods.single_network import PooledComparison, step_result
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.views.batch import ViewBatch
@@ -41,7 +41,7 @@ class SimCLR(PooledComparison):
         embedded = heads.embed(latents["pooled"], self.projector)
         contrast = view_nt_xent(embedded, batch.subject_id, self._temperature)
         features = {"projected": embedded.flatten(0, 1)}
-        return self.result(contrast.loss, latents, {"contrast_accuracy": contrast.accuracy}, features=features)
+        return step_result(contrast.loss, latents, {"contrast_accuracy": contrast.accuracy}, features=features)
 
 
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001

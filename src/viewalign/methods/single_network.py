@@ -57,34 +57,34 @@ class SingleNetwork(Method):
         """Sample stochastic depth for the images of a batch."""
         rng.sample_drop_path(self.backbone, batch, self._seed, self.training)
 
-    def result(
-        self,
-        loss: Tensor,
-        latents: Latents,
-        logs: Mapping[str, Tensor],
-        pictures: Mapping[str, Tensor] | None = None,
-        features: Mapping[str, Tensor] | None = None,
-    ) -> StepResult:
-        """Return a step's result.
-
-        Args:
-            loss: with gradient.
-            latents: of the batch.
-            logs: scalars by name, without the loss.
-            pictures, features: used if the latents contain diagnostics, in addition to those; see `StepResult`.
-        """
-        logs = _detached({"loss": loss, **logs})
-        if "diagnostics" not in latents:
-            return StepResult(loss, logs)
-        rows = latents["diagnostics"].flatten(3).transpose(2, 3).flatten(0, 2)
-        rows = rows[latents["diagnostics_valid"].flatten() >= 0.5]
-        features = {"encoder": rows[:: max(1, rows.shape[0] // _MAX_ROWS)], **(features or {})}
-        pictures = {**(pictures or {}), "features": latents["diagnostics"].flatten(0, 1)}
-        return StepResult(loss, logs, _detached(features), _detached(pictures))
-
     def encoder(self) -> Backbone:
         """Return the network."""
         return self.backbone
+
+
+def step_result(
+    loss: Tensor,
+    latents: Latents,
+    logs: Mapping[str, Tensor],
+    pictures: Mapping[str, Tensor] | None = None,
+    features: Mapping[str, Tensor] | None = None,
+) -> StepResult:
+    """Return a step's result.
+
+    Args:
+        loss: with gradient.
+        latents: of the batch.
+        logs: scalars by name, without the loss.
+        pictures, features: used if the latents contain diagnostics, in addition to those; see `StepResult`.
+    """
+    logs = _detached({"loss": loss, **logs})
+    if "diagnostics" not in latents:
+        return StepResult(loss, logs)
+    rows = latents["diagnostics"].flatten(3).transpose(2, 3).flatten(0, 2)
+    rows = rows[latents["diagnostics_valid"].flatten() >= 0.5]
+    features = {"encoder": rows[:: max(1, rows.shape[0] // _MAX_ROWS)], **(features or {})}
+    pictures = {**(pictures or {}), "features": latents["diagnostics"].flatten(0, 1)}
+    return StepResult(loss, logs, _detached(features), _detached(pictures))
 
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
@@ -192,4 +192,4 @@ class MaskedModelling(SingleNetwork):
         hidden = masking.to_voxels(latents["mask"].flatten(0, 1), batch.size, self.backbone.block)
         error = self._loss(image, batch.targets.flatten(0, 1), (hidden & valid) if self._mask_ratio > 0 else valid)
         pictures = {"reconstruction": image, "mask": hidden}
-        return self.result(self._loss.weight * error, latents, {"reconstruction": error}, pictures)
+        return step_result(self._loss.weight * error, latents, {"reconstruction": error}, pictures)

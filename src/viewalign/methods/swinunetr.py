@@ -19,7 +19,7 @@ from viewalign.losses.contrastive import view_nt_xent
 from viewalign.losses.reconstruction import masked_l1
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import build_for, used_settings
-from viewalign.methods.single_network import SingleNetwork, sum_terms
+from viewalign.methods.single_network import SingleNetwork, step_result, sum_terms
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.pooling import masked_mean
 from viewalign.utils.precision import at_least_float32, send
@@ -112,7 +112,7 @@ class SwinTasks(SingleNetwork):
         accuracy = (logits.argmax(1) == rotations).float().mean()
         logs = {**terms, "rotation_accuracy": accuracy, "contrast_accuracy": contrast.accuracy}
         shown = {"input": "input", "reconstruction": "image", "targets": "target"}
-        return self.result(sum_terms(terms), latents, logs, {name: latents[key][0] for name, key in shown.items()})
+        return step_result(sum_terms(terms), latents, logs, {name: latents[key][0] for name, key in shown.items()})
 
     def _generators(self, batch: ViewBatch, purpose: str) -> list[np.random.Generator]:
         samples = batch.sample.tolist()

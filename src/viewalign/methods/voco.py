@@ -11,7 +11,7 @@ from viewalign.config import Recipe
 from viewalign.losses.overlap import orthogonality, overlap_loss, overlap_similarity
 from viewalign.methods.base import Latents, MethodRequirements, StepResult
 from viewalign.methods.requirements import NORM, build_for, norm_for, used_settings
-from viewalign.methods.single_network import PooledComparison
+from viewalign.methods.single_network import PooledComparison, step_result
 from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.precision import send
@@ -73,7 +73,7 @@ class VoCo(PooledComparison):
         apart = orthogonality(bases, counts[:, self._targets :])
         error = ((similarity - overlap).abs() * pairs).sum() / pairs.sum().clamp(min=1)
         logs = {"position": position, "orthogonality": apart, "overlap_error": error}
-        return self.result(position + apart, latents, logs, features={"projected": embedded.flatten(0, 1)})
+        return step_result(position + apart, latents, logs, features={"projected": embedded.flatten(0, 1)})
 
 
 def requirements(recipe: Recipe) -> MethodRequirements:

@@ -35,7 +35,10 @@ EARLY_STEPS, EARLY_SHARE = 100, 0.05
 """Before the later of these two, metrics that improve slowly are not evaluated yet."""
 
 _KINDS = {"feature_std": "health", "effective_rank": "health", "alignment_error": "data"}
-_LEARNT_SLOWLY = {"cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"}
+_LEARNT_SLOWLY = {
+    *("cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"),
+    *("prototype_usage", "teacher_entropy"),
+}
 _RANK: dict[Level, int] = {"good": 0, "watch": 1, "bad": 2}
 
 _SAYINGS: dict[str, dict[Level, str]] = {
@@ -73,6 +76,16 @@ _SAYINGS: dict[str, dict[Level, str]] = {
         "good": "Similarities of views match their overlaps.",
         "watch": "Similarities of views match their overlaps only roughly.",
         "bad": "Similarities of views hardly depend on their overlaps.",
+    },
+    "prototype_usage": {
+        "good": "The teacher's targets use many prototypes.",
+        "watch": "The teacher's targets use few prototypes; a collapse may have begun.",
+        "bad": "The teacher's targets use hardly more than one prototype: they have collapsed.",
+    },
+    "teacher_entropy": {
+        "good": "The teacher's targets distinguish prototypes.",
+        "watch": "The teacher's targets are nearly uniform.",
+        "bad": "The teacher's targets are uniform, so that the student learns nothing from them.",
     },
     "alignment_error": {
         "good": "Features are compared at exactly corresponding locations.",
@@ -195,6 +208,17 @@ def _waiting(run: RunRecord) -> Finding | None:
     )
 
 
+_HELD_OUT = "Total loss on subjects excluded from training, always with the same views and masks."
+_CHANGING_TARGETS = (
+    "A rise is normal for this method: the targets are those of its teacher, which becomes more certain."
+)
+
+
+def _has_changing_targets(run: RunRecord) -> bool:
+    """Return whether a run predicts the output of its teacher, so that losses of different steps are not comparable."""
+    return len(run.series("train", "teacher_entropy")) > 0
+
+
 def _held_out(run: RunRecord) -> Finding | None:
     series = run.series("validation", "loss")
     finite = series.finite()
@@ -203,6 +227,9 @@ def _held_out(run: RunRecord) -> Finding | None:
     best = min(finite.values)
     at = finite.steps[finite.values.index(best)]
     risen = not series.last <= best + (RISE - 1) * abs(best)
+    if risen and _has_changing_targets(run):
+        verdict = f"It was lowest, {number(best)}, at step {at:,}. {_CHANGING_TARGETS}"
+        return Finding("Loss on held-out subjects", number(series.last), "good", verdict, _HELD_OUT)
     verdict = (
         f"It was lowest, {number(best)}, at step {at:,} and is higher now."
         if risen
@@ -213,7 +240,7 @@ def _held_out(run: RunRecord) -> Finding | None:
         number(series.last),
         "watch" if risen else "good",
         verdict,
-        "Total loss on subjects excluded from training, always with the same views and masks.",
+        _HELD_OUT,
         "The best checkpoint is kept; more images, fewer steps or stronger masking reduce overfitting."
         if risen
         else "",
@@ -231,6 +258,8 @@ def _loss(run: RunRecord) -> Finding | None:
         "watch": f"It started at {number(first)} and has increased.",
         "bad": f"It started at {number(first)}: the training diverges.",
     }[level]
+    if level == "watch" and _has_changing_targets(run):
+        level, verdict = "good", f"It started at {number(first)}. {_CHANGING_TARGETS}"
     remedy = "" if level == "good" else LOSS_RISE.remedy
     return Finding(LOSS_RISE.title, number(series.last), level, verdict, LOSS_RISE.means, remedy, None, series)
 

@@ -54,7 +54,8 @@ def step_flops(recipe: Recipe) -> float:
     again = 1.0 if recipe.runtime.recompute else 0.0
     student = (forward + heads) * (1.0 + _BACKWARD + again)
     teacher = counts["encode"] + counts["dense"] + heads if compared else 0.0
-    return requirements.images * recipe.batch * (student + teacher)
+    targets = requirements.teacher_images * recipe.batch * counts["encode"]
+    return requirements.images * recipe.batch * (student + teacher) + targets
 
 
 def forward_flops(recipe: Recipe, decoder: bool) -> float:

@@ -123,6 +123,50 @@ def find_correspondences(
     return Correspondence(tuple(interpolations), weight, point_weight, counts)
 
 
+def view_points(cells: Tensor, grid: Size, to_volume: Tensor, size: Size) -> Tensor:
+    """Return the volume coordinates (..., M, 3) of cells (..., M), numbered in raster order, of feature grids of views.
+
+    Args:
+        cells: numbers of cells, int64 on the CPU.
+        grid: (d, h, w) of the feature grid.
+        to_volume: (..., 3, 4) of the views.
+        size: (D, H, W) of a view in voxels.
+    """
+    index = torch.stack([cells // (grid[1] * grid[2]), cells // grid[2] % grid[1], cells % grid[2]], dim=-1).double()
+    ratio = torch.tensor([s / g for s, g in zip(size, grid, strict=True)], dtype=index.dtype)
+    return affines.apply(to_volume, (index + 0.5) * ratio - 0.5)
+
+
+def find_points(
+    points: Tensor, to_volume: Tensor, size: Size, grid: Size, valid: Tensor
+) -> tuple[SparseInterpolation, Tensor]:
+    """Find points of a volume in the feature grids of views, of any scale and rotation.
+
+    A point counts as in `find_correspondences`: its eight neighbouring cells exist and are valid by half or more, or,
+    if that holds for fewer than half of the points inside a view, it lies inside and the grid is extrapolated.
+
+    Args:
+        points: (V, B, P, 3) in voxel indices of the volumes, float64, on the CPU in training.
+        to_volume: (V, B, 3, 4) of the views.
+        size: (D, H, W) of a view in voxels.
+        grid: (d, h, w) of the feature grid.
+        valid: (V, B, 1, D, H, W) bool; its device is that of the result.
+
+    Returns:
+        The interpolation from the cells of V·B images, first views first, to V·B·P rows, and which points count,
+        (V, B, P) bool.
+    """
+    where = volume_to_grid(points, to_volume, size, grid)
+    within = lattice.inside(points, to_volume, size)
+    exists = _has_neighbours(where, grid) & within
+    enough = exists.sum(-1, keepdim=True) * 2 >= within.sum(-1, keepdim=True)
+    used = torch.where(enough, exists, within)
+    where = torch.stack([where[..., k].clamp(-0.5, n - 0.5) for k, n in enumerate(grid)], dim=-1)
+    where, used = send(where, valid.device), send(used, valid.device)
+    used = used & (_neighbour_validity(valid, where, grid) >= 0.5 - 1e-6)
+    return linear_interpolation(where.flatten(0, 1), grid), used
+
+
 def align(
     features_a: Tensor,
     features_b: Tensor,

@@ -1,4 +1,4 @@
-"""Layouts of more than two views: a grid with random targets (VoCo), and local views in large ones (PCRLv2)."""
+"""Layouts of more than two views: a grid with random targets (VoCo), and local views in large ones (PCRLv2, DINO)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from viewalign.views.sampling import (
     LocalViews,
     SampledViews,
     Spacing,
+    Vector,
     ViewSamplingConfig,
     Voxels,
     sample_affine,
+    sample_frame,
 )
 
 _MAX_TRIES = 50
@@ -161,3 +163,77 @@ def _box_affines(rng: np.random.Generator, frame: Tensor, boxes: Sequence[Box], 
         shift = torch.where(flip, low + step * (torch.tensor(size) - 1), low)
         maps.append(torch.cat([torch.diag(linear), shift[:, None]], dim=1))
     return affines.compose(frame.expand(len(maps), 3, 4), torch.stack(maps))
+
+
+@dataclass(frozen=True)
+class MultiCropConfig:
+    """Sizes of global and local crops.
+
+    Attributes:
+        region: side of the region that contains the global crops, relative to a global view.
+        extent: range of the scale of a global crop: voxels of the volume per voxel of the view.
+        locals: number of local crops, alternately in the first and the second global crop.
+        local_size: (D, H, W) of a local view in voxels.
+        local_extent: range of the scale of a local crop.
+    """
+
+    region: float = 1.25
+    extent: tuple[float, float] = (0.75, 1.25)
+    locals: int = 8
+    local_size: Size = (64, 64, 64)
+    local_extent: tuple[float, float] = (0.5, 1.0)
+
+
+def sample_multi_crop(
+    rng: np.random.Generator,
+    shape: Size,
+    config: ViewSamplingConfig,
+    spacing: Spacing = ISOTROPIC,
+    crops: MultiCropConfig | None = None,
+) -> SampledViews:
+    """Sample two global views and the local views inside them: the layout of DINO (Caron et al., arXiv:2104.14294).
+
+    Each crop is flipped, rotated and scaled about its own centre, with the probabilities of `config`; before its own
+    rotation it lies inside the region or global crop that contains it. `config.scale` applies to the region, and so to
+    all crops of a volume.
+
+    Args:
+        rng, shape, config, spacing: as for `sample_pair`.
+        crops: sizes; None uses the defaults.
+    """
+    crops = crops or MultiCropConfig()
+    size = np.array(config.size)
+    sides = np.rint(size * crops.region).astype(np.int64)
+    plain = replace(config, size=(int(sides[0]), int(sides[1]), int(sides[2])), mirror=False, p_rotation=0.0)
+    region = sample_affine(rng, shape, plain, spacing).numpy()
+    zoom = float(region[0, 0])
+
+    def crop(within: Vector, sides: Voxels, size: Voxels, extent: tuple[float, float]) -> Vector:
+        frame, scale = sample_frame(rng, replace(config, p_scale=1.0, scale=extent), spacing)
+        return _place_inside(rng, within, sides, zoom * frame, zoom * scale, size)
+
+    large = [crop(region, sides, size, crops.extent) for _ in range(2)]
+    local_size = np.array(crops.local_size)
+    small = [crop(large[k % 2], size, local_size, crops.local_extent) for k in range(crops.locals)]
+    views = torch.from_numpy(np.stack(large))
+    local = LocalViews(torch.from_numpy(np.stack(small)), crops.local_size)
+    return SampledViews(views, lattice.overlap_fraction(views, config.size), local=local)
+
+
+def _place_inside(
+    rng: np.random.Generator, within: Vector, sides: Voxels, frame: Vector, scale: float, size: Voxels
+) -> Vector:
+    """Return the affine (3, 4) of a view of `size` voxels at a random position in another one of `sides` voxels.
+
+    Args:
+        rng: of the sample.
+        within: affine of the other view.
+        sides: of the other view.
+        frame: linear map (3, 3) of the view.
+        scale: of the view, which bounds its distance from the other one's border; a larger view has the same centre.
+        size: of the view.
+    """
+    other = float(abs(np.linalg.det(within[:, :3]))) ** (1 / 3)
+    reach = np.maximum(sides - scale / other * size, 0) / 2
+    centre = within[:, :3] @ ((sides - 1) / 2 + rng.uniform(-1, 1, 3) * reach) + within[:, 3]
+    return np.column_stack([frame, centre - frame @ ((size - 1) / 2)])

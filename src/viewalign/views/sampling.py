@@ -92,7 +92,7 @@ def sample_pair(
         torch.Size([2, 3, 4])
     """
     size = np.array(config.size)
-    frame, zoom = _sample_frame(rng, config, spacing)
+    frame, zoom = sample_frame(rng, config, spacing)
     common = _sample_overlap(rng, size, config.overlap)
     available = np.maximum(np.floor((np.array(shape) - 1) / zoom).astype(np.int64) + 1 - size, 0)
     shift = np.minimum(size - common, available)
@@ -116,12 +116,12 @@ def sample_affine(
     rng: np.random.Generator, shape: Size, config: ViewSamplingConfig, spacing: Spacing = ISOTROPIC
 ) -> Tensor:
     """Sample the affine (3, 4) of one view; arguments as for `sample_pair`."""
-    frame, zoom = _sample_frame(rng, config, spacing)
+    frame, zoom = sample_frame(rng, config, spacing)
     return torch.from_numpy(_place_box(rng, frame, np.array(config.size), np.array(shape), zoom))
 
 
-def _sample_frame(rng: np.random.Generator, config: ViewSamplingConfig, spacing: Spacing) -> tuple[Vector, float]:
-    """Sample flips, scale and rotation; returns the linear map (3, 3) and the scale.
+def sample_frame(rng: np.random.Generator, config: ViewSamplingConfig, spacing: Spacing) -> tuple[Vector, float]:
+    """Sample flips, scale and rotation of a view; returns the linear map (3, 3) to the volume and the scale.
 
     All numbers are sampled even if they are not used, so that changing one setting does not change the others.
     """
@@ -182,7 +182,7 @@ def _transform_each(
     maps = []
     for start in starts:
         centre = union[:, :3] @ (start + middle) + union[:, 3]
-        frame, _ = _sample_frame(rng, config, spacing)
+        frame, _ = sample_frame(rng, config, spacing)
         maps.append(np.column_stack([frame, centre - frame @ middle]))
     to_volume = torch.from_numpy(np.stack(maps))
     return SampledViews(to_volume, lattice.overlap_fraction(to_volume, config.size))
