@@ -51,7 +51,7 @@ NOT_RUN = [
     (r"^viewalign fomo (prepare finetune_task2|submission)", "tests/compat writes both"),
     (r"^viewalign study .*(minutes=|shard=|--only)", "many arms and seeds; tests/study runs small ones"),
     (r"^viewalign gain", "pretraining and many fine-tunings; tests/studies/test_gain.py runs tiny ones"),
-    (r"^viewalign compare-methods", "eleven methods and three seeds; tests/studies/test_methods.py runs two"),
+    (r"^viewalign compare-methods", "thirteen methods and three seeds; tests/studies/test_methods.py runs two"),
     (r"^(ls|cat|export|eval|tensorboard) ", "the shell's own"),
 ]
 """Patterns of commands that are parsed and not run, and why."""

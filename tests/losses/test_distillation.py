@@ -1,12 +1,14 @@
 """Losses of self-distillation against slow references in NumPy, written as loops in float64."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from viewalign.losses import DINOLoss, GramAnchoringLoss, IBOTLoss, KoLeoLoss, PrototypeTargets
+from viewalign.losses import DINOLoss, GramAnchoringLoss, IBOTLoss, KoLeoLoss, PrototypeTargets, distillation
 from viewalign.losses.distillation import (
     gram_anchoring,
     koleo,
@@ -180,3 +182,55 @@ def test_figures_of_targets():
         figures = prototype_figures(targets)
         assert figures["teacher_entropy"].item() == pytest.approx(entropy, abs=1e-6)
         assert figures["prototype_usage"].item() == pytest.approx(usage, rel=1e-6)
+
+
+class Processes:
+    """Two threads in place of two processes: sums and gathers wait for both."""
+
+    def __init__(self, monkeypatch):
+        self.barrier, self.parts, self.local = threading.Barrier(2), {}, threading.local()
+        monkeypatch.setattr(distillation, "rank", lambda: self.local.rank)
+        monkeypatch.setattr(distillation, "sum_over_processes", lambda part: sum(self.exchange(part)))
+        monkeypatch.setattr(distillation, "gather_over_processes", lambda part: torch.cat(self.exchange(part)))
+
+    def exchange(self, part):
+        self.parts[self.local.rank] = part
+        self.barrier.wait(timeout=60)
+        both = [self.parts[0], self.parts[1]]
+        self.barrier.wait(timeout=60)
+        return both
+
+    def run(self, function, *inputs):
+        """Call a function in each thread with its half of the inputs."""
+
+        def call(rank):
+            self.local.rank = rank
+            return function(*(rows.chunk(2)[rank] for rows in inputs))
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(call, (0, 1)))
+
+
+def test_two_processes_equal_one(monkeypatch):
+    logits, weight = rows_of(8, 5, scale=0.3), torch.tensor([1, 1, 0, 1, 2, 1, 1, 0.5])
+    centred, targets = PrototypeTargets(5).double(), sinkhorn_knopp(logits, 0.1, weight)
+    centred(logits, 0.1, weight)
+    centred.update()
+    figures, spread = prototype_figures(targets, weight), koleo(logits)
+    two = Processes(monkeypatch)
+    both = two.run(lambda rows, share: sinkhorn_knopp(rows, 0.1, share), logits, weight)
+    assert torch.allclose(torch.cat(both), targets)
+    assert torch.allclose(torch.stack(two.run(koleo, logits)).mean(), spread)
+    for part in two.run(prototype_figures, targets, weight):
+        assert {name: value.item() for name, value in part.items()} == pytest.approx(
+            {name: value.item() for name, value in figures.items()}
+        )
+
+    def centre(rows, share):
+        mine = PrototypeTargets(5).double()
+        mine(rows, 0.1, share)
+        mine.update()
+        return mine.center
+
+    for center in two.run(centre, logits, weight):
+        assert torch.allclose(center, centred.center)

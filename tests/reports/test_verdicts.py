@@ -130,6 +130,19 @@ def test_held_out_loss_that_rises(last, level):
     assert find(record(rows), "Loss on held-out").level == level
 
 
+def test_a_loss_against_a_changing_teacher_may_rise():
+    losses = {10: 2.0, 20: 4.0}
+    rows = [{"kind": "train", "step": step, "loss": loss} for step, loss in losses.items()]
+    rows += [{"kind": "validation", "step": step, "loss": loss} for step, loss in losses.items()]
+    assert {find(record(rows), title).level for title in ("Training loss", "Loss on held-out")} == {"watch"}
+    rows = [{**row, "teacher_entropy": 0.5} for row in rows]
+    for title in ("Training loss", "Loss on held-out"):
+        assert find(record(rows), title).level == "good"
+        assert "teacher" in find(record(rows), title).verdict
+    rows.append({"kind": "train", "step": 30, "loss": 40.0, "teacher_entropy": 0.5})
+    assert find(record(rows), "Training loss").level == "bad"
+
+
 def test_small_volumes_are_counted_and_explained():
     rows = [{"kind": "data", "step": 0, "volumes": 10, "smaller_than_view": 3}]
     finding = find(record(rows), "Volumes smaller")

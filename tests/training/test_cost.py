@@ -98,3 +98,9 @@ def test_operations_of_other_methods():
     assert 2 * flops["mae-resenc-l"] < flops["cva-resenc-l"]
     assert flops["simclr-resenc-l"] < 2 * flops["mae-resenc-l"] == pytest.approx(flops["swinunetr-resenc-l"])
     assert flops["fusion-resenc-l"] == pytest.approx(flops["mae-resenc-l"] / 2)
+
+
+def test_operations_of_local_views_and_a_teacher():
+    """Two global views and eight of an eighth of their voxels, and the teacher's two without a backward pass."""
+    recipe = load("dino-resenc-l", ["views.patch_size=128", "batch=8"])
+    assert step_flops(recipe) == pytest.approx(8 * (3 * 3 + 2) * 978.2e9, rel=0.05)

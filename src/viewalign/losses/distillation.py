@@ -6,6 +6,7 @@ teacher's logits; centering or Sinkhorn-Knopp keeps them from collapsing to one 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -195,6 +196,6 @@ def prototype_figures(targets: Tensor, weight: Tensor | None = None) -> dict[str
     used = torch.exp(-torch.special.xlogy(mean, mean).sum())
     prototypes = targets.shape[1]
     return {
-        "teacher_entropy": sums[-2] / count / torch.log(count.new_full((), prototypes)),
+        "teacher_entropy": sums[-2] / count / math.log(max(prototypes, 2)),
         "prototype_usage": (used / count.clamp(min=1, max=prototypes)).clamp(max=1),
     }

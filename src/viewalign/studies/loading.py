@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from viewalign.errors import UserError
+from viewalign.methods.registry import METHODS
 from viewalign.recipes import loading as recipes
 from viewalign.studies import settings as models
 from viewalign.studies.settings import Study
@@ -119,7 +120,7 @@ def methods_for(network: str) -> list[str]:
     """Return the methods that have a recipe for a network, such as `resenc-xs`, sorted."""
     ending = f"-{network}"
     plain = [name.removesuffix(ending) for name in recipes.names() if name.endswith(ending)]
-    return sorted(name for name in plain if "-" not in name)
+    return sorted(name for name in plain if name in METHODS)  # without variants such as mae-cva
 
 
 def finetuning_evaluations(
