@@ -50,7 +50,9 @@ class AlignedTargets:
         """
         assert batch.local is not None, "views are from `sample_multi_crop`"
         both = ((batch, features, "positions"), (batch.local, local_features, "positions of local"))
-        latents, points, valid = {}, [], []
+        latents: Latents = {}
+        points: list[Tensor] = []
+        valid: list[Tensor] = []
         for name, (views, maps, purpose) in zip(("aligned", "aligned_local"), both, strict=True):
             grid = spatial_size(maps)
             cells = self._sample(views, grid, seed, purpose)

@@ -147,8 +147,8 @@ class DINO(Method):
         assert batch.local is not None, "views are from `sample_multi_crop`"
         mask = rng.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio)
         hidden = mask if self._weights.ibot > 0 else None
-        networks = [self._run(self.student, batch, "drop path", hidden)]
-        local = self._run(self.student, batch.local, "drop path of local")
+        networks = [self._run_student(batch, "drop path", hidden)]
+        local = self._run_student(batch.local, "drop path of local")
         latents = {"global": networks[0][0], "local": local[0], "hidden": mask.hidden.unflatten(0, batch.count)}
         if targets:
             with torch.no_grad():
@@ -169,11 +169,9 @@ class DINO(Method):
             latents |= encoder_diagnostics(self.teacher.backbone, batch)
         return latents
 
-    def _run(
-        self, network: Network, views: ViewBatch, purpose: str, mask: BlockMask | None = None
-    ) -> tuple[Tensor, Tensor]:
-        network.backbone.sample_drop_path(rng.generators(views, self._seed, purpose) if self.training else None)
-        return network.features(views, mask)
+    def _run_student(self, views: ViewBatch, purpose: str, mask: BlockMask | None = None) -> tuple[Tensor, Tensor]:
+        self.student.backbone.sample_drop_path(rng.generators(views, self._seed, purpose) if self.training else None)
+        return self.student.features(views, mask)
 
     @torch.no_grad()
     def _renew_anchor(self, step: int) -> None:
@@ -213,7 +211,7 @@ class DINO(Method):
             rows = [latents[name].flatten(0, 1) for name in ("gram", "anchor_gram", "gram_valid")]
             terms["gram"] = gram_anchoring(rows[0], rows[1], rows[2])
         loss = torch.stack([getattr(self._weights, name) * term for name, term in terms.items()]).sum()
-        pictures = {}
+        pictures: dict[str, Tensor] = {}
         if return_diagnostics and self._weights.ibot > 0:
             hidden = latents["hidden"].flatten(0, 1)
             pictures["mask"] = masking.to_voxels(hidden, batch.size, self.student.backbone.block)
@@ -246,7 +244,7 @@ class DINO(Method):
             parts = every.split([part.shape[0] * part.shape[1] for part in rows])
         targets = {name: part.unflatten(0, row.shape[:2]) for name, part, row in zip(names, parts, rows, strict=True)}
         head = partial(self.student.position_head, fixed=step < self._schedules.freeze)
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if "masked" in targets:
             student = head(latents["masked"].flatten(0, 1))
             terms["ibot"] = token_cross_entropy(student, targets["masked"], weights[0], self._temperature)
