@@ -23,7 +23,8 @@ RECIPES = ["dino-cva-resenc-xs", "dino-cva-primus-xs"]
 
 def method_of(recipe, *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, settings, common=SMALL))
+    network = f"network={recipe.split('-')[-2]}-xxs"
+    return build_method(load(recipe, settings, common=[*SMALL, network]))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,10 @@ from .test_resume import assert_same_run, stop_after
 
 RECIPES = [f"{method}-{family}-xs" for method, entry in METHODS.items() for family in entry.networks]
 
-SHORT = {"cva-resenc-xs", "mae-primus-xs", "spark-resenc-xs", "simclr-resenc-xs", "gvsl-resenc-xs", "fusion-resenc-xs"}
+SHORT = {
+    *("cva-resenc-xs", "mae-primus-xs", "spark-resenc-xs", "simclr-resenc-xs", "gvsl-resenc-xs", "fusion-resenc-xs"),
+    "dino-cva-primus-xs",
+}
 """One recipe for each base class and family of networks; the long suite runs all."""
 
 EVERY = [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in RECIPES]
