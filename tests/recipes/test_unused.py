@@ -14,8 +14,8 @@ from viewalign.recipes.unused import idle_sentences, settled, unread
     ("recipe", "override", "sentence"),
     [
         ("mae-resenc-xs", "objectives.temperature=0.1", "; cva, simclr, swinunetr do."),
-        ("genesis-resenc-xs", "masking.ratio=0.5", "; cva, mae, simmim, spark do."),
-        ("simclr-primus-xs", "teacher.momentum=0.9", "; cva does."),
+        ("genesis-resenc-xs", "masking.ratio=0.5", "; cva, mae, simmim, spark, dino, dino-cva do."),
+        ("simclr-primus-xs", "teacher.momentum=0.9", "; cva, dino, dino-cva do."),
         ("mae-resenc-xs", "views.overlap=[0.5,0.6]", "cva, simclr do."),
         ("voco-resenc-xs", "geometry=latentcampus", "geometry has no effect"),
         ("cva-primus-xs", "masking.block=8", "network=primus-xs"),
