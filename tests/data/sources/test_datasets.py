@@ -84,7 +84,7 @@ def test_derivatives_of_a_plain_folder_are_left_out_unless_indexed_themselves(tm
     ("table", "note"),
     [
         ("participant_id\tage\tcomment\nsub-01\t33\tétude\n".encode("latin-1"), ["Latin-1"]),
-        (b"participant_id\tage\nsub-01\t33\t\n", []),
+        (b"participant_id\tage\nsub-01\t33\t\n", ["dropped in 1 rows"]),
         (b"participant_id\tage\nsub-01\t33\tx\n", ["dropped in 1 rows"]),
         (b"", []),
         (b"name\tage\nx\t1\n", []),
