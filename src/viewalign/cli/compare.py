@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.grammar import Result
+
 
 def compare(
     a: Annotated[
@@ -18,7 +20,7 @@ def compare(
         Path | None,
         typer.Option("-o", "--out", help="Folder for comparison.json and comparison.html.", show_default=False),
     ] = None,
-) -> None:
+) -> Result:
     """Compare two results on the same cases: difference of B and A, 95 % interval, p-value.
 
     Both are evaluations of segmentations, or fine-tunings for classification or regression (compared on test cases
@@ -35,11 +37,8 @@ def compare(
     import viewalign
 
     result = viewalign.compare(a, b, out)
-    typer.echo(f"A = {a}\nB = {b}\n{len(result.cases)} cases of both" + _left_out(result.left_out))
-    typer.echo(result.table())
-    if out is not None:
-        typer.echo(f"Page: {out / 'comparison.html'}")
-
-
-def _left_out(names: tuple[str, ...]) -> str:
-    return f"; {len(names)} cases of only one of them are excluded" if names else ""
+    left_out = f"; {len(result.left_out)} cases of only one of them are excluded" if result.left_out else ""
+    lines = [f"A = {a}\nB = {b}\n{len(result.cases)} cases of both{left_out}", result.table()]
+    page = None if out is None else out / "comparison.html"
+    lines += [f"Page: {page}"] if page else []
+    return Result({**result.as_json(), "page": page}, "\n".join(lines))

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.finetune import Encoder, Task
-from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import exit_if_excluded, stages
+from viewalign.cli.grammar import Result, settings_of
+from viewalign.utils.console import code_of_excluded, stages
 
 
 def embed(
@@ -17,7 +17,7 @@ def embed(
     encoder: Encoder,
     task: Task,
     out: Annotated[Path, typer.Option("-o", "--out", help="The .npz or .parquet file to write.", show_default=False)],
-) -> None:
+) -> Result:
     """Compute one embedding per case, deterministically.
 
     The file contains arrays [b]case[/b], [b]features[/b], optionally [b]maps[/b], and [b]facts[/b] with hashes of the
@@ -33,5 +33,6 @@ def embed(
 
     with stages() as report:
         found = viewalign.embed(encoder, task, out, on_progress=report, **settings_of(context))
-    typer.echo(f"{len(found.cases)} cases, {found.features.shape[1]} numbers each: {out}")
-    exit_if_excluded(found.excluded)
+    width = found.features.shape[1]
+    facts = {"out": out, "cases": found.cases, "features": width, "excluded": dict(found.excluded), **found.facts}
+    return Result(facts, f"{len(found.cases)} cases, {width} numbers each: {out}", code_of_excluded(found.excluded))

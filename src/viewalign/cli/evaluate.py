@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 from viewalign.utils.console import stages
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def evaluate(
         Path | None,
         typer.Option("-o", "--out", help="Folder to write; default evaluation/ in PREDICTIONS.", show_default=False),
     ] = None,
-) -> None:
+) -> Result:
     """Evaluate segmentations: Dice and normalised surface distance (NSD) per class, with 95 % bootstrap intervals.
 
     Files are matched by name without extension. Surfaces are compared in millimetres, with a tolerance that you
@@ -41,12 +41,9 @@ def evaluate(
 
     with stages() as report:
         result = viewalign.evaluate(predictions, references, out, on_progress=report, **settings_of(context))
-    typer.echo(result.table())
-    typer.echo(f"{len(result.cases)} cases; each in {out or predictions / 'evaluation'}")
-    for line in _notes(result):
-        typer.echo(line)
-    if not result.complete:
-        raise typer.Exit(1)
+    folder = out or predictions / "evaluation"
+    lines = [result.table(), f"{len(result.cases)} cases; each in {folder}", *_notes(result)]
+    return Result({"folder": folder, **result.as_json()}, "\n".join(lines), 0 if result.complete else 1)
 
 
 def _notes(result: Evaluation) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from viewalign.cli.grammar import Command, settings_of
+from viewalign.cli.grammar import Command, Result, settings_of
 
 Task = Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and its manifest.", show_default=False)]
 Encoder = Annotated[
@@ -35,7 +36,7 @@ def segmentation(
     ],
     encoder: Encoder,
     out: Out,
-) -> None:
+) -> Result:
     """Fine-tune for segmentation with stock nnU-Net: plan, preprocess, train, validate, predict, evaluate.
 
     Errors of the input are reported before training. The same command resumes an interrupted fine-tuning. nnU-Net's
@@ -58,38 +59,47 @@ def segmentation(
     import viewalign
 
     run = viewalign.finetune("segmentation", dataset, encoder, out, **settings_of(context))
-    typer.echo(f"Report: {run.out / 'report.html'}")
+    page = run.out / "report.html"
+    results = json.loads((run.out / "results.json").read_text(encoding="utf-8"))
+    return Result({"folder": run.out, "report": page, **results}, f"Report: {page}")
 
 
-def classification(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> None:
+def classification(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> Result:
     """Fine-tune for classification with cross-validation, evaluated over all held-out cases.
 
     [b]Example[/b]
 
     viewalign finetune classification task run -o tuned mode=head_first epochs=50
     """
-    _finetune(context, "classification", task, encoder, out)
+    return _finetune(context, "classification", task, encoder, out)
 
 
-def regression(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> None:
+def regression(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> Result:
     """Fine-tune for regression with cross-validation, evaluated over all held-out cases.
 
     [b]Example[/b]
 
     viewalign finetune regression task run -o tuned recipe=fomo-brain-age
     """
-    _finetune(context, "regression", task, encoder, out)
+    return _finetune(context, "regression", task, encoder, out)
 
 
 def _finetune(
     context: typer.Context, kind: Literal["classification", "regression"], task: Path, encoder: str, out: Path
-) -> None:
+) -> Result:
     import viewalign
-    from viewalign.utils.console import exit_if_excluded
+    from viewalign.utils.console import code_of_excluded
 
     done = viewalign.finetune(kind, task, encoder, out, **settings_of(context))
-    typer.echo(f"Predictions, metrics and models: {out}\nReport: {done.report}")
-    exit_if_excluded(done.excluded)
+    facts = {
+        "folder": out,
+        "report": done.report,
+        "metrics": done.score.values,
+        "intervals": done.score.intervals,
+        "excluded": dict(done.excluded),
+    }
+    text = f"Predictions, metrics and models: {out}\nReport: {done.report}"
+    return Result(facts, text, code_of_excluded(done.excluded))
 
 
 finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on labelled data.")

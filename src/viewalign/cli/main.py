@@ -28,7 +28,7 @@ from viewalign.cli.export import export
 from viewalign.cli.fetch import fetch
 from viewalign.cli.finetune import finetune
 from viewalign.cli.fomo import fomo
-from viewalign.cli.grammar import Command
+from viewalign.cli.grammar import Command, Result
 from viewalign.cli.index import index
 from viewalign.cli.nnunet import nnunet
 from viewalign.cli.predict import predict
@@ -47,7 +47,7 @@ from viewalign.utils.progress import show_progress
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
 )
-_COMMANDS: dict[str, list[Callable[..., None]]] = {
+_COMMANDS: dict[str, list[Callable[..., Result]]] = {
     "Pretraining": [index, prepare, estimate, pretrain, report, export],
     "Transfer and evaluation": [predict, embed, probe, evaluate, compare, gain, study, compare_methods],
     "More": [demo, recipes, methods, settings, doctor, fetch, encoders, verify],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from viewalign.cli.grammar import Command, Result
+
 nnunet = typer.Typer(no_args_is_help=True, help="Use viewalign's trainer with nnU-Net's own commands.")
 
 
@@ -12,8 +14,8 @@ def group() -> None:
     """Use viewalign's trainer with nnU-Net's own commands."""
 
 
-@nnunet.command()
-def env() -> None:
+@nnunet.command(cls=Command)
+def env() -> Result:
     """Print the environment variable with which nnU-Net's own commands find viewalign's trainer.
 
     Set it in a shell with
@@ -26,4 +28,5 @@ def env() -> None:
     from viewalign.finetuning.segmentation.environment import as_shell, check_installed, variables
 
     check_installed()
-    typer.echo(as_shell(variables(None)))
+    found = variables(None)
+    return Result(found, as_shell(found))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import exit_if_excluded, stages
+from viewalign.cli.grammar import Result, settings_of
+from viewalign.utils.console import code_of_excluded, stages
 
 
 def predict(
@@ -31,7 +31,7 @@ def predict(
         Path | None,
         typer.Option("-o", "--out", help="The CSV file, or the folder of masks.", show_default="predictions[.csv]"),
     ] = None,
-) -> None:
+) -> Result:
     """Predict probabilities, values in the target's unit, or masks on the grid of each image, averaged over folds.
 
     The kind of prediction is detected from the model's folder. Targets are not needed. The mask of a segmentation has
@@ -51,5 +51,12 @@ def predict(
     target = out or Path("predictions" if is_segmentation(model) else "predictions.csv")
     with stages() as report:
         found = viewalign.predict(model, cases, target, on_progress=report, **settings_of(context))
-    typer.echo(f"{len(found.values) + len(found.masks)} cases: {target}")
-    exit_if_excluded(found.excluded)
+    facts = {
+        "out": target,
+        "columns": found.columns,
+        "values": found.values,
+        "masks": found.masks,
+        "excluded": dict(found.excluded),
+    }
+    text = f"{len(found.values) + len(found.masks)} cases: {target}"
+    return Result(facts, text, code_of_excluded(found.excluded))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.finetune import Task
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 
 
 def probe(
@@ -18,7 +18,7 @@ def probe(
         list[str], typer.Argument(metavar="ENCODER...", help="Runs, exports or checkpoints.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path("probe.json"),
-) -> None:
+) -> Result:
     """Evaluate frozen features with a linear probe or k-NN: no training, minutes on a laptop.
 
     The same networks without training and simple intensity statistics are evaluated on the same cases. If the manifest
@@ -30,6 +30,8 @@ def probe(
     viewalign probe task run other-run -o probe.json names=cva,mae shots=5,10,20
     """
     import viewalign
-    from viewalign.utils.console import exit_if_excluded
+    from viewalign.utils.console import code_of_excluded
 
-    exit_if_excluded(viewalign.probe(task, encoders, out, **settings_of(context)))
+    results = viewalign.probe(task, encoders, out, **settings_of(context))
+    excluded = results["excluded"]
+    return Result({"out": out, **results, "excluded": dict(excluded)}, code=code_of_excluded(excluded))

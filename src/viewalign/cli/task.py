@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.grammar import Command, settings_of
+from viewalign.cli.grammar import Command, Result, settings_of
 
 task = typer.Typer(no_args_is_help=True, help="Tasks for classification and regression: convert other layouts.")
 
@@ -23,7 +23,7 @@ def convert(
     layout: Annotated[str, typer.Argument(help="nnunet, ssl3d, fomo or bids.", show_default=False)],
     source: Annotated[Path, typer.Argument(help="The folder to convert; it is not changed.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="The task's folder.", show_default=False)],
-) -> None:
+) -> Result:
     """Write task.yaml and manifest.csv for a folder in another tool's layout; no image is copied.
 
     [b]Example[/b]
@@ -36,5 +36,7 @@ def convert(
     from viewalign.utils.settings import checked
 
     found = convert_layout(layout, source, out, checked(ConvertSettings, settings_of(context)))
-    typer.echo(f"{found.spec.name}: {found.spec.kind}, {len(found.cases)} cases in {out}")
     echo_first([f"left out: {line}" for line in found.left_out])
+    name, kind, count = found.spec.name, found.spec.kind, len(found.cases)
+    facts = {"folder": out, "name": name, "kind": kind, "cases": count, "left_out": found.left_out}
+    return Result(facts, f"{name}: {kind}, {count} cases in {out}")
