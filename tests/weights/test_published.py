@@ -226,12 +226,12 @@ def test_one_file_of_a_repository_of_several(made, served):
 
 
 def test_names_that_are_not_there_and_collections(monkeypatch):
-    with pytest.raises(UserError, match="Did you mean the public encoder openmind-mae-resenc-l"):
+    with pytest.raises(UserError, match="did you mean 'openmind-mae-resenc-l'"):
         viewalign.load_encoder("openmind-mae-resencl")
     with pytest.raises(UserError, match="There are no weights at my-run"):
         viewalign.load_encoder("my-run")
     told = CliRunner().invoke(app, ["encoders", "openmind-mae-resencl"])
-    assert "Did you mean openmind-mae-resenc-l" in str(told.exception)
+    assert "did you mean 'openmind-mae-resenc-l'" in str(told.exception)
     monkeypatch.setitem(ENCODERS, "many", MANY)
     with pytest.raises(UserError, match="write hf:owner/model/FILE"):
         viewalign.load_encoder("many")

@@ -227,5 +227,10 @@ class ImageProgress:
     file: str
     reason: str | None = None
 
+    def words(self, what: str) -> str:
+        """Return the work and its counts, as `Preparing, 3 already there`."""
+        counts = [(self.skipped, "already there"), (self.excluded, "excluded")]
+        return ", ".join([what, *(f"{count} {state}" for count, state in counts if count)])
+
 
 ProgressListener = Callable[[ImageProgress], None]

@@ -8,9 +8,9 @@ checksums were recorded by others. `tried` describes what was tested instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 from viewalign.utils.shapes import Size
 from viewalign.weights.token_order import Order
 
@@ -123,9 +123,7 @@ def published(name: str) -> PublishedEncoder:
         UserError: there is none of this name.
     """
     if name not in ENCODERS:
-        near = get_close_matches(name, ENCODERS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"There is no encoder '{name}'.{hint} `viewalign encoders` lists them.")
+        raise UserError(f"There is no encoder '{name}'{similar(name, ENCODERS)}. `viewalign encoders` lists them.")
     return ENCODERS[name]
 
 

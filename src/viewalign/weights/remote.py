@@ -11,13 +11,13 @@ import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from viewalign.data.fetch import hub
 from viewalign.data.fetch.download import Listener, download, need
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 from viewalign.weights.files import sha256_of
 from viewalign.weights.published import ENCODERS, PublishedEncoder
 
@@ -63,9 +63,8 @@ def locate(source: str | Path) -> Path:
         return _snapshot(local)
     if not local.exists() and _BARE_ID.fullmatch(name) and not local.parent.exists():
         raise UserError(f"There are no weights at {name}. To take them from the Hugging Face Hub, write hf:{name}")
-    near = get_close_matches(name, ENCODERS, n=1, cutoff=0.8)
-    if near and not local.exists():
-        raise UserError(f"There is nothing at {name}. Did you mean the public encoder {near[0]}?")
+    if not local.exists() and (near := similar(name, ENCODERS, 0.8)):
+        raise UserError(f"There is nothing at {name}{near}. `viewalign encoders` lists the public encoders.")
     return local
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.weights import adaptation_plan as adaptation
-from viewalign.weights import files, token_order
+from viewalign.weights import adaptation_plan, files, token_order
 from viewalign.weights import names as weight_names
 from viewalign.weights.names import Family
 
@@ -59,8 +58,8 @@ class Source:
     citations: tuple[Mapping[str, Any], ...] = ()
 
     def cited(self) -> list[dict[str, Any]]:
-        """Return citations: those in the file, otherwise those of its trainer."""
-        return [dict(one) for one in self.citations] or adaptation.citations_of(self.trainer_name)
+        """Return what to cite: what the file lists, else what belongs to its trainer."""
+        return [dict(one) for one in self.citations] or adaptation_plan.citations_of(self.trainer_name)
 
 
 def family_words(family: Family) -> str:
@@ -87,15 +86,15 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
         return make_source(state, file.name, _triple(facts.get("size")), trainer, order, plan)
     root = files.load_checkpoint(file, files.harmless())
     plan = root.get("nnssl_adaptation_plan") or files.read_json(file.with_name("adaptation_plan.json"))
-    plan = plan or adaptation.plan_of_nnunet(root.get("init_args"))
-    schemes = adaptation.schemes_of(plan)
+    plan = plan or adaptation_plan.plan_of_nnunet(root.get("init_args"))
+    schemes = adaptation_plan.schemes_of(plan)
     trainer = str(root.get("trainer_name") or plan.get("trainer_name") or "")
     source = make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order, plan)
     listed = root.get("citations")
     notes = [
         f"Its images were normalised by {scheme}, which is not known here; a z-score takes its place."
         for scheme in sorted(set(schemes) - set(KNOWN_SCHEMES))
-        if adaptation.PREPARATION not in plan
+        if adaptation_plan.PREPARATION not in plan
     ]
     citations = tuple(listed) if isinstance(listed, list | tuple) else ()
     return replace(source, citations=citations, notes=(*source.notes, *notes))
@@ -194,7 +193,9 @@ def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     method = str(facts.get("method", ""))
     try:
-        return adaptation.plan_of(str(network["name"]), int(network["channels"]), size, method, facts["preparation"])
+        return adaptation_plan.plan_of(
+            str(network["name"]), int(network["channels"]), size, method, facts["preparation"]
+        )
     except (KeyError, TypeError, ValueError):
         return {}
 

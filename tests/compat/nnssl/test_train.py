@@ -134,7 +134,7 @@ def test_an_unset_variable(home, capsys, monkeypatch, variable):
         ("746 onemmiso -tr AlignedMAEFTTrainer", "There is no dataset 746"),
         ("745 median -tr AlignedMAEFTTrainer", "has no configuration median"),
         ("745 onemmiso -tr AlignedMAEFTTrainer -p others", "There are no plans"),
-        ("745 onemmiso -tr AlignedMAEFTrainer", "Did you mean AlignedMAEFTTrainer"),
+        ("745 onemmiso -tr AlignedMAEFTrainer", "did you mean 'AlignedMAEFTTrainer'"),
         ("745 onemmiso -tr BaseAlignedMAETrainer", "--network resenc-l or --network primus-m"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set views.sizes=16", "did you mean 'views.patch_size'"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set out=here", "leave it out"),
