@@ -45,7 +45,7 @@ class PublishedEncoder:
     sha256: str = ""
     order: Order | None = None
     size: Size | None = None
-    tried: str = "a file made in this layout"
+    tried: str = "a file created in this layout"
 
 
 _OPENMIND = "OpenMind (114,570 brain MRI volumes)"
@@ -75,7 +75,7 @@ def _fomo(data: str) -> PublishedEncoder:
         "",
         "arXiv:2408.00640",
         size=(160, 160, 160),
-        tried="a file made in this layout with the networks of gardening_tools 0.3.5",
+        tried="a file created in this layout with the networks of gardening_tools 0.3.5",
     )
 
 

@@ -58,7 +58,7 @@ class Source:
     citations: tuple[Mapping[str, Any], ...] = ()
 
     def cited(self) -> list[dict[str, Any]]:
-        """Return what to cite: what the file lists, else what belongs to its trainer."""
+        """Return citations: those in the file, otherwise those of its trainer."""
         return [dict(one) for one in self.citations] or adaptation_plan.citations_of(self.trainer_name)
 
 
@@ -76,7 +76,7 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
         order: the token order of a Primus; by default that of the trainer's name, see `token_order`.
 
     Raises:
-        UserError: nothing there, a damaged file, a file that needs pickle, no known network, or an unknown token order.
+        UserError: no such file, a damaged file, a file that needs pickle, or an unknown network or token order.
     """
     file = _file_of(Path(path))
     if file.suffix == ".safetensors":
@@ -117,7 +117,7 @@ def make_source(
     family = weight_names.family_of(weights)
     if family is None:
         some = ", ".join(list(weights)[:3]) or "none at all"
-        raise UserError(f"{file} holds no weights of a ResEnc or a Primus; its first names are {some}.")
+        raise UserError(f"{file} contains no weights of a ResEnc or a Primus; its first names are {some}.")
     files.check_finite(weights, file)
     source = Source(weights, family, file, size, trainer_name=trainer_name, plan=plan or {})
     return source if family == "resenc" else _order_tokens(source, order)
@@ -130,9 +130,7 @@ def _order_tokens(source: Source, requested: token_order.Order | None) -> Source
     notes += [note] if note else []
     if token_order.settle(source.trainer_name, requested, source.file) == "hdw":
         if grid is None:
-            raise UserError(
-                f"{source.file} does not state its token grid, without which its token order has no repair."
-            )
+            raise UserError(f"{source.file} does not state its token grid, which is needed to convert its token order.")
         state = token_order.repair(state, grid)
         notes.append(
             f"The tokens of {source.file} lay as (H, D, W); positions were transposed and rotary channels exchanged."
@@ -146,14 +144,14 @@ def _token_grid(source: Source) -> tuple[Size | None, str]:
     """Return the token grid from the view size, otherwise from the number of tokens if that is a cube."""
     table, stem = source.state.get("eva.pos_embed"), source.state.get(weight_names.STEM["primus"])
     if table is None or stem is None or table.ndim != 3 or stem.ndim != 5:
-        raise UserError(f"{source.file} holds a Primus without its table of positions or its first convolution.")
+        raise UserError(f"{source.file} contains a Primus without its positions or its first convolution.")
     tokens, patch = table.shape[1], stem.shape[2:]
     if source.size is not None:
         grid = (source.size[0] // patch[0], source.size[1] // patch[1], source.size[2] // patch[2])
         if math.prod(grid) == tokens:
             return grid, ""
     side = round(tokens ** (1 / 3))
-    problem = "does not say what views it was trained on" if source.size is None else "names views that do not fit it"
+    problem = "does not state its view size" if source.size is None else "names a view size that does not fit it"
     if side**3 == tokens:
         return (side, side, side), f"{source.file} {problem}; its {tokens} tokens are taken for a cube."
     return None, f"{source.file} {problem}, and its {tokens} tokens are no cube's; its positions cannot be resized."
@@ -172,8 +170,8 @@ def _file_of(path: Path) -> Path:
             return others[0]
         if others:
             some = ", ".join(str(file.relative_to(path)) for file in others[:_NAMED])
-            raise UserError(f"{path} holds {len(others)} files of weights; name one of them: {some}.")
-        raise UserError(f"{path} holds no weights: no {CHECKPOINT_FILE}, no {_EXPORT_WEIGHTS}, and it is no run.")
+            raise UserError(f"{path} contains {len(others)} files of weights; name one of them: {some}.")
+        raise UserError(f"{path} contains no weights: no {CHECKPOINT_FILE}, no {_EXPORT_WEIGHTS}, and no run.")
     raise UserError(f"There are no weights at {path}: no run, export or checkpoint.")
 
 
@@ -182,7 +180,7 @@ def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
     weights = root.get("network_weights", root.get("state_dict", root))
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(root)[:6]))
-        raise UserError(f"{file} has no 'network_weights' of tensors; it holds {keys or 'nothing'}.")
+        raise UserError(f"{file} has no 'network_weights' of tensors; it contains {keys or 'nothing'}.")
     return weights
 
 

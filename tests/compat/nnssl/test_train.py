@@ -89,7 +89,7 @@ def test_the_published_command_lines_run(home, capsys, line, first, network):
     weights = home / "results" / "Dataset745_OpenMind" / "MAETrainer" / "fold_all" / "checkpoint_final.pth"
     code, out, err = call(capsys, line, str(weights), network=network)
     assert code == 0, err
-    assert f"{first}__nnsslPlans__onemmiso is taken" in out
+    assert f"{first}__nnsslPlans__onemmiso is used" in out
     assert "100.0% of the encoder is covered" in out + err
     if not torch.cuda.is_available():
         assert "no GPU; the run trains on the CPU" in out
