@@ -220,7 +220,11 @@ def test_one_file_of_a_repository_of_several(made, served):
     served.hub["owner/teams"] = content
     assert same_features(viewalign.load_encoder("hf:owner/teams/resenc/team-b/fold_all/last.pth"), wanted)
     assert not any("team-a" in path for path, _ in served.asked)
-    for name, message in (("../x.pth", "not a file of weights"), ("x.py", "not a file of weights"), ("x.pth", "no x.pth")):
+    for name, message in (
+        ("../x.pth", "not a file of weights"),
+        ("x.py", "not a file of weights"),
+        ("x.pth", "no x.pth"),
+    ):
         with pytest.raises(UserError, match=message):
             remote.locate(f"hf:owner/teams/{name}")
 
