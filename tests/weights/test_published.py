@@ -198,7 +198,7 @@ def test_nothing_is_fetched_offline(served, monkeypatch):
     served.hub["owner/model"] = {"checkpoint_final.pth": b"x"}
     served.add_record(42, {"a.pth": b"x"})
     monkeypatch.setenv("VIEWALIGN_OFFLINE", "1")
-    with pytest.raises(UserError, match="nothing of it is cached"):
+    with pytest.raises(UserError, match="it is not in the cache"):
         remote.locate("hf:owner/model")
     with pytest.raises(UserError, match="downloads are off"):
         remote.locate("zenodo:42")

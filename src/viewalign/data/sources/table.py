@@ -45,7 +45,7 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        notes.append(f"{path} cannot be read ({error.strerror}); what it says of subjects is left out")
+        notes.append(f"{path} cannot be read ({error.strerror}); its information on subjects is ignored")
         return {}
     try:
         text = content.decode("utf-8-sig")
