@@ -60,7 +60,6 @@ def probe(
     viewalign probe task run other-run -o probe.json names=cva,mae shots=5,10,20
     """
     import viewalign
-    from viewalign.utils.console import code_of_excluded
 
     results = viewalign.probe(task, encoders, out, **settings_of(context))
     excluded = results["excluded"]

@@ -89,7 +89,6 @@ def _finetune(
     context: typer.Context, kind: Literal["classification", "regression"], task: Path, encoder: str, out: Path
 ) -> Result:
     import viewalign
-    from viewalign.utils.console import code_of_excluded
 
     done = viewalign.finetune(kind, task, encoder, out, **settings_of(context))
     facts = {
