@@ -190,7 +190,7 @@ def test_a_public_name_is_fetched_once_verified_and_taken_from_the_cache(layout,
     monkeypatch.setenv("VIEWALIGN_OFFLINE", "1")
     assert same_features(viewalign.load_encoder("made-up"), wanted)
     monkeypatch.setitem(ENCODERS, "made-up", PublishedEncoder(**{**entry.__dict__, "sha256": "0" * 64}))
-    with pytest.raises(UserError, match="is not the file that is known as made-up"):
+    with pytest.raises(UserError, match="is not the known file of made-up"):
         viewalign.load_encoder("made-up")
 
 
