@@ -101,7 +101,7 @@ def test_output_of_libraries_goes_to_standard_error(capsys, monkeypatch):
 
     def report(run, out):
         print("a note of a library")
-        return run / "report.html"
+        return run[0] / "report.html"
 
     monkeypatch.setattr(viewalign, "report", report, raising=False)
     code, out, err = call(capsys, "report", "run", "--json")
