@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -72,7 +71,9 @@ def prepare(
     except KeyboardInterrupt as stop:
         typer.echo("Stopped. Finished images are kept; run the same command again to continue.", err=True)
         raise typer.Exit(143 if stop.args else 130) from None
-    return Result({"store": out, **asdict(done)}, partial(_print_end, out, done), EXIT_CODE if done.excluded else 0)
+    names = ("prepared", "made", "skipped", "kept", "pruned", "excluded", "missing_parts")
+    facts = {"store": out, **{name: getattr(done, name) for name in names}}
+    return Result(facts, partial(_print_end, out, done), EXIT_CODE if done.excluded else 0)
 
 
 @contextmanager

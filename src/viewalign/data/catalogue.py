@@ -102,7 +102,7 @@ class SeriesSource:
 class Record:
     """One image with its session, subject and dataset; paths are resolved.
 
-    `image_id` is unique within a catalogue, `subject_id` identifies the subject across sessions, `units` are those of PET.
+    `image_id` is unique within a catalogue, `subject_id` identifies the subject across sessions; `units` are of PET.
     """
 
     collection: str

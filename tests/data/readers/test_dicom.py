@@ -186,8 +186,8 @@ def test_shifted_slices_and_a_tilted_gantry_are_rejected(tmp_path: Path, voxels:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: delattr(d, "ImagePositionPatient"), "does not say where its slice lies"),
-        (lambda d: delattr(d, "PixelSpacing"), "does not say how large its pixels are"),
+        (lambda d: delattr(d, "ImagePositionPatient"), "does not state the position of its slice"),
+        (lambda d: delattr(d, "PixelSpacing"), "does not state the size of its pixels"),
         (lambda d: setattr(d, "ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "direction matrix is singular"),
         (lambda d: setattr(d, "Rows", 0), "claims 0 rows"),
         (lambda d: setattr(d, "SamplesPerPixel", 3), "3 components (colour)"),
