@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from viewalign.data.store import store_from_arrays
 from viewalign.views.batch import build_views
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 

@@ -18,10 +18,10 @@ _START = """# Commands
 
 Generated from the command line by `python docs/make_commands.py`; `viewalign COMMAND -h` shows the same. Inputs are
 positional arguments, `-o` is what is written, settings are `key=value` ([All settings](settings.md)). Every command
-takes `-q` (warnings and results only), `-v` (debug messages) and `-h`; with `--offline` before the command nothing is
-fetched.
+takes `--json` (print the result as one JSON object on one line; messages are on standard error), `-q` (warnings and
+results only), `-v` (debug messages) and `-h`; with `--offline` before the command nothing is fetched.
 """
-_SHARED = {"-q", "-v", "-h", "--help"}
+_SHARED = {"--json", "-q", "-v", "-h", "--help"}
 
 
 def page() -> str:

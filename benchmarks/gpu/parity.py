@@ -17,7 +17,7 @@ from viewalign.methods.base import Method
 from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.recipes.loading import load
 from viewalign.training.gpu.small_runs import settings_for_comparison
-from viewalign.training.run import intensity_config, view_sampling_config
+from viewalign.training.run import view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import Sample, SampleReader
 
@@ -110,7 +110,7 @@ def _samples(recipe: Recipe, store: Store) -> list[Sample]:
 
 
 def _built(recipe: Recipe, samples: list[Sample], device: str) -> Any:
-    changes = intensity_config(recipe.views.photometric)
+    changes = recipe.views.photometric
     return build_views(samples, recipe.views.patch_size, changes, torch.device(device), recipe.seed)
 
 

@@ -165,7 +165,7 @@ def test_a_file_that_became_bad_leaves_what_was_made_of_it(tmp_path: Path, recor
     records[0].path.write_bytes(b"")
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert (report.prepared, report.skipped, report.kept) == (4, 3, 1)
-    assert report.excluded[0].reason == "the file is empty (0 bytes); the image that was prepared before stays"
+    assert report.excluded[0].reason == "the file is empty (0 bytes); the image that was prepared before is kept"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -175,7 +175,7 @@ def test_sources_that_are_gone_take_nothing_with_them(tmp_path: Path, records: l
     records[0].path.unlink()
     report = prepare_records(records, tmp_path / "s", SMALL, workers)
     assert (report.prepared, report.skipped, report.kept) == (4, 3, 1)
-    assert report.excluded[0].reason.startswith("the file does not exist; the image that was prepared before stays")
+    assert report.excluded[0].reason.startswith("the file does not exist; the image that was prepared before is kept")
     (tmp_path / "scans").rename(tmp_path / "unmounted")
     with pytest.raises(UserError, match=r"4 .* 4 files"):
         prepare_records(records, tmp_path / "s", SMALL, workers)

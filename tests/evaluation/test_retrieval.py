@@ -4,7 +4,7 @@ import torch
 
 from viewalign.evaluation.retrieval import evaluate_retrieval, retrieval_scores
 from viewalign.recipes.loading import load
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.weights.encoder import EncoderOutput, build_untrained
 
 NEVER = IntensityConfig(

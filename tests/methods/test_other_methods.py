@@ -13,7 +13,7 @@ from viewalign.networks.masking import to_voxels
 from viewalign.recipes.loading import load
 from viewalign.utils.pooling import masked_mean
 from viewalign.views.batch import ViewBatch, build_views
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.layouts import box_overlaps
 from viewalign.views.resampling import cell_centres, map_grid
 from viewalign.views.samples import SampleReader

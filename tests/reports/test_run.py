@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.reports.charts import scripts
 from viewalign.reports.run import LivePage, write_report
@@ -266,15 +267,9 @@ def test_the_page_is_written_whole(make_run, monkeypatch):
 
 
 def test_the_command(make_run, tmp_path):
-    import typer
-
-    from viewalign.cli.report import report
-
-    app = typer.Typer()
-    app.command()(report)
     root, out = make_run(), tmp_path / "pages" / "one.html"
-    result = CliRunner().invoke(app, [str(root), "-o", str(out)])
+    result = CliRunner().invoke(app, ["report", str(root), "-o", str(out)])
     assert result.exit_code == 0, result.output
     assert result.output.strip() == str(out)
     assert out.is_file()
-    assert "health" in CliRunner().invoke(app, ["--help"]).output
+    assert "health" in CliRunner().invoke(app, ["report", "--help"]).output

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.recipes.loading import load
 from viewalign.training.launch import launch
-from viewalign.training.run import intensity_config, view_sampling_config
+from viewalign.training.run import view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 
@@ -71,7 +71,7 @@ def test_operations_of_a_step_are_deterministic(recipe, settings):
     reader = SampleReader(
         volumes, every, every, view_sampling_config(made.views), 4, seed=1, sampler=requirements.sampler
     )
-    samples, changes = [reader[k] for k in range(4)], intensity_config(made.views.photometric)
+    samples, changes = [reader[k] for k in range(4)], made.views.photometric
     with Calls() as calls:
         batch = build_views(samples, made.views.patch_size, changes, torch.device("cpu"), 0)
         method(batch, return_diagnostics=True).loss.backward()

@@ -17,7 +17,7 @@ from viewalign.recipes import loading
 from viewalign.recipes.loading import to_yaml
 from viewalign.reports.run import write_report
 from viewalign.training.accumulate import step_in_parts
-from viewalign.training.run import intensity_config, pretrain, view_sampling_config
+from viewalign.training.run import pretrain, view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 from viewalign.weights.export import export_run
@@ -109,7 +109,7 @@ def batch_of(recipe, store):
         sampler=requirements_of(recipe).sampler,
     )
     samples = [reader[k] for k in range(recipe.batch)]
-    return build_views(samples, recipe.views.patch_size, intensity_config(recipe.views.photometric))
+    return build_views(samples, recipe.views.patch_size, recipe.views.photometric)
 
 
 @pytest.mark.slow

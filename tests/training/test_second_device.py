@@ -23,7 +23,7 @@ from viewalign.recipes.loading import load
 from viewalign.training import run
 from viewalign.training.launch import Fabric
 from viewalign.training.loop import Trainer
-from viewalign.training.run import intensity_config, view_sampling_config
+from viewalign.training.run import view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 from viewalign.weights import checkpoints
@@ -61,7 +61,7 @@ def method_and_samples(made):
     reader = SampleReader(
         volumes, every, every, view_sampling_config(made.views), 4, seed=1, sampler=requirements_of(made).sampler
     )
-    return method, [reader[k] for k in range(4)], intensity_config(made.views.photometric)
+    return method, [reader[k] for k in range(4)], made.views.photometric
 
 
 def move(method):

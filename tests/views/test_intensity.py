@@ -4,7 +4,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from viewalign.views import intensity
-from viewalign.views.intensity import IntensityConfig, IntensityParameters
+from viewalign.views.intensity import IntensityParameters
+from viewalign.views.intensity_config import IntensityConfig
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 
 from viewalign.errors import ExcludedImageError
 from viewalign.views.batch import build_views
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.samples import ArraySource, SampleReader, StepSampler
 from viewalign.views.sampling import ViewSamplingConfig
 

@@ -150,9 +150,9 @@ def test_too_little_is_rejected_and_changes_nothing(mae_file, method_of):
     with pytest.raises(UserError) as caught:
         load_initial(method, path, (16, 16, 16))
     text = str(caught.value)
-    assert "of the encoder, and init.min_share=0.9 asks for 90.0%" in text
+    assert "of the encoder, and init.min_share=0.9 requires 90.0%" in text
     assert "encoder.stem.convs.0.conv.weight (its shape is [12, 1, 3, 3, 3], [4, 1, 3, 3, 3] is needed)" in text
-    assert "more. Take weights of the same network, or lower init.min_share." in text
+    assert "more. Use weights of the same network, or lower init.min_share." in text
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     with pytest.raises(UserError, match="covers"):  # behind a random first convolution the rest is worth nothing
         load_initial(method, path, (16, 16, 16), min_share=0.1)

@@ -27,7 +27,7 @@ def test_loaded_left_fresh_and_their_share():
     assert [row.name for row in matched.report.missing()] == ["a.x.b", "b.y"]
     text = matched.report.table()
     assert "left b.y: its shape is [5], [4] is needed" in text
-    assert "left c.z: there is no such weight here" in text
+    assert "left c.z: the network has no such weight" in text
     assert "75%" in text
     assert json.loads(json.dumps(matched.report.as_json()))["counts"]["fresh"] == 1
 

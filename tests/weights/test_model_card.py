@@ -21,7 +21,7 @@ FACTS = {
     ("plans", "sentence"),
     [
         (None, "axes in LPS order"),
-        ({"transpose_forward": [0, 1, 2]}, "axes as the files have them, the array as (z, y, x), for"),
+        ({"transpose_forward": [0, 1, 2]}, "axes as in the files, the array as (z, y, x), since"),
         ({"transpose_forward": [2, 0, 1]}, "transposed to [2, 0, 1]"),
     ],
 )

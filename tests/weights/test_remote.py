@@ -46,7 +46,7 @@ def test_a_record_with_wrong_content_or_a_way_out_is_rejected(served: Served, tm
     with pytest.raises(UserError, match="checksum"):
         find_weights("zenodo:44", zenodo=served.url)
     served.files["/api/records/45"] = b"<html>"
-    with pytest.raises(UserError, match="no record that can be read"):
+    with pytest.raises(UserError, match="is not a valid record"):
         find_weights("zenodo:45", zenodo=served.url)
     with pytest.raises(UserError, match="record 46"):
         find_weights("zenodo:46", zenodo=served.url)

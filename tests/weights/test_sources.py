@@ -209,7 +209,7 @@ def test_a_published_path_means_the_run_of_that_trainer_and_network(nnssl_file, 
     primus = place(nnssl_file("primus-xs")[0], tmp_path, "MAEEvaTrainer__nnsslPlans__onemmiso")
     place(nnssl_file("resenc-xs")[0], tmp_path, "OtherTrainer__nnsslPlans__onemmiso")
     path, note = resolve_checkpoint(asked(tmp_path), "resenc-l")
-    assert (path, note) == (resenc, "There is no MAETrainer; MAETrainer__nnsslPlans__onemmiso is taken.")
+    assert (path, note) == (resenc, "There is no MAETrainer; MAETrainer__nnsslPlans__onemmiso is used.")
     assert resolve_checkpoint(asked(tmp_path), "primus-m")[0] == primus
     assert resolve_checkpoint(primus, "resenc-l") == (primus, "")
 

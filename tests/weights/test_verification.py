@@ -44,7 +44,7 @@ def test_an_export(tiny_run, tmp_path):
     flip(export / "checkpoint_final.pth")
     assert [path.name for path, _ in verify(export).problems] == ["checkpoint_final.pth"]
     flip(export / "encoder.safetensors")
-    assert "its checksum is not the one in encoder.json" in verify(export).problems[0][1]
+    assert "its checksum differs from the one in encoder.json" in verify(export).problems[0][1]
 
 
 def test_another_folder_is_a_sentence(tmp_path):

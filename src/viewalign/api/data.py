@@ -11,7 +11,6 @@ from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
     from viewalign.data.indexing import Index
-    from viewalign.data.layout import ImageProgress
     from viewalign.data.prepare import PrepareReport
     from viewalign.training.estimate import Estimate
 
@@ -142,7 +141,7 @@ def prepare(
     found = without(found, ExclusionList.read(map(Path, wanted.exclude)))
     rest: dict[str, Any] = {
         "excluded": found.excluded,
-        "on_progress": lambda step: say(_words(step), step.done, step.total),
+        "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),
         "quality": found.quality,
         "shard": shard,
         "limits": wanted.limits(),
@@ -192,8 +191,3 @@ def estimate(
     from viewalign.training.estimate import estimate as run
 
     return run(Path(source), str(recipe), settings, on_progress or (lambda *_: None))
-
-
-def _words(step: ImageProgress) -> str:
-    parts = [(step.skipped, "already there"), (step.excluded, "excluded")]
-    return ", ".join(["Preparing", *(f"{count} {what}" for count, what in parts if count)])

@@ -91,7 +91,7 @@ def probe(
     encoders: str | Path | Sequence[str | Path],
     out: str | Path = "probe.json",
     **settings: Any,
-) -> list[tuple[str, str]]:
+) -> dict[str, Any]:
     """Evaluate frozen features with a linear probe or nearest neighbours.
 
     The same networks without training and simple intensity statistics are evaluated on the same cases.
@@ -103,14 +103,16 @@ def probe(
         **settings: those of `viewalign settings probe`.
 
     Returns:
-        Name and reason of each unusable case.
+        The content of the file: `features` (metrics by encoder and learner), `curves`, `differences`, and `excluded`
+        with name and reason of each unusable case.
 
     Raises:
         UserError: a missing extra, an invalid setting, or no usable case.
 
     Example:
         ```python
-        viewalign.probe("task", ["run"], "probe.json", shots=[5, 10])
+        found = viewalign.probe("task", ["run"], "probe.json", shots=[5, 10])
+        print(found["excluded"])
         ```
     """
     from viewalign.evaluation.probe import run_probe

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 
 
 def demo(
@@ -20,7 +20,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder of all results.")] = Path(
         "demo-run"
     ),
-) -> None:
+) -> Result:
     """Run the whole workflow: images, catalogue, store, pretraining, probe, export, report. Offline, a few minutes.
 
     Without IMAGES a cohort is synthesised from one template brain (MNI152) by random deformations and contrasts: it is
@@ -47,11 +47,10 @@ def demo(
 
     wanted = checked(DemoOptions, settings_of(context))
     result = run_demo(DemoSettings(out, data, wanted.steps, wanted.spacing))
+    facts = {"folder": out, "finished": result.report is not None, "report": result.report, "figures": result.figures}
     if result.report is None:
-        typer.echo("Stopped and saved. The same command resumes it.")
-        raise typer.Exit(result.exit_code)
+        return Result(facts, "Stopped and saved. The same command resumes it.", result.exit_code)
+    lines = [*(f"  {line}" for line in result.figures), f"Report: {result.report}"]
     if not result.fresh:
-        typer.echo(f"The demo in {out} is complete. To start again, remove that folder or set another one with -o.")
-    for line in result.figures:
-        typer.echo(f"  {line}")
-    typer.echo(f"Report: {result.report}")
+        lines = [f"The demo in {out} is complete. To start again, remove that folder or use another -o.", *lines]
+    return Result(facts, "\n".join(lines))

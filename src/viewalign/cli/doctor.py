@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from viewalign.cli.grammar import Result
 
 if TYPE_CHECKING:
     from viewalign.training.doctor import Finding
@@ -24,7 +27,7 @@ def doctor(
     gpu: Annotated[
         bool, typer.Option("--gpu", help="Also train on the GPU for a minute, and compare with the CPU.")
     ] = False,
-) -> None:
+) -> Result:
     """Check the environment for common problems: versions, hidden GPUs, shared memory, slow disks, threads.
 
     Each problem comes with a remedy. It takes a few seconds.
@@ -39,9 +42,6 @@ def doctor(
 
     Exit code: 0 no problem, 3 warnings, 1 something must be fixed.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from viewalign.training.doctor import diagnose, inspect_machine, require_gpu
 
     facts = inspect_machine(tuple(folders or [Path.cwd()]))
@@ -49,6 +49,15 @@ def doctor(
     if gpu:
         require_gpu(facts)
         findings += _check_gpu()
+    levels = {finding.level for finding in findings}
+    code = 1 if "bad" in levels else 3 if "watch" in levels else 0
+    return Result({"findings": findings, "machine": facts}, partial(_print, findings), code)
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:
         colour = _COLOURS[finding.level]
@@ -56,8 +65,6 @@ def doctor(
         if finding.remedy:
             table.add_row("", "", f"[b]→[/b] {finding.remedy}")
     Console().print(table)
-    levels = {finding.level for finding in findings}
-    raise typer.Exit(1 if "bad" in levels else 3 if "watch" in levels else 0)
 
 
 def _check_gpu() -> list[Finding]:

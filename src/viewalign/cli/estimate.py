@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 from viewalign.cli.prepare import Source
 from viewalign.utils.console import stages
 
 if TYPE_CHECKING:
-    from viewalign.training.estimate import Line
+    from viewalign.training.estimate import Estimate
 
 
 def estimate(
@@ -24,7 +25,7 @@ def estimate(
         Path | None,
         typer.Option("-o", "--out", metavar="FILE.json", help="Also write the estimate as JSON.", show_default=False),
     ] = None,
-) -> None:
+) -> Result:
     """Estimate the cost of preparation and pretraining, before anything is written.
 
     Sizes are read from headers; a few images are prepared in memory, convolutions
@@ -43,19 +44,19 @@ def estimate(
 
     with stages() as report:
         found = viewalign.estimate(source, recipe, on_progress=report, **settings_of(context))
-    _print(found.preparation, found.pretraining, found.settings, recipe)
     if out is not None:
         out.write_text(json.dumps(found.facts, indent=1) + "\n")
-        typer.echo(f"Written to {out}.")
+    return Result(found.facts, partial(_print, found, recipe, out))
 
 
-def _print(preparation: list[Line], pretraining: list[Line], settings: str, recipe: str) -> None:
+def _print(found: Estimate, recipe: str, out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     notes: list[str] = []
-    for title, lines in ((f"Preparation: {settings}", preparation), (f"Pretraining: {recipe}", pretraining)):
+    titles = (f"Preparation: {found.settings}", found.preparation), (f"Pretraining: {recipe}", found.pretraining)
+    for title, lines in titles:
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for line in lines:
             if line.source and line.source not in notes:
@@ -66,3 +67,5 @@ def _print(preparation: list[Line], pretraining: list[Line], settings: str, reci
         console.print()
     for number, note in enumerate(notes):
         console.print(f"[{number + 1}] {note}.", highlight=False, markup=False)
+    if out is not None:
+        typer.echo(f"Written to {out}.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 
 
 def export(
@@ -16,7 +16,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Destination; default: a folder in RUN.", show_default=False)
     ] = None,
-) -> None:
+) -> Result:
     """Export a run's newest encoder, or a fine-tuned model, for other software.
 
     \b
@@ -58,4 +58,5 @@ def export(
     """
     import viewalign
 
-    typer.echo(viewalign.export(run, out, **settings_of(context)).text)
+    exported = viewalign.export(run, out, **settings_of(context))
+    return Result({"path": exported.path, "text": exported.text}, exported.text)

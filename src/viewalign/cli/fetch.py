@@ -1,19 +1,21 @@
-"""`viewalign fetch`: example data, subsets of public datasets, and published weights."""
+"""`viewalign fetch` and `encoders`: example data, subsets of public datasets, and published weights."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 from viewalign.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from viewalign.weights.published import PublishedEncoder
 
 
 def fetch(
@@ -32,7 +34,7 @@ def fetch(
         typer.Option("--out", "-o", metavar="FOLDER", help="Destination. Default: NAME.", show_default=False),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licence without confirmation.")] = False,
-) -> None:
+) -> Result:
     """Download data or weights.
 
     The licence and the size are shown first. Interrupted downloads are resumed,
@@ -49,90 +51,85 @@ def fetch(
 
     viewalign fetch weights hf:MIC-DKFZ/ResEncL-OpenMind-MAE -o weights
     """
-    from rich.console import Console
-
     from viewalign.data.settings import FetchSettings
     from viewalign.utils.settings import checked
 
-    console, names = Console(), what or []
+    names = what or []
     pattern = checked(FetchSettings, settings_of(context)).pattern
     if not names:
-        _list(console)
-    elif names[0] == "weights" and len(names) == 2:
-        _fetch_weights(console, names[1], out, pattern, yes)
-    elif len(names) == 1 and names[0] != "weights":
-        _fetch_data(console, names[0], out, list(pattern), yes)
-    else:
-        raise UserError(
-            "Set one NAME, or `weights` and one name. `viewalign fetch` without arguments lists the known names."
-        )
+        return _list()
+    if names[0] == "weights" and len(names) == 2:
+        return _fetch_weights(names[1], out, pattern, yes)
+    if len(names) == 1 and names[0] != "weights":
+        return _fetch_data(names[0], out, list(pattern), yes)
+    raise UserError(
+        "Set one NAME, or `weights` and one name. `viewalign fetch` without arguments lists the known names."
+    )
 
 
-def _list(console: Console) -> None:
+def _list() -> Result:
     from viewalign.data.fetch.datasets import DATASETS
     from viewalign.weights.published import ENCODERS
 
-    for name, dataset in DATASETS.items():
-        console.print(f"[b]{name}[/b]  {dataset.about}. {dataset.licence}", highlight=False)
-    for name, encoder in ENCODERS.items():
-        console.print(f"[b]weights {name}[/b]  {encoder.source}. {encoder.licence}", highlight=False)
+    bold = partial(typer.style, bold=True)
+    lines = [f"{bold(name)}  {dataset.about}. {dataset.licence}" for name, dataset in DATASETS.items()]
+    lines += [f"{bold(f'weights {name}')}  {each.source}. {each.licence}" for name, each in ENCODERS.items()]
+    return Result({"datasets": DATASETS, "weights": ENCODERS}, "\n".join(lines))
 
 
-def _fetch_data(console: Console, name: str, out: Path | None, patterns: list[str], yes: bool) -> None:
+def _fetch_data(name: str, out: Path | None, patterns: list[str], yes: bool) -> Result:
     from viewalign.data.fetch import datasets, hub
     from viewalign.utils.progress import progress_bar
 
     folder = out or Path(name.removeprefix("hf:").rpartition("/")[2])
     if name.startswith("hf:"):
         selection = hub.select(name.removeprefix("hf:"), "dataset", patterns or ["*"])
-        _consent(
-            console,
-            f"{selection.repository}: {len(selection.files)} files",
-            selection.licence,
-            "",
-            selection.bytes,
-            yes,
-        )
+        licence, cite = selection.licence, ""
     else:
         dataset = datasets.known(name)
         if isinstance(dataset, datasets.Archive):
-            _consent(console, dataset.about, dataset.licence, dataset.cite, dataset.size, yes)
+            _consent(dataset.about, dataset.licence, dataset.cite, dataset.size, yes)
             with progress_bar("Fetching, MB") as bar:
                 new = datasets.fetch_archive(dataset, folder, _in_megabytes(bar))
-            _end(console, folder, "fetched and unpacked" if new else "there already")
-            return
+            return _fetched(folder, "fetched and unpacked" if new else "there already", {"new": new})
         selection = datasets.subset(dataset, patterns)
-        about = f"{dataset.repository}: {len(selection.files)} files"
-        _consent(console, about, dataset.licence, dataset.cite, selection.bytes, yes)
+        licence, cite = dataset.licence, dataset.cite
+    files = len(selection.files)
+    _consent(f"{selection.repository}: {files} files", licence, cite, selection.bytes, yes)
     with progress_bar("Fetching, MB") as bar:
         count = hub.fetch(selection, folder, _in_megabytes(bar))
-    _end(console, folder, f"{count} files fetched, {len(selection.files) - count} already present")
+    text = f"{count} files fetched, {files - count} already present"
+    return _fetched(folder, text, {"files": files, "fetched": count})
 
 
-def _fetch_weights(console: Console, name: str, out: Path | None, patterns: tuple[str, ...], yes: bool) -> None:
+def _fetched(folder: Path, text: str, facts: dict[str, int]) -> Result:
+    return Result({"folder": folder, **facts}, f"{folder}: {text}.\nNext: viewalign index {folder} -o catalogue.json")
+
+
+def _fetch_weights(name: str, out: Path | None, patterns: tuple[str, ...], yes: bool) -> Result:
     from viewalign.utils.progress import progress_bar
     from viewalign.weights.remote import ZenodoRecord, fetch_weights, find_weights
 
     found = find_weights(name, patterns)
     folder = out or Path("weights") / name.replace(":", "-").replace("/", "-")
     about = found.title if isinstance(found, ZenodoRecord) else found.repository
-    _consent(console, f"{about}: {len(found.files)} files", found.licence, "", found.bytes, yes)
+    _consent(f"{about}: {len(found.files)} files", found.licence, "", found.bytes, yes)
     with progress_bar("Fetching, MB") as bar:
         count = fetch_weights(found, folder, _in_megabytes(bar))
-    console.print(f"{folder}: {count} files fetched or checked.", highlight=False, markup=False, soft_wrap=True)
+    text = f"{folder}: {count} files fetched or checked."
     weights = next((file for kind in ("*.safetensors", "*.pth", "*.ckpt") for file in sorted(folder.rglob(kind))), None)
     if weights:
-        command = f"viewalign pretrain RECIPE store -o run init={weights}"
-        console.print(f"Next: {command}", highlight=False, markup=False, soft_wrap=True)
+        text += f"\nNext: viewalign pretrain RECIPE store -o run init={weights}"
+    return Result({"folder": folder, "files": count, "weights": weights}, text)
 
 
-def _consent(console: Console, about: str, licence: str, cite: str, size: int, yes: bool) -> None:
+def _consent(about: str, licence: str, cite: str, size: int, yes: bool) -> None:
     """Show description, licence and size, and ask for confirmation."""
     from viewalign.data.summary import size_text
 
     for what, text in (("What", about), ("Licence", licence), ("Cite", cite), ("Size", size_text(size))):
         if text:
-            console.print(f"{what + ':':<9}{text}", highlight=False, markup=False, soft_wrap=True)
+            typer.echo(f"{what + ':':<9}{text}")
     if yes:
         return
     if not sys.stdin.isatty():
@@ -144,6 +141,59 @@ def _in_megabytes(bar: Callable[[int, int], None]) -> Callable[[int, int], None]
     return lambda done, total: bar(done // 10**6, max(total // 10**6, 1))
 
 
-def _end(console: Console, folder: Path, done: str) -> None:
-    console.print(f"{folder}: {done}.", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Next: viewalign index {folder} -o catalogue.json", highlight=False, markup=False, soft_wrap=True)
+def encoders(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show one of them in full.", show_default=False)
+    ] = None,
+) -> Result:
+    """List public 3D encoders that every command and `load_encoder` take by name.
+
+    They are fetched when they are first used, into the cache of the Hugging Face
+    Hub, or into the folder that the environment variable VIEWALIGN_CACHE names. Where
+    nothing may be fetched, copy that folder and use `viewalign --offline`.
+
+    [b]Examples[/b]
+
+    viewalign encoders openmind-mae-resenc-l
+
+    viewalign probe task openmind-mae-resenc-l
+
+    viewalign fetch weights openmind-mae-resenc-l -o weights
+    """
+    from viewalign.weights.published import ENCODERS, published
+
+    if name is None:
+        return Result(ENCODERS, partial(_print_table, ENCODERS))
+    entry = published(name)
+    return Result({"name": name, **asdict(entry)}, partial(_print, entry))
+
+
+def _print_table(entries: dict[str, PublishedEncoder]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "network", "method", "licence", box=None, pad_edge=False)
+    for key, entry in entries.items():
+        table.add_row(key, entry.network or "several", entry.method, entry.licence or "see its page")
+    Console(highlight=False).print(table)
+
+
+def _print(entry: PublishedEncoder) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    voxels = "each image's own" if entry.spacing is None else " x ".join(f"{mm:g}" for mm in entry.spacing) + " mm"
+    rows = {
+        "source": entry.source,
+        "network": entry.network or "several files; name one as SOURCE/FILE",
+        "method": entry.method,
+        "data": entry.data,
+        "voxel size": voxels,
+        "preparation": entry.preparation,
+        "licence": entry.licence or "see its page",
+        "cite": entry.cite,
+        "SHA-256": entry.sha256 or "not recorded",
+        "tried": entry.tried,
+    }
+    for key, value in rows.items():
+        console.print(f"[b]{key + ':':<13}[/b]{value}", soft_wrap=True)

@@ -1,13 +1,15 @@
-"""`viewalign finetune`: fine-tune an encoder on labelled data."""
+"""`viewalign finetune` and `predict`: fine-tune an encoder on labelled data, and apply the result to new cases."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from viewalign.cli.grammar import Command, settings_of
+from viewalign.cli.grammar import Command, Result, settings_of
+from viewalign.utils.console import code_of_excluded, stages
 
 Task = Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and its manifest.", show_default=False)]
 Encoder = Annotated[
@@ -35,7 +37,7 @@ def segmentation(
     ],
     encoder: Encoder,
     out: Out,
-) -> None:
+) -> Result:
     """Fine-tune for segmentation with stock nnU-Net: plan, preprocess, train, validate, predict, evaluate.
 
     Errors of the input are reported before training. The same command resumes an interrupted fine-tuning. nnU-Net's
@@ -58,38 +60,46 @@ def segmentation(
     import viewalign
 
     run = viewalign.finetune("segmentation", dataset, encoder, out, **settings_of(context))
-    typer.echo(f"Report: {run.out / 'report.html'}")
+    page = run.out / "report.html"
+    results = json.loads((run.out / "results.json").read_text(encoding="utf-8"))
+    return Result({"folder": run.out, "report": page, **results}, f"Report: {page}")
 
 
-def classification(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> None:
+def classification(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> Result:
     """Fine-tune for classification with cross-validation, evaluated over all held-out cases.
 
     [b]Example[/b]
 
     viewalign finetune classification task run -o tuned mode=head_first epochs=50
     """
-    _finetune(context, "classification", task, encoder, out)
+    return _finetune(context, "classification", task, encoder, out)
 
 
-def regression(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> None:
+def regression(context: typer.Context, task: Task, encoder: Encoder, out: Out) -> Result:
     """Fine-tune for regression with cross-validation, evaluated over all held-out cases.
 
     [b]Example[/b]
 
     viewalign finetune regression task run -o tuned recipe=fomo-brain-age
     """
-    _finetune(context, "regression", task, encoder, out)
+    return _finetune(context, "regression", task, encoder, out)
 
 
 def _finetune(
     context: typer.Context, kind: Literal["classification", "regression"], task: Path, encoder: str, out: Path
-) -> None:
+) -> Result:
     import viewalign
-    from viewalign.utils.console import exit_if_excluded
 
     done = viewalign.finetune(kind, task, encoder, out, **settings_of(context))
-    typer.echo(f"Predictions, metrics and models: {out}\nReport: {done.report}")
-    exit_if_excluded(done.excluded)
+    facts = {
+        "folder": out,
+        "report": done.report,
+        "metrics": done.score.values,
+        "intervals": done.score.intervals,
+        "excluded": dict(done.excluded),
+    }
+    text = f"Predictions, metrics and models: {out}\nReport: {done.report}"
+    return Result(facts, text, code_of_excluded(done.excluded))
 
 
 finetune = typer.Typer(no_args_is_help=True, help="Fine-tune a pretrained encoder on labelled data.")
@@ -100,3 +110,54 @@ for command in (segmentation, classification, regression):
 @finetune.callback()
 def group() -> None:
     """Fine-tune a pretrained encoder on labelled data."""
+
+
+def predict(
+    context: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A fine-tuning's folder (or one of its folds, or its .onnx), or a model folder of nnU-Net.",
+            show_default=False,
+        ),
+    ],
+    cases: Annotated[
+        Path,
+        typer.Argument(
+            help="A manifest (CSV or JSON lines); for a segmentation also a folder of CASE_0000.nii.gz.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The CSV file, or the folder of masks.", show_default="predictions[.csv]"),
+    ] = None,
+) -> Result:
+    """Predict probabilities, values in the target's unit, or masks on the grid of each image, averaged over folds.
+
+    The kind of prediction is detected from the model's folder. Targets are not needed. The mask of a segmentation has
+    the grid of the case's first channel.
+
+    Exit code: 0 all cases were predicted, 3 some were excluded.
+
+    [b]Examples[/b]
+
+    viewalign predict tuned new.csv -o predictions.csv
+
+    viewalign predict liver imagesTs -o masks tta=true
+    """
+    import viewalign
+    from viewalign.finetuning.segmentation.predict import is_segmentation
+
+    target = out or Path("predictions" if is_segmentation(model) else "predictions.csv")
+    with stages() as report:
+        found = viewalign.predict(model, cases, target, on_progress=report, **settings_of(context))
+    facts = {
+        "out": target,
+        "columns": found.columns,
+        "values": found.values,
+        "masks": found.masks,
+        "excluded": dict(found.excluded),
+    }
+    text = f"{len(found.values) + len(found.masks)} cases: {target}"
+    return Result(facts, text, code_of_excluded(found.excluded))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -12,6 +17,7 @@ import typer.main
 from typer.core import TyperCommand
 
 from viewalign.errors import UserError
+from viewalign.utils.io import plain_values
 from viewalign.utils.progress import show_progress
 from viewalign.utils.settings import Setting, Settings, describe, read_words, setting_names, suggest
 
@@ -38,6 +44,32 @@ MODELS = {
 }
 """The model of each command's settings; it is imported on demand."""
 _SETTING = re.compile(r"[A-Za-z_][\w.+-]*=")
+_JSON = "viewalign.json"
+"""Key of the context that holds whether --json was used."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a command, printed as text or with --json as one JSON object on one line.
+
+    Attributes:
+        facts: of the JSON object; see `plain_values` for how they are written.
+        text: to print, or a function that prints it.
+        code: exit code of the command.
+    """
+
+    facts: Mapping[str, Any]
+    text: str | Callable[[], object] = ""
+    code: int = 0
+
+    def print(self, as_json: bool) -> None:
+        """Print the result to standard output."""
+        if as_json:
+            typer.echo(json.dumps(plain_values(self.facts)))
+        elif callable(self.text):
+            self.text()
+        elif self.text:
+            typer.echo(self.text)
 
 
 def model_of(command: str) -> type[Settings] | None:
@@ -56,11 +88,25 @@ def settings_of(context: typer.Context) -> dict[str, Any]:
 
 
 class Command(TyperCommand):
-    """A command that accepts `key=value` anywhere among its arguments, and shows its settings in its help."""
+    """A command that accepts `key=value` anywhere among its arguments, shows its settings in its help, and has --json.
+
+    Its function returns a `Result`, or None if there is nothing to print.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params += _verbosity()
+        self.params += _common_options()
+
+    def invoke(self, ctx: Any) -> None:
+        """Run the command and print its result; with --json, other output of it and of libraries goes to stderr."""
+        as_json = bool(ctx.meta.get(_JSON))
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            result: Result | None = super().invoke(ctx)
+        if result is None:
+            return
+        result.print(as_json)
+        if result.code:
+            raise typer.Exit(result.code)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Separate the settings from the words; the rest is parsed as usual, and unknown words are explained."""
@@ -155,7 +201,14 @@ def _verbose(wanted: bool) -> None:
         show_progress(logging.DEBUG)
 
 
+def _json(context: typer.Context, wanted: bool) -> None:
+    context.meta[_JSON] = wanted
+
+
 def _flags(
+    _json: Annotated[
+        bool, typer.Option("--json", callback=_json, help="Print the result as one JSON object on one line.")
+    ] = False,
     _quiet: Annotated[
         bool, typer.Option("-q", "--quiet", callback=_quiet, help="Show warnings and results only.")
     ] = False,
@@ -163,14 +216,15 @@ def _flags(
         bool, typer.Option("-v", "--verbose", callback=_verbose, help="Show debug messages and tracebacks of errors.")
     ] = False,
 ) -> None:
-    """Declare -q and -v, which every command has."""
+    """Declare the options that every command has."""
 
 
-def _verbosity() -> list[Any]:
+def _common_options() -> list[Any]:
     """Return the options of `_flags`, which no command declares itself."""
     template = typer.Typer(add_completion=False)
     template.command()(_flags)
-    options = [param for param in typer.main.get_command(template).params if param.name in ("_quiet", "_verbose")]
+    names = ("_json", "_quiet", "_verbose")
+    options = [param for param in typer.main.get_command(template).params if param.name in names]
     for option in options:
         option.expose_value = False
     return options

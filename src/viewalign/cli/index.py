@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viewalign.cli.grammar import settings_of
-from viewalign.utils.console import print_first, show_excluded, stages
+from viewalign.cli.grammar import Result, settings_of
+from viewalign.utils.console import EXIT_CODE, print_first, show_excluded, stages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ def index(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="CATALOGUE", help="The catalogue to write.")] = Path(
         "catalogue.json"
     ),
-) -> None:
+) -> Result:
     r"""List the 3D images under SOURCE in a catalogue.
 
     Only headers are read; no file is changed or renamed.
@@ -62,8 +63,6 @@ def index(
 
     Exit code: 0 all files are in the catalogue, 3 some are excluded, 1 no volume found.
     """
-    from rich.console import Console
-
     import viewalign
     from viewalign.data.audit import audit, findings_path
     from viewalign.data.indexing import excluded_path
@@ -72,18 +71,25 @@ def index(
 
     with stages() as report:
         found = viewalign.index(sources, out, on_progress=report, **settings_of(context))
-    console = Console()
-    show_excluded(console, [(exclusion.file, exclusion.reason) for exclusion in found.excluded])
-    summary = summarise(found)
-    show_table(console, summary)
-    show_suspects(console, summary["suspects"])
-    show_audit(console, audit(found))
+    summary = {key: value for key, value in summarise(found).items() if key != "entries"}
     lines = [f"Catalogue: {out}", f"Page:      {page_path(out)}"]
     lines += [f"Suspect:   {findings_path(out)}"] if summary["suspects"] else []
     lines += [f"Excluded:  {excluded_path(out)}"] if found.excluded else []
-    for line in (*lines, f"Next: viewalign prepare {out} -o store"):
+    lines.append(f"Next: viewalign prepare {out} -o store")
+    facts = {"catalogue": out, "page": page_path(out), "excluded_files": excluded_path(out), **summary}
+    return Result(facts, partial(_print, summary, audit(found), lines), EXIT_CODE if found.excluded else 0)
+
+
+def _print(summary: dict[str, Any], rows: Sequence[AuditRow], lines: list[str]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    show_excluded(console, [(each["file"], each["reason"]) for each in summary["excluded"]])
+    show_table(console, summary)
+    show_suspects(console, summary["suspects"])
+    show_audit(console, rows)
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(3 if found.excluded else 0)
 
 
 def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:

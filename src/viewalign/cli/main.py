@@ -17,28 +17,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from viewalign import __version__
-from viewalign.cli.compare import compare
+from viewalign.cli.compat import fomo, nnunet, task
 from viewalign.cli.demo import demo
 from viewalign.cli.doctor import doctor
-from viewalign.cli.embed import embed
-from viewalign.cli.encoders import encoders
 from viewalign.cli.estimate import estimate
-from viewalign.cli.evaluate import evaluate
+from viewalign.cli.evaluation import compare, embed, evaluate, probe
 from viewalign.cli.export import export
-from viewalign.cli.fetch import fetch
-from viewalign.cli.finetune import finetune
-from viewalign.cli.fomo import fomo
-from viewalign.cli.grammar import Command
+from viewalign.cli.fetch import encoders, fetch
+from viewalign.cli.finetune import finetune, predict
+from viewalign.cli.grammar import Command, Result
 from viewalign.cli.index import index
-from viewalign.cli.nnunet import nnunet
-from viewalign.cli.predict import predict
 from viewalign.cli.prepare import prepare
 from viewalign.cli.pretrain import pretrain
-from viewalign.cli.probe import probe
 from viewalign.cli.recipes import methods, recipes, settings
 from viewalign.cli.report import report
 from viewalign.cli.study import compare_methods, gain, study
-from viewalign.cli.task import task
 from viewalign.cli.verify import verify
 from viewalign.errors import DamageWarning, UserError, report_os_errors
 from viewalign.utils.io import visible
@@ -47,7 +40,7 @@ from viewalign.utils.progress import show_progress
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
 )
-_COMMANDS: dict[str, list[Callable[..., None]]] = {
+_COMMANDS: dict[str, list[Callable[..., Result]]] = {
     "Pretraining": [index, prepare, estimate, pretrain, report, export],
     "Transfer and evaluation": [predict, embed, probe, evaluate, compare, gain, study, compare_methods],
     "More": [demo, recipes, methods, settings, doctor, fetch, encoders, verify],

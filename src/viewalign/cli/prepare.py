@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 from viewalign.cli.index import show_audit
-from viewalign.utils.console import show_excluded, stages
+from viewalign.utils.console import EXIT_CODE, show_excluded, stages
 
 if TYPE_CHECKING:
     from viewalign.data.prepare import PrepareReport
@@ -41,7 +41,7 @@ def prepare(
         bool, typer.Option("--prune", help="List images that are no longer in the source, and remove them.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them without confirmation.")] = False,
-) -> None:
+) -> Result:
     """Orient, crop, resample and normalise every image, and store it.
 
     Images are reoriented to LPS and cropped to their content.
@@ -71,8 +71,9 @@ def prepare(
     except KeyboardInterrupt as stop:
         typer.echo("Stopped. Finished images are kept; run the same command again to continue.", err=True)
         raise typer.Exit(143 if stop.args else 130) from None
-    _print_end(out, done)
-    raise typer.Exit(3 if done.excluded else 0)
+    names = ("prepared", "made", "skipped", "kept", "pruned", "excluded", "missing_parts")
+    facts = {"store": out, **{name: getattr(done, name) for name in names}}
+    return Result(facts, partial(_print_end, out, done), EXIT_CODE if done.excluded else 0)
 
 
 @contextmanager

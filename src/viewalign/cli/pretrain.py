@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 
 
 def pretrain(
@@ -26,7 +26,7 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the newest checkpoint in RUN, or start if there is none.")
     ] = False,
-) -> None:
+) -> Result:
     """Pretrain an encoder without labels.
 
     Every setting of a recipe can be set as key=value. Unknown keys are errors that suggest the closest match; so are
@@ -51,9 +51,9 @@ def pretrain(
     folder = run.folder.root
     if not run.first:
         raise typer.Exit(run.exit_code)
-    if run.finished:
-        typer.echo(f"Done: {run.step} steps. Report: {run.folder.report}\nNext:   viewalign export {folder}")
-        return
-    typer.echo(f"Stopped and saved at step {run.step} of {run.steps}. Resume with")
-    typer.echo(f"  viewalign pretrain {folder / 'config.yaml'} --resume")
-    raise typer.Exit(run.exit_code)
+    report, step, steps, finished = run.folder.report, run.step, run.steps, run.finished
+    facts = {"folder": folder, "report": report, "step": step, "steps": steps, "finished": finished}
+    if finished:
+        return Result(facts, f"Done: {step} steps. Report: {report}\nNext:   viewalign export {folder}")
+    resume_with = f"  viewalign pretrain {folder / 'config.yaml'} --resume"
+    return Result(facts, f"Stopped and saved at step {step} of {steps}. Resume with\n{resume_with}", run.exit_code)

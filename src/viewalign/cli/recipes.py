@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viewalign.cli.grammar import MODELS, model_of
+from viewalign.cli.grammar import MODELS, Result, model_of
 from viewalign.errors import UserError
+
+if TYPE_CHECKING:
+    from viewalign.utils.settings import Setting
 
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe with every setting that it uses.")] = None,
-) -> None:
+) -> Result:
     """List the recipes, or print one of them in full, with the meaning of each setting.
 
     Save a recipe to a file, edit it, and pass the file to `viewalign pretrain`:
@@ -23,13 +27,13 @@ def recipes(
     from viewalign.recipes import loading
 
     if name is not None:
-        typer.echo(loading.to_yaml(loading.load(name), comments=True), nl=False)
-        return
-    for recipe, line in viewalign.list_recipes().items():
-        typer.echo(f"{recipe:22s} {line}")
+        recipe = loading.load(name)
+        return Result(recipe.model_dump(by_alias=True), loading.to_yaml(recipe, comments=True).rstrip("\n"))
+    listed = viewalign.list_recipes()
+    return Result(listed, "\n".join(f"{name:22s} {line}" for name, line in listed.items()))
 
 
-def methods() -> None:
+def methods() -> Result:
     """List the pretraining methods: title, paper, networks, recipes, settings that only some methods use, status.
 
     To use a method, choose one of its recipes; `viewalign recipes` shows all settings:
@@ -45,19 +49,36 @@ def methods() -> None:
     recipes: dict[str, list[str]] = {name: [] for name in METHODS}
     for recipe in loading.names():
         recipes[loading.load(recipe).method].append(recipe)
-    for name, entry in METHODS.items():
-        typer.echo(f"{name}: {entry.title} ({entry.paper})")
-        typer.echo(f"    networks  {', '.join(entry.networks)}")
-        typer.echo(f"    recipes   {', '.join(recipes[name])}")
-        typer.echo(f"    uses      {', '.join(summary(used_settings_of(name))) or 'only common settings'}")
-        typer.echo(f"    status    {entry.status}")
+    facts = {
+        name: {
+            "title": entry.title,
+            "paper": entry.paper,
+            "networks": entry.networks,
+            "recipes": recipes[name],
+            "uses": summary(used_settings_of(name)),
+            "status": entry.status,
+        }
+        for name, entry in METHODS.items()
+    }
+    return Result(facts, "\n".join(_method_text(name, method) for name, method in facts.items()))
+
+
+def _method_text(name: str, method: dict[str, Any]) -> str:
+    lines = [
+        f"{name}: {method['title']} ({method['paper']})",
+        f"    networks  {', '.join(method['networks'])}",
+        f"    recipes   {', '.join(method['recipes'])}",
+        f"    uses      {', '.join(method['uses']) or 'only common settings'}",
+        f"    status    {method['status']}",
+    ]
+    return "\n".join(lines)
 
 
 def settings(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="COMMAND", help="Such as prepare, or finetune segmentation.")
     ] = None,
-) -> None:
+) -> Result:
     """Print the settings of a command as YAML with default, values and meaning; without COMMAND, list the commands.
 
     Save them to a file, edit it, and pass it to the command as config=FILE; the command line overrides the file:
@@ -73,13 +94,17 @@ def settings(
     if model is None:
         if name:
             raise UserError(f"There is no command '{name}' with settings; use one of {', '.join(sorted(MODELS))}.")
-        typer.echo("\n".join(sorted(MODELS)))
-        return
+        return Result({"commands": sorted(MODELS)}, "\n".join(sorted(MODELS)))
+    found = list(describe(model))
+    return Result({"command": name, "settings": found}, "\n".join(_as_yaml(found)))
+
+
+def _as_yaml(settings: list[Setting]) -> Iterator[str]:
     group = ""
-    for one in describe(model):
+    for one in settings:
         if one.group != group:
             group = one.group
-            typer.echo(f"\n## {group}")
-        typer.echo(f"# {one.meaning} [{one.values}]")
+            yield f"\n## {group}"
+        yield f"# {one.meaning} [{one.values}]"
         unset = one.absent or not one.default
-        typer.echo(f"{'# ' if unset else ''}{one.name}: {one.default or 'REQUIRED'}")
+        yield f"{'# ' if unset else ''}{one.name}: {one.default or 'REQUIRED'}"

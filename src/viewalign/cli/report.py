@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.grammar import Result
+
 
 def report(
     run: Annotated[list[Path], typer.Argument(help="The run's folder, or several.", show_default=False)],
@@ -16,7 +18,7 @@ def report(
             "-o", "--out", help="The page; default: report.html in the run, or runs.html.", show_default=False
         ),
     ] = None,
-) -> None:
+) -> Result:
     """Write a page about the health and results of a run, or about several runs.
 
     `viewalign pretrain` and `finetune` write it themselves, at the start, from time to time, and at the end. The run
@@ -46,4 +48,5 @@ def report(
     """
     import viewalign
 
-    typer.echo(viewalign.report(run, out))
+    page = viewalign.report(run, out)
+    return Result({"report": page}, str(page))

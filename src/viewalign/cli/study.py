@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import settings_of
+from viewalign.cli.grammar import Result, settings_of
 
 if TYPE_CHECKING:
     from viewalign.api.studies import StudyPlan
@@ -44,7 +44,7 @@ def study(
     ] = None,
     dry_run: DryRun = False,
     listed: Annotated[bool, typer.Option("--list", help="List the package's studies.")] = False,
-) -> None:
+) -> Result:
     """Pretrain several arms with several seeds, evaluate all in the same way, and compare them in one table.
 
     An arm is a recipe with settings; arms are evaluated by probes of frozen features, by retrieval and by fine-tuning.
@@ -63,17 +63,16 @@ def study(
     from viewalign.studies import loading
 
     if listed:
-        for name in loading.names():
-            typer.echo(f"{name:24s} {loading.headline(name)}")
-        return
+        studies = {name: loading.headline(name) for name in loading.names()}
+        return Result(studies, "\n".join(f"{name:24s} {line}" for name, line in studies.items()))
     if file is None:
         raise UserError("Set a study: one of `viewalign study --list`, or a YAML file.")
     plan = viewalign.study(file, data, out, **settings_of(context))
     if slurm is not None:
         logs = plan.write_slurm(slurm)
-        typer.echo(f"Start it by `sbatch {slurm}`. Its output goes to {logs}, the table to {plan.folder}/table.md.")
-        return
-    _run(plan, only, dry_run)
+        text = f"Start it by `sbatch {slurm}`. Its output goes to {logs}, the table to {plan.folder}/table.md."
+        return Result({"script": slurm, "logs": logs, "folder": plan.folder}, text)
+    return _run(plan, only, dry_run)
 
 
 def gain(
@@ -90,7 +89,7 @@ def gain(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of all results.")] = Path("gain"),
     dry_run: DryRun = False,
-) -> None:
+) -> Result:
     """Measure what pretraining gains over training from scratch, with few and with all labels.
 
     Pretrains on STORE (or takes a finished run, encoder=RUN), fine-tunes the encoder, the untrained network and, if
@@ -114,7 +113,7 @@ def gain(
 
     plan = viewalign.gain(store, labelled, out, **settings_of(context))
     typer.echo(f"Expected: about {duration(plan.estimate())} on this machine, within a factor of two. Folder: {out}")
-    _run(plan, None, dry_run)
+    return _run(plan, None, dry_run)
 
 
 def compare_methods(
@@ -125,7 +124,7 @@ def compare_methods(
     out: Out = None,
     only: Only = None,
     dry_run: DryRun = False,
-) -> None:
+) -> Result:
     """Pretrain with several methods and equal settings, and evaluate them frozen and fine-tuned in one table.
 
     Frozen features are evaluated by a voxel probe and by retrieval; then nnU-Net fine-tunes each encoder, and the
@@ -140,14 +139,11 @@ def compare_methods(
     """
     import viewalign
 
-    _run(viewalign.compare_methods(store, images, labels, out, **settings_of(context)), only, dry_run)
+    return _run(viewalign.compare_methods(store, images, labels, out, **settings_of(context)), only, dry_run)
 
 
-def _run(plan: StudyPlan, only: str | None, dry_run: bool) -> None:
-    if dry_run:
-        for name, status in plan.cells(only).items():
-            typer.echo(f"{status:7s} {name}")
-        return
-    code = plan.run(only)
-    if code:
-        raise typer.Exit(code)
+def _run(plan: StudyPlan, only: str | None, dry_run: bool) -> Result:
+    code = 0 if dry_run else plan.run(only)
+    cells = plan.cells(only)
+    text = "\n".join(f"{status:7s} {name}" for name, status in cells.items()) if dry_run else ""
+    return Result({"folder": plan.folder, "cells": cells}, text, code)

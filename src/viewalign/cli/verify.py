@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from viewalign.cli.grammar import Result
+
 
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A store, a run or an export.", show_default=False)],
-) -> None:
+) -> Result:
     """Compare all files of a store, a run or an export with their checksums.
 
     All files are read. Training checks each image of a store when it first
@@ -34,6 +36,6 @@ def verify(
     what = {"store": "images", "run": "checkpoints", "export": "files"}[found.kind]
     for path, reason in found.problems:
         typer.echo(visible(f"  {path}: {reason}"), err=True)
-    typer.echo(f"The {found.kind} {folder}: {found.checked} {what} checked, {len(found.problems)} problems.")
-    if found.problems:
-        raise typer.Exit(EXIT_CODE)
+    text = f"The {found.kind} {folder}: {found.checked} {what} checked, {len(found.problems)} problems."
+    facts = {"folder": folder, "kind": found.kind, "checked": found.checked, "problems": found.problems}
+    return Result(facts, text, EXIT_CODE if found.problems else 0)

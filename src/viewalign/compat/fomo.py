@@ -107,7 +107,7 @@ def _write_case(source: Path, subject: str, session: Path, name: str, out: Path)
         except UserError as problem:
             raise ExcludedImageError(f"{path.name}: {problem}") from None
     if not volumes:
-        raise ExcludedImageError("has no sequence of this task")
+        raise ExcludedImageError("has none of this task's sequences")
     first, labels = _labels(_label_file(source, subject, session.name), volumes)
     # All images are read and resampled before the first is written, so that no case is incomplete.
     images = []

@@ -26,8 +26,7 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans
 from viewalign.networks.registry import PRIMUS
-from viewalign.weights import adaptation_plan as adaptation
-from viewalign.weights import client_forms, files, token_order
+from viewalign.weights import adaptation_plan, client_forms, files, token_order
 from viewalign.weights.export import export_run, write_checkpoint
 from viewalign.weights.run_folder import RunFolder
 from viewalign.weights.run_state import Weights
@@ -116,7 +115,7 @@ def for_classification(root: Mapping[str, Any]) -> dict[str, Any]:
     d, h, w = (side // n for side, n in zip(plan["pretrain_patch_size"], step, strict=True))
     weights = token_order.to_hdw(client_forms.without_layer_scale(weights), (d, h, w))
     name = plan["trainer_name"].replace("viewalign_", token_order.HDW_PREFIX, 1)
-    return adaptation.checkpoint(weights, {**plan, "trainer_name": name}, root["current_epoch"], root["citations"])
+    return adaptation_plan.checkpoint(weights, {**plan, "trainer_name": name}, root["current_epoch"], root["citations"])
 
 
 def dropped_by_classification(root: Mapping[str, Any]) -> tuple[str, ...]:

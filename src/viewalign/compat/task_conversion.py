@@ -25,7 +25,7 @@ class ConvertSettings(Settings):
 
     kind: Kind | None = Field(None, description="Kind of the task; null: inferred from the labels.")
     target: str = Field("", description="BIDS: the column of participants.tsv with the labels.")
-    channels: Names = Field((), description="Channels, as T1w,FLAIR or swi|t2s; empty for all that there are.")
+    channels: Names = Field((), description="Channels, as T1w,FLAIR or swi|t2s; empty for all.")
     task: Literal[1, 3] | None = Field(None, description="FOMO: 1 (infarct) or 3 (age).")
 
 

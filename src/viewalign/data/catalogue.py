@@ -102,7 +102,7 @@ class SeriesSource:
 class Record:
     """One image with its session, subject and dataset; paths are resolved.
 
-    `image_id` is unique within a catalogue, `subject_id` names the person across sessions, `units` are those of PET.
+    `image_id` is unique within a catalogue, `subject_id` identifies the subject across sessions; `units` are of PET.
     """
 
     collection: str
@@ -197,7 +197,7 @@ def read_catalogue(path: Path) -> Collection:
     except FileNotFoundError:
         raise UserError(f"There is no catalogue {path}. Make one with `viewalign index FOLDER -o {path}`.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no catalogue: it is not valid JSON ({error}).") from None
+        raise UserError(f"{path} is not a catalogue: it is not valid JSON ({error}).") from None
     except OSError as error:
         raise UserError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
     return _collection(raw, str(path))

@@ -101,7 +101,7 @@ def resampled_geometry(
 
 
 def resample(array: NDArray[np.float32], new_shape: Shape, how: Interpolation = "linear") -> NDArray[np.float32]:
-    """Return a new array, resampled trilinearly or by cubic B-splines; beyond the outermost centres the edge holds."""
+    """Return a new array, resampled trilinearly or by cubic B-splines; edge values are repeated outside."""
     if array.shape == new_shape:
         return np.array(array, order="C")
     return _cubic(array, new_shape) if how == "cubic" else _linear(array, new_shape)

@@ -129,7 +129,7 @@ def read_excluded(catalogue: Path) -> list[Exclusion]:
     try:
         return [Exclusion(str(entry["file"]), str(entry["reason"])) for entry in read_json(path)]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no list of refused files. Run `viewalign index` again or remove it.") from None
+        raise UserError(f"{path} is not a list of excluded files. Run `viewalign index` again or remove it.") from None
 
 
 def _distinct_datasets(findings: Sequence[SourceContents]) -> list[ImageRecord]:

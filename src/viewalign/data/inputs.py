@@ -48,7 +48,7 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
         collection, excluded = read_catalogue(path), read_excluded(path)
     records = list(collection.records(path.absolute().parent))
     if not records and not excluded:
-        raise UserError(f"The catalogue {path} holds no images.")
+        raise UserError(f"The catalogue {path} contains no images.")
     return Catalogue(records, excluded, quality_scores(collection))
 
 

@@ -39,7 +39,7 @@ _ARRAYS = (*(f".{kind}.b2nd" for kind in MASK_KINDS), ".b2nd")
 
 # Super-crops of pairs of views ÷ unpacking just their voxels (benchmarks/reads.py): blocks of 16 take 1.5 / 1.3 / 1.1
 # / 1.0 times for views of 48 / 64 / 96 / 128, blocks of 32 take 2.2 / 1.8 / 1.4 / 1.2 times, but unpack faster: at 128
-# they take 19 ms against 24. Chunks of 32 to 128 are alike. Level 8 reads no faster than 5, is no smaller and takes
+# they take 19 ms against 24. Chunks of 32 to 128 are equal. Level 8 reads no faster than 5, is no smaller and takes
 # five times as long to write.
 _BLOCK, _LARGE_BLOCK, _LARGE_VIEW = 16, 32, 112
 _CHUNK = 64
@@ -62,7 +62,7 @@ def entry_path(dataset: str, subject: str, session: str, image: str) -> str:
 def safe_name(name: str) -> str:
     """Return `name` as a file name: letters, digits, `.`, `_`, `-`; changed names get a hash to stay unique."""
     clean = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip(".") or "_"
-    if clean == name and not name.endswith(tuple(f".{kind}" for kind in MASK_KINDS)):  # those would be mask files
+    if clean == name and not name.endswith(tuple(f".{kind}" for kind in MASK_KINDS)):  # suffixes of masks
         return name
     return f"{clean}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
@@ -226,6 +226,11 @@ class ImageProgress:
     excluded: int
     file: str
     reason: str | None = None
+
+    def words(self, what: str) -> str:
+        """Return the work and its counts, as `Preparing, 3 already there`."""
+        counts = [(self.skipped, "already there"), (self.excluded, "excluded")]
+        return ", ".join([what, *(f"{count} {state}" for count, state in counts if count)])
 
 
 ProgressListener = Callable[[ImageProgress], None]

@@ -235,7 +235,7 @@ def _check_sources(records: Sequence[Record]) -> None:
         raise UserError(
             f"{len(missing)} of the catalogue's {len(records)} files cannot be reached, such as {missing[0]}. Nothing "
             "was changed. Is a disk or network share missing? To add images to a store whose earlier sources were "
-            "archived, prepare a catalogue of the new ones alone."
+            "archived, prepare a catalogue with only the new ones."
         )
 
 

@@ -181,7 +181,7 @@ def content_box(*arrays: NDArray[np.generic]) -> Box:
     ends = [np.flatnonzero(line)[[0, -1]] for line in (planes, area.any(axis=1), area.any(axis=0))]
     box = [(int(first), int(last) + 1) for first, last in ends]
     if any(stop - start < 2 for start, stop in box):
-        raise ExcludedImageError("all its non-zero voxels lie in one slice")
+        raise ExcludedImageError("all its non-zero voxels are in one slice")
     return box[0], box[1], box[2]
 
 

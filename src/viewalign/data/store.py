@@ -115,7 +115,7 @@ class Store:
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"The index of the store {folder} is damaged: {error}. Run the same `viewalign prepare` again; it "
-                "writes the index anew."
+                "writes a new index."
             ) from None
 
     def __len__(self) -> int:

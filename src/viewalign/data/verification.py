@@ -17,7 +17,7 @@ _BLOCK = 1 << 20
 def image_damage(mark: Path) -> list[tuple[Path, str]]:
     """Return the damaged files of a stored image, each with the reason.
 
-    Every array is read once, for its CRC-32. Images of before checksums were written are checked for their size alone.
+    Every array is read once, for its CRC-32. Of images without checksums, of earlier versions, the size is checked.
 
     Args:
         mark: the JSON of the image's properties.
@@ -36,7 +36,7 @@ def _damage(path: Path, size: int, wanted: str | None) -> str | None:
     try:
         present = path.stat().st_size
         if present != size:
-            return f"it has {present:,} bytes and not {size:,}"
+            return f"it has {present:,} bytes instead of {size:,}"
         found = 0
         with path.open("rb") as file:
             while wanted is not None and (block := file.read(_BLOCK)):
@@ -44,7 +44,7 @@ def _damage(path: Path, size: int, wanted: str | None) -> str | None:
     except OSError as problem:
         return f"it cannot be read: {problem.strerror}"
     same = wanted is None or f"{found:08x}" == wanted
-    return None if same else f"its checksum is {found:08x} and not {wanted}, as it was written"
+    return None if same else f"its checksum is {found:08x}, but {wanted} was recorded"
 
 
 class CheckedImages:

@@ -229,7 +229,7 @@ def catch_image_errors(prepare: Callable[[], int], stored: Callable[[], int]) ->
 
 def stored_image_stays(reason: str) -> str:
     """Return the reason of an image that could not be prepared again, with the consequence for the store."""
-    return f"{reason}; the image that was prepared before stays"
+    return f"{reason}; the image that was prepared before is kept"
 
 
 def unwritable(folder: Path, error: OSError) -> str:

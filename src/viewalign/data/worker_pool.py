@@ -106,7 +106,7 @@ class SubprocessWorker:
         except (EOFError, ConnectionError):
             pass
         self.kill()
-        raise UserError(f"No worker process could be started with {sys.executable}; workers=0 does without.")
+        raise UserError(f"No worker process could be started with {sys.executable}; workers=0 uses none.")
 
     def _epitaph(self) -> str:
         assert self._process is not None
@@ -167,13 +167,13 @@ def run_jobs(
 ) -> Iterator[tuple[Job, Result | WorkerLost]]:
     """Yield (job, result) as results arrive.
 
-    Each job runs in a child process. A job whose process died is tried again at the end, with no other job running:
-    others may have caused it, such as by taking all memory.
+    Each job runs in a child process. A job whose process died is tried again at the end, when no other job
+    runs: others may have caused it, such as by taking all memory.
 
     Args:
         work: a function of a module, so that it can be sent to another process.
         jobs: taken one by one, never more than a few ahead of the results.
-        workers: how many jobs run at a time, or a function that returns it; 0 runs all in this process, unguarded.
+        workers: how many jobs run at a time, or a function that returns it; 0 runs all in this process, unprotected.
         seconds: how long a job may take.
         executor: runs the jobs; None uses threads of this process, each with a child.
     """
@@ -244,7 +244,7 @@ def _result(future: Future[Result | WorkerLost]) -> Result | WorkerLost:
         return future.result()
     except Exception as problem:
         if type(problem).__name__ in _LOST_WORKER:
-            return WorkerLost(f"the worker that had it was lost ({type(problem).__name__})")
+            return WorkerLost(f"its worker was lost ({type(problem).__name__})")
         raise
 
 
@@ -286,10 +286,12 @@ def dask_cluster(address: str, store: Path) -> Iterator[Cluster]:
             if version != viewalign.__version__:
                 raise UserError(
                     f"The worker {worker} has viewalign {version}, and this is {viewalign.__version__}. Install the "
-                    "same version everywhere, for stores must not depend on who made them."
+                    "same version everywhere, as stores must not depend on it."
                 )
             if not sees:
-                raise UserError(f"The worker {worker} does not see {store.absolute()}. Give a folder that all share.")
+                raise UserError(
+                    f"The worker {worker} cannot access {store.absolute()}. Use a folder that all workers share."
+                )
         yield Cluster(client.get_executor(retries=0), lambda: sum(client.nthreads().values()), len(facts))
     finally:
         client.close()

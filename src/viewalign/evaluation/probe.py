@@ -33,7 +33,7 @@ def run_probe(
     task: str | Path,
     out: Path,
     plan: ProbeSettings,
-) -> list[tuple[str, str]]:
+) -> dict[str, Any]:
     """Probe encoders on a task, write a JSON file and log a table.
 
     Args:
@@ -43,7 +43,7 @@ def run_probe(
         plan: settings.
 
     Returns:
-        Name and reason of each unusable case.
+        The content of the JSON file; `excluded` has name and reason of each unusable case.
 
     Raises:
         UserError: the task or an encoder cannot be used.
@@ -75,7 +75,7 @@ def run_probe(
     write_json(out, results)
     _log.info("%s", summary(scores, curves, differences, spec))
     _log.info("Results: %s", out)
-    return excluded
+    return results
 
 
 def evaluation_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int) -> list[Fold]:

@@ -18,7 +18,7 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.evaluation.segmentation_metrics import CaseScore, ClassScore, Rules
 from viewalign.evaluation.statistics import Interval, align_columns, bootstrap_interval
-from viewalign.utils.io import atomic_write, write_json
+from viewalign.utils.io import atomic_write, plain_values, write_json
 
 Metric = Literal["dice", "nsd"]
 METRICS: tuple[Metric, ...] = ("dice", "nsd")
@@ -139,7 +139,7 @@ class Evaluation:
             "without_reference": list(self.extra),
             **(facts or {}),
         }
-        plain: dict[str, Any] = _without_nan(tree)
+        plain: dict[str, Any] = plain_values(tree)
         return plain
 
     def _write_csv(self, path: Path) -> None:
@@ -151,15 +151,6 @@ class Evaluation:
                     values = ["" if math.isnan(value) else f"{value:.6f}" for value in (score.dice, score.nsd)]
                     counts = [score.reference_voxels, score.prediction_voxels]
                     writer.writerow([case.name, label, *values, self.rules.tolerances[label], *counts])
-
-
-def _without_nan(tree: Any) -> Any:
-    """Replace NaN by None, as JSON has no NaN."""
-    if isinstance(tree, dict):
-        return {key: _without_nan(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_without_nan(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _versions() -> dict[str, str]:

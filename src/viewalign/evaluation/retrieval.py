@@ -20,7 +20,7 @@ from viewalign.views import lattice
 from viewalign.views.alignment import find_correspondences
 from viewalign.views.batch import ViewBatch, sample_views
 from viewalign.views.feature_grids import common_grid, resize
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights.encoder import Encoder
 

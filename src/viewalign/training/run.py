@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import viewalign
-from viewalign.config import PhotometricSettings, Recipe, RuntimeSettings, ViewSettings
+from viewalign.config import Recipe, RuntimeSettings, ViewSettings
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import default_workers
 from viewalign.errors import UserError
@@ -43,7 +43,6 @@ from viewalign.utils.precision import settle
 from viewalign.utils.rng import make_rng
 from viewalign.views.alignment import align
 from viewalign.views.batch import build_views, sample_views
-from viewalign.views.intensity import IntensityConfig
 from viewalign.views.latentcampus import misplacement, sample_latentcampus
 from viewalign.views.samples import SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
@@ -302,11 +301,6 @@ def view_sampling_config(views: ViewSettings) -> ViewSamplingConfig:
     )
 
 
-def intensity_config(settings: PhotometricSettings) -> IntensityConfig:
-    """Unpack the photometric settings."""
-    return IntensityConfig(**settings.model_dump())
-
-
 def alignment_error(recipe: Recipe) -> float:
     """Return the distance in voxels between the positions that a run with this recipe compares; 0 up to rounding.
 
@@ -376,7 +370,7 @@ def _feed(
     held_out = SampleReader(volumes=split.validation, purpose="validation", **read) if len(split.validation) else None
 
     def build(samples: Samples, plain: bool) -> Any:
-        changes = None if plain else intensity_config(views.photometric)
+        changes = None if plain else views.photometric
         return build_views(samples, views.patch_size, changes, fabric.device, recipe.seed)
 
     return DataModule(

@@ -14,7 +14,6 @@ from viewalign.methods.registry import build_method, requirements_of
 from viewalign.training.optimizers import build_optimizer
 from viewalign.utils.precision import Precision, autocast, choose_device
 from viewalign.views.batch import build_views
-from viewalign.views.intensity import IntensityConfig
 from viewalign.views.samples import ArraySource, Sample, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
@@ -106,7 +105,7 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        batch = build_views(samples, size, IntensityConfig(**recipe.views.photometric.model_dump()), device)
+        batch = build_views(samples, size, recipe.views.photometric, device)
         with autocast(device.type, precision):
             loss = method(batch).loss
         loss.backward()

@@ -27,13 +27,13 @@ EXIT_CODE = 3
 """Some cases were excluded, the others succeeded."""
 
 
-def exit_if_excluded(excluded: Sequence[tuple[str, str]]) -> None:
-    """List the cases that could not be used, and exit with code 3 if there are any."""
+def code_of_excluded(excluded: Sequence[tuple[str, str]]) -> int:
+    """List the cases that could not be used on standard error; return the exit code, 3 if there are any, else 0."""
     if not excluded:
-        return
+        return 0
     typer.echo(f"{len(excluded)} cases could not be used:", err=True)
     echo_first([f"{name}: {reason}" for name, reason in excluded])
-    raise typer.Exit(EXIT_CODE)
+    return EXIT_CODE
 
 
 def echo_first(lines: Sequence[str]) -> None:

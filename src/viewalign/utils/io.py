@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; the file is flushed to disk and renamed when the block succeeds.
 
     If the block fails, as on a full disk, the previous file is kept and the partial file is removed. The name is
-    unique,
-    so that several processes may write the same file: the last one to finish replaces the others' files.
+    unique, so that several processes may write the same file: the last one to finish replaces the others' files.
     """
     with partial_write(path) as partial:
         yield partial
@@ -103,6 +104,24 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as partial:
         partial.write_bytes(save(held, metadata={"format": "pt"}))
+
+
+def plain_values(tree: Any) -> Any:
+    """Return values that JSON has.
+
+    Dataclasses become mappings, sets and arrays lists, NaN and infinities None, and paths and other objects text.
+    """
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return {field.name: plain_values(getattr(tree, field.name)) for field in fields(tree)}
+    if isinstance(tree, Mapping):
+        return {str(key): plain_values(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple | set | frozenset):
+        return [plain_values(value) for value in tree]
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if hasattr(tree, "tolist"):
+        return plain_values(tree.tolist())
+    return tree if tree is None or isinstance(tree, str | int) else str(tree)
 
 
 def write_json(path: Path, tree: Any) -> None:

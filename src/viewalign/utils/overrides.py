@@ -75,9 +75,15 @@ def closest(word: str, known: Iterable[str]) -> str:
     return _meant(same_leaf) or similar(word if dotted else leaf, names)
 
 
-def similar(word: str, names: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the name most similar to a word, or an empty string; dots are letters."""
-    return _meant(difflib.get_close_matches(word, list(names), n=1, cutoff=0.5))
+def similar(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ` (did you mean 'x'?)` for the name most similar to a word, or an empty string; dots are letters.
+
+    Args:
+        word: unknown.
+        names: known.
+        cutoff: least similarity, from 0 to 1 (`difflib.SequenceMatcher.ratio`).
+    """
+    return _meant(difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff))
 
 
 def _meant(found: Sequence[str]) -> str:

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 Bar = Callable[[int, int], None]
 """A function of (done, total)."""
 _CONSOLE = "viewalign console"
-_state: dict[str, bool] = {"bars": False, "line": True}
+_state: dict[str, bool | None] = {"shown": None}
+"""Whether progress is shown; None, as in a script: the progress line of a training is, bars are not."""
 
 
 def progress_bar(what: str, note: Callable[[], str] | None = None) -> AbstractContextManager[Bar]:
@@ -23,7 +24,7 @@ def progress_bar(what: str, note: Callable[[], str] | None = None) -> AbstractCo
         what: the work, e.g. `Preprocessing`.
         note: called for a short text to show behind the bar.
     """
-    if not _state["bars"]:
+    if not _state["shown"]:
         return nullcontext(lambda done, total: None)  # noqa: ARG005
     from viewalign.utils.console import console_bar
 
@@ -32,7 +33,7 @@ def progress_bar(what: str, note: Callable[[], str] | None = None) -> AbstractCo
 
 def shows_line() -> bool:
     """Return whether a training shows its progress line."""
-    return _state["line"]
+    return _state["shown"] is not False
 
 
 def reset_progress() -> logging.Logger:
@@ -42,7 +43,7 @@ def reset_progress() -> logging.Logger:
         if handler.name == _CONSOLE:
             logger.removeHandler(handler)
     logger.setLevel(logging.NOTSET)
-    _state.update(bars=False, line=True)
+    _state["shown"] = None
     return logger
 
 
@@ -67,4 +68,4 @@ def show_progress(level: int = logging.INFO) -> None:
         handler.name = _CONSOLE
         logger.addHandler(handler)
     logger.setLevel(min(level, logging.INFO))  # a run's own run.log has messages that the console does not show
-    _state.update(bars=first and level <= logging.INFO, line=first and level <= logging.INFO)
+    _state["shown"] = first and level <= logging.INFO

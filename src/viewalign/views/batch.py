@@ -15,7 +15,7 @@ from viewalign.utils.rng import make_rng, make_torch_generator
 from viewalign.utils.shapes import Size, spatial_size
 from viewalign.views import intensity as transforms
 from viewalign.views import resampling
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.samples import ArraySource, Sample, SampleReader
 from viewalign.views.sampling import ISOTROPIC, Spacing, ViewSamplingConfig
 

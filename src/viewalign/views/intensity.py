@@ -13,26 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.views.intensity_config import IntensityConfig
+
 Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class IntensityConfig:
-    """Probabilities and ranges of the transforms; the settings `views.photometric` describe each."""
-
-    p_brightness: float = 0.15
-    brightness: Range = (0.75, 1.25)
-    p_contrast: float = 0.15
-    contrast: Range = (0.75, 1.25)
-    p_gamma: float = 0.3
-    p_gamma_inverted: float = 0.1
-    gamma: Range = (0.7, 1.5)
-    p_low_resolution: float = 0.1
-    low_resolution: Range = (0.5, 1.0)
-    p_blur: float = 0.2
-    blur_sigma: Range = (0.5, 1.0)
-    p_noise: float = 0.1
-    noise_variance: Range = (0.0, 0.1)
 
 
 @dataclass(frozen=True)

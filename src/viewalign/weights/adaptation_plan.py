@@ -67,7 +67,7 @@ def adaptation_plan(
 
 
 def schemes_of(plan: Mapping[str, Any]) -> list[str]:
-    """Return the names of the normalisations of a plan's images, one a channel; none if the plan does not say them."""
+    """Return the normalisations of a plan's images, one per channel; empty if the plan does not state them."""
     configurations = (plan.get("pretrain_plan") or {}).get("configurations") or {}
     first: Any = next(iter(configurations.values()), {})
     return [str(name) for name in first.get("normalization_schemes") or ()] if isinstance(first, Mapping) else []

@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         if images.ndim != 5 or images.shape[1] != channels:
             raise ValueError(f"the encoder takes images (N, {channels}, D, H, W), not {tuple(images.shape)}")
         if self._one_size and size != self.size:
-            raise ValueError(f"this encoder takes images of {self.size} voxels alone, not {size}")
+            raise ValueError(f"this encoder takes images of {self.size} voxels only, not {size}")
         self.backbone.check_size((size[0], size[1], size[2]), "images")
         maps = self.backbone.maps(self.backbone.encode(images))
         return EncoderOutput(maps, torch.cat([one.float().mean((2, 3, 4)) for one in maps], dim=1))
@@ -131,7 +131,7 @@ def _from_source(source: Source) -> Encoder:
     """
     name = reading.network_of(source)
     if source.family == "primus" and source.grid is None:
-        raise UserError(f"{source.file} does not say on which views its Primus was trained, so it cannot be built.")
+        raise UserError(f"{source.file} does not state the view size of its Primus, so that it cannot be built.")
     size = reading.size_of(name, source)
     channels = source.state[weight_names.STEM[source.family]].shape[1]
     backbone = build_backbone(name, size, channels)

@@ -22,8 +22,7 @@ from viewalign.methods.registry import entry_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, unet_arguments
 from viewalign.utils.io import write_bytes, write_tensors
-from viewalign.weights import adaptation_plan as adaptation
-from viewalign.weights import client_forms, model_card
+from viewalign.weights import adaptation_plan, client_forms, model_card
 from viewalign.weights import encoder as encoders
 from viewalign.weights.files import check_finite, sha256_of
 from viewalign.weights.run_folder import RunFolder, read_log
@@ -225,7 +224,7 @@ def _plan(recipe: Recipe, state: dict[str, Any], trainer_name: str) -> dict[str,
     network = recipe.network
     size, preparation = recipe.views.patch_size, state["preparation"]
     return {
-        **adaptation.plan_of(network.name, network.channels, size, recipe.method, preparation),
+        **adaptation_plan.plan_of(network.name, network.channels, size, recipe.method, preparation),
         "trainer_name": trainer_name,
     }
 
@@ -236,12 +235,12 @@ def _epochs(state: dict[str, Any]) -> int:
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Tensor], plan: dict[str, Any], epochs: int) -> None:
-    """Write `checkpoint_final.pth` and `adaptation_plan.json` into a folder; arguments as for `adaptation.checkpoint`.
+    """Write `checkpoint_final.pth` and `adaptation_plan.json` into a folder; see `adaptation_plan.checkpoint`.
 
     Raises:
         OSError: the disk cannot be written.
     """
-    (folder / _NNSSL_FILES[0]).write_bytes(_saved(adaptation.checkpoint(state, plan, epochs)))
+    (folder / _NNSSL_FILES[0]).write_bytes(_saved(adaptation_plan.checkpoint(state, plan, epochs)))
     (folder / _NNSSL_FILES[1]).write_text(json.dumps(plan, indent=4, sort_keys=True))
 
 

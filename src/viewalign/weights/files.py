@@ -35,16 +35,16 @@ def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     except pickle.UnpicklingError as problem:
         if "unsupported global" in str(problem).lower():
             raise UserError(
-                f"{file} is refused: besides tensors and plain values it holds pickled objects, which could run code."
+                f"{file} is rejected: it contains pickled objects besides tensors and plain values, and could run code."
             ) from None
         raise UserError(
-            f"{file} cannot be read as tensors and plain values alone: it is damaged, or it needs pickle."
+            f"{file} cannot be read as tensors and plain values: it is damaged, or it needs pickle."
         ) from None
     except Exception as problem:
         reason = str(problem).split(". ")[0].splitlines() or [type(problem).__name__]
-        raise UserError(f"{file} cannot be read ({reason[0]}); it is damaged or no checkpoint.") from None
+        raise UserError(f"{file} cannot be read ({reason[0]}); it is damaged or not a checkpoint.") from None
     if not isinstance(root, dict):
-        raise UserError(f"{file} is no checkpoint: it holds a {type(root).__name__} where names and tensors should be.")
+        raise UserError(f"{file} is not a checkpoint but a {type(root).__name__}, without names and tensors.")
     return root
 
 
@@ -63,7 +63,7 @@ def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
     finite = torch.stack([torch.isfinite(value).all() for value in weights.values()])
     if not finite.all():
         name = list(weights)[int((~finite).nonzero()[0])]
-        raise UserError(f"{source} holds numbers that are not finite, in {name}; use another checkpoint.")
+        raise UserError(f"{source} has values that are not finite, in {name}; use another checkpoint.")
 
 
 def sha256_of(file: Path) -> str:
@@ -99,10 +99,10 @@ def load_safetensors(file: Path, facts_file: str) -> tuple[dict[str, Tensor], di
     try:
         digest = facts.get("sha256")
         if digest and sha256_of(file) != digest:
-            raise UserError(f"{file} is damaged: its checksum is not the one in {facts_file}.")
+            raise UserError(f"{file} is damaged: its checksum differs from the one in {facts_file}.")
         return load_file(file), facts
     except (OSError, SafetensorError) as problem:
-        raise UserError(f"{file} cannot be read ({problem}); it is damaged or something else.") from None
+        raise UserError(f"{file} cannot be read ({problem}); it is damaged or not a safetensors file.") from None
 
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -154,6 +154,6 @@ def _check_architecture(architecture: Mapping[str, Any], file: Path) -> None:
     for allowed, name in named:
         if name is not None and not allowed.fullmatch(str(name)):
             raise UserError(
-                f"{file} is refused: it makes nnU-Net import {name}, which is no network of "
-                "dynamic-network-architectures and no layer of torch, and could run code."
+                f"{file} is rejected: it makes nnU-Net import {name}, which is neither a network of "
+                "dynamic-network-architectures nor a layer of torch, and could run code."
             )

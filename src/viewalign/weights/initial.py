@@ -71,7 +71,7 @@ def load_initial(
     """
     target = weight_names.own_branch(dict(method.named_parameters()))
     family = weight_names.family_of(target)
-    assert family is not None, "every backbone is of a known family"
+    assert family is not None, "every backbone has a known family"
     order = None if token_order == "auto" else token_order
     # A public name is kept, since its entry says more than its file.
     file, note = (path, "") if str(path) in ENCODERS else resolve_checkpoint(remote.locate(path), family)
@@ -81,7 +81,7 @@ def load_initial(
     if source.family != family:
         raise UserError(
             f"{file} holds weights of a {sources.family_words(source.family)}, but this run trains a "
-            f"{sources.family_words(family)}. Take weights of the same network, or set network= to theirs."
+            f"{sources.family_words(family)}. Use weights of the same network, or set network= to theirs."
         )
     fitted = loading.fit(target, source, size, min_share, "init.min_share")
     _fill(method, target, fitted.state)

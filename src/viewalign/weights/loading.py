@@ -68,8 +68,8 @@ def fit(
         target: tensors by the names of `weight_names`; only their shapes are used.
         source: pretrained weights.
         size: (D, H, W) of the target's images; only a Primus needs it, for its positions.
-        min_share: of the target encoder's elements that must be covered. Its first convolution must be in any case,
-            unless this is 0: behind a random one the rest is worth nothing.
+        min_share: of the target encoder's elements that must be covered. Unless it is 0, the first convolution must
+            be covered too: behind a random one the other weights are useless.
         setting: name of `min_share` in messages.
         encoder_only: ignore weights outside the encoder, such as those of a decoder.
 
@@ -82,7 +82,7 @@ def fit(
     if source.family != family:
         raise UserError(
             f"{source.file} holds weights of a {family_words(source.family)}, but the network to fill is a "
-            f"{family_words(family)}. Take weights of the same kind of network."
+            f"{family_words(family)}. Use weights of the same kind of network."
         )
     given: Mapping[str, Tensor] = source.state
     if encoder_only:
@@ -117,8 +117,8 @@ def _too_little(file: str, report: matching.Report, share: float, least: float, 
     named = ", ".join(row.name + (f" ({row.note})" if row.note else "") for row in rows[:_NAMED])
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return (
-        f"{file} covers {share:.1%} of the encoder, and {setting}={least:g} asks for {least:.1%}. Not covered: "
-        f"{named}{more}. Take weights of the same network, or lower {setting}."
+        f"{file} covers {share:.1%} of the encoder, and {setting}={least:g} requires {least:.1%}. Not covered: "
+        f"{named}{more}. Use weights of the same network, or lower {setting}."
     )
 
 

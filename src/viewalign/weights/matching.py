@@ -126,7 +126,7 @@ def match_weights(
         if tensor is not None:
             state[name] = tensor
     unknown = [name for name in source if name not in target]
-    rows += [Row(name, "left", "there is no such weight here", source[name].numel(), False) for name in unknown]
+    rows += [Row(name, "left", "the network has no such weight", source[name].numel(), False) for name in unknown]
     return Matched(state, Report(tuple(rows)))
 
 

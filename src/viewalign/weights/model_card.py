@@ -38,32 +38,32 @@ import torch, viewalign
 encoder = viewalign.load_encoder("{folder}")
 features = encoder(torch.randn(1, {channels}, {shape}))
 features.maps    # feature maps, finest first
-features.pooled  # one vector an image
+features.pooled  # one vector per image
 ```
 
 `checkpoint_final.pth` and `adaptation_plan.json` are for nnU-Net and nnssl. Images must be prepared as above: {axes}.
-nnU-Net does not reorient images; see to it that yours lie alike.
+nnU-Net does not reorient images; yours must have the same orientation.
 
 ## How it was trained
 
 {health}
-All settings, of which none tells whose images these were:
+All settings (none identifies a subject):
 
 ```yaml
 {recipe}```
 
 ## Limits
 
-The encoder has seen only the data named above. It makes no diagnosis and was checked on no clinical task. {licence} Say
-here where the data came from and whom it represents, before you publish these weights.
+The encoder was trained only on the data named above. It makes no diagnosis and was not evaluated on a clinical task.
+{licence} Before you publish these weights, state here the origin of the data and the population that it represents.
 
 ## Cite
 
 - the method: {title}, {paper}
-- the software: viewalign {version}, as its CITATION.cff has it
+- the software: viewalign {version}, see its CITATION.cff
 {cite}"""
 
-_VERDICTS = """How its features looked at the end (`viewalign report` shows them over time):
+_VERDICTS = """Health of its features at the end (`viewalign report` shows it over time):
 
 | figure | value | verdict |
 |---|---|---|
@@ -87,7 +87,7 @@ def render(
         UserError: an invalid licence.
     """
     if licence is not None and not _LICENCE.fullmatch(licence):
-        raise UserError(f"'{licence}' is no abbreviation of a licence; write one such as cc-by-4.0 or apache-2.0.")
+        raise UserError(f"'{licence}' is not an abbreviation of a licence; use one such as cc-by-4.0 or apache-2.0.")
     network = facts["network"]["name"]
     spacing = facts["preparation"].get("spacing")
     size = facts["size"]
@@ -122,7 +122,7 @@ def render(
 def _health(rows: list[dict[str, Any]]) -> str:
     """Return the last verdicts on the features as a table."""
     if not rows:
-        return "The run was too short for figures of its features.\n"
+        return "The run was too short to measure its features.\n"
     lines = (f"| {row['title']} | {row['value']:.3g} | {row['level']} |" for row in rows)
     return _VERDICTS.format(rows="\n".join(lines))
 
@@ -133,4 +133,4 @@ def _axes(plans: dict[str, Any] | None) -> str:
         return "axes in LPS order with the array as (z, y, x)"
     forward = plans["transpose_forward"]
     turned = "" if forward == [0, 1, 2] else f", transposed to {forward}"
-    return f"axes as the files have them, the array as (z, y, x){turned}, for these were in nnssl's layout"
+    return f"axes as in the files, the array as (z, y, x){turned}, since the data was in nnssl's layout"

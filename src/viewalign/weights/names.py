@@ -2,7 +2,8 @@
 
 A ResEnc has `encoder.*` and `decoder.*`; a Primus `eva.*`, `down_projection.*`, `up_projection.*` and, of pretraining,
 `decoder.*`, `feature_decoder.*`, `attention_pool.*` and `filler`, the token that replaces a dropped one. Both may
-have `projector.*` and `predictor.*`. These are the names of the package's own networks without what holds them.
+have `projector.*` and `predictor.*`. These are the names in this package's networks, without
+the prefix of the enclosing module.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def own_branch(state: Mapping[str, T]) -> dict[str, T]:
 def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights under one name each.
 
-    Wrappers' prefixes go; the aliases that a ResEnc's checkpoint lists (`all_modules.N`, `decoder.encoder.*`) are read
-    only where the name they stand for is missing; nnssl's mask token and LatentCampus' heads get this package's names.
+    Prefixes of wrappers are removed; the aliases in a ResEnc's checkpoint (`all_modules.N`, `decoder.encoder.*`) are
+    used only if the main name is missing; nnssl's mask token and LatentCampus' heads get this package's names.
     """
     bare = {_unwrapped(name): value for name, value in state.items()}
     bare = {name: value for name, value in bare.items() if not name.endswith("num_batches_tracked")}

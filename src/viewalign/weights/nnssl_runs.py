@@ -42,9 +42,9 @@ def resolve_checkpoint(path: str | Path, network: str) -> tuple[Path, str]:
     fitting = [run for run in runs if _family_in(run) == family]
     if len(fitting) != 1:
         names = ", ".join(run.parent.parent.name for run in (fitting or runs)[:_RUNS])
-        why = "all of these could be meant" if fitting else f"of which none is of a {sources.family_words(family)}"
+        why = "all of which match" if fitting else f"of which none is of a {sources.family_words(family)}"
         raise UserError(f"There is no {requested}, only {names}, {why}. Name the checkpoint in full.")
-    return fitting[0], f"There is no {fold.parent.name}; {fitting[0].parent.parent.name} is taken."
+    return fitting[0], f"There is no {fold.parent.name}; {fitting[0].parent.parent.name} is used."
 
 
 def _meant(run: Path, trainer: str) -> bool:

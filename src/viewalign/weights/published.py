@@ -8,9 +8,9 @@ checksums were recorded by others. `tried` describes what was tested instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 from viewalign.utils.shapes import Size
 from viewalign.weights.token_order import Order
 
@@ -45,7 +45,7 @@ class PublishedEncoder:
     sha256: str = ""
     order: Order | None = None
     size: Size | None = None
-    tried: str = "a file made in this layout"
+    tried: str = "a file created in this layout"
 
 
 _OPENMIND = "OpenMind (114,570 brain MRI volumes)"
@@ -75,7 +75,7 @@ def _fomo(data: str) -> PublishedEncoder:
         "",
         "arXiv:2408.00640",
         size=(160, 160, 160),
-        tried="a file made in this layout with the networks of gardening_tools 0.3.5",
+        tried="a file created in this layout with the networks of gardening_tools 0.3.5",
     )
 
 
@@ -123,9 +123,7 @@ def published(name: str) -> PublishedEncoder:
         UserError: there is none of this name.
     """
     if name not in ENCODERS:
-        near = get_close_matches(name, ENCODERS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"There is no encoder '{name}'.{hint} `viewalign encoders` lists them.")
+        raise UserError(f"There is no encoder '{name}'{similar(name, ENCODERS)}. `viewalign encoders` lists them.")
     return ENCODERS[name]
 
 

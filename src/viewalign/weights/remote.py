@@ -11,13 +11,13 @@ import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from viewalign.data.fetch import hub
 from viewalign.data.fetch.download import Listener, download, need
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 from viewalign.weights.files import sha256_of
 from viewalign.weights.published import ENCODERS, PublishedEncoder
 
@@ -63,9 +63,8 @@ def locate(source: str | Path) -> Path:
         return _snapshot(local)
     if not local.exists() and _BARE_ID.fullmatch(name) and not local.parent.exists():
         raise UserError(f"There are no weights at {name}. To take them from the Hugging Face Hub, write hf:{name}")
-    near = get_close_matches(name, ENCODERS, n=1, cutoff=0.8)
-    if near and not local.exists():
-        raise UserError(f"There is nothing at {name}. Did you mean the public encoder {near[0]}?")
+    if not local.exists() and (near := similar(name, ENCODERS, 0.8)):
+        raise UserError(f"There is nothing at {name}{near}. `viewalign encoders` lists the public encoders.")
     return local
 
 
@@ -76,15 +75,15 @@ def _locate_published(name: str, entry: PublishedEncoder) -> Path:
     file = path if path.is_file() else path / "checkpoint_final.pth"
     if entry.sha256 and (not file.is_file() or sha256_of(file) != entry.sha256):
         raise UserError(
-            f"{file} is not the file that is known as {name}: its SHA-256 is not {entry.sha256}. It is damaged, or was "
-            f"published anew; remove it to fetch it again, or write {entry.source} to use it as it is."
+            f"{file} is not the known file of {name}: its SHA-256 is not {entry.sha256}. It is damaged, or was "
+            f"published again; remove it to download it again, or write {entry.source} to use it."
         )
     return path
 
 
 def _locate_on_hub(repository: str, revision: str | None, file: str | None) -> Path:
     if file is not None and (".." in PurePosixPath(file).parts or not file.endswith(WEIGHT_SUFFIXES)):
-        raise UserError(f"{file} of {repository} is no file of weights; they end in {', '.join(WEIGHT_SUFFIXES)}.")
+        raise UserError(f"{file} of {repository} is not a file of weights; these end in {', '.join(WEIGHT_SUFFIXES)}.")
     own = os.environ.get("VIEWALIGN_CACHE")
     wanted = WANTED if file is None else (file, str(PurePosixPath(file).with_name("*.json")))
     folder = hub.cached(repository, revision, wanted, offline=is_offline(), cache=Path(own) / "hub" if own else None)
@@ -99,8 +98,8 @@ def _locate_on_zenodo(number: str, file: str | None) -> Path:
     if not done.is_file():
         if is_offline():
             raise UserError(
-                f"zenodo:{number} is not in {folder}, and nothing may be fetched. Fetch it on a machine with internet "
-                "and copy the folder, or set VIEWALIGN_CACHE to where it is."
+                f"zenodo:{number} is not in {folder}, and downloads are off. Download it on a machine with internet "
+                "and copy the folder, or set VIEWALIGN_CACHE to its place."
             )
         fetch_weights(find_weights(f"zenodo:{number}"), folder)
         done.touch()
@@ -114,7 +113,7 @@ def _snapshot(cache: Path) -> Path:
         return cache / "snapshots" / main.read_text(encoding="utf-8").strip()
     snapshots = sorted((cache / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime)
     if not snapshots:
-        raise UserError(f"{cache} is a folder of the Hub's cache without a snapshot; fetch the model again.")
+        raise UserError(f"{cache} is a folder of the Hub's cache without a snapshot; download the model again.")
     return snapshots[-1]
 
 
@@ -192,7 +191,7 @@ def _record(number: str, server: str) -> ZenodoRecord:
     except OSError as error:
         raise UserError(f"{url} cannot be reached: {getattr(error, 'reason', error)}.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{url} gave no record that can be read ({type(error).__name__}: {error}).") from None
+        raise UserError(f"The answer of {url} is not a valid record ({type(error).__name__}: {error}).") from None
     if not files:
         raise UserError(f"The record {number} on Zenodo has no open files.")
     return ZenodoRecord(str(metadata.get("title", number)), str(metadata.get("license", {}).get("id", "?")), files)

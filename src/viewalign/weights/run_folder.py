@@ -108,18 +108,18 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
         before = folder.recipe()
         if not resume:
             raise UserError(
-                f"{folder.root} holds another run. Continue it with --resume, or name a new folder with -o."
+                f"{folder.root} contains another run. Resume it with --resume, or name a new folder with -o."
             )
         recipe = _reconcile(before, recipe, folder.root)
     elif folder.root.is_dir() and any(
         path.name not in (LOCK, folder.messages.name)  # of a start that failed
         for path in folder.root.iterdir()
     ):
-        raise UserError(f"{folder.root} is not empty and holds no run; name a new folder with -o.")
+        raise UserError(f"{folder.root} is not empty and contains no run; name a new folder with -o.")
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise UserError(f"The folder {folder.root} cannot be made: {problem.strerror}.") from None
+        raise UserError(f"The folder {folder.root} cannot be created: {problem.strerror}.") from None
     return folder, recipe
 
 

@@ -19,7 +19,7 @@ _READ_BY = {
 
 
 class ExportSettings(Settings):
-    """What is exported."""
+    """Exported format."""
 
     format: Literal["encoder", "nnunet", "onnx", "ssl3d", "nnssl", "fomo"] = Field(
         "encoder",
@@ -34,7 +34,7 @@ class ExportSettings(Settings):
         None, description="With format=nnunet and an encoder: number, name or folder of the dataset to plan for."
     )
     licence: str | None = Field(None, description="Licence of the weights for the model card, such as cc-by-4.0.")
-    cite: str = Field("", description="What the model card asks to cite besides method and software.")
+    cite: str = Field("", description="Further citations for the model card, besides method and software.")
     hub: str | None = Field(None, description="Publish the export on the Hugging Face Hub as OWNER/NAME.")
     public: bool = Field(False, description="With hub: a new repository is public instead of private.")
 

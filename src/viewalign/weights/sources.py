@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.weights import adaptation_plan as adaptation
-from viewalign.weights import files, token_order
+from viewalign.weights import adaptation_plan, files, token_order
 from viewalign.weights import names as weight_names
 from viewalign.weights.names import Family
 
@@ -60,7 +59,7 @@ class Source:
 
     def cited(self) -> list[dict[str, Any]]:
         """Return citations: those in the file, otherwise those of its trainer."""
-        return [dict(one) for one in self.citations] or adaptation.citations_of(self.trainer_name)
+        return [dict(one) for one in self.citations] or adaptation_plan.citations_of(self.trainer_name)
 
 
 def family_words(family: Family) -> str:
@@ -77,7 +76,7 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
         order: the token order of a Primus; by default that of the trainer's name, see `token_order`.
 
     Raises:
-        UserError: nothing there, a damaged file, a file that needs pickle, no known network, or an unknown token order.
+        UserError: no such file, a damaged file, a file that needs pickle, or an unknown network or token order.
     """
     file = _file_of(Path(path))
     if file.suffix == ".safetensors":
@@ -87,15 +86,15 @@ def read_weights(path: str | Path, order: token_order.Order | None = None) -> So
         return make_source(state, file.name, _triple(facts.get("size")), trainer, order, plan)
     root = files.load_checkpoint(file, files.harmless())
     plan = root.get("nnssl_adaptation_plan") or files.read_json(file.with_name("adaptation_plan.json"))
-    plan = plan or adaptation.plan_of_nnunet(root.get("init_args"))
-    schemes = adaptation.schemes_of(plan)
+    plan = plan or adaptation_plan.plan_of_nnunet(root.get("init_args"))
+    schemes = adaptation_plan.schemes_of(plan)
     trainer = str(root.get("trainer_name") or plan.get("trainer_name") or "")
     source = make_source(_weights_of(root, file), file.name, _plan_size(plan), trainer, order, plan)
     listed = root.get("citations")
     notes = [
         f"Its images were normalised by {scheme}, which is not known here; a z-score takes its place."
         for scheme in sorted(set(schemes) - set(KNOWN_SCHEMES))
-        if adaptation.PREPARATION not in plan
+        if adaptation_plan.PREPARATION not in plan
     ]
     citations = tuple(listed) if isinstance(listed, list | tuple) else ()
     return replace(source, citations=citations, notes=(*source.notes, *notes))
@@ -118,7 +117,7 @@ def make_source(
     family = weight_names.family_of(weights)
     if family is None:
         some = ", ".join(list(weights)[:3]) or "none at all"
-        raise UserError(f"{file} holds no weights of a ResEnc or a Primus; its first names are {some}.")
+        raise UserError(f"{file} contains no weights of a ResEnc or a Primus; its first names are {some}.")
     files.check_finite(weights, file)
     source = Source(weights, family, file, size, trainer_name=trainer_name, plan=plan or {})
     return source if family == "resenc" else _order_tokens(source, order)
@@ -131,9 +130,7 @@ def _order_tokens(source: Source, requested: token_order.Order | None) -> Source
     notes += [note] if note else []
     if token_order.settle(source.trainer_name, requested, source.file) == "hdw":
         if grid is None:
-            raise UserError(
-                f"{source.file} does not state its token grid, without which its token order has no repair."
-            )
+            raise UserError(f"{source.file} does not state its token grid, which is needed to convert its token order.")
         state = token_order.repair(state, grid)
         notes.append(
             f"The tokens of {source.file} lay as (H, D, W); positions were transposed and rotary channels exchanged."
@@ -147,14 +144,14 @@ def _token_grid(source: Source) -> tuple[Size | None, str]:
     """Return the token grid from the view size, otherwise from the number of tokens if that is a cube."""
     table, stem = source.state.get("eva.pos_embed"), source.state.get(weight_names.STEM["primus"])
     if table is None or stem is None or table.ndim != 3 or stem.ndim != 5:
-        raise UserError(f"{source.file} holds a Primus without its table of positions or its first convolution.")
+        raise UserError(f"{source.file} contains a Primus without its positions or its first convolution.")
     tokens, patch = table.shape[1], stem.shape[2:]
     if source.size is not None:
         grid = (source.size[0] // patch[0], source.size[1] // patch[1], source.size[2] // patch[2])
         if math.prod(grid) == tokens:
             return grid, ""
     side = round(tokens ** (1 / 3))
-    problem = "does not say what views it was trained on" if source.size is None else "names views that do not fit it"
+    problem = "does not state its view size" if source.size is None else "names a view size that does not fit it"
     if side**3 == tokens:
         return (side, side, side), f"{source.file} {problem}; its {tokens} tokens are taken for a cube."
     return None, f"{source.file} {problem}, and its {tokens} tokens are no cube's; its positions cannot be resized."
@@ -173,8 +170,8 @@ def _file_of(path: Path) -> Path:
             return others[0]
         if others:
             some = ", ".join(str(file.relative_to(path)) for file in others[:_NAMED])
-            raise UserError(f"{path} holds {len(others)} files of weights; name one of them: {some}.")
-        raise UserError(f"{path} holds no weights: no {CHECKPOINT_FILE}, no {_EXPORT_WEIGHTS}, and it is no run.")
+            raise UserError(f"{path} contains {len(others)} files of weights; name one of them: {some}.")
+        raise UserError(f"{path} contains no weights: no {CHECKPOINT_FILE}, no {_EXPORT_WEIGHTS}, and no run.")
     raise UserError(f"There are no weights at {path}: no run, export or checkpoint.")
 
 
@@ -183,7 +180,7 @@ def _weights_of(root: dict[str, Any], file: Path) -> dict[str, Tensor]:
     weights = root.get("network_weights", root.get("state_dict", root))
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         keys = ", ".join(map(str, list(root)[:6]))
-        raise UserError(f"{file} has no 'network_weights' of tensors; it holds {keys or 'nothing'}.")
+        raise UserError(f"{file} has no 'network_weights' of tensors; it contains {keys or 'nothing'}.")
     return weights
 
 
@@ -194,7 +191,9 @@ def _plan_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     method = str(facts.get("method", ""))
     try:
-        return adaptation.plan_of(str(network["name"]), int(network["channels"]), size, method, facts["preparation"])
+        return adaptation_plan.plan_of(
+            str(network["name"]), int(network["channels"]), size, method, facts["preparation"]
+        )
     except (KeyError, TypeError, ValueError):
         return {}
 

@@ -53,7 +53,7 @@ def settle(trainer_name: str, requested: Order | None, file: str) -> Order:
     if order is None:
         origin = f"its trainer is '{trainer_name}'" if trainer_name else "it names no trainer"
         raise UserError(
-            f"{file} holds a Primus, but not in which order its tokens lie ({origin}). Say so: init.token_order=hdw "
+            f"{file} contains a Primus of unknown token order ({origin}). Set init.token_order=hdw "
             "for networks of nnssl's EvaMAE, which exchanges the first two axes, init.token_order=dhw for raster order."
         )
     return order
@@ -101,7 +101,7 @@ def _heads(width: int) -> dict[str, int]:
     for spec in PRIMUS.values():
         if spec["embed_dim"] == width:
             return {stack: int(spec[key]) for stack, key in _STACKS.items()}
-    raise UserError(f"The token order of a Primus of width {width} cannot be repaired: no such network is known here.")
+    raise UserError(f"The token order of a Primus of width {width} cannot be converted: no such network is known.")
 
 
 def transpose_positions(table: Tensor, grid: Size) -> Tensor:
@@ -111,7 +111,7 @@ def transpose_positions(table: Tensor, grid: Size) -> Tensor:
         UserError: the table has another number of rows than the grid has tokens.
     """
     if table.shape[1] != math.prod(grid):
-        raise UserError(f"A table of {table.shape[1]} positions does not belong to a grid of {math.prod(grid)} tokens.")
+        raise UserError(f"A table of {table.shape[1]} positions does not fit a grid of {math.prod(grid)} tokens.")
     return table.reshape(1, grid[1], grid[0], grid[2], -1).transpose(1, 2).flatten(1, 3)
 
 

@@ -53,7 +53,7 @@ def verify(path: str | Path, on_progress: Callable[[int, int], None] | None = No
         return _verify_run(RunFolder(folder))
     if (folder / FACTS_FILE).is_file():
         return _verify_export(folder)
-    raise UserError(f"{folder} is no store (store.json), no run (config.yaml) and no export ({FACTS_FILE}).")
+    raise UserError(f"{folder} is not a store (store.json), run (config.yaml) or export ({FACTS_FILE}).")
 
 
 def _verify_run(run: RunFolder) -> Verification:
@@ -66,7 +66,7 @@ def _verify_run(run: RunFolder) -> Verification:
     lines = run.log.read_text(encoding="utf-8", errors="replace").splitlines() if run.log.is_file() else []
     bad = [number for number, line in enumerate(lines, 1) if not _is_json(line)]
     if bad:
-        problems.append((run.log, f"{len(bad)} of its {len(lines)} lines are no rows, the first in line {bad[0]}"))
+        problems.append((run.log, f"{len(bad)} of its {len(lines)} lines are not rows, the first in line {bad[0]}"))
     return Verification("run", len(paths), problems)
 
 
@@ -89,7 +89,7 @@ def _verify_export(folder: Path) -> Verification:
     for name, wanted in digests.items() if isinstance(digests, dict) else ():
         file = folder / Path(name).name
         if not file.is_file():
-            problems.append((file, "it is not there"))
+            problems.append((file, "it is missing"))
         elif sha256_of(file) != wanted:
-            problems.append((file, f"its checksum is not the one in {FACTS_FILE}"))
+            problems.append((file, f"its checksum differs from the one in {FACTS_FILE}"))
     return Verification("export", 1 + len(digests), problems)

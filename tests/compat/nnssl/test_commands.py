@@ -119,7 +119,7 @@ def test_from_raw_files_to_the_published_run(home):
     ]
     done = typed("nnssl_train", *line, str(weights), *small(*HEADS))
     assert done.returncode == 0, done.stderr
-    assert "MAETrainer__nnsslPlans__onemmiso is taken" in done.stdout
+    assert "MAETrainer__nnsslPlans__onemmiso is used" in done.stdout
     assert torch.cuda.is_available() or "no GPU; the run trains on the CPU" in done.stdout
     run = results / "AlignedMAEFTTrainer__nnsslPlans__onemmiso"
     assert json_of(run / "plans.json") == json_of(folder_of(home) / "nnsslPlans.json")

@@ -131,7 +131,7 @@ def test_a_listed_image_that_is_not_there_is_reported(folder):
     path.write_text(json.dumps(listed(SUBJECTS + 2)))
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert len(store) == SUBJECTS
-    told = f"2 of the {SUBJECTS + 2} images in pretrain_data__onemmiso.json are not there"
+    told = f"2 of the {SUBJECTS + 2} images in pretrain_data__onemmiso.json are missing"
     assert any(told in note and "ds01/sub-8/ses-DEFAULT/t1" in note for note in store.notes)
     path.write_text("[]")
     notes = open_preprocessed(folder, "nnsslPlans", "onemmiso").notes

@@ -89,7 +89,7 @@ def test_the_published_command_lines_run(home, capsys, line, first, network):
     weights = home / "results" / "Dataset745_OpenMind" / "MAETrainer" / "fold_all" / "checkpoint_final.pth"
     code, out, err = call(capsys, line, str(weights), network=network)
     assert code == 0, err
-    assert f"{first}__nnsslPlans__onemmiso is taken" in out
+    assert f"{first}__nnsslPlans__onemmiso is used" in out
     assert "100.0% of the encoder is covered" in out + err
     if not torch.cuda.is_available():
         assert "no GPU; the run trains on the CPU" in out
@@ -134,7 +134,7 @@ def test_an_unset_variable(home, capsys, monkeypatch, variable):
         ("746 onemmiso -tr AlignedMAEFTTrainer", "There is no dataset 746"),
         ("745 median -tr AlignedMAEFTTrainer", "has no configuration median"),
         ("745 onemmiso -tr AlignedMAEFTTrainer -p others", "There are no plans"),
-        ("745 onemmiso -tr AlignedMAEFTrainer", "Did you mean AlignedMAEFTTrainer"),
+        ("745 onemmiso -tr AlignedMAEFTrainer", "did you mean 'AlignedMAEFTTrainer'"),
         ("745 onemmiso -tr BaseAlignedMAETrainer", "--network resenc-l or --network primus-m"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set views.sizes=16", "did you mean 'views.patch_size'"),
         ("745 onemmiso -tr AlignedMAEFTTrainer --set out=here", "leave it out"),

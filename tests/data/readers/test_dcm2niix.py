@@ -93,7 +93,7 @@ def test_a_tilted_gantry_is_straightened_by_dcm2niix(tmp_path: Path, voxels: np.
 
 def test_a_conversion_that_moves_slices_is_not_accepted(tmp_path: Path, voxels: np.ndarray) -> None:
     (excluded,) = write_tilted(tmp_path, voxels, "MR").excluded  # dcm2niix writes it as if it were not tilted
-    assert "its slices do not lie where their headers say" in excluded.reason
+    assert "its slices are not at the positions in their headers" in excluded.reason
 
 
 def test_volumes_of_a_time_series_are_counted_and_stored(tmp_path: Path, voxels: np.ndarray) -> None:

@@ -137,7 +137,7 @@ def test_copies_are_left_out_and_contradictions_rejected(tmp_path: Path, voxels:
     write_slice(tmp_path / "copies" / "resent.dcm", voxels[4], (-10.0, -20.0, 10.0))
     volume = read_volume(paths[0])
     np.testing.assert_array_equal(volume.array, voxels)
-    assert "copies of 2 slices were left out" in read_header(paths[0]).note
+    assert "copies of 2 slices were dropped" in read_header(paths[0]).note
     paths = write_series(tmp_path / "twice", voxels)
     write_slice(tmp_path / "twice" / "z.dcm", voxels[0] + 5, (-10.0, -20.0, 5.0))
     assert f"nothing in their headers tells them apart ({paths[2].name} and z.dcm)" in only_reason(tmp_path / "twice")
@@ -186,8 +186,8 @@ def test_shifted_slices_and_a_tilted_gantry_are_rejected(tmp_path: Path, voxels:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: delattr(d, "ImagePositionPatient"), "does not say where its slice lies"),
-        (lambda d: delattr(d, "PixelSpacing"), "does not say how large its pixels are"),
+        (lambda d: delattr(d, "ImagePositionPatient"), "does not state the position of its slice"),
+        (lambda d: delattr(d, "PixelSpacing"), "does not state the size of its pixels"),
         (lambda d: setattr(d, "ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "direction matrix is singular"),
         (lambda d: setattr(d, "Rows", 0), "claims 0 rows"),
         (lambda d: setattr(d, "SamplesPerPixel", 3), "3 components (colour)"),
@@ -258,7 +258,7 @@ def test_a_folder_stands_for_its_only_series(tmp_path: Path, voxels: np.ndarray)
     np.testing.assert_array_equal(read_volume(tmp_path / "one").array, voxels)
     write_series(tmp_path / "two", voxels)
     write_series(tmp_path / "two", voxels, prefix="b", SeriesInstanceUID="1.2")
-    with pytest.raises(ExcludedImageError, match="holds 2 DICOM series; write the path of a file of one"):
+    with pytest.raises(ExcludedImageError, match="contains 2 DICOM series; use the path of a file of one"):
         read_volume(tmp_path / "two")
 
 

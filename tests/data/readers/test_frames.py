@@ -92,7 +92,7 @@ def test_a_bad_frame_is_reported_and_the_stored_image_stays(tmp_path: Path, seri
     report = prepare_records(records, tmp_path / "s", settings, 0)
     assert (report.prepared, report.kept) == (4, 3)
     assert report.excluded[0].reason.startswith("frame 2: 13,440 of 13,440 voxels are NaN")
-    assert "the image that was prepared before stays" in report.excluded[0].reason
+    assert "the image that was prepared before is kept" in report.excluded[0].reason
 
 
 def test_a_frame_that_cannot_be_prepared_leaves_none_of_its_image(tmp_path: Path, series: np.ndarray) -> None:

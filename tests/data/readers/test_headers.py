@@ -173,7 +173,7 @@ def test_types_of_nibabel_are_read(tmp_path: Path, voxels: np.ndarray, name: str
     np.testing.assert_array_equal(volume.array, voxels)
     np.testing.assert_allclose(volume.spacing, (2, 0.9, 0.8), rtol=1e-6)
     if name == "analyze.hdr":
-        assert "Analyze files hold no orientation" in read_header(tmp_path / name).note
+        assert "Analyze files have no orientation" in read_header(tmp_path / name).note
     else:
         np.testing.assert_allclose(volume.direction, np.diag([1, -1, 1]), atol=1e-6)
         np.testing.assert_allclose(volume.origin, (-3, 4, 5), rtol=1e-6)

@@ -61,7 +61,7 @@ def test_missing_files_are_excluded(folder: Path) -> None:
     ("text", "sentence"),
     [
         ("subject,modality\nAnna,T1w\n", "`path`"),
-        ("path,subjct\ndata/a.nii.gz,Anna\n", "`subjct`.*`subject`"),
+        ("path,subjct\ndata/a.nii.gz,Anna\n", "'subjct'.*'subject'"),
         ("path,subject\n,Anna\n", "line 2.*path"),
         ("path\ndata/a.nii.gz,Anna\n", "line 2.*columns"),
         ("path\n$NOWHERE_SET/a.nii.gz\n", "NOWHERE_SET"),

@@ -21,7 +21,7 @@ from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 
 SIZE = (16, 16, 16)
@@ -132,7 +132,9 @@ def test_corners_that_a_rotation_fills_are_not_valid():
     """Turning what was already cropped left corners of zeros among the image."""
     image, valid = torch.full((1, *SIZE), 3.0), torch.ones(1, *SIZE, dtype=torch.bool)
     turning = ViewSamplingConfig(size=SIZE, mirror=False, p_rotation=1.0, rotation_degrees=45.0, p_scale=0.0)
-    nothing = IntensityConfig(0.0, p_contrast=0, p_gamma=0, p_gamma_inverted=0, p_low_resolution=0, p_blur=0, p_noise=0)
+    nothing = IntensityConfig(
+        p_brightness=0, p_contrast=0, p_gamma=0, p_gamma_inverted=0, p_low_resolution=0, p_blur=0, p_noise=0
+    )
     moved, inside = augment(image, valid, np.array([True]), np.random.default_rng(1), turning, nothing)
     assert 0.3 < float(inside.float().mean()) < 1.0
     assert float(moved[0][inside[0]].min()) > 1.4  # voxels at the rim are blended, the filled ones are not among them

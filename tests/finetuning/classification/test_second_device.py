@@ -23,7 +23,7 @@ from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, probe
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.training import augment
 from viewalign.tasks.preprocessing import Preprocessor
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights.encoder import Encoder
 

@@ -39,7 +39,7 @@ from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Sample
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.locks import LOCK, lock_folder
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig, sample_affine
 
 SIZE = (16, 16, 16)
@@ -246,7 +246,9 @@ def test_rotations_turn_both_ways_and_not_always():
 def test_channels_are_dropped_but_never_all():
     image, valid = torch.ones(3, *SIZE), torch.ones(1, *SIZE, dtype=torch.bool)
     plain = ViewSamplingConfig(size=SIZE, mirror=False, p_rotation=0.0, p_scale=0.0)
-    nothing = IntensityConfig(0.0, p_contrast=0, p_gamma=0, p_gamma_inverted=0, p_low_resolution=0, p_blur=0, p_noise=0)
+    nothing = IntensityConfig(
+        p_brightness=0, p_contrast=0, p_gamma=0, p_gamma_inverted=0, p_low_resolution=0, p_blur=0, p_noise=0
+    )
     present = np.array([True, False, True])
     left = []
     for k in range(40):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from viewalign.data.catalogue import Collection
-    from viewalign.data.layout import ProgressListener
+    from viewalign.data.layout import ImageProgress, ProgressListener
     from viewalign.data.settings import Limits
     from viewalign.data.sources import Exclusion
 
@@ -165,20 +165,12 @@ def raw_dataset(dataset: str) -> tuple[Path, Collection]:
 @contextmanager
 def shown(what: str, verbose: bool) -> Iterator[ProgressListener]:
     """Show a progress bar; `verbose` prints a line for each file."""
-    from viewalign.data.layout import ImageProgress
-    from viewalign.utils.progress import progress_bar
+    from viewalign.utils.console import stages
 
-    latest: list[ImageProgress] = []
-
-    def note() -> str:
-        counts = [(latest[-1].skipped, "already there"), (latest[-1].excluded, "excluded")] if latest else []
-        return ", ".join(f"{count} {state}" for count, state in counts if count)
-
-    with progress_bar(what, note) as bar:
+    with stages() as report:
 
         def listen(progress: ImageProgress) -> None:
-            latest[:] = [progress]
-            bar(progress.done, progress.total)
+            report(progress.words(what), progress.done, progress.total)
             if verbose:
                 print(f"{progress.file}: {progress.reason or 'done'}", flush=True)
 

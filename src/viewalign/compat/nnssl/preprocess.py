@@ -172,9 +172,9 @@ class _Run:
                 found[image_place(*names, taken=found)] = record
                 seen.add(record.image_id)
             except ValueError as reason:
-                self.refuse(record, str(reason))
+                self.exclude(record, str(reason))
         for place in [p for p in found for end in MASK_FILES.values() if _masked(p, end) in found]:
-            self.refuse(found.pop(place), "its name is that of another image's mask in nnssl's layout")
+            self.exclude(found.pop(place), "its name is that of another image's mask in nnssl's layout")
         return found
 
     def missing(self, places: Sequence[tuple[str, Record]]) -> Iterator[Job]:
@@ -184,28 +184,28 @@ class _Run:
             job = Job(self.root, place, record, how, self.plans.transpose_forward, fingerprint, self.max_voxels)
             if is_done(job):
                 self.report.skipped += 1
-                self.tell(record)
+                self.report_progress(record)
             else:
                 yield job
 
     def take(self, job: Job, result: object) -> None:
         """Count a result; if it is not an `ImageOutcome`, the process was lost."""
         if not isinstance(result, ImageOutcome):
-            self.refuse(job.record, getattr(result, "reason", CRASHED))
+            self.exclude(job.record, getattr(result, "reason", CRASHED))
         elif result.fatal is not None:
             raise UserError(result.fatal)
         elif result.reason is not None:
-            self.refuse(job.record, stored_image_stays(result.reason) if result.kept else result.reason)
+            self.exclude(job.record, stored_image_stays(result.reason) if result.kept else result.reason)
         else:
             self.report.made += 1
-            self.tell(job.record)
+            self.report_progress(job.record)
 
-    def refuse(self, record: Record, reason: str) -> None:
+    def exclude(self, record: Record, reason: str) -> None:
         """Exclude an image."""
         self.report.excluded.append(Exclusion(str(record.path), reason))
-        self.tell(record, reason)
+        self.report_progress(record, reason)
 
-    def tell(self, record: Record, reason: str | None = None) -> None:
+    def report_progress(self, record: Record, reason: str | None = None) -> None:
         """Report progress."""
         self.done += 1
         if self.listener is not None:

@@ -89,7 +89,7 @@ def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> Prep
     arrays = sorted(root.glob("*/*/*/*/*.b2nd"))
     found = list(_entries(folder, arrays, settings, plans.fingerprint(configuration), notes))
     if not found:
-        why = "has none that can be read" if root.is_dir() else "does not exist"
+        why = "has no readable image" if root.is_dir() else "does not exist"
         raise UserError(
             f"There are no preprocessed images in $nnssl_preprocessed for {configuration}: {root} {why}. "
             f"{creation_hint(folder.name, configuration)}"
@@ -196,8 +196,7 @@ def _note_missing(path: Path, arrays: Sequence[Path], notes: list[str]) -> None:
     gone = [place for place in listed if not {(*place[:3], name) for name in _without_suffix(place[3])} & there]
     if gone:
         notes.append(
-            f"{len(gone)} of the {len(listed)} images in {path.name} are not there and are not used, such as "
-            f"{'/'.join(gone[0])}."
+            f"{len(gone)} of the {len(listed)} images in {path.name} are missing, such as {'/'.join(gone[0])}."
         )
 
 

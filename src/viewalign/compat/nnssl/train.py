@@ -85,7 +85,7 @@ def train(options: argparse.Namespace, settings: Sequence[str] = ()) -> int:
 
     name = options.tr or _TRAINER
     if options.tr is None:
-        say(f"No trainer is given with -tr; {name} is used.")
+        say(f"-tr is not set; {name} is used.")
     trainer = resolve_trainer(name, options.network)
     folder = find_dataset(preprocessed_root(), options.dataset)
     results = variable_folder("nnssl_results", make=True)
@@ -112,7 +112,7 @@ def _recipe(options: argparse.Namespace, name: str, changes: Sequence[str], data
 
     for setting in options.set:
         if setting.partition("=")[0] in {"data", "out"}:
-            raise UserError(f"--set {setting}: nnssl's folders say where data and results lie; leave it out.")
+            raise UserError(f"--set {setting}: data and results are in nnssl's folders; leave it out.")
     machine = [f"runtime.device={_accelerator(options)}", f"runtime.gpus={options.num_gpus}", *_environment()]
     order = [f"init.token_order={options.token_order}"] if options.token_order else []
     recipe = load(name, [*changes, *machine, *order, *options.set])

@@ -6,12 +6,12 @@ switched these classes to Gram matrices without renaming them; `objectives.consi
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 
 _STEPS_PER_EPOCH = 250
 
@@ -142,7 +142,10 @@ def resolve_trainer(name: str, network: str | None = None) -> Trainer:
     """
     matches = {key: found for key, table in NETWORKS.items() if (found := _find(name, table)) is not None}
     if not matches:
-        raise UserError(f"There is no trainer '{name}'. {_nearest(name)}")
+        known = sorted({*RESENC, *PRIMUS})
+        published = "the published ones are AlignedMAEFTTrainer and AlignedMAEFTLR3EvaTrainer"
+        hint = similar(name, known, 0.6) or f"; {published}. All: {', '.join(known)}"
+        raise UserError(f"There is no trainer '{name}'{hint}.")
     if network is None and len(matches) > 1:
         raise UserError(
             f"There are two trainers {name}. Choose one with {' or '.join(f'--network {key}' for key in matches)}."
@@ -192,11 +195,3 @@ def _ending(text: str, recipe: str) -> str | None:
             twice = recipe.startswith("fusion") and text.startswith("BS")
             return change(2 * number if twice else number)
     return None
-
-
-def _nearest(name: str) -> str:
-    known = sorted({*RESENC, *PRIMUS})
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if close:
-        return f"Did you mean {' or '.join(close)}?"
-    return f"The published ones are AlignedMAEFTTrainer and AlignedMAEFTLR3EvaTrainer; all: {', '.join(known)}."

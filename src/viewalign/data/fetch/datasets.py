@@ -101,7 +101,7 @@ def fetch_archive(dataset: Archive, folder: Path, on_bytes: Listener | None = No
     if folder.exists():
         if mark.is_file() and mark.read_text().strip() == dataset.known_hash:
             return False
-        raise UserError(f"The folder {folder} is there already and was not fetched from here. Give another one to -o.")
+        raise UserError(f"The folder {folder} exists and was not created by this command. Set another one with -o.")
     name = dataset.url.rsplit("/", 1)[-1]
     archive = download(dataset.url, folder.parent, name, dataset.known_hash, on_bytes)
     unpacked = folder.with_name(f".{folder.name}.unpacked")
@@ -123,7 +123,7 @@ def subset(dataset: HubDataset, patterns: Sequence[str], endpoint: str | None = 
     """
     if not patterns:
         raise UserError(
-            f"{dataset.repository} is too large to fetch whole by accident: choose with pattern=, "
+            f"{dataset.repository} is too large to download as a whole by accident: select files with pattern=, "
             f"such as pattern='{dataset.example}', or pattern='*' for all of it."
         )
     return hub.select(dataset.repository, "dataset", [*patterns, *dataset.always], endpoint)

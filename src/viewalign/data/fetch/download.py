@@ -48,10 +48,10 @@ def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Liste
         pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=_Resuming(part, on_bytes))
     except ValueError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"What {url} gave has not the checksum {known_hash}; it was thrown away ({error}).") from None
+        raise UserError(f"The file from {url} has not the checksum {known_hash} and was deleted ({error}).") from None
     except (OSError, http.client.HTTPException) as error:
-        kept = f" {part.stat().st_size:,} bytes are kept; run the same command to go on." if part.exists() else ""
-        raise UserError(f"{url} cannot be fetched: {getattr(error, 'reason', None) or error}.{kept}") from None
+        kept = f" {part.stat().st_size:,} bytes are kept; run the same command to resume." if part.exists() else ""
+        raise UserError(f"{url} cannot be downloaded: {getattr(error, 'reason', None) or error}.{kept}") from None
     part.unlink(missing_ok=True)
     return folder / name
 
@@ -63,7 +63,7 @@ def need(module: str) -> None:
         UserError: it is not installed.
     """
     if importlib.util.find_spec(module) is None:
-        raise missing(f"Fetching needs {module}, which is not installed", "fetch")
+        raise missing(f"Downloads need {module}, which is not installed", "fetch")
 
 
 class _Resuming:

@@ -112,9 +112,7 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
                 raise _said(error, selection.repository, selection.kind) from None
             if not _checksum_holds(target, file):
                 target.unlink(missing_ok=True)
-                raise UserError(
-                    f"{file.path} of {selection.repository} came with a wrong checksum; it was thrown away."
-                )
+                raise UserError(f"{file.path} of {selection.repository} has a wrong checksum and was deleted.")
             fetched += 1
         done += file.size
         if on_bytes:
@@ -190,14 +188,14 @@ def _not_published(error: Exception, repository: str) -> UserError:
 
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, HFValidationError):
-        return UserError(f"'{repository}' is no name of a repository; write OWNER/NAME.")
+        return UserError(f"'{repository}' is not a name of a repository; write OWNER/NAME.")
     if status in (401, 403):
         return UserError(
-            f"The Hub does not let you write to {repository}: log in with a token that may write (`hf auth login`, or "
+            f"The Hub denies writing to {repository}: log in with a token that may write (`hf auth login`, or "
             "$HF_TOKEN), and name an owner that is yours."
         )
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"{repository} could not be published: {reason[0]}. The export is whole; try again.")
+    return UserError(f"{repository} could not be published: {reason[0]}. The export is complete; try again.")
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -247,11 +245,11 @@ def _said(error: Exception, repository: str, kind: Kind) -> UserError:
         return UserError(f"There is no {kind} {repository} on the Hub, or it is private (`hf auth login`).")
     if isinstance(error, LocalEntryNotFoundError):
         return UserError(
-            f"{repository} cannot be fetched: the Hugging Face Hub cannot be reached, and nothing of it is cached. "
-            "Fetch it on a machine with internet and give the folder."
+            f"{repository} cannot be downloaded: the Hugging Face Hub cannot be reached, and it is not in the cache. "
+            "Download it on a machine with internet and use the path of the folder."
         )
     if isinstance(error, EntryNotFoundError):
         return UserError(
             f"A folder named in a pattern is not in {repository}. Its files are listed at {place}/tree/main."
         )
-    return UserError(f"{place} cannot be fetched: {error}. What is there stays; run the same command to go on.")
+    return UserError(f"{place} cannot be downloaded: {error}. Complete files are kept; run the same command to resume.")

@@ -138,6 +138,6 @@ def _outputs(folder: Path, log: str, version: str) -> list[Output]:
             raise ConversionError(f"dcm2niix cannot convert it: {reason}")
     error = re.search(r"^Error: ?(.*?)(?: /.*)?$", log, re.M)
     if not names or error:
-        raise ConversionError(f"dcm2niix cannot convert it: {error[1] if error else 'it makes no image of it'}")
+        raise ConversionError(f"dcm2niix cannot convert it: {error[1] if error else 'it creates no image'}")
     keys = {name: name.removeprefix(_NAME).strip("_") for name in names if name not in mended}
     return [Output(key, folder / f"{name}.nii", version) for name, key in keys.items()]

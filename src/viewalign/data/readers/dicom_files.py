@@ -151,7 +151,7 @@ def read_frames(path: Path) -> list[Frame]:
     except ExcludedImageError:
         raise
     except (InvalidDicomError, EOFError):
-        raise ExcludedImageError("it is no DICOM file, though its name says so") from None
+        raise ExcludedImageError("it is not a DICOM file, despite its name") from None
     except OSError as error:
         raise ExcludedImageError(f"the file cannot be read: {error.strerror or error}") from None
     except Exception as error:  # pydicom raises many kinds for a damaged header
@@ -177,7 +177,7 @@ def _pixel_digest(path: str, _changed: int) -> bytes:
 def _read(path: Path) -> list[Frame]:
     data = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS.split(), *_TRAITS])
     if "SOPClassUID" not in data and "MediaStorageSOPClassUID" not in data.file_meta:
-        raise ExcludedImageError("it is no DICOM file, though its name says so")
+        raise ExcludedImageError("it is not a DICOM file, despite its name")
     if "Rows" not in data or str(data.get("Modality", "")) in _NO_IMAGES:
         return []
     _check(path, data)
@@ -233,9 +233,9 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
         orientation = _numbers(_value(groups, "PlaneOrientationSequence", "ImageOrientationPatient", data), 6)
         pixel = _numbers(_value(groups, "PixelMeasuresSequence", "PixelSpacing", data), 2)
         if position is None or orientation is None:
-            raise ExcludedImageError("it does not say where its slice lies (no position or orientation)")
+            raise ExcludedImageError("it does not state the position of its slice (no position or orientation)")
         if pixel is None:
-            raise ExcludedImageError("it does not say how large its pixels are (no PixelSpacing)")
+            raise ExcludedImageError("it does not state the size of its pixels (no PixelSpacing)")
         yield Frame(
             series,
             path,

@@ -83,12 +83,12 @@ def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejecte
     if path.is_dir():
         if len(scan.results) == 1:
             return scan.results[0]
-        raise ExcludedImageError(f"the folder holds {len(scan.results)} DICOM series; write the path of a file of one")
+        raise ExcludedImageError(f"the folder contains {len(scan.results)} DICOM series; use the path of a file of one")
     for found in scan.results:
         if any(frame.path == path for frame in found.frames):
             return found
     reason = dict(scan.damaged).get(path)
-    raise ExcludedImageError(reason or "it is no image that is read")
+    raise ExcludedImageError(reason or "it is not a supported image")
 
 
 def stack_of(path: Path, source: SeriesSource | None = None) -> Stack:

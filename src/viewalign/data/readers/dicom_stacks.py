@@ -1,7 +1,7 @@
 """Stacks of slices: which slices form a volume, and which do not, with the reason.
 
-Slices are grouped by patient, study and series, in whatever folders they are, then by plane and size. Where several lie
-at one place, a trait that differs (echo time, b-value, …) splits them into volumes; copies are dropped; remaining
+Slices are grouped by patient, study and series, in any folders, then by plane and size. If several have
+one position, an attribute that differs (echo time, b-value, …) splits them into volumes; copies are dropped; remaining
 duplicates are rejected. Gaps are then measured along the normal: small deviations are accepted with a note, missing and
 unevenly spaced slices are named and rejected.
 """
@@ -98,7 +98,7 @@ def _over_folders(series: Sequence[Frame]) -> list[Stack | Rejected]:
     each = [result for folder in folders for result in _sorted(folder)]
     if _lost(each) >= _lost(whole):
         return whole
-    note = "slices of the same series in other folders do not fit to it"
+    note = "slices of the same series in other folders do not fit"
     return [_noted(result, note) if isinstance(result, Stack) else result for result in each]
 
 
@@ -248,7 +248,7 @@ def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
     ordered, heights = tuple(frames[k] for k in order), heights[order]
     notes = [_check_gaps(ordered, heights)]
     if copies:
-        notes.insert(0, f"copies of {_slices(copies)} were left out")
+        notes.insert(0, f"copies of {_slices(copies)} were dropped")
     travel = np.subtract(ordered[-1].position, ordered[0].position)
     step = float(np.linalg.norm(travel)) / (len(frames) - 1)
     _check_line(ordered, travel)

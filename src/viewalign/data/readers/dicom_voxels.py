@@ -51,7 +51,7 @@ def read_voxels(stack: Stack) -> NDArray[np.float32]:
         pixels = read_pixels(path)
         for place, frame in group:
             if pixels.shape[1:] != frame.size or frame.number >= len(pixels):
-                raise ExcludedImageError(f"the slice {path.name} has another size than its header says")
+                raise ExcludedImageError(f"the slice {path.name} does not have the size in its header")
             slope, intercept = frame.scale
             array[place] = pixels[frame.number]
             if frame.scale != (1.0, 0.0):

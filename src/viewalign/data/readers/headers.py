@@ -216,7 +216,7 @@ def _check_places(header: Header, frames: Sequence[Frame]) -> None:
     index = (np.array(corners) - header.origin) @ matrix.T
     last = np.array(header.shape[::-1]) - 1
     if not (np.abs(index.min(axis=0)) <= 1).all() or not (np.abs(index.max(axis=0) - last) <= 1).all():
-        raise ExcludedImageError("its slices do not lie where their headers say")
+        raise ExcludedImageError("its slices are not at the positions in their headers")
 
 
 def _itemsize(pixel: int) -> int:

@@ -63,7 +63,7 @@ def header_reader(path: Path) -> Any:
     except RuntimeError as error:
         reason = itk_reason(error)
         if "Unable to determine ImageIO reader" in reason:
-            reason = "it is not the format that its name says"
+            reason = "its format is not that of its name"
         raise ExcludedImageError(f"its header cannot be read: {reason}") from None
     return reader
 

@@ -74,7 +74,7 @@ def _chosen(outputs: Sequence[Output], source: SeriesSource | None) -> Output:
     for output in outputs:
         if output.key == source.output:
             return output
-    raise ExcludedImageError("dcm2niix does not make this image any more; index the folder again")
+    raise ExcludedImageError("dcm2niix does not create this image any more; index the folder again")
 
 
 def check_file(path: Path) -> None:

@@ -41,7 +41,7 @@ def read_header(path: Path) -> NibabelHeader:
         raise ExcludedImageError("its direction matrix is singular")
     origin = (float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3]))
     note = (
-        "Analyze files hold no orientation: which side is left is a guess" if _has_no_orientation(path, image) else ""
+        "Analyze files have no orientation: which side is left is a guess" if _has_no_orientation(path, image) else ""
     )
     dims = tuple(int(n) for n in image.shape)
     return NibabelHeader(dims, image.get_data_dtype(), (z, y, x), origin, affine[:, :3] / (x, y, z), note)

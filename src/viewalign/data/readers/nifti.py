@@ -88,7 +88,7 @@ def read_header(path: Path) -> NiftiHeader:
     except (OSError, EOFError, zlib.error) as error:
         raise ExcludedImageError(f"its header cannot be read: {_cause(error)}") from None
     if len(raw) < 348:
-        raise ExcludedImageError(f"its header cannot be read: only {len(raw)} of 348 bytes are there")
+        raise ExcludedImageError(f"its header cannot be read: only {len(raw)} of 348 bytes exist")
     try:
         return _parse(raw)
     except Exception as error:  # nibabel raises many kinds for a damaged header
@@ -113,7 +113,7 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
     except (OSError, EOFError, zlib.error) as error:
         raise ExcludedImageError(f"the file is damaged or truncated: {_cause(error)}") from None
     if got < buffer.size:
-        raise ExcludedImageError(f"the file is truncated: {got:,} of {buffer.size:,} bytes of voxels are there")
+        raise ExcludedImageError(f"the file is truncated: {got:,} of {buffer.size:,} bytes of voxels exist")
     voxels = buffer.view(header.dtype).reshape(header.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         if (header.slope, header.inter) == (1.0, 0.0):
@@ -151,7 +151,7 @@ def _check_worth(path: Path, header: NiftiHeader) -> None:
                 got = _fill(file, piece[: min(_PIECE, header.data_bytes - done)])
                 if got == 0:
                     raise ExcludedImageError(
-                        f"the file is truncated: {done:,} of {header.data_bytes:,} bytes of voxels are there"
+                        f"the file is truncated: {done:,} of {header.data_bytes:,} bytes of voxels exist"
                     )
                 values = piece[: got - got % header.dtype.itemsize].view(header.dtype)
                 first = values[0] if first is None and values.size else first

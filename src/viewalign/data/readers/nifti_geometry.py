@@ -23,7 +23,7 @@ _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 class Geometry(NamedTuple):
-    """Spacing (D, H, W), origin (x, y, z) and direction (3×3) as in `Header`, and what was accepted, as a sentence."""
+    """Spacing (D, H, W), origin (x, y, z) and direction (3×3) as in `Header`, and a note."""
 
     spacing: Triple
     origin: Triple

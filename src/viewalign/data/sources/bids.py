@@ -60,7 +60,7 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
         contents.found.append(ImageRecord(path, dataset, subject, session, stem, modality, infos=infos))
     if derived:
         contents.notes.append(
-            f"{derived} images under derivatives/ or sourcedata/ of {dataset} were left out (index that folder itself "
+            f"{derived} images under derivatives/ or sourcedata/ of {dataset} were ignored (index that folder itself "
             "to include them)"
         )
     return contents

@@ -68,7 +68,7 @@ def find(text: str, options: FindOptions) -> SourceContents:
     _add_plain(search.files, search.root, options, contents)
     if search.derived:
         contents.notes.append(
-            f"{search.derived} folders called derivatives or sourcedata were left out (index such a folder itself to "
+            f"{search.derived} folders called derivatives or sourcedata were ignored (index such a folder itself to "
             "include its images)"
         )
     return contents
@@ -151,7 +151,7 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
     subjects = {image.subject for image in plain}
     if len(subjects) == len(plain) and (fewer := fewer_subjects(subjects)) and options.subject_pattern is None:
         contents.notes.append(
-            f"Each of {len(plain)} images in {dataset} became a subject of its own, but their names look like those of "
+            f"Each of {len(plain)} images in {dataset} became a separate subject, but their names look like those of "
             f"{fewer}. If so, set a subject pattern: images of one subject must not be split between training and "
             "validation"
         )

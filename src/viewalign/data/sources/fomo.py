@@ -27,7 +27,7 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # n
     for path, stem in image_files(root, contents):
         subject, session, *inner = (*path.relative_to(root).parts, "")
         if not (_SUBJECT.fullmatch(subject) and _SESSION.fullmatch(session) and any(inner)):
-            contents.notes.append(f"{path.name} lies outside sub_N/ses_N and was left out")
+            contents.notes.append(f"{path.name} is outside sub_N/ses_N and was excluded")
             continue
         infos = Infos(subject=people.get(subject))
         contents.found.append(ImageRecord(path, dataset, subject, session, stem, modality_of(stem), infos=infos))

@@ -50,7 +50,7 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
             )
         )
     if (root / "imagesTs").is_dir():
-        contents.notes.append(f"{dataset}/imagesTs is a test set and was left out (give that folder to take it in)")
+        contents.notes.append(f"{dataset}/imagesTs is a test set and was excluded (index it itself to include it)")
     return contents
 
 
@@ -63,7 +63,7 @@ def _channels(path: Path) -> dict[int, str]:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a dataset.json of nnU-Net: {error}.") from None
     if ending.lower() not in SUFFIXES:
-        raise UserError(f"{path}: images of type {ending} are not read. Supported types: {', '.join(SUFFIXES)}.")
+        raise UserError(f"{path}: images of type {ending} are not supported. Supported types: {', '.join(SUFFIXES)}.")
     return {number: _modality(name) for number, name in channels.items()}
 
 

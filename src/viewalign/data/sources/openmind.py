@@ -1,8 +1,8 @@
 """OpenMind as on the Hub, complete or a subset: `openneuro_metadata.csv` beside `OpenMind/ds000001/sub-01/…`.
 
-The table lists each image with its masks, subject and scanner; rows whose file was not downloaded are counted and left
-out. Without the table only the tree is read (`ds…/sub-…/[ses-…/]`). Each `ds…` is a dataset, so that `sub-01` of one is
-never merged with `sub-01` of another.
+The table lists each image with its masks, subject and scanner; rows whose file is missing are counted and
+ignored. Without the table only the tree is read (`ds…/sub-…/[ses-…/]`). Each `ds…` is a dataset, so that `sub-01` of
+one is never merged with `sub-01` of another.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _by_tree(root: Path, options: FindOptions) -> SourceContents:
             contents.label_files.append(path)
         else:
             contents.found.append(_found(path, relative, None, options))
-    contents.notes.append(f"{TABLE} is not there: masks, quality scores and subject information are left out")
+    contents.notes.append(f"{TABLE} is missing: there are no masks, quality scores and subject information")
     return contents
 
 

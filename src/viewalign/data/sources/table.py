@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import AssociatedMasks, resolve
@@ -12,6 +11,7 @@ from viewalign.data.sources.naming import names_of
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import absolute
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 
 _NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
 
@@ -45,7 +45,7 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        notes.append(f"{path} cannot be read ({error.strerror}); what it says of subjects is left out")
+        notes.append(f"{path} cannot be read ({error.strerror}); its information on subjects is ignored")
         return {}
     try:
         text = content.decode("utf-8-sig")
@@ -147,8 +147,8 @@ def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
     known = {column: name for column, name in names.items() if name in _KNOWN}
     if "path" not in known.values():
         raise UserError(f"{table} has no column `path`. Its columns: {', '.join(columns) or 'none'}.")
+    missing = set(_KNOWN) - set(known.values())
     for column in columns:
-        near = difflib.get_close_matches(lower[column], _KNOWN, n=1, cutoff=0.8)
-        if column not in known and near and near[0] not in known.values():
-            raise UserError(f"{table}: the column `{column}` is unknown; did you mean `{near[0]}`?")
+        if column not in known and (near := similar(lower[column], sorted(missing), 0.8)):
+            raise UserError(f"{table}: the column '{column}' is unknown{near}.")
     return known

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from viewalign.config import PhotometricSettings
 from viewalign.errors import UserError
 from viewalign.evaluation.settings import Pool, Spacing
 from viewalign.utils.overrides import diff_settings
@@ -26,6 +25,7 @@ from viewalign.utils.settings import (
     nested,
     parse_yaml,
 )
+from viewalign.views.intensity_config import IntensityConfig
 
 Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
 
@@ -40,7 +40,7 @@ class AugmentSettings(Settings):
     )
     p_scale: Fraction = Field(0.2, description="Probability of scaling; set 0 if the target is a size.")
     scale: Range = Field((0.8, 1.25), description="Range of the scale factor.")
-    photometric: PhotometricSettings = PhotometricSettings()
+    photometric: IntensityConfig = IntensityConfig()
     channel_dropout: Fraction = Field(0.0, description="Probability of dropping a channel, if there are several.")
 
 

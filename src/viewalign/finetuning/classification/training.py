@@ -33,7 +33,7 @@ from viewalign.utils.rng import derive_seed, make_rng, make_torch_generator
 from viewalign.utils.settings import checked
 from viewalign.views import intensity as transforms
 from viewalign.views import resampling, sampling
-from viewalign.views.intensity import IntensityConfig
+from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints
 
@@ -208,7 +208,7 @@ class FoldTraining:
             p_scale=settings.p_scale,
             scale=settings.scale,
         )
-        intensity = IntensityConfig(**settings.photometric.model_dump())
+        intensity = settings.photometric
         pairs = []
         for slot, case in enumerate(cases, first):
             sample = self.samples[case.case]
