@@ -240,7 +240,7 @@ def test_a_fine_tuning_s_page_shows_names_as_text(tmp_path):
         "results": [],
     }
     (tmp_path / "results.json").write_text(json.dumps({**label, **rest}))
-    assert_harmless(write_segmentation_page(tmp_path).read_text())
+    assert_harmless(write_segmentation_page(tmp_path).read_text(), scripts=1)
 
 
 def _machine():
@@ -313,7 +313,7 @@ def test_scores_of_a_segmentation_show_names_as_text(tmp_path):
     tree = {**label, "encoder": MARKUP, "patch": [8, 8, 8], "spacing": [1, 1, 1], "schedule": schedule}
     (tmp_path / "run" / "results.json").write_text(json.dumps({**tree, "results": [row]}))
     page = write_segmentation_page(tmp_path / "run").read_text()
-    assert_harmless(page)
+    assert_harmless(page, scripts=1)
     assert str(escape(f"{MARKUP}1")) in page
 
 

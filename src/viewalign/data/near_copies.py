@@ -19,6 +19,8 @@ SIMILAR = 0.9
 """Least similarity of copies."""
 _CANDIDATE = 0.85
 """Least correlation of the spectra's magnitudes, which shifts do not change, for the best shift to be searched."""
+_LARGEST = 3
+"""Most subjects in a group of copies, or a hundredth of all subjects: more are a class of similar images."""
 _BLOCK = 512  # fingerprints that are compared with all others at a time
 
 
@@ -29,8 +31,8 @@ class Copies:
     Attributes:
         images: groups of two or more copies.
         group_of: names the group of each subject that shares copies with another one.
-        too_alike: whether most subjects would form one group: the images are too alike for the fingerprint, so that
-            only equal images are reported, and no subjects are grouped.
+        too_alike: whether some group would have half of the subjects, or more than copies have: those images are too
+            alike for the fingerprint. Such a group is not formed, and only equal images are reported.
     """
 
     images: list[list[int]]
@@ -64,9 +66,11 @@ def find_copies(
         alike.join(i, j)
         people.join(number[subjects[i]], number[subjects[j]])
     groups = people.several()
-    if 2 * max(map(len, groups), default=0) > len(names):
-        return Copies(equal.several(), {}, too_alike=True)
-    return Copies(alike.several(), {names[k]: names[group[0]] for group in groups for k in group})
+    limit = min(max(_LARGEST, len(names) // 100), len(names) // 2)
+    kept = [group for group in groups if len(group) <= limit]
+    too_alike = len(kept) < len(groups)
+    group_of = {names[k]: names[group[0]] for group in kept for k in group}
+    return Copies((equal if too_alike else alike).several(), group_of, too_alike)
 
 
 def similar_pairs(fingerprints: Sequence[Fingerprint], subjects: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -106,7 +106,7 @@ def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task):
-    _, cases = striped_task(tmp_path / "task", cases=6)
+    _, cases = striped_task(tmp_path / "task", cases=8)
     settings = trained_by(
         None, ["mode=lora", "epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
     )
