@@ -15,6 +15,7 @@ from viewalign.reports import segmentation
 def call(monkeypatch, tmp_path):
     """A function that runs the command and returns the settings that arrive, or the message."""
     seen = []
+    (tmp_path / "results.json").write_text("{}")
     monkeypatch.setattr(environment, "check_installed", lambda: None)
     monkeypatch.setattr(segmentation, "write_page", lambda _: None)
     monkeypatch.setattr(finetune, "finetune", lambda *a: seen.append(a) or SimpleNamespace(out=tmp_path))
