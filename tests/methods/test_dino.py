@@ -179,6 +179,13 @@ def test_cosines_of_the_head():
             assert logits[row, k].item() == pytest.approx((a @ b / a.norm() / b.norm()).item(), rel=1e-4)
 
 
+def test_layers_of_any_width_keep_the_scale():
+    torch.manual_seed(0)
+    for width in (16, 2048):
+        head = PrototypeHead(64, width, bottleneck=8, prototypes=4)
+        assert 0.05 < head.layers(torch.randn(64, 64)).std() < 1, width
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [

@@ -30,7 +30,8 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         for parameter in self.parameters():
             if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                # 0.02 at a width of 2048 as published; narrower layers keep the scale, so that biases do not take over.
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             else:
                 nn.init.zeros_(parameter)
 

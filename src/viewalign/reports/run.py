@@ -65,7 +65,7 @@ class LivePage:
     def __call__(self, run: Path, last: bool) -> None:
         """Write the page of the folder `run` if it is time for it, or if it is the `last` one.
 
-        A page that cannot be written is reported; the run goes on.
+        A page that cannot be written is reported, and the run continues.
         """
         begin = time.monotonic()
         if begin < self._earliest and not last:

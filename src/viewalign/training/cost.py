@@ -38,10 +38,7 @@ def step_flops(recipe: Recipe) -> float:
     A multiply-add counts as two. Included are student forward and backward, teacher forward, and CVA's heads.
     """
     requirements = requirements_of(recipe)
-    with torch.device("meta"):
-        backbone = build_backbone(
-            recipe.network.name, recipe.views.patch_size, recipe.network.channels, recipe.masking.block
-        )
+    backbone = _backbone_without_memory(recipe)
     counts = _count(backbone, recipe)
     drops = requirements.drops_tokens and backbone.stride == backbone.block and recipe.network.name.startswith("primus")
     share = 1.0 - recipe.masking.ratio if drops else 1.0
@@ -60,11 +57,14 @@ def step_flops(recipe: Recipe) -> float:
 
 def forward_flops(recipe: Recipe, decoder: bool) -> float:
     """Count the floating-point operations of a forward pass of one view through the encoder, and the decoder."""
+    counts = _count(_backbone_without_memory(recipe), recipe)
+    return counts["encode"] + (counts["decode"] if decoder else 0.0)
+
+
+def _backbone_without_memory(recipe: Recipe) -> Backbone:
     network = recipe.network
     with torch.device("meta"):
-        backbone = build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
-    counts = _count(backbone, recipe)
-    return counts["encode"] + (counts["decode"] if decoder else 0.0)
+        return build_backbone(network.name, recipe.views.patch_size, network.channels, recipe.masking.block)
 
 
 def remedies(recipe: Recipe, precision: str, processes: int = 1) -> list[Remedy]:
