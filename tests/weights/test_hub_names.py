@@ -71,7 +71,7 @@ def refusing(problem):
 def test_what_the_hub_refuses(monkeypatch):
     response = httpx.Response(401, request=httpx.Request("GET", "http://127.0.0.1"))
     for problem, sentence in [
-        (LocalEntryNotFoundError("offline"), "cached"),
+        (LocalEntryNotFoundError("offline"), "not in the cache"),
         (RepositoryNotFoundError("none", response=response), "a/b.*private"),
         (OSError("disk full"), "disk full"),
     ]:

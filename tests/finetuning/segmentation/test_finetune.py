@@ -76,7 +76,7 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
 
 
 BAD_ENCODERS = {
-    "a pickle": (lambda root: {**root, "evil": print}, "pickled objects, which could run code"),
+    "a pickle": (lambda root: {**root, "evil": print}, "pickled objects"),
     "no plan": (lambda root: {k: v for k, v in root.items() if k != "nnssl_adaptation_plan"}, "no adaptation plan"),
     "no weights": (
         lambda root: {"network_weights": {"fc.weight": torch.zeros(2)}},
