@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from viewalign.data.image_fingerprint import parse_fingerprint
 from viewalign.data.preprocessing import prepare_channels
@@ -28,6 +26,9 @@ from viewalign.data.settings import PrepareSettings
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.tasks.manifest import check_images
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = tuple[int, int, int]
 Frames = Literal["same", "resample"]
@@ -242,5 +243,7 @@ def window(array: NDArray[Any], starts: Sequence[int], size: Size) -> NDArray[An
 
 def sample_tensors(sample: Sample, device: str) -> tuple[Tensor, Tensor]:
     """Return image (1, C, D, H, W) and valid voxels (1, 1, D, H, W) of a sample on a device."""
+    import torch  # here, so that worker processes load without it
+
     image, valid = (torch.from_numpy(np.array(part))[None].to(device) for part in (sample.image, sample.valid))
     return image, valid

@@ -157,7 +157,8 @@ def check_stream(path: Path) -> None:
                     unpacked = unpacker.decompress(piece, _PIECE * 16)
                     if len(values) < 2:
                         values.update(unpacked[:1], unpacked[-1:])
-                        values.update(unpacked.strip(unpacked[:1])[:1])  # bytes that differ from the first
+                        if unpacked.count(unpacked[:1]) < len(unpacked):
+                            values.update(unpacked.strip(unpacked[:1])[:1])  # the first byte that differs
                     piece = unpacker.unconsumed_tail
     except zlib.error as error:
         raise ExcludedImageError(f"the file is damaged: its compressed voxels cannot be unpacked ({error})") from None
