@@ -37,7 +37,7 @@ def made_up(kind, count=40, signal=4.0, seed=0):
 def test_informative_features_are_detected(kind, learner):
     spec, cases, features = made_up(kind)
     folds = make_folds(cases, spec, 3).folds
-    score = linear_probe.probe(features, cases, folds, spec, learner, draws=100)
+    score = linear_probe.probe(features, cases, folds, spec, learner, draws=30)
     figure = {"regression": "pearson", "multilabel": "auroc"}.get(kind, "balanced_accuracy")
     assert score.values[figure] > (0.85 if learner == "linear" else 0.6)
     assert sorted(score.cases) == [case.case for case in cases]
@@ -47,7 +47,7 @@ def test_informative_features_are_detected(kind, learner):
 
 def test_noise_is_at_chance():
     spec, cases, features = made_up("binary", 80, signal=0.0)
-    score = linear_probe.probe(features, cases, make_folds(cases, spec, 4).folds, spec, draws=100)
+    score = linear_probe.probe(features, cases, make_folds(cases, spec, 4).folds, spec, draws=30)
     assert 0.3 < score.values["auroc"] < 0.7
 
 

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from run_fixtures import tiny_network
 from typer.testing import CliRunner
 
 from viewalign.cli.main import app
@@ -66,6 +67,7 @@ def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, netw
     shared = ["runtime.precision=fp32"]  # `auto` is measured, and may come out otherwise for the second run
     shared += ["network.drop_path=0.2"] if network == "primus" else []
     name = f"cva-{network}-xs"
+    shared += [tiny_network(name)]
     plain = load(name, settings(store, tmp_path / "plain", *shared))
     probed = load(name, settings(store, tmp_path / "probed", *shared, *more))
     pretrain(plain)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 
+@pytest.mark.long
 def test_a_run_loads_neither_metrics_nor_timm_and_metrics_can_be_had_after_it():
     code = (
         "import sys, viewalign.training.run as run\n"

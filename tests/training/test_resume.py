@@ -12,7 +12,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.recipes.loading import to_yaml
 from viewalign.training import loop, run
@@ -159,10 +161,9 @@ def test_a_signal_saves_and_explains_how_to_resume(number, tiny_recipe, tmp_path
     assert line[:2] == ["viewalign", "pretrain"], out
     step = checkpoints.steps(RunFolder(tmp_path / "run").checkpoints)[-1]
     assert 0 < step < 16
-    process = run_command(*line[1:])
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, out
-    assert f"Resuming from step {step} of 16" in out
+    resumed = CliRunner().invoke(app, line[1:])
+    assert resumed.exit_code == 0, resumed.output
+    assert f"Resuming from step {step} of 16" in resumed.output
 
 
 def test_a_second_signal_ends_at_once():

@@ -69,6 +69,7 @@ def test_what_lies_beside_an_export_stays_at_home(published, tmp_path):
     assert seen_by(served.made[-1]) == "public"
 
 
+@pytest.mark.parametrize("tiny_run", ["resenc", pytest.param("primus", marks=pytest.mark.long)], indirect=True)
 def test_it_comes_back_by_its_name_and_computes_the_same(published, tmp_path):
     """In a separate process, with the local Hub and an empty cache; then again without the server."""
     served, out, _ = published

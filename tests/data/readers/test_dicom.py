@@ -58,6 +58,7 @@ def test_an_oblique_series_agrees_with_gdcm(tmp_path: Path, voxels: np.ndarray) 
     np.testing.assert_allclose(ours.direction.ravel(), theirs.GetDirection(), atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_real_series_agrees_with_gdcm_and_its_unevenness_is_noted(shared_data: Path) -> None:
     folder = shared_data / "dicom_head_mr"
     ours = read_volume(folder / "brain_001.dcm")

@@ -31,7 +31,7 @@ def checkpoint_of(model, fold=0, name="checkpoint_final.pth"):
 @pytest.mark.parametrize(
     ("network", "channels", "patch"),
     [
-        ("resenc-xxs", 1, (32, 32, 32)),
+        pytest.param("resenc-xxs", 1, (32, 32, 32), marks=pytest.mark.long),
         pytest.param("resenc-xxs", 3, (24, 32, 40), marks=pytest.mark.long),
         pytest.param("primus-xxs", 3, (32, 32, 32), marks=pytest.mark.long),
         pytest.param("primus-xxs", 1, (24, 32, 40), marks=pytest.mark.long),
