@@ -51,7 +51,7 @@ def test_nothing_is_fetched_without_consent(served: Served, tmp_path: Path) -> N
 
 def test_what_is_known_is_listed() -> None:
     output = run().output
-    for name in ("hippocampus", "openmind", "fomo60k", "weights openmind-mae-resenc-l"):
+    for name in ("hippocampus", "openmind", "fomo60k", "fomo300k", "weights openmind-mae-resenc-l"):
         assert name in output
 
 

@@ -1,13 +1,16 @@
-"""FOMO submissions: any subset of sequences in any orientation, both swi and t2s, an age with decimals."""
+"""FOMO submissions: any subset of sequences in any orientation, both swi and t2s, an age with decimals, embeddings."""
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import viewalign
 from viewalign.compat.fomo_submission import main, write_submission
-from viewalign.compat.task_layouts import SPECS
+from viewalign.compat.fomo_tasks import TASKS
+from viewalign.errors import UserError
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification.models import Predictor, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork
@@ -16,13 +19,13 @@ from viewalign.tasks.preprocessing import Preprocessor
 
 
 def model(folder, number):
-    spec = SPECS[number]
-    backbone, _ = build_encoder(read_pretrained("untrained:resenc-xs"), (16, 16, 16), len(spec.channels))
+    spec = TASKS[number].spec(TASKS[number].channels)
+    backbone, _ = build_encoder(read_pretrained("untrained:resenc-xxs"), (16, 16, 16), len(spec.channels))
     network = GlobalNetwork(backbone, spec.outputs, "multistage", 0.0, [0.0] * spec.outputs)
     network.head.weight.data.normal_(std=0.02)
     preprocessor = Preprocessor(spec.channels, (16, 16, 16), frames="resample")
     write_model(
-        folder / "fold_0", network, "resenc-xs", spec, preprocessor, (61.4, 12.3) if number == 3 else (0.0, 1.0)
+        folder / "fold_0", network, "resenc-xxs", spec, preprocessor, (61.4, 12.3) if number == 3 else (0.0, 1.0)
     )
     return folder
 
@@ -77,6 +80,59 @@ def test_a_broken_sequence_is_missing_and_none_is_an_error(tmp_path, subject, ca
     assert "t2 is ignored" in capsys.readouterr().err
     assert main(folder, ["--flair", str(subject["flair"]), "--output", str(out)]) == 1
     assert "No sequence can be used; this task takes t1, t2" in capsys.readouterr().err
+
+
+def test_both_years_names_of_an_argument_are_the_same_sequence(tmp_path, subject):
+    folder, out = model(tmp_path / "m", 1), tmp_path / "out.txt"
+    pair = {"flair": subject["flair"], "dwi_b1000": subject["dwi_b1000"]}
+    old = answer(folder, pair, out)
+    assert answer(folder, {"flair": pair["flair"], "dwi": pair["dwi_b1000"]}, out) == old
+    assert answer(folder, {"flair": pair["flair"]}, out) != old
+    with pytest.raises(SystemExit):  # an abbreviation would be another sequence
+        main(folder, ["--fla", str(subject["flair"]), "--output", str(out)])
+
+
+@pytest.mark.parametrize("pool", ["multistage", "average"])
+def test_an_embedding_is_that_of_the_frozen_encoder(tmp_path, subject, pool):
+    settings = {"patch_size": (16, 16, 16), "pool": pool}
+    folder = write_submission("untrained:resenc-xxs", tmp_path / "s", **settings) / "model"
+    out = tmp_path / "out" / "sub-01.npy"
+    assert main(folder, ["--input", str(subject["t1"]), "--output", str(out)]) == 0
+    vector = np.load(out, allow_pickle=False)
+    direct = viewalign.embed("untrained:resenc-xxs", [subject["t1"]], **settings).features
+    assert (vector.dtype, vector.shape) == (np.float32, direct[0].shape)
+    np.testing.assert_array_equal(vector, direct[0])
+
+
+def test_an_embedding_survives_values_that_are_not_finite(tmp_path, write_image, head, capsys):
+    folder = write_submission("untrained:resenc-xxs", tmp_path / "s", patch_size=(16, 16, 16)) / "model"
+    array = head(1)
+    array[3, 4, 5] = np.nan
+    image = write_image(tmp_path / "image.nii.gz", array)
+    assert main(folder, ["--input", str(image), "--output", str(tmp_path / "out.npy")]) == 0
+    assert np.isfinite(np.load(tmp_path / "out.npy")).all()
+    assert main(folder, ["--t1", str(image), "--output", str(tmp_path / "other.npy")]) == 1
+    assert "input" in capsys.readouterr().err
+    assert not (tmp_path / "other.npy").exists()
+
+
+def test_a_definition_pins_its_base_and_needs_no_run_script(tmp_path):
+    out = write_submission("untrained:resenc-xxs", tmp_path / "s", patch_size=(16, 16, 16))
+    definitions = [(out / name).read_text() for name in ("Apptainer.def", "Dockerfile")]
+    bases = [re.search(r"^(?:From: |FROM )(\S+)$", text, re.M).group(1) for text in definitions]
+    assert len(set(bases)) == 1
+    assert re.fullmatch(r"python@sha256:[0-9a-f]{64}", bases[0])  # Apptainer takes no tag beside a digest
+    for text in definitions:
+        assert "/app/predict.py" in text
+        assert "/app/model" in text
+        assert not re.search(r"EXTRAS|BASE|%runscript", text)
+    assert "--arch amd64" in (out / "README.txt").read_text()
+
+
+def test_what_is_neither_fine_tuned_nor_an_encoder_is_no_submission(tmp_path):
+    with pytest.raises(UserError):
+        write_submission(str(tmp_path / "none"), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.slow

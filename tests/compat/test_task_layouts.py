@@ -110,6 +110,50 @@ def test_an_age_of_fomo_keeps_decimals(tmp_path):
     assert cases["sub_1_ses_1"].target == 72.9
 
 
+def fomo26(root, images, label, subjects=("sub-01", "sub-02"), session="ses-01"):
+    """Write empty images and labels in the layout of FOMO26: label of each session, images by name."""
+    for number, subject in enumerate(subjects):
+        for word in images:
+            touch(root / "preprocessed" / subject / session / f"{word}.nii.gz")
+        touch(root / "labels" / subject / session / label).write_text(f"{20 * number + number % 2}\n")
+    return root
+
+
+@pytest.mark.parametrize("where", ["", "Task_3", "Task_3/Task_3"])
+def test_fomo26_brain_age_has_t1_alone(tmp_path, where):
+    fomo26(tmp_path / "in" / where, ["t1w"], "labels.txt")
+    found, spec, cases = converted("fomo", tmp_path / "in", tmp_path / "task", task=3)
+    assert ([channel.name for channel in spec.channels], spec.unit) == (["t1"], "years")
+    assert {name: case.target for name, case in cases.items()} == {"sub-01_ses-01": 0.0, "sub-02_ses-01": 21.0}
+    assert cases["sub-01_ses-01"].images["t1w"].name == "t1w.nii.gz"
+    assert not found.left_out
+
+
+@pytest.mark.parametrize("separator", "-_")
+def test_fomo26_polymicrogyria_has_subjects_with_either_separator(tmp_path, separator):
+    subjects = [f"sub{separator}{k:02d}" for k in (1, 2)]
+    source = tmp_path / "Task_5"
+    for k, subject in enumerate(subjects):
+        touch(source / "preprocessed" / subject / f"ses{separator}01" / "t1.nii.gz")
+        touch(source / "labels" / subject / f"ses{separator}01" / "labels.txt").write_text(str(k))
+    _, spec, cases = converted("fomo", source, tmp_path / "task", task=5)
+    assert (spec.kind, spec.classes) == ("binary", ("negative", "positive"))
+    assert [case.target for _, case in sorted(cases.items())] == [0, 1]
+
+
+def test_fomo26_infarct_ignores_lesion_masks(tmp_path):
+    source = tmp_path / "Task_1"
+    for k, (subject, last) in enumerate((("sub-01", "swi"), ("sub-02", "t2s"))):
+        for word in ("flair", "adc", "dwi_b1000", last):
+            touch(source / "preprocessed" / subject / "ses-01" / f"{word}.nii.gz")
+        touch(source / "labels" / subject / "ses-01" / "label.txt").write_text(str(k))
+    touch(source / "labels" / "sub-02" / "ses-01" / "seg.nii.gz")
+    _, spec, cases = converted("fomo", source, tmp_path / "task", task=1)
+    assert [channel.name for channel in spec.channels] == ["dwi_b1000", "flair", "adc", "swi"]
+    assert {case.target for case in cases.values()} == {0, 1}
+    assert set(cases["sub-02_ses-01"].images) == {"flair", "adc", "dwi_b1000", "t2s"}
+
+
 def test_bids_sessions_keep_their_subject(tmp_path):
     source = tmp_path / "bids"
     touch(source / "sub-1" / "ses-a" / "anat" / "sub-1_ses-a_T1w.nii.gz")

@@ -45,6 +45,23 @@ def test_informative_features_are_detected(kind, learner):
     assert low <= score.values[figure] <= high
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_sgd_heads_detect_informative_features(kind):
+    spec, cases, features = made_up(kind, 60)
+    score = linear_probe.probe(features, cases, make_folds(cases, spec, 2).folds, spec, "sgd", draws=100)
+    assert score.values["auroc"] > 0.9
+    assert all(chosen.startswith("rate ") for chosen in score.chosen)
+
+
+def test_sgd_heads_are_for_one_true_class_with_validation_cases():
+    spec, cases, features = made_up("regression")
+    with pytest.raises(UserError, match="a regression task"):
+        linear_probe.fit_and_predict(features, cases, range(30), range(30, 40), spec, "sgd")
+    spec, cases, features = made_up("binary")
+    with pytest.raises(UserError, match="two or more subjects"):
+        linear_probe.fit_and_predict(features, cases, [0, 1], range(30, 40), spec, "sgd")
+
+
 def test_noise_is_at_chance():
     spec, cases, features = made_up("binary", 80, signal=0.0)
     score = linear_probe.probe(features, cases, make_folds(cases, spec, 4).folds, spec, draws=30)

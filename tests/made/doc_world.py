@@ -83,6 +83,17 @@ def fomo_task(root: Path, sequences: tuple[str, ...], subjects: int = 6) -> Path
     return root
 
 
+def fomo26_task(root: Path, sequences: tuple[str, ...], label: str, subjects: int = 12) -> Path:
+    """Write FOMO26's layout of task 1, 3 or 5; the answers 0 and 1 are classes or ages."""
+    for k in range(subjects):
+        session = Path(f"sub-{k + 1:02d}", "ses-01")
+        for sequence in sequences:
+            save(root / "preprocessed" / session / f"{sequence}.nii.gz", head(k, 1.0 + k % 2))
+        (root / "labels" / session).mkdir(parents=True)
+        (root / "labels" / session / label).write_text(str(k % 2))
+    return root
+
+
 def table(path: Path, rows: list[dict[str, str]]) -> Path:
     """Write a CSV."""
     with path.open("w", newline="") as stream:
@@ -112,6 +123,11 @@ def make_sources(root: Path) -> None:
         save(root / "fomo" / f"sub_{k + 1}" / "ses_1" / "t1.nii.gz", head(40 + k))
     fomo_task(root / "finetune_task1", ("flair", "dwi_b1000", "adc", "swi"))
     fomo_task(root / "finetune_task3", ("t1", "t2"))
+    for k, source in enumerate(("PT001_Cleveland", "PT002_Oslo", "PT030_OpenNeuro/ds000001")):
+        save(root / "fomo300k" / source / "sub-01" / "ses-01" / "anat" / "sub-01_ses-01_T1w.nii.gz", head(50 + k))
+    fomo26_task(root / "Task_1", ("flair", "dwi_b1000", "adc", "swi"), "label.txt")
+    fomo26_task(root / "Task_3", ("t1w",), "labels.txt")
+    fomo26_task(root / "Task_5", ("t1",), "labels.txt")
     names = ["patient01_study1_T1W", "patient01_study1_FLAIR"]
     rows = [{"path": f"scans/{n}.nii.gz", "subject": "Anna", "modality": n.rsplit("_", 1)[1]} for n in names]
     table(root / "images.csv", rows)

@@ -42,23 +42,25 @@ def convert(
     return Result(facts, f"{name}: {kind}, {count} cases in {out}")
 
 
-fomo = typer.Typer(no_args_is_help=True, help="FOMO25: convert its tasks, and build a submission.")
+fomo = typer.Typer(no_args_is_help=True, help="FOMO25 and FOMO26: convert their tasks, build and check a submission.")
 
 
 @fomo.command(cls=Command)
 def prepare(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="The folder with preprocessed/ and labels/.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="The folder with preprocessed/ and labels/, or with Task_N/.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The task's or dataset's folder.", show_default=False)],
 ) -> Result:
     """Convert a task of the challenge; then fine-tune with the recipe of that task.
 
-    Task 2 is a segmentation: it becomes a dataset of nnU-Net, with every image in LPS, for
-    `viewalign finetune segmentation`.
+    Folders of both years are read. Tasks 2 and 4 are segmentations: they become datasets of nnU-Net, with every image
+    in LPS, for `viewalign finetune segmentation`.
 
     [b]Example[/b]
 
-    viewalign fomo prepare finetune_task1 -o task task=1
+    viewalign fomo prepare Task_1 -o task task=1
     """
     from viewalign.compat.fomo import FomoSettings, convert_task
     from viewalign.utils.settings import checked
@@ -71,14 +73,53 @@ def prepare(
 
 @fomo.command(cls=Command)
 def submission(
-    model: Annotated[Path, typer.Argument(help="A fine-tuning's folder.", show_default=False)],
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="A fine-tuning's folder; an encoder for tasks 6 and 7.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.", show_default=False)],
 ) -> Result:
-    """Write predict.py, the models, and definitions for Apptainer and Docker; they need no network."""
-    from viewalign.compat.fomo_submission import write_submission
+    """Write predict.py, the models, and definitions for Apptainer and Docker; they need no network.
 
-    files = sorted(write_submission(model, out).iterdir())
+    The settings are those of an encoder's embeddings (tasks 6 and 7); a fine-tuning has its own.
+
+    [b]Examples[/b]
+
+    viewalign fomo submission tuned -o submission
+
+    viewalign fomo submission run -o embedding patch_size=[160,192,160]
+    """
+    from viewalign.compat.fomo_submission import write_submission
+    from viewalign.evaluation.settings import FeatureSettings
+    from viewalign.utils.settings import checked
+
+    wanted = checked(FeatureSettings, settings_of(context))
+    files = sorted(write_submission(model, out, wanted.patch_size, wanted.spacing, wanted.pool).iterdir())
     return Result({"folder": out, "files": files}, "\n".join(f"  {file}" for file in files))
+
+
+@fomo.command(cls=Command)
+def check(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A folder of fomo submission.", show_default=False)],
+) -> Result:
+    """Run a submission's predict.py on made-up images as FOMO26 does, and check what it writes.
+
+    Checked are exit code, format, finite values and ranges as by the organisers' validator; and grid and affine of
+    masks, use of the network, and (on a GPU) 120 s for each case, which the validator does not check. The container
+    itself is not built. Exit code: 0 passed, 1 not.
+
+    [b]Example[/b]
+
+    viewalign fomo check submission task=1
+    """
+    from viewalign.compat.fomo_check import CheckSettings, check_submission
+    from viewalign.utils.settings import checked
+
+    wanted = checked(CheckSettings, settings_of(context))
+    found = check_submission(folder, wanted.task)
+    facts = {"passed": all(not case.problems for case in found), "cases": [vars(case) for case in found]}
+    return Result(facts, "\n".join(case.text() for case in found), 0 if facts["passed"] else 1)
 
 
 nnunet = typer.Typer(no_args_is_help=True, help="Use viewalign's trainer with nnU-Net's own commands.")

@@ -24,8 +24,8 @@ def fetch(
         list[str] | None,
         typer.Argument(
             metavar="NAME | weights NAME",
-            help="A dataset ([b]hippocampus[/b], [b]openmind[/b], [b]fomo60k[/b], hf:OWNER/NAME), or [b]weights[/b] "
-            "and a name, hf:OWNER/NAME or zenodo:RECORD. Without it, the known names are listed.",
+            help="A dataset ([b]hippocampus[/b], [b]openmind[/b], [b]fomo60k[/b], [b]fomo300k[/b], hf:OWNER/NAME), or "
+            "[b]weights[/b] and a name, hf:OWNER/NAME or zenodo:RECORD. Without it, the known names are listed.",
             show_default=False,
         ),
     ] = None,

@@ -40,6 +40,8 @@ MODELS = {
     "demo": "viewalign.demo.settings:DemoOptions",
     "fetch": "viewalign.data.settings:FetchSettings",
     "fomo prepare": "viewalign.compat.fomo:FomoSettings",
+    "fomo submission": "viewalign.evaluation.settings:FeatureSettings",
+    "fomo check": "viewalign.compat.fomo_check:CheckSettings",
     "task convert": "viewalign.compat.task_conversion:ConvertSettings",
 }
 """The model of each command's settings; it is imported on demand."""

@@ -27,8 +27,8 @@ def index(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders (recursively), files, patterns in quotes, a CSV table, a BIDS, nnU-Net, OpenMind "
-            "or FOMO60K dataset, or nnssl's pretrain_data.json.",
+            help="Folders (recursively), files, patterns in quotes, a CSV table, a BIDS, nnU-Net, OpenMind, "
+            "FOMO60K or FOMO300K dataset, or nnssl's pretrain_data.json.",
             show_default=False,
         ),
     ],

@@ -1,27 +1,44 @@
-"""Submissions to FOMO25's three tasks: an offline prediction program and definitions of its containers.
+"""Submissions to FOMO25 and FOMO26: an offline prediction program and definitions of its containers.
 
-The evaluation passes every sequence of a subject (possibly both `--swi` and `--t2s`) and reads a number from a text
-file, or a mask. A sequence that cannot be read is reported on stderr and treated as missing.
+The evaluation passes the sequences of a subject and reads a number from a text file, a mask, or (tasks 6 and 7) an
+embedding. It runs `python /app/predict.py …` and never a run script. A sequence that cannot be read is reported on
+stderr and treated as missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from viewalign.data.readers.files import Volume
 from viewalign.errors import UserError
-from viewalign.finetuning.classification.models import FACTS, WEIGHTS, Predictor
+from viewalign.evaluation.encoders import Spacing, encoder_and_preprocessor, read_pretrained
+from viewalign.finetuning.classification.models import FACTS, WEIGHTS, Predictor, write_model
+from viewalign.finetuning.classification.network import GlobalNetwork
 from viewalign.finetuning.segmentation import package
 from viewalign.finetuning.segmentation import predict as segmentation
 from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase
-from viewalign.tasks.preprocessing import grid_difference, read_image, resample_to
+from viewalign.tasks.preprocessing import grid_difference, read_image, resample_to, sample_tensors
+from viewalign.tasks.spec import ChannelSpec, TaskSpec
+from viewalign.utils.shapes import Size
 
-SEQUENCES = ("flair", "adc", "dwi_b1000", "t2s", "swi", "t1", "t2")
+EMBEDDED = "input"
+"""Argument and channel of tasks 6 and 7."""
+ARGUMENTS = {word: word for word in ("flair", "adc", "dwi_b1000", "t2s", "swi", "t1", "t2", EMBEDDED)} | {
+    "dwi": "dwi_b1000"
+}
+"""Sequence of each argument; FOMO25 has `--dwi_b1000`, FOMO26 `--dwi`."""
 
 PREDICT_PY = '''"""Predict one subject: python predict.py --flair FILE ... --output FILE"""
 
@@ -33,8 +50,11 @@ from viewalign.compat.fomo_submission import main
 sys.exit(main(Path(__file__).resolve().parent / "model", sys.argv[1:]))
 '''
 
+_BASE = "python@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea"
+"""The tag 3.12-slim of August 2026, for all architectures. Apptainer takes a tag or a digest, not both."""
+
 _APPTAINER = """Bootstrap: docker
-From: python:3.11-slim
+From: BASE
 
 %files
     predict.py /app/predict.py
@@ -43,46 +63,85 @@ From: python:3.11-slim
 
 %post
     pip install --no-cache-dir --no-index --find-links /wheels "viewalign[EXTRAS]"
+    rm -r /wheels
     mkdir -p /input /output
 
 %environment
-    export OMP_NUM_THREADS=4
-
-%runscript
-    exec python /app/predict.py "$@"
+    export OMP_NUM_THREADS=4 PYTHONDONTWRITEBYTECODE=1
 """
 
-_DOCKERFILE = """FROM python:3.11-slim
-COPY wheels /wheels
-RUN pip install --no-cache-dir --no-index --find-links /wheels "viewalign[EXTRAS]" && mkdir -p /input /output
+_DOCKERFILE = """FROM BASE
+RUN --mount=type=bind,source=wheels,target=/wheels \\
+    pip install --no-cache-dir --no-index --find-links /wheels "viewalign[EXTRAS]" && mkdir -p /input /output
 COPY predict.py /app/predict.py
 COPY model /app/model
-ENV OMP_NUM_THREADS=4
+ENV OMP_NUM_THREADS=4 PYTHONDONTWRITEBYTECODE=1
 ENTRYPOINT ["python", "/app/predict.py"]
 """
 
-_README = """First download the wheels, on a machine with network access:
+_README = """1. Collect the wheels here with the image's own Python, on a machine with network access
+   (or of a checkout in this folder: "./viewalign[EXTRAS]"):
 
-    pip wheel "viewalign[EXTRAS]" -w wheels
+    docker run --rm --platform linux/amd64 -v "$PWD:/work" -w /work BASE pip wheel "viewalign[EXTRAS]" -w wheels
 
-Then run `apptainer build task.sif Apptainer.def`, or `docker build -t task .`. The containers need no network.
+2. Build the container, which needs no network when it runs. FOMO26 takes the .sif, one for each task, and one for
+   tasks 6 and 7:
+
+    apptainer build --fakeroot --arch amd64 task.sif Apptainer.def
+    docker build --platform linux/amd64 -t task .
 """
 
 
-def write_submission(model: Path, out: Path) -> Path:
+def write_submission(
+    model: str | Path,
+    out: Path,
+    patch_size: Size | None = None,
+    spacing: Spacing = "pretraining",
+    pool: Literal["multistage", "average", "pretrained"] = "multistage",
+) -> Path:
     """Write `predict.py`, the models, and container definitions for Apptainer and Docker.
 
+    Args:
+        model: the folder of a fine-tuning; for tasks 6 and 7 an encoder (see `evaluation.encoders.read_pretrained`).
+        out: the folder to write.
+        patch_size: field of view (D, H, W) of an encoder in voxels; None for the views of pretraining.
+        spacing: voxel size of an encoder's images.
+        pool: pooling of an encoder's feature maps.
+
     Raises:
-        UserError: no trained model.
+        UserError: no trained model, and no encoder.
     """
-    is_segmentation = segmentation.is_segmentation(model)
-    out.mkdir(parents=True, exist_ok=True)
-    (_copy_segmentation if is_segmentation else _copy_folds)(model, out / "model")
-    extras = "nnunet" if is_segmentation else "tasks"
+    target, extras = out / "model", "tasks"
+    if segmentation.is_segmentation(Path(model)):
+        out.mkdir(parents=True, exist_ok=True)
+        _copy_segmentation(Path(model), target)
+        extras = "nnunet"
+    elif any(Path(model).glob(f"fold_*/{FACTS}")):
+        _copy_folds(Path(model), target)
+    else:
+        _write_encoder(str(model), target, patch_size, spacing, pool)
     files = {"predict.py": PREDICT_PY, "Apptainer.def": _APPTAINER, "Dockerfile": _DOCKERFILE, "README.txt": _README}
     for name, text in files.items():
-        (out / name).write_text(text.replace("EXTRAS", extras))
+        (out / name).write_text(text.replace("EXTRAS", extras).replace("BASE", _BASE))
     return out
+
+
+def _write_encoder(
+    encoder: str,
+    target: Path,
+    patch_size: Size | None,
+    spacing: Spacing,
+    pool: Literal["multistage", "average", "pretrained"],
+) -> None:
+    """Write a frozen encoder as the model of a task with one channel; its head is not used."""
+    spec = TaskSpec(name="FOMO embedding", kind="regression", channels=(ChannelSpec(name=EMBEDDED),))
+    backbone, preprocessor = encoder_and_preprocessor(encoder, spec, patch_size, spacing, pool)
+    # An embedding of a damaged image scores better than none.
+    tolerant = preprocessor.settings.model_copy(update={"fill_nonfinite": True})
+    network = GlobalNetwork(backbone, spec.outputs, pool, 0.0, [0.0])
+    shutil.rmtree(target, ignore_errors=True)
+    name = read_pretrained(encoder).network
+    write_model(target, network, name, spec, replace(preprocessor, settings=tolerant), (0.0, 1.0))
 
 
 def _copy_folds(model: Path, target: Path) -> None:
@@ -149,31 +208,57 @@ def _usable(images: Mapping[str, Path], names: Sequence[str], read: Callable[[Pa
             except UserError as problem:
                 print(f"{word} is ignored: {problem}", file=sys.stderr)
     if not usable:
-        raise UserError(f"No sequence can be used; this task takes {', '.join(sorted(names))}.")
+        raise UserError(f"No sequence can be used; this task takes {', '.join(sorted({*names} & {*ARGUMENTS}))}.")
     return usable
+
+
+@torch.no_grad()
+def embed_image(predictor: Predictor, images: Mapping[str, Path]) -> NDArray[np.float32]:
+    """Return the embedding (C,) of an image by a frozen encoder.
+
+    Raises:
+        UserError: the image cannot be used, or its embedding is not finite.
+    """
+    image, valid = sample_tensors(predictor.preprocessor(images), predictor.device)
+    vector: NDArray[np.float32] = predictor.models[0].network.vectors(image, valid)[0].float().cpu().numpy()
+    if not np.isfinite(vector).all():
+        raise UserError("The embedding is not finite.")
+    return vector
 
 
 def main(model: Path, arguments: Sequence[str]) -> int:
     """Run the program of a submission and return its exit code."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="predict.py", description="Predict a FOMO25 task for one subject.")
-    for word in SEQUENCES:
-        parser.add_argument(f"--{word}", type=Path)
-    parser.add_argument("--output", type=Path, required=True)
-    options = vars(parser.parse_args(list(arguments)))
-    # A mask has the grid of the first sequence in the order of the command line.
-    names = [part.partition("=")[0].removeprefix("--") for part in arguments if part.startswith("--")]
-    images = {word: options[word] for word in dict.fromkeys(names) if word in SEQUENCES and options[word] is not None}
-    out: Path = options["output"]
+    images, out = _parse(arguments)
     try:
         if segmentation.is_segmentation(model):
             segment_subject(segmentation.read_trained(model), images, out)
             return 0
-        value = predict_subject(Predictor(model, Machine.choose("auto", 1, 1).device), images)
+        predictor = Predictor(model, Machine.choose("auto", 1, 1).device)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if predictor.spec.image_names == [EMBEDDED]:
+            with out.open("wb") as file:
+                np.save(file, embed_image(predictor, images))
+        else:
+            out.write_text(f"{predict_subject(predictor, images):.6f}\n")
     except UserError as problem:
         print(f"predict.py: {problem}", file=sys.stderr)
         return 1
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(f"{value:.6f}\n")
     return 0
+
+
+class _AddImage(argparse.Action):
+    def __call__(self, _parser: object, found: argparse.Namespace, value: object, option: str | None = None) -> None:
+        found.images[ARGUMENTS[str(option).removeprefix("--")]] = value
+
+
+def _parse(arguments: Sequence[str]) -> tuple[dict[str, Path], Path]:
+    """Return the image of each sequence in the order of the command line, in which the first sets a mask's grid."""
+    # Without abbreviations: an argument of another edition must be an error, not another argument.
+    parser = argparse.ArgumentParser(
+        prog="predict.py", description="Predict a FOMO task for one subject.", allow_abbrev=False
+    )
+    for word in ARGUMENTS:
+        parser.add_argument(f"--{word}", type=Path, action=_AddImage, dest="images", default={})
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(list(arguments))
+    return options.images, options.output

@@ -26,7 +26,7 @@ class ConvertSettings(Settings):
     kind: Kind | None = Field(None, description="Kind of the task; null: inferred from the labels.")
     target: str = Field("", description="BIDS: the column of participants.tsv with the labels.")
     channels: Names = Field((), description="Channels, as T1w,FLAIR or swi|t2s; empty for all.")
-    task: Literal[1, 3] | None = Field(None, description="FOMO: 1 (infarct) or 3 (age).")
+    task: Literal[1, 3, 5] | None = Field(None, description="FOMO: 1 (infarct), 3 (age) or 5 (polymicrogyria).")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Convert folders of BIDS, nnU-Net, SSL3D and FOMO25 to tasks with a manifest."""
+"""Convert folders of BIDS, nnU-Net, SSL3D and FOMO to tasks with a manifest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from viewalign.compat.fomo_tasks import find_fomo
 from viewalign.compat.task_conversion import (
     ConvertSettings,
     FoundTask,
@@ -18,8 +19,8 @@ from viewalign.compat.task_conversion import (
     target_of,
 )
 from viewalign.errors import UserError
-from viewalign.tasks.manifest import TaskCase, check_images, parse_target, write_manifest
-from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
+from viewalign.tasks.manifest import TaskCase, check_images, write_manifest
+from viewalign.tasks.spec import TaskSpec, write_spec
 
 _MISSING = ("", "n/a")
 
@@ -139,71 +140,6 @@ def _channel_names(source: Path, count: int) -> list[str]:
     given = read_json(file).get("channel_names", {}) if file.is_file() else {}
     names = [str(given.get(str(k), f"channel{k}")).replace(" ", "_") for k in range(count)]
     return names if len(set(names)) == count else [f"{name}{k}" for k, name in enumerate(names)]
-
-
-def _optional(*names: str) -> tuple[ChannelSpec, ...]:
-    return tuple(channel_specs(names, optional=True))
-
-
-SEQUENCES: dict[int, tuple[ChannelSpec, ...]] = {
-    1: _optional("dwi_b1000", "flair", "adc", "swi|t2s"),
-    2: _optional("dwi_b1000", "flair", "swi|t2s"),
-    3: _optional("t1", "t2"),
-}
-"""Channels of FOMO25's three tasks, all optional: the evaluation passes the sequences that a subject has."""
-
-SPECS: dict[int, TaskSpec] = {
-    1: TaskSpec(name="FOMO25 infarct", kind="binary", channels=SEQUENCES[1], classes=("negative", "positive")),
-    3: TaskSpec(name="FOMO25 brain age", kind="regression", channels=SEQUENCES[3], unit="years", range=(0.0, 120.0)),
-}
-
-
-def find_fomo(source: Path, wanted: ConvertSettings) -> FoundTask:
-    """List every session of task 1 or 3 with its label.
-
-    Raises:
-        UserError: no task number.
-    """
-    if wanted.task not in SPECS:
-        raise UserError("The layout 'fomo' needs task=1 (infarct) or task=3 (age).")
-    spec = SPECS[wanted.task]
-    cases, left_out = [], []
-    for subject, session in sessions(source):
-        name = f"{subject}_{session.name}"
-        try:
-            images = sequences_in(session, spec.channels)
-            check_images(images, spec)
-            target = parse_target(_label(source, subject, session.name), spec)
-            cases.append(TaskCase(name, subject, images, target=target))
-        except UserError as problem:
-            left_out.append(f"{name} {problem}.")
-    return FoundTask(spec, cases, left_out)
-
-
-def sessions(source: Path) -> list[tuple[str, Path]]:
-    """Return subject and folder of each session, ordered by number."""
-    base = source / "preprocessed" if (source / "preprocessed").is_dir() else source
-    found = [path for path in base.glob("sub_*/ses_*") if path.is_dir()]
-    ordered = sorted(found, key=lambda path: (len(path.parent.name), path.parent.name, path.name))
-    return [(path.parent.name, path) for path in ordered]
-
-
-def sequences_in(session: Path, channels: tuple[ChannelSpec, ...]) -> dict[str, Path]:
-    """Return the files of a session that are named exactly like a sequence (`swi.nii.gz`, not `swi_old.nii.gz`)."""
-    words = [word for channel in channels for word in channel.words]
-    files = {path.name.split(".")[0].lower(): path for path in sorted(session.glob("*.nii*"))}
-    return {word: files[word] for word in words if word in files}
-
-
-def _label(source: Path, subject: str, session: str) -> str:
-    base = source / "labels" / subject
-    file = next((path for path in (base / session / "label.txt", base / "label.txt") if path.is_file()), None)
-    if file is None:
-        raise UserError("has no label.txt")
-    text = file.read_text(encoding="utf-8").strip()
-    if not text:
-        raise UserError("has an empty label.txt")
-    return text
 
 
 _SSL3D_IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.b2nd$")

@@ -1,7 +1,7 @@
 """Linear and k-NN probes: simple models fitted to fixed feature vectors of whole cases.
 
-Standardisation, the choice of penalty or neighbours (by cross-validation grouped by subject) and the fit use training
-cases only. All features are evaluated on the same cases, so that differences are paired.
+Standardisation (not for `sgd`), the choice of penalty, neighbours or learning rate (on other subjects) and the fit use
+training cases only. All features are evaluated on the same cases, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.errors import UserError
-from viewalign.evaluation import task_metrics
+from viewalign.evaluation import sgd_probe, task_metrics
 from viewalign.evaluation.task_metrics import TaskScore, score_predictions
 from viewalign.tasks.folds import Fold, check_learnable, strata
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.rng import make_rng
 
-Learner = Literal["linear", "knn"]
+Learner = Literal["linear", "knn", "sgd"]
 Array = NDArray[Any]
 
 PENALTIES = tuple(float(value) for value in np.logspace(-4, 2, 7))
@@ -49,7 +49,7 @@ def probe(
         cases: with targets.
         folds: training and held-out cases.
         spec: the task.
-        learner: `linear` (logistic regression or ridge) or `knn` (cosine distance).
+        learner: `linear` (logistic regression or ridge), `knn` (cosine distance) or `sgd` (`sgd_probe`).
         draws: number of bootstrap samples.
         seed: of the bootstrap.
 
@@ -80,6 +80,8 @@ def fit_and_predict(
 
     train_cases = [cases[k] for k in train]
     check_learnable(train_cases, spec, "The probe")
+    if learner == "sgd":
+        return _fit_heads(features, train_cases, train, held_out, spec)
     targets = np.array([case.target for case in train_cases])
     pipeline, grid, scoring = _pipeline(spec, learner, len(train))
     splits = _inner_splits(train_cases, spec)
@@ -94,6 +96,24 @@ def fit_and_predict(
             fitted = pipeline.set_params(**middle).fit(features[list(train)], targets)
             chosen = f"{middle} (no selection)"
         return chosen, _predict(fitted, features[list(held_out)], spec)
+
+
+def _fit_heads(
+    features: Array, train_cases: Sequence[TaskCase], train: Sequence[int], held_out: Sequence[int], spec: TaskSpec
+) -> tuple[str, Array]:
+    """Train heads on four fifths of the training cases and choose one on the others."""
+    if spec.kind not in ("binary", "multiclass"):
+        raise UserError(f"learners=sgd is for tasks with one true class; {spec.name} is a {spec.kind} task.")
+    splits = _inner_splits(train_cases, spec)
+    if not splits:
+        raise UserError(
+            "learners=sgd needs two or more subjects of each class to choose the learning rate; use linear."
+        )
+    rows, targets = features[list(train)], np.array([case.target for case in train_cases])
+    fit, validate = splits[0]
+    validation = rows[validate], targets[validate]
+    head = sgd_probe.best_head(sgd_probe.fit_heads(rows[fit], targets[fit], len(spec.classes), validation))
+    return f"rate {head.rate:g}", head.probabilities(features[list(held_out)])
 
 
 def _pipeline(spec: TaskSpec, learner: Learner, count: int) -> tuple[Any, dict[str, list[Any]], str]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.errors import UserError
-from viewalign.evaluation import linear_probe, task_metrics
+from viewalign.evaluation import fomo_metrics, linear_probe, task_metrics
 from viewalign.evaluation.embedding import embed, intensity_statistics
 from viewalign.evaluation.encoders import UNTRAINED, check_installed, encoder_and_preprocessor, read_pretrained
 from viewalign.evaluation.linear_probe import CurvePoint
@@ -65,17 +65,42 @@ def run_probe(
                     rows, usable, folds[0], spec, plan.shots, plan.repeats, learner, plan.seed
                 )
     differences = _differences(scores, usable, spec, plan)
+    fairness = {name: fairness_of(score, usable, spec) for name, score in scores.items()}
     results = {
         **_as_json(scores, curves, spec),
+        "fairness": fairness,
         "differences": differences,
         "encoders": facts,
         "excluded": [list(pair) for pair in excluded],
         "evaluated": len(next(iter(scores.values())).cases),
     }
     write_json(out, results)
-    _log.info("%s", summary(scores, curves, differences, spec))
+    _log.info("%s", summary(scores, curves, differences, spec, fairness))
     _log.info("Results: %s", out)
     return results
+
+
+def fairness_of(score: TaskScore, cases: Sequence[TaskCase], spec: TaskSpec) -> dict[str, Any]:
+    """Return the disparity of AUROC and F1 between the groups of each variable, and fairness scores, as in FOMO26.
+
+    Empty if no case has groups, and for tasks without one true class.
+    """
+    by_name = {case.case: case for case in cases}
+    evaluated = [by_name[case] for case in score.cases]
+    variables = sorted({name for case in evaluated for name in case.groups})
+    if not variables or spec.kind not in ("binary", "multiclass"):
+        return {}
+    truth = np.array([case.target for case in evaluated])
+    found: dict[str, Any] = {}
+    for figure, metric in (("auroc", fomo_metrics.ovr_auroc), ("f1", fomo_metrics.ovr_f1)):
+        disparity = {
+            name: fomo_metrics.max_disparity(
+                metric, truth, score.predicted, [case.groups.get(name, "") for case in evaluated]
+            )
+            for name in variables
+        }
+        found[figure] = {"score": fomo_metrics.fairness_score(disparity), "disparity": disparity}
+    return found
 
 
 def evaluation_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int) -> list[Fold]:
@@ -169,6 +194,7 @@ def summary(
     curves: Mapping[str, Sequence[CurvePoint]],
     differences: Mapping[str, Any],
     spec: TaskSpec,
+    fairness: Mapping[str, Any],
 ) -> str:
     """Format the primary metric of all features as a table for a terminal."""
     count = len(next(iter(scores.values())).cases)
@@ -186,4 +212,9 @@ def summary(
         ends = difference["interval"]
         if ends is not None:
             lines.append(f"  {name}: {difference['value']:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})")
+    lines += [
+        f"  fairness, {name}: AUROC {found['auroc']['score']:.3f}, F1 {found['f1']['score']:.3f} (1: equal groups)"
+        for name, found in fairness.items()
+        if found
+    ]
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def _box(mask: Mask) -> tuple[slice, ...]:
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)
 
 
-Empty = Literal["skip", "one"]
+Empty = Literal["skip", "one", "fomo26"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Rules:
         tolerances: of the surface distance in mm, by class.
         ignore: value of reference voxels that are ignored.
         empty: score of a class that is in neither map: "skip" excludes it from means, "one" counts it as 1. A class in
-            only one of the two maps scores 0.
+            only one of the two maps scores 0. "fomo26": a single class in neither map has Dice 1 and NSD 0; of several
+            classes, those that are not in the reference are excluded, even if they are predicted.
     """
 
     classes: Mapping[str, tuple[int, ...]]
@@ -158,8 +159,10 @@ def score_maps(
         truth = np.isin(reference, values) & counted
         overlap = dice(guess, truth)
         surface = surface_dice(guess, truth, spacing, rules.tolerances[name])
-        if rules.empty == "one" and not guess.any() and not truth.any():
-            overlap = surface = 1.0
+        if rules.empty == "fomo26" and len(rules.classes) > 1 and not truth.any():
+            overlap = surface = float("nan")
+        elif rules.empty != "skip" and not guess.any() and not truth.any():
+            overlap, surface = 1.0, float(rules.empty == "one")
         scores[name] = ClassScore(overlap, surface, int(truth.sum()), int(guess.sum()))
     return scores
 

@@ -18,8 +18,8 @@ Pool = Literal["multistage", "average", "attention", "pretrained"]
 """Pooling of feature maps to a vector; `attention` is learnt and only available in fine-tuning."""
 
 
-class CaseSettings(Settings):
-    """Cases and features."""
+class FeatureSettings(Settings):
+    """Features."""
 
     patch_size: Triple | None = Field(
         None, description="Field of view (D, H, W) in voxels; null for the views of pretraining."
@@ -32,6 +32,11 @@ class CaseSettings(Settings):
         description="Pooling of feature maps: averages of all stages, of the last stage, or the pooling of the "
         "pretraining (runs only).",
     )
+
+
+class CaseSettings(FeatureSettings):
+    """Cases."""
+
     cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
         None,
@@ -51,8 +56,12 @@ class ProbeSettings(CaseSettings):
     """Evaluation."""
 
     names: Names = Field((), description="Names of the encoders in tables; empty: their file names.")
-    learners: Annotated[tuple[Literal["linear", "knn"], ...], BeforeValidator(as_list), Field(min_length=1)] = Field(
-        ("linear", "knn"), description="linear (logistic regression or ridge) and knn (nearest neighbours by cosine)."
+    learners: Annotated[tuple[Literal["linear", "knn", "sgd"], ...], BeforeValidator(as_list), Field(min_length=1)] = (
+        Field(
+            ("linear", "knn"),
+            description="linear (logistic regression or ridge), knn (nearest neighbours by cosine) and sgd (heads with "
+            "13 learning rates on features as they are, as in FOMO26).",
+        )
     )
     folds: Annotated[int, Field(ge=2)] = Field(
         5, description="Folds of the cross-validation by subject, if the manifest has no test cases or folds."
@@ -74,8 +83,10 @@ class EvaluateSettings(Settings):
         None, description="dataset.json with the names of classes and regions; null: searched beside both folders."
     )
     ignore: int | None = Field(None, description="Label of reference voxels to exclude; null: from dataset_json.")
-    empty: Literal["skip", "one"] = Field(
-        "skip", description="Score of a class in neither map: excluded from means, or counted as 1."
+    empty: Literal["skip", "one", "fomo26"] = Field(
+        "skip",
+        description="Score of a class in neither map: excluded from means, or counted as 1. fomo26: a single class "
+        "counts as Dice 1 and NSD 0; of several, those that the reference lacks are excluded.",
     )
     cases: str | None = Field(
         None, description="Evaluate only these cases: patterns such as 'liver_2*,liver_30', or a file of names."

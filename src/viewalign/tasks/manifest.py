@@ -1,8 +1,8 @@
 """The manifest of a task: a table with one row per case, in CSV or JSON lines.
 
 Columns: `case`, `subject` (default: the case), `site`, `image.<channel>` for each channel or alias, `mask`, `target`,
-`fold` (integer) and `split` (`train` or `test`). Paths are relative to the folder of the manifest. Labels of a
-multilabel case are joined by `|`.
+`fold` (integer), `split` (`train` or `test`) and `group.<variable>`, such as `group.sex`, for figures by group. Paths
+are relative to the folder of the manifest. Labels of a multilabel case are joined by `|`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from viewalign.tasks.spec import TaskSpec, task_file
 from viewalign.utils.io import atomic_write, check_file_name
 
 FILES = ("manifest.csv", "manifest.jsonl")
-_IMAGE = "image."
+_IMAGE, _GROUP = "image.", "group."
 _MISSING_VALUES = ("", "n/a", "na", "nan", "none", "null")
 _MAX_REPORTED = 5
 
@@ -42,6 +42,7 @@ class TaskCase:
         site: where the images were acquired.
         fold: in which the case is held out, if the manifest has folds.
         split: test cases are never used for training.
+        groups: group of the subject by variable, such as sex; a variable that is unknown is not in it.
     """
 
     case: str
@@ -52,6 +53,7 @@ class TaskCase:
     site: str = ""
     fold: int | None = None
     split: Literal["train", "test"] = "train"
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def read_manifest(path: str | Path, spec: TaskSpec, targets: bool = True) -> list[TaskCase]:
@@ -150,6 +152,7 @@ def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bo
         site=text.get("site", ""),
         fold=int(fold) if fold else None,
         split="test" if split == "test" else "train",
+        groups={key.removeprefix(_GROUP): part for key, part in text.items() if key.startswith(_GROUP) and part},
     )
 
 
@@ -230,6 +233,7 @@ def write_manifest(cases: Sequence[TaskCase], spec: TaskSpec, folder: Path) -> P
     """Write `manifest.csv` into a task's folder, with relative paths for images below the folder."""
     used = [word for word in spec.image_names if any(word in case.images for case in cases)]
     columns = ["case", "subject", "site", *(_IMAGE + word for word in used), "mask", "target", "fold", "split"]
+    columns += [_GROUP + name for name in sorted({name for case in cases for name in case.groups})]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILES[0]
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
@@ -238,6 +242,7 @@ def write_manifest(cases: Sequence[TaskCase], spec: TaskSpec, folder: Path) -> P
         for case in sorted(cases, key=lambda case: case.case):
             row = {"case": case.case, "subject": case.subject, "site": case.site, "split": case.split}
             row |= {_IMAGE + word: _relative(path, folder) for word, path in case.images.items()}
+            row |= {_GROUP + name: group for name, group in case.groups.items()}
             row["mask"] = "" if case.mask is None else _relative(case.mask, folder)
             row["fold"] = "" if case.fold is None else str(case.fold)
             row["target"] = target_text(case.target, spec)

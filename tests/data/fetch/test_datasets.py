@@ -39,7 +39,7 @@ def test_a_folder_of_somebody_else_is_left_alone(dataset: Archive, tmp_path: Pat
 
 
 def test_every_known_dataset_has_licence_and_citation() -> None:
-    assert set(DATASETS) == {"hippocampus", "openmind", "fomo60k"}
+    assert set(DATASETS) == {"hippocampus", "openmind", "fomo60k", "fomo300k"}
     assert all(dataset.licence and dataset.cite and dataset.about for dataset in DATASETS.values())
-    with pytest.raises(UserError, match="hippocampus, openmind, fomo60k"):
+    with pytest.raises(UserError, match="hippocampus, openmind, fomo60k, fomo300k"):
         known("nothing")

@@ -206,6 +206,82 @@ def test_fomo60k(tmp_path: Path, put) -> None:
     assert "stray.nii.gz is outside" in index.notes[0]
 
 
+SCANS = """dataset\tparticipant_id\tsession_id\tfilename\tMagneticFieldStrength\tSliceThickness\tEchoTime
+PT001_Cleveland\tsub-01\tses-01\tsub-01/ses-01/anat/sub-01_ses-01_T1c.nii.gz\t3\t6.0\tn/a
+PT030_OpenNeuro/ds000002\tsub-01\tses-01\tsub-01/ses-01/anat/sub-01_ses-01_run-2_T2w.nii.gz\t1.5\t\t80
+"""
+PEOPLE = """dataset\tparticipant_id\tsession_id\tsex\tage\tgroup
+PT001_Cleveland\tsub-01\tses-01\tF\t034Y\tpatient
+PT001_Cleveland\tsub-01\tses-02\tF\t35\tpatient
+"""
+
+
+def fomo300k(root: Path, put) -> None:
+    """Write a tree in which sub-01 is three persons."""
+    put(
+        root,
+        "PT001_Cleveland/sub-01/ses-01/anat/sub-01_ses-01_T1c.nii.gz",
+        "PT001_Cleveland/sub-01/ses-02/anat/sub-01_ses-02_scan.nii.gz",
+        "PT001_Cleveland/sub-01/ses-02/dwi/sub-01_ses-02_dwi_bval0.nii.gz",
+        "PT001_Cleveland/sub-01/ses-02/dwi/sub-01_ses-02_run-1_dwi_bval995.nii.gz",
+        "PT001_Cleveland/sub-01/ses-02/dwi/sub-01_ses-02_dwi_bval1000_trace.nii.gz",
+        "PT030_OpenNeuro/ds000001/sub-01/ses-01/anat/sub-01_ses-01_T1w.nii.gz",
+        "PT030_OpenNeuro/ds000002/sub-01/ses-01/ses-01/anat/sub-01_ses-01_run-2_T2w.nii.gz",
+    )
+    (root / "mri_info.tsv").write_text(SCANS)
+    (root / "participants.tsv").write_text(PEOPLE)
+
+
+def test_fomo300k(tmp_path: Path, put) -> None:
+    fomo300k(tmp_path / "fomo", put)
+    index = index_sources([str(tmp_path / "fomo")])
+    assert index.subjects() == 3
+    assert set(index.collection.datasets) == {
+        "PT001_Cleveland",
+        "PT030_OpenNeuro_ds000001",
+        "PT030_OpenNeuro_ds000002",
+    }
+    modalities = {"T1c": 1, "unknown": 1, "dwi_b0": 1, "dwi": 1, "dwi_trace": 1, "T1w": 1, "T2w": 1}
+    assert dict(index.modalities) == modalities
+    sessions = index.collection.datasets["PT001_Cleveland"].subjects["sub-01"].sessions
+    assert sessions["ses-01"].session_info == {"sex": "F", "age": "034Y"}
+    info = sessions["ses-01"].images[0].image_info
+    assert info is not None
+    assert (info["MagneticFieldStrength"], info["SliceThickness"]) == ("3", "6.0")
+    assert "EchoTime" not in info
+    values = {image.modality: (image.image_info or {}).get("b_value") for image in sessions["ses-02"].images}
+    assert values == {"unknown": None, "dwi_b0": 0, "dwi": 995, "dwi_trace": 1000}
+    scan = index.collection.datasets["PT030_OpenNeuro_ds000002"].subjects["sub-01"].sessions["ses-01"].images[0]
+    assert (scan.image_info or {})["EchoTime"] == "80"
+    assert not index.notes
+
+
+def test_one_source_of_fomo300k_and_archives_that_are_not_unpacked(tmp_path: Path, put) -> None:
+    root = tmp_path / "fomo"
+    fomo300k(root, put)
+    (root / "PT030_OpenNeuro/ds000001/sub-02").mkdir()
+    (root / "PT030_OpenNeuro/ds000001/sub-02/ses-01.zip").write_bytes(b"PK")
+    put(root, "PT030_OpenNeuro/ds000001/code/example.nii.gz")
+    index = index_sources([str(root / "PT030_OpenNeuro")])
+    assert set(index.collection.datasets) == {"PT030_OpenNeuro_ds000001", "PT030_OpenNeuro_ds000002"}
+    stray, archives = index.notes
+    assert "1 images are in no subject" in stray
+    assert "1 archives are not unpacked" in archives
+
+
+def test_a_damaged_table_of_fomo300k_is_a_note(tmp_path: Path, put) -> None:
+    fomo300k(tmp_path, put)
+    (tmp_path / "mri_info.tsv").write_bytes(b"dataset\tage\n\xff\xfe\t1\n")
+    index = index_sources([str(tmp_path)])
+    assert index.images == 7
+    assert "Its information is ignored" in index.notes[0]
+
+
+def test_folders_of_patients_that_are_named_like_a_source_are_not_fomo300k(tmp_path: Path, put) -> None:
+    put(tmp_path, "PT001_first/T1.nii.gz", "PT002_second/T1.nii.gz")
+    assert index_sources([str(tmp_path)]).images == 2
+
+
 def test_several_kinds_in_one_catalogue(tmp_path: Path, put) -> None:
     put(tmp_path / "fomo", "sub_1/ses_1/t1.nii.gz")
     put(tmp_path / "plain", "anna_T1.nii.gz")

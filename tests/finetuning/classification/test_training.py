@@ -354,7 +354,7 @@ def test_a_deviation_from_pretraining_is_reported(tiny_run, caplog):
 
 
 def test_recipes_are_read_and_wrong_keys_answered():
-    assert recipe_names() == ["fomo-brain-age", "fomo-infarct", "ssl3d-abide"]
+    assert recipe_names() == ["fomo-brain-age", "fomo-infarct", "fomo-polymicrogyria", "ssl3d-abide"]
     for name in recipe_names():
         trained_by(name)
     cube = trained_by(None, ["patch_size=96", "spacing=4"])

@@ -1,4 +1,4 @@
-"""FOMO25's task 2: from the challenge's folder to a mask on the grid of the input, in every orientation."""
+"""FOMO's segmentations: from the challenge's folder to a mask on the grid of the input, in every orientation."""
 
 import json
 
@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.compat.fomo import prepare
+from viewalign.compat.fomo_check import check_submission
 from viewalign.compat.fomo_submission import main, write_submission
 from viewalign.data.geometry import orientation_code
 from viewalign.data.readers.files import read_volume
@@ -103,6 +104,40 @@ def test_masks_keep_their_grid_and_missing_sequences_are_zeros(challenge, tmp_pa
             np.testing.assert_allclose(channels[2], sitk.GetArrayFromImage(image) + 20, atol=1e-3)
 
 
+def test_trigeminal_nerves_keep_both_labels_and_masks_may_be_shifted_a_little(tmp_path):
+    """FOMO26's masks have affines that differ by up to 0.03 mm from those of the images."""
+    root = tmp_path / "Task_4" / "Task_4"
+    for number, code in enumerate(("LPS", "PIR"), 1):
+        image, mask = image_of(number)
+        labels = sitk.GetArrayFromImage(mask)
+        labels[:, :10] *= 2
+        labels[0, 0, 0] = 2
+        moved = placed(labels)
+        moved.SetOrigin([place + 0.03 for place in moved.GetOrigin()])
+        save(image, root / "preprocessed" / f"sub-0{number}/ses-01/t2w.nii.gz", code)
+        save(moved, root / "labels" / f"sub-0{number}/ses-01/seg.nii.gz", code)
+    names, left_out = prepare(tmp_path / "Task_4", tmp_path / "d", 4)
+    assert (names, left_out) == (["sub-01_ses-01", "sub-02_ses-01"], [])
+    description = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    assert description["labels"] == {"background": 0, "nerve": 1, "vessel": 2}
+    assert description["channel_names"] == {"0": "t2"}
+    for name, number in zip(names, (1, 2), strict=True):
+        written = sitk.ReadImage(str(tmp_path / "d" / "labelsTr" / f"{name}.nii.gz"))
+        expected = sitk.GetArrayFromImage(image_of(number)[1])
+        expected[:, :10] *= 2
+        expected[0, 0, 0] = 2
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected)
+        np.testing.assert_allclose(written.GetOrigin(), image_of(number)[0].GetOrigin(), atol=1e-3)
+
+
+def test_a_label_that_the_task_does_not_have_excludes_its_session(tmp_path):
+    image, mask = image_of(1)
+    save(image, tmp_path / "preprocessed/sub-01/ses-01/t2w.nii.gz")
+    save(mask * 3, tmp_path / "labels/sub-01/ses-01/seg.nii.gz")
+    with pytest.raises(UserError, match="label 3; this task has 0 to 2"):
+        prepare(tmp_path, tmp_path / "d", 4)
+
+
 def read_maybe(file):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
@@ -156,6 +191,7 @@ def test_a_submission_masks_the_input_in_every_orientation(challenge, tmp_path, 
         plain = world if plain is None else plain
         np.testing.assert_array_equal(world, plain)
     assert 0 < plain.mean() < 1
+    assert [case.problems for case in check_submission(submission, 2)] == [()] * 4
     swi = [part for word in ("swi", "t2s") for part in (f"--{word}", str(flair))]
     assert main(submission / "model", [*swi, "--output", str(tmp_path / "both.nii.gz")]) == 0
     assert main(submission / "model", ["--t1", str(flair), "--output", str(out)]) == 1

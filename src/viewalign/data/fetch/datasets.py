@@ -77,6 +77,14 @@ DATASETS: dict[str, Archive | HubDataset] = {
         ("README.md", "participants.tsv"),
         "*sub_1/*",
     ),
+    "fomo300k": HubDataset(
+        "306,207 brain MR volumes, a zip per session (choose with pattern=; the Hub asks for consent first)",
+        "that of each source",
+        "Munk et al., A large-scale heterogeneous 3D magnetic resonance brain imaging dataset, arXiv:2506.14432",
+        "FOMO-MRI/FOMO300K",
+        ("README.md", "*.tsv"),
+        "PT001_*",
+    ),
 }
 
 

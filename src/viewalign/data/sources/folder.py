@@ -16,7 +16,7 @@ from typing import Protocol
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_files import may_be_dicom
 from viewalign.data.readers.pointers import missing_content
-from viewalign.data.sources import bids, fomo, nnunet, openmind
+from viewalign.data.sources import bids, fomo, fomo300k, nnunet, openmind
 from viewalign.data.sources.dicom import add_stacks
 from viewalign.data.sources.naming import (
     DERIVED_FOLDERS,
@@ -41,7 +41,7 @@ class Layout(Protocol):
         """List the images below a root, as images of `dataset`."""
 
 
-LAYOUTS: Sequence[Layout] = (nnunet, openmind, bids, fomo)
+LAYOUTS: Sequence[Layout] = (nnunet, openmind, fomo300k, bids, fomo)
 
 
 def can_read(text: str) -> bool:

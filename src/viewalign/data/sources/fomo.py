@@ -1,4 +1,4 @@
-"""FOMO60K and FOMO300K: `sub_1/ses_1/t1.nii.gz`. Names are kept; a `participants.tsv` is read."""
+"""FOMO60K: `sub_1/ses_1/t1.nii.gz`. Names are kept; a `participants.tsv` is read."""
 
 from __future__ import annotations
 

@@ -115,7 +115,9 @@ class TaskOptions(TaskTraining):
     """Recipe and preparation of cases."""
 
     recipe: str | None = Field(
-        None, description="Settings to start from: ssl3d-abide, fomo-infarct, fomo-brain-age, or a YAML file."
+        None,
+        description="Settings to start from: ssl3d-abide, fomo-infarct, fomo-brain-age, fomo-polymicrogyria, or a YAML "
+        "file.",
     )
     cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
