@@ -193,7 +193,7 @@ def _check_number(out: Path, limits: tuple[float, float] | None) -> list[str]:
 
 def _check_mask(out: Path, image: Path, highest: int) -> list[str]:
     try:
-        mask, like = nibabel.load(out), nibabel.load(image)
+        mask, like = (nibabel.Nifti1Image.from_filename(file) for file in (out, image))
         voxels = np.asarray(mask.dataobj, dtype=np.float64)
     except Exception as problem:  # nibabel raises many types for damaged files
         return [f"the mask cannot be read: {problem}"]

@@ -236,8 +236,8 @@ def main(model: Path, arguments: Sequence[str]) -> int:
         predictor = Predictor(model, Machine.choose("auto", 1, 1).device)
         out.parent.mkdir(parents=True, exist_ok=True)
         if predictor.spec.image_names == [EMBEDDED]:
-            with out.open("wb") as file:
-                np.save(file, embed_image(predictor, images))
+            vector = embed_image(predictor, images)
+            np.save(out, vector)
         else:
             out.write_text(f"{predict_subject(predictor, images):.6f}\n")
     except UserError as problem:
