@@ -3,6 +3,8 @@
 `volume` and `fraction`: hippocampal volume and anterior fraction (training: ids below 250; test: 250 to 319); `-10`
 and `-40` after the name: number of training cases, the same for every encoder.
 `contrast`: T1, T1 with contrast medium, T2 or FLAIR of multiple-sclerosis patients; the folds leave one patient out.
+`group` and `ejection`: diagnosis (five classes) and left ejection fraction from the two phases of cardiac cine MR, with the
+published split by patient.
 """
 
 import csv
@@ -34,6 +36,7 @@ def main(data: Path, out: Path) -> None:
             write_spec(spec, out / f"{name}{ending}")
             write_manifest([*teaching[:shots], *judged], spec, out / f"{name}{ending}")
     write_contrast(data, out / "contrast", mr)
+    write_cine(data / "cardiac_cine", out)
 
 
 def write_contrast(data: Path, folder: Path, channels: tuple[ChannelSpec, ...]) -> None:
@@ -55,6 +58,25 @@ def write_contrast(data: Path, folder: Path, channels: tuple[ChannelSpec, ...]) 
     ]
     write_spec(spec, folder)
     write_manifest(cases, spec, folder)
+
+
+def write_cine(data: Path, out: Path) -> None:
+    """Write diagnosis and ejection fraction, with end-diastole and end-systole as channels."""
+    with (data / "subjects.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    phases = (ChannelSpec(name="ed"), ChannelSpec(name="es"))
+    classes = tuple(sorted({row["group"] for row in rows}))
+    group = TaskSpec(name="cine, diagnosis", kind="multiclass", channels=phases, classes=classes)
+    ejection = TaskSpec(name="cine, left ejection fraction", kind="regression", channels=phases, range=(0.0, 1.0))
+    for folder, spec in ((out / "group", group), (out / "ejection", ejection)):
+        cases = []
+        for row in rows:
+            name = row["subject"]
+            images = {phase.name: data / "images" / f"{name}_{phase.name}.nii.gz" for phase in phases}
+            target = classes.index(row["group"]) if spec is group else float(row["lv_ejection_fraction"])
+            cases.append(TaskCase(name, name, images, target=target, split=row["split"]))
+        write_spec(spec, folder)
+        write_manifest(cases, spec, folder)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from viewalign.errors import UserError
 from viewalign.evaluation.embedding import Embeddings, Pooling, embed, intensity_statistics
 from viewalign.evaluation.encoders import build_encoder, encoder_and_preprocessor, read_pretrained
 from viewalign.tasks.manifest import read_manifest
+from viewalign.tasks.preprocessing import sample_tensors
 from viewalign.tasks.spec import read_spec
 from viewalign.utils.pooling import masked_mean
 from viewalign.weights.reading import network_of
@@ -75,6 +76,23 @@ def test_embedding_is_deterministic(task_folder, tmp_path):
     assert embed(*other, cases).facts["preprocessing_fingerprint"] != first.facts["preprocessing_fingerprint"]
     with pytest.raises(UserError, match="embeddings"):
         Embeddings.read(task_folder / "task.yaml")
+
+
+@pytest.mark.parametrize("network", ["resenc-xxs", "primus-xxs"])
+def test_channels_are_encoded_one_after_the_other(network, striped_task, tmp_path):
+    spec, cases = striped_task(tmp_path, cases=2, channels=[{"name": "t1"}, {"name": "t2"}])
+    chosen = (f"untrained:{network}", spec, (16, 16, 16), "none", "multistage")
+    backbone, preprocessor = encoder_and_preprocessor(*chosen, channels="separate")
+    found = embed(backbone, preprocessor, cases, with_maps=True)
+    assert found.features.shape[1] == 2 * Pooling(backbone, "multistage").width
+    for case, row in zip(cases, found.features, strict=True):
+        image, valid = sample_tensors(preprocessor(case.images), "cpu")
+        with torch.no_grad():
+            parts = [Pooling(backbone, "multistage")(backbone, image[:, k : k + 1], valid)[0] for k in range(2)]
+        torch.testing.assert_close(torch.from_numpy(row), torch.cat(parts))
+    stacked = embed(*encoder_and_preprocessor(*chosen), cases, with_maps=True)
+    assert found.features.shape[1] == 2 * stacked.features.shape[1]
+    assert found.maps.shape[1] == 2 * stacked.maps.shape[1]
 
 
 def test_pretrained_pooling_needs_its_view_size(tiny_run):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md"]
+PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [f"docs/results/{path.name}" for path in sorted((ROOT / "docs" / "results").glob("*.md"))]
 
 _INLINE = re.compile(r"`((?:viewalign|nnssl_\w+) [^`]*)`")
 

@@ -55,7 +55,9 @@ def embed(
 
     wanted = checked(EmbedSettings, settings)
     spec, listed = _cases_of(cases)
-    network, preprocessor = encoder_and_preprocessor(str(encoder), spec, wanted.patch_size, wanted.spacing, wanted.pool)
+    network, preprocessor = encoder_and_preprocessor(
+        str(encoder), spec, wanted.patch_size, wanted.spacing, wanted.pool, channels=wanted.channels
+    )
     found = embed_cases(
         network,
         preprocessor,

@@ -178,7 +178,8 @@ def embed(
     """Embed cases one at a time in float32, deterministically, while further cases are prepared.
 
     Args:
-        backbone: from `evaluation.encoders.build_encoder`.
+        backbone: from `evaluation.encoders.build_encoder`; one of fewer channels than the task encodes the channels
+            in parts, whose vectors and maps are concatenated.
         preprocessor: of the task.
         cases: their targets are not used.
         pool: kind of pooling.
@@ -200,9 +201,11 @@ def embed(
             results[case.case] = sample
         else:
             image, valid = sample_tensors(sample, device)
-            results[case.case] = pooling(backbone, image, valid)[0].cpu().numpy()
+            parts = image.split(image_channels(backbone), dim=1)
+            results[case.case] = torch.cat([pooling(backbone, part, valid)[0] for part in parts]).cpu().numpy()
             if with_maps:
-                maps[case.case] = backbone.maps(backbone.encode(image))[-1][0].float().cpu().numpy()
+                coarsest = [backbone.maps(backbone.encode(part))[-1][0] for part in parts]
+                maps[case.case] = torch.cat(coarsest).float().cpu().numpy()
         if progress:
             progress(len(results), len(cases))
     vectors, excluded = split_results(cases, results)
@@ -217,6 +220,11 @@ def embed(
     }
     stacked = np.stack([maps[name] for name in vectors]) if with_maps else None
     return Embeddings(tuple(vectors), np.stack(list(vectors.values())), facts, stacked, tuple(excluded))
+
+
+def image_channels(backbone: Backbone) -> int:
+    """Return the number of image channels of an encoder: that of its first convolution."""
+    return next(value.shape[1] for value in backbone.parameters() if value.ndim == 5)
 
 
 def weights_digest(backbone: Backbone) -> str:

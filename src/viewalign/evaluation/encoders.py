@@ -13,6 +13,7 @@ import torch
 
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
+from viewalign.evaluation.settings import ChannelMode
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone, network_names
 from viewalign.tasks.preprocessing import Preprocessor
@@ -174,6 +175,7 @@ def encoder_and_preprocessor(
     spacing: Spacing,
     pool: str,
     like: Pretrained | None = None,
+    channels: ChannelMode = "stacked",
 ) -> tuple[Backbone, Preprocessor]:
     """Build an encoder and its preprocessor for a task.
 
@@ -184,6 +186,7 @@ def encoder_and_preprocessor(
         spacing: see `with_spacing`.
         pool: kind of pooling.
         like: use preprocessing and default size of this pretraining (for an untrained network).
+        channels: `separate` builds an encoder of one channel, by which `embed` encodes each channel.
 
     Raises:
         UserError: an encoder that cannot be built.
@@ -191,7 +194,7 @@ def encoder_and_preprocessor(
     start = read_pretrained(encoder)
     size = patch_size or default_size(like or start)
     settings = with_spacing((like or start).preparation, spacing)
-    backbone, _ = build_encoder(start, size, len(spec.channels))
+    backbone, _ = build_encoder(start, size, 1 if channels == "separate" else len(spec.channels))
     if pool == "pretrained":
         load_pretrained_pooling(backbone, start)
     return backbone, Preprocessor(spec.channels, size, settings)

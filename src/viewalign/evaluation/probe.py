@@ -125,7 +125,9 @@ def _compute_features(
     for name, path in zip(plan.names or [Path(path).name or path for path in encoders], encoders, strict=True):
         if name in features:
             raise UserError(f"Two encoders are called '{name}'; set names=first,second.")
-        backbone, preprocessor = encoder_and_preprocessor(path, spec, plan.patch_size, plan.spacing, plan.pool)
+        backbone, preprocessor = encoder_and_preprocessor(
+            path, spec, plan.patch_size, plan.spacing, plan.pool, channels=plan.channels
+        )
         result = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **preparing)
         features[name], facts[name] = result.features, result.facts
         if excluded is not None and dict(excluded).keys() != dict(result.excluded).keys():
@@ -135,7 +137,7 @@ def _compute_features(
         baseline = f"untrained {start.network}"
         if start.source is not None and baseline not in features:
             untrained = encoder_and_preprocessor(
-                UNTRAINED + start.network, spec, plan.patch_size, plan.spacing, "multistage", like=start
+                UNTRAINED + start.network, spec, plan.patch_size, plan.spacing, "multistage", start, plan.channels
             )
             features[baseline] = embed(*untrained, cases, "multistage", device=plan.device, **preparing).features
         if INTENSITIES not in features:

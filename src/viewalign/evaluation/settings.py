@@ -17,6 +17,12 @@ Spacing = Annotated[
 Pool = Literal["multistage", "average", "attention", "pretrained"]
 """Pooling of feature maps to a vector; `attention` is learnt and only available in fine-tuning."""
 
+ChannelMode = Literal["stacked", "separate"]
+CHANNEL_MODES = (
+    "Images of a case with several channels: stacked into one image, for which the first convolution is repeated; or "
+    "encoded separately, with their features one after the other."
+)
+
 
 class FeatureSettings(Settings):
     """Features."""
@@ -37,6 +43,7 @@ class FeatureSettings(Settings):
 class CaseSettings(FeatureSettings):
     """Cases."""
 
+    channels: ChannelMode = Field("stacked", description=CHANNEL_MODES)
     cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
         None,

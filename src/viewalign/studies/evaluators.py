@@ -243,7 +243,9 @@ class TaskEvaluator:
 
     def _probe(self, settings: FeatureProbeEvaluation, encoder: str, cache: Path, seed: int) -> dict[str, Any]:
         spec = read_spec(self.task)
-        backbone, preprocessor = encoder_and_preprocessor(encoder, spec, None, "pretraining", "multistage")
+        backbone, preprocessor = encoder_and_preprocessor(
+            encoder, spec, None, "pretraining", "multistage", channels=settings.channels
+        )
         cases = read_manifest(self.task, spec)
         embeddings = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
         usable = [case for case in cases if case.case in set(embeddings.cases)]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from viewalign.evaluation.settings import CHANNEL_MODES, ChannelMode
 from viewalign.utils.settings import Count, Counts, Names, Number, Positive, Settings, as_list
 
 
@@ -125,6 +126,7 @@ class FeatureProbeEvaluation(Settings):
     shots: Count | None = Field(None, description=_SHOTS)
     learner: Literal["linear", "knn"] = Field("linear", description="Logistic regression or ridge, or neighbours.")
     folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds, if no case is marked as test.")
+    channels: ChannelMode = Field("stacked", description=CHANNEL_MODES)
 
 
 class SegmentationEvaluation(Settings):
