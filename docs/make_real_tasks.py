@@ -3,8 +3,8 @@
 `volume` and `fraction`: hippocampal volume and anterior fraction (training: ids below 250; test: 250 to 319); `-10`
 and `-40` after the name: number of training cases, the same for every encoder.
 `contrast`: T1, T1 with contrast medium, T2 or FLAIR of multiple-sclerosis patients; the folds leave one patient out.
-`group` and `ejection`: diagnosis (five classes) and left ejection fraction from the two phases of cardiac cine MR, with the
-published split by patient.
+`group` and `ejection`: diagnosis (five classes) and left ejection fraction from the two phases of cardiac cine MR,
+with the published split by patient.
 """
 
 import csv

@@ -24,6 +24,8 @@ from viewalign.studies.labelled import (
 )
 from viewalign.studies.loading import headline, load, names
 from viewalign.studies.settings import LabelledSettings
+from viewalign.tasks.manifest import TaskCase, write_manifest
+from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 from viewalign.utils.settings import read_words
 
 
@@ -36,12 +38,22 @@ def data(tmp_path):
     lines = ["case,image,labels,split"]
     hippocampi = [f"hippocampus_{k:03d}.nii.gz" for k in [*range(1, 11), 101, 201, 250, 251, 310]]
     atria = [f"la_{k:03d}.nii.gz" for k in [*range(1, 11), *range(81, 91)]]
-    for name in [*hippocampi, *atria]:
+    cine = {k: [f"cine_{k:03d}_{phase}.nii.gz" for phase in ("ed", "es")] for k in [*range(1, 11), 13, 14]}
+    for name in [*hippocampi, *atria, *(name for both in cine.values() for name in both)]:
         array = rng.normal(size=(16, 16, 16)).astype(np.float32)
         for part, one in (("images", array), ("labels", (array > 1).astype(np.uint8))):
             sitk.WriteImage(sitk.GetImageFromArray(one), str(tmp_path / part / name))
         lines.append(f"{name[:-7]},images/{name},labels/{name},{'test' if '_2' in name or '_3' in name else 'learn'}")
     (tmp_path / "labelled.csv").write_text("\n".join(lines) + "\n")
+    phases = (ChannelSpec(name="ed"), ChannelSpec(name="es"))
+    for kind, folder in (("multiclass", "group"), ("regression", "ejection")):
+        spec = TaskSpec(name=folder, kind=kind, channels=phases, classes=("a", "b", "c") if folder == "group" else ())
+        cases = []
+        for k, both in cine.items():
+            images = {phase.name: tmp_path / "images" / name for phase, name in zip(phases, both, strict=True)}
+            cases.append(TaskCase(f"c{k}", f"c{k}", images, target=k % 3, split="test" if k > 10 else "train"))
+        write_spec(spec, tmp_path / "tasks" / folder)
+        write_manifest(cases, spec, tmp_path / "tasks" / folder)
     settings = PrepareSettings(spacing=(1.0, 1.0, 1.0))
     found = index_sources([str(tmp_path / "images" / "hippocampus_0*")])
     write_catalogue(found.collection, tmp_path / "catalogue.json")
