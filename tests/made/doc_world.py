@@ -72,7 +72,7 @@ def bids(root: Path, subjects: int = 12) -> Path:
     return root
 
 
-def fomo_task(root: Path, sequences: tuple[str, ...], subjects: int = 6) -> Path:
+def fomo_task(root: Path, sequences: tuple[str, ...], subjects: int = 12) -> Path:
     """Write FOMO25's layout of task 1 or 3; the answers 0 and 1 are classes or ages."""
     for k in range(subjects):
         name = f"sub_{k + 1}"
