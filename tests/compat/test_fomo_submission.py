@@ -132,6 +132,8 @@ def test_a_definition_pins_its_base_and_needs_no_run_script(tmp_path):
 def test_what_is_neither_fine_tuned_nor_an_encoder_is_no_submission(tmp_path):
     with pytest.raises(UserError):
         write_submission(str(tmp_path / "none"), tmp_path / "s")
+    with pytest.raises(UserError, match="is a fine-tuning, which has its own"):
+        write_submission(model(tmp_path / "m", 1), tmp_path / "s", patch_size=(16, 16, 16))
     assert not (tmp_path / "s").exists()
 
 

@@ -109,14 +109,17 @@ def write_submission(
         pool: pooling of an encoder's feature maps.
 
     Raises:
-        UserError: no trained model, and no encoder.
+        UserError: no trained model, and no encoder; or settings of an encoder for a fine-tuning.
     """
     target, extras = out / "model", "tasks"
-    if segmentation.is_segmentation(Path(model)):
+    is_segmentation, is_task = segmentation.is_segmentation(Path(model)), any(Path(model).glob(f"fold_*/{FACTS}"))
+    if (is_segmentation or is_task) and (patch_size, spacing, pool) != (None, "pretraining", "multistage"):
+        raise UserError(f"patch_size, spacing and pool are for encoders; {model} is a fine-tuning, which has its own.")
+    if is_segmentation:
         out.mkdir(parents=True, exist_ok=True)
         _copy_segmentation(Path(model), target)
         extras = "nnunet"
-    elif any(Path(model).glob(f"fold_*/{FACTS}")):
+    elif is_task:
         _copy_folds(Path(model), target)
     else:
         _write_encoder(str(model), target, patch_size, spacing, pool)
