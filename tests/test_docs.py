@@ -74,6 +74,12 @@ def test_the_geometry_page_s_program_proves_its_claim():
     assert 0 < scope["worst"] < 1e-3
 
 
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.stem)
+def test_tests_that_a_page_names_exist(page):
+    named = set() if page.stem == "decisions" else set(re.findall(r"`(tests/[\w/]+(?:\.py)?)", page.read_text()))
+    assert [name for name in sorted(named) if not (DOCS.parent / name).exists()] == []
+
+
 def test_readme_shows_the_two_commands():
     text = (DOCS.parent / "README.md").read_text()
     for command in ("make demo", "make test", "viewalign pretrain", "viewalign export"):

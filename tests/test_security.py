@@ -1,5 +1,6 @@
 """What hostile files can do: nothing. No pickle runs, no name becomes markup, no export identifies subjects."""
 
+import csv
 import getpass
 import html.parser
 import json
@@ -24,9 +25,10 @@ from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
 from viewalign.evaluation.embedding import Embeddings
 from viewalign.evaluation.folders import evaluate_folder
-from viewalign.evaluation.predictions import write_predictions
+from viewalign.evaluation.predictions import read_predictions, write_predictions
 from viewalign.evaluation.segmentation_metrics import Rules
 from viewalign.finetuning.classification.models import read_model
+from viewalign.finetuning.classification.onnx import open_session
 from viewalign.finetuning.segmentation import package as packaging
 from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.reports.run import write_report
@@ -212,6 +214,27 @@ def hostile_images(folder):
     return folder
 
 
+@pytest.mark.parametrize("place", ["../weights.bin", "absolute", "link.bin", "short.bin"])
+def test_an_onnx_graph_reads_no_file_outside_its_folder(tmp_path, place):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    folder, outside = tmp_path / "model", tmp_path / "weights.bin"
+    folder.mkdir()
+    outside.write_bytes(bytes(16))
+    (folder / "link.bin").symlink_to(outside)
+    (folder / "short.bin").write_bytes(bytes(8))
+    weights = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=str(outside) if place == "absolute" else place)
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weights]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="onnxruntime"):
+        open_session(folder / "model.onnx")
+
+
 def test_names_with_markup_stay_text_from_index_to_report(tmp_path):
     folder = hostile_images(tmp_path / "scans")
     catalogue = tmp_path / "catalogue.json"
@@ -290,6 +313,22 @@ def test_the_page_of_a_task_shows_names_as_text(tmp_path):
     (run / "metrics.json").write_text(json.dumps(told))
     (run / "refused.json").write_text(json.dumps([[MARKUP, MARKUP]]))
     assert_harmless(write_task_page(run).read_text(), scripts=1)
+
+
+def test_tables_of_predictions_hold_no_formulas(tmp_path):
+    """Names come from the author of the manifest, and tables are opened in spreadsheets."""
+    kinds = {"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["=no", "+yes"]}
+    spec = TaskSpec.model_validate(kinds)
+    cases = [TaskCase(f"=1+{k}", f"@s{k}", {}, target=k % 2) for k in range(4)]
+    write_spec(spec, tmp_path)
+    answers = {case.case: ("0", np.array([0.4, 0.6])) for case in cases}
+    write_predictions(tmp_path / "predictions.csv", cases, answers, spec)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        cells = [text for row in csv.reader(file) for text in row]
+    assert "'=1+0" in cells
+    assert not [text for text in cells if text.startswith(("=", "+", "@"))]
+    read = read_predictions(tmp_path)
+    assert (read.cases, read.subjects) == (tuple(c.case for c in cases), tuple(c.subject for c in cases))
 
 
 def test_scores_of_a_segmentation_show_names_as_text(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,6 +25,20 @@ class ExcludedImageError(UserError):
 
 class DamageWarning(UserWarning):
     """A stored file is damaged; the message says what is used instead. Commands print it like an error."""
+
+
+def usual_reason(excluded: Sequence[tuple[str, str]]) -> str:
+    """Describe why most files or cases were excluded: the most frequent reason, regardless of numbers, with an example.
+
+    Args:
+        excluded: name and reason of each.
+    """
+    if not excluded:
+        return ""
+    kinds = [re.sub(r"\d[\d.,]*", "", reason) for _, reason in excluded]
+    kind, count = Counter(kinds).most_common(1)[0]
+    name, reason = excluded[kinds.index(kind)]
+    return f"The most frequent reason ({count} of {len(excluded)}), as for {name}: {reason}."
 
 
 def is_full(problem: BaseException) -> bool:

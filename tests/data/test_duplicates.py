@@ -10,6 +10,7 @@ from dicom_files import write_series
 
 from viewalign.data import duplicates
 from viewalign.data.duplicates import find_duplicates
+from viewalign.data.readers.dicom_folders import stack_of
 
 
 def test_the_same_content_is_found_plain_and_packed_with_any_name_date_and_level(tmp_path: Path) -> None:
@@ -40,7 +41,8 @@ def test_a_series_copied_to_another_folder_is_found(tmp_path: Path) -> None:
         (tmp_path / "b" / f"x{path.name}").write_bytes(path.read_bytes())
     write_series(tmp_path / "c", volume())
     firsts = [min((tmp_path / folder).iterdir()) for folder in "abc"]
-    assert find_duplicates(firsts) == [firsts[:2]]
+    slices = {path: stack_of(path).frames for path in firsts}
+    assert find_duplicates(firsts, slices) == [firsts[:2]]
 
 
 def test_plain_and_packed_files_that_differ_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

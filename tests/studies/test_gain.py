@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from smooth_images import write_images
 from typer.testing import CliRunner
 
 import viewalign
@@ -13,6 +14,7 @@ from viewalign.data.readers.itk import sitk
 from viewalign.data.store import store_from_arrays
 from viewalign.errors import UserError
 from viewalign.reports.study import write_page
+from viewalign.studies import gain
 from viewalign.studies.cells import Grid
 from viewalign.studies.gain_cost import estimate_seconds
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
@@ -91,6 +93,18 @@ def test_a_plan_of_a_task_splits_and_samples_its_cases(store, task, tmp_path):
     cases = read_manifest(own, read_spec(own))
     assert sum(case.split == "test" for case in cases) == 6
     assert {case.target for case in cases if case.split == "test"} == {0, 1}
+
+
+def test_copies_of_a_test_image_are_no_training_cases(tmp_path, caplog):
+    images = write_images(tmp_path / "plain")
+    learn, test = gain._segmentation_split(images, tmp_path / "gain", [])
+    assert (len(learn), len(test)) == (5, 5)
+    first, other = (int(names[0].removeprefix("case_")) for names in (test, learn))
+    copies = write_images(tmp_path / "copies", [(first, other)])
+    assert gain._segmentation_split(copies, tmp_path / "again", []) == (learn[1:], sorted([*test, learn[0]]))
+    caplog.clear()
+    assert gain._segmentation_split(copies, tmp_path / "again", test) == (learn, test)
+    assert "Training and test cases contain copies" in caplog.text
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError, report_os_errors
+from viewalign.errors import UserError, report_os_errors, usual_reason
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def _write_index(found: Index, out: Path, workers: int) -> None:
 
     summary = summarise(found)
     try:
-        write_catalogue(found.collection, out)
         write_excluded(out, found.excluded)
         write_findings(found, findings_path(out))
         write_summary(summary, out)
+        write_catalogue(found.collection, out)  # after the lists, so that a new catalogue never has those of an old one
         series = {str(record.path): record.series for record in found.collection.records()}
         write_index_page(summary, out, series, workers)
     except OSError as error:
@@ -154,8 +154,11 @@ def prepare(
         with dask_cluster(wanted.scheduler, Path(out)) as cluster:
             report = prepare_records(*places, workers=cluster.threads, executor=cluster.executor, **rest)
     if report.prepared == 0:
-        reasons = Path(out) / "report.json"
-        raise UserError(f"None of the {len(report.excluded)} images could be used. The reasons are in {reasons}.")
+        reasons = [(each.file, each.reason) for each in report.excluded]
+        raise UserError(
+            f"None of the {len(reasons)} images could be used. {usual_reason(reasons)} All are in "
+            f"{Path(out) / 'report.json'}."
+        )
     if report.index is not None:
         write_store_page(summarise(report.index), Path(out))
     return report

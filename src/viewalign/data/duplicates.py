@@ -16,11 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
-from viewalign.data.catalogue import SeriesSource
 from viewalign.data.file_types import suffix_of
 from viewalign.data.near_copies import Groups
-from viewalign.data.readers.dicom_files import pixel_digest
-from viewalign.data.readers.dicom_folders import stack_of
+from viewalign.data.readers.dicom_files import Frame, pixel_digest
 from viewalign.data.readers.nifti import is_packed, open_stream
 from viewalign.errors import ExcludedImageError
 
@@ -28,23 +26,23 @@ _EDGE = 1 << 16
 _PIECE = 1 << 20
 
 
-def find_duplicates(paths: Sequence[Path], series: Mapping[Path, SeriesSource] | None = None) -> list[list[Path]]:
+def find_duplicates(paths: Sequence[Path], slices: Mapping[Path, Sequence[Frame]] | None = None) -> list[list[Path]]:
     """Return groups of two or more files whose content is the same, byte for byte after unpacking.
 
     Args:
         paths: the files.
-        series: where the slices of those are that name a DICOM series.
+        slices: of those that name a DICOM series; others without a known suffix are not compared.
     """
-    series = series or {}
+    slices = slices or {}
     packing = {path: _unpacked_size(path) for path in paths if suffix_of(path.name) in (".nii", ".nii.gz")}
-    candidates = _grouped(paths, lambda path: _quick_key(path, series.get(path)))
+    candidates = _grouped(paths, lambda path: _quick_key(path, slices.get(path)))
     for alike in _grouped([path for path, size in packing.items() if size is not None], packing.__getitem__):
         if len({is_packed(path) for path in alike}) == 2:  # files of one packing were compared above
             candidates.extend(_grouped(alike, _head_key))
     number = {path: k for k, path in enumerate(paths)}
     groups = Groups(len(paths))
     for alike in candidates:
-        for group in _grouped(alike, lambda path: _whole_key(path, series.get(path))):
+        for group in _grouped(alike, lambda path: _whole_key(path, slices.get(path))):
             for path in group[1:]:
                 groups.join(number[group[0]], number[path])
     return [[paths[k] for k in group] for group in groups.several()]
@@ -73,12 +71,12 @@ def _grouped(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[lis
     return [group for group in found.values() if len(group) > 1]
 
 
-def _quick_key(path: Path, source: SeriesSource | None) -> Hashable:
+def _quick_key(path: Path, slices: Sequence[Frame] | None) -> Hashable:
     suffix = suffix_of(path.name)
     if suffix in (".nhdr", ".mhd", ".hdr"):
         return path  # the voxels lie in another file, so a copy of this one may stand for other voxels
     if suffix is None:
-        return frozenset((frame.instance, frame.number) for frame in stack_of(path, source).frames)
+        return frozenset((frame.instance, frame.number) for frame in slices) if slices else path
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_EDGE)
@@ -94,9 +92,9 @@ def _head_key(path: Path) -> Hashable:
         return hashlib.sha256(stream.read(_EDGE)).digest()
 
 
-def _whole_key(path: Path, source: SeriesSource | None) -> Hashable:
-    if suffix_of(path.name) is None:  # identifiers may be empty, or those of other images
-        return tuple((pixel_digest(frame.path), frame.number) for frame in stack_of(path, source).frames)
+def _whole_key(path: Path, slices: Sequence[Frame] | None) -> Hashable:
+    if slices:  # identifiers may be empty, or those of other images
+        return tuple((pixel_digest(frame.path), frame.number) for frame in slices)
     digest = hashlib.sha256()
     with open_stream(path) as stream:
         while piece := stream.read(_PIECE):

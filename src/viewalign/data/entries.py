@@ -63,10 +63,16 @@ def entry_of(found: ImageRecord, name: str, header: Header) -> Entry:
         header.shape,
         _rounded(header.spacing),
         orientation_code(header.direction),
-        source_bytes(found.path, found.series),
+        _bytes(found, header),
         suspicions(header),
         str((found.infos.image or {}).get("units", "")),
     )
+
+
+def _bytes(found: ImageRecord, header: Header) -> int:
+    if header.dicom is None:
+        return source_bytes(found.path, found.series)
+    return sum(path.stat().st_size for path in {frame.path for frame in header.dicom.frames})
 
 
 def suspicions(header: Header) -> dict[str, str]:

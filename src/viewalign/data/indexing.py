@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,11 @@ def index_sources(
         index.label_files.extend(printable(path) for path in each.label_files)
     everything = _not_listed(index, _once(_distinct_datasets(findings)), exclude or ExclusionList())
     headers = _read_headers(everything, bool(options and options.frames), workers, on_file)
-    taken = [found for found, header in zip(everything, headers, strict=True) if _take_in(index, found, header)]
+    taken = {
+        found.path: header
+        for found, header in zip(everything, headers, strict=True)
+        if _take_in(index, found, header) and isinstance(header, Header)
+    }
     index.excluded.sort()
     for reason, count in Counter(each.reason for each in index.excluded if NOT_DOWNLOADED in each.reason).items():
         index.notes.append(f"{count} files are listed, but {reason.replace('its', 'their', 1)}")
@@ -168,7 +173,13 @@ def _read_headers(
     if workers is None:
         workers = default_workers() if len(everything) >= MANY else 0
     headers: list[Header | str] = [""] * len(everything)
-    for count, ((number, _), result) in enumerate(run_jobs(partial(_read_one, frames), enumerate(everything), workers)):
+    known: list[tuple[int, ImageRecord]] = []
+    unread: list[tuple[int, ImageRecord]] = []
+    for number, found in enumerate(everything):
+        (known if found.header or found.stack else unread).append((number, found))  # known ones need no process
+    read = partial(_read_one, frames)
+    jobs = itertools.chain(run_jobs(read, known, 0), run_jobs(read, unread, workers))
+    for count, ((number, _), result) in enumerate(jobs):
         headers[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
         if on_file:
             on_file(count + 1, len(everything))
@@ -227,10 +238,10 @@ def _check_masks(found: ImageRecord) -> None:
             raise ExcludedImageError(f"its {kind} mask {written} does not exist")
 
 
-def _note_duplicates(index: Index, taken: Sequence[ImageRecord]) -> None:
+def _note_duplicates(index: Index, taken: Mapping[Path, Header]) -> None:
     by_file = {entry.file: entry for entry in index.entries}
-    series = {found.path: found.series for found in taken if found.series is not None}
-    for group in find_duplicates([found.path for found in taken], series):
+    slices = {path: header.dicom.frames for path, header in taken.items() if header.dicom is not None}
+    for group in find_duplicates(list(taken), slices):
         files = [printable(path) for path in group]
         index.duplicates.append(files)
         for file in files:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import viewalign
-from viewalign.errors import UserError
+from viewalign.errors import UserError, usual_reason
 from viewalign.evaluation.settings import Pool
 from viewalign.networks.backbone import Backbone
 from viewalign.tasks.cases import iter_prepared, split_results
@@ -210,7 +210,7 @@ def embed(
             progress(len(results), len(cases))
     vectors, excluded = split_results(cases, results)
     if not vectors:
-        raise UserError(f"None of the {len(cases)} cases is usable. The first: {excluded[0][0]}: {excluded[0][1]}.")
+        raise UserError(f"None of the {len(cases)} cases is usable. {usual_reason(excluded)}")
     facts = {
         "viewalign_version": viewalign.__version__,
         "encoder_sha256": weights_digest(backbone),

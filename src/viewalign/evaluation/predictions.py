@@ -15,6 +15,7 @@ from viewalign.errors import UserError
 from viewalign.tasks.manifest import TaskCase, parse_target, target_text
 from viewalign.tasks.spec import FILE, TaskSpec, read_spec
 from viewalign.utils.io import atomic_write
+from viewalign.utils.tables import cell_text, text_of
 
 PREDICTIONS = "predictions.csv"
 
@@ -85,7 +86,8 @@ def write_predictions(
             if case.case in rows:
                 fold, predicted = rows[case.case]
                 values = [repr(float(value)) for value in predicted]
-                writer.writerow([case.case, case.subject, fold, target_text(case.target, spec), *values])
+                named = (case.case, case.subject, fold, target_text(case.target, spec))
+                writer.writerow([*map(cell_text, named), *values])
 
 
 def read_predictions(folder: Path) -> TaskPredictions:
@@ -100,11 +102,11 @@ def read_predictions(folder: Path) -> TaskPredictions:
     columns = prediction_columns(spec)
     try:
         with file.open(newline="", encoding="utf-8") as stream:
-            pairs = [(parse_target(row["target"], spec), row) for row in csv.DictReader(stream)]
+            pairs = [(parse_target(text_of(row["target"]), spec), row) for row in csv.DictReader(stream)]
         rows = [row for target, row in pairs if target is not None]
         truth = np.array([target for target, _ in pairs if target is not None])
         predicted = np.array([[float(row[name]) for name in columns] for row in rows])
-        names, subjects, folds = (tuple(row[key] for row in rows) for key in ("case", "subject", "fold"))
+        names, subjects, folds = (tuple(text_of(row[key]) for row in rows) for key in ("case", "subject", "fold"))
     except (KeyError, TypeError, ValueError) as problem:
         raise UserError(f"{file} is not a table of predictions of this task: {problem}.") from None
     if not rows:

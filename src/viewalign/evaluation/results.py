@@ -19,6 +19,7 @@ from viewalign.errors import UserError
 from viewalign.evaluation.segmentation_metrics import CaseScore, ClassScore, Rules
 from viewalign.evaluation.statistics import Interval, align_columns, bootstrap_interval
 from viewalign.utils.io import atomic_write, plain_values, write_json
+from viewalign.utils.tables import cell_text
 
 Metric = Literal["dice", "nsd"]
 METRICS: tuple[Metric, ...] = ("dice", "nsd")
@@ -150,7 +151,9 @@ class Evaluation:
                 for label, score in case.classes.items():
                     values = ["" if math.isnan(value) else f"{value:.6f}" for value in (score.dice, score.nsd)]
                     counts = [score.reference_voxels, score.prediction_voxels]
-                    writer.writerow([case.name, label, *values, self.rules.tolerances[label], *counts])
+                    writer.writerow(
+                        [cell_text(case.name), cell_text(label), *values, self.rules.tolerances[label], *counts]
+                    )
 
 
 def _versions() -> dict[str, str]:

@@ -18,7 +18,8 @@ from viewalign.studies.external import read_external
 from viewalign.studies.labelled import in_dataset
 from viewalign.studies.loading import check, finetuning_evaluations
 from viewalign.studies.settings import GainSettings, Study
-from viewalign.tasks.folds import make_folds
+from viewalign.tasks.copies import CACHE, copies_among, read_fingerprints, report_divided
+from viewalign.tasks.folds import join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
 from viewalign.tasks.spec import FILE as TASK_FILE
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
@@ -57,7 +58,7 @@ def gain_study(store: Path, labelled: str, out: Path, wanted: GainSettings) -> S
     if (Path(labelled) / TASK_FILE).is_file():
         evaluations = _task_evaluations(Path(labelled), out / "task", network, wanted)
     else:
-        data["labelled"], evaluations = _segmentation(labelled, network, preparation, wanted)
+        data["labelled"], evaluations = _segmentation(labelled, network, preparation, out, wanted)
     tree: dict[str, Any] = {"name": "gain", "data": data, "arms": arms, "evaluations": evaluations}
     tree |= {"seeds": wanted.seeds, "reference": SCRATCH, "precision": "auto", "threads": wanted.threads}
     return check({**tree, "device": wanted.device}, "gain")
@@ -83,14 +84,13 @@ def _arms(wanted: GainSettings) -> tuple[dict[str, Any], str]:
 
 
 def _segmentation(
-    labelled: str, network: str, preparation: Mapping[str, Any], wanted: GainSettings
+    labelled: str, network: str, preparation: Mapping[str, Any], out: Path, wanted: GainSettings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return `data.labelled` and the evaluations of a segmentation dataset."""
     environment.check_installed()
     root = datasets.find(labelled, Path(os.environ.get("nnUNet_raw", "."))).root  # noqa: SIM112
-    names = [case.name for case in in_dataset(root)[0]]
-    test = datasets.names_matching(names, ",".join(wanted.test)) if wanted.test else _draw_test(names)
-    learn = [name for name in names if name not in set(test)]
+    cases = in_dataset(root)[0]
+    learn, test = _segmentation_split({case.name: case.image for case in cases}, out, wanted.test)
     _check_counts(len(learn), len(test), str(root))
     # One plan for all arms: the voxel size must not depend on the encoder.
     shared: dict[str, Any] = {"spacing": preparation.get("spacing") or "dataset", "device": wanted.device}
@@ -101,6 +101,19 @@ def _segmentation(
         evaluations[f"frozen-{shots}"] = {"kind": "voxel_probe", "shots": shots, "draw": "seed"}
     split = {"learn": [glob.escape(name) for name in learn], "test": [glob.escape(name) for name in test]}
     return {"dataset": str(root.absolute()), **split}, evaluations
+
+
+def _segmentation_split(images: Mapping[str, Path], out: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return training and test cases; copies of a test image that is drawn are test cases too."""
+    names = list(images)
+    copies = copies_among(dict(zip(names, names, strict=True)), read_fingerprints(images, out / CACHE))
+    test = set(datasets.names_matching(names, ",".join(patterns)) if patterns else _draw_test(names))
+    if not patterns:
+        subjects = {copies.subject_of[name] for name in test}
+        test = {name for name in names if copies.subject_of[name] in subjects}
+    learn = [name for name in names if name not in test]
+    report_divided(copies, learn, test, "test")
+    return learn, sorted(test)
 
 
 def _draw_test(names: Sequence[str]) -> list[str]:
@@ -128,7 +141,7 @@ def _check_counts(learn: int, test: int, where: str) -> None:
 def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSettings) -> dict[str, Any]:
     """Return the evaluations of a task, which is written to `folder` with one split into training and test cases."""
     spec = read_spec(source)
-    cases = _split(read_manifest(source, spec), spec, wanted.test)
+    cases = _split(read_manifest(source, spec), spec, wanted.test, folder.parent / CACHE)
     train = [case for case in cases if case.split == "train"]
     _check_counts(len(train), len(cases) - len(train), str(source))
     write_spec(spec, folder)
@@ -149,14 +162,15 @@ def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSett
     return evaluations
 
 
-def _split(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str]) -> list[TaskCase]:
+def _split(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str], cache: Path) -> list[TaskCase]:
     """Return cases with test cases: those of the patterns or of the manifest, else a fifth of the subjects."""
     if patterns:
         test = set(datasets.names_matching([case.case for case in cases], ",".join(patterns)))
     elif any(case.split == "test" for case in cases):
         test = {case.case for case in cases if case.split == "test"}
     else:
-        plain = [replace(case, fold=None) for case in cases]
-        test = set(make_folds(plain, spec, _TASK_FOLDS).folds[0].held_out)
+        images = {case.case: next(iter(case.images.values())) for case in cases}
+        cases = join_copies([replace(case, fold=None) for case in cases], read_fingerprints(images, cache))
+        test = set(make_folds(cases, spec, _TASK_FOLDS).folds[0].held_out)
     subjects = {case.subject for case in cases if case.case in test}
     return [replace(case, fold=None, split="test" if case.subject in subjects else "train") for case in cases]

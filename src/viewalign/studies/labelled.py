@@ -23,9 +23,10 @@ from viewalign.data.store import Store
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.evaluation.voxel_probe import Case, read_prepared
 from viewalign.finetuning.segmentation import dataset as datasets
-from viewalign.finetuning.segmentation.splits import few_shot
+from viewalign.finetuning.segmentation.splits import few_shot, patients_of
 from viewalign.studies.settings import DataSettings, LabelledSettings, SourceSettings, digest_of
 from viewalign.tasks.cases import Arrays, cached_arrays, file_stamps
+from viewalign.tasks.copies import copies_among, read_fingerprints, report_divided
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
 
@@ -70,7 +71,7 @@ class Labelled:
         if draw == "spread":
             where = np.linspace(0, len(self.learn) - 1, count).round().astype(int)
             return tuple(self.learn[k] for k in where)
-        chosen = set(few_shot([case.name for case in self.learn], [], count, seed).train)
+        chosen = set(few_shot(patients_of([case.name for case in self.learn]), [], count, seed).train)
         return tuple(case for case in self.learn if case.name in chosen)
 
 
@@ -91,6 +92,18 @@ def read_labelled(settings: LabelledSettings, root: Path) -> Labelled:
     if both:
         raise UserError(f"data.labelled: learn and test must name different cases, not both {', '.join(both[:3])}.")
     return Labelled(parts["learn"], parts["test"], dict(settings.classes) or classes)
+
+
+def report_copies(labelled: Labelled, cache: Path) -> None:
+    """Log a warning if training and test cases contain copies of one image.
+
+    Args:
+        labelled: the cases.
+        cache: file in which fingerprints of the images are kept.
+    """
+    images = {case.name: case.image for case in labelled.all}
+    copies = copies_among({name: name for name in images}, read_fingerprints(images, cache))
+    report_divided(copies, [case.name for case in labelled.learn], [case.name for case in labelled.test], "test")
 
 
 def _find(settings: LabelledSettings, root: Path) -> tuple[list[LabelledCase], dict[str, str], dict[str, int]]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from viewalign.reports.run import LivePage
 from viewalign.studies.cells import FILE, Cell, Grid
+from viewalign.studies.labelled import report_copies
+from viewalign.tasks.copies import CACHE
 from viewalign.training.run import pretrain
 from viewalign.utils.console import duration
 from viewalign.utils.io import write_json
@@ -62,6 +64,8 @@ def run_study(
         exit code of a signal.
     """
     chosen = grid.cells if cells is None else cells
+    if grid.labelled is not None and not all(cell.done for cell in chosen if cell.evaluation):
+        report_copies(grid.labelled, grid.out / "data" / CACHE)
     for number, cell in enumerate(chosen, start=1):
         if cell.done or (cell.needs is not None and not cell.needs.done):
             continue

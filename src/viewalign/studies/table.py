@@ -13,6 +13,7 @@ from viewalign.evaluation.statistics import Difference, paired
 from viewalign.reports.study import LOWER_IS_BETTER
 from viewalign.studies.cells import Grid
 from viewalign.utils.io import atomic_write, write_json, write_text
+from viewalign.utils.tables import cell_text
 
 Values = Mapping[str, Mapping[int, float]]
 """A measure by arm and seed."""
@@ -177,7 +178,8 @@ def write(grid: Grid, summary: Mapping[str, Any] | None = None) -> str:
     with atomic_write(grid.out / "table.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({key: cell_text(value) if isinstance(value, str) else value for key, value in row.items()})
     text = _markdown(rows, grid.study.against)
     write_text(grid.out / "table.md", text)
     return text

@@ -88,6 +88,11 @@ def prepare_case(case: TaskCase, preprocessor: Preprocessor, cache: Path | None 
     return Sample(**cached_arrays(cache / key, lambda: vars(preprocessor(case.images, case.mask))))
 
 
+def default_processes(cases: int) -> int:
+    """Return the number of processes that read this many cases; 0 is this process."""
+    return 0 if cases < _MIN_CASES_FOR_WORKERS else min(default_workers(), _MAX_DEFAULT_WORKERS)
+
+
 @dataclass(frozen=True)
 class _Job:
     case: TaskCase
@@ -108,7 +113,7 @@ def iter_prepared(
             one per core, at most 16, and 0 for up to 16 cases.
     """
     if workers is None:
-        workers = 0 if len(cases) < _MIN_CASES_FOR_WORKERS else min(default_workers(), _MAX_DEFAULT_WORKERS)
+        workers = default_processes(len(cases))
     jobs = (_Job(case, preprocessor, cache) for case in cases)
     for job, result in run_jobs(_run_job, jobs, workers, _SECONDS_PER_CASE):
         if isinstance(result, WorkerLost):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.image_fingerprint import Fingerprint
-from viewalign.data.near_copies import find_copies
 from viewalign.errors import UserError
+from viewalign.tasks.copies import copies_among, report_divided
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.rng import derive_seed
 
-_log = logging.getLogger(__name__)
-
 _QUANTILES = 5
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -75,15 +71,10 @@ def join_copies(cases: Sequence[TaskCase], fingerprints: Mapping[str, Fingerprin
         cases: all cases.
         fingerprints: of each case, by name.
     """
-    found = [fingerprints[case.case] for case in cases]
-    copies = find_copies([case.subject for case in cases], found)
-    if copies.group_of:
-        groups = "; ".join(", ".join(cases[k].case for k in group) for group in copies.images[:_SHOWN])
-        _log.warning("Copies of one image have several subjects, which count as one in folds: %s.", groups)
-    for group in copies.images:
-        if len({cases[k].split for k in group}) > 1:
-            _log.warning("Training and test cases contain copies: %s.", ", ".join(cases[k].case for k in group))
-    return [replace(case, subject=copies.group_of.get(case.subject, case.subject)) for case in cases]
+    copies = copies_among({case.case: case.subject for case in cases}, fingerprints)
+    train, test = ([case.case for case in cases if case.split == split] for split in ("train", "test"))
+    report_divided(copies, train, test, "test")
+    return [replace(case, subject=copies.subject_of[case.case]) for case in cases]
 
 
 def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int = 0, by_site: bool = False) -> Folds:

@@ -101,3 +101,14 @@ def test_an_archive_larger_than_the_disk_is_rejected_first(tmp_path: Path, monke
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="101 bytes"):
         unpack(tar(tmp_path / "a.tar", member("a", size=101)), tmp_path / "out")
+
+
+def test_a_zip_whose_sizes_are_false_leaves_nothing(tmp_path: Path) -> None:
+    """Sizes are checked against the disk as they are stated; a member with more content than stated is not unpacked."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", bytes(1 << 20))
+    content = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(content.replace((1 << 20).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    with pytest.raises(UserError, match=r"a\.zip"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zip"]

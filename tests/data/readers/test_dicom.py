@@ -261,6 +261,9 @@ def test_a_folder_stands_for_its_only_series(tmp_path: Path, voxels: np.ndarray)
     write_series(tmp_path / "two", voxels, prefix="b", SeriesInstanceUID="1.2")
     with pytest.raises(ExcludedImageError, match="contains 2 DICOM series; use the path of a file of one"):
         read_volume(tmp_path / "two")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ExcludedImageError, match="no DICOM image"):
+        read_volume(tmp_path / "none")
 
 
 def test_deflated_files_are_read(tmp_path: Path, voxels: np.ndarray) -> None:

@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from viewalign.data.sources.naming import fewer_subjects, is_label, modality_of, names_of
+from viewalign.data.sources.label_names import is_label
+from viewalign.data.sources.naming import fewer_subjects, modality_of, names_of
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from viewalign.data.sources.naming import fewer_subjects, is_label, modality_of,
         ("site1/001.nii.gz", ("site1_001", "ses-DEFAULT", "unknown")),
         ("cranium_ct.nii.gz", ("cranium", "ses-DEFAULT", "CT")),
         ("100307/unprocessed/3T/T1w_MPR1/100307_3T_T1w_MPR1.nii.gz", ("100307", "3T", "T1w")),
-        ("002_S_0295/MPRAGE/2006-04-18_08_20_30.0/I45108/ADNI_x.nii", ("002_S_0295", "2006-04-18", "unknown")),
+        ("002_S_0295/MPRAGE/2006-04-18_08_20_30.0/I45108/ADNI_x.nii", ("002_S_0295", "2006-04-18", "T1w")),
         ("IXI-T2/IXI012-HH-1211-T2.nii.gz", ("IXI012", "ses-DEFAULT", "T2w")),
         ("1000001_20252_2_0/T1/T1.nii.gz", ("1000001", "2_0", "T1w")),
         ("train_7/train_7_a/train_7_a_2.nii.gz", ("train_7", "a", "unknown")),

@@ -49,6 +49,17 @@ def test_a_dicom_time_series_is_excluded_unless_frames_are_wanted(
     assert index_sources([str(tmp_path)], FRAMES).images == count
 
 
+def test_passes_of_several_scans_with_one_uid_are_no_time_series(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in "abc":
+        for number in (1, 2):
+            voxels = rng.integers(0, 900, (4, 8, 9)).astype(np.int16)
+            tags = {"SeriesInstanceUID": "1.2.3", "AcquisitionNumber": number}
+            write_series(tmp_path / folder, voxels, prefix=f"{number}-", **tags)
+    found = index_sources([str(tmp_path)])
+    assert (found.images, found.excluded) == (6, [])
+
+
 def test_pet_has_units_and_a_mixture_is_suspect(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, units in (("a", "BQML"), ("b", "BQML"), ("c", "GML")):

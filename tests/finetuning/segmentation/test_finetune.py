@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from smooth_images import write_images
 
 from viewalign.cli.main import run
 from viewalign.evaluation.results import read_evaluation
@@ -140,6 +141,19 @@ def test_bad_settings_are_reported_before_planning(options, sentence, small, tmp
     assert code == 1
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_copies_of_an_image_are_one_patient_in_folds(tmp_path, caplog):
+    images = write_images(tmp_path / "images", [(0, 7), (3, 4)])
+    cases = [SimpleNamespace(name=name, images=(path,)) for name, path in images.items()]
+    here = SimpleNamespace(preprocessed=tmp_path / "preprocessed")
+    here.preprocessed.mkdir()
+    dataset = SimpleNamespace(name="Dataset007_Small", cases=cases)
+    found = finetune._copies(SimpleNamespace(dataset=dataset, folders=here, settings=SimpleNamespace(patient=None)))
+    assert "case_00, case_07; case_03, case_04" in caplog.text
+    for fold in finetune._default_folds(found.subject_of, needed=True):
+        for one, other in (("case_00", "case_07"), ("case_03", "case_04")):
+            assert (one in fold.train) == (other in fold.train)
 
 
 def test_a_dataset_that_is_not_there(tmp_path, capfd):

@@ -14,7 +14,7 @@ PATIENT = r"(pat\d+)"
 def test_without_patients_the_folds_are_nnunet_s_own():
     nnunet = pytest.importorskip("nnunetv2.utilities.crossval_split")
     names = [f"case_{k}" for k in range(23)]
-    ours = [split.as_json() for split in splits.cross_validation(names)]
+    ours = [split.as_json() for split in splits.cross_validation(splits.patients_of(names))]
     theirs = nnunet.generate_crossval_split(sorted(names), seed=12345, n_splits=5)
     assert [{k: sorted(map(str, v)) for k, v in fold.items()} for fold in theirs] == [
         {k: sorted(v) for k, v in fold.items()} for fold in ours
@@ -22,24 +22,26 @@ def test_without_patients_the_folds_are_nnunet_s_own():
 
 
 def test_patients_are_never_divided():
-    for split in splits.cross_validation(CASES, PATIENT):
-        left = {splits.patient_of(case, PATIENT) for case in split.train}
-        right = {splits.patient_of(case, PATIENT) for case in split.validation}
+    patients = splits.patients_of(CASES, PATIENT)
+    for split in splits.cross_validation(patients):
+        left = {patients[case] for case in split.train}
+        right = {patients[case] for case in split.validation}
         assert not left & right
         assert len(split.train) + len(split.validation) == len(CASES)
     held = [CASES[0]]  # one scan of patient 0: the other must not be drawn either
-    split = splits.few_shot(CASES[1:], held, 11, 0, PATIENT)
+    split = splits.few_shot(patients, held, 11, 0)
     assert "pat00_scan1" not in split.train
     assert len(split.train) == 22
 
 
 def test_draws_are_nested_seeded_and_sized():
-    few, more = (splits.few_shot(CASES, [], shots, 3, PATIENT) for shots in (3, 6))
+    patients = splits.patients_of(CASES, PATIENT)
+    few, more = (splits.few_shot(patients, [], shots, 3) for shots in (3, 6))
     assert set(few.train) < set(more.train)
     assert len(few.train) == 6  # three patients of two scans
-    assert splits.few_shot(CASES, [], 3, 3, PATIENT) == few
-    assert splits.few_shot(CASES[::-1], [], 3, 3, PATIENT) == few
-    assert splits.few_shot(CASES, [], 3, 4, PATIENT) != few
+    assert splits.few_shot(patients, [], 3, 3) == few
+    assert splits.few_shot(splits.patients_of(CASES[::-1], PATIENT), [], 3, 3) == few
+    assert splits.few_shot(patients, [], 3, 4) != few
     assert (few.name, more.name) == ("3 shots, seed 3", "6 shots, seed 3")
 
 
@@ -55,21 +57,21 @@ def test_ours_are_added_behind_those_that_are_there(tmp_path):
 
 
 def test_the_dataset_s_own_folds_come_first_where_there_are_none(tmp_path):
-    base = splits.cross_validation(CASES, PATIENT)
+    base = splits.cross_validation(splits.patients_of(CASES, PATIENT))
     assert splits.add(tmp_path, [splits.Split("mine", ("a",), ("b",))], base) == [5]
     assert splits.read(tmp_path)[:5] == [split.as_json() for split in base]
 
 
 def test_what_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match=r"\b4\b.*5 folds"):
-        splits.cross_validation(["a", "b", "c", "d"])
+        splits.cross_validation(splits.patients_of(["a", "b", "c", "d"]))
     with pytest.raises(UserError, match="30 shots"):
-        splits.few_shot(CASES, [], 30, 0, PATIENT)
+        splits.few_shot(splits.patients_of(CASES, PATIENT), [], 30, 0)
     with pytest.raises(UserError, match=r"patient=.*\bx\b"):
-        splits.cross_validation(["x"] * 6, PATIENT)
+        splits.patients_of(["x"] * 6, PATIENT)
     for pattern in ("(unclosed", "no group"):
         with pytest.raises(UserError, match="patient="):
-            splits.patient_of("no group", pattern)
+            splits.patients_of(["no group"], pattern)
     for text in ("{", '{"train": []}'):
         (tmp_path / splits.FILE).write_text(text)
         with pytest.raises(UserError, match=splits.FILE):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from viewalign.data.catalogue import SeriesSource
 from viewalign.data.readers.dicom_files import Frame, may_be_dicom, read_frames
-from viewalign.data.readers.dicom_stacks import Rejected, Stack, sort_into_stacks
+from viewalign.data.readers.dicom_stacks import Rejected, Stack, related, sort_into_stacks
 from viewalign.errors import ExcludedImageError
 
 _REMEMBERED = 8  # folders; enough to prepare the images of one folder in turn
@@ -39,12 +39,15 @@ class FolderScan:
         return [*self.stacks, *self.rejected]
 
 
-def scan_folders(folders: Iterable[Path], on_folder: Callable[[int, int], None] | None = None) -> FolderScan:
+def scan_folders(
+    folders: Iterable[Path], on_folder: Callable[[int, int], None] | None = None, of: Path | None = None
+) -> FolderScan:
     """Read the headers of all DICOM files of these folders and sort their slices.
 
     Args:
         folders: in any order.
         on_folder: called with (folders read, total).
+        of: a file; only slices that may belong to its series are sorted. Default all.
     """
     ordered = sorted(set(folders))
     frames: list[Frame] = []
@@ -57,7 +60,7 @@ def scan_folders(folders: Iterable[Path], on_folder: Callable[[int, int], None] 
         frames.extend(found)
         damaged.extend(bad)
         other += without
-    sorted_out = sort_into_stacks(frames)
+    sorted_out = sort_into_stacks(frames if of is None else related(frames, of))
     return FolderScan(
         tuple(item for item in sorted_out if isinstance(item, Stack)),
         tuple(item for item in sorted_out if isinstance(item, Rejected)),
@@ -79,10 +82,12 @@ def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejecte
     Raises:
         ExcludedImageError: the file is not a DICOM image, or the folder does not contain exactly one series.
     """
-    scan = scan_folders(folders_of(path, source))
+    scan = scan_folders(folders_of(path, source), of=None if path.is_dir() else path)
     if path.is_dir():
         if len(scan.results) == 1:
             return scan.results[0]
+        if not scan.results and not scan.damaged:
+            raise ExcludedImageError("the folder contains no DICOM image")
         raise ExcludedImageError(f"the folder contains {len(scan.results)} DICOM series; use the path of a file of one")
     for found in scan.results:
         if any(frame.path == path for frame in found.frames):

@@ -89,6 +89,11 @@ def sort_into_stacks(frames: Iterable[Frame]) -> list[Stack | Rejected]:
     return [result for series in _series(frames) for result in _over_folders(series)]
 
 
+def related(frames: Iterable[Frame], path: Path) -> list[Frame]:
+    """Return the slices that `sort_into_stacks` puts together with those of a file."""
+    return [frame for group in _series(frames) if any(each.path == path for each in group) for frame in group]
+
+
 def _over_folders(series: Sequence[Frame]) -> list[Stack | Rejected]:
     """Sort the slices of a series; folder by folder if fewer are rejected so, as with one UID for several series."""
     whole = _sorted(series)

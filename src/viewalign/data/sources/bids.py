@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import DEFAULT_SESSION
 from viewalign.data.layout import read_json
-from viewalign.data.sources.naming import DERIVED_FOLDERS, is_label, stated_names, units_named, with_part
+from viewalign.data.sources.label_names import is_label
+from viewalign.data.sources.naming import DERIVED_FOLDERS, stated_names, units_named, with_part
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import participants
 from viewalign.data.sources.walk import image_files

@@ -95,18 +95,23 @@ def _time_series(stacks: Sequence[Stack]) -> dict[tuple[str, str, str], list[Sta
     return {
         key: found
         for key, found in by_series.items()
-        if len(found) > (1 if any(time in found[0].label for time in _TIMES) else _MOST_PASSES)
+        if any(_values(found, time) > 1 for time in _TIMES) or _values(found, _PASS) > _MOST_PASSES
     }
+
+
+def _values(stacks: Iterable[Stack], key: str) -> int:
+    """Return how many values of a trait the labels of volumes have; other traits or folders may tell more apart."""
+    return len({match[0] for stack in stacks if (match := re.search(rf"{key}\w*?-[^_]*", stack.label))})
 
 
 def _shared_identity(scan: FolderScan, pattern: re.Pattern[str] | None) -> Iterator[str]:
     """Report patients that may be several: those without an own name, and one with all studies."""
     if pattern is not None and "subject" in pattern.groupindex:
         return
-    images = scan.results
-    patients = {found.series.patient for found in images}
-    for patient in sorted(patients):
-        own = [found for found in images if found.series.patient == patient]
+    patients: dict[str, list[Stack | Rejected]] = defaultdict(list)
+    for found in scan.results:
+        patients[found.series.patient].append(found)
+    for patient, own in sorted(patients.items()):
         visits = {found.series.study if patient else found.path.parent for found in own}
         nameless = _NO_NAME.fullmatch(patient)
         if len(visits) > 1 and (nameless or len(patients) == 1):

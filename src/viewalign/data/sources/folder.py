@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -18,15 +19,18 @@ from viewalign.data.readers.dicom_files import may_be_dicom
 from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources import bids, fomo, fomo300k, nnunet, openmind
 from viewalign.data.sources.dicom import add_stacks
+from viewalign.data.sources.label_names import in_label_folder, is_label
 from viewalign.data.sources.naming import (
     DERIVED_FOLDERS,
+    Names,
     dataset_above_subject,
     fewer_subjects,
-    is_label,
     is_plain,
     names_of,
 )
+from viewalign.data.sources.nnunet import split_channels
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, SourceContents
+from viewalign.data.sources.structure import in_subject_folders, paired_label_maps
 from viewalign.data.sources.walk import absolute, obvious_fault, printable, walk
 from viewalign.errors import UserError
 
@@ -122,31 +126,59 @@ def _matches(pattern: str) -> list[Path]:
     return [path for path in paths if inside.isdisjoint(path.parents)]
 
 
+def _add_file(
+    path: Path, relative: PurePosixPath, options: FindOptions, contents: SourceContents, slices: set[Path]
+) -> None:
+    """Add the folder of a file that is not named like an image to those with DICOM, or count the file."""
+    if not may_be_dicom(path):
+        contents.pass_over(path)
+    elif not options.labels and in_label_folder(relative):
+        contents.label_files.append(path)
+    elif (reason := missing_content(path)) is not None:
+        contents.excluded.append(Exclusion(printable(path), reason))
+    else:
+        slices.add(path.parent)
+
+
+def _named(stems: Mapping[PurePosixPath, str], options: FindOptions) -> dict[PurePosixPath, Names]:
+    """Return the names of images by their paths, from the names of all of them."""
+    owned = in_subject_folders(stems)
+    beside: dict[PurePosixPath, list[str]] = defaultdict(list)
+    for relative, stem in stems.items():
+        beside[relative.parent].append(stem)
+    cases = {folder: split_channels(names) for folder, names in beside.items()}
+    return {
+        relative: names_of(relative, cases[relative.parent][stem][0], options.subject_pattern, relative in owned)
+        for relative, stem in stems.items()
+    }
+
+
 def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents: SourceContents) -> None:
     """Add files that belong to no known layout."""
     dataset = dataset_name(root)
     slices: set[Path] = set()
-    plain: list[ImageRecord] = []
+    stems: dict[PurePosixPath, str] = {}
     for path in sorted(files):
-        suffix = suffix_of(path.name)
-        if suffix is None:
-            if not may_be_dicom(path):
-                contents.pass_over(path)
-            elif (reason := missing_content(path)) is not None:
-                contents.excluded.append(Exclusion(printable(path), reason))
-            else:
-                slices.add(path.parent)
-            continue
         relative = PurePosixPath(path.relative_to(root).as_posix())
+        if (suffix := suffix_of(path.name)) is None:
+            _add_file(path, relative, options, contents, slices)
+            continue
         stem = path.name[: -len(suffix)]
         if (reason := obvious_fault(path)) is not None:
             contents.excluded.append(Exclusion(printable(path), reason))
         elif not options.labels and is_label(relative, stem):
             contents.label_files.append(path)
         else:
-            subject, session, modality = names_of(relative, stem, options.subject_pattern)
-            inner = dataset if options.subject_pattern else dataset_above_subject(relative) or dataset
-            plain.append(ImageRecord(path, inner, subject, session, stem, modality))
+            stems[relative] = stem
+    if not options.labels:
+        for relative in sorted(paired_label_maps(stems)):
+            contents.label_files.append(root / relative)
+            del stems[relative]
+    plain = []
+    for relative, names in _named(stems, options).items():
+        inner = dataset if options.subject_pattern else dataset_above_subject(relative) or dataset
+        subject, session, modality = names
+        plain.append(ImageRecord(root / relative, inner, subject, session, stems[relative], modality))
     contents.found.extend(plain)
     subjects = {image.subject for image in plain}
     if len(subjects) == len(plain) and (fewer := fewer_subjects(subjects)) and options.subject_pattern is None:

@@ -2,15 +2,20 @@
 
 1. `subject_pattern`: named groups `subject`, `session`, `modality`.
 2. `sub-XX` or `sub_XX` (and `ses-XX` or `ses_XX`) at the start of a folder's or the file's name.
-3. The naming scheme of a public cohort: ADNI, BraTS, CT-RATE, Human Connectome Project, IXI, UK Biobank.
+3. The naming scheme of a public cohort: ADNI and others of LONI, BraTS, CT-RATE, Human Connectome Project, IXI, OASIS,
+   UK Biobank.
 4. A file name such as `patient01_study1_T1W`: a word for a person with a number, perhaps followed by one for a visit.
-5. A file name that is only a modality (`anna/T1.nii.gz`, `anna/visit2/T1.nii.gz`): the folders are subject and session.
+5. A file name that is only a modality (`anna/T1.nii.gz`, `anna/visit2/T1.nii.gz`), or a folder that is a subject by the
+   names of all files (`structure`): the folders are subject and session.
 6. Otherwise each file is its own subject, named by its path without a modality at the end: `anna_T1` and `anna_T2` in
-   one folder both belong to `anna`. Folders called `images`, `imagesTr`, `data` … are ignored.
+   one folder both belong to `anna`.
+
+Folders that name no person are ignored: `images`, `imagesTr`, `data` …, kinds of images (`T1`, `mri`, `orig`).
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
@@ -29,28 +34,24 @@ _MODALITIES = {
     "T2starw": "t2star t2starw t2s gre",
     "SWI": "swi",
     "TOF": "tof mra angio",
-    "DWI": "dwi dti trace",
+    "DWI": "dwi dti trace hbv",
     "ADC": "adc",
     "BOLD": "bold fmri",
-    "PET": "pet",
-    "CT": "ct cta cect ncct",
-    "MR": "mr mri",
+    "PET": "pet suv",
+    "CT": "ct cta ctpa cect ncct ctres",
+    "MR": "mr mri lgemri",
 }
 _BY_WORD = {word: modality for modality, words in _MODALITIES.items() for word in words.split()}
+_LAST_ONLY = {"pt": "PET"}
+"""Words that name a modality at the end of a name; elsewhere `pt` may be a patient."""
+_SEQUENCES = frozenset(("T1w", "T2w", "FLAIR", "DWI"))
+_OF_FOLDERS = _SEQUENCES | {"CT", "MR", "PET"}
+"""Modalities that the name of a folder may state; others are too often words of something else."""
 _PLAIN_FOLDER = re.compile(
-    r"images?(tr|ts)?|imgs?|data|raw(data)?|nifti|nii|volumes|mri|anat|unprocessed", re.IGNORECASE
-)
-_LABEL_FOLDER = re.compile(
-    r"labels?(tr|ts|va)?|lbls?|segs?|segmentations?|masks?|msks?|gt|ground_?truth|annotations?|rois|contours",
+    r"images?(tr|ts|va|val)?|imgs?|data|raw(data)?|nifti|nii|volumes|mri|anat|unprocessed|processed|orig(inals?)?|pre"
+    r"|preprocessed|native|mni|registered",
     re.IGNORECASE,
 )
-_LABEL_WORD = re.compile(
-    r"(?:.*(?:mask|masks|msk|msks|seg|segs|segmentation|segmentations|label|labels|labelmap|parcellation)"
-    r"|lbl|gt|groundtruth|lesion|lesions|aparc|wmparc|ribbon|roi|rois)\d*"
-)
-"""The last word of a label map's name; `aseg`, `dseg`, `probseg`, `lesionmask`, `label0001` match too."""
-_LABEL_ANYWHERE = re.compile(r"masks?|msk|seg|segmentations?|labels?|labelmap|groundtruth|aseg|aparc")
-"""Words that mark a label map anywhere in its name."""
 _PART = re.compile(r"(?:^|_)part-(phase|real|imag)(?:_|$)")
 _UNITS = {
     "bqml": "Bq/ml",
@@ -74,10 +75,13 @@ _VISIT = re.compile(
     re.IGNORECASE,
 )
 _VISIT_FOLDER = re.compile(rf"ses[-_].*|{_VISIT.pattern}", re.IGNORECASE)
+_DATED_FOLDER = re.compile(r"(?P<session>\d{4}-\d\d-\d\d|\d\d-\d\d-\d{4})(?!\d).*")
 _COHORTS = tuple(
     re.compile(pattern)
     for pattern in (
         r"(?:^|/)(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
+        r"(?:^|/)(?P<subject>[^/]+)/[^/]+/(?P<session>\d{4}-\d\d-\d\d)_\d\d_\d\d_\d\d\.\d/[^/]+/[^/]+$",  # LONI
+        r"(?:^|/)(?P<subject>OAS[1-4]_?\d{4})_(?P<session>[A-Za-z]+\d*(?:_d\d{4})?)(?=[/_.]|$)",  # OASIS
         r"(?:^|/)(?P<subject>BraTS-[A-Za-z]+-\d{5})-(?P<session>\d{3})(?=[-/.]|$)",  # BraTS 2023 on
         r"(?:^|/)(?P<subject>(?:train|valid)_\d+)_(?P<session>[a-z])_\d+(?=\.|$)",  # CT-RATE
         r"(?:^|/)(?P<subject>\d{6})_(?P<session>[37]T)_",  # Human Connectome Project
@@ -95,9 +99,16 @@ class Names(NamedTuple):
     modality: str
 
 
-def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None = None) -> Names:
-    """Infer names from the path relative to the source and the file's name without suffix."""
-    guess = _guess(relative, stem)
+def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None = None, owned: bool = False) -> Names:
+    """Infer names from the path.
+
+    Args:
+        relative: the path relative to the source.
+        stem: the file's name without suffix.
+        pattern: states names, see above.
+        owned: whether the folder is known to be that of a subject.
+    """
+    guess = _guess(relative, stem, owned)
     guess = guess._replace(modality=with_part(guess.modality, stem))
     groups = _groups(pattern, relative)
     return guess._replace(**{key: groups[key] for key in groups if key in Names._fields})
@@ -115,7 +126,9 @@ def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None
 
 def modality_of(stem: str) -> str:
     """Return the modality of the last recognisable word of a name, or `unknown`."""
-    return next((_BY_WORD[word] for word in reversed(_words(stem)) if word in _BY_WORD), UNKNOWN)
+    words = words_of(stem)
+    known = (_BY_WORD[word] for word in reversed(words) if word in _BY_WORD)
+    return _LAST_ONLY.get(words[-1]) or next(known, UNKNOWN)
 
 
 def with_part(modality: str, stem: str) -> str:
@@ -134,17 +147,6 @@ def is_plain(folder: str) -> bool:
     return _PLAIN_FOLDER.fullmatch(folder) is not None
 
 
-def is_label(relative: PurePosixPath, stem: str) -> bool:
-    """Return whether a path is like a label map: `…_seg`, `labels-0`, `…_gt`, or a folder such as `segmentations`."""
-    words = _words(stem)
-    last = next((word for word in reversed(words) if not word.isdigit()), "")
-    return (
-        _LABEL_WORD.fullmatch(last) is not None
-        or any(map(_LABEL_ANYWHERE.fullmatch, words))
-        or any(map(_LABEL_FOLDER.fullmatch, relative.parts[:-1]))
-    )
-
-
 def dataset_above_subject(relative: PurePosixPath) -> str:
     """Return the dataset named by the folders above `sub-XX`: `siteA` for `siteA/sub-01/T1.nii`; "" without one."""
     folders = relative.parts[:-1]
@@ -159,7 +161,8 @@ def fewer_subjects(subjects: Collection[str]) -> int:
     return len(stems) if 1 < len(stems) <= 0.75 * len(subjects) else 0
 
 
-def _words(stem: str) -> list[str]:
+def words_of(stem: str) -> list[str]:
+    """Return the words of a name in lower case."""
     return re.split(r"[^A-Za-z0-9]+", stem.lower())
 
 
@@ -168,8 +171,35 @@ def _groups(pattern: re.Pattern[str] | None, relative: PurePosixPath) -> dict[st
     return {key: value for key, value in match.groupdict().items() if value} if match else {}
 
 
-def _guess(relative: PurePosixPath, stem: str) -> Names:
-    modality = modality_of(stem)
+def identity_folders(relative: PurePosixPath) -> tuple[list[str], str]:
+    """Return the folders of a path that may name a subject, from the outside in, and the session that they name."""
+    session, folders = DEFAULT_SESSION, list(relative.parts[:-1])
+    while folders:
+        dated = _DATED_FOLDER.fullmatch(folders[-1])
+        if not (dated or _is_kind(folders[-1]) or (len(folders) > 1 and _VISIT.fullmatch(folders[-1]))):
+            break
+        last = folders.pop()
+        if not _is_kind(last):
+            session = dated["session"] if dated else last
+    return [part for part in folders if not _is_kind(part)], session
+
+
+def _is_kind(folder: str) -> bool:
+    """Return whether a folder names a kind of images: `images`, `mri`, `T1`."""
+    return is_plain(folder) or folder.lower() in _BY_WORD
+
+
+def _modality(relative: PurePosixPath, stem: str) -> str:
+    """Return the modality of a name, or of the innermost folder that states one, or a sequence for `MR`."""
+    if (found := modality_of(stem)) not in (UNKNOWN, "MR"):
+        return found
+    known = _SEQUENCES if found == "MR" else _OF_FOLDERS
+    of_folders = map(modality_of, reversed(relative.parts[:-1]))
+    return next((each for each in of_folders if each in known), found)
+
+
+def _guess(relative: PurePosixPath, stem: str, owned: bool) -> Names:
+    modality = _modality(relative, stem)
     parts = (*relative.parts[:-1], stem)
     for subject in filter(None, (_SUBJECT.search(part) for part in reversed(parts))):
         session = next(filter(None, (_SESSION.search(part) for part in reversed(parts))), None)
@@ -180,13 +210,19 @@ def _guess(relative: PurePosixPath, stem: str) -> Names:
     if person := _PERSON.search(stem):
         visit = _VISIT.search(stem[person.end() :])
         return Names(person.group("subject"), visit.group("session") if visit else DEFAULT_SESSION, modality)
-    folders = [part for part in parts[:-1] if not is_plain(part)]
-    if stem.lower() in _BY_WORD and folders:
-        visited = folders.pop() if len(folders) > 1 and _VISIT.fullmatch(folders[-1]) else DEFAULT_SESSION
-        return Names("_".join(folders), visited, modality)
-    return Names("_".join((*folders, _without_modality(stem))), DEFAULT_SESSION, modality)
+    folders, day = identity_folders(relative)
+    if folders and (owned or stem.lower() in _BY_WORD):
+        return Names("_".join(folders), day, modality)
+    own = [part for part in relative.parts[:-1] if not _is_kind(part)]
+    return Names("_".join((*own, _without_modality(stem))), DEFAULT_SESSION, modality)
 
 
 def _without_modality(stem: str) -> str:
-    head, _, last = stem.replace("-", "_").replace(".", "_").rpartition("_")
-    return stem[: len(head)] if head and last.lower() in _BY_WORD else stem
+    """Return a name up to its modality, if that is the last word or words without a number follow it: `1_t2_SPACE`."""
+    words = list(re.finditer(r"[A-Za-z0-9]+", stem))
+    for before, word in itertools.pairwise(words):
+        if word[0].lower() in _BY_WORD or (word is words[-1] and word[0].lower() in _LAST_ONLY):
+            head, rest = stem[: before.end()], stem[word.end() :]
+            if word is words[-1] or (re.search(r"\d", head) and not re.search(r"\d", rest)):
+                return head
+    return stem

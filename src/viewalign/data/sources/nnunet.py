@@ -1,13 +1,15 @@
 """A raw dataset of nnU-Net or of the Medical Segmentation Decathlon: `dataset.json` beside `imagesTr`.
 
 `imagesTr/CASE_0000.nii.gz` is channel 0 of a case; `channel_names` (`modality` in older files) names the channels. A
-case is a subject, its channels are images of one session. Labels are ignored; `imagesTs` is a test set and excluded.
+case is a subject, its channels are images of one session. Labels are ignored; `imagesTs` is a test set and excluded,
+as is any other folder beside `imagesTr`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +22,8 @@ from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_MOST_CHANNELS = 10
+"""Of images whose channels are not described."""
 
 
 def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> bool:  # noqa: ARG001 - names suffice
@@ -35,9 +39,10 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
     """
     channels = _channels(root / "dataset.json")
     contents = SourceContents()
-    for path, stem in image_files(root / "imagesTr", contents):
-        match = _CHANNEL.match(stem)
-        case, channel = (match["case"], int(match["channel"])) if match else (stem, 0)
+    images = list(image_files(root / "imagesTr", contents))
+    cases = split_channels([stem for _, stem in images], len(channels))
+    for path, stem in images:
+        case, channel = cases[stem]
         stated = stated_names(PurePosixPath(path.relative_to(root).as_posix()), options.subject_pattern)
         contents.found.append(
             ImageRecord(
@@ -49,9 +54,32 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
                 stated.get("modality") or channels.get(channel, UNKNOWN),
             )
         )
-    if (root / "imagesTs").is_dir():
-        contents.notes.append(f"{dataset}/imagesTs is a test set and was excluded (index it itself to include it)")
+    for folder in sorted(root.glob("images*")):
+        if folder.name != "imagesTr" and folder.is_dir():
+            kind = "is a test set" if folder.name == "imagesTs" else "is not the training set"
+            contents.notes.append(f"{dataset}/{folder.name} {kind} and was excluded (index it itself to include it)")
     return contents
+
+
+def split_channels(stems: Sequence[str], channels: int = 0) -> dict[str, tuple[str, int]]:
+    """Return case and channel of each name; numbers of four digits may also belong to the case (`amos_0001`).
+
+    They are channels if each case has a channel 0 and none beyond the described ones. If none are described, there must
+    be several cases of at most ten channels.
+
+    Args:
+        stems: names without suffix of all images of a folder.
+        channels: number of described ones; 0 if that is unknown.
+    """
+    matches = {stem: match for stem in stems if (match := _CHANNEL.match(stem))}
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for match in matches.values():
+        numbers[match["case"]].add(int(match["channel"]))
+    limit = channels or (_MOST_CHANNELS if len(numbers) > 1 and len(matches) == len(stems) else 0)
+    if not all(0 in found and max(found) < limit for found in numbers.values()):
+        return {stem: (stem, 0) for stem in stems}
+    named = {stem: (match["case"], int(match["channel"])) for stem, match in matches.items()}
+    return {stem: named.get(stem, (stem, 0)) for stem in stems}
 
 
 def _channels(path: Path) -> dict[int, str]:

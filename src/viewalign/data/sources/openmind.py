@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from viewalign.data.catalogue import DEFAULT_SESSION, AssociatedMasks
-from viewalign.data.sources.naming import is_label, stated_names
+from viewalign.data.sources.label_names import is_label
+from viewalign.data.sources.naming import stated_names
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import read_table
 from viewalign.data.sources.walk import image_files

@@ -42,21 +42,22 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     path = folder / "participants.tsv"
     if not path.is_file():
         return {}
+    shown = f"{folder.name}/{path.name}"
     try:
         content = path.read_bytes()
     except OSError as error:
-        notes.append(f"{path} cannot be read ({error.strerror}); its information on subjects is ignored")
+        notes.append(f"{shown} cannot be read ({error.strerror}); its information on subjects is ignored")
         return {}
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-        notes.append(f"{path} is not UTF-8; it was read as Latin-1")
+        notes.append(f"{shown} is not UTF-8; it was read as Latin-1")
     lines = [line.split("\t") for line in text.splitlines() if line.strip()]
     columns = [name.strip() for name in lines[0]] if lines else []
     longer = sum(len(line) > len(columns) for line in lines)
     if longer:
-        notes.append(f"{path}: values beyond the last column were dropped in {longer} rows")
+        notes.append(f"{shown}: values beyond the last column were dropped in {longer} rows")
     key = next((name for name in ("participant_id", "subject_id", "subject") if name in columns), None)
     rows = [_cleaned(dict(zip(columns, line, strict=False))) for line in lines[1:]]
     return {row.pop(key): row for row in rows if key in row} if key else {}

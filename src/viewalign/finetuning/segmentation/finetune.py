@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from viewalign.finetuning.segmentation.planning import Planned
 from viewalign.finetuning.segmentation.record import LOG, PREDICTIONS, EvaluatedFold, Finetuning
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.finetuning.segmentation.splits import Split
+from viewalign.tasks.copies import CACHE, CaseCopies, copies_among, read_fingerprints, report_divided
 from viewalign.utils.locks import lock_folder, locked
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.progress import progress_bar
@@ -94,13 +95,17 @@ def _images_of(requested: str, dataset: Dataset) -> Path:
 
 def _run(run: Finetuning) -> None:
     """Run all steps that are not complete."""
-    requested = _requested_splits(run)
     # The encoder is loaded into the planned network before anything is preprocessed or trained.
     with nnunet.quietly(run.out / LOG), _dataset_lock(run):
+        copies = _copies(run)
+        requested = _requested_splits(run, copies.subject_of)
         _log.info("Planning %s with nnU-Net, whose output is written to %s", run.dataset.name, run.out / LOG)
         planned = _plan(run)
         model = Model(run.dataset.name, planned.name, run.folders)
-        numbered = _number_splits(run, planned, requested)
+        numbered = _number_splits(run, planned, requested, copies.subject_of)
+        for each, _ in numbered:
+            if each is not None:
+                report_divided(copies, each.train, each.validation, "validation")
         with progress_bar("Preprocessing") as bar:
             bar(0, 1)
             planning.preprocess(run.dataset, planned, run.machine.processes)
@@ -126,9 +131,19 @@ def _dataset_lock(run: Finetuning) -> Iterator[None]:
         yield
 
 
-def _requested_splits(run: Finetuning) -> list[Split]:
+def _copies(run: Finetuning) -> CaseCopies:
+    """Find copies of images among the cases, by their first channels; patients that share copies count as one."""
+    images = {case.name: case.images[0] for case in run.dataset.cases}
+    patients = splits.patients_of(list(images), run.settings.patient)
+    folder = run.folders.preprocessed / run.dataset.name
+    folder.mkdir(exist_ok=True)
+    with progress_bar("Looking for copies") as bar:
+        return copies_among(patients, read_fingerprints(images, folder / CACHE, on_image=bar))
+
+
+def _requested_splits(run: Finetuning, patients: Mapping[str, str]) -> list[Split]:
     """Return few-shot splits and splits of named cases; empty if nnU-Net's folds are used."""
-    settings, names = run.settings, [case.name for case in run.dataset.cases]
+    settings, names = run.settings, list(patients)
     validation = datasets.names_matching(names, settings.validation) if settings.validation else None
     training = datasets.names_matching(names, settings.training) if settings.training else None
     if not settings.shots:
@@ -136,10 +151,9 @@ def _requested_splits(run: Finetuning) -> list[Split]:
     if training is not None:
         raise UserError("training names the training cases and shots draws them; use only one of them.")
     if validation is None:
-        validation = list(splits.cross_validation(names, settings.patient)[0].validation)
-    pool = [name for name in names if name not in set(validation)]
+        validation = list(splits.cross_validation(patients)[0].validation)
     draws = [(shots, seed) for shots in settings.shots for seed in range(settings.seeds)]
-    return [splits.few_shot(pool, validation, shots, seed, settings.patient) for shots, seed in draws]
+    return [splits.few_shot(patients, validation, shots, seed) for shots, seed in draws]
 
 
 def _plan(run: Finetuning) -> Planned:
@@ -168,12 +182,14 @@ def _check_encoder(run: Finetuning, planned: dict[str, Any]) -> None:
         loading.load_encoder_weights(network, run.source, (d, h, w), run.settings.min_share, "min_share")
 
 
-def _number_splits(run: Finetuning, planned: Planned, requested: Sequence[Split]) -> NumberedSplits:
+def _number_splits(
+    run: Finetuning, planned: Planned, requested: Sequence[Split], patients: Mapping[str, str]
+) -> NumberedSplits:
     """Return nnU-Net's fold number of every split; nnU-Net's own folds are written first if there are none."""
     settings = run.settings
     if settings.fold == "all" and not requested:
         return [(None, "all")]
-    base = [] if splits.read(planned.folder) else _default_folds(run, needed=not requested)
+    base = [] if splits.read(planned.folder) else _default_folds(patients, needed=not requested)
     numbers = splits.add(planned.folder, requested, base)
     if requested:
         return list(zip(requested, numbers, strict=True))
@@ -187,10 +203,10 @@ def _number_splits(run: Finetuning, planned: Planned, requested: Sequence[Split]
     ]
 
 
-def _default_folds(run: Finetuning, needed: bool) -> list[Split]:
+def _default_folds(patients: Mapping[str, str], needed: bool) -> list[Split]:
     """Return nnU-Net's five folds; none if there are too few cases and the folds are not needed."""
     try:
-        return splits.cross_validation([case.name for case in run.dataset.cases], run.settings.patient)
+        return splits.cross_validation(patients)
     except UserError:
         if needed:
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,16 @@ class Split:
         return {"train": list(self.train), "val": list(self.validation)}
 
 
-def patient_of(case: str, pattern: str | None) -> str:
-    """Return the patient of a case: the first group of a regular expression, or the name if there is no pattern.
+def patients_of(cases: Sequence[str], pattern: str | None = None) -> dict[str, str]:
+    """Return the patient of each case: the first group of a regular expression, or its name if there is no pattern.
 
     Raises:
-        UserError: the pattern is invalid, has no group, or does not match the name.
+        UserError: the pattern is invalid, has no group, or does not match a name.
     """
+    return {case: _patient_of(case, pattern) for case in cases}
+
+
+def _patient_of(case: str, pattern: str | None) -> str:
     if pattern is None:
         return case
     try:
@@ -60,15 +64,19 @@ def patient_of(case: str, pattern: str | None) -> str:
     return patient
 
 
-def cross_validation(cases: Sequence[str], pattern: str | None = None, folds: int = _FOLDS) -> list[Split]:
-    """Return the folds of a cross-validation; without patients they are the same as nnU-Net's.
+def cross_validation(patients: Mapping[str, str], folds: int = _FOLDS) -> list[Split]:
+    """Return the folds of a cross-validation; if each case is a patient they are the same as nnU-Net's.
+
+    Args:
+        patients: the patient of each case.
+        folds: their number.
 
     Raises:
         UserError: fewer patients than folds.
     """
     from sklearn.model_selection import KFold
 
-    patients = {case: patient_of(case, pattern) for case in sorted(cases)}
+    patients = dict(sorted(patients.items()))
     groups = sorted(set(patients.values()))
     if len(groups) < folds:
         raise UserError(f"{len(groups)} cases or patients are too few for {folds} folds; train on all (fold=all).")
@@ -81,29 +89,26 @@ def cross_validation(cases: Sequence[str], pattern: str | None = None, folds: in
     return splits
 
 
-def few_shot(pool: Sequence[str], held: Sequence[str], shots: int, seed: int, pattern: str | None = None) -> Split:
+def few_shot(patients: Mapping[str, str], held: Sequence[str], shots: int, seed: int) -> Split:
     """Sample training cases by patient, depending only on the seed and the names of patients.
 
     Samples of one seed are nested: the 5 shots are among the 10.
 
     Args:
-        pool: cases to sample from, without those of validation patients.
+        patients: the patient of each case, validation cases included; their patients are not sampled.
         held: validation cases.
         shots: number of patients.
         seed: of the sampling.
-        pattern: see `patient_of`.
 
     Raises:
         UserError: fewer patients than shots.
     """
-    held_out = {patient_of(case, pattern) for case in held}
-    patients_of = {case: patient_of(case, pattern) for case in pool}
-    patients = sorted(set(patients_of.values()) - held_out)
-    if shots > len(patients):
-        raise UserError(f"{shots} shots are requested, but there are only {len(patients)} cases or patients.")
-    order = make_rng(seed, "few-shot").permutation(len(patients))
-    drawn = {patients[index] for index in order[:shots]}
-    train = tuple(sorted(case for case, patient in patients_of.items() if patient in drawn))
+    available = sorted(set(patients.values()) - {patients[case] for case in held})
+    if shots > len(available):
+        raise UserError(f"{shots} shots are requested, but there are only {len(available)} cases or patients.")
+    order = make_rng(seed, "few-shot").permutation(len(available))
+    drawn = {available[index] for index in order[:shots]}
+    train = tuple(sorted(case for case, patient in patients.items() if patient in drawn))
     return Split(f"{shots} shots, seed {seed}", train, tuple(sorted(held)))
 
 
