@@ -10,6 +10,7 @@ TINY = [
     "heads.width=16",
     "heads.predictor_width=8",
     "batch=4",
+    "objectives.cells=[3,3,3]",
     "optim.warmup_steps=2",
     "runtime.precision=fp32",
     "runtime.workers=0",
