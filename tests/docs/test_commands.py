@@ -49,6 +49,7 @@ NOT_RUN = [
     (r"^viewalign export run format=nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
     (r"^viewalign export run format=ssl3d", "takes a ResEnc-L or Primus-M; tests/compat/test_ssl3d.py trains one"),
     (r"^viewalign fomo prepare (finetune_task2|Task_[24])", "tests/finetuning/segmentation/test_fomo.py writes them"),
+    (r"^viewalign fomo submission meningioma", "the same test writes one of a segmentation"),
     (r"^viewalign study .*(minutes=|shard=|--only)", "many arms and seeds; tests/study runs small ones"),
     (r"^viewalign gain", "pretraining and many fine-tunings; tests/studies/test_gain.py runs tiny ones"),
     (r"^viewalign compare-methods", "thirteen methods and three seeds; tests/studies/test_methods.py runs two"),
