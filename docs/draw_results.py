@@ -29,7 +29,7 @@ def main(out: Path) -> None:
             axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2, solid_capstyle="round")
             axis.plot(row["difference"], place, "o", color=colour, ms=6)
         axis.set_yticks(range(len(group["rows"])), [row["label"] for row in group["rows"]], fontsize=9)
-        axis.invert_yaxis()
+        axis.set_ylim(len(group["rows"]) - 0.5, -0.5)
         axis.set_title(group["measure"], fontsize=9, loc="left")
         axis.annotate(group["question"], (0, 1), (0, 20), "axes fraction", "offset points", fontsize=11, weight="bold")
         axis.grid(axis="x", alpha=0.25)
