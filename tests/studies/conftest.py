@@ -9,6 +9,7 @@ from viewalign.studies.cells import Grid
 from viewalign.studies.loading import check
 
 COMMON = {
+    "network": {"name": "resenc-xxs"},
     "batch": 2,
     "views": {"patch_size": [16, 16, 16]},
     "heads": {"width": 16, "predictor_width": 8, "norm": "layer"},

@@ -29,9 +29,10 @@ from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 from viewalign.utils.settings import read_words
 
 
-@pytest.fixture
-def data(tmp_path):
-    """What every shipped study finds its data in: crops of hippocampi, or a store and a table."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Data of every shipped study: made-up images under the names of the real ones, a store, a table, and tasks."""
+    tmp_path = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
@@ -61,18 +62,21 @@ def data(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
-def test_every_shipped_study_can_be_begun(data):
-    """Each is laid out on data of its kind, as `--dry-run` does: recipes, settings and evaluations are checked."""
+SHORT = {"ablation-primus-laptop", "methods-resenc-laptop", "organs-cine-laptop", "geometry-one-gpu"}
+"""Studies that the short suite begins; the long one begins all."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else [pytest.mark.long]) for n in names()])
+def test_every_shipped_study_can_be_begun(name, data):
+    """It is laid out on data of its kind, as `--dry-run` does: recipes, settings and evaluations are checked."""
     pytest.importorskip("nnunetv2")
-    for name in names():
-        told = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
-        assert told.exit_code == 0, (name, told.output, told.exception)
-        study = load(name)
-        cells = len(study.arms) * len(study.seeds) * (1 + len(study.evaluations))
-        assert told.output.count("to do") == cells, name
-        assert study.name == name
-        assert not headline(name).startswith("base")
+    told = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
+    assert told.exit_code == 0, (name, told.output, told.exception)
+    study = load(name)
+    cells = len(study.arms) * len(study.seeds) * (1 + len(study.evaluations))
+    assert told.output.count("to do") == cells
+    assert study.name == name
+    assert not headline(name).startswith("base")
 
 
 def test_sizes_and_rows():

@@ -419,6 +419,30 @@ def test_lost_connections_are_repaired_and_repeated_losses_reported(problem, mon
         next(data.batches(reader, 0, 6, 1, workers=0, pin=False))
 
 
+class Unsendable:
+    """What a worker cannot pass on, as a tensor for which /dev/shm has no space."""
+
+    def __reduce__(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class UnsendableReader(SampleReader):
+    def __getitem__(self, number):
+        return Unsendable()
+
+
+def test_a_batch_that_cannot_be_passed_on_ends_the_run_with_its_cause(monkeypatch, capfd):
+    """Python drops it and prints a traceback; the run waited for it for half an hour."""
+    monkeypatch.setattr(data, "_REVIVALS", 1)
+    monkeypatch.setattr(data, "_POLL", 1)
+    every = np.arange(4)
+    source = ArraySource(np.zeros((20, 20, 20)))
+    reader = UnsendableReader(source, every[:1], every[:1], ViewSamplingConfig((16, 16, 16)), 1, 0)
+    with pytest.raises(UserError, match=r"2 times.*/dev/shm.*runtime\.workers"):
+        next(data.batches(reader, 0, 6, 1, workers=1, pin=False))
+    assert os.strerror(errno.ENOSPC) in capfd.readouterr().err
+
+
 def test_a_program_around_a_run_still_gets_signals_of_its_children(tmp_path):
     """Whoever embeds a run may have a handler of SIGCHLD: it hears during and after, and gets its place back."""
     heard = []

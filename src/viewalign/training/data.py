@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing.process
+import multiprocessing.queues
 import os
 import shutil
 import signal
@@ -158,7 +159,8 @@ def batches(
             if deaths > _REVIVALS:
                 raise UserError(
                     f"Workers died {deaths} times in a row before step {step + 1} ({_first_line(problem)}). "
-                    "The usual cause is too little memory: lower runtime.workers, or use a machine with more."
+                    f"The usual causes are too little memory{_shared_memory()}: lower runtime.workers (0 needs no "
+                    "shared memory), or provide more."
                 ) from problem
 
 
@@ -210,6 +212,15 @@ def use_short_socket_folder() -> None:
     )
 
 
+def _shared_memory() -> str:
+    """Return the size of the shared memory through which workers pass batches on, as a cause of their death."""
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError:
+        return ""
+    return f", and too little shared memory (/dev/shm has {size / 1e9:.2g} GB here; docker run --shm-size=8g)"
+
+
 def _first_line(problem: Exception) -> str:
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
@@ -238,9 +249,16 @@ def _worker_deaths_only_while_reading() -> Iterator[None]:
 
 
 def _init_worker(worker: int) -> None:  # noqa: ARG001
-    """Leave signals to the run, and print nothing when the run has ended."""
+    """Leave signals to the run, print nothing when the run has ended, and end if a batch cannot be passed on."""
     leave_signals_to_the_run()
     sys.excepthook = _report_worker_error
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(problem: Exception, batch: object) -> None:  # noqa: ARG001
+    """End the worker: Python would drop the batch, for example if /dev/shm is full, and the run would wait for it."""
+    print(f"A worker cannot pass on a batch: {problem}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _report_worker_error(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
