@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
@@ -134,17 +135,19 @@ def batches(
     if workers:
         use_short_socket_folder()
     while step < last:
-        loader = DataLoader(
-            reader,
-            batch_sampler=StepSampler(step, last, batch, rank, world),
-            collate_fn=list,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=_init_worker,
-            timeout=_POLL if workers else 0,
-        )
         try:
-            reading = iter(loader)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "This DataLoader will create")  # runtime.workers is the user's choice
+                loader = DataLoader(
+                    reader,
+                    batch_sampler=StepSampler(step, last, batch, rank, world),
+                    collate_fn=list,
+                    num_workers=workers,
+                    pin_memory=pin,
+                    worker_init_fn=_init_worker,
+                    timeout=_POLL if workers else 0,
+                )
+                reading = iter(loader)
             with _worker_deaths_only_while_reading():
                 for samples in _within_limit(reading, step):
                     yield samples
