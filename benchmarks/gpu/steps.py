@@ -64,7 +64,8 @@ def compiled(recipe: str) -> Part:
 
 def target_seconds(session: Session, recipe: str, bench: Bench) -> float:
     """Return the seconds that a step should take on this card."""
-    return rounded(bench.flops / (limits.RATE_SHARE[recipe] * session.product_rate(session.half)))
+    seconds: float = rounded(bench.flops / (limits.RATE_SHARE[recipe] * session.product_rate(session.half)))
+    return seconds
 
 
 def variants(session: Session) -> Facts:

@@ -6,9 +6,11 @@ may start with `$VARIABLE/` (expanded from the environment) and is otherwise rel
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,9 +138,12 @@ class Collection:
     collection_name: str
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
-    def records(self, folder: Path | None = None) -> Iterator[Record]:
-        """Yield every image in the order of the file, paths resolved against `folder` (default: the working folder)."""
-        base = folder or Path.cwd()
+    def records(self, folder: Path | None = None) -> list[Record]:
+        """Return every image in the order of the file; relative paths are in `folder` (default: working folder)."""
+        with _collector_paused():
+            return list(self._records(folder or Path.cwd()))
+
+    def _records(self, base: Path) -> Iterator[Record]:
         for dataset_key, dataset in self.datasets.items():
             for subject_key, subject in dataset.subjects.items():
                 for session_key, session in subject.sessions.items():
@@ -192,15 +197,32 @@ def read_catalogue(path: Path) -> Collection:
     Raises:
         UserError: no such file, invalid JSON, or a missing or unknown key; the message names the key and its position.
     """
+    with _collector_paused():
+        return _collection(_read_json(path), str(path))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which takes most of the time while hundreds of thousands of objects are created."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_json(path: Path) -> object:
+    try:
+        raw: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no catalogue {path}. Make one with `viewalign index FOLDER -o {path}`.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not a catalogue: it is not valid JSON ({error}).") from None
     except OSError as error:
         raise UserError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
-    return _collection(raw, str(path))
+    return raw
 
 
 def _collection(raw: object, where: str) -> Collection:

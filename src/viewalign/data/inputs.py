@@ -46,7 +46,7 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
         collection, excluded = found.collection, found.excluded
     else:
         collection, excluded = read_catalogue(path), read_excluded(path)
-    records = list(collection.records(path.absolute().parent))
+    records = collection.records(path.absolute().parent)
     if not records and not excluded:
         raise UserError(f"The catalogue {path} contains no images.")
     return Catalogue(records, excluded, quality_scores(collection))

@@ -83,7 +83,7 @@ def prepare_catalogue(
     See `prepare_records` for the arguments and errors.
     """
     collection = read_catalogue(catalogue)
-    records = list(collection.records(catalogue.absolute().parent))
+    records = collection.records(catalogue.absolute().parent)
     quality = quality_scores(collection)
     return prepare_records(records, store, settings, workers, read_excluded(catalogue), on_progress, quality=quality)
 

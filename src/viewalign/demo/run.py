@@ -189,7 +189,7 @@ def _prepare(settings: DemoSettings) -> None:
     from viewalign.data.prepare import prepare_records
 
     catalogue, store = settings.out / "catalogue.json", settings.out / "store"
-    records = list(read_catalogue(catalogue).records(catalogue.absolute().parent))
+    records = read_catalogue(catalogue).records(catalogue.absolute().parent)
     preparation = settings.preparation()
     _log.info(f"3 Store: oriented, cropped, {preparation.describe()}.")
     with progress_bar("Preparing") as bar:

@@ -64,7 +64,7 @@ def extract(dataset: str, processes: int | None, clean: bool, verbose: bool) -> 
         return 0
     with shown("Reading headers", verbose) as listen:
         workers = default_processes() if processes is None else processes
-        spacings, excluded = plans.measure(list(catalogue.records(raw)), workers, listen)
+        spacings, excluded = plans.measure(catalogue.records(raw), workers, listen)
     report_excluded(excluded)
     path = plans.write_fingerprint(folder, spacings)
     say(f"{len(spacings)} images measured" + (f", {len(excluded)} excluded" if excluded else "") + f": {path}")

@@ -130,7 +130,7 @@ def preprocess(
     root = folder / plans.images_folder(configuration)
     limits = limits or Limits()
     run = _Run(root, plans, configuration, on_progress, limits.max_voxels)
-    records = list(catalogue.records(raw))
+    records = catalogue.records(raw)
     places = run.places(records)
     try:
         root.mkdir(parents=True, exist_ok=True)
