@@ -92,7 +92,14 @@ def test_import_and_help_load_nothing_heavy(command):
 
 def test_worker_processes_load_no_torch():
     """It would take seconds and half a gigabyte in each of them."""
-    modules = ("tasks.cases", "data.worker", "data.indexing", "compat.nnssl.preprocess", "reports.thumbnails")
+    modules = (
+        "tasks.cases",
+        "tasks.copies",
+        "data.worker",
+        "data.indexing",
+        "compat.nnssl.preprocess",
+        "reports.thumbnails",
+    )
     probe = "".join(f"import viewalign.{name}\n" for name in modules) + "import sys\nprint('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert out.stdout.strip() == "False", out.stderr

@@ -70,11 +70,11 @@ SHORT = {"ablation-primus-laptop", "methods-resenc-laptop", "organs-cine-laptop"
 def test_every_shipped_study_can_be_begun(name, data):
     """It is laid out on data of its kind, as `--dry-run` does: recipes, settings and evaluations are checked."""
     pytest.importorskip("nnunetv2")
-    told = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
-    assert told.exit_code == 0, (name, told.output, told.exception)
+    result = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
+    assert result.exit_code == 0, (name, result.output, result.exception)
     study = load(name)
     cells = len(study.arms) * len(study.seeds) * (1 + len(study.evaluations))
-    assert told.output.count("to do") == cells
+    assert result.output.count("to do") == cells
     assert study.name == name
     assert not headline(name).startswith("base")
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from viewalign.data.audit import AuditRow
 
 DATASETS_SHOWN = 10
 
@@ -64,7 +63,7 @@ def index(
     Exit code: 0 all files are in the catalogue, 3 some are excluded, 1 no volume found.
     """
     import viewalign
-    from viewalign.data.audit import audit, findings_path
+    from viewalign.data.audit import findings_path
     from viewalign.data.indexing import excluded_path
     from viewalign.data.summary import summarise
     from viewalign.reports.catalogue import page_path
@@ -77,17 +76,17 @@ def index(
     lines += [f"Excluded:  {excluded_path(out)}"] if found.excluded else []
     lines.append(f"Next: viewalign prepare {out} -o store")
     facts = {"catalogue": out, "page": page_path(out), "excluded_files": excluded_path(out), **summary}
-    return Result(facts, partial(_print, summary, audit(found), lines), EXIT_CODE if found.excluded else 0)
+    return Result(facts, partial(_print, summary, lines), EXIT_CODE if found.excluded else 0)
 
 
-def _print(summary: dict[str, Any], rows: Sequence[AuditRow], lines: list[str]) -> None:
+def _print(summary: dict[str, Any], lines: list[str]) -> None:
     from rich.console import Console
 
     console = Console()
     show_excluded(console, [(each["file"], each["reason"]) for each in summary["excluded"]])
     show_table(console, summary)
     show_suspects(console, summary["suspects"])
-    show_audit(console, rows)
+    show_audit(console, summary["audit"])
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -97,12 +96,14 @@ def show_suspects(console: Console, suspects: list[dict[str, Any]]) -> None:
     print_first(console, [f"suspect: {each['file']}: {'; '.join(each['reasons'])}" for each in suspects])
 
 
-def show_audit(console: Console, rows: Sequence[AuditRow]) -> None:
+def show_audit(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     """Print how many images have each kind of finding, and what includes or excludes them."""
     if rows:
         console.print("Audit", style="bold")
     for row in rows:
-        console.print(f"  {row.count:>6}  {row.title}: {row.option}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"  {row['count']:>6}  {row['title']}: {row['option']}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def show_table(console: Console, summary: dict[str, Any]) -> None:

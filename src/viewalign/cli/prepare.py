@@ -112,7 +112,7 @@ def _print_end(out: Path, report: PrepareReport) -> None:
     console = Console()
     show_excluded(console, [(exclusion.file, exclusion.reason) for exclusion in report.excluded])
     if report.index is not None:
-        show_audit(console, audit(report.index))
+        show_audit(console, [row.as_json() for row in audit(report.index)])
     for line in _end_of_part(report) if report.missing_parts else _end(out, report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from viewalign.data.readers.files import Volume
 from viewalign.errors import UserError
 from viewalign.evaluation.encoders import Spacing, encoder_and_preprocessor, read_pretrained
+from viewalign.evaluation.settings import FixedPool
 from viewalign.finetuning.classification.models import FACTS, WEIGHTS, Predictor, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork
 from viewalign.finetuning.segmentation import package
@@ -97,7 +97,7 @@ def write_submission(
     out: Path,
     patch_size: Size | None = None,
     spacing: Spacing = "pretraining",
-    pool: Literal["multistage", "average", "pretrained"] = "multistage",
+    pool: FixedPool = "multistage",
 ) -> Path:
     """Write `predict.py`, the models, and container definitions for Apptainer and Docker.
 
@@ -134,17 +134,17 @@ def _write_encoder(
     target: Path,
     patch_size: Size | None,
     spacing: Spacing,
-    pool: Literal["multistage", "average", "pretrained"],
+    pool: FixedPool,
 ) -> None:
     """Write a frozen encoder as the model of a task with one channel; its head is not used."""
     spec = TaskSpec(name="FOMO embedding", kind="regression", channels=(ChannelSpec(name=EMBEDDED),))
-    backbone, preprocessor = encoder_and_preprocessor(encoder, spec, patch_size, spacing, pool)
+    start = read_pretrained(encoder)
+    backbone, preprocessor = encoder_and_preprocessor(start, spec, patch_size, spacing, pool)
     # An embedding of a damaged image scores better than none.
     tolerant = preprocessor.settings.model_copy(update={"fill_nonfinite": True})
     network = GlobalNetwork(backbone, spec.outputs, pool, 0.0, [0.0])
     shutil.rmtree(target, ignore_errors=True)
-    name = read_pretrained(encoder).network
-    write_model(target, network, name, spec, replace(preprocessor, settings=tolerant), (0.0, 1.0))
+    write_model(target, network, start.network, spec, replace(preprocessor, settings=tolerant), (0.0, 1.0))
 
 
 def _copy_folds(model: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.data.readers.files import voxel_to_world
+from viewalign.data.readers.files import position_of
 from viewalign.data.readers.headers import Triple
 from viewalign.data.settings import Interpolation
 
@@ -94,10 +94,9 @@ def resampled_geometry(
     old one.
     """
     ratio = [old / new for old, new in zip(shape, new_shape, strict=True)]
-    first = np.array([*((r - 1.0) / 2.0 for r in ratio), 1.0])
-    x, y, z = (float(value) for value in (voxel_to_world(spacing, origin, direction) @ first)[:3])
+    first = position_of(((r - 1.0) / 2.0 for r in ratio), spacing, origin, direction)
     sizes = [size * r for size, r in zip(spacing, ratio, strict=True)]
-    return (sizes[0], sizes[1], sizes[2]), (x, y, z)
+    return (sizes[0], sizes[1], sizes[2]), first
 
 
 def resample(array: NDArray[np.float32], new_shape: Shape, how: Interpolation = "linear") -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from viewalign.data.geometry import (
 )
 from viewalign.data.image_fingerprint import fingerprint_of, fingerprint_text
 from viewalign.data.quantization import Quantization, quantize
-from viewalign.data.readers.files import Volume, voxel_to_world
+from viewalign.data.readers.files import Volume, position_of, voxel_to_world
 from viewalign.data.readers.headers import MAX_VOXELS, Triple
 from viewalign.data.settings import Normalisation, PrepareSettings
 from viewalign.errors import ExcludedImageError
@@ -83,13 +83,12 @@ def prepare_channels(
     turned = [turn.apply(volume.array) for volume in volumes]
     box = content_box(*turned)
     cropped = [array[_slices(box)] for array in turned]
-    start = np.array([*(low for low, _ in box), 1.0])
-    x, y, z = (float(value) for value in (voxel_to_world(spacing, origin, direction) @ start)[:3])
+    origin = position_of((low for low, _ in box), spacing, origin, direction)
     old = _shape(cropped[0])
     new = resampled_shape(old, spacing, settings.spacing) if settings.spacing else old
     _check_new_shape(old, new, len(volumes), max_voxels)
-    place = voxel_to_world(spacing, (x, y, z), direction)
-    spacing, origin = resampled_geometry(old, spacing, (x, y, z), direction, new)
+    place = voxel_to_world(spacing, origin, direction)
+    spacing, origin = resampled_geometry(old, spacing, origin, direction, new)
     channels = [_prepare_voxels(array, place, new, settings) for array in cropped]
     array = channels[0].array[None] if len(channels) == 1 else np.stack([channel.array for channel in channels])
     properties = {
@@ -248,11 +247,11 @@ def _turned_geometry(
     spacing = tuple(float(volume.spacing[axis]) for axis in axes)
     columns = [(-1.0 if flip else 1.0) * volume.direction[:, 2 - axis] for axis, flip in zip(axes, flips, strict=True)]
     direction = np.stack(columns[::-1], axis=1)
-    corner = np.array([0.0, 0.0, 0.0, 1.0])
+    corner = [0, 0, 0]
     for axis, flip in zip(axes, flips, strict=True):
         corner[axis] = volume.array.shape[axis] - 1 if flip else 0
-    x, y, z = (voxel_to_world(volume.spacing, volume.origin, volume.direction) @ corner)[:3]
-    return (spacing[0], spacing[1], spacing[2]), (float(x), float(y), float(z)), direction
+    origin = position_of(corner, volume.spacing, volume.origin, volume.direction)
+    return (spacing[0], spacing[1], spacing[2]), origin, direction
 
 
 def _check_new_shape(old: Shape, shape: Shape, channels: int, max_voxels: int) -> None:

@@ -169,7 +169,7 @@ def check_installed() -> None:
 
 
 def encoder_and_preprocessor(
-    encoder: str,
+    encoder: str | Pretrained,
     spec: TaskSpec,
     patch_size: Size | None,
     spacing: Spacing,
@@ -180,7 +180,7 @@ def encoder_and_preprocessor(
     """Build an encoder and its preprocessor for a task.
 
     Args:
-        encoder: see `read_pretrained`.
+        encoder: from `read_pretrained`, or its argument.
         spec: the task.
         patch_size: (D, H, W) in voxels; None for the pretraining views.
         spacing: see `with_spacing`.
@@ -191,7 +191,7 @@ def encoder_and_preprocessor(
     Raises:
         UserError: an encoder that cannot be built.
     """
-    start = read_pretrained(encoder)
+    start = encoder if isinstance(encoder, Pretrained) else read_pretrained(encoder)
     size = patch_size or default_size(like or start)
     settings = with_spacing((like or start).preparation, spacing)
     backbone, _ = build_encoder(start, size, 1 if channels == "separate" else len(spec.channels))

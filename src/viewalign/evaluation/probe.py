@@ -125,15 +125,15 @@ def _compute_features(
     for name, path in zip(plan.names or [Path(path).name or path for path in encoders], encoders, strict=True):
         if name in features:
             raise UserError(f"Two encoders are called '{name}'; set names=first,second.")
+        start = read_pretrained(path)
         backbone, preprocessor = encoder_and_preprocessor(
-            path, spec, plan.patch_size, plan.spacing, plan.pool, channels=plan.channels
+            start, spec, plan.patch_size, plan.spacing, plan.pool, channels=plan.channels
         )
         result = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **preparing)
         features[name], facts[name] = result.features, result.facts
         if excluded is not None and dict(excluded).keys() != dict(result.excluded).keys():
             raise UserError(f"{name} is preprocessed differently and excludes other cases; set spacing or patch_size.")
         excluded = list(result.excluded)
-        start = read_pretrained(path)
         baseline = f"untrained {start.network}"
         if start.source is not None and baseline not in features:
             untrained = encoder_and_preprocessor(

@@ -14,6 +14,8 @@ Spacing = Annotated[
 """As in pretraining, each image's own, or voxel sizes in mm."""
 
 
+FixedPool = Literal["multistage", "average", "pretrained"]
+"""Pooling of feature maps to a vector by a frozen encoder."""
 Pool = Literal["multistage", "average", "attention", "pretrained"]
 """Pooling of feature maps to a vector; `attention` is learnt and only available in fine-tuning."""
 
@@ -33,7 +35,7 @@ class FeatureSettings(Settings):
     spacing: Spacing = Field(
         "pretraining", description="Voxel size in mm along (D, H, W); `pretraining`, or `none` for each image's own."
     )
-    pool: Literal["multistage", "average", "pretrained"] = Field(
+    pool: FixedPool = Field(
         "multistage",
         description="Pooling of feature maps: averages of all stages, of the last stage, or the pooling of the "
         "pretraining (runs only).",

@@ -9,7 +9,7 @@ that only the last one is made here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -102,4 +102,4 @@ def _new_head(width: int, count: int, rng: np.random.Generator) -> nn.Linear:
 def _trained(head: nn.Linear, rate: float, validation: tuple[Floats, Classes]) -> SgdHead:
     trained = SgdHead(rate, head.weight.detach().numpy(), head.bias.detach().numpy(), float("nan"))
     auroc = ovr_auroc(validation[1], trained.probabilities(validation[0]))
-    return SgdHead(rate, trained.weight, trained.bias, auroc)
+    return replace(trained, auroc=auroc)

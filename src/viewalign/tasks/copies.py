@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from viewalign.data.content import clean_values
 from viewalign.data.image_fingerprint import Fingerprint, fingerprint_of, fingerprint_text, parse_fingerprint
 from viewalign.data.near_copies import find_copies
 from viewalign.data.preprocessing import content_box
-from viewalign.data.readers.files import voxel_to_world
+from viewalign.data.readers.files import position_of, voxel_to_world
 from viewalign.data.worker_pool import run_jobs
 from viewalign.errors import UserError
 from viewalign.tasks.cases import default_processes, file_stamps
@@ -56,8 +56,7 @@ def copies_among(subject_of: Mapping[str, str], fingerprints: Mapping[str, Finge
     found = find_copies(list(subject_of.values()), [fingerprints[name] for name in names])
     groups = tuple(tuple(names[k] for k in group) for group in found.images)
     if found.group_of:
-        shown = "; ".join(map(", ".join, groups[:_SHOWN])) + ("; …" if len(groups) > _SHOWN else "")
-        _log.warning("Copies of one image have several subjects, which count as one in splits: %s.", shown)
+        _log.warning("Copies of one image have several subjects, which count as one in splits: %s.", _listed(groups))
     return CaseCopies(groups, {name: found.group_of.get(each, each) for name, each in subject_of.items()})
 
 
@@ -66,8 +65,11 @@ def report_divided(copies: CaseCopies, train: Collection[str], held_out: Collect
     sides = set(train), set(held_out)
     divided = [group for group in copies.groups if all(side.intersection(group) for side in sides)]
     if divided:
-        shown = "; ".join(map(", ".join, divided[:_SHOWN])) + ("; …" if len(divided) > _SHOWN else "")
-        _log.warning("Training and %s cases contain copies: %s.", held_out_name, shown)
+        _log.warning("Training and %s cases contain copies: %s.", held_out_name, _listed(divided))
+
+
+def _listed(groups: Sequence[Sequence[str]]) -> str:
+    return "; ".join(map(", ".join, groups[:_SHOWN])) + ("; …" if len(groups) > _SHOWN else "")
 
 
 def read_fingerprints(
@@ -120,7 +122,7 @@ def _fingerprint(job: tuple[str, Path]) -> str:
         box = content_box(volume.array)
     except UserError:
         return ""
-    place = voxel_to_world(volume.spacing, volume.origin, volume.direction)
-    place[:3, 3] = (place @ np.array([*(low for low, _ in box), 1.0]))[:3]
+    corner = position_of((low for low, _ in box), volume.spacing, volume.origin, volume.direction)
+    place = voxel_to_world(volume.spacing, corner, volume.direction)
     content = np.ascontiguousarray(volume.array[tuple(slice(*pair) for pair in box)])
     return fingerprint_text(fingerprint_of(clean_values(content).array, place))

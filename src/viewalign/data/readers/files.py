@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def voxel_to_world(spacing: Triple, origin: Triple, direction: NDArray[np.float6
     matrix[:3, :3] = (np.asarray(direction, dtype=np.float64) * np.asarray(spacing[::-1]))[:, ::-1]
     matrix[:3, 3] = origin
     return matrix
+
+
+def position_of(index: Iterable[float], spacing: Triple, origin: Triple, direction: NDArray[np.float64]) -> Triple:
+    """Return the position (x, y, z) in mm, LPS, of an array index (d, h, w)."""
+    x, y, z = (voxel_to_world(spacing, origin, direction) @ np.array([*index, 1.0]))[:3]
+    return float(x), float(y), float(z)
 
 
 def read_volume(
