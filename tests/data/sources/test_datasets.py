@@ -169,7 +169,7 @@ def test_openmind_with_its_table(tmp_path: Path, put) -> None:
         "ds000002__sub-01__ses-1__sub-01_ses-1_T2w",
     ]
     assert index.subjects() == 2
-    record = next(index.collection.records())
+    record = index.collection.records()[0]
     assert record.anonymisation_mask == tmp_path / "OpenMind/ds000001/sub-01/anat/anon.nii.gz"
     assert record.anatomy_mask is None
     dataset = index.collection.datasets["ds000001"]
