@@ -1,13 +1,15 @@
-"""Train while being killed, starved and lied to; then show that the run is the one that was left alone.
+"""Compare runs and stores made under random faults with undisturbed ones.
 
 python benchmarks/soak.py [--minutes 60] [--seed 0]
 
-Two runs are made twice, undisturbed and disturbed: one process with a loader worker, and two processes (gloo). Each
-goes on for its share of the time; what both came to is compared, row by row and to the last bit. The store holds a
-volume of NaN and one whose file is gone. Faults: SIGKILL, SIGTERM, a dying loader worker, a dying rank, a removed
-checkpoint, a full disk (RLIMIT_FSIZE, set on the living process, so that no mount is needed).
-The ratio is the worst of memory and open files late ÷ early in the undisturbed run, its readers and ranks included; or
-99 where a loss curve differs or a traceback was seen.
+Two runs are made twice, undisturbed and disturbed: one process with a loader worker, and two processes (gloo). Their
+loss curves are compared row by row, to the last bit. The store holds a volume of NaN and one whose file is gone.
+Faults: SIGKILL, SIGTERM, a killed loader worker, a killed rank, a stopped rank (SIGSTOP), a removed checkpoint, flipped
+bits in the newest checkpoint, a full disk (RLIMIT_FSIZE, set on the living process, so that no mount is needed).
+Before that, `prepare` makes one store undisturbed and one while its source folder vanishes and returns and the command
+is killed; both must have the same bytes at the end, and no entry may be lost on the way.
+The ratio is the worst of memory and open files late ÷ early in the undisturbed runs, readers and ranks included; or 99
+where a loss curve or a store differs, a traceback was printed, or a run did not end.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from collections import Counter
 from pathlib import Path
 
 import blosc2
+import nibabel
 import numpy as np
 
 from viewalign.data.store import store_from_arrays
@@ -42,20 +45,21 @@ SMALL = [
     "runtime.lost_share=0.9", "log.every=5", "log.health_every=50", "log.tensorboard=false", "validate.every=0",
     "checkpoint.every=10",
 ]  # fmt: skip
-SHARES = {"one": 0.65, "two": 0.35}
+SHARES = {"prepare": 0.05, "one": 0.6, "two": 0.35}
 TRACKS = {"one": ["runtime.workers=1"], "two": ["runtime.workers=0", "runtime.gpus=2"]}
-FAULTS = {
-    "one": ["SIGKILL", "SIGTERM", "loader worker", "checkpoint removed", "disk full"],
-    "two": ["SIGKILL", "SIGTERM", "rank", "checkpoint removed", "disk full"],
-}
-SAID = {
-    "resumed": "Going on from step",
-    "stopped and saved": "Stopped and saved at step",
-    "checkpoint damaged": "cannot be read (",
-    "log kept waiting": "The log cannot be written",
+ALWAYS = ["SIGKILL", "SIGTERM", "checkpoint removed", "bits flipped", "disk full"]
+FAULTS = {"one": [*ALWAYS, "loader worker"], "two": [*ALWAYS, "rank killed", "rank stopped"]}
+REPORTED = {
+    "resumed": "Resuming from step",
+    "checkpoint damaged": " is damaged: ",
+    "log waits for space": "The log cannot be written",
+    "no checkpoint written": "No checkpoint could be written",
     "rank lost": "Another process of this run ended",
+    "does not respond": "the run does not respond and is ended",
 }
-"""What a run says of the faults that it met, in its output; counted, so that a fault that struck nothing is seen."""
+"""Messages of a run about faults, counted in its output: a fault without its message has probably hit nothing."""
+PATIENCE = 120.0
+"""Seconds within which a run with a stopped rank must end after SIGTERM; its own limit is 25 s or four steps."""
 
 
 def make_store(folder: Path) -> None:
@@ -69,16 +73,16 @@ def make_store(folder: Path) -> None:
 
 
 def start(root: Path, name: str, track: str) -> subprocess.Popen[bytes]:
-    """Begin a run or go on with it; it would never end by itself."""
+    """Start or resume a run; it has far more steps than there is time for."""
     places = [str(root / "store"), "-o", str(root / name)]
     settings = ["steps=1000000", *SMALL, *TRACKS[track]]
     command = [sys.executable, "-m", "viewalign", "pretrain", "cva-resenc-xs", *places, *settings, "--resume"]
-    with (root / f"{name}.txt").open("ab") as said:
-        return subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with (root / f"{name}.txt").open("ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a run to save and end."""
+    """Let a run save and end."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     process.wait()
@@ -94,7 +98,7 @@ def children(pid: int) -> list[int]:
 
 
 def rows_of(run: Path) -> list[dict[str, object]]:
-    """Return what the run computed: no times, nothing of its interruptions."""
+    """Return the computed values of a run's log, without times and events."""
     file = run / "log.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     kept = [row for row in rows if row["kind"] in {"train", "health"}]
@@ -112,7 +116,7 @@ def facts_of(pid: int) -> tuple[int, int]:
 
 
 def watch(process: subprocess.Popen[bytes], run: Path, seconds: float) -> tuple[list[int], list[int]]:
-    """Look at a run for a time; return its memory and open files, a few times a second, since its first steps."""
+    """Return a run's memory and open files, measured four times a second from its first log row on."""
     seen, until = [], time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
         if seen or rows_of(run):
@@ -123,7 +127,7 @@ def watch(process: subprocess.Popen[bytes], run: Path, seconds: float) -> tuple[
 
 
 def growth(values: list[int]) -> float:
-    """Return the median of the last quarter over that of the second, when all is warm."""
+    """Return the median of the last quarter over that of the second, when caches are filled."""
     quarter = len(values) // 4
     if quarter < 2:
         return 1.0
@@ -131,7 +135,7 @@ def growth(values: list[int]) -> float:
 
 
 def fill_disk(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Let no file of a run grow for a while: neither log nor checkpoint nor what it says."""
+    """Let no file of a run grow for a while: log, checkpoints and output."""
     hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, hard))
@@ -139,30 +143,71 @@ def fill_disk(process: subprocess.Popen[bytes], seconds: float) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
 
+def flip_bits(file: Path, rng: random.Random) -> None:
+    """Invert one bit of three bytes of a file in place."""
+    with file.open("r+b") as opened:
+        for _ in range(3):
+            place = rng.randrange(file.stat().st_size)
+            opened.seek(place)
+            value = opened.read(1)[0]
+            opened.seek(place)
+            opened.write(bytes([value ^ (1 << rng.randrange(8))]))
+
+
+def stop_a_rank(process: subprocess.Popen[bytes], rng: random.Random) -> bool:
+    """Suspend one rank for ever, then send SIGTERM to the run as a scheduler would; it must end by itself."""
+    ranks = children(process.pid)
+    if not ranks:
+        return False
+    victim = rng.choice(ranks)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGSTOP)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"A run with a stopped rank did not end within {PATIENCE:.0f} s of SIGTERM.")
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # a suspended process cannot notice that the run has ended
+            os.kill(victim, signal.SIGKILL)
+    return True
+
+
+def harm_checkpoint(process: subprocess.Popen[bytes], fault: str, run: Path, rng: random.Random) -> bool:
+    """Kill a run and remove or change its newest checkpoint, if there is an older one to resume from."""
+    process.kill()
+    process.wait()
+    present = sorted((run / "checkpoints").glob("step_????????/state.pt"))  # not one that an earlier fault removed
+    if len(present) < 2:
+        return False
+    if fault == "checkpoint removed":
+        present[-1].unlink()
+    else:
+        flip_bits(present[-1], rng)
+    return True
+
+
 def strike(process: subprocess.Popen[bytes], fault: str, run: Path, rng: random.Random) -> bool:
-    """Do a run harm; returns whether there was something to harm."""
-    if fault in ("loader worker", "rank"):
-        young = children(process.pid)
+    """Cause a fault; returns whether there was something to harm."""
+    if fault == "rank stopped":
+        return stop_a_rank(process, rng)
+    if fault in ("checkpoint removed", "bits flipped"):
+        return harm_checkpoint(process, fault, run, rng)
+    if fault in ("loader worker", "rank killed"):
+        started = children(process.pid)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(rng.choice(young), signal.SIGKILL) if young else None
-        return bool(young)
+            os.kill(rng.choice(started), signal.SIGKILL) if started else None
+        return bool(started)
     if fault == "disk full":
         fill_disk(process, rng.uniform(1, 8))
-    elif fault == "SIGTERM":
-        process.send_signal(signal.SIGTERM)
     else:
-        process.kill()
-        process.wait()
-        present = sorted((run / "checkpoints").glob("step_*/state.pt"))  # not what an earlier strike emptied
-        if fault == "checkpoint removed" and len(present) > 1:
-            present[-1].unlink()
-            return True
-        return fault == "SIGKILL"
+        process.send_signal(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
     return True
 
 
 def wait_for_progress(process: subprocess.Popen[bytes], run: Path, until: float, rng: random.Random) -> None:
-    """Let a run get on by some rows of its log and a moment more, or by none: some strikes are to meet the start."""
+    """Wait for some rows of a run's log and a moment more, or for none, so that some faults occur during the start."""
     wanted = rng.randint(1, 8) if rng.random() < 0.85 else 0
     lowest = len(rows_of(run))  # a resumed run first cuts its log back
     while process.poll() is None and time.monotonic() < until:
@@ -177,9 +222,9 @@ def wait_for_progress(process: subprocess.Popen[bytes], run: Path, until: float,
 
 
 def disturbed(root: Path, track: str, last: int, seconds: float, seed: int) -> tuple[Counter[str], Counter[int | None]]:
-    """Run with faults for a time or past a step; returns how often each struck, and with which codes runs ended.
+    """Run with faults for a time or past a step; returns the count of each fault and of each exit code.
 
-    A fault comes again only when all have come.
+    A fault is repeated only when all others have occurred.
     """
     rng, struck, ended, fresh = random.Random(seed), Counter[str](), Counter[int | None](), list[str]()
     run, until = root / f"{track}-disturbed", time.monotonic() + seconds
@@ -197,51 +242,103 @@ def disturbed(root: Path, track: str, last: int, seconds: float, seed: int) -> t
     return struck, ended
 
 
-def return_diagnostics(root: Path, track: str, minutes: float, seed: int) -> tuple[float, dict[str, object]]:
-    """Make a track's two runs; return its ratio and what there is to tell."""
+def compare_runs(root: Path, track: str, minutes: float, seed: int) -> tuple[float, dict[str, object]]:
+    """Make a track's two runs; return its ratio and its figures."""
     process = start(root, f"{track}-calm", track)
     memory, files = watch(process, root / f"{track}-calm", minutes * 60 * 0.35)
     if process.poll() is not None:
-        sys.exit("The undisturbed run broke off:\n" + (root / f"{track}-calm.txt").read_text()[-3000:])
+        sys.exit("The undisturbed run ended early:\n" + (root / f"{track}-calm.txt").read_text()[-3000:])
     stop(process)
     last = newest_step(root / f"{track}-calm")
     struck, ended = disturbed(root, track, last, minutes * 60 * 0.65, seed)
     calm, tried = (rows_of(root / f"{track}-{name}") for name in ("calm", "disturbed"))
     common = min(len(calm), len(tried))
-    apart = next((pair for pair in zip(calm, tried, strict=False) if pair[0] != pair[1]), None)
-    said = (root / f"{track}-disturbed.txt").read_text(errors="replace")
-    told = read_log(root / f"{track}-disturbed" / "log.jsonl")
-    nan = [row for row in told if row.get("event") == "skipped" and row["not_finite"] == [3]]
+    different = next((pair for pair in zip(calm, tried, strict=False) if pair[0] != pair[1]), None)
+    output = (root / f"{track}-disturbed.txt").read_text(errors="replace")
+    log = read_log(root / f"{track}-disturbed" / "log.jsonl")
     facts: dict[str, object] = {
         "calm_steps": last, "disturbed_steps": newest_step(root / f"{track}-disturbed"), "rows_compared": common,
-        "same_curve": apart is None and common > 0, "faults": dict(sorted(struck.items())),
+        "same_curve": different is None and common > 0, "faults": dict(sorted(struck.items())),
         "ended": {str(code): count for code, count in ended.items()},
-        "said": {name: said.count(text) for name, text in SAID.items()},
-        "steps_with_nan": len(nan), "volume_gone": said.count("is set aside") > 0,
-        "tracebacks": said.count("Traceback"), "memory": round(growth(memory), 3), "files": round(growth(files), 3),
+        "reported": {name: output.count(text) for name, text in REPORTED.items()},
+        "steps_with_nan": sum(row.get("event") == "skipped" and row["not_finite"] == [3] for row in log),
+        "volume_excluded": any(row.get("event") == "unreadable" for row in log),
+        "tracebacks": output.count("Traceback"), "memory": round(growth(memory), 3), "files": round(growth(files), 3),
     }  # fmt: skip
-    print(track, json.dumps(facts), flush=True)
     good = facts["same_curve"] and not facts["tracebacks"]
     if not good:
-        print(said[-8000:], "first difference:", apart, flush=True)
+        print(output[-8000:], "first difference:", different, flush=True)
     return max(growth(memory), growth(files)) if good else 99.0, facts
+
+
+def prepare(root: Path, store: str) -> subprocess.Popen[bytes]:
+    with (root / f"{store}.txt").open("ab") as output:
+        command = [sys.executable, "-m", "viewalign", "prepare", str(root / "scans"), "-o", str(root / store)]
+        return subprocess.Popen([*command, "spacing=1", "workers=1"], stdout=output, stderr=output)
+
+
+def arrays_of(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.b2nd"))}
+
+
+def compare_stores(root: Path, minutes: float, seed: int) -> tuple[float, dict[str, object]]:
+    """Prepare one folder undisturbed and with faults (sources vanish, kills); return ratio and figures."""
+    rng, numbers, until = random.Random(seed), np.random.default_rng(seed), time.monotonic() + minutes * 60
+    (root / "scans").mkdir()
+    for number in range(24):
+        array = numbers.normal(100, 20, size=(40, 44, 48)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / "scans" / f"sub-{number:02d}_T1w.nii.gz")
+    calm = prepare(root, "store-calm").wait()
+    faults, lost, before = Counter[str](), 0, dict[str, bytes]()
+    while time.monotonic() < until or sum(faults.values()) < 3:
+        process = prepare(root, "store-disturbed")
+        time.sleep(rng.uniform(1, 12))
+        fault = rng.choice(["sources vanish", "SIGKILL", "SIGTERM"])
+        faults[fault] += process.poll() is None
+        if fault == "sources vanish":
+            (root / "scans").rename(root / "scans-away")
+            process.wait()
+            prepare(root, "store-disturbed").wait()  # the same command while they are away
+            (root / "scans-away").rename(root / "scans")
+        else:
+            process.send_signal(signal.SIGKILL if fault == "SIGKILL" else signal.SIGTERM)
+            process.wait()
+        after = arrays_of(root / "store-disturbed")
+        lost += len(before.keys() - after.keys())
+        before = after
+    last = prepare(root, "store-disturbed").wait()
+    same = arrays_of(root / "store-calm") == arrays_of(root / "store-disturbed")
+    output = (root / "store-disturbed.txt").read_text(errors="replace")
+    facts: dict[str, object] = {
+        "entries": len(arrays_of(root / "store-calm")), "same_bytes": same, "entries_lost": lost,
+        "faults": dict(sorted(faults.items())), "exit_codes": [calm, last], "tracebacks": output.count("Traceback"),
+    }  # fmt: skip
+    good = same and not lost and not facts["tracebacks"] and (calm, last) == (0, 0)
+    if not good:
+        print(output[-8000:], flush=True)
+    return 1.0 if good else 99.0, facts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="soak-"))
+    found: dict[str, tuple[float, dict[str, object]]] = {}
     try:
         make_store(root / "store")
-        found = {
-            track: return_diagnostics(root, track, given.minutes * share, given.seed) for track, share in SHARES.items()
-        }
+        for track, share in SHARES.items():
+            minutes = options.minutes * share
+            if track == "prepare":
+                found[track] = compare_stores(root, minutes, options.seed)
+            else:
+                found[track] = compare_runs(root, track, minutes, options.seed)
+            print(track, json.dumps(found[track][1]), flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    facts = {track: told for track, (_, told) in found.items()}
-    ratio = max(one for one, _ in found.values())
+    ratio = max(ratio for ratio, _ in found.values())
+    facts = {track: figures for track, (_, figures) in found.items()}
     print(json.dumps({"name": "soak", "ratio": round(ratio, 3), "target": 1.05, **facts}))
 
 

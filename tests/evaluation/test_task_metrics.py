@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
 from sklearn import metrics as sk
 
 from viewalign.evaluation import task_metrics
-from viewalign.evaluation.task_metrics import NAMES, evaluate, intervals, resample_subjects
+from viewalign.evaluation.task_metrics import NAMES, evaluate, evaluate_samples, intervals, resample_counts
 
 
 def softmax(rows):
@@ -128,11 +130,63 @@ def test_metrics_are_not_averaged_over_batches():
 
 def test_subjects_are_resampled_with_all_cases():
     subjects = ["b", "a", "b", "c", "a", "a"]
-    sizes = {"a": 3, "b": 2, "c": 1}
-    for rows in resample_subjects(subjects, 50, 0):
-        drawn = [subjects[k] for k in rows]
-        assert all(drawn.count(name) % size == 0 for name, size in sizes.items())
-        assert sum(drawn.count(name) // size for name, size in sizes.items()) == 3
+    counts = resample_counts(subjects, 50, 0)
+    for name in "abc":
+        of_subject = counts[:, [k for k, subject in enumerate(subjects) if subject == name]]
+        assert (of_subject == of_subject[:, :1]).all()
+    assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert counts.max() > 1
+
+
+@pytest.mark.parametrize("kind", list(NAMES))
+@pytest.mark.parametrize("rounded", [False, True])
+def test_samples_have_the_metrics_of_their_cases(kind, rounded, monkeypatch):
+    """Those of cases repeated one by one; with equal scores and rare classes, and in parts of a few samples."""
+    monkeypatch.setattr(task_metrics, "_MOST_VALUES", 100)
+    rng = np.random.default_rng(5)
+    classes = {"multiclass": 3, "regression": 1}.get(kind, 2)
+    truth = rng.choice(classes, 23, p=[0.85, 0.1, 0.05][:classes] if classes == 3 else None)
+    p = softmax(rng.normal(size=(23, classes)) + np.eye(classes)[truth])
+    if kind == "multilabel":
+        truth, p = rng.integers(0, 2, (23, 3)) * [1, 1, 0], rng.random((23, 3))
+    if kind == "regression":
+        truth = rng.normal(size=23)
+        p = truth + rng.normal(size=23)
+    if rounded:
+        p = p.round(1)
+    counts = resample_counts([str(k // 2) for k in range(23)], 40, 1)
+    counts[0] = np.eye(23, dtype=int)[3] * 4  # one case
+    found = evaluate_samples(kind, truth, p, counts)
+    for k, count in enumerate(counts):
+        rows = np.repeat(np.arange(23), count)
+        want = evaluate(kind, truth[rows], p[rows])
+        assert {name: found[name][k] for name in found} == pytest.approx(want, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_metrics_of_samples_are_those_of_other_libraries(seed):
+    """With equal scores, without a class, with one class alone."""
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(3, 12, p=[0.5, 0.4, 0.1])
+    p = softmax(rng.normal(size=(12, 3)) + np.eye(3)[truth]).round(2)
+    got, guess = evaluate("multiclass", truth, p), p.argmax(1)
+    present = np.unique(truth)
+    of = [sk.roc_auc_score(truth == k, p[:, k]) for k in present] if len(present) > 1 else [math.nan]
+    assert got["auroc"] == pytest.approx(np.mean(of), nan_ok=True)
+    assert got["average_precision"] == pytest.approx(
+        np.mean([sk.average_precision_score(truth == k, p[:, k]) for k in present])
+    )
+    assert got["f1"] == pytest.approx(sk.f1_score(truth, guess, average="macro", zero_division=0.0))
+    p = softmax(rng.normal(size=(12, 3)))  # no confidence on the edge of a bin
+    tensors, got = (torch.from_numpy(p), torch.from_numpy(truth)), evaluate("multiclass", truth, p)
+    assert got["ece"] == pytest.approx(
+        float(torchmetrics.multiclass_calibration_error(*tensors, 3, 15, "l1")), abs=1e-6
+    )
+    values = rng.normal(size=12).round(1)
+    got = evaluate("regression", values, p[:, 0])
+    assert got["spearman"] == pytest.approx(stats.spearmanr(values, p[:, 0]).statistic)
+    assert got["r2"] == pytest.approx(sk.r2_score(values, p[:, 0]))
 
 
 def test_intervals_cover_what_they_should():

@@ -213,31 +213,27 @@ def exchange_p_values(
     at most `draws`, otherwise the observed assignment and random ones (Phipson & Smyth, 2010). None if the metric is
     undefined or there is only one subject.
     """
-    subjects, index = np.unique(np.asarray(left.subjects), return_inverse=True)
-    observed = _metric_differences(left, left.predicted, right)
-    permuted: dict[str, list[float]] = {name: [] for name in observed}
-    for swaps in _exchanges(len(subjects), draws, seed):
-        rows = swaps[index].reshape(-1, *[1] * (right.ndim - 1))
-        a, b = np.where(rows, right, left.predicted), np.where(rows, left.predicted, right)
-        for name, value in _metric_differences(left, a, b).items():
-            permuted[name].append(value)
-    return {name: _p_value(observed[name], values) if len(subjects) > 1 else None for name, values in permuted.items()}
+    names, index = np.unique(np.asarray(left.subjects), return_inverse=True)
+    swapped = _exchanges(len(names), draws, seed)[:, index]
+    kept, predicted = ~swapped, np.concatenate([left.predicted, right])
+    first, second = (
+        task_metrics.evaluate_samples(left.spec.kind, np.concatenate([left.truth] * 2), predicted, np.hstack(chosen))
+        for chosen in ((kept, swapped), (swapped, kept))
+    )
+    differences = {name: second[name] - first[name] for name in first}
+    return {name: _p_value(d[0], d) if len(names) > 1 else None for name, d in differences.items()}
 
 
-def _metric_differences(predictions: TaskPredictions, a: Values, b: Values) -> dict[str, float]:
-    first, second = (task_metrics.evaluate(predictions.spec.kind, predictions.truth, part) for part in (a, b))
-    return {name: second[name] - first[name] for name in first}
-
-
-def _exchanges(subjects: int, draws: int, seed: int) -> list[NDArray[np.bool_]]:
+def _exchanges(subjects: int, draws: int, seed: int) -> NDArray[np.bool_]:
+    """Return which subjects are exchanged in each permutation, (permutations, subjects); first no one."""
     if 2**subjects <= draws:
-        return [np.array(row) for row in product((False, True), repeat=subjects)]
+        return np.array(list(product((False, True), repeat=subjects)))
     rng = make_rng(seed, "exchanges")
-    return [np.zeros(subjects, dtype=bool), *(rng.random((draws - 1, subjects)) < 0.5)]
+    return np.concatenate([np.zeros((1, subjects), dtype=bool), rng.random((draws - 1, subjects)) < 0.5])
 
 
-def _p_value(observed: float, permuted: list[float]) -> float | None:
-    values = np.array([value for value in permuted if math.isfinite(value)])
+def _p_value(observed: float, permuted: NDArray[np.float64]) -> float | None:
+    values = permuted[np.isfinite(permuted)]
     if not math.isfinite(observed) or not len(values):
         return None
     return float((np.abs(values) >= abs(observed) - 1e-12).mean())

@@ -162,7 +162,7 @@ def check_installed() -> None:
     Raises:
         UserError: which are missing.
     """
-    wanted = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics", "scipy": "scipy"}
+    wanted = {"scikit-learn": "sklearn", "scipy": "scipy"}
     absent = [name for name, module in wanted.items() if importlib.util.find_spec(module) is None]
     if absent:
         raise missing(f"Classification and regression need {' and '.join(absent)}", "tasks")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.evaluation.predictions import TaskPredictions
-from viewalign.evaluation.task_metrics import resample_subjects
+from viewalign.evaluation.task_metrics import resample_counts
 from viewalign.reports.charts import (
     Chart,
     Figure,
@@ -110,7 +110,8 @@ def _curve(truth: NDArray[np.int64], score: Array, roc: bool) -> tuple[Array, Ar
 
 def _band(truth: NDArray[np.int64], score: Array, subjects: Sequence[str], roc: bool) -> list[Trace]:
     rows = []
-    for drawn in resample_subjects(subjects, _DRAWS, 0):
+    for counts in resample_counts(subjects, _DRAWS, 0):
+        drawn = np.repeat(np.arange(len(counts)), counts)
         if 0 < truth[drawn].sum() < len(drawn):
             x, y = _curve(truth[drawn], score[drawn], roc)
             order = slice(None) if roc else slice(None, None, -1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.evaluation.task_metrics import LOWER_IS_BETTER, evaluate, resample_subjects
+from viewalign.evaluation.task_metrics import LOWER_IS_BETTER, evaluate_samples, resample_counts
 from viewalign.reports.task import WORDS
 from viewalign.studies.cells import Cell, Grid
 from viewalign.studies.gain import FEWEST_TEST, PRETRAINED, PUBLIC, SCRATCH
@@ -126,14 +126,14 @@ def task_interval(
     """
     count = len(set(subjects))
 
-    def difference(rows: NDArray[np.int64]) -> list[float]:
-        scores = [[evaluate(spec.kind, truth[rows], one[rows])[spec.figure] for one in pair] for pair in pairs]
-        return [arm - reference for reference, arm in scores]
+    def differences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        scores = [[evaluate_samples(spec.kind, truth, one, counts)[spec.figure] for one in pair] for pair in pairs]
+        return np.array([arm - reference for reference, arm in scores])
 
-    by_seed = np.array(difference(np.arange(len(truth))))
+    by_seed = differences(np.ones((1, len(truth)), dtype=np.int64))[:, 0]
     if len(pairs) < 2 or count < FEWEST_TEST:
         return Interval(float(by_seed.mean()), None, None, len(pairs), count)
-    drawn = np.array([np.mean(difference(rows)) for rows in resample_subjects(subjects, _DRAWS, 0)])
+    drawn = differences(resample_counts(subjects, _DRAWS, 0)).mean(axis=0)
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) <= _DRAWS / 2 or not np.isfinite(by_seed).all():
         return Interval(float(by_seed.mean()), None, None, len(pairs), count)
