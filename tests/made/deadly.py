@@ -1,7 +1,9 @@
-"""A preparation that ends its process at some cases, as a library may at a damaged file."""
+"""Readers that end their process at some files, as a library may at a damaged one."""
 
 import os
+from pathlib import Path
 
+from viewalign.data.readers import dicom_headers
 from viewalign.tasks.preprocessing import Preprocessor
 
 
@@ -12,3 +14,13 @@ class Deadly(Preprocessor):
         if any("deadly" in path.name for path in images.values()):
             os._exit(3)
         return super().__call__(images, mask)
+
+
+_read_chunk = dicom_headers._read_chunk
+
+
+def read_chunk(files: tuple[Path, ...]) -> dicom_headers.FilesRead:
+    """Read headers of DICOM files; crashes at files with certain names."""
+    if any("deadly" in path.name for path in files):
+        os._exit(3)
+    return _read_chunk(files)

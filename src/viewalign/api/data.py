@@ -87,8 +87,7 @@ def _write_index(found: Index, out: Path, workers: int) -> None:
         write_findings(found, findings_path(out))
         write_summary(summary, out)
         write_catalogue(found.collection, out)  # after the lists, so that a new catalogue never has those of an old one
-        series = {str(record.path): record.series for record in found.collection.records()}
-        write_index_page(summary, out, series, workers)
+        write_index_page(summary, out, found.series, workers)
     except OSError as error:
         raise UserError(f"The catalogue {out} cannot be written: {error.strerror}.") from None
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from viewalign.data.readers.dicom_stacks import Rejected, Stack
 from viewalign.errors import UserError
 from viewalign.utils.io import write_text
 
@@ -76,10 +77,12 @@ class SeriesSource:
     Attributes:
         folders: further folders with slices of its series.
         output: which of dcm2niix's images of the series it is; None for one that is read directly.
+        slices: the slices, if the headers of its folders are known; not part of a catalogue.
     """
 
     folders: tuple[Path, ...] = ()
     output: str | None = None
+    slices: Stack | Rejected | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, info: Info, path: Path) -> SeriesSource | None:

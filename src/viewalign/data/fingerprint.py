@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
 from viewalign.data.catalogue import Record, SeriesSource
 from viewalign.data.file_types import suffix_of
-from viewalign.data.readers.dicom_folders import folder_state, folders_of
+from viewalign.data.readers.dicom_folders import FolderState, folder_state, folders_of
 from viewalign.data.readers.headers import detached_data
 
 _PIECE, _PIECES = 1 << 16, 4
@@ -32,9 +31,19 @@ def record_digest(record: Record) -> str:
     Raises:
         OSError: a file cannot be read, or is not a regular file.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in record_paths(record):
-        digest.update(_source_digest(path, record.series if path == record.path else None))
+    own = _source_digest(record.path, record.series)
+    return joined_digest(own, record_paths(record)[1:])
+
+
+def joined_digest(own: bytes, masks: Iterable[Path]) -> str:
+    """Return the digest of a record from that of its image and from its masks.
+
+    Raises:
+        OSError: a mask cannot be read, or is not a regular file.
+    """
+    digest = hashlib.blake2b(own, digest_size=16)
+    for path in masks:
+        digest.update(_source_digest(path, None))
     return digest.hexdigest()
 
 
@@ -49,18 +58,25 @@ def _source_digest(path: Path, series: SeriesSource | None) -> bytes:
         path.stat()  # the folder may exist without the file
         folders = folders_of(path, series)
         with _one_at_a_time:  # several threads would read the same folder
-            return b"".join(_folder_digest(os.fspath(folder), folder_state(folder)) for folder in folders)
+            return b"".join(_folder_digest(folder, folder_state(folder)) for folder in folders)
     own = _file_digest(path)  # first, since it rejects a pipe, which would block
     detached = detached_data(path)
     return own + (_file_digest(detached) if detached and detached.is_file() else b"")
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def _folder_digest(folder: str, state: tuple[tuple[str, int, int], ...]) -> bytes:
+def folder_digest(folder: Path, state: FolderState) -> bytes:
+    """Return the digest of all files of a folder in a state.
+
+    Raises:
+        OSError: a file cannot be read, or is not a regular file.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, _, _ in state:
-        digest.update(name.encode("utf-8", "surrogateescape") + _file_digest(Path(folder) / name))
+        digest.update(name.encode("utf-8", "surrogateescape") + _file_digest(folder / name))
     return digest.digest()
+
+
+_folder_digest = lru_cache(maxsize=_REMEMBERED)(folder_digest)
 
 
 def _file_digest(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from viewalign.data.catalogue import Collection, Dataset, Image, Session, Subject, resolve
+from viewalign.data.catalogue import Collection, Dataset, Image, SeriesSource, Session, Subject, resolve
 from viewalign.data.duplicates import find_duplicates
 from viewalign.data.entries import Entry, entry_of
 from viewalign.data.exclusions import ExclusionList
@@ -36,6 +36,7 @@ class Index:
         label_files: label maps, recognised by their names, that were ignored.
         duplicates: groups of files with the same content.
         notes: sentences of the sources about what was ignored on purpose.
+        series: of the images that are DICOM, by path, with their slices, so that these need not be searched again.
     """
 
     collection: Collection
@@ -45,6 +46,7 @@ class Index:
     label_files: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    series: dict[str, SeriesSource] = field(default_factory=dict, repr=False)
 
     @property
     def images(self) -> int:
@@ -87,7 +89,8 @@ def index_sources(
     Raises:
         UserError: a source does not exist.
     """
-    findings = [find(source, options or FindOptions()) for source in sources]
+    options = replace(options or FindOptions(), workers=workers)
+    findings = [find(source, options) for source in sources]
     number, name = (findings[0].collection if len(findings) == 1 else None) or (0, collection_name)
     index = Index(Collection(number, name))
     for each in findings:
@@ -96,7 +99,7 @@ def index_sources(
         index.other_files.update(each.other_files)
         index.label_files.extend(printable(path) for path in each.label_files)
     everything = _not_listed(index, _once(_distinct_datasets(findings)), exclude or ExclusionList())
-    headers = _read_headers(everything, bool(options and options.frames), workers, on_file)
+    headers = _read_headers(everything, options.frames, workers, on_file)
     taken = {
         found.path: header
         for found, header in zip(everything, headers, strict=True)
@@ -225,6 +228,8 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
     written = found.written or os.fspath(found.path)
     session.images.append(Image(name, written, found.modality, info, found.masks))
     index.entries.append(entry)
+    if found.series is not None:
+        index.series[os.fspath(found.path)] = replace(found.series, slices=header.dicom)
     return True
 
 

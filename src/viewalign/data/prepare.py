@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from viewalign.data.catalogue import Record, read_catalogue
@@ -29,6 +29,7 @@ from viewalign.data.shards import (
     missing_parts,
     remove_parts,
 )
+from viewalign.data.shared_folders import SharedFolders
 from viewalign.data.sources import Exclusion
 from viewalign.data.store_header import open_for_writing
 from viewalign.data.store_report import write_report
@@ -173,16 +174,22 @@ class _Run:
     done: int = 0
     excluded_here: int = 0
 
-    def missing(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield jobs that are not done yet, and count the others."""
+    def missing(self, jobs: Sequence[Job], shared: SharedFolders) -> Iterator[Job]:
+        """Yield jobs that are not done yet, with what their folders contain, and count the others."""
+
+        def look(job: Job) -> tuple[Job, int]:
+            with contextlib.suppress(OSError):  # reported by the worker
+                job = replace(job, source=shared.source(job.record))
+            return job, entries_done(job)
+
         with ThreadPoolExecutor(_READERS) as pool:
             try:
-                for job, entries in zip(jobs, pool.map(entries_done, jobs), strict=True):
+                for job, entries in pool.map(look, jobs):
                     if entries:
                         self.report.skipped += entries
                         self.report_progress(job.record)
                     else:
-                        yield job
+                        yield _with_slices(job, shared)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -191,7 +198,10 @@ class _Run:
     ) -> None:
         """Do the jobs that are not done yet."""
         self.total = len(jobs)
-        for job, result in run_jobs(work, self.missing(jobs), workers, seconds, executor):
+        count = None if callable(workers) else workers
+        # Workers of a cluster may have access to other files.
+        shared = SharedFolders((job.record for job in jobs) if executor is None else (), count)
+        for job, result in run_jobs(work, self.missing(jobs, shared), workers, seconds, executor):
             self.take(job, result)
 
     def take(self, job: Job, result: ImageOutcome | WorkerLost) -> None:
@@ -220,6 +230,17 @@ class _Run:
         if self.listener is not None:
             skipped = self.report.skipped
             self.listener(ImageProgress(self.done, self.total, skipped, self.excluded_here, str(record.path), reason))
+
+
+def _with_slices(job: Job, shared: SharedFolders) -> Job:
+    """Add the slices of an image in a shared folder, unless its files cannot be read, which the worker reports."""
+    if job.source is None:
+        return job
+    try:
+        record, source = shared.with_slices(job.record, job.source)
+    except OSError:
+        return replace(job, source=None)
+    return replace(job, record=record, source=source)
 
 
 def _check_sources(records: Sequence[Record]) -> None:

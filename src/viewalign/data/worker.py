@@ -19,6 +19,7 @@ from viewalign.data.readers.files import Volume, read_frames, read_mask, read_vo
 from viewalign.data.readers.headers import MAX_VOXELS, source_bytes
 from viewalign.data.readers.suv import suv_factor
 from viewalign.data.settings import RECIPE_VERSION, PrepareSettings
+from viewalign.data.shared_folders import Source
 from viewalign.errors import ExcludedImageError, is_full
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Job:
         settings: of the preparation.
         quality: its quality score, if the catalogue has one.
         max_voxels: exclude larger images.
+        source: the state of its files, if they are in a folder that images share; None looks at the files.
     """
 
     store: Path
@@ -42,6 +44,7 @@ class Job:
     settings: PrepareSettings
     quality: float | None = None
     max_voxels: int = MAX_VOXELS
+    source: Source | None = None
 
     @property
     def relative(self) -> str:
@@ -100,7 +103,7 @@ def prepare_one(job: Job) -> int:
         ExcludedImageError: it cannot be used; the store is unchanged.
     """
     record, settings = job.record, job.settings
-    before = _digest_if_readable(record)
+    before = None if job.source else _digest_if_readable(record)
     if settings.frames == "exclude":
         volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels, record.series)]
     else:
@@ -116,7 +119,7 @@ def prepare_one(job: Job) -> int:
     if record.anatomy_mask is not None:
         masks["anatomy"] = read_mask(record.anatomy_mask, volumes[0])
     whose = {**_identity(job), "subject": record.subject_id, "dataset": record.dataset}
-    if whose["source_digest"] != before:
+    if not job.source.unchanged() if job.source else whose["source_digest"] != before:
         raise ExcludedImageError("its file changed while it was read")
     earlier = {name for name, _ in stored_entries(job)}
     if len(volumes) == 1 or settings.frames == "channels":
@@ -167,8 +170,8 @@ def _identity(job: Job) -> dict[str, Any]:
         "modality": record.modality,
         "quality": job.quality,
         "recipe_hash": job.settings.fingerprint(),
-        "source_digest": record_digest(record),
-        "source_bytes": record_bytes(record),
+        "source_digest": job.source.digest if job.source else record_digest(record),
+        "source_bytes": job.source.bytes if job.source else record_bytes(record),
     }
 
 

@@ -28,14 +28,14 @@ def page_path(catalogue: Path) -> Path:
 
 
 def write_index_page(
-    summary: dict[str, Any], catalogue: Path, series: Mapping[str, SeriesSource | None], workers: int = 0
+    summary: dict[str, Any], catalogue: Path, series: Mapping[str, SeriesSource], workers: int = 0
 ) -> Path:
     """Write the page of an index beside its catalogue and return the path.
 
     Args:
         summary: see `data.summary.summarise`.
         catalogue: the catalogue's file.
-        series: where the slices of those files are that name a DICOM series.
+        series: sources of those files that name a DICOM series.
         workers: see `thumbnails.file_thumbnails`.
     """
     pictures = dict(file_thumbnails(_examples(summary), series, workers))

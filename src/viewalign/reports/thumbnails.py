@@ -24,13 +24,13 @@ Plane = NDArray[np.float32]
 
 
 def file_thumbnails(
-    files: Iterable[str], series: Mapping[str, SeriesSource | None], workers: int = 0
+    files: Iterable[str], series: Mapping[str, SeriesSource], workers: int = 0
 ) -> Iterator[tuple[str, str]]:
     """Yield each file with its picture as a data URL; files that cannot be read, or are too large, are left out.
 
     Args:
         files: paths.
-        series: where the slices of those are that name a DICOM series.
+        series: sources of those that name a DICOM series.
         workers: 1 reads in a process of its own, which a damaged file cannot take this one along with; 0 in this one.
     """
     left = _VOXELS

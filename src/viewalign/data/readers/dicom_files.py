@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.tag import Tag
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
 from viewalign.data.file_types import suffix_of
@@ -50,6 +51,7 @@ _TAGS = """
     ImageOrientationPatient RescaleSlope RescaleIntercept PhotometricInterpretation
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
+_WANTED = [Tag(keyword) for keyword in (*_TAGS.split(), *_TRAITS)]
 _NO_IMAGES = ("SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "SEG", "DOC", "ECG", "AU", "PLAN")
 
 
@@ -126,16 +128,41 @@ def is_phase(frame: Frame) -> bool:
 
 def may_be_dicom(path: Path) -> bool:
     """Return whether to open a file: by its name, or, unless the name is of another type, by its bytes 128–131."""
+    by_name = _is_dicom_name(path)
+    if by_name is not None:
+        return by_name
+    try:
+        with path.open("rb") as file:
+            return _has_mark(file)
+    except OSError:
+        return missing_content(path) is not None  # a slice of an export may have no suffix
+
+
+def _is_dicom_name(path: Path) -> bool | None:
+    """Return whether a file is DICOM by its name; None if its content decides."""
     suffix = path.suffix.lower()
     if suffix in _BY_NAME:
         return True
-    if suffix_of(path.name) or _OTHER_TYPE.fullmatch(suffix):
-        return False
+    return False if suffix_of(path.name) or _OTHER_TYPE.fullmatch(suffix) else None
+
+
+def _has_mark(file: BinaryIO) -> bool:
+    return file.read(132)[128:] == b"DICM"
+
+
+def read_if_dicom(path: Path) -> list[Frame] | None:
+    """Read the slices in a file as `read_frames`, opened once; None if `may_be_dicom` rejects it.
+
+    Raises:
+        ExcludedImageError: damaged, colour, truncated, without positions, or not downloaded.
+    """
+    by_name = _is_dicom_name(path)
+    if by_name is False:
+        return None
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return missing_content(path) is not None  # a slice of an export may have no suffix
+        return _read_guarded(path, by_name is None)
+    except ExcludedImageError as exclusion:
+        raise ExcludedImageError(missing_content(path) or str(exclusion)) from None
 
 
 def read_frames(path: Path) -> list[Frame]:
@@ -144,10 +171,17 @@ def read_frames(path: Path) -> list[Frame]:
     Raises:
         ExcludedImageError: damaged, colour, truncated, or without positions.
     """
+    return _read_guarded(path, need_mark=False) or []
+
+
+def _read_guarded(path: Path, need_mark: bool) -> list[Frame] | None:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # pydicom warns of every value that is not quite to the standard
-            return _read(path)
+            if need_mark and not _has_mark(file):
+                return None
+            file.seek(0)
+            return _read(path, file)
     except ExcludedImageError:
         raise
     except (InvalidDicomError, EOFError):
@@ -156,6 +190,12 @@ def read_frames(path: Path) -> list[Frame]:
         raise ExcludedImageError(f"the file cannot be read: {error.strerror or error}") from None
     except Exception as error:  # pydicom raises many kinds for a damaged header
         raise ExcludedImageError(f"its DICOM header is damaged: {type(error).__name__}: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def _shared(value: Any) -> Any:
+    """Return the first value that equals this one, so that the slices of a series share one object."""
+    return value
 
 
 def pixel_digest(path: Path) -> bytes:
@@ -174,17 +214,18 @@ def _pixel_digest(path: str, _changed: int) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _read(path: Path) -> list[Frame]:
-    data = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS.split(), *_TRAITS])
+def _read(path: Path, file: BinaryIO) -> list[Frame]:
+    data = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_WANTED)
     if "SOPClassUID" not in data and "MediaStorageSOPClassUID" not in data.file_meta:
         raise ExcludedImageError("it is not a DICOM file, despite its name")
     if "Rows" not in data or str(data.get("Modality", "")) in _NO_IMAGES:
         return []
-    _check(path, data)
+    _check(data, os.fstat(file.fileno()).st_size)
     return list(_frames(path, data))
 
 
-def _check(path: Path, data: Any) -> None:
+def _check(data: Any, present: int) -> None:
+    """Check that pixels are of a supported kind, and that a file of `present` bytes can hold them."""
     if int(data.get("SamplesPerPixel", 1)) != 1:
         raise ExcludedImageError(f"its pixels have {data.SamplesPerPixel} components (colour)")
     if "PALETTE" in str(data.get("PhotometricInterpretation", "")):
@@ -196,7 +237,7 @@ def _check(path: Path, data: Any) -> None:
         _check_decoder(syntax)
     elif syntax is None or not syntax.is_deflated:
         needed = int(data.Rows) * int(data.Columns) * _count(data) * int(data.get("BitsAllocated", 16)) // 8
-        if (present := path.stat().st_size) < needed:
+        if present < needed:
             raise ExcludedImageError(f"the file is truncated: its pixels need {needed:,} bytes, it holds {present:,}")
 
 
@@ -246,7 +287,7 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
             _unit(orientation),
             (pixel[0], pixel[1]),
             (int(data.Rows), int(data.Columns)),
-            _traits(data, own),
+            _shared(_traits(data, own)),
             _scale(groups, data),
             _integer(data.get("InstanceNumber")),
         )
@@ -254,15 +295,18 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
 
 def _series(data: Any) -> Series:
     study = str(data.get("StudyInstanceUID", ""))
-    return Series(
-        uid=str(data.get("SeriesInstanceUID", "")),
-        study=study,
-        patient=str(data.get("PatientID") or "") or study,
-        number=_integer(data.get("SeriesNumber")),
-        description=str(data.get("SeriesDescription") or ""),
-        modality=str(data.get("Modality") or ""),
-        units=str(data.get("Units") or ""),
+    series: Series = _shared(
+        Series(
+            uid=str(data.get("SeriesInstanceUID", "")),
+            study=study,
+            patient=str(data.get("PatientID") or "") or study,
+            number=_integer(data.get("SeriesNumber")),
+            description=str(data.get("SeriesDescription") or ""),
+            modality=str(data.get("Modality") or ""),
+            units=str(data.get("Units") or ""),
+        )
     )
+    return series
 
 
 def _traits(data: Any, own: Any) -> tuple[tuple[str, str], ...]:
@@ -312,6 +356,7 @@ def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
     return numbers
 
 
+@lru_cache(maxsize=1024)
 def _unit(orientation: tuple[float, ...]) -> tuple[float, ...]:
     vectors = np.array(orientation).reshape(2, 3)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from viewalign.data.catalogue import SeriesSource
-from viewalign.data.readers.dicom_files import Frame, may_be_dicom, read_frames
+from viewalign.data.readers.dicom_headers import FilesRead, read_files
 from viewalign.data.readers.dicom_stacks import Rejected, Stack, related, sort_into_stacks
 from viewalign.errors import ExcludedImageError
 
@@ -40,32 +40,29 @@ class FolderScan:
 
 
 def scan_folders(
-    folders: Iterable[Path], on_folder: Callable[[int, int], None] | None = None, of: Path | None = None
+    folders: Iterable[Path], on_file: Callable[[int, int], None] | None = None, workers: int | None = 0
 ) -> FolderScan:
-    """Read the headers of all DICOM files of these folders and sort their slices.
+    """Read the headers of all DICOM files of these folders, each file once, and sort their slices.
 
     Args:
         folders: in any order.
-        on_folder: called with (folders read, total).
-        of: a file; only slices that may belong to its series are sorted. Default all.
+        on_file: called with (files read, total).
+        workers: processes that read headers, which a crash of the reader does not affect; 0 reads in this process, and
+            None does so for few files.
     """
-    ordered = sorted(set(folders))
-    frames: list[Frame] = []
-    damaged: list[tuple[Path, str]] = []
-    other = 0
-    for count, folder in enumerate(ordered):
-        if on_folder:
-            on_folder(count, len(ordered))
-        found, bad, without = _headers(os.fspath(folder), folder_state(folder))
-        frames.extend(found)
-        damaged.extend(bad)
-        other += without
-    sorted_out = sort_into_stacks(frames if of is None else related(frames, of))
+    files = [path for folder in sorted(set(folders)) for path in _files(folder)]
+    return _sorted_out(read_files(files, workers, on_file))
+
+
+def _sorted_out(contents: FilesRead, of: Path | None = None) -> FolderScan:
+    """Sort the slices of files; with `of`, only those that may belong to the series of that file."""
+    frames = contents.frames
+    results = sort_into_stacks(frames if of is None else related(frames, of))
     return FolderScan(
-        tuple(item for item in sorted_out if isinstance(item, Stack)),
-        tuple(item for item in sorted_out if isinstance(item, Rejected)),
-        tuple(damaged),
-        other,
+        tuple(item for item in results if isinstance(item, Stack)),
+        tuple(item for item in results if isinstance(item, Rejected)),
+        contents.damaged,
+        contents.other,
     )
 
 
@@ -82,7 +79,9 @@ def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejecte
     Raises:
         ExcludedImageError: the file is not a DICOM image, or the folder does not contain exactly one series.
     """
-    scan = scan_folders(folders_of(path, source), of=None if path.is_dir() else path)
+    folders = sorted(set(folders_of(path, source)))
+    contents = FilesRead.joined([_headers(os.fspath(folder), folder_state(folder)) for folder in folders])
+    scan = _sorted_out(contents, None if path.is_dir() else path)
     if path.is_dir():
         if len(scan.results) == 1:
             return scan.results[0]
@@ -121,19 +120,13 @@ def folder_state(folder: Path) -> FolderState:
     return tuple(sorted((name, status.st_size, status.st_mtime_ns) for name, status in files))
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return all files of a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return [folder / name for name in sorted(entry.name for entry in entries if entry.is_file())]
+
+
 @lru_cache(maxsize=_REMEMBERED)
-def _headers(folder: str, state: FolderState) -> tuple[tuple[Frame, ...], tuple[tuple[Path, str], ...], int]:
-    """Return slices, damaged files with their reasons, and the number of other DICOM files of a folder."""
-    frames: list[Frame] = []
-    damaged, other = [], 0
-    for path in (Path(folder) / name for name, _, _ in state):
-        if not may_be_dicom(path):
-            continue
-        try:
-            found = read_frames(path)
-        except ExcludedImageError as exclusion:
-            damaged.append((path, str(exclusion)))
-            continue
-        frames.extend(found)
-        other += not found
-    return tuple(frames), tuple(damaged), other
+def _headers(folder: str, state: FolderState) -> FilesRead:
+    """Read the files of a folder, unless it is as it was before."""
+    return read_files([Path(folder) / name for name, _, _ in state])

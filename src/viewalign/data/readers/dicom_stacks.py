@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class Stack:
         """Voxels along (D, H, W)."""
         return len(self.frames), *self.frames[0].size
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """The file that names the stack: the first by name."""
         return min(frame.path for frame in self.frames)
@@ -78,7 +79,7 @@ class Rejected:
         """The series that the slices belong to."""
         return self.frames[0].series
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """The first of their files by name."""
         return min(frame.path for frame in self.frames)
@@ -183,16 +184,20 @@ def _attempt(frames: Sequence[Frame], label: str, copies: int) -> Stack | Reject
 def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Separate slices whose planes differ by more than half a degree, or whose sizes differ."""
     planes: list[list[Frame]] = []
+    known: dict[Hashable, list[Frame]] = {}  # almost all slices equal one of a few
     for frame in frames:
-        for plane in planes:
-            first = plane[0]
-            turned = np.abs(np.subtract(first.orientation, frame.orientation)).max()
-            if first.size == frame.size and turned < 0.01 and np.allclose(first.pixel_size, frame.pixel_size, 1e-3):
-                plane.append(frame)
-                break
-        else:
-            planes.append([frame])
+        key = frame.orientation, frame.size, frame.pixel_size
+        if key not in known:
+            known[key] = next((plane for plane in planes if _coplanar(plane[0], frame)), [])
+            if not known[key]:
+                planes.append(known[key])
+        known[key].append(frame)
     return planes
+
+
+def _coplanar(first: Frame, second: Frame) -> bool:
+    turned = np.abs(np.subtract(first.orientation, second.orientation)).max()
+    return bool(first.size == second.size and turned < 0.01 and np.allclose(first.pixel_size, second.pixel_size, 1e-3))
 
 
 def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], int]:

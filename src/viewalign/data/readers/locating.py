@@ -51,7 +51,7 @@ def located(path: Path, source: SeriesSource | None, max_voxels: int) -> Iterato
     if suffix_of(path.name) is not None:
         yield Location(path)
         return
-    found = series_of(path, source)
+    found = source.slices if source and source.slices else series_of(path, source)
     if isinstance(found, Stack):
         yield Location(path, found)
         return

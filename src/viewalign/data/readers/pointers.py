@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 _LONGEST = 1024
@@ -16,16 +18,22 @@ def missing_content(path: Path) -> str | None:
 
     Only files of up to 1,024 bytes are read.
     """
-    if path.is_symlink() and not path.exists():
-        if "annex/objects" in os.readlink(path):  # noqa: PTH115
-            return _ANNEX
-        return "the link is broken: it points to a file that does not exist"
     try:
-        if not path.is_file() or path.stat().st_size > _LONGEST:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST:
             return None
         text = path.read_bytes()
-    except OSError:
-        return None
+    except OSError as error:
+        return _broken_link(path, error)
     if text.startswith(b"version https://git-lfs"):
         return _LFS
     return _ANNEX if b"annex/objects/" in text.split(b"\n", 1)[0] else None
+
+
+def _broken_link(path: Path, error: OSError) -> str | None:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or not path.is_symlink():
+        return None
+    if error.errno == errno.ELOOP:
+        return "the link is broken: it leads back to itself"
+    target = os.readlink(path)  # noqa: PTH115
+    return _ANNEX if "annex/objects" in target else "the link is broken: it points to a file that does not exist"

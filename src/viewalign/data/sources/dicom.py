@@ -40,7 +40,7 @@ def add_stacks(
     folders: Iterable[Path], root: Path, dataset: str, options: FindOptions, contents: SourceContents
 ) -> None:
     """Add the series of these folders (not of those below them) to the contents, with excluded files."""
-    scan = scan_folders(folders, options.on_folder)
+    scan = scan_folders(folders, options.on_file, options.workers)
     contents.other_files.update({"DICOM without images": scan.other} if scan.other else {})
     contents.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
     incomplete = Counter(Path(each.file).parent for each in contents.excluded)

@@ -25,13 +25,15 @@ class FindOptions:
             `session` and `modality` override what would be inferred.
         labels: include label maps (`…_seg`, `…_label`, folders `labels`, `labelsTr`).
         frames: include 4-D files.
-        on_folder: called with (DICOM folders read, total).
+        workers: processes that read headers of DICOM files, as for `index_sources`.
+        on_file: called with (DICOM files read, total).
     """
 
     subject_pattern: re.Pattern[str] | None = None
     labels: bool = False
-    on_folder: Callable[[int, int], None] | None = None
+    on_file: Callable[[int, int], None] | None = None
     frames: bool = False
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
