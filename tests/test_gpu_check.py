@@ -41,7 +41,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert "| resenc-l | 16³ |" in (tmp_path / "gpu.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_part_can_be_selected_and_parts_that_need_a_gpu_say_it(tmp_path):
     last, report = run(tmp_path, "--parts", "facts", "out-of-memory")
     assert last["failed"] == []

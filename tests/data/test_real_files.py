@@ -22,3 +22,16 @@ def test_real_volumes_go_in(tmp_path: Path, shared_data: Path) -> None:
     for k in range(4):
         np.testing.assert_allclose(store.spacing(k), 1.0, atol=0.05)
         assert abs(float(store.read(k).mean())) < 1e-3
+
+
+def test_a_real_ct_keeps_its_hounsfield_units(tmp_path: Path, shared_data: Path) -> None:
+    index = index_sources([str(shared_data / "heads/cranium_ct.nii.gz")])
+    settings = PrepareSettings(normalise="window", window=(-1000.0, 1000.0), spacing=(1.5, 1.5, 1.5))
+    report = prepare_records(index.collection.records(), tmp_path / "s", settings, workers=0)
+    assert (report.prepared, report.excluded) == (1, [])
+    store = Store.open(tmp_path / "s")
+    array = store.read(0)
+    assert (float(array.min()), float(array.max())) == (-1.0, 1.0)
+    assert -1.0 <= float(np.median(array[array < -0.5])) < -0.95  # air
+    middle = tuple(slice(n // 2 - 10, n // 2 + 10) for n in array.shape[1:])
+    assert 0 <= 1000 * float(np.median(array[0][middle])) <= 60  # brain, in Hounsfield units

@@ -100,7 +100,7 @@ def test_two_images_of_one_id_in_different_parts(tmp_path: Path, records) -> Non
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dask_cluster_makes_the_same_store(tmp_path: Path, found, records, expected) -> None:
     distributed = pytest.importorskip("distributed")
     # Workers are daemons here, as Dask has them by default: they may start no `multiprocessing` children.
@@ -228,7 +228,7 @@ def test_killed_ten_times_at_random_the_next_run_finishes_the_same(tmp_path: Pat
         assert contents(store) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_keeps_within_its_memory(tmp_path: Path, write_image) -> None:
     """Peak of a worker ≤ 600 MB + 6 × the bytes of the image as float32, the larger of before and after (design §8)."""
     shape = (220, 256, 256)

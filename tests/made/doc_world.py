@@ -116,6 +116,11 @@ def make_sources(root: Path) -> None:
     nnunet_dataset(root / "Dataset004_Hippocampus", "hippocampus", 8)
     nnunet_dataset(root / "raw" / "Dataset004_Liver", "liver")
     shutil.copytree(root / "raw" / "Dataset004_Liver" / "imagesTs", root / "imagesTs")
+    for k in range(4):
+        save(root / "ct" / f"patient{k}_ct.nii.gz", np.where(head(60 + k) == 0, -1000, head(60 + k)).astype(np.int16))
+        person = root / "brats" / f"BraTS-GLI-{k:05d}-000"
+        for sequence in ("t1n", "t1c", "t2w", "t2f"):
+            save(person / f"{person.name}-{sequence}.nii.gz", head(len(sequence) * 70 + k, 1.0 + k % 2))
     bids(root / "bids")
     bids(root / "ABIDE")
     bids(root / "openmind")

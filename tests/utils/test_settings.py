@@ -11,6 +11,7 @@ from viewalign.cli.grammar import MODELS, model_of
 from viewalign.cli.main import app
 from viewalign.config import Recipe
 from viewalign.errors import UserError
+from viewalign.recipes.loading import load
 from viewalign.utils.settings import (
     Counts,
     Fraction,
@@ -111,6 +112,17 @@ def test_a_file_lies_below_the_words(tmp_path):
 
 def test_groups_are_merged():
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
+
+
+@pytest.mark.parametrize(
+    "words", [["network=primus-xs", "network.channels=4"], ["network.channels=4", "network=primus-xs"]]
+)
+def test_a_group_with_a_name_keeps_name_and_settings_in_any_order(words):
+    """One of the two was dropped without a word."""
+    recipe = load("cva-resenc-xs", settings=read_words(words))
+    assert (recipe.network.name, recipe.network.channels) == ("primus-xs", 4)
+    tree = read_words([*words, "network.drop_path=0.2"])
+    assert load("cva-resenc-xs", settings=tree).network.drop_path == 0.2
 
 
 def test_description_of_a_model():

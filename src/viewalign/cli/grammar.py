@@ -165,7 +165,7 @@ class Command(TyperCommand):
                 raise UserError(f"{ctx.command_path} has no settings: '{words[0]}' cannot be used. See --help.")
             return
         for key in ctx.obj:
-            if key not in {field.alias or name for name, field in model.model_fields.items()}:
+            if key.partition(".")[0] not in {field.alias or name for name, field in model.model_fields.items()}:
                 near = suggest(key, list(setting_names(model, groups=True)))
                 raise UserError(f"There is no setting '{key}'{near}. See {ctx.command_path} --help.")
 

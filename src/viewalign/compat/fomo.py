@@ -26,12 +26,13 @@ from viewalign.compat.fomo_tasks import (
     used_channels,
 )
 from viewalign.compat.task_conversion import ConvertSettings
+from viewalign.data.grids import grid_difference, resample_to
 from viewalign.data.readers.files import Volume, read_mask
 from viewalign.data.readers.headers import read_header
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.finetuning.segmentation import predict
 from viewalign.finetuning.segmentation.predict import KEY
-from viewalign.tasks.preprocessing import grid_difference, read_image, resample_to
+from viewalign.tasks.preprocessing import read_image
 from viewalign.tasks.spec import ChannelSpec
 from viewalign.utils.settings import Settings
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from viewalign.data.grids import grid_difference, resample_to
 from viewalign.data.readers.files import Volume
 from viewalign.errors import UserError
 from viewalign.evaluation.encoders import Spacing, encoder_and_preprocessor, read_pretrained
@@ -29,7 +30,7 @@ from viewalign.finetuning.segmentation import package
 from viewalign.finetuning.segmentation import predict as segmentation
 from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase
-from viewalign.tasks.preprocessing import grid_difference, read_image, resample_to, sample_tensors
+from viewalign.tasks.preprocessing import read_image, sample_tensors
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
 from viewalign.utils.shapes import Size
 

@@ -108,6 +108,7 @@ class Record:
     """One image with its session, subject and dataset; paths are resolved.
 
     `image_id` is unique within a catalogue, `subject_id` identifies the subject across sessions; `units` are of PET.
+    `channels` are the images that are stacked into this one, the first of which gives path and masks; usually none.
     """
 
     collection: str
@@ -121,6 +122,7 @@ class Record:
     anatomy_mask: Path | None = None
     series: SeriesSource | None = None
     units: str = ""
+    channels: tuple[Record, ...] = ()
 
     @property
     def image_id(self) -> str:

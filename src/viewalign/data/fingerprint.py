@@ -26,11 +26,14 @@ _one_at_a_time = Lock()
 
 
 def record_digest(record: Record) -> str:
-    """Return 32 hex digits that change when the file of an image or of one of its masks does.
+    """Return 32 hex digits that change when the file of an image, of a channel or of one of its masks does.
 
     Raises:
         OSError: a file cannot be read, or is not a regular file.
     """
+    if record.channels:
+        digests = "".join(record_digest(channel) for channel in record.channels)
+        return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
     own = _source_digest(record.path, record.series)
     return joined_digest(own, record_paths(record)[1:])
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from viewalign.data.catalogue import Record, read_catalogue
+from viewalign.data.channels import stacked
 from viewalign.data.columns import rows_on_disk, sweep_temporary
 from viewalign.data.indexing import Index, read_excluded
 from viewalign.data.inputs import quality_scores
@@ -131,6 +132,7 @@ def prepare_records(
     """
     settings, shard, limits = settings or PrepareSettings(), shard or Shard(), limits or Limits()
     store = store.absolute()
+    records, unused = stacked(records, settings.channels) if settings.channels else (records, [])
     distinct, twice = _distinct(records)
     if executor is None:  # the workers of a cluster may have access to other files
         _check_sources(shard.of(distinct))
@@ -143,9 +145,9 @@ def prepare_records(
             sweep_temporary(store)
         else:
             forget_part(store, shard)
-        run = _Run(on_progress, PrepareReport(excluded=[*excluded, *twice]))
+        run = _Run(on_progress, PrepareReport(excluded=[*excluded, *unused, *twice]))
         jobs = [
-            Job(store, record, settings, (quality or {}).get(record.image_id), limits.max_voxels)
+            Job(store, record, settings, _quality(record, quality or {}), limits.max_voxels)
             for record in shard.of(distinct)
         ]
         whole = False
@@ -250,7 +252,9 @@ def _check_sources(records: Sequence[Record]) -> None:
         UserError: most cannot.
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        reachable = list(pool.map(lambda record: record.path.exists(), records))
+        reachable = list(
+            pool.map(lambda record: all(one.path.exists() for one in record.channels or (record,)), records)
+        )
     missing = [record.path for record, there in zip(records, reachable, strict=True) if not there]
     if 2 * len(missing) > len(records):
         raise UserError(
@@ -295,6 +299,12 @@ def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[Exclusion]]
         else:
             first[place] = record
     return list(first.values()), excluded
+
+
+def _quality(record: Record, scores: Mapping[str, float]) -> float | None:
+    """Return the score of an image, or the lowest of its channels; None if it has none."""
+    known = [scores[one.image_id] for one in (record.channels or (record,)) if one.image_id in scores]
+    return min(known, default=None)
 
 
 def _count(workers: int | Callable[[], int] | None, images: int) -> int | Callable[[], int]:

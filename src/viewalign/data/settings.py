@@ -88,6 +88,11 @@ class PrepareSettings(Settings):
     frames: Frames = Field(
         "exclude", description="Images of several frames (4-D): excluded, a channel per frame, or a volume per frame."
     )
+    channels: Names = Field(
+        (),
+        description="Modalities that are the channels of one image per session, in this order: [T1w,T1ce,T2w,FLAIR]. "
+        "Their files must share a voxel grid. Empty: every file is an image.",
+    )
     fill_nonfinite: bool = Field(False, description="Write 0 in place of NaN and infinity; else the image is excluded.")
     labels: bool = Field(False, description="Store images that look like label maps by their voxels; else excluded.")
     suv: bool = Field(
@@ -116,10 +121,18 @@ class PrepareSettings(Settings):
             raise ValueError(f"a window needs LOW < HIGH, not {list(self.window)}")
         return self
 
+    @model_validator(mode="after")
+    def _channels_are_files(self) -> PrepareSettings:
+        if self.channels and self.frames != "exclude":
+            raise ValueError(f"channels= stacks files of one frame; leave out frames={self.frames}")
+        if len({name.casefold() for name in self.channels}) < len(self.channels):
+            raise ValueError(f"channels= has a modality twice: {', '.join(self.channels)}")
+        return self
+
     def essence(self) -> dict[str, Any]:
         """Return what the stored bytes depend on: settings that are not in use and mere guards are left out."""
         unused = {"percentiles"} if self.normalise != "percentile" else set()
-        unused |= set() if self.suv else {"suv"}
+        unused |= {name for name in ("suv", "channels") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=_GUARDS | unused)
 
     def fingerprint(self) -> str:
@@ -134,6 +147,8 @@ class PrepareSettings(Settings):
             words.append("PET in SUV")
         if self.frames != "exclude":
             words.append(f"4-D into {self.frames}")
+        if self.channels:
+            words.append(f"channels {', '.join(self.channels)}")
         if self.patch_size is not None:
             words.append("blocks for views of " + "×".join(map(str, self.patch_size)))
         return ", ".join(words)

@@ -137,8 +137,8 @@ class _Contents:
 
 
 def _folders(record: Record) -> tuple[Path, ...]:
-    """Return the folders of a DICOM image that is named by a file; none of others."""
-    if suffix_of(record.path.name) is not None:
+    """Return the folders of a DICOM image that is named by a file; none of others and of several channels."""
+    if record.channels or suffix_of(record.path.name) is not None:
         return ()
     folders = folders_of(record.path, record.series)
     return () if folders[0] == record.path else folders

@@ -13,6 +13,7 @@ import numpy as np
 from viewalign.data.catalogue import Record
 from viewalign.data.content import label_map_reason
 from viewalign.data.fingerprint import record_digest, record_paths
+from viewalign.data.grids import grid_difference
 from viewalign.data.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
 from viewalign.data.preprocessing import Prepared, prepare_channels, prepare_volume
 from viewalign.data.readers.files import Volume, read_frames, read_mask, read_volume
@@ -104,25 +105,13 @@ def prepare_one(job: Job) -> int:
     """
     record, settings = job.record, job.settings
     before = None if job.source else _digest_if_readable(record)
-    if settings.frames == "exclude":
-        volumes = [read_volume(record.path, settings.fill_nonfinite, job.max_voxels, record.series)]
-    else:
-        volumes = read_frames(record.path, settings.fill_nonfinite, job.max_voxels, record.series)
-    if settings.suv and record.modality.casefold() == "pet":
-        factor = np.float32(suv_factor(record.path, record.units))
-        volumes = [replace(volume, array=volume.array * factor) for volume in volumes]
-    if not settings.labels and (reason := label_map_reason(volumes[0].array)):
-        raise ExcludedImageError(f"{reason}; labels=true includes such images")
-    masks: dict[str, NDArray[Any]] = {}
-    if record.anonymisation_mask is not None:
-        masks["anonymisation"] = read_mask(record.anonymisation_mask, volumes[0])
-    if record.anatomy_mask is not None:
-        masks["anatomy"] = read_mask(record.anatomy_mask, volumes[0])
+    volumes = _read_volumes(record, settings, job.max_voxels)
+    masks = _read_masks(record, volumes[0])
     whose = {**_identity(job), "subject": record.subject_id, "dataset": record.dataset}
     if not job.source.unchanged() if job.source else whose["source_digest"] != before:
         raise ExcludedImageError("its file changed while it was read")
     earlier = {name for name, _ in stored_entries(job)}
-    if len(volumes) == 1 or settings.frames == "channels":
+    if len(volumes) == 1 or record.channels or settings.frames == "channels":
         prepared = prepare_channels(volumes, settings, masks, job.max_voxels)
         del volumes, masks
         _write(job, job.relative, whose, prepared)
@@ -132,6 +121,51 @@ def prepare_one(job: Job) -> int:
     for name in earlier - set(written):
         forget_entry(job.store, name)
     return len(written)
+
+
+def _read_volumes(record: Record, settings: PrepareSettings, max_voxels: int) -> list[Volume]:
+    """Read the channels or frames of an image.
+
+    Raises:
+        ExcludedImageError: a file cannot be used, or channels are on different voxel grids.
+    """
+    if record.channels:
+        return _read_stacked(record.channels, settings, max_voxels)
+    if settings.frames == "exclude":
+        volumes = [read_volume(record.path, settings.fill_nonfinite, max_voxels, record.series)]
+    else:
+        volumes = read_frames(record.path, settings.fill_nonfinite, max_voxels, record.series)
+    if settings.suv and record.modality.casefold() == "pet":
+        factor = np.float32(suv_factor(record.path, record.units))
+        volumes = [replace(volume, array=volume.array * factor) for volume in volumes]
+    if not settings.labels and (reason := label_map_reason(volumes[0].array)):
+        raise ExcludedImageError(f"{reason}; labels=true includes such images")
+    return volumes
+
+
+def _read_stacked(channels: Sequence[Record], settings: PrepareSettings, max_voxels: int) -> list[Volume]:
+    volumes: list[Volume] = []
+    for channel in channels:
+        try:
+            volumes += _read_volumes(channel, settings, max_voxels // len(channels))
+        except ExcludedImageError as exclusion:
+            raise ExcludedImageError(f"its channel {channel.path.name}: {exclusion}") from None
+        if difference := grid_difference(volumes[-1], volumes[0]):
+            raise ExcludedImageError(
+                f"its channel {channel.path.name} is on another voxel grid than {channels[0].path.name}: {difference}; "
+                "register and resample the images of a session to each other first"
+            )
+    return volumes
+
+
+def _read_masks(record: Record, volume: Volume) -> dict[str, NDArray[Any]]:
+    """Read the masks of an image by kind; of several channels the first mask of a kind."""
+    masks: dict[str, NDArray[Any]] = {}
+    for one in record.channels or (record,):
+        for kind, path in (("anonymisation", one.anonymisation_mask), ("anatomy", one.anatomy_mask)):
+            if path is not None and kind not in masks:
+                masks[kind] = read_mask(path, volume)
+    return masks
 
 
 def _write_frames(
@@ -184,7 +218,9 @@ def _digest_if_readable(record: Record) -> str | None:
 
 
 def record_bytes(record: Record) -> int:
-    """Return the size on disk of an image and its masks."""
+    """Return the size on disk of an image or its channels, and of masks."""
+    if record.channels:
+        return sum(record_bytes(channel) for channel in record.channels)
     return sum(source_bytes(path, record.series if path == record.path else None) for path in record_paths(record))
 
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.grids import grid_difference, resample_to
 from viewalign.data.image_fingerprint import parse_fingerprint
 from viewalign.data.preprocessing import prepare_channels
 from viewalign.data.readers.files import Volume, read_mask, read_volume
-from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.tasks.manifest import check_images
@@ -176,41 +176,6 @@ def _read_array(path: Path) -> Volume:
     if not np.isfinite(array).all():
         raise ExcludedImageError("the array contains values that are not finite")
     return Volume(array, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
-
-
-def grid_difference(volume: Volume, first: Volume) -> str:
-    """Describe how the voxel grids of two images differ in size, voxel size, direction or origin; empty if equal."""
-    if volume.array.shape != first.array.shape:
-        return "×".join(map(str, volume.array.shape)) + " voxels instead of " + "×".join(map(str, first.array.shape))
-    if not np.allclose(volume.spacing, first.spacing, rtol=1e-2):
-        return "another voxel size"
-    if not np.allclose(volume.direction, first.direction, atol=1e-2):
-        return "another direction"
-    shift = float(np.linalg.norm(np.subtract(volume.origin, first.origin)))
-    return f"shifted by {shift:.1f} mm" if shift > 0.5 * min(first.spacing) else ""
-
-
-def resample_to(volume: Volume, first: Volume) -> Volume:
-    """Resample an image to the voxel grid of another by trilinear interpolation, with 0 outside the image.
-
-    Raises:
-        ExcludedImageError: the images do not overlap.
-    """
-    identity = sitk.Transform(3, sitk.sitkIdentity)
-    moved = sitk.Resample(itk_image(volume), itk_image(first), identity, sitk.sitkLinear, 0.0)
-    array = np.array(sitk.GetArrayViewFromImage(moved), dtype=np.float32)
-    if not array.any():
-        raise ExcludedImageError("the channels do not overlap")
-    return replace(first, array=array, filled=volume.filled)
-
-
-def itk_image(volume: Volume) -> Any:
-    """Convert a volume to a SimpleITK image."""
-    image = sitk.GetImageFromArray(volume.array)
-    image.SetSpacing(volume.spacing[::-1])
-    image.SetOrigin(volume.origin)
-    image.SetDirection(np.asarray(volume.direction, dtype=float).ravel().tolist())
-    return image
 
 
 def _read_region(mask: Path, first: Volume) -> NDArray[np.uint8]:

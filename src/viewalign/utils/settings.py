@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from viewalign.errors import UserError
-from viewalign.utils.overrides import closest, format_validation_error, read_override, set_nested
+from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override, set_nested
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -133,6 +133,9 @@ def suggest(word: str, known: Sequence[str]) -> str:
 def read_words(words: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` words as nested values; `config=FILE` reads a YAML file, which the other words override.
 
+    A group that has a plain name too, as in `network=primus-m network.channels=4`, keeps both, the others with dotted
+    keys.
+
     Raises:
         UserError: a word that is not `key=value`, or a file that does not contain settings.
     """
@@ -141,8 +144,18 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
         if key == "config":
             tree = merged(nested(read_yaml(Path(str(value)))), tree)
         else:
-            set_nested(tree, key, value)
+            _add_word(tree, key, value)
     return tree
+
+
+def _add_word(tree: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(tree.get(key), dict) and not isinstance(value, dict):
+        below = {f"{key}.{name}": one for name, one in iter_nested(tree.pop(key))}
+        tree.update({key: value, **below})
+    elif not isinstance(tree.get(key.split(".")[0], {}), dict):
+        tree[key] = value
+    else:
+        set_nested(tree, key, value)
 
 
 def checked(model: type[Model], values: Mapping[str, Any], source: str = "") -> Model:

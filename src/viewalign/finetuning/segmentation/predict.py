@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.geometry import reorientation_to_lps
+from viewalign.data.grids import grid_difference, itk_image, resample_to
 from viewalign.data.readers.files import Volume, voxel_to_world
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.finetuning.segmentation import environment, nnunet
 from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase, read_manifest
-from viewalign.tasks.preprocessing import grid_difference, itk_image, read_image, resample_to
+from viewalign.tasks.preprocessing import read_image
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
 from viewalign.utils.io import atomic_write, write_json
 from viewalign.weights import files
