@@ -26,12 +26,12 @@ class Source:
 
     Attributes:
         digest: as `record_digest` returns it.
-        bytes: size on disk of all its folders and masks.
+        size: bytes on disk of all its folders and masks.
         files: path, size and time of change of its slices and masks.
     """
 
     digest: str
-    bytes: int
+    size: int
     files: tuple[tuple[Path, int, int], ...] = ()
 
     def unchanged(self) -> bool:
@@ -67,7 +67,7 @@ class SharedFolders:
         if contents is None:
             return None
         masks = record_paths(record)[1:]
-        size = contents.bytes + sum(source_bytes(path) for path in masks)
+        size = contents.size + sum(source_bytes(path) for path in masks)
         return Source(joined_digest(contents.digest, masks), size)
 
     def with_slices(self, record: Record, source: Source) -> tuple[Record, Source | None]:
@@ -110,8 +110,8 @@ class _Contents:
         self._slices: dict[Path, Stack | Rejected] | None = None
 
     @property
-    def bytes(self) -> int:
-        """Size of all files."""
+    def size(self) -> int:
+        """Bytes of all files."""
         return sum(size for folder in self._folders for _, size, _ in self._states[folder])
 
     @cached_property

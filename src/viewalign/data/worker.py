@@ -205,7 +205,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "quality": job.quality,
         "recipe_hash": job.settings.fingerprint(),
         "source_digest": job.source.digest if job.source else record_digest(record),
-        "source_bytes": job.source.bytes if job.source else record_bytes(record),
+        "source_bytes": job.source.size if job.source else record_bytes(record),
     }
 
 
