@@ -70,6 +70,8 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch, caplog):
 
     # As if it had been stopped before the probe: what is there is not done again.
     (run / "probe.json").unlink()
+    rewrite = lambda run, *_: (run.root / "probe.json").write_text(json.dumps(written))  # noqa: E731
+    monkeypatch.setattr("viewalign.demo.probe.probe_run", rewrite)
     state = json.loads((tmp_path / "demo" / "demo.json").read_text())
     (tmp_path / "demo" / "demo.json").write_text(json.dumps({**state, "finished": False}))
     with caplog.at_level(logging.INFO, "viewalign"):
