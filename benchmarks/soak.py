@@ -30,10 +30,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import blosc2
 import nibabel
 import numpy as np
 
+from viewalign.data.layout import write_entry
 from viewalign.data.store import store_from_arrays
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import read_log
@@ -67,8 +67,9 @@ def make_store(folder: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"case{k:02d}": rng.normal(size=(20, 22, 24)).astype(np.float32) for k in range(16)}
     store_from_arrays(folder, arrays)
-    spoilt = blosc2.open(str(next(path for path in folder.rglob("*.b2nd") if "case03" in str(path))), mode="a")
-    spoilt[:] = np.full(spoilt.shape, np.nan, dtype=spoilt.dtype)
+    mark = next(path for path in folder.rglob("*.json") if "case03" in str(path))
+    values = np.full((1, 20, 22, 24), np.nan, dtype=np.float32)  # with a checksum, so that reading accepts it
+    write_entry(folder, str(mark.relative_to(folder).with_suffix("")), values, json.loads(mark.read_text()))
     next(path for path in folder.rglob("*.b2nd") if "case07" in str(path)).unlink()
 
 

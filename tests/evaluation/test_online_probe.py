@@ -67,7 +67,7 @@ def test_a_run_is_identical_with_and_without_a_probe(tmp_path, task, store, netw
     shared = ["runtime.precision=fp32"]  # `auto` is measured, and may come out otherwise for the second run
     shared += ["network.drop_path=0.2"] if network == "primus" else []
     name = f"cva-{network}-xs"
-    shared += [tiny_network(name)]
+    shared += [tiny_network(name)] if network == "resenc" else []  # a smaller Primus does not see the brightness
     plain = load(name, settings(store, tmp_path / "plain", *shared))
     probed = load(name, settings(store, tmp_path / "probed", *shared, *more))
     pretrain(plain)

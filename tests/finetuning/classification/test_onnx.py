@@ -18,6 +18,7 @@ from viewalign.finetuning.classification.onnx import OnnxPredictor, export_onnx,
 from viewalign.tasks.preprocessing import Preprocessor
 
 pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
 SIZE = (16, 24, 16)
 
 
@@ -98,7 +99,11 @@ def test_large_weights_lie_beside_the_graph(tmp_path, striped_task, monkeypatch)
     folder = model(tmp_path / "m", spec, "resenc-xxs", "average")
     monkeypatch.setattr(onnx_export, "_MAX_INLINE_BYTES", 0)
     written = export_onnx(folder, tmp_path / "x")
-    assert written.file.stat().st_size < (tmp_path / "x" / "model.onnx.data").stat().st_size
+    graph = onnx.load(written.file, load_external_data=False).graph
+    kept = [tensor for tensor in graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
+    assert len(kept) < len(graph.initializer)
+    assert sum(len(tensor.raw_data) for tensor in kept) < 3_000  # sizes, axes and biases
+    assert (tmp_path / "x" / "model.onnx.data").stat().st_size > 30_000
     (tmp_path / "x").rename(tmp_path / "moved")
     found = OnnxPredictor(tmp_path / "moved" / "model.onnx").predict(cases[0])
     np.testing.assert_allclose(found, Predictor(folder).predict(cases[0]), rtol=2e-4, atol=2e-5)
