@@ -9,7 +9,7 @@ import torch
 
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
-from viewalign.evaluation.encoders import preparation_of, read_pretrained
+from viewalign.evaluation.encoders import compare_channels, preparation_of, read_pretrained
 from viewalign.finetuning.classification.finetune import make_preprocessor
 from viewalign.finetuning.classification.settings import TaskTraining
 from viewalign.networks.registry import build_backbone
@@ -51,3 +51,14 @@ def test_every_preparation_is_applied_to_tasks(tmp_path: Path, way: dict[str, ob
 def test_a_damaged_preparation_is_an_error() -> None:
     with pytest.raises(UserError, match=adaptation_plan.PREPARATION):
         preparation_of({adaptation_plan.PREPARATION: {"normalise": "window"}})
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(["t1w", "FLAIR"], None), (["FLAIR", "T1w"], "same order"), (["T1w"], "mixes sequences")]
+)
+def test_other_channels_than_those_of_the_pretraining_are_reported(names, words, caplog) -> None:
+    kinds = {"name": "t", "kind": "regression", "channels": [{"name": name} for name in names], "unit": "a"}
+    compare_channels(PrepareSettings(channels=("T1w", "FLAIR")), TaskSpec.model_validate(kinds))
+    assert words in caplog.text if words else not caplog.text
+    compare_channels(PrepareSettings(), TaskSpec.model_validate(kinds))
+    assert caplog.text.count("pretrained on the channels T1w, FLAIR") == (words is not None)

@@ -194,10 +194,26 @@ def encoder_and_preprocessor(
     start = encoder if isinstance(encoder, Pretrained) else read_pretrained(encoder)
     size = patch_size or default_size(like or start)
     settings = with_spacing((like or start).preparation, spacing)
+    compare_channels(settings, spec)
     backbone, _ = build_encoder(start, size, 1 if channels == "separate" else len(spec.channels))
     if pool == "pretrained":
         load_pretrained_pooling(backbone, start)
     return backbone, Preprocessor(spec.channels, size, settings)
+
+
+def compare_channels(preparation: PrepareSettings, spec: TaskSpec) -> None:
+    """Warn if a task has other channels than the images of a pretraining on several."""
+    pretrained, task = preparation.channels, [channel.name for channel in spec.channels]
+    if not pretrained or [name.casefold() for name in pretrained] == [name.casefold() for name in task]:
+        return
+    if len(pretrained) == len(task):
+        effect = "they should be the same sequences in the same order"
+    else:
+        effect = "the weights of its first layer are repeated or summed, which mixes sequences"
+    _log.warning(
+        "The encoder was pretrained on the channels %s, and the task has %s: %s.",
+        ", ".join(pretrained), ", ".join(task), effect,
+    )  # fmt: skip
 
 
 def with_spacing(settings: PrepareSettings, spacing: Spacing) -> PrepareSettings:

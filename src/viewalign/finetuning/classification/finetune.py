@@ -17,6 +17,7 @@ from viewalign.evaluation import task_metrics
 from viewalign.evaluation.encoders import (
     Pretrained,
     build_encoder,
+    compare_channels,
     default_size,
     load_pretrained_pooling,
     read_pretrained,
@@ -116,6 +117,7 @@ def make_preprocessor(start: Pretrained, spec: TaskSpec, settings: TaskTraining)
             prepared.describe(),
             start.preparation.describe(),
         )
+    compare_channels(start.preparation, spec)
     size = settings.patch_size or default_size(start)
     return Preprocessor(spec.channels, size, prepared, settings.strip, settings.frames)
 
