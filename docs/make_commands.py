@@ -51,7 +51,7 @@ def _sections(path: str, command: Any) -> Iterator[str]:
 
 
 def _input(one: Any) -> str:
-    word = one.metavar or one.name.upper()
+    word = one.metavar + "..." * (one.nargs == -1)
     return word if one.required else f"[{word}]"
 
 

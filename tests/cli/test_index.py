@@ -53,6 +53,29 @@ def test_no_volumes_found(tmp_path: Path) -> None:
     assert not (tmp_path / "cat.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "out", "sentence"),
+    [
+        ("store", "cat.json", "is a store, whose images are prepared"),
+        ("raw/dataset.json", "cat.json", "is not a catalogue"),
+        ("scans", "scans", "it is a folder"),
+    ],
+)
+def test_other_files_than_images_are_recognised(tmp_path: Path, source: str, out: str, sentence: str) -> None:
+    save(tmp_path / "scans" / "a.nii.gz")
+    for name in ("store/store.json", "raw/dataset.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"labels": {}}')
+    assert sentence in str(run(tmp_path / source, "-o", tmp_path / out).exception)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["raw", "scans", "store"]
+
+
+def test_a_pattern_that_matches_no_path_is_reported(tmp_path: Path) -> None:
+    save(tmp_path / "scans" / "anna.nii.gz")
+    result = run(tmp_path / "scans", "-o", tmp_path / "cat.json", r"subject_pattern=(?P<subject>P\d+)")
+    assert "subject_pattern matches none of the 1 paths, such as anna.nii.gz" in " ".join(result.stdout.split())
+
+
 def test_dicom_is_pointed_out(tmp_path: Path) -> None:
     (tmp_path / "1.dcm").write_bytes(b"DICM")
     assert "DICOM" in str(run(tmp_path, "-o", tmp_path / "cat.json").exception)

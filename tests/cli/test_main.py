@@ -6,7 +6,7 @@ import sys
 import pytest
 import typer
 
-from viewalign.cli.grammar import MODELS, model_of
+from viewalign.cli.grammar import MODELS, model_of, reflowed
 from viewalign.cli.main import app, run
 from viewalign.utils.settings import describe
 
@@ -37,6 +37,14 @@ def test_every_command_has_help(command, capsys):
     assert code == 0
     assert len(out.splitlines()) > 10
     assert f"viewalign {command}" in out
+    assert r"\b" not in out
+
+
+def test_paragraphs_of_the_help_wrap_at_the_width_of_the_terminal():
+    assert reflowed("One line.\n\nOf two\nlines:\n  an example\nmore\nof it.") == (
+        "One line.\n\nOf two lines:\n  an example\nmore of it."
+    )
+    assert reflowed("One.\n\n\b\na   table\nb   of two rows") == "One.\n\n\b\na   table\nb   of two rows"
 
 
 @pytest.mark.parametrize("command", MODELS)
@@ -75,6 +83,10 @@ def test_version_and_no_arguments(capsys):
         (["pretrain", "cva-resenc-xs", "store=run"], "'store'"),
         (["report", "run", "more"], "run contains no run"),
         (["recipes", "steps=1"], "'steps=1'"),
+        (["prepare", "scans", "store"], "viewalign prepare needs -o STORE"),
+        (["prepare"], "viewalign prepare needs SOURCE"),
+        (["gain", "store"], "needs --labelled DATA"),
+        (["finetune", "segmentation", "4"], "For example: viewalign finetune segmentation 4 run -o liver"),
         (["settings", "prepair"], "'prepair'"),
         (["report", "nowhere"], "nowhere"),
         (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),

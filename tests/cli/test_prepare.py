@@ -74,18 +74,22 @@ def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["spacing=1,x"], "spacing = '1,x': input should be 'median', or needs one number or three"),
-        (["spacing=0"], "greater than or equal to 0.01"),
-        (["normalise=median"], "normalise = 'median': input should be 'zscore'"),
+        (["spacing=1,x"], "spacing = '1,x': must be 'median', or needs one number or three"),
+        (["spacing=0"], "must be at least 0.01"),
+        (["spacing="], "spacing=null"),
+        (["normalise=median"], "normalise = 'median': must be 'zscore'"),
         (["normalise=window"], "belong together"),
         (["window=5"], "window"),
         (["patch_size=1,2"], "patch_size"),
         (["shard=4/3"], "shard=4/3"),
+        (["shard=4"], "shard=4: write i/n"),
         (["spacings=2"], "'spacing'"),
         (["view=96"], "'patch_size'"),
         (["--spacing", "1.5"], "spacing=1.5"),
         (["--fill-nonfinite"], "fill_nonfinite=true"),
         (["--spacin", "1.5"], "'spacing'"),
+        (["-workers", "4"], "workers=4"),
+        (["-x"], "has no flag -x"),
         (["more"], "'more'"),
     ],
 )
@@ -122,4 +126,6 @@ def test_ctrl_c_explains_how_to_resume(tmp_path: Path, scans: Path, monkeypatch:
 def test_nothing_to_prepare(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "No volumes were found" in str(run("prepare", tmp_path / "empty", "-o", tmp_path / "s").exception)
-    assert "There is no catalogue" in str(run("prepare", tmp_path / "none.json", "-o", tmp_path / "s").exception)
+    (tmp_path / "catalogue.json").touch()
+    for source, sentence in {"catalog.json": "mean 'catalogue.json'", "scans": "no folder or catalogue"}.items():
+        assert sentence in str(run("prepare", tmp_path / source, "-o", tmp_path / "s").exception)

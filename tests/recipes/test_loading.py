@@ -98,7 +98,7 @@ def test_overrides_of_every_kind():
         ("patch_size=64", "(did you mean 'views.patch_size'?)"),
         ("optim.lrr=1", "(did you mean 'optim.lr'?)"),
         ("lr=1", "(did you mean 'optim.lr'?)"),
-        ("optim.lr=-1", "optim.lr = -1: input should be greater than 0"),
+        ("optim.lr=-1", "optim.lr = -1: must be greater than 0"),
         ("views.patch_size=[1,2]", "one number or three"),
         ("views.overlap=[0.9,0.2]", "0 < low ≤ high ≤ 1"),
         ("batch=many", "batch = 'many'"),

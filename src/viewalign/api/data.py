@@ -61,6 +61,8 @@ def index(
     from viewalign.data.sources import FindOptions
 
     wanted = checked(IndexSettings, settings)
+    if Path(out).is_dir():
+        raise UserError(f"The catalogue {out} cannot be written: it is a folder. Name a file, such as {out}.json.")
     report = None if on_progress is None else lambda done, total: on_progress("Reading headers", done, total)
     pattern = None if wanted.subject_pattern is None else re.compile(wanted.subject_pattern)
     names = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]

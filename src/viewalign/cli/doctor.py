@@ -21,7 +21,7 @@ def doctor(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FOLDER]...", help="Folders for stores and runs; default: the current one.", show_default=False
+            metavar="FOLDER", help="Folders for stores and runs; default: the current one.", show_default=False
         ),
     ] = None,
     gpu: Annotated[

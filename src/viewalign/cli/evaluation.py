@@ -45,7 +45,7 @@ def probe(
     context: typer.Context,
     task: Task,
     encoders: Annotated[
-        list[str], typer.Argument(metavar="ENCODER...", help="Runs, exports or checkpoints.", show_default=False)
+        list[str], typer.Argument(metavar="ENCODER", help="Runs, exports or checkpoints.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path("probe.json"),
 ) -> Result:

@@ -20,41 +20,35 @@ def export(
     """Export a run's newest encoder, or a fine-tuned model, for other software.
 
     \b
-    format=encoder (default) writes
-      encoder.safetensors, encoder.json, README.md   for viewalign.load_encoder and the Hugging Face Hub
-      checkpoint_final.pth, adaptation_plan.json, config.json   for nnssl and nnU-Net
-    It contains no data of subjects and no local path. README.md is the model card: network, figures of the
-    data, settings, health of the features, licence, citations. Read it before you publish it. hub=OWNER/NAME
-    publishes the files (`hf auth login` once); others then load them as hf:OWNER/NAME.
+    format=   what
+    encoder   default: weights for Python and the Hub, a checkpoint for nnssl
+    nnunet    of a run: plan and checkpoint for nnUNetv2_train (dataset=NUMBER);
+              of a fine-tuning: a model for nnUNetv2_predict
+    onnx      a fine-tuned classification or regression
+    ssl3d     a ResEnc-L or Primus-M at 1 mm, for the SSL3D challenge
+    nnssl     the whole network, for another pretraining with nnssl
+    fomo      a ResEnc, for the fine-tuning of the FOMO baseline
 
-      viewalign export run hub=my-group/brain-resenc licence=cc-by-4.0 public=true
+    No export contains data of subjects or a local path. README.md of format=encoder is a model card: read it before you
+    publish the weights. hub=OWNER/NAME publishes them (`hf auth login` once); others load them as hf:OWNER/NAME.
 
-    format=nnunet: with an encoder and dataset=, a plan in nnU-Net's folders and a complete checkpoint for stock
-    nnUNetv2_train -pretrained_weights; with the folder of a fine-tuning, a model for stock nnUNetv2_predict.
     To fine-tune with nnU-Net and the published schedules, no export is needed: see `viewalign finetune segmentation`.
 
-      viewalign export run format=nnunet dataset=4
+    An ONNX model averages the folds and takes any batch size; its outputs are compared with those of torch. model.json
+    beside it has the preparation of images, and `viewalign predict` uses it. An export for SSL3D passes the same checks
+    as in the challenge's loaders; a Primus gets one file for segmentation and one for classification.
 
-      viewalign export liver -o liver-model format=nnunet
+    [b]Examples[/b]
 
-    format=onnx: a fine-tuned classification or regression (or one of its folds) as model.onnx for any batch size,
-    averaged over folds, and model.json with the preparation of images. Its outputs are compared with those of
-    torch. `viewalign predict model.onnx` uses it.
+    viewalign export run
 
-      viewalign export tuned -o tuned-onnx format=onnx
+    viewalign export run hub=my-group/brain-resenc licence=cc-by-4.0 public=true
 
-    format=ssl3d: a run of a ResEnc-L or a Primus-M on images of 1 mm in the layout of the SSL3D challenge, with the
-    same checks as in the challenge's loaders for segmentation and classification. A Primus gets one file for each of
-    the two.
+    viewalign export run format=nnunet dataset=4
 
-      viewalign export run -o ssl3d format=ssl3d
+    viewalign export liver -o liver-model format=nnunet
 
-    format=nnssl: the whole network for another pretraining with nnssl, a Primus with nnssl's order of tokens.
-    format=fomo: a ResEnc's encoder for the fine-tuning of the FOMO baseline.
-
-      viewalign export run format=nnssl
-
-      viewalign export run format=fomo
+    viewalign export tuned -o tuned-onnx format=onnx
     """
     import viewalign
 

@@ -23,7 +23,7 @@ def fetch(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME | weights NAME",
+            metavar="NAME",
             help="A dataset ([b]hippocampus[/b], [b]openmind[/b], [b]fomo60k[/b], [b]fomo300k[/b], hf:OWNER/NAME), or "
             "[b]weights[/b] and a name, hf:OWNER/NAME or zenodo:RECORD. Without it, the known names are listed.",
             show_default=False,
@@ -143,7 +143,7 @@ def _in_megabytes(bar: Callable[[int, int], None]) -> Callable[[int, int], None]
 
 def encoders(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show one of them in full.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show one of them in full.", show_default=False)
     ] = None,
 ) -> Result:
     """List public 3D encoders that every command and `load_encoder` take by name.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +20,7 @@ from typer.core import TyperCommand
 
 from viewalign.errors import UserError
 from viewalign.utils.io import plain_values
+from viewalign.utils.overrides import similar
 from viewalign.utils.progress import show_progress
 from viewalign.utils.settings import Setting, Settings, describe, read_words, setting_names, suggest
 
@@ -98,6 +101,10 @@ class Command(TyperCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _common_options()
+        for param in self.params:
+            if param.param_type_name == "argument":
+                param.metavar = param.metavar or (param.name or "").upper()
+        self.help = reflowed(self.help or "")
 
     def invoke(self, ctx: Any) -> None:
         """Run the command and print its result; with --json, other output of it and of libraries goes to stderr."""
@@ -127,13 +134,18 @@ class Command(TyperCommand):
                 settings.append(word)
                 continue
             name = word.partition("=")[0]
-            if not value_next and name.startswith("--") and name not in {*known, *ctx.help_option_names}:
+            if not value_next and _is_unknown_flag(name, {*known, *ctx.help_option_names}):
                 raise UserError(self._about_flag(ctx, word, args[place + 1 :]))
             value_next = not value_next and name in known and "=" not in word and not getattr(known[name], "is_flag", 0)
             words.append(word)
         ctx.obj = read_words(settings)
         self._check_names(ctx, settings)
-        rest: list[str] = super().parse_args(ctx, words)
+        try:
+            rest: list[str] = super().parse_args(ctx, words)
+        except typer.BadParameter as problem:
+            if type(problem).__name__ != "MissingParameter":  # typer exports only its base class
+                raise
+            raise UserError(self._about_missing(ctx, problem.param)) from None
         if ctx.args:
             raise UserError(self._about_argument(ctx, ctx.args[0]))
         return rest
@@ -181,16 +193,47 @@ class Command(TyperCommand):
         if key in names:
             return f"{flag} is a setting, not a flag: write {key}={value}"
         flags = [name for option in self.params for name in option.opts if name.startswith("--")]
-        near = suggest(key, names) or suggest(flag, flags)
-        return f"{ctx.command_path} has no flag {flag}{near}. Settings are written key=value; see --help."
+        near = suggest(key, names) or similar(flag, flags, cutoff=0.6)
+        settings = " Settings are written key=value; see --help." if names else " See --help."
+        return f"{ctx.command_path} has no flag {flag}{near}.{settings}"
+
+    def _about_missing(self, ctx: Any, param: Any) -> str:
+        """Explain an input or output that is missing, with the first example of the help."""
+        usage = [line.strip() for line in (self.help or "").splitlines()]
+        example = next((line for line in usage if line.startswith(f"{ctx.command_path} ")), "")
+        name = param.metavar if param.param_type_name == "argument" else f"{param.opts[0]} {param.metavar or 'PATH'}"
+        about = f"{ctx.command_path} needs {name}: {param.help}"
+        return f"{about} For example: {example}" if example else f"{about} See {ctx.command_path} -h."
 
     def _about_argument(self, ctx: Any, word: str) -> str:
-        inputs = " ".join(
-            param.metavar or param.name.upper() for param in self.params if param.param_type_name == "argument"
-        )
+        inputs = " ".join(param.metavar for param in self.params if param.param_type_name == "argument")
         model = self._model(ctx)
         hint = "" if model is None else f" Settings are written key=value, such as {next(setting_names(model))}=…"
         return f"Unexpected argument '{word}'. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
+
+
+def _is_unknown_flag(name: str, known: Collection[str]) -> bool:
+    """Whether a word is a flag that a command lacks; `-oPATH` is the known flag -o with its value."""
+    return name.startswith("-") and name != "-" and not {name, name[:2]} & set(known)
+
+
+def reflowed(text: str) -> str:
+    """Join the lines of each paragraph, so that they wrap at the width of the terminal.
+
+    Indented lines, such as examples, stay; so do paragraphs that begin with a backspace, such as tables.
+    """
+    done = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = paragraph.splitlines()
+        kept = paragraph.startswith("\b")
+        joined = lines[:1]
+        for before, line in pairwise(lines):
+            if kept or before.startswith(" ") or line.startswith(" "):
+                joined.append(line)
+            else:
+                joined[-1] += f" {line}"
+        done.append("\n".join(joined))
+    return "\n\n".join(done)
 
 
 def _quiet(wanted: bool) -> None:

@@ -25,7 +25,7 @@ def index(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Folders (recursively), files, patterns in quotes, a CSV table, a BIDS, nnU-Net, OpenMind, "
             "FOMO60K or FOMO300K dataset, or nnssl's pretrain_data.json.",
             show_default=False,

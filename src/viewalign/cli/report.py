@@ -11,7 +11,12 @@ from viewalign.cli.grammar import Result
 
 
 def report(
-    run: Annotated[list[Path], typer.Argument(help="The run's folder, or several.", show_default=False)],
+    run: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The folder of a pretraining, fine-tuning, study or gain, or several pretrainings.", show_default=False
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -21,22 +26,19 @@ def report(
 ) -> Result:
     """Write a page about the health and results of a run, or about several runs.
 
-    `viewalign pretrain` and `finetune` write it themselves, at the start, from time to time, and at the end. The run
-    may be in progress or interrupted. The page shows
+    `viewalign pretrain` and `finetune` write it themselves: at the start, during the run and at the end. The run may be
+    in progress or interrupted. The page of a pretraining has
 
     \b
-    verdict          one sentence on the figures below
-    health           feature spread, effective rank, agreement of the views, time waiting for data; with limits
-    loss curves      each term, in training and on held-out subjects
-    pictures         two views and their overlap, a reconstruction, features as colours
-    probe            results of a linear probe, if there is one
-    settings         all settings of the run
+    verdict       one sentence on the figures below
+    health        feature spread, rank, agreement of views; with limits
+    loss curves   each term, in training and on held-out subjects
+    pictures      views and their overlap, reconstruction, features
+    probe         results of a linear probe, if there is one
+    settings      all settings of the run
 
-    For a fine-tuned classification or regression it shows metrics with intervals, each fold, ROC curve and calibration
-    or predicted against true values, and the worst cases.
-
-    For a fine-tuned segmentation it shows training curves, scores of all cases and pictures; for a study or a gain its
-    tables. Several pretrainings are overlaid in each chart, with the settings in which they differ.
+    A fine-tuning has scores with intervals, baselines, curves and the worst cases; a study or a gain has its tables.
+    Several pretrainings are overlaid in each chart, with the settings in which they differ.
 
     The file is self-contained: it loads nothing from the network.
 

@@ -18,6 +18,7 @@ from typing import Any
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
 from viewalign.errors import UserError
 from viewalign.utils.io import write_text
+from viewalign.utils.overrides import similar
 
 DEFAULT_SESSION = "ses-DEFAULT"
 Info = dict[str, Any] | None
@@ -222,7 +223,12 @@ def _read_json(path: Path) -> object:
     try:
         raw: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"There is no catalogue {path}. Make one with `viewalign index FOLDER -o {path}`.") from None
+        if path.suffix != ".json":
+            raise UserError(f"There is no folder or catalogue {path}.") from None
+        near = similar(path.name, [one.name for one in path.parent.glob("*.json")])
+        raise UserError(
+            f"There is no catalogue {path}{near}. Make one with `viewalign index FOLDER -o {path}`."
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not a catalogue: it is not valid JSON ({error}).") from None
     except OSError as error:
@@ -231,6 +237,10 @@ def _read_json(path: Path) -> object:
 
 
 def _collection(raw: object, where: str) -> Collection:
+    if isinstance(raw, dict) and "datasets" not in raw:
+        raise UserError(
+            f"{where} is not a catalogue: it has no key `datasets`. Name a folder of images, or a catalogue."
+        )
     known = _keys(raw, where, {"collection_index", "collection_name", "datasets"}, set())
     datasets = _mapping(known["datasets"], f"{where}, datasets")
     return Collection(

@@ -77,6 +77,9 @@ def stored_settings(
 
 def nothing_found(sources: Sequence[str], found: Index) -> str:
     """Return why no images were found, and what to do."""
+    store = next((one for one in sources if (Path(one) / "store.json").is_file()), None)
+    if store is not None:
+        return f"{store} is a store, whose images are prepared: `viewalign pretrain RECIPE {store} -o run` uses it."
     text = f"No volumes were found in {', '.join(sources)}."
     if found.excluded:
         first = found.excluded[0]

@@ -184,7 +184,7 @@ class PrepareOptions(PrepareSettings):
     workers: Number | None = Field(
         None, description="Processes; 0 works in this one, without time limit. null: one per core."
     )
-    shard: Annotated[str, Field(pattern=r"^\d+/\d+$")] = Field(
+    shard: str = Field(
         "1/1", description="i/n does the i-th of n parts, as in an array job; the last part to end completes the store."
     )
     scheduler: str | None = Field(
@@ -231,7 +231,7 @@ class IndexSettings(Settings):
         try:
             groups = re.compile(value).groupindex
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
         if not set(groups) & {"subject", "session", "modality"}:
             raise ValueError("has no group named subject, session or modality, such as (?P<subject>…)")
         return value

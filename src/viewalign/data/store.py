@@ -96,7 +96,9 @@ class Store:
         folder = Path(path)
         header = read_store_header(folder)
         if header is None:
-            raise UserError(f"{folder} is no prepared store. Make one with `viewalign prepare CATALOGUE -o {folder}`.")
+            if folder.is_dir():
+                raise UserError(f"{folder} is not a store. Make one of images: `viewalign prepare {folder} -o store`.")
+            raise UserError(f"There is no store {folder}. Make one with `viewalign prepare CATALOGUE -o {folder}`.")
         try:
             columns = dict(read_json(folder / "index.json"))
             missing = [name for name in INDEX_COLUMNS if name not in columns]

@@ -185,6 +185,7 @@ def band_curve(finding: Finding) -> Chart | None:
     ticks = {"tickvals": list(one.steps)} if len(one.steps) == 1 else {"nticks": 4}
     shapes, names = _bands(measure, low, high, logarithmic)
     ends = [math.log10(low), math.log10(high)] if logarithmic else [low, high]
+    limits = [measure.good] if _near(measure, ends, logarithmic) else sorted((measure.good, measure.bad))
     drawn = figure(
         [line(one.steps, one.means)],
         "step",
@@ -199,8 +200,8 @@ def band_curve(finding: Finding) -> Chart | None:
             "type": "log" if logarithmic else "linear",
             "range": ends,
             "hoverformat": ".1%" if share else ".4g",
-            "tickvals": [measure.good] if _near(measure, ends, logarithmic) else sorted((measure.good, measure.bad)),
-            "tickformat": ".0%" if share else ".3~g",
+            "tickvals": limits,
+            "ticktext": [_write(limit, share) for limit in limits],
             "showgrid": False,
         },
     )

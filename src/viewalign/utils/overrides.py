@@ -8,23 +8,38 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from viewalign.errors import UserError
 
 _SCALARS = {"int", "float", "str", "bool", "none"}
 _LONGEST = 80
 """Longest part of a wrong value that a message repeats, in characters."""
+_REASONS = {
+    "bool": "must be true or false",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "string": "must be text",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+}
+"""What a value must be, by type of pydantic's error without its ending."""
 
 
 def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]:
     """Read `key=value`; the value is YAML, except that `1e-3` is a number, which YAML 1.1 reads as text.
 
     Raises:
-        UserError: no `=`, or an unclosed list or mapping.
+        UserError: no `=`, no value, or an unclosed list or mapping.
     """
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise UserError(f"'{text}' is not a setting; write key=value, such as {example}.")
+    if not value.strip():
+        raise UserError(f"'{text}' has no value; write {key}=VALUE without spaces around =, or {key}=null for none.")
     try:
         return key, _number(yaml.safe_load(value))
     except yaml.YAMLError:
@@ -113,14 +128,22 @@ def format_validation_error(
         elif error["type"] == "missing":
             reason = f"'{key}' is required"
         else:
-            message = error["msg"].removeprefix("Value error, ")
-            reason = message[:1].lower() + message[1:]
+            reason = _reason(error)
             values.setdefault(key, error["input"])
         if reason not in reasons.setdefault(key, []):
             reasons[key].append(reason)
     sentences = {key: ", or ".join(texts) for key, texts in reasons.items()}
     unsaid = {key for key in values if not sentences[key].startswith(key)}
     return "; ".join(_with_value(key, text, values[key]) if key in unsaid else text for key, text in sentences.items())
+
+
+def _reason(error: ErrorDetails) -> str:
+    """Return why a value is rejected: in our words for the usual reasons, else in pydantic's or a validator's."""
+    kind = error["type"].removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
+    if kind in _REASONS:
+        return _REASONS[kind].format(**error.get("ctx", {}))
+    message = error["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _key(loc: tuple[int | str, ...], tags: Collection[str]) -> str:
@@ -135,7 +158,7 @@ def _key(loc: tuple[int | str, ...], tags: Collection[str]) -> str:
 
 
 def _with_value(key: str, reason: str, value: object) -> str:
-    shown = repr(value) if isinstance(value, str) else str(value)
+    shown = f"'{value}'" if isinstance(value, str) else str(value)
     between = " " if key.startswith("--") else " = "
     return f"{key}{between}{shown if len(shown) <= _LONGEST else shown[:_LONGEST] + '…'}: {reason}"
 

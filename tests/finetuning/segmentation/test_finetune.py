@@ -121,7 +121,7 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["normalise=some"], "normalise = 'some'"),
         (["patch_size=a,b,c"], "patch_size"),
         (["spacing=thick"], "spacing = 'thick'"),
-        (["device=tpu"], "device = 'tpu': input should be 'auto'"),
+        (["device=tpu"], "device = 'tpu': must be 'auto'"),
         (["gpus=2"], "several GPUs only with CUDA"),
         (["shots=5"], "too few for 5 folds"),
         (["shots=5", "validation=case_00"], "5 shots are requested"),

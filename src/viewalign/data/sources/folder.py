@@ -174,6 +174,8 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
         for relative in sorted(paired_label_maps(stems)):
             contents.label_files.append(root / relative)
             del stems[relative]
+    if (pattern := options.subject_pattern) and stems and not any(pattern.search(str(one)) for one in stems):
+        contents.notes.append(f"subject_pattern matches none of the {len(stems)} paths, such as {next(iter(stems))}")
     plain = []
     for relative, names in _named(stems, options).items():
         inner = dataset if options.subject_pattern else dataset_above_subject(relative) or dataset
