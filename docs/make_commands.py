@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def _sections(path: str, command: Any) -> Iterator[str]:
     yield f"## {name}\n\n```text\n{' '.join([path, *words])}\n```\n\n{_text(command)}\n"
     rows = [(f"`{_input(one)}`", one.help or "") for one in inputs]
     options = [one for one in command.params if one not in inputs and not _SHARED & set(one.opts)]
-    rows += [(f"`{', '.join(one.opts)}`", one.help or "") for one in options]
+    rows += [(f"`{', '.join(one.opts)}`", (one.help or "") + " Required." * one.required) for one in options]
     if rows:
         yield "| | |\n|---|---|"
         yield from (f"| {left} | {_cell(right)} |" for left, right in rows)
@@ -56,19 +57,26 @@ def _input(one: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return _bold(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _bold(text: str) -> str:
+    return re.sub(r"\[/?(?:b|bold)\]", "**", text).replace("\\[", "[")
 
 
 def _text(command: Any) -> str:
     """Return the help as Markdown: headings in bold, examples and tables of the terminal as blocks."""
-    text = inspect.cleandoc(command.help or "").replace("\b", "")
-    text = re.sub(r"\[/?(?:b|bold)\]", "**", text).replace("\\[", "[")
-    parts = []
+    text = _bold(inspect.cleandoc(command.help or "").replace("\b", ""))
+    parts: list[str] = []
     for part in (one.strip("\n") for one in text.split("\n\n")):
         lines = part.splitlines()
         code = all(line.startswith(("viewalign ", "  ")) for line in lines if line) and bool(lines)
         columns = len(lines) > 1 and any(re.search(r"\S {3,}\S", line) for line in lines)
-        parts.append(f"```text\n{part}\n```" if code or columns else _cell(part))
+        block = f"```text\n{textwrap.dedent(part)}\n```" if code or columns else _cell(part)
+        if code and parts and parts[-1].endswith("```"):
+            parts[-1] = parts[-1].removesuffix("```") + block.removeprefix("```text\n")
+        else:
+            parts.append(block)
     return "\n\n".join(part for part in parts if part)
 
 

@@ -84,3 +84,11 @@ def test_readme_shows_the_two_commands():
     text = (DOCS.parent / "README.md").read_text()
     for command in ("make demo", "make test", "viewalign pretrain", "viewalign export"):
         assert command in text
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_every_row_belongs_to_a_table(page):
+    """A row after an empty line is shown as text, unless it begins a table."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    first = re.findall(r"(?:^|\n\n)\|[^\n]*\n(.*)", text)
+    assert [line for line in first if not line.startswith("|---")] == []

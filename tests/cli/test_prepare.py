@@ -91,6 +91,7 @@ def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
         (["-workers", "4"], "workers=4"),
         (["-x"], "has no flag -x"),
         (["more"], "'more'"),
+        (["spacing", "=", "2"], "without spaces"),
     ],
 )
 def test_wrong_settings_are_explained(tmp_path: Path, scans: Path, arguments: list[str], sentence: str) -> None:

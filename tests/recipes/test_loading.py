@@ -101,6 +101,7 @@ def test_overrides_of_every_kind():
         ("optim.lr=-1", "optim.lr = -1: must be greater than 0"),
         ("views.patch_size=[1,2]", "one number or three"),
         ("views.overlap=[0.9,0.2]", "0 < low ≤ high ≤ 1"),
+        ("views.overlap=0.5", "views.overlap = 0.5: needs two numbers, LOW,HIGH, not 0.5."),
         ("batch=many", "batch = 'many'"),
         ("nonsense", "write key=value"),
         ("views.patch_size=[1", "cannot be read"),
@@ -124,6 +125,14 @@ def test_unknown_recipes_and_files(tmp_path):
     (tmp_path / "odd.yaml").write_text("optim: {learningrate: 1}\nsteps: 3")
     with pytest.raises(UserError, match=r"'optim\.learningrate'.*'optim\.lr'"):
         loading.load(str(tmp_path / "odd.yaml"))
+
+
+def test_a_run_is_not_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").touch()
+    with pytest.raises(UserError, match=r"by its recipe, run/config\.yaml"):
+        loading.load("run")
 
 
 def test_a_recipe_based_on_itself_is_a_sentence(tmp_path, monkeypatch):

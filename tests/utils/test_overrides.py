@@ -84,6 +84,7 @@ def test_the_nearest_is_by_the_last_part_first():
     assert closest("view.sise", known) == " (did you mean 'views.patch_size'?)"
     assert closest("judges.tuned.stepps", ["steps", "rate"]) == " (did you mean 'steps'?)"
     assert closest("quite another thing", known) == ""
+    assert closest("pretext.foo", ["pretext", "steps"]) == "", "a group is no spelling of its settings"
 
 
 def test_each_key_is_reported_once_with_its_value():

@@ -45,7 +45,7 @@ def probe(
     context: typer.Context,
     task: Task,
     encoders: Annotated[
-        list[str], typer.Argument(metavar="ENCODER", help="Runs, exports or checkpoints.", show_default=False)
+        list[str], typer.Argument(metavar="ENCODER", help="Encoders, as for `viewalign embed`.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON file to write.")] = Path("probe.json"),
 ) -> Result:
@@ -124,7 +124,7 @@ def compare(
         typer.Option("-o", "--out", help="Folder for comparison.json and comparison.html.", show_default=False),
     ] = None,
 ) -> Result:
-    """Compare two results on the same cases: difference of B and A, 95 % interval, p-value.
+    """Compare two results on the same cases: difference B − A, 95 % interval, p-value.
 
     Both are evaluations of segmentations, or fine-tunings for classification or regression (compared on test cases
     if both have some, otherwise on held-out cases), as detected from the files. Cases are paired by name. The interval

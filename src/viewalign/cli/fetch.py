@@ -31,9 +31,9 @@ def fetch(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="Destination. Default: NAME.", show_default=False),
+        typer.Option("-o", "--out", metavar="FOLDER", help="Destination. Default: NAME.", show_default=False),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the licence without confirmation.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Accept the licence without confirmation.")] = False,
 ) -> Result:
     """Download data or weights.
 

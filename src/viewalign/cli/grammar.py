@@ -209,6 +209,8 @@ class Command(TyperCommand):
         inputs = " ".join(param.metavar for param in self.params if param.param_type_name == "argument")
         model = self._model(ctx)
         hint = "" if model is None else f" Settings are written key=value, such as {next(setting_names(model))}=…"
+        if "=" in ctx.args:
+            hint = " Settings are written key=value, without spaces."
         return f"Unexpected argument '{word}'. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
 
 

@@ -56,7 +56,7 @@ def index(
 
     viewalign index 'study/*/T1.nii.gz' more_scans -o catalogue.json
 
-    viewalign index images.csv    [i](columns path, subject, session, modality, dataset, masks)[/i]
+    viewalign index images.csv      # columns path, subject, modality, …
 
     viewalign index ~/scans subject_pattern='(?P<subject>P\d+)_(?P<session>v\d)'
 

@@ -33,17 +33,17 @@ def pretrain(
     keys that the recipe's method does not use.
     Ctrl-C and SIGTERM finish the step, save a checkpoint, and print how to resume.
 
-    A first test, on any laptop:
-      viewalign pretrain cva-resenc-xs store -o run
+    `viewalign recipes NAME` prints a recipe with all its settings; defaults shown here are those of an empty recipe.
 
-    The published network and views, started or resumed by the same command:
-      viewalign pretrain cva-resenc-l store -o run --resume
+    [b]Examples[/b]
 
-    With other settings:
-      viewalign pretrain cva-primus-m store -o run batch=8 optim.lr=2e-4
+    viewalign pretrain cva-resenc-xs store -o run         # a first test
 
-    With a linear probe on a small labelled task during pretraining (see `viewalign probe`):
-      viewalign pretrain cva-resenc-l store -o run validate.probe.task=TASK validate.probe.every=2500
+    viewalign pretrain cva-resenc-l store -o run --resume # starts or resumes
+
+    viewalign pretrain cva-primus-m store -o run batch=8 optim.lr=2e-4
+
+    viewalign pretrain mine.yaml store -o run validate.probe.task=task
     """
     import viewalign
 

@@ -109,11 +109,11 @@ def _checked(tree: dict[str, Any], source: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + format_validation_error(problem, named)) from None
+        raise UserError(f"{source}: {format_validation_error(problem, named)}.") from None
     try:
         pretext = registry.resolve_method_settings(recipe.method, recipe.pretext)
     except ValidationError as problem:
-        raise UserError(f"{source}: " + format_validation_error(problem, named, "pretext.")) from None
+        raise UserError(f"{source}: {format_validation_error(problem, named, 'pretext.')}.") from None
     return recipe.model_copy(update={"pretext": pretext})
 
 
@@ -182,6 +182,8 @@ def read_chain(
 
 def _unknown(name: str, kind: Literal["recipe", "study"], known: Sequence[str]) -> str:
     """Return the message for a name that is neither a file nor one of the package's."""
+    if (Path(name) / "config.yaml").is_file():
+        return f"{name} is a run. Resume or repeat it by its recipe, {name}/config.yaml."
     if Path(name).suffix in {".yaml", ".yml"} or Path(name).name != name:
         return f"There is no file {name}."
     listing = {"recipe": "viewalign recipes", "study": "viewalign study --list"}[kind]

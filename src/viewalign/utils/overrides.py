@@ -25,6 +25,8 @@ _REASONS = {
     "less_than": "must be less than {lt:g}",
     "less_than_equal": "must be at most {le:g}",
     "literal_error": "must be {expected}",
+    "model": "is a group of settings, not a value; write GROUP.SETTING=VALUE",
+    "dict": "must be a mapping, such as '{{name: 1}}'",
 }
 """What a value must be, by type of pydantic's error without its ending."""
 
@@ -80,7 +82,7 @@ def diff_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
 
 def closest(word: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known dotted key that is most similar to a word, or an empty string."""
-    names = list(known)
+    names = [name for name in known if not word.startswith(f"{name}.")]
     alike = [name for name in names if name.lower() == word.lower()]
     if alike:
         return _meant(alike)

@@ -47,6 +47,14 @@ def as_triple(value: object) -> object:
     return parts
 
 
+def as_pair(value: object) -> object:
+    """Read `LOW,HIGH` as a list of two."""
+    parts = as_list(value)
+    if isinstance(parts, list) and len(parts) != 2:
+        raise ValueError(f"needs two numbers, LOW,HIGH, not {', '.join(map(str, parts)) or 'none'}")
+    return parts
+
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -55,7 +63,7 @@ Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(as_triple)]
 """Three voxel counts in array order (D, H, W); a single number means a cube."""
 Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_triple)]
 """Three voxel sizes in mm in array order (D, H, W); a single number applies to all axes."""
-Range = Annotated[tuple[float, float], BeforeValidator(as_list)]
+Range = Annotated[tuple[float, float], BeforeValidator(as_pair)]
 """Lower and upper bound."""
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
