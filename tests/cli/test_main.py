@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
-from viewalign.cli.grammar import MODELS, model_of, reflowed
+from viewalign.cli.grammar import MODELS, command, model_of, reflowed
 from viewalign.cli.main import app, run
 from viewalign.utils.settings import describe
 
@@ -87,17 +88,25 @@ def test_version_and_no_arguments(capsys):
         (["prepare"], "viewalign prepare needs SOURCE"),
         (["gain", "store"], "needs --labelled DATA"),
         (["finetune", "segmentation", "4"], "For example: viewalign finetune segmentation 4 run -o liver"),
-        (["settings", "prepair"], "'prepair'"),
+        (["settings", "prepair"], "'prepair' has settings (did you mean 'prepare'?)"),
+        (["export", "run", "hub=me"], "hub = 'me': must be OWNER/NAME"),
+        (["export", "tuned"], "format=onnx"),
         (["report", "nowhere"], "nowhere"),
         (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),
     ],
 )
 def test_mistakes_are_explained_in_a_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuned" / "fold_0").mkdir(parents=True)
+    (tmp_path / "tuned" / "fold_0" / "model.json").touch()
     code, _, err = call(capsys, *arguments)
     assert code == 1
     assert sentence in err.replace("\n", " ")
     assert "Traceback" not in err
+
+
+def test_the_next_command_is_quoted():
+    assert command("export", Path("my run")) == "viewalign export 'my run'"
 
 
 def test_recipes_print_in_full(capsys):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from viewalign.recipes import loading
 def test_every_recipe_is_valid_and_described(name):
     recipe = loading.load(name)
     assert recipe.method
-    assert len(loading.headline(name)) > 20
+    assert re.fullmatch(r".{20,}\.", loading.headline(name)), "a complete sentence"
 
 
 def test_the_published_settings():

@@ -121,6 +121,12 @@ def test_a_folder_that_does_not_exist_is_something_to_watch(tmp_path):
     assert "does not exist" in finding.found
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "catalogue.json").touch()
+    (finding,) = findings(folders=(inspect_folder(tmp_path / "catalogue.json"),))
+    assert (finding.level, finding.found) == ("watch", "is a file")
+
+
 def test_file_system_of_the_deepest_mount(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text(

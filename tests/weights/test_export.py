@@ -13,7 +13,7 @@ from torch import nn
 import viewalign
 from viewalign.errors import UserError
 from viewalign.weights.encoder import build_untrained, load_encoder, read_facts
-from viewalign.weights.export import export_run
+from viewalign.weights.export import export_nnssl, export_run
 
 SIZE = (16, 16, 24)
 
@@ -127,6 +127,19 @@ def test_teacher_weights_differ_from_the_student_s(tiny_run, tmp_path):
     out = load_encoder(export_run(tiny_run, tmp_path / "t", "teacher"))
     assert torch.equal(out(images).pooled, teacher(images).pooled)
     assert not torch.equal(out(images).pooled, load_encoder(tiny_run)(images).pooled)
+
+
+def test_only_an_earlier_export_is_replaced(tiny_run, exported, tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "brain.nii.gz").write_bytes(b"not to be lost")
+    for export in (export_run, export_nnssl):
+        with pytest.raises(UserError, match=r"contains brain\.nii\.gz, which is no part of an export"):
+            export(tiny_run, tmp_path / "scans")
+        with pytest.raises(UserError, match="is a file"):
+            export(tiny_run, tiny_run / "config.yaml")
+    assert (tmp_path / "scans" / "brain.nii.gz").read_bytes() == b"not to be lost"
+    again = export_run(tiny_run, tmp_path / "twice"), export_run(tiny_run, tmp_path / "twice")
+    assert sorted(one.name for one in again[1].iterdir()) == sorted(one.name for one in exported.iterdir())
 
 
 def test_an_untrained_encoder_is_the_same_for_the_same_seed(tiny_run):

@@ -18,6 +18,13 @@ def test_runs_one_level_below_are_named(tmp_path):
             call(tmp_path)
 
 
+def test_the_run_above_a_folder_or_a_file_is_named(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints").mkdir()
+    for name, reason in (("checkpoints", "no config.yaml"), ("config.yaml", "it is a file")):
+        assert str(no_run(tmp_path / name)).endswith(f"{reason}. The folder above it is a run: {tmp_path}.")
+
+
 @pytest.mark.parametrize(("name", "reason"), [("empty", "config.yaml"), ("nowhere", "no such folder")])
 def test_a_folder_without_runs(name, reason, tmp_path):
     (tmp_path / "empty").mkdir()

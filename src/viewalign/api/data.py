@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viewalign.errors import UserError, report_os_errors, usual_reason
+from viewalign.utils.io import check_suffix
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def index(
     wanted = checked(IndexSettings, settings)
     if Path(out).is_dir():
         raise UserError(f"The catalogue {out} cannot be written: it is a folder. Name a file, such as {out}.json.")
+    check_suffix(Path(out), ".json")
     report = None if on_progress is None else lambda done, total: on_progress("Reading headers", done, total)
     pattern = None if wanted.subject_pattern is None else re.compile(wanted.subject_pattern)
     names = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.api.data import stage
 from viewalign.errors import UserError, report_os_errors
+from viewalign.utils.io import check_suffix
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def embed(
     from viewalign.evaluation.settings import EmbedSettings
 
     wanted = checked(EmbedSettings, settings)
+    if out is not None:
+        check_suffix(Path(out), ".npz", ".parquet")
     spec, listed = _cases_of(cases)
     network, preprocessor = encoder_and_preprocessor(
         str(encoder), spec, wanted.patch_size, wanted.spacing, wanted.pool, channels=wanted.channels
@@ -122,6 +125,7 @@ def probe(
 
     paths = [encoders] if isinstance(encoders, str | Path) else encoders
     wanted = checked(ProbeSettings, settings)
+    check_suffix(Path(out), ".json")
     return run_probe([str(one) for one in paths], task, Path(out), wanted)
 
 

@@ -95,15 +95,20 @@ def _nnunet(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
         use = "  nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m"
         return Exported(target, "\n".join(f"Model: {folder}\n{use} {folder}" for folder in folders))
     if wanted.dataset is None:
-        raise UserError(f"{run} is not a fine-tuning; set the dataset of the plan: dataset=NUMBER.")
+        raise UserError(f"{run} is no fine-tuned segmentation. For a plan of an encoder, set dataset=NUMBER.")
     written = package.export_start(str(run), wanted.dataset, out or Path("nnunet-export"))
     lines = [f"Plan:       {written.plan}", f"Checkpoint: {written.checkpoint}", "", *written.commands]
     return Exported(written.checkpoint, "\n".join(lines))
 
 
 def _encoder(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
+    from viewalign.finetuning.segmentation.settings import FILE
     from viewalign.weights.export import export_run
 
+    if (run / FILE).is_file():
+        raise UserError(f"{run} is a fine-tuned segmentation: export it with format=nnunet.")
+    if any(run.glob("fold_*/model.json")):
+        raise UserError(f"{run} is a fine-tuned classification or regression: export it with format=onnx.")
     folder = export_run(run, out, wanted.weights, wanted.licence, wanted.cite)
     files = sorted(folder.iterdir())
     lines = [f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)" for file in files]

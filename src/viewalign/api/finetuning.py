@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from viewalign.api.data import stage
 from viewalign.errors import UserError, report_os_errors
+from viewalign.utils.io import check_suffix
 from viewalign.utils.main_guard import check_main_guard
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.settings import checked, nested
@@ -193,6 +194,8 @@ def predict(
     from viewalign.finetuning.classification import predict as predicting
 
     table, listener = None if out is None else Path(out), stage(on_progress, "Predicting")
+    if table is not None:
+        check_suffix(table, ".csv")
     found = predicting.predict(Path(model), cases, table, machine.device, wanted.tta, listener, wanted.workers)
     return Predictions(found.columns, found.values, {}, found.excluded)
 

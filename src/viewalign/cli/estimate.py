@@ -12,6 +12,7 @@ import typer
 from viewalign.cli.grammar import Result, settings_of
 from viewalign.cli.prepare import Source
 from viewalign.utils.console import stages
+from viewalign.utils.io import check_suffix
 
 if TYPE_CHECKING:
     from viewalign.training.estimate import Estimate
@@ -42,6 +43,8 @@ def estimate(
     """
     import viewalign
 
+    if out is not None:
+        check_suffix(out, ".json")
     with stages() as report:
         found = viewalign.estimate(source, recipe, on_progress=report, **settings_of(context))
     if out is not None:

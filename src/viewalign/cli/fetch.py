@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import Result, settings_of
+from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def _fetch_data(name: str, out: Path | None, patterns: list[str], yes: bool) -> 
 
 
 def _fetched(folder: Path, text: str, facts: dict[str, int]) -> Result:
-    return Result({"folder": folder, **facts}, f"{folder}: {text}.\nNext: viewalign index {folder} -o catalogue.json")
+    return Result(
+        {"folder": folder, **facts}, f"{folder}: {text}.\nNext: {command('index', folder, '-o', 'catalogue.json')}"
+    )
 
 
 def _fetch_weights(name: str, out: Path | None, patterns: tuple[str, ...], yes: bool) -> Result:
@@ -119,7 +121,7 @@ def _fetch_weights(name: str, out: Path | None, patterns: tuple[str, ...], yes: 
     text = f"{folder}: {count} files fetched or checked."
     weights = next((file for kind in ("*.safetensors", "*.pth", "*.ckpt") for file in sorted(folder.rglob(kind))), None)
     if weights:
-        text += f"\nNext: viewalign pretrain RECIPE store -o run init={weights}"
+        text += f"\nNext: {command('pretrain', 'RECIPE', 'store', '-o', 'run', f'init={weights}')}"
     return Result({"folder": folder, "files": count, "weights": weights}, text)
 
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext, redirect_stdout
@@ -75,6 +76,11 @@ class Result:
             self.text()
         elif self.text:
             typer.echo(self.text)
+
+
+def command(*words: object) -> str:
+    """Return a command of viewalign as a line for a shell; words with spaces are quoted."""
+    return shlex.join(["viewalign", *map(str, words)])
 
 
 def model_of(command: str) -> type[Settings] | None:
@@ -193,7 +199,7 @@ class Command(TyperCommand):
         if key in names:
             return f"{flag} is a setting, not a flag: write {key}={value}"
         flags = [name for option in self.params for name in option.opts if name.startswith("--")]
-        near = suggest(key, names) or similar(flag, flags, cutoff=0.6)
+        near = suggest(key, names) or similar(flag, flags, cutoff=0.7)
         settings = " Settings are written key=value; see --help." if names else " See --help."
         return f"{ctx.command_path} has no flag {flag}{near}.{settings}"
 

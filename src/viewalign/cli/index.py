@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from viewalign.cli.grammar import Result, settings_of
+from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.utils.console import EXIT_CODE, print_first, show_excluded, stages
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def index(
     lines = [f"Catalogue: {out}", f"Page:      {page_path(out)}"]
     lines += [f"Suspect:   {findings_path(out)}"] if summary["suspects"] else []
     lines += [f"Excluded:  {excluded_path(out)}"] if found.excluded else []
-    lines.append(f"Next: viewalign prepare {out} -o store")
+    lines.append(f"Next: {command('prepare', out, '-o', 'store')}")
     facts = {"catalogue": out, "page": page_path(out), "excluded_files": excluded_path(out), **summary}
     return Result(facts, partial(_print, summary, lines), EXIT_CODE if found.excluded else 0)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewalign.cli.grammar import Result, settings_of
+from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.cli.index import show_audit
 from viewalign.utils.console import EXIT_CODE, show_excluded, stages
 
@@ -143,7 +143,7 @@ def _end(out: Path, report: PrepareReport) -> list[str]:
         f"Page:   {out / 'report.html'}",
     ]
     if report.prepared:
-        lines.append(f"Next:   viewalign pretrain cva-resenc-xs {out} -o run")
+        lines.append(f"Next:   {command('pretrain', 'cva-resenc-xs', out, '-o', 'run')}")
     return lines
 
 

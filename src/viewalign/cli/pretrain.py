@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from viewalign.cli.grammar import Result, settings_of
+from viewalign.cli.grammar import Result, command, settings_of
 
 
 def pretrain(
@@ -54,6 +54,6 @@ def pretrain(
     report, step, steps, finished = run.folder.report, run.step, run.steps, run.finished
     facts = {"folder": folder, "report": report, "step": step, "steps": steps, "finished": finished}
     if finished:
-        return Result(facts, f"Done: {step} steps. Report: {report}\nNext:   viewalign export {folder}")
-    resume_with = f"  viewalign pretrain {folder / 'config.yaml'} --resume"
-    return Result(facts, f"Stopped and saved at step {step} of {steps}. Resume with\n{resume_with}", run.exit_code)
+        return Result(facts, f"Done: {step} steps. Report: {report}\nNext:   {command('export', folder)}")
+    resume_with = command("pretrain", (folder / "config.yaml").absolute(), "--resume")
+    return Result(facts, f"Stopped and saved at step {step} of {steps}. Resume with\n  {resume_with}", run.exit_code)

@@ -9,6 +9,7 @@ import typer
 
 from viewalign.cli.grammar import MODELS, Result, model_of
 from viewalign.errors import UserError
+from viewalign.utils.overrides import similar
 
 if TYPE_CHECKING:
     from viewalign.utils.settings import Setting
@@ -93,7 +94,8 @@ def settings(
     model = model_of(name)
     if model is None:
         if name:
-            raise UserError(f"There is no command '{name}' with settings; use one of {', '.join(sorted(MODELS))}.")
+            near = similar(name, MODELS)
+            raise UserError(f"No command '{name}' has settings{near}. `viewalign settings` lists those that have some.")
         return Result({"commands": sorted(MODELS)}, "\n".join(sorted(MODELS)))
     found = list(describe(model))
     return Result({"command": name, "settings": found}, "\n".join(_as_yaml(found)))

@@ -110,8 +110,11 @@ def write_submission(
         pool: pooling of an encoder's feature maps.
 
     Raises:
-        UserError: no trained model, and no encoder; or settings of an encoder for a fine-tuning.
+        UserError: no trained model, and no encoder; settings of an encoder for a fine-tuning; or a folder with other
+            files.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / "predict.py").is_file():
+        raise UserError(f"{out} is not empty and contains no submission. Name a new folder with -o.")
     target, extras = out / "model", "tasks"
     is_segmentation, is_task = segmentation.is_segmentation(Path(model)), any(Path(model).glob(f"fold_*/{FACTS}"))
     if (is_segmentation or is_task) and (patch_size, spacing, pool) != (None, "pretraining", "multistage"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.requirements import OPTIONAL
+from viewalign.utils.overrides import closest
 from viewalign.utils.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def entry_of(method: str) -> Entry:
         UserError: there is no such method.
     """
     if method not in METHODS:
-        raise UserError(f"There is no method '{method}'; there are {', '.join(METHODS)}.")
+        raise UserError(f"There is no method '{method}'{closest(method, METHODS)}; there are {', '.join(METHODS)}.")
     return METHODS[method]
 
 

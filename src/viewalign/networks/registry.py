@@ -8,6 +8,7 @@ from torch import nn
 
 from viewalign.errors import UserError
 from viewalign.networks.backbone import Backbone
+from viewalign.utils.overrides import closest
 from viewalign.utils.shapes import Size
 
 RESENC: dict[str, dict[str, Any]] = {
@@ -104,7 +105,8 @@ def build_backbone(
         from viewalign.networks.primus import PrimusBackbone  # imports timm, which takes seconds
 
         return PrimusBackbone(name, size, channels, drop_path, key)
-    raise UserError(f"There is no network '{name}'; there are {', '.join(network_names())}.")
+    near = closest(name, network_names())
+    raise UserError(f"There is no network '{name}'{near}; there are {', '.join(network_names())}.")
 
 
 def build_plain(name: str, size: Size) -> nn.Module:

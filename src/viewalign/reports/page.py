@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from viewalign.errors import UserError
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import atomic_write, check_suffix
 
 
 def file_text(name: str) -> str:
@@ -30,8 +30,9 @@ def save_page(path: Path, text: str) -> Path:
     """Write a page atomically and return its path.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or its name does not end in .html.
     """
+    check_suffix(path, ".html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:

@@ -290,6 +290,8 @@ def _folder(folder: FolderInfo) -> Finding:
     level: Level = "watch"
     if not folder.writable:
         level, text, remedy = "bad", f"{text}, cannot be written", "Choose another folder, or change its permissions."
+    elif folder.path.is_file():
+        text, remedy = "is a file", "Name the folder of a store or of runs."
     elif not folder.exists:
         text = f"does not exist; it would be on {text}"
         remedy = "Check the name. A run or a store to be written need not exist yet."

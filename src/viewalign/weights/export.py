@@ -32,6 +32,8 @@ from viewalign.weights.token_order import HDW_PREFIX
 _STEPS_PER_EPOCH = 250
 _NNSSL_FILES = ("checkpoint_final.pth", "adaptation_plan.json")
 CONFIG_FILE = "config.json"
+_OWN_FILES = {*_NNSSL_FILES, CONFIG_FILE, "encoder.safetensors", "encoder.json", "README.md"}
+"""All files of exports; a folder with others is not replaced."""
 
 
 def export_run(
@@ -118,17 +120,22 @@ def export_fomo(run: str | Path, out: str | Path | None = None, weights: Weights
     try:
         write_bytes(target, _saved(flat))
     except OSError as problem:
-        raise UserError(f"The export could not be written to {target}: {problem}.") from None
+        raise UserError(f"The export could not be written to {target}: {problem.strerror}.") from None
     return target
 
 
 @contextmanager
 def _writing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `target` when the block succeeds.
+    """Yield an empty folder that replaces an earlier export in `target` when the block succeeds.
 
     Raises:
-        UserError: the disk cannot be written.
+        UserError: `target` is a file or contains other files than an export, or the disk cannot be written.
     """
+    target = target.absolute()
+    others = sorted(one.name for one in target.iterdir() if one.name not in _OWN_FILES) if target.is_dir() else []
+    if others or target.is_file():
+        what = f"contains {others[0]}, which is no part of an export" if others else "is a file"
+        raise UserError(f"{target} {what}. Name a new or empty folder with -o.")
     partial = target.with_name(f".writing-{target.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -137,7 +144,8 @@ def _writing(target: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
     except (OSError, RuntimeError, SafetensorError) as problem:
-        raise UserError(f"The export could not be written to {target}: {problem}.") from None
+        reason = getattr(problem, "strerror", None) or problem
+        raise UserError(f"The export could not be written to {target}: {reason}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -156,10 +156,13 @@ def write_config(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def no_run(folder: Path) -> UserError:
-    """Return the error for a folder without a run; runs one level below are named."""
+    """Return the error for a folder without a run; runs one level below or above are named."""
     below = sorted(path.parent for path in folder.glob("*/config.yaml")) if folder.is_dir() else []
     hint = f" Runs in it: {', '.join(str(path) for path in below[:5])}." if below else ""
-    what = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+    if (folder.parent / "config.yaml").is_file():
+        hint = f" The folder above it is a run: {folder.parent}."
+    missing = "it is a file" if folder.is_file() else "there is no such folder"
+    what = "it has no config.yaml" if folder.is_dir() else missing
     return UserError(f"{folder} contains no run: {what}.{hint}")
 
 

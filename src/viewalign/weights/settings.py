@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from viewalign.utils.settings import Settings
 
@@ -16,6 +16,12 @@ _READ_BY = {
     "nnssl": {"weights"},
     "fomo": {"weights"},
 }
+
+
+def _repository(name: str) -> str:
+    if len([part for part in name.split("/") if part]) != 2:
+        raise ValueError("must be OWNER/NAME")
+    return name
 
 
 class ExportSettings(Settings):
@@ -35,7 +41,9 @@ class ExportSettings(Settings):
     )
     licence: str | None = Field(None, description="Licence of the weights for the model card, such as cc-by-4.0.")
     cite: str = Field("", description="Further citations for the model card, besides method and software.")
-    hub: str | None = Field(None, description="Publish the export on the Hugging Face Hub as OWNER/NAME.")
+    hub: Annotated[str, AfterValidator(_repository)] | None = Field(
+        None, description="Publish the export on the Hugging Face Hub as OWNER/NAME."
+    )
     public: bool = Field(False, description="With hub: a new repository is public instead of private.")
 
     @model_validator(mode="after")

@@ -95,7 +95,10 @@ def known(name: str) -> Archive | HubDataset:
         UserError: unknown; the message lists the known ones.
     """
     if name not in DATASETS:
-        raise UserError(f"There is no dataset {name} to fetch. Known: {', '.join(DATASETS)}, and hf:OWNER/NAME.")
+        raise UserError(
+            f"There is no dataset {name} to fetch. Known: {', '.join(DATASETS)}, and hf:OWNER/NAME. "
+            "Weights are fetched by `viewalign fetch weights NAME`."
+        )
     return DATASETS[name]
 
 

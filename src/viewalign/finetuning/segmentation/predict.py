@@ -162,7 +162,13 @@ def predict(
 
     Returns:
         Name and reason of each unusable case.
+
+    Raises:
+        UserError: `out` is the folder of the images, or of a dataset.
     """
+    sources = {image.parent.resolve() for case in cases for image in case.images.values()}
+    if out.resolve() in sources or (out / "imagesTr").is_dir():
+        raise UserError(f"{out} is a folder of images; name another folder for the masks.")
     environment.check_installed()
     os.environ.update(environment.variables(None))
     os.environ.setdefault("nnUNet_def_n_proc", str(machine.processes))
