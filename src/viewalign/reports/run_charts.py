@@ -87,7 +87,7 @@ def _term(run: RunRecord, name: str) -> Chart | None:
     weight = setting(run.config, f"objectives.{name}_weight")
     weighted = {"reconstruction": _WEIGHTED, "consistency": ("cva",), "contrastive": ("cva",)}.get(name, ())
     if isinstance(weight, int | float) and setting(run.config, "method", "cva") in weighted:
-        caption = f"{caption} Weight {number(float(weight))}.".strip()
+        caption = f"{caption} Weight\u00a0{number(float(weight))}.".strip()
     lines = {"training": run.series("train", name), "held out": run.series("validation", name)}
     unit = "loss (nats)" if name == "contrastive" else "loss (no unit)"
     return line_chart(title, f"{caption}{_resumed(run)}", unit, lines, marks=_marks(run))
