@@ -82,7 +82,7 @@ def test_dicom_is_pointed_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"), [("(", "no regular expression"), ("x(?P<who>.)", "no group named subject")]
+    ("pattern", "words"), [("(", "not a regular expression"), ("x(?P<who>.)", "no group named subject")]
 )
 def test_a_wrong_pattern_is_explained(tmp_path: Path, pattern: str, words: str) -> None:
     save(tmp_path / "a.nii.gz")

@@ -57,7 +57,7 @@ def test_other_processes_of_a_run_show_nothing(capsys, monkeypatch):
 @pytest.mark.parametrize(("flag", "text"), [("-q", False), ("-v", True), ("--verbose", True)])
 def test_every_command_has_the_flags(flag, text, capsys):
     with pytest.raises(SystemExit):
-        run(["embed", "nothing", "nowhere", "-o", "x", flag])
+        run(["embed", "nothing", "nowhere", "-o", "x.npz", flag])
     written = capsys.readouterr().err
     assert ("Traceback" in written) == text
     assert "no task at nowhere" in written
