@@ -122,9 +122,11 @@ def _compute_features(
     preparing: dict[str, Any] = {"cache": plan.cache and Path(plan.cache), "workers": plan.workers}
     if plan.names and len(plan.names) != len(encoders):
         raise UserError(f"names has {len(plan.names)} names for {len(encoders)} encoders.")
-    for name, path in zip(plan.names or [Path(path).name or path for path in encoders], encoders, strict=True):
-        if name in features:
-            raise UserError(f"Two encoders are called '{name}'; set names=first,second.")
+    names = plan.names or [Path(path).name or path for path in encoders]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"Two encoders are called '{twice}'; set names=first,second.")
+    for name, path in zip(names, encoders, strict=True):
         start = read_pretrained(path)
         backbone, preprocessor = encoder_and_preprocessor(
             start, spec, plan.patch_size, plan.spacing, plan.pool, channels=plan.channels

@@ -104,6 +104,7 @@ _OTHER_NAMES = {
     "processes": "workers",
     "roisize": "patch_size",
     "size": "patch_size",
+    "steps": "epochs",
     "view": "patch_size",
     "wd": "weight_decay",
 }

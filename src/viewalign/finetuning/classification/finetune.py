@@ -36,7 +36,7 @@ from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.io import write_json, write_text
-from viewalign.utils.locks import lock_folder
+from viewalign.utils.locks import LOCK, lock_folder
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.precision import choose_device
 from viewalign.utils.settings import checked
@@ -123,9 +123,15 @@ def make_preprocessor(start: Pretrained, spec: TaskSpec, settings: TaskTraining)
 
 
 def _write_settings(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
-    """Write task and settings, after checking that they are those of a run to resume."""
+    """Write task and settings, after checking that they are those of a run to resume.
+
+    Raises:
+        UserError: a fold was begun with other settings, or the folder contains no fine-tuning but other files.
+    """
     file = out / "settings.yaml"
-    if file.is_file():
+    if not file.is_file() and any(one.name != LOCK for one in out.iterdir()):
+        raise UserError(f"{out} is not empty and contains no fine-tuning; name a new folder with -o.")
+    if file.is_file() and any(out.glob("fold_*")):
         before = checked(TaskTraining, yaml.safe_load(file.read_text()), str(file))
         if changes := settings_that_differ(before, settings):
             raise UserError(
