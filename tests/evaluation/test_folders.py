@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -194,3 +195,11 @@ def run_ok(command):
     with pytest.raises(SystemExit) as end:
         run(command)
     assert not end.value.code
+
+
+def test_evaluations_in_a_fine_tuning_are_named(tmp_path):
+    place = tmp_path / "liver" / "evaluation" / "fold-0-of-5"
+    place.mkdir(parents=True)
+    (place / "evaluation.json").touch()
+    with pytest.raises(UserError, match=re.escape(f"no evaluation at {tmp_path / 'liver'}; it has {place}.")):
+        read_evaluation(tmp_path / "liver")

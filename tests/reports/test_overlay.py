@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.reports import overlay
+from viewalign.reports.charts import SERIES
 from viewalign.reports.run_data import read_run
 
 
@@ -24,6 +25,7 @@ def test_every_quantity_has_the_lines_of_all_runs(make_run, report_rows):
     lines = [trace for trace in charts["Total loss"].figure["data"] if trace["showlegend"]]
     assert [trace["name"] for trace in lines] == ["a/run", "a/run, held out", "b/run"]
     assert lines[0]["line"]["color"] == lines[1]["line"]["color"] != lines[2]["line"]["color"]
+    assert not any(chart.figure["layout"]["showlegend"] for chart in charts.values()), "the table has the colours"
     assert lines[2]["y"] == pytest.approx(list(runs["b/run"].series("train", "loss").values))
     assert [key for key, _ in overlay.settings_that_differ(runs)] == ["steps"]
 
@@ -36,6 +38,7 @@ def test_the_command_writes_one_page_for_several_runs(make_run, report_rows, tmp
     text = page.read_text()
     assert "2 pretraining runs" in text
     assert "step 0 of" not in text
+    assert all(f'style="background:var({color})"' in text for color in SERIES[:2])
     assert str(tmp_path) not in text, "paths of the machine are not shown"
 
 

@@ -51,6 +51,9 @@ def run_probe(
     check_installed()
     spec = read_spec(task)
     cases = read_manifest(task, spec)
+    train = sum(case.split == "train" for case in cases)
+    if max(plan.shots, default=0) > train:  # before features are computed, which takes minutes
+        raise UserError(f"shots={max(plan.shots)} is more than the {train} training cases.")
     features, excluded, facts, fingerprints = _compute_features(encoders, spec, cases, plan)
     usable = join_copies([case for case in cases if case.case not in dict(excluded)], fingerprints)
     folds = evaluation_folds(usable, spec, plan.folds, plan.seed)

@@ -176,7 +176,9 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"There is no evaluation at {path}; create one with `viewalign evaluate`.") from None
+        below = sorted(one.parent for one in path.glob(f"evaluation/**/{JSON_FILE}"))
+        hint = f"it has {', '.join(map(str, below))}" if below else "create one with `viewalign evaluate`"
+        raise UserError(f"There is no evaluation at {path}; {hint}.") from None
     except ValueError as problem:
         raise UserError(f"{file} is not valid JSON: {problem}.") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("version", 0) > VERSION:

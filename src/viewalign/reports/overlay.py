@@ -24,9 +24,10 @@ _PLACES = {"data", "out", "runtime", "log", "checkpoint"}
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the table."""
+    """A run in the table; its colour is the legend of all charts."""
 
     name: str
+    color: str
     method: str
     network: str
     state: str
@@ -67,7 +68,7 @@ def render(runs: dict[str, RunRecord]) -> str:
     return render_template(
         "overlay.html",
         names=list(runs),
-        rows=[_row(name, run) for name, run in runs.items()],
+        rows=[_row(name, series_color(place), run) for place, (name, run) in enumerate(runs.items())],
         charts=overlay_charts(runs),
         differences=settings_that_differ(runs),
         version=__version__,
@@ -75,12 +76,12 @@ def render(runs: dict[str, RunRecord]) -> str:
     )
 
 
-def _row(name: str, run: RunRecord) -> Row:
+def _row(name: str, color: str, run: RunRecord) -> Row:
     network = setting(run.config, "network.name", setting(run.config, "network"))
     state = f"{run.steps:,} steps" if run.finished else f"step {run.step:,} of {run.steps:,}"
     device = str(run.facts.get("device") or "–")
     method = str(setting(run.config, "method"))
-    return Row(name, method, str(network), state, _last(run, "train"), _last(run, "validation"), device)
+    return Row(name, color, method, str(network), state, _last(run, "train"), _last(run, "validation"), device)
 
 
 def _last(run: RunRecord, kind: str) -> str:
@@ -103,8 +104,10 @@ def overlay_charts(runs: dict[str, RunRecord]) -> list[Chart]:
                 lines[f"{name}, held out"], styles[f"{name}, held out"] = held, (series_color(place), "dash")
         words = "Learning rate" if key == "lr" else TERMS.get(key, (key.replace("_", " ").capitalize(), ""))[0]
         title = f"Probe: {words}" if kind == "probe" else words
-        charts.append(line_chart(title, "", title.lower(), lines, styles))
-    return [chart for chart in charts if chart is not None]
+        if (chart := line_chart(title, "", title.lower(), lines, styles)) is not None:
+            chart.figure["layout"]["showlegend"] = False
+            charts.append(chart)
+    return charts
 
 
 def settings_that_differ(runs: dict[str, RunRecord]) -> list[tuple[str, list[str]]]:

@@ -53,9 +53,8 @@ def loss_chart(losses: Sequence[Sequence[float]]) -> Chart | None:
             traces.append(line(epochs, loss, f"fold {fold}" if len(losses) > 1 else "", series_color(fold)))
     if not traces:
         return None
-    drawn = figure(
-        traces, "epoch", "mean loss of an epoch", HEIGHT, hovermode="x unified", yaxis={"hoverformat": ".4g"}
-    )
+    layout = {"yaxis": {"hoverformat": ".4g"}, "xaxis": {"dtick": 1} if max(map(len, losses)) <= 10 else {}}
+    drawn = figure(traces, "epoch", "mean loss of an epoch", HEIGHT, hovermode="x unified", **layout)
     return Chart("Training loss", "On training cases with augmentation; it is not used for selection.", drawn)
 
 
