@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from viewalign.reports.page import data_url, number, percent, without_paths
+from viewalign.reports.page import data_url, number, percent, score, without_paths
 from viewalign.reports.pictures import area, shaded, window
 from viewalign.reports.planes import PLANES, around, corners, cut, flat, scene, section
 
@@ -20,6 +20,17 @@ def test_png_is_read_back(shape):
     head, _, data = data_url(pixels).partition(",")
     assert head == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), pixels)
+
+
+def test_scores_have_three_decimals_or_three_digits():
+    assert [score(value) for value in (0.5437, -0.002, 9.9994, 375.056, 3296.4)] == [
+        "0.544",
+        "-0.002",
+        "9.999",
+        "375",
+        "3,296",
+    ]
+    assert [score(value, "+") for value in (0.0437, -0.1, 12.34)] == ["+0.044", "-0.100", "+12.3"]
 
 
 def test_section_of_a_straight_box():

@@ -13,6 +13,7 @@ from viewalign.evaluation import task_metrics
 from viewalign.evaluation.predictions import TaskPredictions, read_predictions, write_predictions
 from viewalign.reports import task_charts
 from viewalign.reports.charts import scripts
+from viewalign.reports.page import score
 from viewalign.reports.task import render, write_page
 from viewalign.reports.task_verdict import assess
 from viewalign.tasks.manifest import TaskCase
@@ -63,7 +64,7 @@ def test_every_kind_has_its_page(tmp_path, kind):
     assert "a &amp; b" in text
     outcomes = read_predictions(tmp_path / "run")
     value = task_metrics.evaluate(kind, outcomes.truth, outcomes.predicted)[outcomes.spec.figure]
-    assert f"{value:.3f}" in re.search(r'class="headline number">(.*?)<', text)[1]
+    assert score(value) in re.search(r'class="headline number">(.*?)<', text)[1]
     titles = re.findall(r"<figcaption><strong>(.*?)</strong>", text)
     first = (
         ["Predicted against true", "Errors"]

@@ -81,6 +81,12 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def score(value: float, sign: str = "") -> str:
+    """Write a score with three decimals, from 10 on with three digits: `0.544`, `375`; `sign="+"` writes a plus too."""
+    text = f"{value:.3f}" if abs(value) < 10 else number(value)
+    return f"{sign}{text}" if value >= 0 else text
+
+
 def percent(share: float) -> str:
     """Write a fraction in percent: `0.4 %`, `12 %`."""
     if not math.isfinite(share):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from viewalign.evaluation.predictions import TaskPredictions, read_predictions
 from viewalign.finetuning.classification.finetune import LOSSES
 from viewalign.reports import task_charts, task_verdict
 from viewalign.reports.charts import Chart, scripts
-from viewalign.reports.page import counted, number, render_template, save_page, without_paths
+from viewalign.reports.page import counted, number, render_template, save_page, score, without_paths
 from viewalign.tasks.spec import TaskSpec
 
 PAGE = "report.html"
@@ -125,13 +126,13 @@ def _figure(
 ) -> Figure:
     unit = f" {spec.unit}" if spec.unit and name in _IN_UNIT else ""
     defined = value is not None and math.isfinite(value)
-    text = f"{value:.3f}{unit}" if defined else "not defined"
-    interval = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    text = f"{score(value)}{unit}" if defined else "not defined"
+    interval = "" if ends is None else f"{score(ends[0])} to {score(ends[1])}"
     bars = None
     if value is not None and defined and spec.kind != "regression":
         low, high = (value, value) if ends is None else ends
         bars = tuple(100 * min(max(v, 0.0), 1.0) for v in (value, low, high))
-    other = "" if baseline is None or not math.isfinite(baseline) else f"{round(baseline, 3) + 0.0:.3f}{unit}"
+    other = "" if baseline is None or not math.isfinite(baseline) else f"{score(round(baseline, 3) + 0.0)}{unit}"
     return Figure(WORDS.get(name, name), text, interval, name in task_metrics.LOWER_IS_BETTER, bars, other)  # type: ignore[arg-type]
 
 
@@ -156,13 +157,13 @@ def _folds(outcomes: TaskPredictions) -> list[tuple[str, int, list[str]]]:
         rows.append((f"fold {fold}", len(part.cases), [_three(value) for value in found[-1]]))
     if len(rows) > 1:
         columns = [[v for v in column if math.isfinite(v)] for column in zip(*found, strict=True)]
-        metrics = [f"{np.mean(c):.3f} ± {np.std(c, ddof=1):.3f}" if len(c) > 1 else "–" for c in columns]
+        metrics = [f"{score(fmean(c))} ± {score(stdev(c))}" if len(c) > 1 else "–" for c in columns]
         rows.append(("mean ± deviation", sum(row[1] for row in rows), metrics))
     return rows
 
 
 def _three(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+    return score(value) if math.isfinite(value) else "–"
 
 
 def _confusion(outcomes: TaskPredictions) -> list[list[tuple[int, float]]]:

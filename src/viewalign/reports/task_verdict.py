@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from viewalign.evaluation import task_metrics
 from viewalign.evaluation.predictions import TaskPredictions
-from viewalign.reports.page import number
+from viewalign.reports.page import number, score
 
 _DRAWS = 200
 _CONSTANT = {"auroc", "balanced_accuracy"}
@@ -74,9 +74,10 @@ def assess(outcomes: TaskPredictions, words: str, interval: Sequence[float] | No
         )[spec.figure]
     sign = -1.0 if spec.figure in task_metrics.LOWER_IS_BETTER else 1.0
     low, high = (-math.inf, math.inf) if ends is None else sorted((sign * ends[0], sign * ends[1]))
-    compared = f"{words} {value:.3f} instead of {other:.3f}"
+    compared = f"{words} {score(value)} instead of {score(other)}"
     if ends is not None:
-        compared += f" (difference {value - other:+.3f}, 95 % interval {ends[0]:+.3f} to {ends[1]:+.3f})"
+        difference, first, last = (score(one, "+") for one in (value - other, *ends))
+        compared += f" (difference {difference}, 95 % interval {first} to {last})"
     compared += "."
     if low > 0:
         level, start = "good", f"Better than {name}: {compared}"
