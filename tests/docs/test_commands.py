@@ -53,7 +53,7 @@ NOT_RUN = [
     (r"^viewalign study .*(minutes=|shard=|--only)", "many arms and seeds; tests/study runs small ones"),
     (r"^viewalign gain", "pretraining and many fine-tunings; tests/studies/test_gain.py runs tiny ones"),
     (r"^viewalign compare-methods", "thirteen methods and three seeds; tests/studies/test_methods.py runs two"),
-    (r"^(ls|cat|find|export|eval|tensorboard) ", "the shell's own"),
+    (r"^(ls|cat|find|export|eval|source|tensorboard) ", "the shell's own"),
 ]
 """Patterns of commands that are parsed and not run, and why."""
 

@@ -53,6 +53,11 @@ def test_the_page_keeps_names_as_text_and_shows_dashes(tmp_path):
     assert "–" in text
 
 
+def test_a_difference_from_an_arm_that_is_not_there_is_a_dash():
+    told = {"study": "s", "reference": "mae", "rows": [row("cva", [0.6], difference_mean=float("nan"))]}
+    assert "nan" not in re.sub(r"<script.*?</script>", "", study.render(told), flags=re.S)
+
+
 def test_intervals_over_cases_are_shown_where_there_are_some():
     told = {"study": "s", "reference": "mae", "rows": [row("mae", [0.5])]}
     assert "The same over cases" not in study.render(told)

@@ -49,6 +49,16 @@ def test_files_are_shown_in_radiological_convention_whatever_their_axes(tmp_path
         assert grey[10, -10] == grey[-10, 10] == 0
 
 
+def test_a_label_map_shows_the_slice_with_most_labels(tmp_path: Path) -> None:
+    array = np.zeros((9, 40, 60), dtype=np.uint8)
+    array[1, :2, :2] = array[7, :2, :1] = 3
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "label.nii.gz"))
+    ((_, url),) = file_thumbnails([str(tmp_path / "label.nii.gz")], {})
+    grey = pixels(url)
+    assert (grey[:4, :4] == 255).all()
+    assert (grey[5:] == 0).all()
+
+
 def test_images_of_a_store(tmp_path: Path) -> None:
     store = store_from_arrays(tmp_path / "store", {"a": marked(), "b": marked() * 0 + 1})
     (name, url), *rest = store_thumbnails(store, [store.ids[0], "unknown"])

@@ -53,8 +53,8 @@ def render(table: dict[str, Any]) -> str:
     for row in table["rows"]:
         groups.setdefault((row["evaluation"], row["measure"]), []).append(row)
     filters = {
-        "signed": lambda value: "–" if value is None else f"{value:+.4f}",
-        "plain": lambda value: "–" if value is None else f"{value:.4f}",
+        "signed": lambda value: "–" if value is None or math.isnan(value) else f"{value:+.4f}",
+        "plain": lambda value: "–" if value is None or math.isnan(value) else f"{value:.4f}",
     }
     return render_template(
         "study.html",

@@ -69,6 +69,8 @@ def picture(plane: Plane, ratio: float) -> str:
     size = max(1, round(rows * ratio / scale)), max(1, round(columns / scale))
     index = [np.arange(count) * length // count for count, length in zip(size, plane.shape, strict=True)]
     low, high = np.percentile(plane, (1, 99.5))
+    if low == high:  # a label map with few labelled voxels
+        low, high = plane.min(), plane.max()
     grey = np.clip((plane[np.ix_(*index)] - low) / max(float(high - low), 1e-30), 0, 1)
     return data_url((255 * grey).astype(np.uint8))
 
@@ -82,4 +84,13 @@ def _read_plane(job: tuple[Path, SeriesSource | None, int]) -> tuple[Plane, floa
     turn = reorientation_to_lps(volume.direction)
     array = turn.apply(volume.array)
     _, height, width = (volume.spacing[axis] for axis in turn.axes)
-    return np.array(array[len(array) // 2]), height / width, array.size
+    return np.array(_shown(array)), height / width, array.size
+
+
+def _shown(array: Plane) -> Plane:
+    """Return the middle slice, or the one with most foreground if that is constant, as in many label maps."""
+    middle: Plane = array[len(array) // 2]
+    if middle.min() < middle.max():
+        return middle
+    fullest: Plane = array[(array != middle.flat[0]).sum(axis=(1, 2)).argmax()]
+    return fullest
