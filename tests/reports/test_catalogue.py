@@ -12,7 +12,7 @@ import pytest
 from viewalign.data.indexing import index_sources
 from viewalign.data.readers.itk import sitk
 from viewalign.data.summary import summarise, write_summary
-from viewalign.reports.catalogue import render, write_index_page
+from viewalign.reports.catalogue import caption, render, write_index_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -81,3 +81,15 @@ def test_many_images_make_no_endless_page(summary: dict[str, Any]) -> None:
     page = render(summary, "cat.json")
     assert len(page) < 1_000_000
     assert "7000 more are in the JSON file" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        ("/data/sub-01/T1w.nii.gz", "T1w.nii.gz"),
+        ("viewalign__ds__sub-01__ses-02__T1w", "sub-01 · ses-02 · T1w"),
+        ("viewalign__scans__brain_7__ses-DEFAULT__brain_7", "brain_7"),
+    ],
+)
+def test_a_caption_is_short(file: str, shown: str) -> None:
+    assert caption(file) == shown

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from viewalign.data.catalogue import SeriesSource
+from viewalign.data.catalogue import DEFAULT_SESSION, SeriesSource
 from viewalign.data.store import Store
 from viewalign.data.summary import size_text
 from viewalign.reports.page import leaf, render_template, save_page
@@ -74,6 +74,7 @@ def render(
         audit=[(row, row["files"][:_EXAMPLES]) for row in summary["audit"]],
         pictures=pictures or {},
         leaf=leaf,
+        caption=caption,
         summary=summary,
         rows=entries[:_MOST_ROWS],
         datasets=summary["datasets"][:_MOST_DATASETS],
@@ -89,6 +90,13 @@ def render(
             ("Number of voxels, millions", _histogram([float(np.prod(entry["shape"])) / 1e6 for entry in entries])),
         ],
     )
+
+
+def caption(file: str) -> str:
+    """Return a file's name, or the subject, session and image of an id of a store."""
+    words = leaf(file).split("__")
+    named = [word for word in dict.fromkeys(words[2:]) if word != DEFAULT_SESSION]
+    return " · ".join(named) if len(words) == 5 else leaf(file)
 
 
 def _bars(counts: dict[str, int]) -> list[tuple[str, int, float]]:
