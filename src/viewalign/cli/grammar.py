@@ -212,7 +212,7 @@ class Command(TyperCommand):
         return f"{about} For example: {example}" if example else f"{about} See {ctx.command_path} -h."
 
     def _about_argument(self, ctx: Any, word: str) -> str:
-        inputs = " ".join(param.metavar for param in self.params if param.param_type_name == "argument")
+        inputs = " ".join(param.metavar or "" for param in self.params if param.param_type_name == "argument")
         model = self._model(ctx)
         hint = "" if model is None else f" Settings are written key=value, such as {next(setting_names(model))}=…"
         if "=" in ctx.args:

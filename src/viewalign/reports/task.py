@@ -126,7 +126,7 @@ def _figure(
 ) -> Figure:
     unit = f" {spec.unit}" if spec.unit and name in _IN_UNIT else ""
     defined = value is not None and math.isfinite(value)
-    text = f"{score(value)}{unit}" if defined else "not defined"
+    text = f"{score(value)}{unit}" if value is not None and defined else "not defined"
     interval = "" if ends is None else f"{score(ends[0])} to {score(ends[1])}"
     bars = None
     if value is not None and defined and spec.kind != "regression":
