@@ -170,3 +170,13 @@ def test_labels_beside_their_image_are_reported(raw, caplog, reader):
     datasets.check(datasets.find("42", raw))
     assert "The labels of 1 cases have another position than their image" in caplog.text
     assert "case_01 (0.6 mm)" in caplog.text
+
+
+@pytest.mark.parametrize("requested", ["4", "Dataset004_Livre"])
+def test_a_dataset_in_the_current_folder_is_suggested(tmp_path, monkeypatch, requested):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Dataset004_Liver", "Dataset040_Other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset.json").touch()
+    with pytest.raises(UserError, match="mean 'Dataset004_Liver'"):
+        datasets.find(requested, tmp_path / "raw")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.folders import label_values
+from viewalign.utils.overrides import similar
 
 _NAME = re.compile(r"Dataset(\d{3})_\w+")
 _FIRST_FREE_ID = 900
@@ -114,7 +115,15 @@ def _root_of(requested: str, raw: Path) -> Path:
         return found[0]
     if folder.is_dir():
         raise UserError(f"{folder} has no dataset.json. nnU-Net's layout is dataset.json, imagesTr/ and labelsTr/.")
-    raise UserError(f"There is no dataset {requested}: no such folder, and no such name in {raw} (nnUNet_raw).")
+    raise UserError(f"There is no dataset {requested}{_nearby(requested)}: no such folder, and no such name in {raw}.")
+
+
+def _nearby(requested: str) -> str:
+    """Suggest a dataset in the current folder, by its number or a similar name."""
+    names = sorted(path.parent.name for path in Path().glob("Dataset*/dataset.json"))
+    wanted = f"Dataset{int(requested):03d}_" if requested.isdigit() else requested
+    numbered = [name for name in names if name.startswith(wanted)]
+    return similar(wanted, numbered or names, cutoff=0.5 if numbered else 0.8)
 
 
 def _description(root: Path) -> dict[str, Any]:
