@@ -39,3 +39,13 @@ def test_masks_are_not_written_among_images(tmp_path):
     for out in (tmp_path, tmp_path / "raw"):
         with pytest.raises(UserError, match="is a folder of images"):
             predict(None, cases, out, Machine.choose("cpu", 1, 1))
+
+
+@pytest.mark.parametrize("words", [["gain", "store", "--labelled", "task"], ["study", "geometry-laptop", "data"]])
+def test_a_study_does_not_write_into_a_store(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json").touch()
+    result = CliRunner().invoke(app, [*words, "-o", "store", "--dry-run"])
+    assert "store contains store.json: it has another use" in str(result.exception)
+    assert [one.name for one in (tmp_path / "store").iterdir()] == ["store.json"]

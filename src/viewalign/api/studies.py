@@ -127,7 +127,7 @@ def study(
     chosen = loading.load(str(study), changes)
     named = str(Path(study).absolute()) if Path(study).is_file() else str(study)
     command = ("study", named, *loading.flatten(changes))
-    return StudyPlan(chosen, Path(out or chosen.name), share.minutes, share.shard, command)
+    return StudyPlan(chosen, _study_folder(out or chosen.name), share.minutes, share.shard, command)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def gain(store: str | Path, labelled: str | Path, out: str | Path = "gain", **se
     from viewalign.utils.settings import nested
 
     wanted = checked(GainSettings, nested(settings))
-    return GainPlan(gain_study(Path(store), str(labelled), Path(out), wanted), Path(out), wanted.minutes)
+    folder = _study_folder(out)
+    return GainPlan(gain_study(Path(store), str(labelled), folder, wanted), folder, wanted.minutes)
 
 
 @report_os_errors()
@@ -239,7 +240,16 @@ def compare_methods(
         threads=wanted.threads,
         evaluations=evaluations | finetuning_evaluations(wanted.network, _tuned(wanted), wanted.finetune),
     )
-    return StudyPlan(chosen, Path(out or chosen.name), wanted.minutes, wanted.shard)
+    return StudyPlan(chosen, _study_folder(out or chosen.name), wanted.minutes, wanted.shard)
+
+
+def _study_folder(out: str | Path) -> Path:
+    """Return the folder of a study, which must not be a store, a run, a dataset or a task."""
+    folder = Path(out)
+    for name in ("store.json", "config.yaml", "dataset.json", "task.yaml"):
+        if (folder / name).is_file():
+            raise UserError(f"{folder} contains {name}: it has another use. Name a new folder with -o.")
+    return folder
 
 
 def _tuned(wanted: CompareMethodsSettings) -> tuple[int, ...]:

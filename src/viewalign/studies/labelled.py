@@ -143,7 +143,7 @@ def first_existing(root: Path, written: str) -> Path:
     found = next((path for path in paths if path.exists()), None)
     if found is None:
         raise UserError(
-            f"There is no {' and no '.join(map(str, paths))}. Add the folder of the data after the study's name."
+            f"There is no {' and no '.join(map(str, paths))}. Name the folder of the data in the command or in the study's file."
         )
     return found
 
@@ -169,7 +169,9 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
         UserError: no file, or missing columns or images.
     """
     if not table.is_file():
-        raise UserError(f"There is no table {table}. Add the folder of the data after the study's name.")
+        raise UserError(
+            f"There is no table {table}. Name the folder of the data in the command or in the study's file."
+        )
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     missing = [name for name in ("case", "image", "labels") if not rows or not rows[0].get(name)]
