@@ -142,9 +142,7 @@ def first_existing(root: Path, written: str) -> Path:
     paths = [root / word for word in written.split("|")]
     found = next((path for path in paths if path.exists()), None)
     if found is None:
-        raise UserError(
-            f"There is no {' and no '.join(map(str, paths))}. Name the folder of the data in the command or in the study's file."
-        )
+        raise UserError(f"There is no {' and no '.join(map(str, paths))}. Name the folder of the study's data.")
     return found
 
 
@@ -169,9 +167,7 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
         UserError: no file, or missing columns or images.
     """
     if not table.is_file():
-        raise UserError(
-            f"There is no table {table}. Name the folder of the data in the command or in the study's file."
-        )
+        raise UserError(f"There is no table {table}. Name the folder of the study's data.")
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     missing = [name for name in ("case", "image", "labels") if not rows or not rows[0].get(name)]
