@@ -66,7 +66,7 @@ RECORDS["docs/benchmarks.md"] = "the same"
 SEGMENTATION = ["README.md", "docs/from-nnunet.md", "docs/segmentation.md"]
 """Pages whose segmentations the long suite runs."""
 
-SHORT = {"README.md", "docs/index.md", "docs/preparing.md"}
+SHORT = {"README.md", "docs/index.md"}
 """Pages whose commands the short suite runs; the long one runs all. Every command is parsed in both."""
 
 EVERY = [command for page in PAGES for command in commands(page)]

@@ -20,7 +20,7 @@ from viewalign.views.samples import SampleReader
 SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=2"]
 RECOMPUTE, DROP = "runtime.recompute=true", "network.drop_path=0.2"
 CASES = [
-    pytest.param("cva-resenc-xs", ["views.patch_size=16"], 18, marks=pytest.mark.slow),
+    pytest.param("cva-resenc-xs", ["views.patch_size=16"], 18, marks=pytest.mark.long),
     pytest.param("cva-resenc-xs", ["views.patch_size=16", RECOMPUTE], 18, marks=pytest.mark.long),
     pytest.param("spark-resenc-xs", ["views.patch_size=16"], 18, marks=pytest.mark.long),
     pytest.param("cva-resenc-l", ["views.patch_size=[64,32,32]"], 28, marks=pytest.mark.long),

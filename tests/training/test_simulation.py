@@ -11,14 +11,14 @@ from viewalign.training import simulation
 from viewalign.training.simulation import Engine, simulated_peak
 
 SMALL = ["views.patch_size=32", "batch=4"]
-SHORT = {"cva", "mae", "gvsl", "pcrlv2"}
+SHORT = {"cva", "mae", "gvsl"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "settings", "gigabytes"),
     [
-        ("cva-resenc-l", ["views.patch_size=128"], 25.4),
+        pytest.param("cva-resenc-l", ["views.patch_size=128"], 25.4, marks=pytest.mark.long),
         pytest.param("cva-resenc-l", ["views.patch_size=128", "runtime.recompute=true"], 16.2, marks=pytest.mark.long),
         pytest.param("cva-primus-m", ["views.patch_size=160"], 45.5, marks=pytest.mark.long),
         pytest.param("cva-primus-m", ["views.patch_size=160", "runtime.recompute=true"], 17.1, marks=pytest.mark.long),
