@@ -60,6 +60,14 @@ def test_images_that_are_all_alike_are_no_copies() -> None:
     assert copies.images == [[0, 1]]
 
 
+def test_copies_are_listed_beside_images_that_are_too_alike(monkeypatch):
+    pairs = [(0, 1), (1, 2), (2, 3), (3, 4), (7, 8)]
+    monkeypatch.setattr(near_copies, "similar_pairs", lambda *_: iter(pairs))
+    copies = find_copies(list("abcdefghij"), [np.zeros(1, np.int8)] * 10)
+    assert copies.too_alike
+    assert (copies.images, copies.group_of) == ([[7, 8]], {"h": "h", "i": "h"})
+
+
 def test_groups() -> None:
     groups = Groups(6)
     groups.join(4, 1)

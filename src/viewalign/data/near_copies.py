@@ -70,7 +70,11 @@ def find_copies(
     kept = [group for group in groups if len(group) <= limit]
     too_alike = len(kept) < len(groups)
     group_of = {names[k]: names[group[0]] for group in kept for k in group}
-    return Copies((equal if too_alike else alike).several(), group_of, too_alike)
+    images = alike.several()
+    if too_alike:  # within groups that are too large, only equal images are copies
+        images = [group for group in images if subjects[group[0]] in group_of]
+        images += [group for group in equal.several() if subjects[group[0]] not in group_of]
+    return Copies(images, group_of, too_alike)
 
 
 def similar_pairs(fingerprints: Sequence[Fingerprint], subjects: Sequence[int]) -> Iterator[tuple[int, int]]:
