@@ -93,6 +93,7 @@ def test_an_array_that_claims_more_than_the_index_is_rejected(store):
 
 def test_a_box_larger_than_memory_is_rejected_before_it_is_taken(store, monkeypatch):
     monkeypatch.setattr("viewalign.data.store.memory_bytes", lambda: 8 * 1000)
+    monkeypatch.setattr("viewalign.data.store._FITS_ANYWHERE", 100)
     store.read(0, (0, 0, 0), (10, 10, 10))
     with pytest.raises(ExcludedImageError, match=r"1,100 voxels.*1,000"):
         store.read(0, (0, 0, 0), (10, 10, 11))

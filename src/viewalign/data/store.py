@@ -34,6 +34,8 @@ from viewalign.utils.memory import memory_bytes
 
 _BYTES = 8
 """Bytes per voxel while reading: stored numbers and float32 values are in memory together."""
+_FITS_ANYWHERE = 2**24
+"""Voxels of a box for which the memory is not looked up, 128 MB."""
 Corner = Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -228,6 +230,8 @@ def _check_size(voxels: int) -> None:
     Raises:
         ValueError: it is too large.
     """
+    if voxels <= _FITS_ANYWHERE:  # looking up the memory takes a tenth of a read
+        return
     limit = memory_bytes() // _BYTES
     if voxels > limit:
         raise ValueError(f"it claims {voxels:,} voxels; the limit of this machine is {limit:,}")
