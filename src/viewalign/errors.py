@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """A name that is too long, a missing permission, a read-only disk, a file instead of a folder or vice versa."""
+
+
+_DENIED = (errno.EACCES, errno.EPERM)
+_FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO)
+"""A failing disk, or a network share that was lost."""
 
 
 class UserError(Exception):
@@ -46,6 +52,21 @@ def is_full(problem: BaseException) -> bool:
     return isinstance(problem, OSError) and problem.errno in _FULL
 
 
+def is_access_error(problem: BaseException) -> bool:
+    """Return whether a file could not be read for want of permission or of its disk, which says nothing about it."""
+    return isinstance(problem, OSError) and problem.errno in (*_DENIED, *_FAILING)
+
+
+def os_reason(problem: BaseException) -> str:
+    """Return why a file or folder could not be read, as a clause, with what to do about common causes."""
+    code = problem.errno if isinstance(problem, OSError) else None
+    if code in _DENIED:
+        return "permission denied; allow reading it and entering the folders above it, such as with chmod -R u+rX"
+    if code in _FAILING:
+        return f"{os.strerror(code)}; check the disk or the network share"
+    return str(getattr(problem, "strerror", None) or problem)
+
+
 @contextmanager
 def report_os_errors() -> Iterator[None]:
     """Turn an `OSError` that the user can correct, such as a full disk, into a `UserError`; also a decorator.
@@ -62,6 +83,6 @@ def report_os_errors() -> Iterator[None]:
                 f"The disk is full or the quota is exceeded{where} ({problem.strerror}). Free some space and run the "
                 "same command again; finished work is kept."
             ) from None
-        if problem.errno in _UNUSABLE and problem.filename:
+        if problem.errno in (*_UNUSABLE, *_FAILING) and problem.filename:
             raise UserError(f"{str(problem.filename)[:200]} cannot be used: {problem.strerror}.") from None
         raise

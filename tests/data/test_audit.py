@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 import viewalign
@@ -16,7 +18,7 @@ def test_each_kind_has_count_files_and_option(tmp_path: Path, write_image, make_
     for seed, name in zip((0, 0, 1, 2, 3, 4), names, strict=True):
         shape = (10, 28, 20) if name.startswith("thin") else (24, 28, 20)
         write_image(tmp_path / name, make_head(seed, shape))
-    write_image(tmp_path / "e.nii", make_head(5).reshape(2, 12, 28, 20))
+    nibabel.save(nibabel.Nifti1Image(make_head(5).reshape(2, 12, 28, 20).T, np.eye(4)), tmp_path / "e.nii")
     found = {row.kind: row for row in audit(index_sources([str(tmp_path)]))}
     files = {kind: [Path(file).name for file in row.files] for kind, row in found.items()}
     assert files == {
@@ -93,3 +95,22 @@ def test_prepare_leaves_out_what_a_list_names_by_file_or_id(tmp_path: Path, writ
     ]
     page = (tmp_path / "store/report.html").read_text()
     assert "viewalign · store" in page
+
+
+@pytest.mark.parametrize("content", ['"scans/a.nii.gz"\r\n', "scans/a.nii.gz\n"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_lists_of_other_editors(tmp_path: Path, content: str, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes(content.encode(encoding))
+    assert ExclusionList.read([tmp_path / "list.txt"]).reason(Path("/x/scans/a.nii.gz")) == "it is listed in list.txt"
+
+
+def test_entries_that_match_no_image_are_reported(tmp_path: Path, write_image, make_head, caplog) -> None:
+    """An image that somebody meant to leave out would be used without a word."""
+    for name in "ab":
+        write_image(tmp_path / "scans" / f"{name}.nii.gz", make_head(ord(name)))
+    (tmp_path / "list.txt").write_text("scans/a.nii.gz\nscans\\b.nii.gz\nscans/*.nii.gz\n")
+    index = index_sources([str(tmp_path / "scans")], exclude=ExclusionList.read([tmp_path / "list.txt"]))
+    assert index.images == 1
+    assert "2 of 3 entries of the exclusion lists match no image, such as scans\\b.nii.gz" in index.notes[-1]
+    viewalign.prepare(tmp_path / "scans", tmp_path / "store", workers=0, exclude=[str(tmp_path / "list.txt")])
+    assert "2 of 3 entries" in caplog.text

@@ -20,6 +20,7 @@ from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import WorkerLost
 from viewalign.errors import UserError
+from viewalign.utils import locks
 
 SMALL = PrepareSettings(spacing=(2.0, 2.0, 2.0))
 
@@ -327,3 +328,30 @@ def test_findings_of_voxels_are_listed(tmp_path: Path, write_image, make_head) -
     ]
     prepare_records(records[:0], tmp_path / "store", PrepareSettings(), workers=0, prune=lambda _: True)
     assert not (tmp_path / "store/audit.tsv").exists()
+
+
+def test_a_second_run_does_not_remove_what_the_first_is_writing(tmp_path: Path, records, monkeypatch) -> None:
+    """The header is written under the lock; the sweep of a run that started first removed it half-written."""
+    from viewalign.data import store_header
+
+    seen = []
+    real = store_header.write_header
+
+    def write(store: Path, *rest) -> None:
+        with pytest.raises(UserError, match="is writing into"), locks.lock_folder(store):
+            pass
+        seen.append(store)
+        real(store, *rest)
+
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
+    monkeypatch.setattr(store_header, "write_header", write)
+    prepare_records(records, tmp_path / "s", PrepareSettings(), 0)
+    assert seen == [tmp_path / "s"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        prepare_records(records, tmp_path / "other", PrepareSettings(), 0)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".run.lock").touch()  # of a run that was killed before it wrote anything
+    assert prepare_records(records, tmp_path / "killed", PrepareSettings(), 0).made

@@ -175,7 +175,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(array())] * 2), str(p)),
         "2 frames",
     ),
-    "five_axes.nii": (lambda p: nifti(p, np.zeros((5, 6, 7, 2, 3), np.float32)), "6 frames"),
+    "five_axes.nii": (lambda p: nifti(p, np.zeros((5, 6, 7, 2, 3), np.float32)), "3 components"),
     "truncated.nii.gz": (lambda p: cut(p, 0.5), "damaged or truncated: the compressed stream ends too early"),
     "truncated_tail.nii.gz": (lambda p: cut(p, 0.999), "the compressed stream ends too early"),
     "truncated_header.nii.gz": (lambda p: cut(p, 0.004), "its header cannot be read"),

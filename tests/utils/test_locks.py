@@ -99,3 +99,11 @@ def test_other_errors_are_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(FileLock, "acquire", acquire)
     with pytest.raises(PermissionError), locked(tmp_path / "lock"):
         pass
+
+
+def test_a_file_or_a_broken_link_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(UserError, match=f"{name} is a file or a broken link"), lock_folder(tmp_path / name):
+            pass

@@ -56,10 +56,11 @@ def index(
     import re
 
     from viewalign.data.exclusions import ExclusionList
-    from viewalign.data.indexing import MANY, index_sources
+    from viewalign.data.indexing import index_sources
     from viewalign.data.inputs import nothing_found
     from viewalign.data.settings import IndexSettings
     from viewalign.data.sources import FindOptions
+    from viewalign.data.worker_pool import MANY
 
     wanted = checked(IndexSettings, settings)
     if Path(out).is_dir():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason
 from viewalign.utils.io import write_text
 from viewalign.utils.overrides import similar
 
@@ -232,7 +232,7 @@ def _read_json(path: Path) -> object:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not a catalogue: it is not valid JSON ({error}).") from None
     except OSError as error:
-        raise UserError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"The catalogue {path} cannot be read: {os_reason(error)}.") from None
     return raw
 
 
@@ -284,6 +284,8 @@ def _image(raw: object, where: str) -> Image:
     for key in ("name", "image_path", "modality"):
         if not isinstance(known[key], str):
             raise UserError(f"{where}: `{key}` must be a text, not {known[key]!r}.")
+        if "\0" in known[key]:
+            raise UserError(f"{where}: `{key}` contains a NUL character.")
     masks = known.get("associated_masks")
     if masks is not None:
         _keys(masks, f"{where}, associated_masks", {"anonymization_mask", "anatomy_mask"}, set())

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from viewalign.data.layout import MASK_KINDS, done_properties
-from viewalign.utils.io import PARTIAL_PREFIX, write_bytes
+from viewalign.utils.io import PARTIAL_PREFIX, raise_unless_missing, write_bytes
 
 INDEX_COLUMNS = (
     "id",
@@ -123,7 +123,7 @@ def write_index(store: Path, rows: Iterable[Row]) -> None:
 
 def rows_on_disk(store: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Yield row and properties of every complete image, from any run."""
-    for folder, _, files in os.walk(store / "volumes"):
+    for folder, _, files in os.walk(store / "volumes", onerror=raise_unless_missing):
         for name in files:
             if name.endswith(".json") and not name.startswith("."):
                 relative = (Path(folder) / name.removesuffix(".json")).relative_to(store).as_posix()

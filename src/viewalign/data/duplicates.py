@@ -18,7 +18,8 @@ from pathlib import Path
 
 from viewalign.data.file_types import suffix_of
 from viewalign.data.near_copies import Groups
-from viewalign.data.readers.dicom_files import Frame, pixel_digest
+from viewalign.data.readers.dicom_files import pixel_digest
+from viewalign.data.readers.dicom_slices import Frame
 from viewalign.data.readers.nifti import is_packed, open_stream
 from viewalign.errors import ExcludedImageError
 

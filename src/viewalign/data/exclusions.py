@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from viewalign.data.layout import read_json
-from viewalign.data.sources.table import read_table
-from viewalign.errors import UserError
+from viewalign.data.sources.table import decoded, read_table, unquoted
+from viewalign.errors import UserError, os_reason
 
 
 class ExclusionList:
@@ -21,6 +21,7 @@ class ExclusionList:
 
     def __init__(self, files: Iterable[tuple[str, str]] = ()) -> None:
         self._reasons = dict(files)
+        self._matched: set[str] = set()
         self._by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
         for file in self._reasons:
             parts = Path(file).parts
@@ -38,12 +39,21 @@ class ExclusionList:
 
     def reason(self, path: Path, image_id: str = "") -> str | None:
         """Return why an image is left out, None if it is in no list."""
-        if image_id in self._reasons:
-            return self._reasons[image_id]
-        for parts in self._by_name.get(path.name, ()):
-            if path.parts[-len(parts) :] == parts:
-                return self._reasons[str(Path(*parts))]
-        return None
+        matches = [image_id] if image_id in self._reasons else []
+        own = self._by_name.get(path.name, ())
+        matches += [str(Path(*parts)) for parts in own if path.parts[-len(parts) :] == parts]
+        self._matched.update(matches)
+        return self._reasons[matches[0]] if matches else None
+
+    def unmatched(self) -> str:
+        """Return a sentence on entries that have matched no image, perhaps misspelt; empty if there are none."""
+        left = [file for file in self._reasons if file not in self._matched]
+        if not left:
+            return ""
+        return (
+            f"{len(left)} of {len(self._reasons)} entries of the exclusion lists match no image, such as {left[0]}. An "
+            "entry is a path, the end of a path or an image id; folders and patterns are not supported"
+        )
 
 
 def _entries(path: Path) -> Iterable[tuple[str, str]]:
@@ -54,11 +64,11 @@ def _entries(path: Path) -> Iterable[tuple[str, str]]:
         elif path.suffix.lower() in (".csv", ".tsv"):
             rows = read_table(path)[1]
         else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            rows = [{"file": line.strip()} for line in lines if line.strip() and not line.startswith("#")]
+            lines = decoded(path.read_bytes()).splitlines()
+            rows = [{"file": unquoted(line)} for line in lines if line.strip() and not line.startswith("#")]
         found = [(str(Path(row["file"])), _reason(row.get("reason"), default)) for row in rows]
     except OSError as error:
-        raise UserError(f"The exclusion list {path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"The exclusion list {path} cannot be read: {os_reason(error)}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{path} is no exclusion list. It needs a column `file`, as in catalogue.audit.tsv, or a file per line."

@@ -19,6 +19,7 @@ from viewalign.data.catalogue import Record, SeriesSource
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_folders import FolderState, folder_state, folders_of
 from viewalign.data.readers.headers import detached_data
+from viewalign.utils.io import is_file
 
 _PIECE, _PIECES = 1 << 16, 4
 _REMEMBERED = 8  # DICOM folders
@@ -63,8 +64,7 @@ def _source_digest(path: Path, series: SeriesSource | None) -> bytes:
         with _one_at_a_time:  # several threads would read the same folder
             return b"".join(_folder_digest(folder, folder_state(folder)) for folder in folders)
     own = _file_digest(path)  # first, since it rejects a pipe, which would block
-    detached = detached_data(path)
-    return own + (_file_digest(detached) if detached and detached.is_file() else b"")
+    return own + b"".join(_file_digest(detached) for detached in detached_data(path) if is_file(detached))
 
 
 def folder_digest(folder: Path, state: FolderState) -> bytes:

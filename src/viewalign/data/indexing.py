@@ -19,11 +19,9 @@ from viewalign.data.readers.headers import Header, dicom_header, read_header
 from viewalign.data.readers.pointers import NOT_DOWNLOADED
 from viewalign.data.sources import Exclusion, FindOptions, ImageRecord, SourceContents, find
 from viewalign.data.sources.walk import printable
-from viewalign.data.worker_pool import default_workers, run_jobs
-from viewalign.errors import ExcludedImageError, UserError
-
-MANY = 500
-"""Files from which on it pays to start processes."""
+from viewalign.data.worker_pool import MANY, default_workers, run_jobs
+from viewalign.errors import ExcludedImageError, UserError, os_reason
+from viewalign.utils.io import is_file
 
 
 @dataclass
@@ -99,7 +97,7 @@ def index_sources(
         index.other_files.update(each.other_files)
         index.label_files.extend(printable(path) for path in each.label_files)
     everything = _not_listed(index, _once(_distinct_datasets(findings)), exclude or ExclusionList())
-    headers = _read_headers(everything, options.frames, workers, on_file)
+    headers = _read_headers(everything, options, workers, on_file)
     taken = {
         found.path: header
         for found, header in zip(everything, headers, strict=True)
@@ -166,11 +164,15 @@ def _not_listed(index: Index, everything: Sequence[ImageRecord], exclude: Exclus
     for found, reason in zip(everything, reasons, strict=True):
         if reason is not None:
             index.excluded.append(Exclusion(printable(found.path), reason))
+    index.notes.extend(filter(None, [exclude.unmatched()]))
     return [found for found, reason in zip(everything, reasons, strict=True) if reason is None]
 
 
 def _read_headers(
-    everything: Sequence[ImageRecord], frames: bool, workers: int | None, on_file: Callable[[int, int], None] | None
+    everything: Sequence[ImageRecord],
+    options: FindOptions,
+    workers: int | None,
+    on_file: Callable[[int, int], None] | None,
 ) -> list[Header | str]:
     """Return the header of each file, or the reason of its exclusion."""
     if workers is None:
@@ -180,7 +182,7 @@ def _read_headers(
     unread: list[tuple[int, ImageRecord]] = []
     for number, found in enumerate(everything):
         (known if found.header or found.stack else unread).append((number, found))  # known ones need no process
-    read = partial(_read_one, frames)
+    read = partial(_read_one, options.frames, options.labels)
     jobs = itertools.chain(run_jobs(read, known, 0), run_jobs(read, unread, workers))
     for count, ((number, _), result) in enumerate(jobs):
         headers[number] = result if isinstance(result, Header | str) else "the reader crashed on its header"
@@ -189,18 +191,20 @@ def _read_headers(
     return headers
 
 
-def _read_one(frames: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
+def _read_one(frames: bool, labels: bool, numbered: tuple[int, ImageRecord]) -> Header | str:
     """Read one header; runs in a worker."""
     found = numbered[1]
     try:
         header = found.header or (
             dicom_header(found.stack) if found.stack else read_header(found.path, frames=frames, source=found.series)
         )
+        if header.labels and not labels:
+            return "its header says that it is a label map; labels=true includes it"
         _check_masks(found)
     except ExcludedImageError as exclusion:
         return str(exclusion)
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"it cannot be read: {os_reason(error)}"
     return header
 
 
@@ -218,7 +222,7 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
         name = _free_name(found, {image.name for image in session.images})
         entry = entry_of(found, name, header)
     except OSError as error:  # removed since its header was read
-        index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {error.strerror}"))
+        index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {os_reason(error)}"))
         return False
     info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}
     if header.frames > 1:
@@ -239,7 +243,7 @@ def _check_masks(found: ImageRecord) -> None:
         ("anonymisation", masks and masks.anonymization_mask),
         ("anatomy", masks and masks.anatomy_mask),
     ):
-        if written and not resolve(written, Path()).is_file():
+        if written and not is_file(resolve(written, Path())):
             raise ExcludedImageError(f"its {kind} mask {written} does not exist")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from viewalign.data.settings import PrepareOptions, PrepareSettings
 from viewalign.data.sources import Exclusion, FindOptions
 from viewalign.errors import ExcludedImageError, UserError
 
+_log = logging.getLogger(__name__)
 Listener = Callable[[int, int], None]
 
 
@@ -55,6 +57,8 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
 def without(catalogue: Catalogue, exclude: ExclusionList) -> Catalogue:
     """Return a catalogue without the images that lists exclude, which are added to what was excluded."""
     reasons = [exclude.reason(record.path, record.image_id) for record in catalogue.records]
+    if unmatched := exclude.unmatched():
+        _log.warning("%s.", unmatched)
     pairs = list(zip(catalogue.records, reasons, strict=True))
     left_out = [Exclusion(str(record.path), reason) for record, reason in pairs if reason is not None]
     kept = [record for record, reason in pairs if reason is None]

@@ -30,6 +30,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.errors import is_access_error
 from viewalign.utils.io import PARTIAL_PREFIX, partial_write, write_bytes
 
 STORE_FORMAT = "viewalign-store"
@@ -196,14 +197,19 @@ def beside(store: Path, relative: str, suffix: str) -> Path:
 
 
 def done_properties(store: Path, relative: str) -> dict[str, Any] | None:
-    """Return the properties of a complete image, or None."""
+    """Return the properties of a complete image, or None.
+
+    Raises:
+        OSError: its files cannot be read for want of permission or of the disk, so that they may be complete.
+    """
     try:
         properties = read_json(beside(store, relative, ".json"))
         files = properties["files"]
         if all(beside(store, relative, suffix).stat().st_size == size for suffix, size in files.items()):
             return dict(properties)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        if is_access_error(problem):
+            raise
     return None
 
 

@@ -32,7 +32,7 @@ from viewalign.data.shards import (
 )
 from viewalign.data.shared_folders import SharedFolders
 from viewalign.data.sources import Exclusion
-from viewalign.data.store_header import open_for_writing
+from viewalign.data.store_header import check_folder, open_for_writing
 from viewalign.data.store_report import write_report
 from viewalign.data.worker import (
     ImageOutcome,
@@ -44,7 +44,7 @@ from viewalign.data.worker import (
     work,
 )
 from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason
 from viewalign.utils.locks import lock_folder
 
 
@@ -138,13 +138,14 @@ def prepare_records(
         _check_sources(shard.of(distinct))
     if prune is not None and not shard.whole:
         raise UserError("One part of several cannot remove images that left the catalogue; run it without a shard.")
-    open_for_writing(store, settings)
+    check_folder(store, settings)  # before a lock is created in it
     part = "" if shard.whole else f"{shard.number}-of-{shard.count}"
     with lock_folder(store, part, "divide the work: each run with its own shard=i/n"):
         if shard.whole:
             sweep_temporary(store)
         else:
             forget_part(store, shard)
+        open_for_writing(store, settings)
         run = _Run(on_progress, PrepareReport(excluded=[*excluded, *unused, *twice]))
         jobs = [
             Job(store, record, settings, _quality(record, quality or {}), limits.max_voxels)
@@ -252,16 +253,23 @@ def _check_sources(records: Sequence[Record]) -> None:
         UserError: most cannot.
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        reachable = list(
-            pool.map(lambda record: all(one.path.exists() for one in record.channels or (record,)), records)
-        )
-    missing = [record.path for record, there in zip(records, reachable, strict=True) if not there]
-    if 2 * len(missing) > len(records):
+        problems = [problem for problem in pool.map(_problem, records) if problem is not None]
+    if 2 * len(problems) > len(records):
         raise UserError(
-            f"{len(missing)} of the catalogue's {len(records)} files cannot be reached, such as {missing[0]}. Nothing "
-            "was changed. Is a disk or network share missing? To add images to a store whose earlier sources were "
-            "archived, prepare a catalogue with only the new ones."
+            f"{len(problems)} of the catalogue's {len(records)} files cannot be reached, such as {problems[0]}. "
+            "Nothing was changed. Is a disk or network share missing? To add images to a store whose earlier sources "
+            "were archived, prepare a catalogue with only the new ones."
         )
+
+
+def _problem(record: Record) -> str | None:
+    """Return the path of a file of an image that cannot be reached, with the reason."""
+    for one in record.channels or (record,):
+        try:
+            one.path.stat()
+        except OSError as error:
+            return f"{one.path} ({os_reason(error)})"
+    return None
 
 
 def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], bool]) -> int:

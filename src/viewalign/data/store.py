@@ -29,7 +29,7 @@ from viewalign.data.layout import (
 )
 from viewalign.data.quantization import dequantize
 from viewalign.data.verification import CheckedImages, image_damage
-from viewalign.errors import ExcludedImageError, UserError
+from viewalign.errors import ExcludedImageError, UserError, os_reason
 from viewalign.utils.memory import memory_bytes
 
 _BYTES = 8
@@ -109,7 +109,7 @@ class Store:
                 f"The store {folder} was not finished. Run the same `viewalign prepare` again; it does what is missing."
             ) from None
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"The index of the store {folder} cannot be read: {error}.") from None
+            raise UserError(f"The index of the store {folder} cannot be read: {os_reason(error)}.") from None
         if missing:
             raise UserError(f"The index of the store {folder} lacks the column `{missing[0]}`.")
         try:
@@ -192,7 +192,7 @@ class Store:
         try:
             return dict(read_json(beside(self.path, self._paths[k], ".json")))
         except (OSError, ValueError, TypeError) as error:
-            raise ExcludedImageError(f"the properties of {self.ids[k]} cannot be read: {error}") from None
+            raise ExcludedImageError(f"the properties of {self.ids[k]} cannot be read: {os_reason(error)}") from None
 
     def _check(self, k: int) -> None:
         """Compare the files of image k with their checksums.
@@ -201,7 +201,7 @@ class Store:
             ExcludedImageError: they are damaged.
         """
         for path, reason in image_damage(beside(self.path, self._paths[k], ".json")):
-            raise ExcludedImageError(f"{self.ids[k]}: the stored file {path} is damaged: {reason}")
+            raise ExcludedImageError(f"{self.ids[k]}: the stored file {path} cannot be used: {reason}")
 
     def _read(self, k: int, suffix: str, start: Corner | None, stop: Corner | None) -> NDArray[Any]:
         shape = self.shape(k)
@@ -221,7 +221,9 @@ class Store:
             _check_size(wanted[0] * int(np.prod([b - a for a, b in zip(low, high, strict=True)], dtype=object)))
             return np.asarray(array[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))])
         except (OSError, RuntimeError, ValueError) as error:
-            raise ExcludedImageError(f"{self.ids[k]}: the stored array {path} cannot be read: {error}") from None
+            raise ExcludedImageError(
+                f"{self.ids[k]}: the stored array {path} cannot be read: {os_reason(error)}"
+            ) from None
 
 
 def _check_size(voxels: int) -> None:
@@ -257,7 +259,7 @@ def read_store_header(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+        raise UserError(f"{path} cannot be read: {os_reason(error)}.") from None
     if not isinstance(header, dict) or header.get("format") != STORE_FORMAT:
         raise UserError(f"{path} does not describe a store of viewalign.")
     version, recipe = header.get("version", 0), header.get("recipe")

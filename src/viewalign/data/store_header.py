@@ -10,13 +10,14 @@ from viewalign.data.settings import RECIPE_VERSION, PrepareSettings, diff_prepar
 from viewalign.data.store import read_store_header
 from viewalign.errors import UserError
 from viewalign.utils.io import PARTIAL_PREFIX
+from viewalign.utils.locks import LOCK
 
 
-def open_for_writing(store: Path, settings: PrepareSettings) -> None:
-    """Create a store with these settings in a folder, or check an existing one.
+def check_folder(store: Path, settings: PrepareSettings) -> bool:
+    """Check that a folder can become a store with these settings, and return whether it is one; nothing is written.
 
     Raises:
-        UserError: the folder contains other files or a store with other settings, or cannot be written.
+        UserError: the folder contains other files or a store with other settings.
     """
     header = read_store_header(store)
     if header is None and store.is_dir() and any(not _is_ours(path) for path in store.iterdir()):
@@ -25,8 +26,17 @@ def open_for_writing(store: Path, settings: PrepareSettings) -> None:
             raise UserError(f"The folder {store} is not empty and contains no store. Use another folder.")
     if header is not None and header.get("recipe_hash") != settings.fingerprint():
         raise UserError(_other_recipe(store, header, settings))
+    return header is not None
+
+
+def open_for_writing(store: Path, settings: PrepareSettings) -> None:
+    """Create a store with these settings in a folder that is locked, or check an existing one.
+
+    Raises:
+        UserError: the folder contains other files or a store with other settings, or cannot be written.
+    """
     try:
-        if header is None:
+        if not check_folder(store, settings):
             write_header(store, settings, None)
     except OSError as error:
         raise UserError(f"The store {store} cannot be written: {error.strerror}.") from None
@@ -48,8 +58,8 @@ def write_header(store: Path, settings: PrepareSettings, images: int | None) -> 
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file is a `store.json` that is being written, by another part or by a run that was killed."""
-    return path.name.startswith(PARTIAL_PREFIX) and path.name.endswith("-store.json")
+    """Return whether a file is a lock or a `store.json` that is being written, perhaps of a run that was killed."""
+    return path.name.startswith(LOCK) or (path.name.startswith(PARTIAL_PREFIX) and path.name.endswith("-store.json"))
 
 
 def _other_recipe(store: Path, header: dict[str, Any], settings: PrepareSettings) -> str:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from viewalign.data.layout import read_json
+from viewalign.errors import os_reason
+from viewalign.utils.io import raise_unless_missing
 
 _BLOCK = 1 << 20
 
@@ -26,7 +28,7 @@ def image_damage(mark: Path) -> list[tuple[Path, str]]:
         properties = read_json(mark)
         sizes, sums = dict(properties["files"]), dict(properties.get("crc32", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        return [(mark, f"it cannot be read: {problem}")]
+        return [(mark, f"it cannot be read: {os_reason(problem)}")]
     paths = {suffix: mark.with_name(mark.name.removesuffix(".json") + suffix) for suffix in sizes}
     reasons = [(path, _damage(path, sizes[suffix], sums.get(suffix))) for suffix, path in paths.items()]
     return [(path, reason) for path, reason in reasons if reason is not None]
@@ -42,7 +44,7 @@ def _damage(path: Path, size: int, wanted: str | None) -> str | None:
             while wanted is not None and (block := file.read(_BLOCK)):
                 found = zlib.crc32(block, found)
     except OSError as problem:
-        return f"it cannot be read: {problem.strerror}"
+        return f"it cannot be read: {os_reason(problem)}"
     same = wanted is None or f"{found:08x}" == wanted
     return None if same else f"its checksum is {found:08x}, but {wanted} was recorded"
 
@@ -81,7 +83,7 @@ def verify_store(store: Path, on_image: Callable[[int, int], None] | None = None
     """
     marks = sorted(
         Path(folder) / name
-        for folder, _, files in os.walk(store / "volumes")
+        for folder, _, files in os.walk(store / "volumes", onerror=raise_unless_missing)
         for name in files
         if name.endswith(".json") and not name.startswith(".")
     )

@@ -21,7 +21,7 @@ from viewalign.data.readers.headers import MAX_VOXELS, source_bytes
 from viewalign.data.readers.suv import suv_factor
 from viewalign.data.settings import RECIPE_VERSION, PrepareSettings
 from viewalign.data.shared_folders import Source
-from viewalign.errors import ExcludedImageError, is_full
+from viewalign.errors import ExcludedImageError, is_full, os_reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -261,6 +261,8 @@ def catch_image_errors(prepare: Callable[[], int], stored: Callable[[], int]) ->
         reason = "there was not enough memory for it"
     except UnwritableError as error:
         return ImageOutcome(fatal=str(error))
+    except OSError as error:
+        reason = f"it cannot be read: {os_reason(error)}"
     except Exception as error:  # a single file must not stop the run
         reason = f"unexpected {type(error).__name__}: {error}"
     return ImageOutcome(reason=reason, kept=stored())
@@ -272,7 +274,8 @@ def stored_image_stays(reason: str) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> str:
-    """Return why a folder cannot be written, and what to do."""
+    """Return why a folder of results cannot be written or read, and what to do."""
     if is_full(error):
         return f"The disk of {folder} is full. Free some space and run the same command again; finished images stay."
-    return f"The folder {folder} cannot be written: {error.strerror}. Finished images stay; run the same command again."
+    place = error.filename or folder
+    return f"{place} cannot be used: {error.strerror}. Finished images stay; run the same command again."

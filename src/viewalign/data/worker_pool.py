@@ -29,6 +29,8 @@ from viewalign.utils.extras import missing
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+MANY = 500
+"""Headers from which on it pays to start processes."""
 _START_SECONDS = 120.0
 _IDLE_SECONDS = 120.0
 _READY = "ready"

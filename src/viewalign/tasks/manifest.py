@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason
 from viewalign.tasks.spec import TaskSpec, task_file
-from viewalign.utils.io import atomic_write, check_file_name
+from viewalign.utils.io import atomic_write, check_file_name, is_file
 
 FILES = ("manifest.csv", "manifest.jsonl")
 _IMAGE, _GROUP = "image.", "group."
@@ -88,10 +88,10 @@ def read_manifest(path: str | Path, spec: TaskSpec, targets: bool = True) -> lis
 def manifest_file(path: str | Path) -> Path:
     """Return the manifest of a task, from the task's folder, its YAML file or the manifest itself."""
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in (".csv", ".jsonl"):
+    if is_file(path) and path.suffix.lower() in (".csv", ".jsonl"):
         return path
     folder = task_file(path).parent
-    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    file = next((folder / name for name in FILES if is_file(folder / name)), None)
     if file is None:
         raise UserError(f"{folder} has no {' or '.join(FILES)}.")
     return file
@@ -101,7 +101,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{file} cannot be read: {problem}.") from None
+        raise UserError(f"{file} cannot be read: {os_reason(problem)}.") from None
     if file.suffix.lower() == ".csv":
         return [{k.strip(): v or "" for k, v in row.items() if k} for row in csv.DictReader(text.splitlines())]
     rows = []

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from viewalign.errors import UserError
-from viewalign.utils.io import atomic_write
+from viewalign.utils.io import atomic_write, is_file, is_folder
 from viewalign.utils.overrides import closest, format_validation_error
 from viewalign.utils.settings import Settings
 
@@ -113,8 +113,8 @@ def task_file(path: str | Path) -> Path:
         UserError: there is none.
     """
     path = Path(path)
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
+    file = path / FILE if is_folder(path) else path
+    if not is_file(file):
         raise UserError(
             f"There is no task at {path}: expected a folder with {FILE} and manifest.csv, or the YAML file."
         )

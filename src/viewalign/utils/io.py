@@ -68,6 +68,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; False also if it cannot be reached, where pathlib raises.
+
+    Reading it reports why.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder; False also if it cannot be reached, where pathlib raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def raise_unless_missing(problem: OSError) -> None:
+    """Raise the error of a walk through folders that has to see all of them; one that does not exist is empty."""
+    if not isinstance(problem, FileNotFoundError):
+        raise problem
+
+
 _LONGEST_NAME = 200
 """Longest name in bytes; file systems allow 255, and suffixes are added."""
 

@@ -99,9 +99,12 @@ def lock_folder(folder: Path, part: str = "", otherwise: str = "use another fold
         otherwise: alternative to waiting, for the error message.
 
     Raises:
-        UserError: another process is writing to it.
+        UserError: another process is writing to it, or it is not a folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file or a broken link, not a folder. Use another name.") from None
     with ExitStack() as stack:
         try:
             stack.enter_context(_part(folder, part) if part else _alone(folder))

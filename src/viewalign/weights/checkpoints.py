@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from viewalign.errors import DamageWarning, UserError
+from viewalign.errors import DamageWarning, UserError, is_access_error, os_reason
 from viewalign.weights.files import sha256_of
 
 FORMAT = 1
@@ -126,11 +126,15 @@ def damage(path: Path) -> str | None:
     """Return what is wrong with the files of a checkpoint, or None; the state is read once to compute its SHA-256.
 
     A checkpoint of an earlier version without a checksum is accepted.
+
+    Raises:
+        UserError: the system could not read them, which does not mean that they are damaged.
     """
     try:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         wanted = facts.get("sha256")
     except (OSError, ValueError, AttributeError) as problem:
+        _check_access(path, problem)
         return f"its checkpoint.json cannot be read ({problem})"
     if wanted is None:
         return None
@@ -139,8 +143,15 @@ def damage(path: Path) -> str | None:
             return "it has no state.pt"
         found = sha256_of(path / "state.pt")
     except OSError as problem:
+        _check_access(path, problem)
         return f"its state.pt cannot be read ({problem})"
     return "its state.pt is not as it was written (SHA-256 differs)" if found != wanted else None
+
+
+def _check_access(path: Path, problem: Exception) -> None:
+    """Raise a `UserError` if a file could not be read for want of permission or of its disk."""
+    if is_access_error(problem):
+        raise UserError(f"The checkpoint {path} cannot be read: {os_reason(problem)}.") from None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -148,7 +159,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: its files have changed since they were written.
-        UserError: it was written by a newer version.
+        UserError: it was written by a newer version, or the system could not read it.
     """
     if reason := damage(path):
         raise DamagedCheckpointError(f"The checkpoint {path} is damaged: {reason}.")
@@ -156,6 +167,7 @@ def load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         found = state["format"]
     except Exception as problem:
+        _check_access(path, problem)
         raise DamagedCheckpointError(f"The checkpoint {path} cannot be read ({problem}).") from None
     if found != FORMAT:
         raise UserError(f"The checkpoint {path} has format {found}; this version reads {FORMAT}.")

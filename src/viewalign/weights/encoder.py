@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from viewalign.config import Recipe
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason, report_os_errors
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.shapes import Size
@@ -91,6 +91,7 @@ def encoder_keys(backbone: Backbone) -> list[str]:
     return [name for name, _ in backbone.named_parameters() if name.startswith(prefixes)]
 
 
+@report_os_errors()
 def load_encoder(path: str | Path, weights: Weights = "student", token_order: Order | None = None) -> Encoder:
     """Load a pretrained encoder.
 
@@ -202,7 +203,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         found, version = facts.get("format"), facts.get("version", 0)
         known = found == FORMAT and int(version) <= VERSION
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as problem:
-        raise UserError(f"{folder / FACTS_FILE} cannot be read: {problem}.") from None
+        raise UserError(f"{folder / FACTS_FILE} cannot be read: {os_reason(problem)}.") from None
     if not known:
         raise UserError(
             f"{folder / FACTS_FILE} is of format {found!r} version {version}; this viewalign reads {FORMAT!r} up to "

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from viewalign.errors import UserError
+from viewalign.errors import UserError, is_access_error, os_reason
 
 
 def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def load_checkpoint(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
             f"{file} cannot be read as tensors and plain values: it is damaged, or it needs pickle."
         ) from None
     except Exception as problem:
+        if is_access_error(problem):
+            raise UserError(f"{file} cannot be read: {os_reason(problem)}.") from None
         reason = str(problem).split(". ")[0].splitlines() or [type(problem).__name__]
         raise UserError(f"{file} cannot be read ({reason[0]}); it is damaged or not a checkpoint.") from None
     if not isinstance(root, dict):
@@ -78,12 +80,12 @@ def sha256_of(file: Path) -> str:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one if there is no file."""
-    if not file.is_file():
-        return {}
     try:
+        if not file.exists():
+            return {}
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
-        raise UserError(f"{file} cannot be read: {problem}.") from None
+        raise UserError(f"{file} cannot be read: {os_reason(problem)}.") from None
     return tree if isinstance(tree, dict) else {}
 
 
@@ -102,6 +104,8 @@ def load_safetensors(file: Path, facts_file: str) -> tuple[dict[str, Tensor], di
             raise UserError(f"{file} is damaged: its checksum differs from the one in {facts_file}.")
         return load_file(file), facts
     except (OSError, SafetensorError) as problem:
+        if is_access_error(problem):
+            raise UserError(f"{file} cannot be read: {os_reason(problem)}.") from None
         raise UserError(f"{file} cannot be read ({problem}); it is damaged or not a safetensors file.") from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from viewalign.errors import UserError
+from viewalign.errors import UserError, report_os_errors
 from viewalign.networks.registry import PRIMUS, RESENC, build_plain
 from viewalign.utils.shapes import Size
 from viewalign.weights import adaptation_plan, remote, sources
@@ -21,6 +21,7 @@ from viewalign.weights.run_state import run_state
 from viewalign.weights.token_order import Order
 
 
+@report_os_errors()
 def read_source(path: str | Path, order: Order | None = None) -> sources.Source:
     """Read the weights that a user names; all commands and `load_encoder` use this function.
 

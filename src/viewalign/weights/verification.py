@@ -12,7 +12,7 @@ import yaml
 
 from viewalign.data.store import Store
 from viewalign.data.verification import verify_store
-from viewalign.errors import UserError
+from viewalign.errors import UserError, report_os_errors
 from viewalign.weights import checkpoints
 from viewalign.weights.encoder import FACTS_FILE, load_encoder, read_facts
 from viewalign.weights.files import sha256_of
@@ -34,6 +34,7 @@ class Verification:
     problems: list[tuple[Path, str]] = field(default_factory=list)
 
 
+@report_os_errors()
 def verify(path: str | Path, on_progress: Callable[[int, int], None] | None = None) -> Verification:
     """Read all files of a store, a run or an export, and compare them with the checksums beside them.
 
@@ -58,7 +59,7 @@ def verify(path: str | Path, on_progress: Callable[[int, int], None] | None = No
 
 def _verify_run(run: RunFolder) -> Verification:
     paths = [checkpoints.path_of(run.checkpoints, step) for step in checkpoints.steps(run.checkpoints)]
-    problems = [(path, reason) for path in paths if (reason := checkpoints.damage(path)) is not None]
+    problems = [(path, reason) for path in paths if (reason := _problem(path)) is not None]
     try:
         read_config_text(run.config)
     except (OSError, ValueError, yaml.YAMLError) as problem:
@@ -68,6 +69,13 @@ def _verify_run(run: RunFolder) -> Verification:
     if bad:
         problems.append((run.log, f"{len(bad)} of its {len(lines)} lines are not rows, the first in line {bad[0]}"))
     return Verification("run", len(paths), problems)
+
+
+def _problem(checkpoint: Path) -> str | None:
+    try:
+        return checkpoints.damage(checkpoint)
+    except UserError as problem:
+        return str(problem)
 
 
 def _is_json(line: str) -> bool:

@@ -29,8 +29,9 @@ def voxels() -> np.ndarray:
 def only_reason(folder: Path) -> str:
     scan = scan_folders([folder])
     assert not scan.stacks
-    assert len(scan.rejected) + len(scan.damaged) == 1
-    return scan.rejected[0].reason if scan.rejected else scan.damaged[0][1]
+    reasons = [*(found.reason for found in scan.rejected), *(reason for _, reason in (*scan.damaged, *scan.no_slices))]
+    assert len(reasons) == 1
+    return reasons[0]
 
 
 def test_a_series_comes_back_in_the_order_of_its_places(tmp_path: Path, voxels: np.ndarray) -> None:

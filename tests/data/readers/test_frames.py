@@ -117,4 +117,4 @@ def test_five_dimensions_stay_rejected(tmp_path: Path) -> None:
     path = tmp_path / "scans" / "five.nii"
     path.parent.mkdir()
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6, 2, 3), np.float32), np.eye(4)), path)
-    assert "3 frames (4-D)" in found(tmp_path).excluded[0].reason
+    assert "3 components" in found(tmp_path).excluded[0].reason

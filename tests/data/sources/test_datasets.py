@@ -87,7 +87,7 @@ def test_derivatives_of_a_plain_folder_are_left_out_unless_indexed_themselves(tm
         (b"participant_id\tage\nsub-01\t33\t\n", ["dropped in 1 rows"]),
         (b"participant_id\tage\nsub-01\t33\tx\n", ["dropped in 1 rows"]),
         (b"", []),
-        (b"name\tage\nx\t1\n", []),
+        (b"name\tage\nx\t1\n", ["no column `participant_id`"]),
     ],
 )
 def test_a_damaged_table_of_participants_ends_nothing(tmp_path: Path, put, table, note) -> None:
@@ -288,3 +288,10 @@ def test_several_kinds_in_one_catalogue(tmp_path: Path, put) -> None:
     openmind(tmp_path / "om", put)
     index = index_sources([str(tmp_path / name) for name in ("fomo", "plain", "om")])
     assert set(index.collection.datasets) == {"fomo", "plain", "ds000001", "ds000002"}
+
+
+def test_images_of_a_bids_dataset_outside_its_subjects_are_reported(tmp_path: Path, put) -> None:
+    put(tmp_path / "study", "sub-01/anat/sub-01_T1w.nii.gz", "Sub-02/anat/Sub-02_T1w.nii.gz", "phantom_T1w.nii.gz")
+    index = index_sources([str(tmp_path / "study")])
+    assert index.images == 1
+    assert "2 images of study are in no folder sub-…, such as Sub-02/anat/Sub-02_T1w.nii.gz" in index.notes[0]

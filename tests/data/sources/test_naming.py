@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 
 import pytest
@@ -94,3 +95,13 @@ def test_images_are_no_label_maps(path: str) -> None:
 )
 def test_names_that_may_belong_to_fewer_subjects(names: list[str], count: int) -> None:
     assert fewer_subjects(names) == count
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("stem", "subject"), [("café_T1", "café"), ("張三_T1", "張三"), ("Анна_T2", "Анна"), ("a(_T1", "a"), ("T1", "T1")]
+)
+def test_names_of_other_alphabets(stem: str, subject: str, form) -> None:
+    """A subject keeps its last letter, its images belong together, and both forms of an accent are one name."""
+    name = unicodedata.normalize(form, stem)
+    assert names_of(PurePosixPath(f"{name}.nii.gz"), name).subject == subject

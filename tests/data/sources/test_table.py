@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from viewalign.data.indexing import index_sources
+from viewalign.data.sources.table import participants
 from viewalign.errors import UserError
 
 
@@ -77,3 +78,75 @@ def test_binary_is_no_table(folder: Path) -> None:
     (folder / "list.csv").write_bytes(b"path\n\xff\xfe\x00")
     with pytest.raises(UserError, match=r"list\.csv.*UTF-8"):
         index_sources([str(folder / "list.csv")])
+
+
+TEXT = "path,subject\ndata/a.nii.gz,Müller\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode("utf-16"),  # of spreadsheets: "Unicode text"
+        TEXT.encode("utf-16-le"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        TEXT.replace(",", "\t").encode(),
+        ("sep=;\r\n" + TEXT.replace(",", ";")).encode(),
+        TEXT.replace("\n", "\r\n").replace("Müller", '"Müller"').encode(),
+    ],
+)
+def test_encodings_and_separators_of_spreadsheets(folder: Path, content: bytes) -> None:
+    (folder / "list.csv").write_bytes(content)
+    assert [record.subject for record in index_sources([str(folder / "list.csv")]).collection.records()] == ["Müller"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,path\na,b\n", "2 columns called 'path'"),
+        ("path,image_path\na,b\n", "the columns 'path' and 'image_path' mean the same"),
+        ("path\ndata/a.nii.gz\0\n", "line 2: the path contains a NUL"),
+    ],
+)
+def test_contradictions_are_errors(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        records(folder, text)
+
+
+def test_a_file_of_two_subjects_is_reported(folder: Path) -> None:
+    index, found = records(folder, "path,subject\ndata/a.nii.gz,1\ndata/a.nii.gz,2\ndata/b.nii.gz,2\ndata/b.nii.gz,2\n")
+    assert [record.subject for record in found] == ["1", "2"]
+    assert index.notes == [
+        "list.csv names 1 files again with another subject or session, such as a.nii.gz; the first row of a file counts"
+    ]
+
+
+TABLE = "participant_id\tage\nsub-01\t3\nsub-02\t4\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TABLE.encode("utf-8-sig"),
+        TABLE.encode("utf-16"),
+        TABLE.encode("utf-16-le"),
+        TABLE.replace("\n", "\r\n").encode(),
+        TABLE.replace("sub-", "").encode(),
+        TABLE.replace("sub-01", '"sub-01"').replace("3", '"3"').encode(),
+        TABLE.replace("participant_id", "Participant_ID").encode(),
+    ],
+)
+def test_participants_as_other_programs_write_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "participants.tsv").write_bytes(content)
+    notes: list[str] = []
+    found = participants(tmp_path, notes)
+    assert (found["sub-01"], found["sub-02"], notes) == ({"age": "3"}, {"age": "4"}, [])
+
+
+def test_participants_that_contradict_each_other_or_have_no_names(tmp_path: Path) -> None:
+    (tmp_path / "participants.tsv").write_text(TABLE + "sub-02\t4\nsub-01\t99\n")
+    notes: list[str] = []
+    assert participants(tmp_path, notes)["sub-01"] == {"age": "99"}
+    assert "several rows for 1 participants, such as sub-01; the last row counts" in notes[0]
+    (tmp_path / "participants.tsv").write_text(TABLE.replace("\t", ","))
+    assert participants(tmp_path, notes) == {}
+    assert "no column `participant_id`" in notes[1]

@@ -9,24 +9,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes, RLELossless
 
 from viewalign.data.file_types import suffix_of
+from viewalign.data.readers.dicom_slices import Frame, NoSliceError, Series
 from viewalign.data.readers.pointers import missing_content
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import ExcludedImageError, os_reason
 
 _BY_NAME = (".dcm", ".dicom", ".ima")
 _OTHER_TYPE = re.compile(
@@ -47,83 +47,12 @@ _TRAITS = (
 _TAGS = """
     SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID Modality
     InstanceNumber Units
-    Rows Columns SamplesPerPixel BitsAllocated NumberOfFrames PixelSpacing ImagePositionPatient
+    Rows Columns SamplesPerPixel BitsAllocated ModalityLUTSequence NumberOfFrames PixelSpacing ImagePositionPatient
     ImageOrientationPatient RescaleSlope RescaleIntercept PhotometricInterpretation
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """
 _WANTED = [Tag(keyword) for keyword in (*_TAGS.split(), *_TRAITS)]
 _NO_IMAGES = ("SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG", "SEG", "DOC", "ECG", "AU", "PLAN")
-
-
-@dataclass(frozen=True)
-class Series:
-    """Attributes that all slices of a series share, and that identify it."""
-
-    uid: str
-    study: str
-    patient: str
-    number: int | None
-    description: str
-    modality: str
-    units: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Identifies the series with its patient: some anonymisers use one SeriesInstanceUID for several patients."""
-        return self.patient, self.study, self.uid
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One slice.
-
-    Attributes:
-        path: its file.
-        number: which frame of the file, from 0.
-        count: frames in the file.
-        instance: SOPInstanceUID of the file.
-        position: centre of its first pixel: (x, y, z) in mm, LPS.
-        orientation: unit vectors along a row (index x) and down a column (index y), six numbers.
-        pixel_size: mm between rows (H) and between columns (W).
-        size: (rows, columns).
-        traits: may distinguish volumes of one series (echo time, b-value …), by DICOM keyword.
-        scale: slope and intercept that turn its stored numbers into values.
-        order: InstanceNumber, or None.
-    """
-
-    series: Series
-    path: Path
-    number: int
-    count: int
-    instance: str
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    pixel_size: tuple[float, float]
-    size: tuple[int, int]
-    traits: tuple[tuple[str, str], ...]
-    scale: tuple[float, float] = (1.0, 0.0)
-    order: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in messages: the file, and its frame."""
-        return self.path.name if self.count == 1 else f"frame {self.number + 1} of {self.path.name}"
-
-    def corners(self) -> NDArray[np.float64]:
-        """Return the centres of its four outermost pixels: (4, 3) in mm, LPS."""
-        along = (self.size[1] - 1) * self.pixel_size[1] * np.array(self.orientation[:3])
-        down = (self.size[0] - 1) * self.pixel_size[0] * np.array(self.orientation[3:])
-        return np.array(self.position) + np.stack([0 * along, along, down, along + down])
-
-
-def has_type(frame: Frame, word: str) -> bool:
-    """Return whether ImageType or FrameType of a slice contains a word, such as LOCALIZER."""
-    return any(word in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
-
-
-def is_phase(frame: Frame) -> bool:
-    """Say whether a slice shows the phase of a complex signal, by ImageType or FrameType."""
-    return any("'P'" in value or "PHASE" in value for key, value in frame.traits if key in ("ImageType", "FrameType"))
 
 
 def may_be_dicom(path: Path) -> bool:
@@ -132,6 +61,8 @@ def may_be_dicom(path: Path) -> bool:
     if by_name is not None:
         return by_name
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return _has_mark(file)
     except OSError:
@@ -161,6 +92,8 @@ def read_if_dicom(path: Path) -> list[Frame] | None:
         return None
     try:
         return _read_guarded(path, by_name is None)
+    except NoSliceError:
+        raise
     except ExcludedImageError as exclusion:
         raise ExcludedImageError(missing_content(path) or str(exclusion)) from None
 
@@ -187,7 +120,7 @@ def _read_guarded(path: Path, need_mark: bool) -> list[Frame] | None:
     except (InvalidDicomError, EOFError):
         raise ExcludedImageError("it is not a DICOM file, despite its name") from None
     except OSError as error:
-        raise ExcludedImageError(f"the file cannot be read: {error.strerror or error}") from None
+        raise ExcludedImageError(f"the file cannot be read: {os_reason(error)}") from None
     except Exception as error:  # pydicom raises many kinds for a damaged header
         raise ExcludedImageError(f"its DICOM header is damaged: {type(error).__name__}: {error}") from None
 
@@ -218,7 +151,11 @@ def _read(path: Path, file: BinaryIO) -> list[Frame]:
     data = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_WANTED)
     if "SOPClassUID" not in data and "MediaStorageSOPClassUID" not in data.file_meta:
         raise ExcludedImageError("it is not a DICOM file, despite its name")
-    if "Rows" not in data or str(data.get("Modality", "")) in _NO_IMAGES:
+    if str(data.get("Modality", "")) in _NO_IMAGES:
+        return []
+    if "Rows" not in data:
+        if "Image Storage" in _sop_class(data).name:
+            raise ExcludedImageError("the file is truncated: its header ends before the size of its image")
         return []
     _check(data, os.fstat(file.fileno()).st_size)
     return list(_frames(path, data))
@@ -227,9 +164,13 @@ def _read(path: Path, file: BinaryIO) -> list[Frame]:
 def _check(data: Any, present: int) -> None:
     """Check that pixels are of a supported kind, and that a file of `present` bytes can hold them."""
     if int(data.get("SamplesPerPixel", 1)) != 1:
-        raise ExcludedImageError(f"its pixels have {data.SamplesPerPixel} components (colour)")
+        raise NoSliceError(f"its pixels have {data.SamplesPerPixel} components (colour)")
     if "PALETTE" in str(data.get("PhotometricInterpretation", "")):
-        raise ExcludedImageError("its pixels are numbers of a palette (colour)")
+        raise NoSliceError("its pixels are numbers of a palette (colour)")
+    if data.get("ModalityLUTSequence"):
+        raise NoSliceError("a lookup table defines its values (Modality LUT Sequence), which is not supported")
+    if (bits := int(data.get("BitsAllocated", 16))) % 8 and bits != 1:
+        raise NoSliceError(f"its pixels are packed into {bits} bits each, which is not read")
     if min(int(data.Rows), int(data.Columns)) < 1:
         raise ExcludedImageError(f"its header claims {data.Rows} rows and {data.Columns} columns")
     syntax = data.file_meta.get("TransferSyntaxUID")
@@ -266,7 +207,7 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
     if each and len(each) != count:
         raise ExcludedImageError(f"it claims {count} frames but describes {len(each)}")
     if not each and count > 1:
-        raise ExcludedImageError(f"its {count} frames have no positions (a film or a scan of a screen, no volume)")
+        raise NoSliceError(f"its {count} frames have no positions (a film or a scan of a screen, no volume)")
     shared = (list(data.get("SharedFunctionalGroupsSequence") or []) or [None])[0]
     for number, own in enumerate(each or [None]):
         groups = [group for group in (own, shared) if group is not None]
@@ -274,7 +215,7 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
         orientation = _numbers(_value(groups, "PlaneOrientationSequence", "ImageOrientationPatient", data), 6)
         pixel = _numbers(_value(groups, "PixelMeasuresSequence", "PixelSpacing", data), 2)
         if position is None or orientation is None:
-            raise ExcludedImageError("it does not state the position of its slice (no position or orientation)")
+            raise NoSliceError("it does not state the position of its slice (no position or orientation)")
         if pixel is None:
             raise ExcludedImageError("it does not state the size of its pixels (no PixelSpacing)")
         yield Frame(
@@ -328,10 +269,21 @@ def _traits(data: Any, own: Any) -> tuple[tuple[str, str], ...]:
 def _scale(groups: list[Any], data: Any) -> tuple[float, float]:
     slope = _value(groups, "PixelValueTransformationSequence", "RescaleSlope", data)
     intercept = _value(groups, "PixelValueTransformationSequence", "RescaleIntercept", data)
-    scale = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+    scale = _one_number("RescaleSlope", slope, 1.0), _one_number("RescaleIntercept", intercept, 0.0)
     if not np.isfinite(scale).all() or scale[0] == 0:
         raise ExcludedImageError(f"its rescale slope {scale[0]:g} and intercept {scale[1]:g} make no values")
     return scale
+
+
+def _one_number(key: str, value: Any, default: float) -> float:
+    values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if len({*values}) > 1:
+        raise ExcludedImageError(f"its header states several values of {key}: {', '.join(map(str, values))}")
+    return default if not values or values[0] in (None, "") else float(values[0])
+
+
+def _sop_class(data: Any) -> UID:
+    return UID(str(data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID") or ""))
 
 
 def _value(groups: list[Any], sequence: str, key: str, data: Any) -> Any:

@@ -12,6 +12,7 @@ from viewalign.data.catalogue import SeriesSource
 from viewalign.data.readers.dicom_headers import FilesRead, read_files
 from viewalign.data.readers.dicom_stacks import Rejected, Stack, related, sort_into_stacks
 from viewalign.errors import ExcludedImageError
+from viewalign.utils.io import is_folder
 
 _REMEMBERED = 8  # folders; enough to prepare the images of one folder in turn
 FolderState = tuple[tuple[str, int, int], ...]
@@ -24,13 +25,15 @@ class FolderScan:
     Attributes:
         stacks: volumes.
         rejected: slices that form no volume.
-        damaged: files that could not be read, with the reason.
+        damaged: files that could not be read, with the reason; they may be slices.
+        no_slices: images that are no slices of a volume, with the reason.
         other: DICOM files without an image.
     """
 
     stacks: tuple[Stack, ...]
     rejected: tuple[Rejected, ...]
     damaged: tuple[tuple[Path, str], ...]
+    no_slices: tuple[tuple[Path, str], ...]
     other: int
 
     @property
@@ -62,13 +65,14 @@ def _sorted_out(contents: FilesRead, of: Path | None = None) -> FolderScan:
         tuple(item for item in results if isinstance(item, Stack)),
         tuple(item for item in results if isinstance(item, Rejected)),
         contents.damaged,
+        contents.no_slices,
         contents.other,
     )
 
 
 def folders_of(path: Path, source: SeriesSource | None) -> tuple[Path, ...]:
     """Return the folders whose files may belong to the series of a file, or of a folder with one series."""
-    return (path if path.is_dir() else path.parent, *(source.folders if source else ()))
+    return (path if is_folder(path) else path.parent, *(source.folders if source else ()))
 
 
 def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejected:
@@ -81,17 +85,17 @@ def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejecte
     """
     folders = sorted(set(folders_of(path, source)))
     contents = FilesRead.joined([_headers(os.fspath(folder), folder_state(folder)) for folder in folders])
-    scan = _sorted_out(contents, None if path.is_dir() else path)
-    if path.is_dir():
+    scan = _sorted_out(contents, None if is_folder(path) else path)
+    if is_folder(path):
         if len(scan.results) == 1:
             return scan.results[0]
-        if not scan.results and not scan.damaged:
+        if not (scan.results or scan.damaged or scan.no_slices):
             raise ExcludedImageError("the folder contains no DICOM image")
         raise ExcludedImageError(f"the folder contains {len(scan.results)} DICOM series; use the path of a file of one")
     for found in scan.results:
         if any(frame.path == path for frame in found.frames):
             return found
-    reason = dict(scan.damaged).get(path)
+    reason = dict((*scan.damaged, *scan.no_slices)).get(path)
     raise ExcludedImageError(reason or "it is not a supported image")
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from viewalign.data.readers.dicom_files import Frame, read_if_dicom
-from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
+from viewalign.data.readers.dicom_files import read_if_dicom
+from viewalign.data.readers.dicom_slices import Frame, NoSliceError
+from viewalign.data.worker_pool import MANY, WorkerLost, default_workers, run_jobs
 from viewalign.errors import ExcludedImageError
 
-MANY = 500
-"""Files from which on it pays to start processes."""
 _CHUNK = 64
 """Files per job: enough that sending results costs little, few enough that little is read again after a crash."""
 
@@ -22,12 +21,14 @@ class FilesRead:
 
     Attributes:
         frames: slices.
-        damaged: files that could not be read, with the reason.
+        damaged: files that could not be read, with the reason; they may be slices.
+        no_slices: images that are no slices of a volume, with the reason.
         other: number of DICOM files without an image.
     """
 
     frames: tuple[Frame, ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()
+    no_slices: tuple[tuple[Path, str], ...] = ()
     other: int = 0
 
     @classmethod
@@ -36,6 +37,7 @@ class FilesRead:
         return cls(
             tuple(frame for part in parts for frame in part.frames),
             tuple(each for part in parts for each in part.damaged),
+            tuple(each for part in parts for each in part.no_slices),
             sum(part.other for part in parts),
         )
 
@@ -85,13 +87,14 @@ def _read_chunk(files: tuple[Path, ...]) -> FilesRead:
     """Read files one after the other; runs in a worker."""
     frames: list[Frame] = []
     damaged: list[tuple[Path, str]] = []
+    no_slices: list[tuple[Path, str]] = []
     other = 0
     for path in files:
         try:
             found = read_if_dicom(path)
         except ExcludedImageError as exclusion:
-            damaged.append((path, str(exclusion)))
+            (no_slices if isinstance(exclusion, NoSliceError) else damaged).append((path, str(exclusion)))
             continue
         frames.extend(found or ())
         other += found == []
-    return FilesRead(tuple(frames), tuple(damaged), other)
+    return FilesRead(tuple(frames), tuple(damaged), tuple(no_slices), other)

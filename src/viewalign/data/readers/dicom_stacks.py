@@ -8,7 +8,7 @@ unevenly spaced slices are named and rejected.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,15 +17,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.data.readers.dicom_files import Frame, Series, has_type, pixel_digest
+from viewalign.data.readers.dicom_files import pixel_digest
+from viewalign.data.readers.dicom_slices import Frame, Series, has_type
+from viewalign.data.readers.dicom_spacing import (
+    SAME_PLACE,
+    ConvertibleError,
+    check_gaps,
+    check_line,
+    check_tilt,
+    count_slices,
+)
 from viewalign.errors import ExcludedImageError
 
-_SAME_PLACE = 0.01  # mm
-_UNEVEN = 0.10  # largest accepted relative difference of a gap from the median
-_WORTH_A_NOTE = 0.002
 _FEWEST_OF_PASS = 4
-_MOST_TILTED = 2.8  # degrees; beyond, axes would not be perpendicular
-_NAMED = 3  # positions named in a reason
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,6 @@ class Stack:
     def path(self) -> Path:
         """The file that names the stack: the first by name."""
         return min(frame.path for frame in self.frames)
-
-
-class _ConvertibleError(ExcludedImageError):
-    """Slices whose arrangement this reader does not support, but dcm2niix may."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,19 @@ def _sorted(series: Sequence[Frame]) -> list[Stack | Rejected]:
             results.extend(_stacks_of_plane(plane))
     if lone := [frame for plane in planes if len(plane) == 1 for frame in plane]:
         results.append(Rejected(tuple(lone), _why_lone(lone, len(series))))
-    return results
+    return _one_per_file(results)
+
+
+def _one_per_file(results: Sequence[Stack | Rejected]) -> list[Stack | Rejected]:
+    """Reject volumes of different planes or sizes that are in one file, as a file names one image."""
+    stacks = [result for result in results if isinstance(result, Stack)]
+    volumes = Counter(path for stack in stacks for path in {frame.path for frame in stack.frames})
+    return [
+        Rejected(result.frames, f"one file holds {most} volumes", convertible=True)
+        if isinstance(result, Stack) and (most := max(volumes[frame.path] for frame in result.frames)) > 1
+        else result
+        for result in results
+    ]
 
 
 def _series(frames: Iterable[Frame]) -> list[list[Frame]]:
@@ -145,7 +157,7 @@ def _why_lone(lone: Sequence[Frame], series: int) -> str:
         kind = "a localizer" if _is_localizer(lone[0]) else "no volume but one slice"
     if series == 1:
         return f"it is {kind}"
-    return f"{_slices(len(lone))} of {series} in planes or sizes of their own: {kind}"
+    return f"{count_slices(len(lone))} of {series} in planes or sizes of their own: {kind}"
 
 
 def _is_localizer(frame: Frame) -> bool:
@@ -178,7 +190,7 @@ def _attempt(frames: Sequence[Frame], label: str, copies: int) -> Stack | Reject
     try:
         return _stack(frames, label, copies)
     except ExcludedImageError as exclusion:
-        return Rejected(tuple(frames), str(exclusion), isinstance(exclusion, _ConvertibleError))
+        return Rejected(tuple(frames), str(exclusion), isinstance(exclusion, ConvertibleError))
 
 
 def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -256,90 +268,23 @@ def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
     heights = np.array([np.dot(normal, frame.position) for frame in frames])
     order = np.argsort(heights, kind="stable")
     ordered, heights = tuple(frames[k] for k in order), heights[order]
-    notes = [_check_gaps(ordered, heights)]
+    notes = [check_gaps(ordered, heights)]
     if copies:
-        notes.insert(0, f"copies of {_slices(copies)} were dropped")
+        notes.insert(0, f"copies of {count_slices(copies)} were dropped")
     travel = np.subtract(ordered[-1].position, ordered[0].position)
     step = float(np.linalg.norm(travel)) / (len(frames) - 1)
-    _check_line(ordered, travel)
-    _check_tilt(travel, normal)
+    check_line(ordered, travel)
+    check_tilt(travel, normal)
     leaning = float(np.linalg.norm(travel - np.dot(travel, normal) * normal)) > min(first.pixel_size) / 2
     depth = travel / np.linalg.norm(travel) if leaning else normal  # rounding of positions is not a tilt
     direction = np.stack([first.orientation[:3], first.orientation[3:], depth], axis=1)
     return Stack(ordered, (step, *first.pixel_size), direction, label, "; ".join(filter(None, notes)))
 
 
-def _check_tilt(travel: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
-    angle = np.degrees(np.arccos(np.clip(abs(np.dot(travel, normal)) / np.linalg.norm(travel), 0, 1)))
-    if angle > _MOST_TILTED:
-        raise _ConvertibleError(f"its slices are tilted by {angle:.3g}° against their axis, as by a tilted gantry")
-
-
-def _check_gaps(frames: Sequence[Frame], heights: NDArray[np.float64]) -> str:
-    """Reject duplicate, missing and unevenly spaced slices; return a note on small deviations."""
-    gaps = np.diff(heights)
-    _check_doubled(frames, gaps)
-    usual = float(np.median(gaps))
-    wrong = [int(k) for k in np.flatnonzero(np.abs(gaps / usual - 1) > _UNEVEN)]
-    _check_missing(frames, gaps / usual, wrong)
-    off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max()
-    if wrong or off > usual / 2:
-        raise _ConvertibleError(
-            f"its slices are unequally spaced: {gaps.min():.3g} to {gaps.max():.3g} mm (the first odd gap is after "
-            f"{frames[wrong[0] if wrong else 0].name})"
-        )
-    if np.abs(gaps / usual - 1).max() > _WORTH_A_NOTE:
-        return (
-            f"slices are slightly unequally spaced ({gaps.min():.4g} to {gaps.max():.4g} mm); "
-            f"the mean is used, no slice is off by more than {off:.2g} mm"
-        )
-    return ""
-
-
-def _check_doubled(frames: Sequence[Frame], gaps: NDArray[np.float64]) -> None:
-    doubled = [int(k) for k in np.flatnonzero(gaps < _SAME_PLACE)]
-    if doubled:
-        pairs = (sorted((frames[k].name, frames[k + 1].name)) for k in doubled[:_NAMED])
-        named = ", ".join(" and ".join(pair) for pair in pairs)
-        raise _ConvertibleError(
-            f"{_slices(len(doubled))} with other pixels at the place of another, and nothing in their headers tells "
-            f"them apart ({named}{_more(len(doubled))})"
-        )
-
-
-def _check_missing(frames: Sequence[Frame], steps: NDArray[np.float64], wrong: list[int]) -> None:
-    """Reject a stack whose only odd gaps are multiples of the usual one, unless numbering continues there."""
-    lost = {
-        k: round(steps[k]) - 1
-        for k in wrong
-        if steps[k] > 1.5 and abs(steps[k] - round(steps[k])) < 0.2 and not _consecutive(frames[k], frames[k + 1])
-    }
-    if lost and len(lost) == len(wrong):
-        named = ", ".join(
-            f"{count} between {frames[k].name} and {frames[k + 1].name}" for k, count in list(lost.items())[:_NAMED]
-        )
-        raise ExcludedImageError(f"{_slices(sum(lost.values()))} missing ({named}{_more(len(lost))})")
-
-
-def _consecutive(first: Frame, second: Frame) -> bool:
-    return first.order is not None and second.order is not None and abs(first.order - second.order) == 1
-
-
-def _check_line(frames: Sequence[Frame], travel: NDArray[np.float64]) -> None:
-    """Reject slices that are shifted sideways: their first pixels must be on one line."""
-    share = np.linspace(0, 1, len(frames))[:, None]
-    start = np.array([frame.position for frame in frames]) - frames[0].position
-    along = travel / np.linalg.norm(travel)
-    aside = start - share * travel
-    aside -= (aside @ along)[:, None] * along
-    if (worst := float(np.linalg.norm(aside, axis=1).max())) > max(frames[0].pixel_size):
-        raise ExcludedImageError(f"its slices are shifted sideways against each other, by up to {worst:.3g} mm")
-
-
 def _doubled(frames: Sequence[Frame]) -> bool:
     normal = np.cross(frames[0].orientation[:3], frames[0].orientation[3:])
     heights = np.sort([np.dot(normal, frame.position) for frame in frames])
-    return bool((np.diff(heights) < _SAME_PLACE).any())
+    return bool((np.diff(heights) < SAME_PLACE).any())
 
 
 def _grouped(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[list[Frame]]:
@@ -347,11 +292,3 @@ def _grouped(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> list[
     for frame in frames:
         groups[key(frame)].append(frame)
     return list(groups.values())
-
-
-def _slices(count: int) -> str:
-    return "1 slice" if count == 1 else f"{count} slices"
-
-
-def _more(count: int) -> str:
-    return ", …" if count > _NAMED else ""

@@ -84,11 +84,16 @@ def _name_syntax(data: Any) -> None:
 
 
 def _plain(data: Any) -> NDArray[Any]:
-    """Read pixels by pydicom, without overlays in the bits above `BitsStored`."""
+    """Read pixels by pydicom, without overlays in the bits above `HighBit` or below the stored ones."""
+    allocated = int(data.BitsAllocated)
+    stored = int(data.get("BitsStored", allocated))
+    spare = allocated - stored
+    above = allocated - 1 - int(data.get("HighBit", stored - 1))
+    if 0 <= above < spare:  # pydicom would keep the lowest bits
+        data.BitsStored, data.HighBit = allocated, allocated - 1
     pixels: NDArray[Any] = data.pixel_array
-    spare = int(data.BitsAllocated) - int(data.get("BitsStored", data.BitsAllocated))
     if spare > 0 and pixels.dtype.kind in "iu":
-        pixels = np.left_shift(pixels, spare) >> spare  # keeps the sign of signed numbers
+        pixels = np.left_shift(pixels, above if 0 <= above < spare else spare) >> spare  # keeps the sign
     return pixels
 
 

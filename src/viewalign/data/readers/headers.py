@@ -18,21 +18,32 @@ from numpy.typing import NDArray
 from viewalign.data.catalogue import SeriesSource
 from viewalign.data.file_types import NIBABEL_SUFFIXES, suffix_of
 from viewalign.data.readers import itk, nibabel_files, nifti
-from viewalign.data.readers.dicom_files import Frame, has_type
 from viewalign.data.readers.dicom_folders import folder_bytes, folders_of
+from viewalign.data.readers.dicom_slices import Frame, has_type
 from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.itk import sitk
 from viewalign.data.readers.locating import Location, located
 from viewalign.data.readers.nifti_geometry import nifti_geometry
 from viewalign.data.readers.units import check_spacing, text_unit, times
 from viewalign.errors import ExcludedImageError
+from viewalign.utils.io import is_file
 
 Triple = tuple[float, float, float]
 
 MAX_VOXELS = 2 * 1024**3
 """Images that claim more voxels are excluded before anything is allocated."""
+_OF_COMPONENTS = range(1004, 1011)
+"""Codes of intent of NIfTI whose voxels have components: matrices, displacements, vectors, points, quaternions."""
+_MOST_FILES, _LONGEST_LIST = 100_000, 1 << 24
+"""Slices of an image in files of their own, and bytes of a header that names them."""
+_LABELS = 1002
+"""Code of intent of a label map."""
 _MAX_DEFLATE = 1032  # no deflate stream unpacks to more than this many times its size
 _MAX_SHEAR = 0.05  # largest cosine between two axes, about 3°
+_SPACED = re.compile(
+    rb"^(?:space directions:(?!(?:\s*none)*\s*$)|spacings:(?!(?:\s*nan)*\s*$)|Element(?:Spacing|Size)\s*=)", re.M | re.I
+)
+"""A voxel size in the header of a NRRD or MetaImage file."""
 _DETACHED = re.compile(rb"^(?:data ?file:|ElementDataFile\s*=)\s*(.+?)\s*$", re.MULTILINE)
 
 
@@ -59,6 +70,11 @@ class Header:
     dicom: Stack | None = field(default=None, repr=False)
     note: str = ""
     frames: int = 1
+
+    @property
+    def labels(self) -> bool:
+        """Whether the file says that it is a label map."""
+        return self.nifti is not None and self.nifti.intent == _LABELS
 
 
 def read_header(
@@ -98,8 +114,7 @@ def source_bytes(path: Path, source: SeriesSource | None = None) -> int:
     """Return the size on disk of an image, with detached data (`.nhdr`, `.mhd`); of DICOM, that of its folders."""
     if suffix_of(path.name) is None:
         return sum(folder_bytes(folder) for folder in folders_of(path, source))
-    detached = detached_data(path)
-    return path.stat().st_size + (detached.stat().st_size if detached and detached.is_file() else 0)
+    return path.stat().st_size + sum(file.stat().st_size for file in detached_data(path) if is_file(file))
 
 
 def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
@@ -118,6 +133,7 @@ def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
 
 def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
     raw = nifti.read_header(path)
+    _check_scalar(raw)
     count = raw.dims[3] if frames and len(raw.dims) > 3 and raw.dims[3] > 0 else 1
     beyond = raw.dims[4:] if count > 1 else raw.dims[3:]
     _check_shape((*beyond[::-1], *raw.dims[2::-1]), max_voxels // count)
@@ -126,9 +142,16 @@ def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
     place = nifti_geometry(path, raw)
     return Header(
         *(raw.shape, place.spacing, place.origin, place.direction, raw.dtype.itemsize, raw),
-        note=place.note,
+        note="; ".join(filter(None, (raw.note, place.note))),
         frames=count,
     )
+
+
+def _check_scalar(raw: nifti.NiftiHeader) -> None:
+    """Reject vectors and matrices, which the fifth dimension holds, or, if the header says so, the fourth."""
+    components = [n for n in raw.dims[3 if raw.intent in _OF_COMPONENTS else 4 :] if n > 1]
+    if components:
+        raise ExcludedImageError(f"its voxels have {times(tuple(components))} components (vectors or matrices)")
 
 
 def _nibabel_header(path: Path, max_voxels: int) -> Header:
@@ -145,8 +168,9 @@ def _itk_header(path: Path, max_voxels: int) -> Header:
         itk.check_header(path)
     if re.search(rb"^encoding:\s*(bzip2|bz2)\s*$", _text_header(path), re.M):
         raise ExcludedImageError("its voxels are packed with bzip2, which is not read; save them as gzip")
-    if (detached := detached_data(path)) is not None and not detached.is_file():
-        raise ExcludedImageError(f"the file {detached.name} with its voxels does not exist")
+    for detached in detached_data(path):
+        if not is_file(detached):
+            raise ExcludedImageError(f"the file {detached.name} with its voxels does not exist")
     reader = itk.header_reader(path)
     size = tuple(int(n) for n in reader.GetSize())
     _check_shape(size[::-1], max_voxels)
@@ -156,6 +180,8 @@ def _itk_header(path: Path, max_voxels: int) -> Header:
     if reader.GetNumberOfComponents() != 1:
         raise ExcludedImageError(f"its voxels have {reader.GetNumberOfComponents()} components (colour or vectors)")
     unit, note = text_unit(_text_header(path))
+    if not _SPACED.search(_text_header(path)):
+        note = "its header does not state the size of its voxels, 1 mm is assumed"
     check_spacing(tuple(unit * size for size in reader.GetSpacing()[2::-1]))
     item = _itemsize(pixel)
     compressed = _says_compressed(path)
@@ -183,6 +209,8 @@ def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
 def _check_kind(dtype: np.dtype[np.generic]) -> None:
     if dtype.kind == "c":
         raise ExcludedImageError("its voxels are complex numbers")
+    if dtype.kind == "V" and dtype.names is None:
+        raise ExcludedImageError("its number type of 1 bit per voxel is not read")
     if dtype.kind == "V":
         raise ExcludedImageError(f"its voxels have {len(dtype.names or ())} components (colour or vectors)")
     if dtype.kind not in "iuf":
@@ -242,14 +270,34 @@ def _says_compressed(path: Path) -> bool | None:
     return False if plain else None
 
 
-def detached_data(path: Path) -> Path | None:
-    """Return the file with the voxels of a `.nhdr`, `.mhd` or `.hdr`; None if they are in the file itself."""
+def detached_data(path: Path) -> list[Path]:
+    """Return the files with the voxels of a `.nhdr`, `.mhd` or `.hdr`; none if they are in the file itself."""
     suffix = suffix_of(path.name)
     if suffix == ".hdr":
-        return path.with_suffix(".img")
+        voxels = [path.with_suffix(end) for end in nibabel_files.VOXEL_SUFFIXES]
+        return [next(filter(is_file, voxels), voxels[0])]
     if suffix not in (".nrrd", ".nhdr", ".mha", ".mhd"):
-        return None
-    match = _DETACHED.search(_text_header(path))
-    if match is None or b"%" in match.group(1) or match.group(1).split()[0] in (b"LIST", b"LOCAL"):
-        return None  # many files, or only this one
-    return path.parent / os.fsdecode(match.group(1))
+        return []
+    head = _text_header(path)
+    match = _DETACHED.search(head)
+    if match is None:
+        return []
+    words = match.group(1).split()
+    if words[0] == b"LIST":  # the lines that follow are names
+        with path.open("rb") as file:
+            names = [line.strip() for line in file.read(_LONGEST_LIST)[match.end() :].splitlines() if line.strip()]
+    elif b"%" in words[0]:
+        names = _numbered(words)
+    else:
+        names = [] if words[0] == b"LOCAL" else [match.group(1)]
+    return [path.parent / os.fsdecode(name) for name in names]
+
+
+def _numbered(words: list[bytes]) -> list[bytes]:
+    """Return the names of `slice%03d.raw FIRST LAST STEP`; none if that is no such pattern."""
+    try:
+        first, last, step = (*map(int, words[1:3]), int(words[3]) if len(words) > 3 else 1)
+        numbers = range(first, last + (1 if step > 0 else -1), step)
+        return [words[0] % number for number in numbers[:_MOST_FILES]]
+    except (ValueError, TypeError):
+        return []

@@ -15,7 +15,8 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import ExcludedImageError, os_reason
+from viewalign.utils.io import is_file
 
 Triple = tuple[float, float, float]
 sitk: Any = SimpleITK  # its functions carry no type hints
@@ -127,7 +128,7 @@ def _fields(path: Path) -> dict[str, str]:
                 if key.strip() == "ElementDataFile":
                     return fields
     except OSError as error:
-        raise ExcludedImageError(f"its header cannot be read: {error.strerror}") from None
+        raise ExcludedImageError(f"its header cannot be read: {os_reason(error)}") from None
     raise ExcludedImageError("its header is damaged: it has no end")
 
 
@@ -163,7 +164,7 @@ def check_stream(path: Path) -> None:
     except zlib.error as error:
         raise ExcludedImageError(f"the file is damaged: its compressed voxels cannot be unpacked ({error})") from None
     except OSError as error:
-        raise ExcludedImageError(f"its voxels cannot be read: {error.strerror}") from None
+        raise ExcludedImageError(f"its voxels cannot be read: {os_reason(error)}") from None
     if not unpacker.eof:
         raise ExcludedImageError("the file is truncated: the compressed stream ends too early")
     if len(values) == 1:
@@ -186,4 +187,4 @@ def _stream_of(path: Path) -> tuple[Path, int] | None:
     if detached is None:
         return (path, end.end()) if end else None
     data = path.parent / os.fsdecode(detached.group(1))
-    return (data, 0) if data.is_file() else None
+    return (data, 0) if is_file(data) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from viewalign.data.readers.dcm2niix import Output, converted
 from viewalign.data.readers.dicom_folders import series_of
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
 from viewalign.data.readers.pointers import missing_content
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import ExcludedImageError, os_reason
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         raise ExcludedImageError(missing_content(path) or "the file does not exist") from None
     except OSError as error:
-        raise ExcludedImageError(f"the file cannot be reached: {error.strerror}") from None
+        raise ExcludedImageError(f"the file cannot be reached: {os_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode) and suffix_of(path.name) is None:
         return  # of DICOM files
     if stat.S_ISDIR(status.st_mode):
@@ -100,4 +101,4 @@ def check_file(path: Path) -> None:
     if (reason := missing_content(path)) is not None:
         raise ExcludedImageError(reason)
     if not os.access(path, os.R_OK):
-        raise ExcludedImageError("there is no permission to read the file")
+        raise ExcludedImageError(f"the file cannot be read: {os_reason(PermissionError(errno.EACCES, ''))}")

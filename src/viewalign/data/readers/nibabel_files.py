@@ -17,6 +17,10 @@ from viewalign.errors import ExcludedImageError
 nib: Any = nibabel  # few of its functions carry type hints
 
 
+VOXEL_SUFFIXES = (".img", ".IMG", ".img.gz")
+"""Of the files with the voxels of a `.hdr`."""
+
+
 class NibabelHeader(NamedTuple):
     """Dimensions (x, y, z, …), number type, and geometry as in `Header`."""
 
@@ -61,9 +65,7 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
 
 def _load(path: Path) -> Any:
     voxels = path.with_suffix(".img")
-    if path.suffix.lower() == ".hdr" and not any(
-        voxels.with_suffix(end).exists() for end in (".img", ".IMG", ".img.gz")
-    ):
+    if path.suffix.lower() == ".hdr" and not any(path.with_suffix(end).exists() for end in VOXEL_SUFFIXES):
         raise ExcludedImageError(f"the file {voxels.name} with its voxels does not exist")
     try:
         return nib.load(path)

@@ -7,9 +7,10 @@ ITK nor nibabel verifies the gzip checksum. So voxels are read here, to the end 
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import ExcludedImageError, os_reason
 
 _PIECE = 1 << 22
 _LARGE = 1 << 26
 _PACKED_TOO_WELL = 200  # images compress 2 to 20 times, label maps 100 times, zeros 1,000 times
+_START = {1: 352, 2: 544}
+"""First byte after the header and the four bytes that say whether extensions follow, by version."""
 _UNITS = {1: 1000.0, 2: 1.0, 3: 1e-3}  # xyzt_units: metre, millimetre, micrometre
 nib: Any = nibabel  # few of its functions carry type hints
 
@@ -40,6 +43,9 @@ class NiftiHeader:
         inter: offset added after the factor.
         affine: nibabel's choice of the two below, 4×4.
         unit: of lengths, in mm.
+        intent: what the voxels mean, as a code of NIfTI.
+        version: of NIfTI, 1 or 2.
+        note: a problem that was accepted, as a sentence, or empty.
         qform: 4×4 from (x, y, z) index to RAS mm, or None if it is not set or cannot be computed; so `sform`.
     """
 
@@ -51,6 +57,9 @@ class NiftiHeader:
     inter: float
     affine: NDArray[np.float64]
     unit: float = 1.0
+    intent: int = 0
+    version: int = 1
+    note: str = ""
     qform: NDArray[np.float64] | None = None
     sform: NDArray[np.float64] | None = None
 
@@ -90,7 +99,7 @@ def read_header(path: Path) -> NiftiHeader:
     if len(raw) < 348:
         raise ExcludedImageError(f"its header cannot be read: only {len(raw)} of 348 bytes exist")
     try:
-        return _parse(raw)
+        return _with_start(path, _parse(raw))
     except Exception as error:  # nibabel raises many kinds for a damaged header
         raise ExcludedImageError(f"its header cannot be read: {error}") from None
 
@@ -111,7 +120,7 @@ def read_voxels(path: Path, header: NiftiHeader) -> NDArray[np.float32]:
             if got == buffer.size:
                 _drain(file)
     except (OSError, EOFError, zlib.error) as error:
-        raise ExcludedImageError(f"the file is damaged or truncated: {_cause(error)}") from None
+        raise ExcludedImageError(_fault(error)) from None
     if got < buffer.size:
         raise ExcludedImageError(f"the file is truncated: {got:,} of {buffer.size:,} bytes of voxels exist")
     voxels = buffer.view(header.dtype).reshape(header.shape)
@@ -159,11 +168,26 @@ def _check_worth(path: Path, header: NiftiHeader) -> None:
                     return
                 done += got
     except (OSError, EOFError, zlib.error) as error:
-        raise ExcludedImageError(f"the file is damaged or truncated: {_cause(error)}") from None
+        raise ExcludedImageError(_fault(error)) from None
     value = float(first) * header.slope + header.inter if first is not None else 0.0
     raise ExcludedImageError(
         "all voxels are zero" if value == 0 else f"the image is constant: all voxels are {value:g}"
     )
+
+
+def _with_start(path: Path, header: NiftiHeader) -> NiftiHeader:
+    """Replace a first byte of voxels that is inside the header, such as 0, by the one that the file's length shows."""
+    smallest = _START[header.version]
+    if header.offset >= smallest:
+        return header
+    size = path.stat().st_size
+    if is_packed(path):
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            size = int.from_bytes(file.read(4), "little")  # unpacked
+    start = smallest if size >= smallest + header.data_bytes else smallest - 4  # without the flag of extensions
+    note = f"its header says that voxels begin at byte {header.offset}, which is inside it; they are read from {start}"
+    return replace(header, offset=start, note=note)
 
 
 def _parse(raw: bytes) -> NiftiHeader:
@@ -176,6 +200,8 @@ def _parse(raw: bytes) -> NiftiHeader:
     if not 1 <= count <= 7:
         raise ValueError(f"it claims {count} dimensions")
     dims = [int(n) for n in header["dim"][1 : count + 1]]
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # as the standard says; nibabel rejects it
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope):  # 0 means "no scaling"; some writers use NaN for it
         slope, inter = 1.0, 0.0
@@ -190,8 +216,10 @@ def _parse(raw: bytes) -> NiftiHeader:
     except KeyError:
         raise ValueError(f"its number type has the unknown code {int(header['datatype'])}") from None
     return NiftiHeader(
-        *(tuple(dims), pixdim, dtype, max(offset, len(header.binaryblock)), slope, inter),
+        *(tuple(dims), pixdim, dtype, offset, slope, inter),
         affine=_affine(header),
+        intent=int(header["intent_code"]),
+        version=1 if kind is nib.Nifti1Header else 2,
         unit=_UNITS.get(int(header["xyzt_units"]) & 7, 1.0),
         qform=_form(header.get_qform, header["qform_code"]),
         sform=_form(header.get_sform, header["sform_code"]),
@@ -200,7 +228,10 @@ def _parse(raw: bytes) -> NiftiHeader:
 
 def _affine(header: Any) -> NDArray[np.float64]:
     try:
-        return np.asarray(header.get_best_affine(), dtype=np.float64)
+        best: NDArray[np.float64] = np.asarray(header.get_best_affine(), dtype=np.float64)
+        if not np.isfinite(best).all() and header["qform_code"] > 0:
+            best = np.asarray(header.get_qform(), dtype=np.float64)
+        return best
     except Exception:  # a damaged quaternion is reported when the geometry is read
         return np.full((4, 4), np.nan)
 
@@ -248,9 +279,16 @@ def _drain(file: BufferedIOBase) -> None:
             raise
 
 
+def _fault(error: Exception) -> str:
+    """Return why voxels could not be read; an error of the system does not mean that the file is damaged."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the file cannot be read: {_cause(error)}"
+    return f"the file is damaged or truncated: {_cause(error)}"
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "the compressed stream ends too early"
     if isinstance(error, gzip.BadGzipFile | zlib.error):
         return f"the compressed stream is damaged ({error})"
-    return str(getattr(error, "strerror", None) or error)
+    return os_reason(error)

@@ -50,6 +50,8 @@ def nifti_geometry(path: Path, raw: NiftiHeader) -> Geometry:
         if size != raw.dims[: len(size)] or len(size) < 3:
             raise ExcludedImageError("its header is contradictory: two readers see different dimensions")
         geometry = Geometry(spacing, origin, direction)
+        if not np.isfinite([*direction.ravel(), *origin]).all():  # ITK takes the sform, also if it is not finite
+            geometry = _by_affine(raw)
     return geometry._replace(note=_form_note(raw, geometry))
 
 

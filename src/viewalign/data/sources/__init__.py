@@ -6,12 +6,13 @@ does. Layouts of folders (BIDS, nnU-Net, …) are recognised in `folder`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
 from viewalign.data.sources import folder, pretrain_data, table
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, Infos, SourceContents
-from viewalign.errors import UserError
+from viewalign.errors import UserError, is_access_error, os_reason
 
 __all__ = ["Exclusion", "FindOptions", "ImageRecord", "Infos", "SourceContents", "SourceType", "find"]
 
@@ -38,4 +39,9 @@ def find(text: str, options: FindOptions) -> SourceContents:
     for source_type in SOURCE_TYPES:
         if source_type.can_read(text):
             return source_type.find(text, options)
+    try:
+        os.lstat(text)
+    except OSError as error:
+        if is_access_error(error):
+            raise UserError(f"{text} cannot be read: {os_reason(error)}.") from None
     raise UserError(f"{text} is neither a folder nor a file, nor a pattern with * or ?.")

@@ -18,6 +18,7 @@ from viewalign.data.sources.naming import DERIVED_FOLDERS, stated_names, units_n
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import participants
 from viewalign.data.sources.walk import image_files
+from viewalign.utils.io import is_folder
 
 _PASSED_OVER = DERIVED_FOLDERS | {"code", "stimuli"}
 _DESCRIBED = ("Name", "License", "DatasetDOI", "BIDSVersion")
@@ -34,7 +35,7 @@ def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> b
     if not _DESCRIPTIONS.isdisjoint(files) or _OPENNEURO.fullmatch(folder.name):
         return True
     first = folder / subjects[0]
-    return any((inner / name).is_dir() for inner in (first, *first.glob("ses-*")) for name in _DATA_TYPES)
+    return any(is_folder(inner / name) for inner in (first, *first.glob("ses-*")) for name in _DATA_TYPES)
 
 
 def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
@@ -42,11 +43,14 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
     contents = SourceContents()
     people = participants(root, contents.notes)
     description = _description(root)
-    derived = 0
+    derived, stray = 0, []
     for path, stem in image_files(root, contents):
         relative = PurePosixPath(path.relative_to(root).as_posix())
         if not relative.parts[0].startswith("sub-") or len(relative.parts) == 1:
-            derived += relative.parts[0] in _PASSED_OVER
+            if relative.parts[0] in _PASSED_OVER:
+                derived += 1
+            else:
+                stray.append(relative)
             continue
         if not options.labels and is_label(relative, stem):
             contents.label_files.append(path)
@@ -63,6 +67,11 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
         contents.notes.append(
             f"{derived} images under derivatives/ or sourcedata/ of {dataset} were ignored (index that folder itself "
             "to include them)"
+        )
+    if stray:
+        contents.notes.append(
+            f"{len(stray)} images of {dataset} are in no folder sub-…, such as {stray[0]}, and were ignored (index "
+            "their folder itself to include them)"
         )
     return contents
 

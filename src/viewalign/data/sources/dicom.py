@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import SeriesSource
 from viewalign.data.readers.dcm2niix import converted
-from viewalign.data.readers.dicom_files import Series, is_phase
 from viewalign.data.readers.dicom_folders import FolderScan, scan_folders
+from viewalign.data.readers.dicom_slices import Series, is_phase
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
 from viewalign.data.readers.headers import MAX_VOXELS, Header, header_at
 from viewalign.data.readers.locating import Location, location_of
@@ -42,8 +42,10 @@ def add_stacks(
     """Add the series of these folders (not of those below them) to the contents, with excluded files."""
     scan = scan_folders(folders, options.on_file, options.workers)
     contents.other_files.update({"DICOM without images": scan.other} if scan.other else {})
-    contents.excluded.extend(Exclusion(printable(path), reason) for path, reason in scan.damaged)
-    incomplete = Counter(Path(each.file).parent for each in contents.excluded)
+    pointers = {each.file for each in contents.excluded}  # whose content was not downloaded
+    found_now = [Exclusion(printable(path), reason) for path, reason in (*scan.damaged, *scan.no_slices)]
+    contents.excluded.extend(each for each in found_now if each.file not in pointers)
+    incomplete = Counter(path.parent for path in {*map(Path, pointers), *(path for path, _ in scan.damaged)})
     contents.notes.extend(_shared_identity(scan, options.subject_pattern))
     places = _places(scan)
 

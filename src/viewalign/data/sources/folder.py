@@ -33,6 +33,7 @@ from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, 
 from viewalign.data.sources.structure import in_subject_folders, paired_label_maps
 from viewalign.data.sources.walk import absolute, obvious_fault, printable, walk
 from viewalign.errors import UserError
+from viewalign.utils.io import is_folder
 
 
 class Layout(Protocol):
@@ -99,7 +100,7 @@ class _Search:
         self.datasets: list[tuple[Layout, Path]] = []
         self.derived = 0
         paths = [absolute(text)] if os.path.lexists(text) else _matches(text)
-        folders = [path for path in paths if path.is_dir() and (len(paths) == 1 or not suffix_of(path.name))]
+        folders = [path for path in paths if is_folder(path) and (len(paths) == 1 or not suffix_of(path.name))]
         whole = len(paths) == 1 and bool(folders)
         self.root = paths[0] if whole else Path(os.path.commonpath([str(path.parent) for path in paths]))
         self._given = set(folders)

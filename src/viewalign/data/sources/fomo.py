@@ -17,7 +17,7 @@ _SUBJECT, _SESSION = re.compile(r"sub_\d+"), re.compile(r"ses_\d+")
 def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> bool:  # noqa: ARG001 - folders suffice
     """Accept a folder with `sub_N/ses_N` in it."""
     first = next(filter(_SUBJECT.fullmatch, sorted(folders)), None)
-    return first is not None and any(_SESSION.fullmatch(path.name) for path in (folder / first).iterdir())
+    return first is not None and any(_SESSION.fullmatch(path.name) for path in (folder / first).glob("*"))
 
 
 def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - all names are known

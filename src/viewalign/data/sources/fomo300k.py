@@ -21,6 +21,7 @@ from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, Sour
 from viewalign.data.sources.table import read_table
 from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError
+from viewalign.utils.io import is_file
 
 _SOURCE = re.compile(r"PT\d{3}_\w+")
 _OPENNEURO = re.compile(r"ds\d{6}")
@@ -53,7 +54,7 @@ def is_root(folder: Path, files: Collection[str], folders: Collection[str]) -> b
 
 
 def _is_source(folder: Path) -> bool:
-    inside = folder.iterdir() if _SOURCE.fullmatch(folder.name) else ()
+    inside = folder.glob("*") if _SOURCE.fullmatch(folder.name) else ()
     return any(path.name.startswith("sub-") or _OPENNEURO.fullmatch(path.name) for path in inside)
 
 
@@ -103,7 +104,7 @@ def _table(base: Path, root: Path, name: str, columns: tuple[str, ...], notes: l
     There is one at the root, and one in each source. They only add information, so that a damaged one is a note.
     """
     found: dict[Key, Facts] = {}
-    for file in [base / name] if (base / name).is_file() else sorted((*root.glob(name), *root.glob(f"PT*/{name}"))):
+    for file in [base / name] if is_file(base / name) else sorted((*root.glob(name), *root.glob(f"PT*/{name}"))):
         try:
             rows = read_table(file)[1]
         except UserError as problem:

@@ -15,8 +15,8 @@ Folders that name no person are ignored: `images`, `imagesTr`, `data` …, kinds
 
 from __future__ import annotations
 
-import itertools
 import re
+import unicodedata
 from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -108,6 +108,8 @@ def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None
         pattern: states names, see above.
         owned: whether the folder is known to be that of a subject.
     """
+    relative = PurePosixPath(unicodedata.normalize("NFC", str(relative)))  # macOS decomposes accented letters
+    stem = unicodedata.normalize("NFC", stem)
     guess = _guess(relative, stem, owned)
     guess = guess._replace(modality=with_part(guess.modality, stem))
     groups = _groups(pattern, relative)
@@ -220,9 +222,10 @@ def _guess(relative: PurePosixPath, stem: str, owned: bool) -> Names:
 def _without_modality(stem: str) -> str:
     """Return a name up to its modality, if that is the last word or words without a number follow it: `1_t2_SPACE`."""
     words = list(re.finditer(r"[A-Za-z0-9]+", stem))
-    for before, word in itertools.pairwise(words):
-        if word[0].lower() in _BY_WORD or (word is words[-1] and word[0].lower() in _LAST_ONLY):
-            head, rest = stem[: before.end()], stem[word.end() :]
+    for word in words:
+        head = re.sub(r"[\W_]+$", "", stem[: word.start()])
+        if head and (word[0].lower() in _BY_WORD or (word is words[-1] and word[0].lower() in _LAST_ONLY)):
+            rest = stem[word.end() :]
             if word is words[-1] or (re.search(r"\d", head) and not re.search(r"\d", rest)):
                 return head
     return stem

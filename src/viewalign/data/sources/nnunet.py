@@ -19,7 +19,8 @@ from viewalign.data.layout import read_json
 from viewalign.data.sources.naming import UNKNOWN, modality_of, stated_names
 from viewalign.data.sources.records import FindOptions, ImageRecord, SourceContents
 from viewalign.data.sources.walk import image_files
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason
+from viewalign.utils.io import is_folder
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _MOST_CHANNELS = 10
@@ -55,7 +56,7 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
             )
         )
     for folder in sorted(root.glob("images*")):
-        if folder.name != "imagesTr" and folder.is_dir():
+        if folder.name != "imagesTr" and is_folder(folder):
             kind = "is a test set" if folder.name == "imagesTs" else "is not the training set"
             contents.notes.append(f"{dataset}/{folder.name} {kind} and was excluded (index it itself to include it)")
     return contents
@@ -89,7 +90,7 @@ def _channels(path: Path) -> dict[int, str]:
         named = described.get("channel_names") or described.get("modality") or {}
         channels = {int(number): str(name) for number, name in dict(named).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a dataset.json of nnU-Net: {error}.") from None
+        raise UserError(f"{path} is not a dataset.json of nnU-Net: {os_reason(error)}.") from None
     if ending.lower() not in SUFFIXES:
         raise UserError(f"{path}: images of type {ending} are not supported. Supported types: {', '.join(SUFFIXES)}.")
     return {number: _modality(name) for number, name in channels.items()}

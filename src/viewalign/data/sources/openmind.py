@@ -21,6 +21,7 @@ from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, Sour
 from viewalign.data.sources.table import read_table
 from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError
+from viewalign.utils.io import is_file, is_folder
 
 TABLE = "openneuro_metadata.csv"
 _DATASET = re.compile(r"ds\d{6}")
@@ -49,7 +50,7 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # n
     Raises:
         UserError: the table has no column `image_path`.
     """
-    return _by_table(root, options) if (root / TABLE).is_file() else _by_tree(root, options)
+    return _by_table(root, options) if is_file(root / TABLE) else _by_tree(root, options)
 
 
 def _by_table(root: Path, options: FindOptions) -> SourceContents:
@@ -107,7 +108,7 @@ def _found(path: Path, relative: PurePosixPath, modality: str | None, options: F
 
 
 def _images(root: Path) -> Path:
-    return root / "OpenMind" if (root / "OpenMind").is_dir() else root
+    return root / "OpenMind" if is_folder(root / "OpenMind") else root
 
 
 def _some(row: dict[str, str], keys: tuple[str, ...]) -> dict[str, Any] | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from viewalign.data.catalogue import AssociatedMasks, Image, read_catalogue, resolve
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import absolute
+from viewalign.utils.io import is_file
 
 
 def can_read(text: str) -> bool:
     """Accept a file whose name ends in `.json`."""
-    return Path(text).suffix.lower() == ".json" and Path(text).is_file()
+    return Path(text).suffix.lower() == ".json" and is_file(Path(text))
 
 
 def find(text: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - nothing is inferred

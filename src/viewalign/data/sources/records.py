@@ -11,6 +11,7 @@ from pathlib import Path
 from viewalign.data.catalogue import AssociatedMasks, Info, SeriesSource
 from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.headers import Header
+from viewalign.utils.io import is_file
 
 _VOXELS_OF = {".img": (".hdr",), ".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",)}
 """Suffixes of headers whose voxels are in a file with this suffix."""
@@ -106,7 +107,7 @@ class SourceContents:
 
     def pass_over(self, path: Path) -> None:
         """Count a file of an unsupported type, unless it has the voxels of a header beside it."""
-        if not any(path.with_suffix(suffix).is_file() for suffix in _VOXELS_OF.get(path.suffix.lower(), ())):
+        if not any(is_file(path.with_suffix(suffix)) for suffix in _VOXELS_OF.get(path.suffix.lower(), ())):
             packed = path.suffix.lower() == ".gz"
             self.other_files["".join(path.suffixes[-2:] if packed else path.suffixes[-1:]).lower()] += 1
 

@@ -1,8 +1,11 @@
-"""Tables of subjects and images: CSV or TSV, with or without the byte-order mark that spreadsheets write."""
+"""Tables of subjects and images: CSV or TSV as spreadsheets and other programs write them."""
 
 from __future__ import annotations
 
 import csv
+import io
+import re
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import AssociatedMasks, resolve
@@ -10,65 +13,99 @@ from viewalign.data.file_types import suffix_of
 from viewalign.data.sources.naming import names_of
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import absolute
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason
+from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
 
 _NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a CSV (comma or semicolon) or TSV file; missing values are dropped.
+    """Return the columns and rows of a table in UTF-8 or UTF-16; missing values are dropped.
+
+    Values are separated by tabs, or, in a file that is not called `.tsv`, also by commas or semicolons.
 
     Raises:
-        UserError: unreadable, not UTF-8 text, or a row with more values than columns.
+        UserError: unreadable, of another encoding, two columns of one name, or a row with more values than columns.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=_delimiter(path))
-            rows = [_row(path, reader.line_num, row) for row in reader]
-            return [column.strip() for column in reader.fieldnames or []], rows
+        text = decoded(path.read_bytes())
+        text = re.sub(r"\Asep=.\r?\n", "", text)  # which spreadsheets write
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text))
+        rows = [_row(path, reader.line_num, row) for row in reader]
     except OSError as error:
-        raise UserError(f"The table {path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"The table {path} cannot be read: {os_reason(error)}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a table in UTF-8: {error}. Save it again as CSV UTF-8.") from None
+    columns = [column.strip() for column in reader.fieldnames or []]
+    for column, count in Counter(columns).items():
+        if column and count > 1:
+            raise UserError(f"{path} has {count} columns called '{column}'.")
+    return columns, rows
 
 
 def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
-    """Return the rows of a folder's `participants.tsv` by participant; empty without such a file or column.
+    """Return the rows of a folder's `participants.tsv` by participant, also by `sub-` and its number.
 
-    This table only adds information, so that errors in it do not stop indexing: text that is not UTF-8 is read as
-    Latin-1, values beyond the last column are dropped, and an unreadable file is ignored; each is added to `notes`.
+    Empty without such a file or column. This table only adds information, so that errors in it do not stop indexing:
+    text that is neither UTF-8 nor UTF-16 is read as Latin-1, values beyond the last column are dropped, of several
+    rows of a participant the last counts, and an unreadable file is ignored; each is added to `notes`.
     """
     path = folder / "participants.tsv"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     shown = f"{folder.name}/{path.name}"
     try:
         content = path.read_bytes()
     except OSError as error:
-        notes.append(f"{shown} cannot be read ({error.strerror}); its information on subjects is ignored")
+        notes.append(f"{shown} cannot be read ({os_reason(error)}); its information on subjects is ignored")
         return {}
     try:
-        text = content.decode("utf-8-sig")
+        text = decoded(content)
     except UnicodeDecodeError:
         text = content.decode("latin-1")
         notes.append(f"{shown} is not UTF-8; it was read as Latin-1")
-    lines = [line.split("\t") for line in text.splitlines() if line.strip()]
-    columns = [name.strip() for name in lines[0]] if lines else []
+    lines = [[unquoted(cell) for cell in line.split("\t")] for line in text.splitlines() if line.strip()]
+    columns = lines[0] if lines else []
     longer = sum(len(line) > len(columns) for line in lines)
     if longer:
         notes.append(f"{shown}: values beyond the last column were dropped in {longer} rows")
-    key = next((name for name in ("participant_id", "subject_id", "subject") if name in columns), None)
+    key = next((name for name in columns if name.lower() in ("participant_id", "subject_id", "subject")), None)
+    if lines and key is None:
+        notes.append(f"{shown} has no column `participant_id`; its information on subjects is ignored")
     rows = [_cleaned(dict(zip(columns, line, strict=False))) for line in lines[1:]]
-    return {row.pop(key): row for row in rows if key in row} if key else {}
+    named = [(row.pop(key), row) for row in rows if key in row] if key else []
+    last = dict(named)
+    different = sorted({name for name, row in named if row != last[name]})
+    if different:
+        some = f"{len(different)} participants, such as {different[0]}"
+        notes.append(f"{shown} has several rows for {some}; the last row counts")
+    return {f"sub-{name}": row for name, row in named} | last
 
 
-def _delimiter(path: Path) -> str:
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-    return ";" if first.count(";") > first.count(",") else ","
+def decoded(content: bytes) -> str:
+    """Return text in UTF-8 or UTF-16, with or without a byte-order mark.
+
+    Raises:
+        UnicodeDecodeError: it has another encoding.
+    """
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if content[1:2] == b"\0" and content[0:1] != b"\0":
+        return content.decode("utf-16-le")
+    return content.decode("utf-8-sig")
+
+
+def unquoted(cell: str) -> str:
+    """Return text without blanks and quotation marks around it."""
+    text = cell.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """Return the most frequent separator of the first line."""
+    first = text.partition("\n")[0]
+    return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
 
 
 def _row(path: Path, line: int, row: dict[str | None, str | None]) -> dict[str, str]:
@@ -99,7 +136,7 @@ _KNOWN = ("path", "dataset", "subject", "session", "modality", "name", *_MASKS)
 
 def can_read(text: str) -> bool:
     """Accept a file whose name ends in `.csv` or `.tsv`."""
-    return Path(text).suffix.lower() in (".csv", ".tsv") and Path(text).is_file()
+    return Path(text).suffix.lower() in (".csv", ".tsv") and is_file(Path(text))
 
 
 def find(text: str, options: FindOptions) -> SourceContents:
@@ -116,9 +153,29 @@ def find(text: str, options: FindOptions) -> SourceContents:
         known = {names[key]: value for key, value in row.items() if key in names}
         if "path" not in known:
             raise UserError(f"{table}, line {number}: the path is empty.")
+        if "\0" in known["path"]:
+            raise UserError(f"{table}, line {number}: the path contains a NUL character.")
         others = {key: value for key, value in row.items() if key not in names}
         findings.found.append(_found(table, known, others, options))
+    _note_repeated(table, findings)
     return findings
+
+
+def _note_repeated(table: Path, findings: SourceContents) -> None:
+    """Report files that several rows name with different subjects or sessions, of which the first counts."""
+    first: dict[Path, ImageRecord] = {}
+    for found in findings.found:
+        first.setdefault(found.path, found)
+    names = [
+        found.path.name
+        for found in findings.found
+        if (found.subject, found.session) != (first[found.path].subject, first[found.path].session)
+    ]
+    if names:
+        findings.notes.append(
+            f"{table.name} names {len(names)} files again with another subject or session, such as {names[0]}; the "
+            "first row of a file counts"
+        )
 
 
 def _found(table: Path, row: dict[str, str], others: dict[str, str], options: FindOptions) -> ImageRecord:
@@ -146,6 +203,10 @@ def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
     lower = {column: column.lower().replace(" ", "_") for column in columns}
     names = {column: _ALIASES.get(name, name) for column, name in lower.items()}
     known = {column: name for column, name in names.items() if name in _KNOWN}
+    for name, count in Counter(known.values()).items():
+        if count > 1:
+            same = " and ".join(f"'{column}'" for column, each in known.items() if each == name)
+            raise UserError(f"{table}: the columns {same} mean the same.")
     if "path" not in known.values():
         raise UserError(f"{table} has no column `path`. Its columns: {', '.join(columns) or 'none'}.")
     missing = set(_KNOWN) - set(known.values())

@@ -9,6 +9,8 @@ from pathlib import Path
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources.records import Exclusion, SourceContents
+from viewalign.errors import os_reason
+from viewalign.utils.io import is_folder
 
 ClaimFolder = Callable[[Path, list[str], list[str]], bool]
 """Called with a folder and the names of its files and folders; true if another reader handles the folder."""
@@ -23,7 +25,7 @@ def walk(root: Path, contents: SourceContents, claim: ClaimFolder | None = None)
     seen: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
-        reason = f"the folder cannot be listed: {error.strerror}"
+        reason = f"the folder cannot be listed: {os_reason(error)}"
         contents.excluded.append(Exclusion(printable(Path(error.filename)), reason))
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
@@ -59,7 +61,7 @@ def obvious_fault(path: Path) -> str | None:
     """Return why a path cannot be an image without opening it, or None."""
     if (reason := missing_content(path)) is not None:
         return reason
-    if path.is_dir():
+    if is_folder(path):
         return "it is a folder with the name of an image"
     try:
         str(path).encode("utf-8")
