@@ -36,7 +36,7 @@ def record_digest(record: Record) -> str:
         digests = "".join(record_digest(channel) for channel in record.channels)
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
     own = _source_digest(record.path, record.series)
-    return joined_digest(own, record_paths(record)[1:])
+    return joined_digest(own, masks_of(record))
 
 
 def joined_digest(own: bytes, masks: Iterable[Path]) -> str:
@@ -51,10 +51,9 @@ def joined_digest(own: bytes, masks: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def record_paths(record: Record) -> list[Path]:
-    """Return the files that a catalogue names for an image: its voxels and its masks."""
-    paths = (record.path, record.anonymisation_mask, record.anatomy_mask)
-    return [path for path in paths if path is not None]
+def masks_of(record: Record) -> list[Path]:
+    """Return the files of the masks that a catalogue names for an image."""
+    return [path for path in (record.anonymisation_mask, record.anatomy_mask) if path is not None]
 
 
 def _source_digest(path: Path, series: SeriesSource | None) -> bytes:

@@ -11,7 +11,7 @@ from threading import Lock
 
 from viewalign.data.catalogue import Record, SeriesSource
 from viewalign.data.file_types import suffix_of
-from viewalign.data.fingerprint import folder_digest, joined_digest, record_paths
+from viewalign.data.fingerprint import folder_digest, joined_digest, masks_of
 from viewalign.data.readers.dicom_folders import FolderState, folder_state, folders_of, scan_folders
 from viewalign.data.readers.dicom_stacks import Rejected, Stack
 from viewalign.data.readers.headers import source_bytes
@@ -66,8 +66,8 @@ class SharedFolders:
         contents = self._contents(record)
         if contents is None:
             return None
-        masks = record_paths(record)[1:]
-        size = contents.size + sum(source_bytes(path) for path in masks)
+        masks = masks_of(record)
+        size = contents.size + sum(map(source_bytes, masks))
         return Source(joined_digest(contents.digest, masks), size)
 
     def with_slices(self, record: Record, source: Source) -> tuple[Record, Source | None]:
@@ -77,12 +77,12 @@ class SharedFolders:
             OSError: a file cannot be read.
         """
         contents = self._contents(record)
-        slices = None if contents is None else contents.slices(self._workers).get(record.path)
+        slices = None if contents is None else contents.slices.get(record.path)
         if contents is None or slices is None:
             return record, None
         states = contents.files
         files = [states[path] for path in {frame.path for frame in slices.frames} if path in states]
-        masks = [_state(path) for path in record_paths(record)[1:]]
+        masks = [_state(path) for path in masks_of(record)]
         series = replace(record.series or SeriesSource(), slices=slices)
         return replace(record, series=series), replace(source, files=(*sorted(files), *masks))
 
@@ -92,7 +92,7 @@ class SharedFolders:
             return None
         with self._lock:  # several threads would read the same folder
             if folders not in self._known:
-                self._known[folders] = _Contents(folders)
+                self._known[folders] = _Contents(folders, self._workers)
                 if len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
             self._known.move_to_end(folders)
@@ -104,10 +104,9 @@ class SharedFolders:
 class _Contents:
     """The files of some folders, as they are now; digest and slices are computed when they are needed."""
 
-    def __init__(self, folders: tuple[Path, ...]) -> None:
-        self._folders = folders
+    def __init__(self, folders: tuple[Path, ...], workers: int | None) -> None:
+        self._folders, self._workers = folders, workers
         self._states: dict[Path, FolderState] = {folder: folder_state(folder) for folder in folders}
-        self._slices: dict[Path, Stack | Rejected] | None = None
 
     @property
     def size(self) -> int:
@@ -128,12 +127,11 @@ class _Contents:
             for name, size, changed in state
         }
 
-    def slices(self, workers: int | None) -> dict[Path, Stack | Rejected]:
-        """Return what each file belongs to; the first, as for `series_of`."""
-        if self._slices is None:
-            results = scan_folders(self._folders, workers=workers).results
-            self._slices = {frame.path: found for found in reversed(results) for frame in found.frames}
-        return self._slices
+    @cached_property
+    def slices(self) -> dict[Path, Stack | Rejected]:
+        """What each file belongs to; the first, as for `series_of`."""
+        results = scan_folders(self._folders, workers=self._workers).results
+        return {frame.path: found for found in reversed(results) for frame in found.frames}
 
 
 def _folders(record: Record) -> tuple[Path, ...]:

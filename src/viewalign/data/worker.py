@@ -12,7 +12,7 @@ import numpy as np
 
 from viewalign.data.catalogue import Record
 from viewalign.data.content import label_map_reason
-from viewalign.data.fingerprint import record_digest, record_paths
+from viewalign.data.fingerprint import masks_of, record_digest
 from viewalign.data.grids import grid_difference
 from viewalign.data.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
 from viewalign.data.preprocessing import Prepared, prepare_channels, prepare_volume
@@ -221,7 +221,7 @@ def record_bytes(record: Record) -> int:
     """Return the size on disk of an image or its channels, and of masks."""
     if record.channels:
         return sum(record_bytes(channel) for channel in record.channels)
-    return sum(source_bytes(path, record.series if path == record.path else None) for path in record_paths(record))
+    return source_bytes(record.path, record.series) + sum(map(source_bytes, masks_of(record)))
 
 
 @dataclass(frozen=True)

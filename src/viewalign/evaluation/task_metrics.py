@@ -84,16 +84,14 @@ def _single_label(binary: bool, truth: Array, probabilities: Array, counts: Arra
     guess, one_hot = probabilities.argmax(axis=1), np.eye(len(classes), dtype=np.int64)[truth]
     recalls = [_fraction(guess == k, counts * (truth == k)) for k in classes]
     f1 = [_f1(truth == k, guess == k, counts) for k in classes]
-    columns = [1] if binary else classes
+    ranked = [_by_score(truth == k, probabilities[:, k], counts) for k in ([1] if binary else classes)]
     return {
         "balanced_accuracy": _mean_defined(recalls),
-        "auroc": _mean_defined([_auroc(truth == k, probabilities[:, k], counts) for k in columns]),
-        "average_precision": _mean_defined(
-            [_average_precision(truth == k, probabilities[:, k], counts) for k in columns]
-        ),
+        "auroc": _mean_defined([_auroc(*pair) for pair in ranked]),
+        "average_precision": _mean_defined([_average_precision(*pair) for pair in ranked]),
         "f1": np.nan_to_num(f1[1]) if binary else _mean_defined(f1),
         "accuracy": _fraction(truth == guess, counts),
-        "sensitivity": recalls[min(1, len(recalls) - 1)],
+        "sensitivity": recalls[-1],
         "specificity": recalls[0],
         "brier": _mean(np.square(probabilities - one_hot).sum(axis=1), counts) / (2.0 if binary else 1.0),
         "ece": _calibration_error(truth == guess, probabilities.max(axis=1), counts),
@@ -107,12 +105,11 @@ def _multilabel(truth: Array, probabilities: Array, counts: Array) -> dict[str, 
         for k in columns
     ]
     f1 = [np.nan_to_num(_f1(truth[:, k] == 1, guess[:, k] == 1, counts)) for k in columns]
+    ranked = [_by_score(truth[:, k] == 1, probabilities[:, k], counts) for k in columns]
     return {
         "balanced_accuracy": _mean_defined(recalls),
-        "auroc": _mean_defined([_auroc(truth[:, k] == 1, probabilities[:, k], counts) for k in columns]),
-        "average_precision": _mean_defined(
-            [_average_precision(truth[:, k] == 1, probabilities[:, k], counts) for k in columns]
-        ),
+        "auroc": _mean_defined([_auroc(*pair) for pair in ranked]),
+        "average_precision": _mean_defined([_average_precision(*pair) for pair in ranked]),
         "f1": _mean_defined(f1),
         "accuracy": _fraction((truth == guess).mean(axis=1), counts),
         "brier": _mean(np.square(probabilities - truth).mean(axis=1), counts),
@@ -121,8 +118,7 @@ def _multilabel(truth: Array, probabilities: Array, counts: Array) -> dict[str, 
 
 def _regression(truth: Array, predicted: Array, counts: Array) -> dict[str, Array]:
     error = predicted - truth
-    true_spread = _spread(truth, counts)
-    varied = true_spread > 0
+    varied = _spread(truth, counts) > 0
     both_varied = varied & (_spread(predicted, counts) > 0)
     deviation = truth - _mean(truth, counts)[:, None]
     residual = _ratio(counts @ np.square(error), (counts * np.square(deviation)).sum(axis=1))
@@ -147,17 +143,21 @@ def _calibration_error(correct: Array, confidence: Array, counts: Array) -> Arra
     return _ratio(np.abs((counts * (correct - confidence)) @ inside).sum(axis=1), counts.sum(axis=1))
 
 
-def _auroc(truth: Array, score: Array, counts: Array) -> Array:
+def _by_score(truth: Array, score: Array, counts: Array) -> tuple[Array, Array]:
+    """Return how many positive and how many negative cases have each score, ascending, (S, G) each."""
+    return _sum_of_equal(score, counts * truth), _sum_of_equal(score, counts * ~truth)
+
+
+def _auroc(positive: Array, negative: Array) -> Array:
     """Return the fraction of pairs of a positive and a negative case in the right order; equal scores count half."""
-    positive, negative = _sum_of_equal(score, counts * truth), _sum_of_equal(score, counts * ~truth)
     lower = negative.cumsum(axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     return _ratio((positive * (lower + negative / 2)).sum(axis=1), pairs)
 
 
-def _average_precision(truth: Array, score: Array, counts: Array) -> Array:
+def _average_precision(positive: Array, negative: Array) -> Array:
     """Return the mean precision over the steps of recall, without interpolation, as scikit-learn."""
-    positive, every = _sum_of_equal(-score, counts * truth), _sum_of_equal(-score, counts)
+    positive, every = positive[:, ::-1], (positive + negative)[:, ::-1]
     precision = positive.cumsum(axis=1) / np.maximum(every.cumsum(axis=1), 1)
     return _ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
 

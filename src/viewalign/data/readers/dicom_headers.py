@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from viewalign.data.readers.dicom_files import read_if_dicom
@@ -74,13 +75,9 @@ def _read_chunks(chunks: Iterable[tuple[Path, ...]], workers: int) -> Iterable[t
     for chunk in crashed:
         parts = [
             FilesRead(damaged=((path, result.reason),)) if isinstance(result, WorkerLost) else result
-            for (path,), result in sorted(run_jobs(_read_chunk, [(path,) for path in chunk], 1), key=_job)
+            for (path,), result in sorted(run_jobs(_read_chunk, [(path,) for path in chunk], 1), key=itemgetter(0))
         ]
         yield chunk, FilesRead.joined(parts)
-
-
-def _job(done: tuple[tuple[Path, ...], FilesRead | WorkerLost]) -> tuple[Path, ...]:
-    return done[0]
 
 
 def _read_chunk(files: tuple[Path, ...]) -> FilesRead:
