@@ -3,6 +3,8 @@
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do python$$v -c "import venv, ensurepip" 2>/dev/null && echo python$$v && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Each test process would compile the whole package again: a third of the time to collect the tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-fast test-long test-minimum lint docs bench lock clean
 

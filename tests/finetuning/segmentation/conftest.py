@@ -1,7 +1,10 @@
 """A synthetic dataset in nnU-Net's layout, encoders that were hardly trained, and nnU-Net's folders for one test."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +72,14 @@ def set_environment(folders, patch):
     patch.setenv("nnUNet_n_proc_DA", "1")
 
 
+@contextmanager
+def planning_in_threads():
+    """Let nnU-Net plan and preprocess in threads: a process of its own would import torch for half a second of work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.get_context", lambda *_: SimpleNamespace(Pool=ThreadPool))
+        yield patch
+
+
 @pytest.fixture(scope="session")
 def nnunet_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("nnunet")
@@ -91,7 +102,7 @@ class Prepared(dict):
         self.folders = folders
 
     def __missing__(self, channels):
-        with pytest.MonkeyPatch.context() as patch:
+        with planning_in_threads() as patch:
             set_environment(self.folders, patch)
             number = 900 + channels
             root = write_dataset(self.folders.raw / f"Dataset{number}_Balls", channels)
@@ -118,7 +129,8 @@ def plan_for(prepared, nnunet_home):
         planned = planning.write_plan(
             one, nnunet_home, base, read_source(path), plans.Choices(name, **choices), schedule, 0.9, scratch
         )
-        planning.preprocess(one, planned, 1)
+        with planning_in_threads():
+            planning.preprocess(one, planned, 1)
         return planned, Model(one.name, name, nnunet_home)
 
     return write_one
