@@ -25,7 +25,7 @@ from viewalign.evaluation.encoders import (
 )
 from viewalign.evaluation.predictions import PREDICTIONS, write_predictions
 from viewalign.evaluation.task_metrics import TaskScore, score_predictions
-from viewalign.finetuning.classification import lora
+from viewalign.finetuning.classification import adapters
 from viewalign.finetuning.classification.models import Predictor, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork, initial_bias
 from viewalign.finetuning.classification.settings import TaskTraining, settings_that_differ
@@ -185,8 +185,8 @@ class _CrossValidation:
         checkpoints = folder / "checkpoints"
         training = FoldTraining(network, train_cases, self.samples, self.spec, self.settings, fold.number, checkpoints)
         training.run()
-        if self.settings.mode == "lora":
-            lora.merge(network.backbone)
+        if self.settings.mode in adapters.LOW_RANK:
+            adapters.merge(network.backbone)
         write_json(folder / LOSSES, training.losses)
         write_model(folder, network, self.start.network, self.spec, self.preprocessor, training.scale)
         rows = {}
@@ -209,8 +209,9 @@ class _CrossValidation:
         targets = [case.target for case in train_cases if case.target is not None]
         bias = initial_bias(targets, spec, settings.balanced or settings.class_weights)
         network = GlobalNetwork(backbone, spec.outputs, settings.pool, settings.dropout, bias)
-        if settings.mode == "lora":
-            lora.attach(backbone, settings.lora.rank, settings.lora.alpha, settings.lora.dropout, settings.seed)
+        if settings.mode in adapters.LOW_RANK:
+            low = settings.lora
+            adapters.attach(backbone, settings.mode, low.rank, low.alpha, low.dropout, settings.seed)
         return network
 
     def _predict_test(self) -> Rows:

@@ -27,7 +27,7 @@ from viewalign.utils.settings import (
 )
 from viewalign.views.intensity_config import IntensityConfig
 
-Mode = Literal["full", "head_first", "frozen", "layerwise", "lora"]
+Mode = Literal["full", "head_first", "frozen", "layerwise", "lora", "dora", "norms"]
 
 
 class AugmentSettings(Settings):
@@ -45,7 +45,7 @@ class AugmentSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Adapters of `mode=lora`."""
+    """Adapters of `mode=lora` and `mode=dora`."""
 
     rank: Count = Field(8, description="Rank of the adapters.")
     alpha: Positive = Field(16.0, description="Their scale is alpha / rank.")
@@ -59,7 +59,7 @@ class TaskTraining(Settings):
         "full",
         description="full; head_first: only the head for `head_epochs`, then all; frozen: only the head; layerwise: "
         "the rate decreases by `layer_decay` from block to block towards the input; lora: low-rank adapters and the "
-        "head.",
+        "head; dora: also the magnitudes of the adapted weights; norms: norms, biases and the head.",
     )
     pool: Pool = Field(
         "multistage", description="Pooling of feature maps to a vector, as for embed; attention is learnt."

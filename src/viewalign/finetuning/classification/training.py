@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from viewalign.errors import UserError
-from viewalign.finetuning.classification import lora
+from viewalign.finetuning.classification import adapters
 from viewalign.finetuning.classification.network import (
     GlobalNetwork,
     case_losses,
@@ -119,6 +119,7 @@ class FoldTraining:
         self.scale = target_scale(cases, spec)
         targets = [case.target for case in cases if case.target is not None]
         self.weights = class_weights(targets, spec) if settings.class_weights else None
+        self._set_trainable(0)
         self.optimizer = torch.optim.AdamW(parameter_groups(network, settings), lr=settings.lr)
         self.steps_per_epoch = max(1, math.ceil(len(self.cases) / settings.batch))
         self.losses: list[float] = []
@@ -178,8 +179,8 @@ class FoldTraining:
     def _set_trainable(self, epoch: int) -> None:
         settings = self.settings
         self.network.train()
-        if settings.mode == "lora":
-            lora.train_adapters_only(self.network.backbone)
+        if settings.mode in adapters.MODES:
+            adapters.train_few(self.network.backbone, settings.mode)
             return
         frozen = settings.mode == "frozen" or (settings.mode == "head_first" and epoch < settings.head_epochs)
         self.network.backbone.requires_grad_(not frozen)
@@ -276,7 +277,7 @@ def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dic
     depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
-        if settings.mode == "lora" and not parameter.requires_grad:
+        if settings.mode in adapters.MODES and not parameter.requires_grad:
             continue
         layers_above = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
         scale = settings.layer_decay**layers_above if settings.mode == "layerwise" else 1.0

@@ -1,4 +1,4 @@
-"""Adapters: each affects the output, nothing else in the encoder is trained, and merged weights predict the same."""
+"""Modes that train few parameters: these and no others change, and merged weights predict the same."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import torch
 from task_fixtures import trained_by
 
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
-from viewalign.finetuning.classification import lora
+from viewalign.finetuning.classification import adapters
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.models import Predictor, read_model, write_model
 from viewalign.finetuning.classification.network import GlobalNetwork
@@ -21,8 +21,9 @@ pytest.importorskip("peft")
 SIZE = (16, 16, 16)
 SPEC = TaskSpec.model_validate({"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["n", "y"]})
 WHOLE = np.ones((1, *SIZE), dtype=bool)
-NETWORKS = {"resenc-xs": 14, "primus-xs": 24}
-"""How many adapters each has: two convolutions of seven blocks, four projections of six attentions."""
+LAYERS = {"resenc-xxs": 8, "primus-xxs": 8}
+"""How many layers get an adapter: two convolutions of four blocks, four projections of two attentions."""
+LOW_RANK = [(name, mode) for name in LAYERS for mode in adapters.LOW_RANK]
 
 
 def some():
@@ -40,53 +41,79 @@ def network_of(name):
     return network
 
 
-def training_of(name, folder, epochs=2):
+def training_of(name, mode, folder, epochs=2):
     cases, samples = some()
     settings = trained_by(
-        None, ["mode=lora", f"epochs={epochs}", "batch=3", "lr=0.01", "lora.rank=2", "lora.dropout=0.1"]
+        None, [f"mode={mode}", f"epochs={epochs}", "batch=3", "lr=0.01", "lora.rank=2", "lora.dropout=0.1"]
     )
     network = network_of(name)
-    lora.attach(network.backbone, 2, 16.0, 0.1, 0)
+    if mode in adapters.LOW_RANK:
+        adapters.attach(network.backbone, mode, 2, 16.0, 0.1, 0)
     return FoldTraining(network, cases, samples, SPEC, settings, 0, folder)
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
-def test_adapters_and_head_alone_learn_and_every_adapter_does(tmp_path, name):
-    training = training_of(name, tmp_path)
+@pytest.mark.parametrize(("name", "mode"), LOW_RANK)
+def test_adapters_and_head_alone_learn_and_every_adapter_does(tmp_path, name, mode):
+    training = training_of(name, mode, tmp_path)
     before = {k: v.detach().clone() for k, v in training.network.named_parameters()}
     image, valid = torch.randn(1, 1, *SIZE), torch.ones(1, 1, *SIZE, dtype=torch.bool)
     with torch.no_grad():
         plain = network_of(name).eval()(image, valid)
-        assert torch.equal(training.network.eval()(image, valid), plain)
+        torch.testing.assert_close(training.network.eval()(image, valid), plain)
     training.run()
     after = dict(training.network.named_parameters())
-    adapters = [k for k in after if ".lora_B" in k]
-    assert len(adapters) == NETWORKS[name]
+    assert len([k for k in after if ".lora_B" in k]) == LAYERS[name]
     for key, value in after.items():
         learnt = ".lora_" in key or key.startswith("head.")
         assert torch.equal(value, before[key]) is not learnt, key
-    assert sum(len(group["params"]) for group in training.optimizer.param_groups) == 2 * NETWORKS[name] + 2
+    each = 3 if mode == "dora" else 2
+    assert sum(len(group["params"]) for group in training.optimizer.param_groups) == each * LAYERS[name] + 2
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
-def test_merged_and_unmerged_predict_the_same(tmp_path, name):
-    training = training_of(name, tmp_path / "c")
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_norms_biases_and_head_alone_learn(tmp_path, name):
+    training = training_of(name, "norms", tmp_path)
+    before = {k: v.detach().clone() for k, v in training.network.named_parameters()}
+    training.run()
+    learnt = {k for k, v in training.network.named_parameters() if not torch.equal(v, before[k])}
+    norms = (torch.nn.LayerNorm, torch.nn.InstanceNorm3d)
+    affine = {
+        f"{module_name}.{part}"
+        for module_name, module in training.network.named_modules()
+        if isinstance(module, norms)
+        for part, _ in module.named_parameters(recurse=False)
+    }
+    assert len(affine) > 8
+    names = {k for k in before if before[k].ndim == 1}
+    assert affine <= names
+    assert {"head.weight", "head.bias"} <= learnt <= names | {"head.weight"}
+    # A bias in front of an instance norm has no effect; every norm has one.
+    assert affine & learnt
+    assert sum(p.numel() for p in training.network.parameters() if p.requires_grad) < 0.05 * sum(
+        p.numel() for p in training.network.parameters()
+    )
+
+
+@pytest.mark.parametrize(("name", "mode"), LOW_RANK)
+def test_merged_and_unmerged_predict_the_same(tmp_path, name, mode):
+    training = training_of(name, mode, tmp_path / "c")
     training.run()
     network, sample = training.network, next(iter(training.samples.values()))
     unmerged = predict_sample(network, sample, SPEC, (0.0, 1.0))
     untrained = dict(network_of(name).named_parameters())
-    lora.merge(network.backbone)
+    adapters.merge(network.backbone)
     np.testing.assert_allclose(predict_sample(network, sample, SPEC, (0.0, 1.0)), unmerged, rtol=1e-4, atol=1e-6)
     assert dict(network.named_parameters()).keys() == untrained.keys()
     changed = [k for k, v in network.named_parameters() if not torch.equal(v, untrained[k])]
-    assert len(changed) == NETWORKS[name] + 2
+    assert len(changed) == LAYERS[name] + 2
     write_model(tmp_path / "m", network, name, SPEC, Preprocessor(SPEC.channels, SIZE), (0.0, 1.0))
     again = read_model(tmp_path / "m").network
     np.testing.assert_allclose(predict_sample(again, sample, SPEC, (0.0, 1.0)), unmerged, rtol=1e-4, atol=1e-6)
 
 
-def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch):
-    straight = training_of("primus-xs", tmp_path / "a", 3)
+@pytest.mark.parametrize("mode", ["dora", "norms"])
+def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch, mode):
+    straight = training_of("primus-xxs", mode, tmp_path / "a", 3)
     straight.run()
 
     def stop(text, *values):
@@ -96,8 +123,8 @@ def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
         with pytest.raises(KeyboardInterrupt):
-            training_of("primus-xs", tmp_path / "b", 3).run()
-    resumed = training_of("primus-xs", tmp_path / "b", 3)
+            training_of("primus-xxs", mode, tmp_path / "b", 3).run()
+    resumed = training_of("primus-xxs", mode, tmp_path / "b", 3)
     resumed.run()
     assert resumed.losses == straight.losses
     for a, b in zip(straight.network.parameters(), resumed.network.parameters(), strict=True):
@@ -105,10 +132,11 @@ def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task):
+@pytest.mark.parametrize("mode", ["lora", "norms"])
+def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task, mode):
     _, cases = striped_task(tmp_path / "task", cases=8)
     settings = trained_by(
-        None, ["mode=lora", "epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
+        None, [f"mode={mode}", "epochs=1", "batch=3", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
     )
-    finetune(tmp_path / "task", "untrained:resenc-xs", tmp_path / "out", settings)
+    finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", settings)
     assert np.isfinite(Predictor(tmp_path / "out").predict(cases[0])).all()
