@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from viewalign.data.content import clean_values, label_map_reason
+from viewalign.data.content import clean_values, empty_end, label_map_reason
 from viewalign.data.preprocessing import prepare_volume
 from viewalign.data.readers.files import Volume, read_volume
 from viewalign.data.settings import PrepareSettings
@@ -91,3 +91,18 @@ def test_ordinary_values_stay() -> None:
     low_dose[5:8] = rng.normal(-1150, 40, (3, 40, 40))
     for voxels in (vessels, ct(), low_dose, np.zeros((8, 8, 8), np.float32)):
         assert clean_values(voxels).array is voxels
+
+
+@pytest.mark.parametrize("voxels", [1, 500, 3 * 12 * 10 + 7])
+def test_zeros_at_the_end_of_a_file_are_measured(voxels: int) -> None:
+    image = np.random.default_rng(0).uniform(1, 9, (12, 12, 10)).astype(np.float32)
+    assert empty_end(image) == 0
+    image.reshape(-1)[-voxels:] = 0
+    assert empty_end(image) == pytest.approx(voxels / image.size if voxels >= 120 else 0)
+
+
+def test_a_masked_head_and_an_empty_image_have_no_empty_end() -> None:
+    image = np.zeros((12, 12, 12), dtype=np.float32)
+    assert empty_end(image) == 0
+    image[2:10, 2:10, 2:10] = 5
+    assert empty_end(image) == 0

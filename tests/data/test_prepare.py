@@ -319,10 +319,14 @@ def test_findings_of_voxels_are_listed(tmp_path: Path, write_image, make_head) -
     padded = make_head(4, (40, 44, 36)) * 4 - 1000
     padded[:, :4] = -3024
     write_image(tmp_path / "scans/padded.nii.gz", padded)
+    cut = make_head(5, (40, 44, 36)) + 1
+    cut[30:] = 0
+    write_image(tmp_path / "scans/cut.nii.gz", cut)
     records = list(index_sources([str(tmp_path / "scans")]).collection.records())
     report = prepare_records(records, tmp_path / "store", PrepareSettings(), workers=0)
     assert report.index is not None
     assert [entry.suspects for entry in report.index.entries] == [
+        {"empty_end": "its last 25% are 0, as in a file that was not copied completely"},
         {"outliers": "1 voxels with extreme values were clipped"},
         {"padding": "padded with -3024"},
     ]

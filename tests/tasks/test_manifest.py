@@ -35,6 +35,14 @@ def test_a_manifest_is_read_as_written(tmp_path):
     assert read_manifest(tmp_path, task) == [cases[1], cases[0]]
 
 
+def test_numbers_with_decimals_as_pandas_writes_them(tmp_path):
+    folder = table(
+        tmp_path, "case,subject,image.t1,target,fold\na,1,a.nii,1,0.0\nb,1.0,b.nii,0,0.0\nc,2.0,c.nii,0,1.0\n"
+    )
+    cases = read_manifest(folder, spec())
+    assert [(case.subject, case.fold) for case in cases] == [("1", 0), ("1", 0), ("2", 1)]
+
+
 def test_json_lines_are_equivalent(tmp_path):
     rows = [{"case": "a", "image.t1": "a.nii", "target": "yes"}, {"case": "b", "image.t1": "b.nii", "target": 0}]
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

@@ -25,6 +25,7 @@ KINDS = {
     "outliers": "Extreme values, which were clipped",
     "padding": "Padding, which is left out of statistics",
     "filled": "NaN or infinite voxels, which were replaced by 0",
+    "empty_end": "Zeros at the end of the file, as of an incomplete copy",
     "header": "Headers with contradictions or conversions",
     "voxel_size": "Thick slices or extreme voxel sizes",
     "few_slices": "Few slices",

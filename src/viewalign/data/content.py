@@ -53,6 +53,7 @@ _BELOW_AIR = -1100.0
 _PADDING_SHARE = 0.005
 _SPREADS = 20.0
 _ABSURD_SHARE = 1e-4
+_ZEROS_WITHIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,22 @@ def clean_values(array: NDArray[np.float32]) -> CleanValues:
         return cleaned
     clean = np.clip(cleaned.array, np.float32(limits[0]), np.float32(limits[1]))
     return CleanValues(clean, cleaned.padding, cleaned.padding_value, clipped, limits)
+
+
+def empty_end(array: NDArray[np.float32]) -> float:
+    """Return the fraction of an image that is 0 at the end of its file, as of a copy that was cut off; 0 without.
+
+    0 also if more than a thousandth of the voxels before the end is 0: images of a masked head end in zeros, too.
+
+    Args:
+        array: (D, H, W) in the order of the file.
+    """
+    if array[-1].any() or not array.any():
+        return 0.0
+    last = int(np.flatnonzero(array.any(axis=(1, 2)))[-1])
+    content = last * array[0].size + int(np.flatnonzero(array[last])[-1]) + 1
+    zeros = content - int(np.count_nonzero(array))
+    return 1 - content / array.size if zeros <= _ZEROS_WITHIN * content else 0.0
 
 
 def _without_padding(array: NDArray[np.float32]) -> CleanValues:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.data.content import CleanValues, clean_values, lattice, otsu_threshold
+from viewalign.data.content import CleanValues, clean_values, empty_end, lattice, otsu_threshold
 from viewalign.data.geometry import (
     Shape,
     orientation_code,
@@ -109,6 +109,8 @@ def prepare_channels(
         "filled_voxels": sum(volume.filled for volume in volumes),
         "checksum": hashlib.sha256(array.data).hexdigest(),
     }
+    if empty := max(empty_end(volume.array) for volume in volumes):
+        properties["empty_end"] = empty
     kept = {kind: _prepared_mask(turn.apply(mask)[_slices(box)], new) for kind, mask in (masks or {}).items()}
     return Prepared(array, properties, kept)
 

@@ -68,6 +68,8 @@ def _entry(row: Row, properties: dict[str, Any]) -> Entry:
     padding = [value for value in properties.get("padding_value", ()) if value is not None]
     if padding:
         entry.suspects["padding"] = f"padded with {padding[0]:g}"
+    if empty := properties.get("empty_end"):
+        entry.suspects["empty_end"] = f"its last {empty:.0%} are 0, as in a file that was not copied completely"
     if filled := properties.get("filled_voxels"):
         entry.suspects["filled"] = f"{filled} NaN or infinite voxels were replaced by 0"
     return entry

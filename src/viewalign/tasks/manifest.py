@@ -19,6 +19,7 @@ from typing import Any, Literal
 from viewalign.errors import UserError, os_reason
 from viewalign.tasks.spec import TaskSpec, task_file
 from viewalign.utils.io import atomic_write, check_file_name, is_file
+from viewalign.utils.tables import identifier
 
 FILES = ("manifest.csv", "manifest.jsonl")
 _IMAGE, _GROUP = "image.", "group."
@@ -130,7 +131,8 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, file: Path
 
 def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bool) -> TaskCase:
     text = {key: "" if value is None else str(value).strip() for key, value in row.items()}
-    name, split, mask, fold = text["case"], text.get("split") or "train", text.get("mask"), text.get("fold")
+    name, split, mask = text["case"], text.get("split") or "train", text.get("mask")
+    fold = identifier(text.get("fold", ""))
     if not name:
         raise UserError("has no name in the column 'case'")
     check_file_name(name)
@@ -145,7 +147,7 @@ def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bo
         raise UserError("has no target")
     return TaskCase(
         case=name,
-        subject=text.get("subject") or name,
+        subject=identifier(text.get("subject") or name),
         images=images,
         mask=folder / mask if mask else None,
         target=target,

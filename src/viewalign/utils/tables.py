@@ -1,6 +1,8 @@
-"""Text in tables that people open in a spreadsheet, which would run a cell that begins like a formula."""
+"""Text in tables that people edit with a spreadsheet or pandas, which change some of it."""
 
 from __future__ import annotations
+
+import re
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _QUOTE = "'"
@@ -16,6 +18,11 @@ def cell_text(text: str) -> str:
 def text_of(written: str) -> str:
     """Return the text that `cell_text` was called with."""
     return written[1:] if written.startswith(_QUOTE) and cell_text(written[1:]) == written else written
+
+
+def identifier(text: str) -> str:
+    """Return `1` for `1.0`, which is how pandas writes whole numbers of a column in which others are missing."""
+    return text.partition(".")[0] if re.fullmatch(r"\d+\.0", text, re.ASCII) else text
 
 
 def _is_number(text: str) -> bool:

@@ -39,6 +39,11 @@ def test_all_columns_are_taken(folder: Path) -> None:
     assert image.image_info["scanner"] == "Aera"
 
 
+def test_numbers_of_subjects_with_and_without_decimals_are_the_same(folder: Path) -> None:
+    _, (first, second) = records(folder, "path,subject,session\ndata/a.nii.gz,1,2\ndata/b.nii.gz,1.0,2.5\n")
+    assert (first.subject, first.session, second.subject, second.session) == ("1", "2", "1", "2.5")
+
+
 def test_semicolons_tabs_aliases_and_variables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCANS", str(folder / "data"))
     index, (first,) = records(folder, "Image_Path;Subject ID\n$SCANS/a.nii.gz;Anna\n")

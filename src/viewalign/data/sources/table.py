@@ -16,6 +16,7 @@ from viewalign.data.sources.walk import absolute
 from viewalign.errors import UserError, os_reason
 from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
+from viewalign.utils.tables import identifier
 
 _NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
 
@@ -74,7 +75,7 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     if lines and key is None:
         notes.append(f"{shown} has no column `participant_id`; its information on subjects is ignored")
     rows = [_cleaned(dict(zip(columns, line, strict=False))) for line in lines[1:]]
-    named = [(row.pop(key), row) for row in rows if key in row] if key else []
+    named = [(identifier(row.pop(key)), row) for row in rows if key in row] if key else []
     last = dict(named)
     different = sorted({name for name, row in named if row != last[name]})
     if different:
@@ -188,8 +189,8 @@ def _found(table: Path, row: dict[str, str], others: dict[str, str], options: Fi
     return ImageRecord(
         path,
         row.get("dataset") or table.stem,
-        row.get("subject") or guess.subject,
-        row.get("session") or guess.session,
+        identifier(row.get("subject") or guess.subject),
+        identifier(row.get("session") or guess.session),
         row.get("name") or stem,
         row.get("modality") or guess.modality,
         masks=AssociatedMasks(*masks) if any(masks) else None,
