@@ -22,7 +22,7 @@ TINY = {
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_runs_and_ends_with_its_figures(name):
     command = [sys.executable, str(FOLDER / f"{name}.py"), *TINY[name]]
-    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr[-2000:]
     told = json.loads(out.stdout.strip().splitlines()[-1])
     assert told["name"] == name

@@ -109,7 +109,7 @@ def bare(built, tmp_path_factory):
 def call(bare, *arguments):
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     command = [str(bare / "env" / "bin" / "python"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=bare, env=environment, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=bare, env=environment)
 
 
 @pytest.mark.long

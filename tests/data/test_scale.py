@@ -163,10 +163,10 @@ def test_a_hanging_file_is_excluded_and_named(tmp_path: Path, records, monkeypat
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("HANG", "child")
-    report = prepare_records(records, tmp_path / "s", SETTINGS, 2, limits=Limits(seconds=6.0))
+    report = prepare_records(records, tmp_path / "s", SETTINGS, 2, limits=Limits(seconds=10.0))
     assert report.prepared == 6
     assert [(Path(each.file).name, each.reason) for each in report.excluded] == [
-        ("scan3.nii.gz", "it took longer than the time limit of 6 s")
+        ("scan3.nii.gz", "it took longer than the time limit of 10 s")
     ]
 
 

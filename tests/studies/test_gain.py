@@ -216,7 +216,6 @@ def test_the_command_prints_the_expected_time_first(store, dataset, tmp_path, mo
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_a_task_from_the_pretraining_to_the_page(store, task, tmp_path):
     settings = {**QUICK, "finetune": {"epochs": 1, "draws": 100}}
     plan = viewalign.gain(store, task, tmp_path / "gain", **settings)
@@ -228,7 +227,6 @@ def test_a_task_from_the_pretraining_to_the_page(store, task, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_a_segmentation_from_the_pretraining_to_the_page(store, dataset, tmp_path):
     pytest.importorskip("nnunetv2")
     quick = {"epochs": 1, "iterations": 1, "patch_size": [16, 16, 16], "workers": 1}

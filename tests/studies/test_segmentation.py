@@ -67,7 +67,6 @@ def test_a_missing_nnunet_is_an_error(make, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch):
     pytest.importorskip("nnunetv2")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "the user's own"))

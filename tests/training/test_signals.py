@@ -88,7 +88,7 @@ with signals.StopRequest(last_words=lambda: "The newest checkpoint is that of st
 
 def test_a_run_that_hangs_outside_python_is_ended_with_its_last_checkpoint_named():
     command = [sys.executable, "-c", HANGING, str(int(signal.SIGTERM))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "SIGTERM: the run does not respond" in done.stderr
     assert "step 7" in done.stderr

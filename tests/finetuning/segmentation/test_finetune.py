@@ -34,7 +34,6 @@ def call(capfd, *arguments):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, capfd, monkeypatch):
     one, _, root = prepared[1]
     path, _ = write_encoder(tmp_path, "resenc-xxs")

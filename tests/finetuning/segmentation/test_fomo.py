@@ -162,7 +162,6 @@ def test_unusable_sessions_are_excluded_with_their_reason(challenge, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_a_submission_masks_the_input_in_every_orientation(challenge, tmp_path, monkeypatch, capsys):
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.delenv(f"nnUNet_{name}", raising=False)

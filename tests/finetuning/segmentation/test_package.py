@@ -21,7 +21,7 @@ from viewalign.weights import adaptation_plan
 from .conftest import tiny, write_encoder
 
 pytest.importorskip("nnunetv2")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 MACHINE = Machine("cpu", 1, 1)
 
 

@@ -10,7 +10,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 def test_a_cpu_agrees_with_itself(tmp_path):
     found = {finding.what: finding for finding in check(CPU, tmp_path, TINY)}
     assert list(found) == ["Limits", "Same as CPU", "Resume", "Step", "Memory", "Data wait"]
