@@ -69,6 +69,11 @@ class MaskSettings(Settings):
     block: Triple = Field(
         (16, 16, 16), description="Size (D, H, W) in voxels of masked blocks for a CNN; Primus drops whole tokens."
     )
+    whole: Fraction = Field(
+        0.0,
+        description="Fraction of views that are not masked and are restored as a whole: an encoder is used on such "
+        "images later. Not with Primus, which drops as many tokens of each view.",
+    )
 
 
 class NetworkSettings(Settings):

@@ -7,6 +7,7 @@ from run_fixtures import tiny_network
 from viewalign.errors import UserError
 from viewalign.losses.consistency import cosine_consistency
 from viewalign.methods.registry import build_method
+from viewalign.methods.rng import block_masks
 from viewalign.networks import masking
 from viewalign.recipes.loading import load
 from viewalign.views.alignment import find_correspondences
@@ -68,6 +69,37 @@ def test_reconstruction_loss(make_batch):
         losses.append(torch.where(error < 1, 0.5 * error**2, error - 0.5).mean())
     assert float(result.logs["reconstruction"]) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
     assert hidden.float().mean((1, 2, 3, 4)).tolist() == pytest.approx([0.75] * 8)
+
+
+def test_views_that_stay_whole_are_restored_as_without_masking(make_batch):
+    batch = make_batch()
+    one, none = method_of("cva-resenc-xs", "masking.whole=1"), method_of("cva-resenc-xs", "masking.ratio=0")
+    assert torch.equal(one(batch).loss, none(batch).loss)
+    masked = method_of()(batch, return_diagnostics=True).pictures["mask"]
+    some = method_of("cva-resenc-xs", "masking.whole=0.5")(batch, return_diagnostics=True)
+    whole = ~some.pictures["mask"].flatten(1).any(1)
+    assert 0 < whole.sum() < 8
+    assert torch.equal(some.pictures["mask"][~whole], masked[~whole])
+    # Each view counts as much: the masked voxels of masked ones, all valid voxels of whole ones.
+    error = (some.pictures["reconstruction"] - batch.targets.flatten(0, 1)).abs()
+    huber = torch.where(error < 1, 0.5 * error**2, error - 0.5)
+    counts = batch.valid.flatten(0, 1) & (masked | whole.view(-1, 1, 1, 1, 1))
+    views = [values[count].mean() for values, count in zip(huber, counts, strict=True)]
+    assert float(some.logs["reconstruction"]) == pytest.approx(float(torch.stack(views).mean()), rel=1e-5)
+
+
+def test_a_share_of_whole_views_over_many_samples(make_batch):
+    batch = make_batch()
+    shares = []
+    for first in range(0, 400, 4):
+        samples = ViewBatch(**{**vars(batch), "sample": torch.arange(first, first + 4)})
+        shares.append((~block_masks(samples, 0, (4, 4, 4), 0.75, 0.3).hidden.any(1)).float().mean())
+    assert abs(float(torch.stack(shares).mean()) - 0.3) < 4 * (0.3 * 0.7 / 800) ** 0.5
+
+
+def test_a_primus_has_no_whole_views():
+    with pytest.raises(UserError, match=r"masking\.whole"):
+        method_of("cva-primus-xs", "masking.whole=0.5")
 
 
 def test_teacher_equals_student_at_the_start(make_batch):

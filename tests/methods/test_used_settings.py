@@ -84,7 +84,7 @@ def test_every_setting_is_used():
 
 
 def test_names_and_groups():
-    assert used_settings("masking") == {"masking.ratio", "masking.block"}
+    assert used_settings("masking") == {"masking.ratio", "masking.block", "masking.whole"}
     assert summary(used_settings("masking", "heads.width") | PAIRS) == [
         "views.overlap",
         "views.independent",

@@ -65,6 +65,7 @@ class ConsistentViewAlignment(Method):
         momentum: of the teacher, by optimizer step.
         seed: masks and stochastic depth derive from (seed, sample, view).
         mask_ratio: fraction of blocks that are masked for the student.
+        whole: fraction of views of which no block is masked.
         weights: of the three terms.
         terms: their variants.
     """
@@ -77,6 +78,7 @@ class ConsistentViewAlignment(Method):
         *,
         seed: int = 0,
         mask_ratio: float = 0.75,
+        whole: float = 0.0,
         weights: LossWeights | None = None,
         terms: LossConfig | None = None,
     ) -> None:
@@ -85,13 +87,13 @@ class ConsistentViewAlignment(Method):
         self.teacher.become_teacher()
         self._pairs = pair_parameters(self.student, self.teacher)
         self._alignment, self._momentum = alignment, momentum
-        self._seed, self._mask_ratio = seed, mask_ratio
+        self._seed, self._mask_ratio, self._whole = seed, mask_ratio, whole
         self._weights, self._terms = weights or LossWeights(), terms or LossConfig()
 
     def forward_features(self, batch: ViewBatch, *, return_diagnostics: bool = False, targets: bool = True) -> Latents:
         """Run the student on masked views, and the teacher on full ones if a term needs it."""
         images, valid = batch.views.flatten(0, 1), batch.valid.flatten(0, 1)
-        mask = rng.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio)
+        mask = rng.block_masks(batch, self._seed, self.student.backbone.block, self._mask_ratio, self._whole)
         reconstruct, compare = self._weights.reconstruction > 0, self._weights.consistency > 0 or return_diagnostics
         rng.sample_drop_path(self.student.backbone, batch, self._seed, self.training)
         networks = [self.student.features(images, valid, mask, decode=reconstruct)]
@@ -143,9 +145,10 @@ class ConsistentViewAlignment(Method):
         return self.student.backbone
 
     def _reconstruction(self, batch: ViewBatch, image: Tensor, hidden: Tensor) -> Tensor:
-        """Compare the image with the views before noise and blur, over masked valid voxels."""
+        """Compare with the views before noise and blur, over the masked valid voxels, or all if none is masked."""
         valid, target = batch.valid.flatten(0, 1), batch.targets.flatten(0, 1)
-        counts = (hidden & valid) if self._mask_ratio > 0 else valid
+        whole = ~hidden.flatten(1).any(1).view(-1, 1, 1, 1, 1)
+        counts = (hidden | whole) & valid
         if self._terms.reconstruction == "mse":
             return masked_mse(image, target, counts)
         return masked_huber(image, target, counts, self._terms.huber_delta)
@@ -235,6 +238,7 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
         MomentumSchedule(recipe.teacher.momentum, recipe.teacher.final_momentum, recipe.steps),
         seed=recipe.seed,
         mask_ratio=masks.ratio,
+        whole=masks.whole,
         weights=LossWeights(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight),
         terms=LossConfig(terms.reconstruction, terms.consistency, over_batch, terms.temperature, terms.huber_delta),
     )
@@ -245,6 +249,11 @@ def _check(recipe: Recipe) -> None:
         raise UserError(
             "geometry=latentcampus cannot align views that are rotated independently, as the released code cannot; "
             "set views.independent=false, or geometry=exact."
+        )
+    if recipe.masking.whole > 0 and recipe.network.name.startswith("primus"):
+        raise UserError(
+            f"masking.whole = {recipe.masking.whole:g} needs a ResEnc: a Primus drops as many tokens of each view. "
+            "Remove it, or set masking.ratio=0."
         )
     if recipe.objectives.contrastive_weight > 0 and recipe.batch < 2:
         raise UserError(

@@ -22,7 +22,7 @@ from viewalign.networks.teacher import MomentumSchedule
 from viewalign.utils.settings import Count, Fraction, Number, Positive, Range, Settings, Triple
 from viewalign.views.layouts import MultiCropConfig, sample_multi_crop
 
-USED_SETTINGS = used_settings("masking", "heads.width", "teacher")
+USED_SETTINGS = used_settings("masking.ratio", "masking.block", "heads.width", "teacher")
 Weight = Annotated[float, Field(ge=0.0)]
 
 

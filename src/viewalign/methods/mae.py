@@ -14,7 +14,7 @@ from viewalign.methods.requirements import build_for, used_settings
 from viewalign.methods.single_network import MASKED_LOSS, MaskedModelling, masked_loss
 from viewalign.networks.masking import BlockMask
 
-USED_SETTINGS = used_settings("masking") | MASKED_LOSS
+USED_SETTINGS = used_settings("masking.ratio", "masking.block") | MASKED_LOSS
 
 
 class MaskedAutoencoder(MaskedModelling):

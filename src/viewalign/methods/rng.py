@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from viewalign.networks import masking
 from viewalign.networks.backbone import Backbone
+from viewalign.utils.precision import send
 from viewalign.utils.rng import make_rng, make_torch_generator
 from viewalign.utils.shapes import Size
 from viewalign.views.batch import ViewBatch
@@ -20,10 +23,14 @@ def generators(batch: ViewBatch, seed: int, purpose: str) -> list[np.random.Gene
     return [make_rng(seed, sample, view, purpose) for view in range(views) for sample in batch.sample.tolist()]
 
 
-def block_masks(batch: ViewBatch, seed: int, block: Size, ratio: float) -> masking.BlockMask:
-    """Sample the masked blocks of every image."""
+def block_masks(batch: ViewBatch, seed: int, block: Size, ratio: float, whole: float = 0.0) -> masking.BlockMask:
+    """Sample the masked blocks of every image; each has none with the probability `whole`."""
     d, h, w = masking.block_grid(batch.size, block)
-    return masking.sample_masks(generators(batch, seed, "mask"), d * h * w, ratio, batch.views.device)
+    mask = masking.sample_masks(generators(batch, seed, "mask"), d * h * w, ratio, batch.views.device)
+    if whole == 0:
+        return mask
+    masked = torch.tensor([rng.random() >= whole for rng in generators(batch, seed, "whole")])
+    return replace(mask, hidden=mask.hidden & send(masked, batch.views.device)[:, None])
 
 
 def sample_drop_path(backbone: Backbone, batch: ViewBatch, seed: int, training: bool) -> None:

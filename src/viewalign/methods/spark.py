@@ -21,7 +21,7 @@ from viewalign.networks.resenc import ResEncBackbone
 from viewalign.utils.settings import Settings
 from viewalign.utils.shapes import spatial_size
 
-USED_SETTINGS = used_settings("masking") | MASKED_LOSS
+USED_SETTINGS = used_settings("masking.ratio", "masking.block") | MASKED_LOSS
 
 
 class MethodSettings(Settings):

@@ -54,7 +54,9 @@ def test_stock_nnunet_loads_the_complete_checkpoint(kind, prepared, nnunet_home,
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
     path = write_encoder(tmp_path, "resenc-xxs")[0] if kind == "resenc" else primus_s(tmp_path)
-    start = package.export_start(str(path), "901", tmp_path / "out", f"viewalign_start_{kind}", (32, 32, 40))
+    start = package.export_start(
+        str(path), str(prepared[1][0].id), tmp_path / "out", f"viewalign_start_{kind}", (32, 32, 40)
+    )
     plan = json.loads(start.plan.read_text())
     trainer = start.commands[1].split("-tr ")[1].split()[0]
     assert trainer == {"resenc": "nnUNetTrainer_warmup", "primus": "nnUNet_Primus_S_Trainer"}[kind]
@@ -108,7 +110,9 @@ def without_viewalign(command, before=""):
 @pytest.mark.parametrize("kind", ["resenc", "primus"])
 def test_stock_nnunet_trains_validates_and_predicts_from_it(kind, prepared, nnunet_home, tmp_path):
     path = write_encoder(tmp_path, "resenc-xxs")[0] if kind == "resenc" else primus_s(tmp_path)
-    start = package.export_start(str(path), "901", tmp_path / "out", f"viewalign_whole_{kind}", (32, 32, 32))
+    start = package.export_start(
+        str(path), str(prepared[1][0].id), tmp_path / "out", f"viewalign_whole_{kind}", (32, 32, 32)
+    )
     preprocess, train, predict = (line.split()[1:] for line in start.commands)
     entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints.preprocess_entry"
     without_viewalign([entry, *preprocess[:-1], "1"])
