@@ -22,17 +22,17 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
     """Return why an image looks like a label map, or None.
 
     A label map consists of few distinct whole numbers, and neighbours inside its structures are equal. Neighbours are
-    compared along the last axis, in about 64 planes; pairs in which both have the most frequent value, the background,
+    compared along the last axis, in at most 64 planes; pairs in which both have the most frequent value, the background,
     are not counted. In 14 head label maps of 53 structures and in labels of hippocampi and hearts the share of equal
     pairs was at least 0.75; in 89 MR and CT images of whole numbers it was at most 0.28.
 
     Args:
         voxels: (D, H, W).
     """
-    planes = voxels[:: max(1, len(voxels) // 64)]
+    planes = voxels[:: -(-len(voxels) // 64)]
     if np.any(planes != np.rint(planes)) or len(np.unique(lattice(planes, 64))) > _MANY_VALUES:
         return None
-    values, counts = np.unique(planes, return_counts=True)
+    values, counts = _whole_numbers(planes)
     background = values[np.argmax(counts)]
     if np.count_nonzero((planes != background).any(axis=(1, 2))) < 2:
         return None  # its content is in one slice, which is reported as such
@@ -46,6 +46,16 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
     if equal < _EQUAL_NEIGHBOURS:
         return None
     return f"it has {len(values)} distinct whole numbers in regions of equal values, like a label map"
+
+
+def _whole_numbers(voxels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Return the distinct whole numbers of an array, ascending, and how often each occurs."""
+    low, high = float(voxels.min()), float(voxels.max())
+    if high - low >= 1 << 16:
+        return np.unique(voxels, return_counts=True)
+    counts = np.bincount((voxels - np.float32(low)).astype(np.intp).ravel())  # a fifth of the time of sorting
+    found = np.flatnonzero(counts)
+    return (found + low).astype(np.float32), counts[found]
 
 
 _BELOW_AIR = -1100.0
@@ -108,9 +118,9 @@ def empty_end(array: NDArray[np.float32]) -> float:
     Args:
         array: (D, H, W) in the order of the file.
     """
-    if array[-1].any() or not array.any():
+    last = next((k for k in range(len(array) - 1, -1, -1) if array[k].any()), -1)
+    if last in (-1, len(array) - 1):
         return 0.0
-    last = int(np.flatnonzero(array.any(axis=(1, 2)))[-1])
     content = last * array[0].size + int(np.flatnonzero(array[last])[-1]) + 1
     zeros = content - int(np.count_nonzero(array))
     return 1 - content / array.size if zeros <= _ZEROS_WITHIN * content else 0.0
@@ -146,9 +156,9 @@ def otsu_threshold(array: NDArray[np.float32], bins: int = 128) -> float:
     """Return Otsu's threshold between background and foreground, in the units of `array`.
 
     The upper edge of the bin that makes the variance between the two classes largest (Otsu, IEEE Transactions on
-    Systems, Man, and Cybernetics 1979); on a regular lattice of voxels, at most 256 an axis.
+    Systems, Man, and Cybernetics 1979); on a regular lattice of voxels, at most 128 an axis.
     """
-    values = lattice(array, 128).ravel()
+    values = lattice(array, 64).ravel()
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low
