@@ -22,9 +22,9 @@ def label_map_reason(voxels: NDArray[np.float32]) -> str | None:
     """Return why an image looks like a label map, or None.
 
     A label map consists of few distinct whole numbers, and neighbours inside its structures are equal. Neighbours are
-    compared along the last axis, in at most 64 planes; pairs in which both have the most frequent value, the background,
-    are not counted. In 14 head label maps of 53 structures and in labels of hippocampi and hearts the share of equal
-    pairs was at least 0.75; in 89 MR and CT images of whole numbers it was at most 0.28.
+    compared along the last axis, in at most 64 planes; pairs in which both have the most frequent value, the
+    background, are not counted. In 14 head label maps of 53 structures and in labels of hippocampi and hearts the share
+    of equal pairs was at least 0.75; in 89 MR and CT images of whole numbers it was at most 0.28.
 
     Args:
         voxels: (D, H, W).
