@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space left, an exceeded quota, a file larger than allowed."""
@@ -27,6 +28,21 @@ class UserError(Exception):
 
 class ExcludedImageError(UserError):
     """One image cannot be used. The message is only the reason; the code that catches it adds the file."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal ended the work after its state was saved; raised so that a caller does not continue with half of it.
+
+    Like any `KeyboardInterrupt`, it is not an `Exception`: it ends a script, and a notebook's cells after this one.
+
+    Attributes:
+        result: of the work so far.
+        code: exit code of a command, 128 + the signal's number; 0 if the work was completed nevertheless.
+    """
+
+    def __init__(self, message: str, result: Any, code: int) -> None:
+        super().__init__(message)
+        self.result, self.code = result, code
 
 
 class DamageWarning(UserWarning):

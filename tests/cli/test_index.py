@@ -73,7 +73,7 @@ def test_other_files_than_images_are_recognised(tmp_path: Path, source: str, out
 def test_a_pattern_that_matches_no_path_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "anna.nii.gz")
     result = run(tmp_path / "scans", "-o", tmp_path / "cat.json", r"subject_pattern=(?P<subject>P\d+)")
-    assert "subject_pattern matches none of the 1 paths, such as anna.nii.gz" in " ".join(result.stdout.split())
+    assert "subject_pattern matches no path (1 tried), such as anna.nii.gz" in " ".join(result.stdout.split())
 
 
 def test_dicom_is_pointed_out(tmp_path: Path) -> None:

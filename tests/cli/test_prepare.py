@@ -67,7 +67,7 @@ def test_nothing_usable_is_exit_code_1(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkFloat32), str(tmp_path / "scans/zero.nii.gz"))
     result = run("prepare", tmp_path / "scans", "-o", tmp_path / "store", "workers=0")
     assert result.exit_code == 1
-    assert "None of the 1 images could be used" in str(result.exception)
+    assert "No image could be used (1 tried)" in str(result.exception)
     assert json.loads((tmp_path / "store/report.json").read_text())["prepared"] == 0
 
 

@@ -139,7 +139,7 @@ def test_what_is_neither_fine_tuned_nor_an_encoder_is_no_submission(tmp_path):
 
 def test_a_folder_of_other_files_is_not_overwritten(tmp_path):
     (tmp_path / "project" / "model").mkdir(parents=True)
-    with pytest.raises(UserError, match="contains no submission"):
+    with pytest.raises(UserError, match="is no earlier submission"):
         write_submission(model(tmp_path / "m", 1), tmp_path / "project")
     assert (tmp_path / "project" / "model").is_dir()
 

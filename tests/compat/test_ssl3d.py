@@ -154,4 +154,4 @@ def test_a_run_of_the_track_from_command_line_to_checkpoint(tmp_path):
     assert root["nnssl_adaptation_plan"]["trainer_name"] == plan["trainer_name"] == "viewalign_mae"
     assert [path.name for path in (tmp_path / "sent").iterdir()] == ["Dataset745_OpenMind"]
     again = CliRunner().invoke(app, ["export", str(run), "format=ssl3d", "-o", str(tmp_path / "sent")])
-    assert "is not empty" in str(again.exception)
+    assert "is not written: it contains" in str(again.exception)

@@ -55,6 +55,21 @@ def test_the_list_of_findings_can_be_edited_and_given_back(tmp_path: Path, write
     ]
 
 
+def test_an_edited_list_is_not_replaced_by_the_command_that_reads_it(tmp_path: Path, write_image, make_head) -> None:
+    for seed, name in enumerate(("thin", "flat", "whole")):
+        write_image(tmp_path / "scans" / f"{name}.nii.gz", make_head(seed, (24 if name == "whole" else 10, 28, 20)))
+    viewalign.index(tmp_path / "scans", tmp_path / "cat.json", workers=0)
+    listed = findings_path(tmp_path / "cat.json")
+    edited = "".join(line for line in listed.read_text().splitlines(keepends=True) if "flat" not in line)
+    listed.write_text(edited)
+    for _ in range(2):
+        found = viewalign.index(tmp_path / "scans", tmp_path / "cat.json", workers=0, exclude=[str(listed)])
+        assert [Path(entry.file).name for entry in found.entries] == ["flat.nii.gz", "whole.nii.gz"]
+        assert listed.read_text() == edited
+    with pytest.raises(UserError, match="prepare writes this list anew"):
+        viewalign.prepare(tmp_path / "cat.json", tmp_path / "store", exclude=[str(tmp_path / "store" / "audit.tsv")])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "left_out"),
     [
@@ -111,6 +126,6 @@ def test_entries_that_match_no_image_are_reported(tmp_path: Path, write_image, m
     (tmp_path / "list.txt").write_text("scans/a.nii.gz\nscans\\b.nii.gz\nscans/*.nii.gz\n")
     index = index_sources([str(tmp_path / "scans")], exclude=ExclusionList.read([tmp_path / "list.txt"]))
     assert index.images == 1
-    assert "2 of 3 entries of the exclusion lists match no image, such as scans\\b.nii.gz" in index.notes[-1]
+    assert "Entries of the exclusion lists that match no image: 2 of 3, such as scans\\b.nii.gz" in index.notes[-1]
     viewalign.prepare(tmp_path / "scans", tmp_path / "store", workers=0, exclude=[str(tmp_path / "list.txt")])
-    assert "2 of 3 entries" in caplog.text
+    assert "match no image: 2 of 3" in caplog.text

@@ -327,7 +327,7 @@ def test_findings_of_voxels_are_listed(tmp_path: Path, write_image, make_head) -
     assert report.index is not None
     assert [entry.suspects for entry in report.index.entries] == [
         {"empty_end": "its last 25% are 0, as in a file that was not copied completely"},
-        {"outliers": "1 voxels with extreme values were clipped"},
+        {"outliers": "extreme values were clipped in 1 voxel"},
         {"padding": "padded with -3024"},
     ]
     prepare_records(records[:0], tmp_path / "store", PrepareSettings(), workers=0, prune=lambda _: True)
@@ -353,7 +353,7 @@ def test_a_second_run_does_not_remove_what_the_first_is_writing(tmp_path: Path, 
     assert seen == [tmp_path / "s"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match=r"it contains notes\.txt and is no earlier store"):
         prepare_records(records, tmp_path / "other", PrepareSettings(), 0)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
     (tmp_path / "killed").mkdir()

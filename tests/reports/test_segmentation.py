@@ -88,8 +88,10 @@ def epoch_lines(epoch, number):
 def test_the_page_shows_best_median_and_worst(run):
     page = write_page(run).read_text()
     assert [page.index(f"{what}: case_{k}") for what, k in (("Best", 0), ("Median", 2), ("Worst", 4))]
-    assert page.count("data:image/png;base64,") == 27  # three cases, three rows, three planes
-    assert page.count('class="class c0"') == 18
+    assert page.count("data:image/png;base64,") == 36  # four panels, three rows, three planes
+    assert "Largest error of the worst case: case_4" in page
+    assert page.count('class="class c0"') == 23
+    assert '<p class="verdict good">' in page
     assert "thing &lt;b&gt;" in page
     assert "thing <b>" not in page
     assert "secret" not in page
@@ -125,6 +127,22 @@ def test_the_reference_chooses_the_slices(run, tmp_path):
     reference, prediction = panel.strips[1].slices[0], panel.strips[2].slices[0]
     assert "c0" in str(reference.overlay)
     assert str(prediction.overlay) == "", "the axial slice is one of the reference"
+
+
+def test_the_worst_case_is_shown_where_it_is_most_wrong(tmp_path):
+    truth = np.zeros((16, 20, 24), np.uint8)
+    truth[4:8, 4:12, 4:12] = 1
+    guess = truth.copy()
+    guess[12, 2:18, 2:22] = 1  # the largest error, where the reference has nothing
+    paths = [tmp_path / f"{name}.nii.gz" for name in ("guess", "truth")]
+    for path, array in zip(paths, (guess, truth), strict=True):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    case = segmentation.Scored("one", "fold 0", 0.5, None, *paths)
+    worst, errors = segmentation._panels([("Worst", case)], {"thing": (1,)})
+    assert ["c0" in str(strip.slices[0].overlay) for strip in worst.strips] == [False, True, True]
+    assert ["c0" in str(strip.slices[0].overlay) for strip in errors.strips] == [False, False, True]
+    perfect = segmentation.Scored("one", "fold 0", 1.0, None, paths[1], paths[1])
+    assert len(segmentation._panels([("Best", perfect)], {"thing": (1,)})) == 1
 
 
 def test_a_folder_without_results(tmp_path):

@@ -174,12 +174,14 @@ def test_stored_results_become_the_sentence_and_the_page(store, dataset, tmp_pat
     record(grid, 0.1)
     assert plan.run() == 0
     headline = plan.result()["headline"]
-    assert headline.startswith("Pretrained against trained from scratch: better with 2 labelled cases: +0.098 ")
-    assert "no difference could be shown with all 5:" in headline
-    assert headline.endswith(f"; {len(grid.cells)} minutes.")
+    assert headline.startswith("Pretraining helped with 2 labelled cases: +0.098 ")
+    assert "No gain could be shown with all 5, and none can be excluded:" in headline
+    assert headline.endswith(f" It took {len(grid.cells)} minutes.")
     page = (plan.folder / "report.html").read_text()
     assert headline in page
-    assert "pretrained \\u2212 scratch, tuned-2" in page
+    assert "cva, resenc" in page
+    assert "training cases, " in page
+    assert "pretrained \\u2212 scratch, with 2 labelled cases" in page
     table = json.loads((plan.folder / "table.json").read_text())
     assert [one["better"] for one in table["summary"]["comparisons"]] == [True, None, None]
     assert write_page(plan.folder).is_file(), "the page is written again from its table"

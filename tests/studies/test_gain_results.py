@@ -19,27 +19,32 @@ def test_the_headline_states_gain_no_difference_and_cost():
         [comparison(0.014, 0.021, 0.028), comparison(-0.011, -0.002, 0.007, "with all 160")], 3.1 * 3600, True
     )
     assert found["headline"] == (
-        "Pretrained against trained from scratch: better with 10 labelled cases: +0.021 Dice (+0.014 to +0.028); "
-        "no difference could be shown with all 160: −0.002 Dice (−0.011 to +0.007); 3.1 hours."
+        "Pretraining helped with 10 labelled cases: +0.021 Dice (95 % interval +0.014 to +0.028). No gain could be "
+        "shown with all 160, and none can be excluded: −0.002 Dice (95 % interval −0.011 to +0.007). It took 3.1 hours."
     )
-    assert [line["title"] for line in found["lines"]] == ["Pretrained against trained from scratch, fine-tuned"]
+    assert found["level"] == "good"
+    assert [one["title"] for one in found["comparisons"]] == ["Pretrained against trained from scratch"] * 2
 
 
 @pytest.mark.parametrize(
     ("one", "better", "words"),
     [
-        (comparison(-0.03, -0.02, -0.01), False, "worse with 10 labelled cases: −0.020 Dice (−0.030 to −0.010)"),
+        (comparison(-0.03, -0.02, -0.01), False, "made it worse with 10 labelled cases: −0.020 Dice ("),
         (
             comparison(-2.0, -1.2, -0.4, measure="mae"),
             True,
-            "better with 10 labelled cases: −1.200 Mean abs",
+            "Pretraining helped with 10 labelled cases: −1.200 Mean abs",
         ),
-        (comparison(0.4, 1.2, 2.0, measure="rmse"), False, "worse with 10 labelled cases: +1.200"),
-        (comparison(0.0, 0.1, 0.2), None, "no difference could be shown"),
+        (comparison(0.4, 1.2, 2.0, measure="rmse"), False, "Pretraining made it worse with 10 labelled cases: +1.200"),
+        (
+            comparison(0.0, 0.1, 0.2),
+            None,
+            "No gain could be shown with 10 labelled cases, and none can be excluded: +0.100",
+        ),
         (
             comparison(None, 0.3, None, seeds=1),
             None,
-            "no conclusion with 10 labelled cases (only one seed): +0.300",
+            "No conclusion with 10 labelled cases (only one seed): +0.300",
         ),
         (comparison(None, 0.3, None, cases=4), None, "(only 4 test cases)"),
     ],
@@ -53,8 +58,23 @@ def test_frozen_features_and_unfinished_parts_are_named():
     frozen = comparison(0.1, 0.2, 0.3, evaluation="frozen-10", frozen=True)
     found = summary([frozen], 90, False)
     assert found["headline"] == "No fine-tuning is complete yet; 2 minutes so far."
-    assert found["lines"][0]["title"].endswith("frozen features")
+    assert (found["level"], found["comparisons"][0]["verdict"]) == ("none", "better")
     assert "Not all parts" in summary([comparison(0.1, 0.2, 0.3)], 90, False)["headline"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "level"),
+    [
+        ([(0.1, 0.3)], "good"),
+        ([(0.1, 0.3), (-0.1, 0.1)], "good"),
+        ([(-0.1, 0.1)], "watch"),
+        ([(0.1, 0.3), (-0.3, -0.1)], "watch"),
+        ([(-0.3, -0.1), (-0.1, 0.1)], "bad"),
+        ([(None, None)], "watch"),
+    ],
+)
+def test_the_level_is_that_of_all_fine_tunings(ends, level):
+    assert summary([comparison(low, 0.0, high) for low, high in ends], 90, True)["level"] == level
 
 
 def test_without_variance_between_seeds_the_interval_is_students_over_cases():

@@ -291,5 +291,5 @@ def test_a_finished_run_is_extended_under_the_schedule_of_the_new_length(tiny_re
 
 def test_a_batch_larger_than_the_data_and_small_volumes_are_warned_of(tiny_recipe, caplog):
     pretrain(tiny_recipe("batch=9", "views.patch_size=[24,16,16]", steps=1))
-    assert "batch=9 is more than the 8 training volumes" in caplog.text
-    assert "8 of 8 volumes are smaller than views.patch_size=[24, 16, 16]" in caplog.text
+    assert "batch=9 is more than the number of training volumes (8)" in caplog.text
+    assert "Smaller than views.patch_size=[24, 16, 16], and therefore padded: 8 of 8 volumes" in caplog.text

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import viewalign
+from viewalign.cli.main import run as command
+from viewalign.errors import StoppedError
+from viewalign.recipes.loading import to_yaml
 from viewalign.training import data
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
@@ -37,6 +41,49 @@ def test_the_step_is_finished_and_saved(number, tiny_recipe, monkeypatch):
         signal.signal(number, inherited)
     assert (outcome.step, outcome.signal, outcome.exit_code) == (2, number, 128 + number)
     assert checkpoints.steps(outcome.folder.checkpoints) == [2]
+
+
+def stop_after(step, number, monkeypatch):
+    """Send this process a signal at the end of a step."""
+    original = Trainer._train_step
+
+    def stepping(self, *work):
+        original(self, *work)
+        if self.position.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_train_step", stepping)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_call_from_python_that_is_stopped_saves_and_raises(number, tiny_recipe, tmp_path, monkeypatch):
+    """Nothing after it in a script or notebook continues with a run that is not finished."""
+    with monkeypatch.context() as patched:
+        stop_after(2, number, patched)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            viewalign.pretrain(tiny_recipe(steps=4))
+    assert isinstance(stopped.value, StoppedError)
+    assert (stopped.value.result.step, stopped.value.code) == (2, 128 + number)
+    assert str(stopped.value) == f"{tmp_path / 'run'} is saved at step 2 of 4; resume=True continues it."
+    assert viewalign.pretrain(tiny_recipe(steps=4), resume=True).finished
+
+
+def test_a_signal_in_the_last_step_is_raised_although_the_run_is_finished(tiny_recipe, monkeypatch):
+    stop_after(2, signal.SIGINT, monkeypatch)
+    with pytest.raises(StoppedError) as stopped:
+        viewalign.pretrain(tiny_recipe(steps=2))
+    assert (stopped.value.result.finished, stopped.value.code) == (True, 0)
+
+
+def test_the_command_prints_how_a_stopped_run_is_resumed(tiny_recipe, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text(to_yaml(tiny_recipe(steps=4)))
+    stop_after(2, signal.SIGINT, monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        command(["pretrain", str(tmp_path / "mine.yaml")])
+    assert ended.value.code == 130
+    out = capsys.readouterr().out
+    assert "Stopped and saved at step 2 of 4" in out
+    assert f"viewalign pretrain {tmp_path / 'run' / 'config.yaml'} --resume" in out
 
 
 def test_a_wait_for_data_is_interrupted_and_the_run_saved(tiny_recipe, monkeypatch):

@@ -133,11 +133,15 @@ def test_only_an_earlier_export_is_replaced(tiny_run, exported, tmp_path):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "brain.nii.gz").write_bytes(b"not to be lost")
     for export in (export_run, export_nnssl):
-        with pytest.raises(UserError, match=r"contains brain\.nii\.gz, which is no part of an export"):
+        with pytest.raises(UserError, match=r"contains brain\.nii\.gz and is no earlier export"):
             export(tiny_run, tmp_path / "scans")
         with pytest.raises(UserError, match="is a file"):
             export(tiny_run, tiny_run / "config.yaml")
     assert (tmp_path / "scans" / "brain.nii.gz").read_bytes() == b"not to be lost"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("a card that somebody wrote")
+    with pytest.raises(UserError, match=r"contains README\.md and is no earlier export"):
+        export_run(tiny_run, tmp_path / "mine")
     again = export_run(tiny_run, tmp_path / "twice"), export_run(tiny_run, tmp_path / "twice")
     assert sorted(one.name for one in again[1].iterdir()) == sorted(one.name for one in exported.iterdir())
 

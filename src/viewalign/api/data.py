@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viewalign.errors import UserError, report_os_errors, usual_reason
-from viewalign.utils.io import check_suffix
+from viewalign.utils.outputs import check_file
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ def index(
     """
     import re
 
+    from viewalign.data.audit import findings_path
     from viewalign.data.exclusions import ExclusionList
     from viewalign.data.indexing import index_sources
     from viewalign.data.inputs import nothing_found
     from viewalign.data.settings import IndexSettings
     from viewalign.data.sources import FindOptions
+    from viewalign.data.summary import summary_path
     from viewalign.data.worker_pool import MANY
 
     wanted = checked(IndexSettings, settings)
-    if Path(out).is_dir():
-        raise UserError(f"The catalogue {out} cannot be written: it is a folder. Name a file, such as {out}.json.")
-    check_suffix(Path(out), ".json")
+    check_file(Path(out), "catalogue of viewalign index", (".json",), lambda file: summary_path(file).is_file())
     report = None if on_progress is None else lambda done, total: on_progress("Reading headers", done, total)
     pattern = None if wanted.subject_pattern is None else re.compile(wanted.subject_pattern)
     names = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
@@ -75,11 +75,12 @@ def index(
     if found.images == 0:
         raise UserError(nothing_found(names, found))
     guarded = found.images >= MANY if wanted.workers is None else wanted.workers > 0
-    _write_index(found, Path(out), int(guarded))
+    edited = findings_path(Path(out)).resolve() in {Path(file).resolve() for file in wanted.exclude}
+    _write_index(found, Path(out), int(guarded), keep_findings=edited)
     return found
 
 
-def _write_index(found: Index, out: Path, workers: int) -> None:
+def _write_index(found: Index, out: Path, workers: int, keep_findings: bool) -> None:
     from viewalign.data.audit import findings_path, write_findings
     from viewalign.data.catalogue import write_catalogue
     from viewalign.data.indexing import write_excluded
@@ -89,7 +90,8 @@ def _write_index(found: Index, out: Path, workers: int) -> None:
     summary = summarise(found)
     try:
         write_excluded(out, found.excluded)
-        write_findings(found, findings_path(out))
+        if not keep_findings:  # the list was read as `exclude`: new findings are just those that it must not name
+            write_findings(found, findings_path(out))
         write_summary(summary, out)
         write_catalogue(found.collection, out)  # after the lists, so that a new catalogue never has those of an old one
         write_index_page(summary, out, found.series, workers)
@@ -134,11 +136,14 @@ def prepare(
     from viewalign.data.prepare import prepare_records
     from viewalign.data.settings import PrepareOptions
     from viewalign.data.shards import Shard
+    from viewalign.data.store_report import FINDINGS
     from viewalign.data.summary import summarise
     from viewalign.data.worker_pool import dask_cluster
     from viewalign.reports.catalogue import write_store_page
 
     wanted = checked(PrepareOptions, settings)
+    if any((Path(out) / FINDINGS).resolve() == Path(file).resolve() for file in wanted.exclude):
+        raise UserError(f"exclude={Path(out) / FINDINGS}: prepare writes this list anew. Copy it first.")
     shard = Shard.parse(wanted.shard)
     say = on_progress or (lambda *_: None)
     found = catalogue_of(Path(source), wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
@@ -160,7 +165,7 @@ def prepare(
     if report.prepared == 0:
         reasons = [(each.file, each.reason) for each in report.excluded]
         raise UserError(
-            f"None of the {len(reasons)} images could be used. {usual_reason(reasons)} All are in "
+            f"No image could be used ({len(reasons):,} tried). {usual_reason(reasons)} All are in "
             f"{Path(out) / 'report.json'}."
         )
     if report.index is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.api.data import stage
 from viewalign.errors import UserError, report_os_errors
-from viewalign.utils.io import check_suffix
+from viewalign.utils.outputs import check_file, has_keys
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -50,13 +50,16 @@ def embed(
         print(found.cases, found.features.shape)
         ```
     """
+    from viewalign.evaluation.embedding import Embeddings
     from viewalign.evaluation.embedding import embed as embed_cases
     from viewalign.evaluation.encoders import encoder_and_preprocessor
     from viewalign.evaluation.settings import EmbedSettings
 
     wanted = checked(EmbedSettings, settings)
     if out is not None:
-        check_suffix(Path(out), ".npz", ".parquet")
+        check_file(
+            Path(out), "file of embeddings", (".npz", ".parquet"), lambda file: bool(Embeddings.read(file).cases)
+        )
     spec, listed = _cases_of(cases)
     network, preprocessor = encoder_and_preprocessor(
         str(encoder), spec, wanted.patch_size, wanted.spacing, wanted.pool, channels=wanted.channels
@@ -125,7 +128,7 @@ def probe(
 
     paths = [encoders] if isinstance(encoders, str | Path) else encoders
     wanted = checked(ProbeSettings, settings)
-    check_suffix(Path(out), ".json")
+    check_file(Path(out), "result of a probe", (".json",), has_keys("features", "differences", "encoders"))
     return run_probe([str(one) for one in paths], task, Path(out), wanted)
 
 
@@ -160,12 +163,17 @@ def evaluate(
         ```
     """
     from viewalign.evaluation import folders
+    from viewalign.evaluation.results import CSV_FILE, JSON_FILE
     from viewalign.evaluation.segmentation_metrics import Rules
     from viewalign.evaluation.settings import EvaluateSettings
     from viewalign.finetuning.segmentation.dataset import names_matching
 
     wanted = checked(EvaluateSettings, settings)
     places = Path(predictions), Path(references)
+    folder = places[0] / "evaluation" if out is None else Path(out)
+    summary = folder / JSON_FILE
+    check_file(summary, "evaluation", ours=has_keys("format", "rules"))
+    check_file(folder / CSV_FILE, "evaluation", ours=lambda _: summary.is_file())
     description = None if wanted.dataset_json is None else Path(wanted.dataset_json)
     classes = folders.classes_of(*places, description)
     value = folders.ignore_of(*places, description) if wanted.ignore is None else wanted.ignore
@@ -173,7 +181,7 @@ def evaluate(
     rules = Rules(classes, folders.tolerances_of(wanted.tolerance, classes), value, wanted.empty)
     names = names_matching(list(folders.label_files(places[1])), wanted.cases) if wanted.cases else None
     result = folders.evaluate_folder(*places, rules, names, wanted.workers, stage(on_progress, "Evaluating"))
-    result.write(places[0] / "evaluation" if out is None else Path(out))
+    result.write(folder)
     return result
 
 
@@ -201,8 +209,11 @@ def compare(a: str | Path, b: str | Path, out: str | Path | None = None) -> Comp
     from viewalign.reports.comparison import write_page
     from viewalign.utils.io import write_json
 
+    file = None if out is None else Path(out) / "comparison.json"
+    if file is not None:
+        check_file(file, "comparison", ours=has_keys("a", "b", "cases", "left_out"))
     result = compare_any(Path(a), Path(b))
-    if out is not None:
-        write_json(Path(out) / "comparison.json", result.as_json())
-        write_page(result, Path(out))
+    if file is not None:
+        write_page(result, file.parent)
+        write_json(file, result.as_json())
     return result

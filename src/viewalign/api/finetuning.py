@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from viewalign.api.data import stage
 from viewalign.errors import UserError, report_os_errors
-from viewalign.utils.io import check_suffix
 from viewalign.utils.main_guard import check_main_guard
 from viewalign.utils.memory import reported_out_of_memory
+from viewalign.utils.outputs import check_file
 from viewalign.utils.settings import checked, nested
 
 if TYPE_CHECKING:
@@ -191,11 +191,12 @@ def predict(
     machine = Machine.choose(wanted.device, 1, 1)
     if is_segmentation(Path(model)):
         return _masks(Path(model), Path(cases), out, machine, wanted.tta)
+    from viewalign.evaluation.predictions import is_prediction_table
     from viewalign.finetuning.classification import predict as predicting
 
     table, listener = None if out is None else Path(out), stage(on_progress, "Predicting")
     if table is not None:
-        check_suffix(table, ".csv")
+        check_file(table, "table of predictions", (".csv",), is_prediction_table)
     found = predicting.predict(Path(model), cases, table, machine.device, wanted.tta, listener, wanted.workers)
     return Predictions(found.columns, found.values, {}, found.excluded)
 

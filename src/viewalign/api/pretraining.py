@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from viewalign.errors import report_os_errors
+from viewalign.errors import StoppedError, report_os_errors
 
 if TYPE_CHECKING:
     from viewalign.config import Recipe
     from viewalign.data.store import Store
+    from viewalign.training.dry_run import DryRun
     from viewalign.training.run import RunResult
 
 
+@overload
+def pretrain(
+    recipe: str | Path | Recipe,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    store: Store | None = None,
+    dry_run: Literal[False] = False,
+    **settings: Any,
+) -> RunResult: ...
+@overload
+def pretrain(
+    recipe: str | Path | Recipe,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    store: Store | None = None,
+    dry_run: Literal[True],
+    **settings: Any,
+) -> DryRun: ...
 @report_os_errors()
 def pretrain(
     recipe: str | Path | Recipe,
@@ -22,9 +45,12 @@ def pretrain(
     *,
     resume: bool = False,
     store: Store | None = None,
+    dry_run: bool = False,
     **settings: Any,
-) -> RunResult:
-    """Pretrain an encoder without labels, until the last step, Ctrl-C or SIGTERM, and keep its page up to date.
+) -> RunResult | DryRun:
+    """Pretrain an encoder without labels, and keep the run's page up to date.
+
+    Ctrl-C (in a notebook: interrupt), SIGTERM, SIGUSR1 and SIGHUP finish the step, save the state, and raise.
 
     Args:
         recipe: a recipe's name (`list_recipes`), a YAML file, or a `Recipe`.
@@ -32,19 +58,22 @@ def pretrain(
         out: the run's folder.
         resume: whether to resume from the newest checkpoint in `out`, if there is one.
         store: an open store, instead of `data`.
+        dry_run: only check everything that a start checks, and estimate memory and time.
         **settings: any of the recipe's, in groups: `steps=500, optim={"lr": 1e-3}`.
 
     Returns:
-        How the run ended: `folder.root`, `step` of `steps`, `finished`.
+        The finished run: `folder.root`, `steps`. Of a dry run what a start would do; `text()` describes it.
 
     Raises:
         UserError: an invalid recipe, setting, store or folder; raised before training.
+        StoppedError: a signal stopped the run after its state was saved; a `KeyboardInterrupt`. Its `result` has the
+            `step`; the same call with `resume=True` continues.
 
     Example:
         ```python
         views = {"patch_size": 32}
         run = viewalign.pretrain("cva-resenc-xs", data="store", out="run", steps=500, views=views)
-        print(run.finished, run.folder.root)
+        print(run.steps, run.folder.root)
         ```
     """
     from viewalign.config import Recipe
@@ -63,7 +92,15 @@ def pretrain(
         from viewalign.evaluation.online_probe import make_probe
 
         probe = make_probe(recipe)
-    return run.pretrain(recipe, "auto" if resume else False, store, probe, LivePage())
+    if dry_run:
+        from viewalign.training import dry_run as trial
+
+        return trial.dry_run(recipe, resume, store)
+    done = run.pretrain(recipe, "auto" if resume else False, store, probe, LivePage())
+    if done.stops_caller is not None:
+        state = f"{done.folder.root} is saved at step {done.step} of {done.steps}; resume=True continues it."
+        raise StoppedError(state, done, done.exit_code)
+    return done
 
 
 @report_os_errors()

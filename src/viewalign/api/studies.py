@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError, report_os_errors
+from viewalign.errors import StoppedError, UserError, report_os_errors
+from viewalign.utils import outputs
 from viewalign.utils.settings import checked
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class StudyPlan:
 
         Returns:
             0 if all cells are finished, 3 if some failed, 4 if some are left.
+
+        Raises:
+            StoppedError: a signal stopped a pretraining, whose state is saved; a `KeyboardInterrupt`.
         """
         from viewalign.reports.study import write_page
         from viewalign.studies import table
@@ -66,6 +70,8 @@ class StudyPlan:
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
             _log.info("%s", table.write(grid, self.summarise(grid)))
             _log.info("Tables: %s/table.md, .csv, .json\nPage: %s", grid.out, write_page(grid.out))
+        if code > 128:
+            raise StoppedError(f"{grid.out} is saved; running it again continues.", None, code)
         return code
 
     def summarise(self, grid: Grid) -> dict[str, Any] | None:  # noqa: ARG002
@@ -76,6 +82,7 @@ class StudyPlan:
         """Write a SLURM array script that runs the study in parts; return the folder of its logs."""
         from viewalign.studies.cells import slurm_script
 
+        outputs.check_file(script, "job script of a study", ours=outputs.contains("-m viewalign"))
         logs = self.folder.absolute() / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "viewalign", *self.command, "-o", str(self.folder.absolute())]
@@ -148,17 +155,18 @@ class GainPlan(StudyPlan):
         return code
 
     def result(self) -> dict[str, Any]:
-        """Return the sentences and comparisons of the finished cells: `headline`, `lines`, `cost`, `comparisons`."""
+        """Return `headline`, `level`, `cost` and `comparisons` of finished cells, and `about`, what was compared."""
         from viewalign.studies.cells import Grid
 
         return self.summarise(Grid(self.study, self.folder))
 
     def summarise(self, grid: Grid) -> dict[str, Any]:
         """Return sentences for the top of the page."""
-        from viewalign.studies.gain_results import compare_arms, summary
+        from viewalign.studies.gain_results import compare_arms, described, summary
 
         seconds = sum(float(cell.record.get("seconds", 0.0)) for cell in grid.cells)
-        return summary(compare_arms(grid), seconds, all(cell.done for cell in grid.cells))
+        found = summary(compare_arms(grid), seconds, all(cell.done for cell in grid.cells))
+        return {**found, "about": described(grid)}
 
 
 @report_os_errors()
@@ -244,11 +252,12 @@ def compare_methods(
 
 
 def _study_folder(out: str | Path) -> Path:
-    """Return the folder of a study, which must not be a store, a run, a dataset or a task."""
+    """Return the folder of a study, which must be new, empty or that of a study."""
+    from viewalign.tasks.copies import CACHE
+
     folder = Path(out)
-    for name in ("store.json", "config.yaml", "dataset.json", "task.yaml"):
-        if (folder / name).is_file():
-            raise UserError(f"{folder} contains {name}: it has another use. Name a new folder with -o.")
+    planned = ("data", "slurm", "task", ".table.lock", CACHE)
+    outputs.check_folder(folder, "study", (folder / "cells").is_dir(), planned)
     return folder
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.grammar import Command, Result, settings_of
+from viewalign.utils.text import counted
 
 task = typer.Typer(no_args_is_help=True, help="Tasks for classification and regression: convert other layouts.")
 
@@ -39,7 +40,7 @@ def convert(
     echo_first([f"left out: {line}" for line in found.left_out])
     name, kind, count = found.spec.name, found.spec.kind, len(found.cases)
     facts = {"folder": out, "name": name, "kind": kind, "cases": count, "left_out": found.left_out}
-    return Result(facts, f"{name}: {kind}, {count} cases in {out}")
+    return Result(facts, f"{name}: {kind}, {counted(count, 'case')} in {out}")
 
 
 fomo = typer.Typer(no_args_is_help=True, help="FOMO25 and FOMO26: convert their tasks, build and check a submission.")
@@ -68,7 +69,7 @@ def prepare(
     cases, left_out = convert_task(source, out, checked(FomoSettings, settings_of(context)).task)
     for line in left_out:
         typer.echo(f"  excluded: {line}", err=True)
-    return Result({"folder": out, "cases": cases, "excluded": left_out}, f"{cases} cases in {out}")
+    return Result({"folder": out, "cases": cases, "excluded": left_out}, f"{counted(cases, 'case')} in {out}")
 
 
 @fomo.command(cls=Command)

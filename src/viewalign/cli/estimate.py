@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,8 @@ import typer
 from viewalign.cli.grammar import Result, settings_of
 from viewalign.cli.prepare import Source
 from viewalign.utils.console import stages
-from viewalign.utils.io import check_suffix
+from viewalign.utils.io import write_json
+from viewalign.utils.outputs import check_file, has_keys
 
 if TYPE_CHECKING:
     from viewalign.training.estimate import Estimate
@@ -44,11 +44,11 @@ def estimate(
     import viewalign
 
     if out is not None:
-        check_suffix(out, ".json")
+        check_file(out, "estimate", (".json",), has_keys("preparation", "pretraining"))
     with stages() as report:
         found = viewalign.estimate(source, recipe, on_progress=report, **settings_of(context))
     if out is not None:
-        out.write_text(json.dumps(found.facts, indent=1) + "\n")
+        write_json(out, found.facts)
     return Result(found.facts, partial(_print, found, recipe, out))
 
 

@@ -10,6 +10,7 @@ import typer
 from viewalign.cli.finetune import Encoder, Task
 from viewalign.cli.grammar import Result, settings_of
 from viewalign.utils.console import code_of_excluded, stages
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from viewalign.evaluation.results import Evaluation
@@ -38,7 +39,8 @@ def embed(
         found = viewalign.embed(encoder, task, out, on_progress=report, **settings_of(context))
     width = found.features.shape[1]
     facts = {"out": out, "cases": found.cases, "features": width, "excluded": dict(found.excluded), **found.facts}
-    return Result(facts, f"{len(found.cases)} cases, {width} numbers each: {out}", code_of_excluded(found.excluded))
+    text = f"{counted(len(found.cases), 'case')}, {counted(width, 'number')} each: {out}"
+    return Result(facts, text, code_of_excluded(found.excluded))
 
 
 def probe(
@@ -94,14 +96,14 @@ def evaluate(
     with stages() as report:
         result = viewalign.evaluate(predictions, references, out, on_progress=report, **settings_of(context))
     folder = out or predictions / "evaluation"
-    lines = [result.table(), f"{len(result.cases)} cases; each in {folder}", *_notes(result)]
+    lines = [result.table(), f"{counted(len(result.cases), 'case')}; each in {folder}", *_notes(result)]
     return Result({"folder": folder, **result.as_json()}, "\n".join(lines), 0 if result.complete else 1)
 
 
 def _notes(result: Evaluation) -> list[str]:
     lines = [f"  {case.name}: {case.note}" for case in result.cases if case.note]
     if result.extra:
-        lines.append(f"{len(result.extra)} predictions have no reference: {_some(result.extra)}")
+        lines.append(f"Predictions without a reference: {_some(result.extra)}")
     lines += [f"Not evaluated: {name}: {reason}." for name, reason in (result.excluded or {}).items()]
     if result.missing:
         lines.append(f"Without a prediction, excluded from means: {_some(result.missing)}")
@@ -140,8 +142,8 @@ def compare(
     import viewalign
 
     result = viewalign.compare(a, b, out)
-    left_out = f"; {len(result.left_out)} cases of only one of them are excluded" if result.left_out else ""
-    lines = [f"A = {a}\nB = {b}\n{len(result.cases)} cases of both{left_out}", result.table()]
+    left_out = f"; excluded: {counted(len(result.left_out), 'case')} of only one of them" if result.left_out else ""
+    lines = [f"A = {a}\nB = {b}\n{counted(len(result.cases), 'case')} of both{left_out}", result.table()]
     page = None if out is None else out / "comparison.html"
     lines += [f"Page: {page}"] if page else []
     return Result({**result.as_json(), "page": page}, "\n".join(lines))

@@ -13,6 +13,7 @@ import typer
 
 from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.errors import UserError
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from viewalign.weights.published import PublishedEncoder
@@ -95,10 +96,10 @@ def _fetch_data(name: str, out: Path | None, patterns: list[str], yes: bool) -> 
         selection = datasets.subset(dataset, patterns)
         licence, cite = dataset.licence, dataset.cite
     files = len(selection.files)
-    _consent(f"{selection.repository}: {files} files", licence, cite, selection.bytes, yes)
+    _consent(f"{selection.repository}: {counted(files, 'file')}", licence, cite, selection.bytes, yes)
     with progress_bar("Fetching, MB") as bar:
         count = hub.fetch(selection, folder, _in_megabytes(bar))
-    text = f"{count} files fetched, {files - count} already present"
+    text = f"{counted(count, 'file')} fetched, {files - count:,} already present"
     return _fetched(folder, text, {"files": files, "fetched": count})
 
 
@@ -115,10 +116,10 @@ def _fetch_weights(name: str, out: Path | None, patterns: tuple[str, ...], yes: 
     found = find_weights(name, patterns)
     folder = out or Path("weights") / name.replace(":", "-").replace("/", "-")
     about = found.title if isinstance(found, ZenodoRecord) else found.repository
-    _consent(f"{about}: {len(found.files)} files", found.licence, "", found.bytes, yes)
+    _consent(f"{about}: {counted(len(found.files), 'file')}", found.licence, "", found.bytes, yes)
     with progress_bar("Fetching, MB") as bar:
         count = fetch_weights(found, folder, _in_megabytes(bar))
-    text = f"{folder}: {count} files fetched or checked."
+    text = f"{folder}: {counted(count, 'file')} fetched or checked."
     weights = next((file for kind in ("*.safetensors", "*.pth", "*.ckpt") for file in sorted(folder.rglob(kind))), None)
     if weights:
         text += f"\nNext: {command('pretrain', 'RECIPE', 'store', '-o', 'run', f'init={weights}')}"

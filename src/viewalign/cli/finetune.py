@@ -10,6 +10,7 @@ import typer
 
 from viewalign.cli.grammar import Command, Result, settings_of
 from viewalign.utils.console import code_of_excluded, stages
+from viewalign.utils.text import counted
 
 Task = Annotated[Path, typer.Argument(help="A task: the folder of task.yaml and its manifest.", show_default=False)]
 Encoder = Annotated[
@@ -159,5 +160,5 @@ def predict(
         "masks": found.masks,
         "excluded": dict(found.excluded),
     }
-    text = f"{len(found.values) + len(found.masks)} cases: {target}"
+    text = f"{counted(len(found.values) + len(found.masks), 'case')}: {target}"
     return Result(facts, text, code_of_excluded(found.excluded))

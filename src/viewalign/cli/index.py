@@ -10,6 +10,7 @@ import typer
 
 from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.utils.console import EXIT_CODE, print_first, show_excluded, stages
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,9 +120,10 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     table.add_column()
     datasets = summary["datasets"]
     for each in datasets[:DATASETS_SHOWN]:
-        table.add_row("Dataset", escape(f"{each['name']}: {each['images']} images of {each['subjects']} subjects"))
+        images, subjects = counted(each["images"], "image"), counted(each["subjects"], "subject")
+        table.add_row("Dataset", escape(f"{each['name']}: {images} of {subjects}"))
     if len(datasets) > DATASETS_SHOWN:
-        table.add_row("", f"… and {len(datasets) - DATASETS_SHOWN} more datasets")
+        table.add_row("", f"… and {counted(len(datasets) - DATASETS_SHOWN, 'more dataset')}")
     for name in ("subjects", "sessions", "images"):
         table.add_row(name.capitalize(), str(summary[name]))
     table.add_row("Modalities", escape(", ".join(f"{name} {count}" for name, count in summary["modalities"].items())))
@@ -132,7 +134,7 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     table.add_row("Excluded", str(len(summary["excluded"])))
     passed = summary["passed_over"]
     if passed["other_files"]:
-        table.add_row("Ignored", f"{passed['other_files']} files: {ignored_types(passed['other_types'])}")
+        table.add_row("Ignored", f"{counted(passed['other_files'], 'file')}: {ignored_types(passed['other_types'])}")
     for note in passed["notes"]:
         table.add_row("Note", escape(note))
     console.print(table)

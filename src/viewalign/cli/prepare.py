@@ -16,6 +16,7 @@ import typer
 from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.cli.index import show_audit
 from viewalign.utils.console import EXIT_CODE, show_excluded, stages
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from viewalign.data.prepare import PrepareReport
@@ -120,7 +121,7 @@ def _print_end(out: Path, report: PrepareReport) -> None:
 def _end_of_part(report: PrepareReport) -> list[str]:
     left = ", ".join(map(str, report.missing_parts[:20])) + (" …" if len(report.missing_parts) > 20 else "")
     return [
-        f"This part is complete: {report.prepared} images, {report.made} of them prepared now.",
+        f"This part is complete: {counted(report.prepared, 'image')}, {report.made:,} of them prepared now.",
         f"Still missing: part {left}. The last part writes index and report.",
     ]
 
@@ -128,7 +129,7 @@ def _end_of_part(report: PrepareReport) -> list[str]:
 def _end(out: Path, report: PrepareReport) -> list[str]:
     earlier = max(report.prepared - report.made - report.skipped - report.kept, 0)
     counts = [
-        f"{report.prepared} images in the store",
+        f"{counted(report.prepared, 'image')} in the store",
         f"{report.made} prepared now",
         f"{report.skipped} already there" if report.skipped else "",
         f"{report.kept} already prepared" if report.kept else "",

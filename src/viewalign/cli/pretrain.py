@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.grammar import Result, command, settings_of
+from viewalign.errors import StoppedError
+from viewalign.utils.text import counted
 
 
 def pretrain(
@@ -26,6 +28,9 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the newest checkpoint in RUN, or start if there is none.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what a start checks; estimate memory and time; write nothing.")
+    ] = False,
 ) -> Result:
     """Pretrain an encoder without labels.
 
@@ -43,17 +48,25 @@ def pretrain(
 
     viewalign pretrain cva-primus-m store -o run batch=8 optim.lr=2e-4
 
+    viewalign pretrain cva-resenc-l store -o run --dry-run
+
     viewalign pretrain mine.yaml store -o run validate.probe.task=task
     """
     import viewalign
 
-    run = viewalign.pretrain(recipe, data, out, resume=resume, **settings_of(context))
+    if dry_run:
+        trial = viewalign.pretrain(recipe, data, out, resume=resume, dry_run=True, **settings_of(context))
+        return Result(trial.as_json(), trial.text())
+    try:
+        run = viewalign.pretrain(recipe, data, out, resume=resume, **settings_of(context))
+    except StoppedError as stop:
+        run = stop.result
     folder = run.folder.root
     if not run.first:
         raise typer.Exit(run.exit_code)
     report, step, steps, finished = run.folder.report, run.step, run.steps, run.finished
     facts = {"folder": folder, "report": report, "step": step, "steps": steps, "finished": finished}
     if finished:
-        return Result(facts, f"Done: {step} steps. Report: {report}\nNext:   {command('export', folder)}")
+        return Result(facts, f"Done: {counted(step, 'step')}. Report: {report}\nNext:   {command('export', folder)}")
     resume_with = command("pretrain", (folder / "config.yaml").absolute(), "--resume")
     return Result(facts, f"Stopped and saved at step {step} of {steps}. Resume with\n  {resume_with}", run.exit_code)

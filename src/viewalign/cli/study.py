@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viewalign.cli.grammar import Result, settings_of
+from viewalign.errors import StoppedError, UserError
 
 if TYPE_CHECKING:
     from viewalign.api.studies import StudyPlan
@@ -59,7 +60,6 @@ def study(
     viewalign study ablation-resenc-one-gpu DATA -o ablation --slurm ablation.sh && sbatch ablation.sh
     """
     import viewalign
-    from viewalign.errors import UserError
     from viewalign.studies import loading
 
     if listed:
@@ -143,7 +143,11 @@ def compare_methods(
 
 
 def _run(plan: StudyPlan, only: str | None, dry_run: bool) -> Result:
-    code = 0 if dry_run else plan.run(only)
+    try:
+        code = 0 if dry_run else plan.run(only)
+    except StoppedError as stop:
+        code = stop.code
+        typer.echo("Stopped and saved. The same command resumes it.", err=True)
     cells = plan.cells(only)
     text = "\n".join(f"{status:7s} {name}" for name, status in cells.items()) if dry_run else ""
     return Result({"folder": plan.folder, "cells": cells}, text, code)

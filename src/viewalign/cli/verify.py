@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from viewalign.cli.grammar import Result
+from viewalign.utils.text import counted
 
 
 def verify(
@@ -36,6 +37,6 @@ def verify(
     what = {"store": "images", "run": "checkpoints", "export": "files"}[found.kind]
     for path, reason in found.problems:
         typer.echo(visible(f"  {path}: {reason}"), err=True)
-    text = f"The {found.kind} {folder}: {found.checked} {what} checked, {len(found.problems)} problems."
+    text = f"The {found.kind} {folder}: {found.checked} {what} checked, {counted(len(found.problems), 'problem')}."
     facts = {"folder": folder, "kind": found.kind, "checked": found.checked, "problems": found.problems}
     return Result(facts, text, EXIT_CODE if found.problems else 0)

@@ -34,6 +34,7 @@ from viewalign.finetuning.segmentation import predict
 from viewalign.finetuning.segmentation.predict import KEY
 from viewalign.tasks.preprocessing import read_image
 from viewalign.tasks.spec import ChannelSpec
+from viewalign.utils.outputs import check_folder
 from viewalign.utils.settings import Settings
 
 _ENDING = ".nii.gz"
@@ -78,8 +79,7 @@ def prepare(source: Path, out: Path, number: int = 2) -> tuple[list[str], list[s
     Raises:
         UserError: no session can be used, or `out` is not empty.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another folder.")
+    check_folder(out, "dataset")
     for name in ("imagesTr", "labelsTr"):
         (out / name).mkdir(parents=True, exist_ok=True)
     task, root = TASKS[number], task_folder(source, number)

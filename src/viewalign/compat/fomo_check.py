@@ -26,6 +26,7 @@ from pydantic import Field
 from viewalign.compat.fomo_tasks import TASKS
 from viewalign.errors import UserError
 from viewalign.utils.settings import Settings
+from viewalign.utils.text import counted
 
 SECONDS = 120.0
 """Time limit of a case, on one H100 with 32 CPUs."""
@@ -185,7 +186,7 @@ def _check_number(out: Path, limits: tuple[float, float] | None) -> list[str]:
     except ValueError:
         return ["the output is not a number in UTF-8"]
     if value is None:
-        return [f"the output has {len(words)} words, not one number"]
+        return [f"the output has {counted(len(words), 'word')}, not one number"]
     if not np.isfinite(value):
         return [f"the output {value} is not finite"]
     return [f"the output {value} is not in [0, 1]"] if limits and not limits[0] <= value <= limits[1] else []

@@ -32,6 +32,7 @@ from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import read_image, sample_tensors
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
+from viewalign.utils.outputs import check_folder, contains
 from viewalign.utils.shapes import Size
 
 EMBEDDED = "input"
@@ -113,8 +114,8 @@ def write_submission(
         UserError: no trained model, and no encoder; settings of an encoder for a fine-tuning; or a folder with other
             files.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / "predict.py").is_file():
-        raise UserError(f"{out} is not empty and contains no submission. Name a new folder with -o.")
+    script = out / "predict.py"
+    check_folder(out, "submission", script.is_file() and contains("viewalign")(script))
     target, extras = out / "model", "tasks"
     is_segmentation, is_task = segmentation.is_segmentation(Path(model)), any(Path(model).glob(f"fold_*/{FACTS}"))
     if (is_segmentation or is_task) and (patch_size, spacing, pool) != (None, "pretraining", "multistage"):

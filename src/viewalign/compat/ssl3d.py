@@ -26,6 +26,7 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans
 from viewalign.networks.registry import PRIMUS
+from viewalign.utils.outputs import check_folder
 from viewalign.weights import adaptation_plan, client_forms, files, token_order
 from viewalign.weights.export import export_run, write_checkpoint
 from viewalign.weights.run_folder import RunFolder
@@ -79,8 +80,7 @@ def write_submission(run: str | Path, out: str | Path | None = None, weights: We
     folder = RunFolder(Path(run))
     _check_track(folder.recipe())
     target = folder.root / "ssl3d" if out is None else Path(out)
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} is not empty. Choose another folder with -o.")
+    check_folder(target, "export")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as scratch:
         export = export_run(run, Path(scratch) / "export", weights)

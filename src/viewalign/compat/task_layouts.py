@@ -20,7 +20,8 @@ from viewalign.compat.task_conversion import (
 )
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import TaskCase, check_images, write_manifest
-from viewalign.tasks.spec import TaskSpec, write_spec
+from viewalign.tasks.spec import FILE, TaskSpec, write_spec
+from viewalign.utils.outputs import check_folder
 
 _MISSING = ("", "n/a")
 
@@ -203,6 +204,8 @@ def convert(layout: str, source: Path, out: Path, wanted: ConvertSettings | None
         raise UserError(
             f"{source} has no labelled case in the layout '{layout}'. {' '.join(found.left_out[:3])}".strip()
         )
+    if any((out / name).exists() for name in (FILE, "manifest.csv")):  # which may have been edited
+        check_folder(out, "task")
     write_spec(found.spec, out)
     write_manifest(found.cases, found.spec, out)
     return found

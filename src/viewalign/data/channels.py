@@ -10,6 +10,7 @@ from viewalign.data.catalogue import Record
 from viewalign.data.sources import Exclusion
 from viewalign.errors import UserError
 from viewalign.utils.overrides import similar
+from viewalign.utils.text import counted
 
 
 def stacked(records: Sequence[Record], channels: Sequence[str]) -> tuple[list[Record], list[Exclusion]]:
@@ -39,7 +40,7 @@ def _check_modalities(records: Sequence[Record], channels: Sequence[str]) -> Non
     folded = {name.casefold() for name in known}
     for name in channels:
         if name.casefold() not in folded:
-            listed = ", ".join(f"{modality} ({count} images)" for modality, count in known.most_common())
+            listed = ", ".join(f"{modality} ({counted(count, 'image')})" for modality, count in known.most_common())
             raise UserError(f"channels: no image has the modality '{name}'{similar(name, known)}. There are: {listed}.")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from viewalign.data.layout import MASK_KINDS, done_properties
 from viewalign.utils.io import PARTIAL_PREFIX, raise_unless_missing, write_bytes
+from viewalign.utils.text import counted
 
 INDEX_COLUMNS = (
     "id",
@@ -55,7 +56,7 @@ class TextColumn(Sequence[str]):
         return self._bytes[self._ends[index] : self._ends[index + 1]].tobytes().decode("utf-8")
 
     def __repr__(self) -> str:
-        return f"TextColumn({len(self)} entries)"
+        return f"TextColumn({counted(len(self), 'entry', 'entries')})"
 
 
 @dataclass(frozen=True, slots=True)

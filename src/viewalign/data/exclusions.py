@@ -51,8 +51,8 @@ class ExclusionList:
         if not left:
             return ""
         return (
-            f"{len(left)} of {len(self._reasons)} entries of the exclusion lists match no image, such as {left[0]}. An "
-            "entry is a path, the end of a path or an image id; folders and patterns are not supported"
+            f"Entries of the exclusion lists that match no image: {len(left):,} of {len(self._reasons):,}, such as "
+            f"{left[0]}. An entry is a path, the end of a path or an image id; folders and patterns are not supported"
         )
 
 

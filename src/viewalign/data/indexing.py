@@ -22,6 +22,7 @@ from viewalign.data.sources.walk import printable
 from viewalign.data.worker_pool import MANY, default_workers, run_jobs
 from viewalign.errors import ExcludedImageError, UserError, os_reason
 from viewalign.utils.io import is_file
+from viewalign.utils.text import counted
 
 
 @dataclass
@@ -105,7 +106,8 @@ def index_sources(
     }
     index.excluded.sort()
     for reason, count in Counter(each.reason for each in index.excluded if NOT_DOWNLOADED in each.reason).items():
-        index.notes.append(f"{count} files are listed, but {reason.replace('its', 'their', 1)}")
+        why = reason if count == 1 else reason.replace("its", "their", 1)
+        index.notes.append(f"{counted(count, 'listed file')}: {why}")
     _note_duplicates(index, taken)
     _note_units(index)
     return index

@@ -20,6 +20,7 @@ from viewalign.data.readers.headers import Triple, read_header
 from viewalign.data.settings import PrepareOptions, PrepareSettings
 from viewalign.data.sources import Exclusion, FindOptions
 from viewalign.errors import ExcludedImageError, UserError
+from viewalign.utils.text import counted
 
 _log = logging.getLogger(__name__)
 Listener = Callable[[int, int], None]
@@ -87,9 +88,10 @@ def nothing_found(sources: Sequence[str], found: Index) -> str:
     text = f"No volumes were found in {', '.join(sources)}."
     if found.excluded:
         first = found.excluded[0]
-        text += f" {len(found.excluded)} files were excluded; the first: {first.file}: {first.reason}."
+        text += f" {counted(len(found.excluded), 'file')} excluded; the first: {first.file}: {first.reason}."
     if found.label_files:
-        text += f" {len(found.label_files)} files look like label maps by their names (labels=true includes them)."
+        named = counted(len(found.label_files), "file")
+        text += f" Label maps by their names: {named} (labels=true includes them)."
     if not (found.excluded or found.label_files):
         text += f" Files that end in {', '.join(SUFFIXES)} are read, and DICOM."
         if found.other_files:

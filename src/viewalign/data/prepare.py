@@ -46,6 +46,7 @@ from viewalign.data.worker import (
 from viewalign.data.worker_pool import WorkerLost, default_workers, run_jobs
 from viewalign.errors import UserError, os_reason
 from viewalign.utils.locks import lock_folder
+from viewalign.utils.text import counted
 
 
 @dataclass
@@ -256,9 +257,9 @@ def _check_sources(records: Sequence[Record]) -> None:
         problems = [problem for problem in pool.map(_problem, records) if problem is not None]
     if 2 * len(problems) > len(records):
         raise UserError(
-            f"{len(problems)} of the catalogue's {len(records)} files cannot be reached, such as {problems[0]}. "
-            "Nothing was changed. Is a disk or network share missing? To add images to a store whose earlier sources "
-            "were archived, prepare a catalogue with only the new ones."
+            f"{len(problems):,} of {counted(len(records), 'file')} of the catalogue cannot be reached, such as "
+            f"{problems[0]}. Nothing was changed. Is a disk or network share missing? To add images to a store whose "
+            "earlier sources were archived, prepare a catalogue with only the new ones."
         )
 
 

@@ -9,6 +9,7 @@ from viewalign.data.layout import STORE_FORMAT, STORE_VERSION, write_json
 from viewalign.data.settings import RECIPE_VERSION, PrepareSettings, diff_preparation
 from viewalign.data.store import read_store_header
 from viewalign.errors import UserError
+from viewalign.utils import outputs
 from viewalign.utils.io import PARTIAL_PREFIX
 from viewalign.utils.locks import LOCK
 
@@ -23,7 +24,7 @@ def check_folder(store: Path, settings: PrepareSettings) -> bool:
     if header is None and store.is_dir() and any(not _is_ours(path) for path in store.iterdir()):
         header = read_store_header(store)  # another part may have created the store in the meantime
         if header is None:
-            raise UserError(f"The folder {store} is not empty and contains no store. Use another folder.")
+            outputs.check_folder(store, "store", False, [path.name for path in store.iterdir() if _is_ours(path)])
     if header is not None and header.get("recipe_hash") != settings.fingerprint():
         raise UserError(_other_recipe(store, header, settings))
     return header is not None

@@ -21,6 +21,7 @@ from viewalign.data.near_copies import Copies, find_copies
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.sources import Exclusion
 from viewalign.data.store_header import write_header
+from viewalign.utils.text import counted
 
 FINDINGS = "audit.tsv"
 Stored = Sequence[tuple[Row, dict[str, Any]]]
@@ -64,7 +65,7 @@ def _entry(row: Row, properties: dict[str, Any]) -> Entry:
         suspects=geometry_suspicions(shape, spacing, direction),
     )
     if clipped := sum(properties.get("clipped_voxels", ())):
-        entry.suspects["outliers"] = f"{clipped} voxels with extreme values were clipped"
+        entry.suspects["outliers"] = f"extreme values were clipped in {counted(clipped, 'voxel')}"
     padding = [value for value in properties.get("padding_value", ()) if value is not None]
     if padding:
         entry.suspects["padding"] = f"padded with {padding[0]:g}"

@@ -16,7 +16,9 @@ from viewalign.errors import UserError
 from viewalign.methods.health import MEASURES
 from viewalign.recipes import loading
 from viewalign.utils.io import write_json
+from viewalign.utils.outputs import check_folder
 from viewalign.utils.progress import progress_bar
+from viewalign.utils.text import counted
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log
 
@@ -129,8 +131,7 @@ def _open(settings: DemoSettings) -> DemoResult | None:
         if state["finished"] and report.is_file():
             return DemoResult(report, state["figures"], fresh=False)
         return None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and does not contain a demo. Set another folder with -o.")
+    check_folder(out, "demo", False)
     out.mkdir(parents=True, exist_ok=True)
     _write_state(settings, None)
     return None
@@ -170,8 +171,9 @@ def _index(settings: DemoSettings) -> Holdout:
     write_catalogue(kept, path)
     write_excluded(path, found.excluded)
     _log.info(
-        f"2 Catalogue: {found.images} images of {found.subjects()} subjects, {len(held.subjects)} of which are "
-        f"labelled and held out for the probe; {len(found.excluded)} files excluded."
+        f"2 Catalogue: {counted(found.images, 'image')} of {counted(found.subjects(), 'subject')}, "
+        f"{len(held.subjects)} of which are labelled and held out for the probe; "
+        f"{counted(len(found.excluded), 'file')} excluded."
     )
     if not held:
         _log.info(f"  {NO_PROBE}")
@@ -199,7 +201,7 @@ def _prepare(settings: DemoSettings) -> None:
     if report.prepared == 0:
         raise UserError(f"None of the images could be used; see {store / 'report.json'}.")
     if report.excluded:
-        _log.info(f"  {len(report.excluded)} images were excluded; see {store / 'report.json'}.")
+        _log.info(f"  {counted(len(report.excluded), 'image')} excluded; see {store / 'report.json'}.")
 
 
 def recipe_settings(settings: DemoSettings) -> list[str]:
@@ -228,7 +230,7 @@ def _pretrain(settings: DemoSettings, run: RunFolder) -> int | None:
     if checkpoints.steps(run.checkpoints)[-1:] == [settings.steps]:
         _log.info("4 Pretraining: already complete.")
         return None
-    _log.info(f"4 Pretraining: {RECIPE}, {settings.steps} steps.")
+    _log.info(f"4 Pretraining: {RECIPE}, {counted(settings.steps, 'step')}.")
     outcome = pretrain(loading.load(RECIPE, recipe_settings(settings)), resume=run.config.is_file())
     return outcome.stops_caller
 
@@ -246,8 +248,8 @@ def _probe(settings: DemoSettings, held: Holdout, run: RunFolder) -> None:
         _log.info("5 Probe: already complete.")
         return
     _log.info(
-        f"5 Probe: a linear classifier on frozen features, {len(held.train)} labelled training volumes and "
-        f"{len(held.test)} test volumes."
+        f"5 Probe: a linear classifier on frozen features, {counted(len(held.train), 'labelled training volume')} and "
+        f"{counted(len(held.test), 'test volume')}."
     )
     probe_run(run, held, settings.preparation(), settings.data is None)
 

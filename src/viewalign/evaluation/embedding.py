@@ -210,7 +210,7 @@ def embed(
             progress(len(results), len(cases))
     vectors, excluded = split_results(cases, results)
     if not vectors:
-        raise UserError(f"None of the {len(cases)} cases is usable. {usual_reason(excluded)}")
+        raise UserError(f"No case is usable ({len(cases):,} tried). {usual_reason(excluded)}")
     facts = {
         "viewalign_version": viewalign.__version__,
         "encoder_sha256": weights_digest(backbone),

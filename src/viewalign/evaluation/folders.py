@@ -155,7 +155,7 @@ def evaluate_folder(
         raise UserError(f"{references} has no {', '.join(unknown[:_MAX_REPORTED])}; every case needs a reference.")
     present = [name for name in expected if name in predicted]
     if not present:
-        raise UserError(f"{predictions} has no prediction for any of the {len(expected)} references in {references}.")
+        raise UserError(f"{predictions} has no prediction for any of the {len(expected):,} references in {references}.")
     jobs = {name: partial(score_files, name, predicted[name], truths[name], rules) for name in present}
     scores, excluded = _run(jobs, processes, on_case)
     if not scores:

@@ -25,6 +25,7 @@ from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec
+from viewalign.utils.text import counted
 from viewalign.weights.adaptation_plan import PREPARATION_KEYS
 
 _BOOTSTRAP_SAMPLES = 200
@@ -107,7 +108,8 @@ def make_probe(recipe: Recipe) -> OnlineProbe | None:
     cases = read_manifest(settings.task, spec)
     if len(spec.channels) != recipe.network.channels:
         raise UserError(
-            f"validate.probe: {spec.name} has {len(spec.channels)} channels, the network {recipe.network.channels}."
+            f"validate.probe: {spec.name} has {counted(len(spec.channels), 'channel')}, "
+            f"the network {recipe.network.channels}."
         )
     preparation = Store.open(recipe.data).recipe if recipe.data else {}
     used = {key: value for key, value in preparation.items() if key in PREPARATION_KEYS}

@@ -68,6 +68,15 @@ def is_task_run(folder: Path) -> bool:
     return (folder / FILE).is_file() and (folder / PREDICTIONS).is_file()
 
 
+_FIRST_COLUMNS = ("case", "subject", "fold", "target")
+
+
+def is_prediction_table(file: Path) -> bool:
+    """Return whether a file is a table of predictions, but not that of a fine-tuning."""
+    with file.open(encoding="utf-8") as stream:
+        return stream.readline().startswith(",".join(_FIRST_COLUMNS)) and not is_task_run(file.parent)
+
+
 def write_predictions(
     file: Path, cases: Sequence[TaskCase], rows: Mapping[str, tuple[str, NDArray[np.float64]]], spec: TaskSpec
 ) -> None:
@@ -81,7 +90,7 @@ def write_predictions(
     """
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["case", "subject", "fold", "target", *prediction_columns(spec)])
+        writer.writerow([*_FIRST_COLUMNS, *prediction_columns(spec)])
         for case in cases:
             if case.case in rows:
                 fold, predicted = rows[case.case]

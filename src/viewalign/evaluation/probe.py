@@ -22,6 +22,7 @@ from viewalign.tasks.folds import Fold, join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec
 from viewalign.utils.io import write_json
+from viewalign.utils.text import counted
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def run_probe(
     cases = read_manifest(task, spec)
     train = sum(case.split == "train" for case in cases)
     if max(plan.shots, default=0) > train:  # before features are computed, which takes minutes
-        raise UserError(f"shots={max(plan.shots)} is more than the {train} training cases.")
+        raise UserError(f"shots={max(plan.shots)} is more than {counted(train, 'training case')}.")
     features, excluded, facts, fingerprints = _compute_features(encoders, spec, cases, plan)
     usable = join_copies([case for case in cases if case.case not in dict(excluded)], fingerprints)
     folds = evaluation_folds(usable, spec, plan.folds, plan.seed)
@@ -124,7 +125,7 @@ def _compute_features(
     excluded: list[tuple[str, str]] | None = None
     preparing: dict[str, Any] = {"cache": plan.cache and Path(plan.cache), "workers": plan.workers}
     if plan.names and len(plan.names) != len(encoders):
-        raise UserError(f"names has {len(plan.names)} names for {len(encoders)} encoders.")
+        raise UserError(f"names has {counted(len(plan.names), 'name')} for {counted(len(encoders), 'encoder')}.")
     names = plan.names or [Path(path).name or path for path in encoders]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -206,7 +207,8 @@ def summary(
     """Format the primary metric of all features as a table for a terminal."""
     count = len(next(iter(scores.values())).cases)
     better = "lower" if spec.figure in task_metrics.LOWER_IS_BETTER else "higher"
-    lines = [f"{spec.name}: {spec.figure} over {count} cases, 95 % interval over subjects ({better} is better)"]
+    cases = counted(count, "case")
+    lines = [f"{spec.name}: {spec.figure} over {cases}, 95 % interval over subjects ({better} is better)"]
     width = max(len(name) for name in scores)
     for name, score in scores.items():
         ends = score.intervals[spec.figure]

@@ -13,6 +13,7 @@ from viewalign.data.store import Store
 from viewalign.data.summary import size_text
 from viewalign.reports.page import leaf, render_template, save_page
 from viewalign.reports.thumbnails import file_thumbnails, store_thumbnails
+from viewalign.utils.text import counted
 
 _MOST_ROWS = 1000
 _MOST_DATASETS = 100
@@ -104,7 +105,7 @@ def _bars(counts: dict[str, int]) -> list[tuple[str, int, float]]:
     named = list(counts.items())
     shown = named[:_MOST_BARS]
     if rest := sum(count for _, count in named[_MOST_BARS:]):
-        shown.append((f"{len(named) - _MOST_BARS} others", rest))
+        shown.append((f"{counted(len(named) - _MOST_BARS, 'other')}", rest))
     most = max((count for _, count in shown), default=1)
     return [(name, count, count / most) for name, count in shown]
 

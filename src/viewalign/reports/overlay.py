@@ -15,6 +15,7 @@ from viewalign.reports.run_charts import TERMS, line_chart
 from viewalign.reports.run_data import RunRecord, read_run, setting
 from viewalign.utils.overrides import iter_nested
 from viewalign.utils.settings import in_yaml
+from viewalign.utils.text import counted
 
 PAGE = "runs.html"
 _NOT_SHOWN = {"samples_per_second", "data_wait"}
@@ -78,7 +79,7 @@ def render(runs: dict[str, RunRecord]) -> str:
 
 def _row(name: str, color: str, run: RunRecord) -> Row:
     network = setting(run.config, "network.name", setting(run.config, "network"))
-    state = f"{run.steps:,} steps" if run.finished else f"step {run.step:,} of {run.steps:,}"
+    state = f"{counted(run.steps, 'step')}" if run.finished else f"step {run.step:,} of {run.steps:,}"
     device = str(run.facts.get("device") or "–")
     method = str(setting(run.config, "method"))
     return Row(name, color, method, str(network), state, _last(run, "train"), _last(run, "validation"), device)

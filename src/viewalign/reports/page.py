@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from viewalign.errors import UserError
-from viewalign.utils.io import atomic_write, check_suffix
+from viewalign.utils.io import atomic_write
+from viewalign.utils.outputs import check_file
+from viewalign.utils.text import counted
 
 
 def file_text(name: str) -> str:
@@ -30,9 +32,9 @@ def save_page(path: Path, text: str) -> Path:
     """Write a page atomically and return its path.
 
     Raises:
-        UserError: it cannot be written, or its name does not end in .html.
+        UserError: it cannot be written, its name does not end in .html, or another file has the name.
     """
-    check_suffix(path, ".html")
+    check_file(path, "page of viewalign", (".html",), _is_ours)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
@@ -40,6 +42,12 @@ def save_page(path: Path, text: str) -> Path:
     except OSError as problem:
         raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
     return path
+
+
+def _is_ours(page: Path) -> bool:
+    """Return whether a file is a page of this package; its title is near its start."""
+    with page.open("rb") as file:
+        return b" \xc2\xb7 viewalign</title>" in file.read(10_000)
 
 
 def render_template(template: str, /, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
@@ -51,7 +59,7 @@ def render_template(template: str, /, filters: Mapping[str, Callable[..., Any]] 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters or {})
+    environment.filters.update({"counted": counted, **(filters or {})})
     return environment.get_template(template).render(style=Markup(file_text("page.css")), **values)
 
 
@@ -92,11 +100,6 @@ def percent(share: float) -> str:
     if not math.isfinite(share):
         return "not finite"
     return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Write a count with its noun: `1 volume`, `3 volumes`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def leaf(path: str) -> str:

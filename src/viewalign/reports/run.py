@@ -20,11 +20,12 @@ from viewalign.errors import UserError
 from viewalign.methods.registry import requirements_of
 from viewalign.reports import pictures, run_charts, verdicts
 from viewalign.reports.charts import scripts
-from viewalign.reports.page import counted, leaf, number, percent, render_template, save_page, without_paths
+from viewalign.reports.page import leaf, number, percent, render_template, save_page, without_paths
 from viewalign.reports.run_data import Array, RunRecord, read_run, setting
 from viewalign.reports.verdicts import probe_gain
 from viewalign.training.pictures import VOLUMES, prefix
 from viewalign.utils.console import duration
+from viewalign.utils.text import counted
 from viewalign.views.latentcampus import sample_latentcampus
 from viewalign.views.sampling import sample_one, sample_pair
 
@@ -47,13 +48,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     Raises:
         UserError: the folder contains no run, or the page cannot be written.
     """
-    return _write(read_run(run), run / PAGE if out is None else out)
-
-
-def _write(record: RunRecord, path: Path) -> Path:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; set a file name for the page.")
-    return save_page(path, render(record))
+    return save_page(run / PAGE if out is None else out, render(read_run(run)))
 
 
 class LivePage:
@@ -71,7 +66,7 @@ class LivePage:
         if begin < self._earliest and not last:
             return
         try:
-            _write(read_run(run, verify=last), run / PAGE)
+            save_page(run / PAGE, render(read_run(run, verify=last)))
         except Exception as problem:  # nothing in a page may end a training
             _log.warning("The page of the run could not be written: %s", problem)
         now = time.monotonic()
@@ -117,7 +112,7 @@ class Figure:
 
 def _state(run: RunRecord) -> str:
     if run.finished:
-        return f"Finished: {run.steps:,} steps"
+        return f"Finished: {counted(run.steps, 'step')}"
     return f"Not finished: step {run.step:,} of {run.steps:,}" if run.steps else f"At step {run.step:,}"
 
 
@@ -219,7 +214,7 @@ def _duration(run: RunRecord) -> str:
     for step, rate in zip(speed.steps, speed.values, strict=True):
         seconds += (step - before) * batch / rate if rate > 0 else 0.0
         before = step
-    return f"about {duration(seconds)} for {before:,} steps" if seconds else "median"
+    return f"about {duration(seconds)} for {counted(before, 'step')}" if seconds else "median"
 
 
 def _events(run: RunRecord) -> list[tuple[str, str]]:

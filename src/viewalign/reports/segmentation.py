@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from viewalign.data.file_types import SUFFIXES
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.results import MEAN, METRICS, Evaluation, read_evaluation
-from viewalign.reports.charts import Chart, scripts
+from viewalign.reports.charts import scripts
 from viewalign.reports.page import data_url, render_template, save_page, without_paths
 from viewalign.reports.pictures import Panel, Slice, Strip, shaded, window
 from viewalign.reports.planes import PLANES, Plane, cut, outline
-from viewalign.reports.segmentation_charts import case_chart, training_charts
+from viewalign.reports.segmentation_charts import Curve, case_chart, read_curves, training_charts
+from viewalign.reports.segmentation_verdict import assess
+from viewalign.utils.text import counted
 
 RESULTS, PAGE = "results.json", "report.html"
 COLOURS = 6
@@ -78,26 +80,27 @@ def _evaluated(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _render(run: Path, results: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> str:
     labels = {name: tuple(values) for name, values in results["labels"].items()}
+    curves = _curves(results)
     return render_template(
         "segmentation.html",
         name=run.name,
         about=_about(results),
+        verdict=assess(evaluations, {name: one["Pseudo dice"] for name, one in curves.items() if "Pseudo dice" in one}),
         rows=_rows(evaluations),
-        missing=_missing(evaluations),
         tolerances=_tolerances(evaluations),
         legend=[(f"c{k % COLOURS}", label) for k, label in enumerate(labels)],
-        charts=[*_charts(results), *filter(None, [case_chart(evaluations)])],
-        panels=[_panel(title, case, labels) for title, case in _chosen(results, evaluations)],
+        charts=[*training_charts(curves), *filter(None, [case_chart(evaluations)])],
+        panels=_panels(_chosen(results, evaluations), labels),
         report=without_paths(_transfer_report(results)),
         version=__version__,
         **scripts(),
     )
 
 
-def _charts(results: Mapping[str, Any]) -> list[Chart]:
-    """Draw the training of each fold, as far as nnU-Net's logs are there."""
+def _curves(results: Mapping[str, Any]) -> dict[str, dict[str, Curve]]:
+    """Read the training of each fold, as far as nnU-Net's logs are there."""
     folds = {row["name"]: Path(results["model"]) / f"fold_{row['fold']}" for row in _evaluated(results)}
-    return training_charts({name: folder for name, folder in folds.items() if folder.is_dir()})
+    return {name: read_curves(folder) for name, folder in folds.items() if folder.is_dir()}
 
 
 def _about(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -108,12 +111,13 @@ def _about(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Plan", str(results["plans"])),
         ("Patch", " × ".join(str(n) for n in results["patch"]) + " voxels"),
         ("Voxel size", " × ".join(f"{n:g}" for n in results["spacing"]) + " mm"),
-        ("Training", f"{schedule['epochs']} epochs of {schedule['iterations']} steps"),
+        ("Training", f"{counted(schedule['epochs'], 'epoch')} of {counted(schedule['iterations'], 'step')}"),
         (
             "Optimizer",
-            f"{schedule['optimizer'].upper()}, rate {schedule['lr']:g}, {schedule['warmup_epochs']} epochs of warm-up",
+            f"{schedule['optimizer'].upper()}, rate {schedule['lr']:g}, "
+            f"{counted(schedule['warmup_epochs'], 'epoch')} of warm-up",
         ),
-        ("Frozen encoder", f"the first {schedule['frozen']} epochs" if schedule["frozen"] else "never"),
+        ("Frozen encoder", f"the first {counted(schedule['frozen'], 'epoch')}" if schedule["frozen"] else "never"),
     ]
 
 
@@ -125,11 +129,6 @@ def _rows(evaluations: Mapping[str, Evaluation]) -> list[Row]:
             shown = "mean over classes" if label == MEAN else label
             rows.append(Row(split, shown, dice.text(), nsd.text(), dice.cases))
     return rows
-
-
-def _missing(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Return every case that is excluded from the means."""
-    return [f"{split}: {name}" for split, one in evaluations.items() for name in (*one.missing, *(one.excluded or {}))]
 
 
 def _tolerances(evaluations: Mapping[str, Evaluation]) -> str:
@@ -168,10 +167,18 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
-def _panel(title: str, case: Scored, labels: Mapping[str, tuple[int, ...]]) -> Panel:
+def _panels(chosen: Sequence[tuple[str, Scored]], labels: Mapping[str, tuple[int, ...]]) -> list[Panel]:
+    """Draw the chosen cases, the last of which is the worst, and where the worst is most wrong."""
+    panels = [_panel(title, case, labels) for title, case in chosen]
+    if chosen and chosen[-1][1].dice < 1:
+        panels.append(_panel("Largest error of the worst case", chosen[-1][1], labels, at_errors=True))
+    return panels
+
+
+def _panel(title: str, case: Scored, labels: Mapping[str, tuple[int, ...]], at_errors: bool = False) -> Panel:
     """Draw a case on three planes, each at the slice with most labelled voxels of the reference.
 
-    A prediction must not choose the slices: they would be those with its largest error.
+    A prediction must not choose the slices, which would look worse than the case is, unless errors are to be shown.
     """
     guess, truth = _upright(case.prediction), _upright(case.reference)
     image = _upright(case.image) if case.image else None
@@ -180,13 +187,16 @@ def _panel(title: str, case: Scored, labels: Mapping[str, tuple[int, ...]]) -> P
     spacing = truth.GetSpacing()[::-1]
     filled = np.isin(maps[1], [v for values in labels.values() for v in values])
     filled = filled if filled.any() else maps[0] > 0
+    if at_errors:
+        filled = np.logical_or.reduce([np.isin(maps[0], v) != np.isin(maps[1], v) for v in labels.values()])
     slices = {plane.name: _position(filled, plane) for plane in PLANES}
     limits = window(grey)
     strips = [
         Strip(name, [_slice(grey, limits, labelled, plane, slices, spacing, labels) for plane in PLANES])
         for name, labelled in (("Image", None), ("Reference", maps[1]), ("Prediction", maps[0]))
     ]
-    return Panel(f"{title}: {case.name}", f"Mean Dice {case.dice:.3f}; {case.split}.", [], strips)
+    where = "Each plane where most voxels are wrong." if at_errors else f"Mean Dice {case.dice:.3f}; {case.split}."
+    return Panel(f"{title}: {case.name}", where, [], strips)
 
 
 def _upright(path: Path) -> Any:

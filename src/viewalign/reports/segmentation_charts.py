@@ -40,9 +40,8 @@ def read_curves(fold: Path) -> dict[str, Curve]:
     return found
 
 
-def training_charts(folds: Mapping[str, Path]) -> list[Chart]:
-    """Draw the losses and the pseudo Dice of every fold, by its name."""
-    curves = {name: read_curves(folder) for name, folder in folds.items()}
+def training_charts(curves: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
+    """Draw the losses and the pseudo Dice of every fold, by its name; see `read_curves`."""
     loss: list[Trace] = []
     dice: list[Trace] = []
     for number, (name, found) in enumerate(curves.items()):

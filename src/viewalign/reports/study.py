@@ -12,7 +12,8 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.evaluation import task_metrics
 from viewalign.reports.charts import Chart, Trace, dots, escaped, figure, scripts
-from viewalign.reports.page import render_template, save_page
+from viewalign.reports.page import render_template, save_page, score
+from viewalign.reports.task import WORDS
 
 PAGE, TABLE = "report.html", "table.json"
 TITLES = {
@@ -55,6 +56,8 @@ def render(table: dict[str, Any]) -> str:
     filters = {
         "signed": lambda value: "–" if value is None or math.isnan(value) else f"{value:+.4f}",
         "plain": lambda value: "–" if value is None or math.isnan(value) else f"{value:.4f}",
+        "score": _score,
+        "words": lambda measure: WORDS.get(measure, measure.capitalize()),
     }
     return render_template(
         "study.html",
@@ -79,6 +82,10 @@ def render(table: dict[str, Any]) -> str:
     )
 
 
+def _score(value: float | None, sign: str = "") -> str:
+    return "–" if value is None or math.isnan(value) else score(value, sign)
+
+
 def forest(comparisons: Sequence[dict[str, Any]]) -> Chart | None:
     """Draw the differences of a gain: a dot with its interval for each comparison, and a line at no difference."""
     shown = [one for one in comparisons if math.isfinite(one["difference"]["mean"])]
@@ -91,7 +98,10 @@ def forest(comparisons: Sequence[dict[str, Any]]) -> Chart | None:
         ends = "no interval" if low is None else f"{low:+.4f} to {high:+.4f}"
         more: dict[str, Any] = {} if low is None else {"error_x": _interval(mean, low, high) | {"color": color}}
         traces.append(dots([mean], [place], [f"{mean:+.4f} ({ends})"], color, marker={"opacity": 1.0}, **more))
-    names = [escaped(f"{one['arm']} − {one['reference']}, {one['evaluation']}") for one in shown]
+    names = [
+        escaped(f"{one['arm']} − {one['reference']}, {'frozen, ' if one['frozen'] else ''}{one['labelled']}")
+        for one in shown
+    ]
     zero = {"zeroline": True, "zerolinecolor": "--soft"}
     caption = "A dot is the mean difference, the bar its 95 % interval over seeds and test cases; grey crosses zero."
     drawn = figure(traces, "Difference", "", 80 + _ROW * len(shown), xaxis=zero, yaxis=_rows(names))

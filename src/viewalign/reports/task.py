@@ -19,8 +19,9 @@ from viewalign.evaluation.predictions import TaskPredictions, read_predictions
 from viewalign.finetuning.classification.finetune import LOSSES
 from viewalign.reports import task_charts, task_verdict
 from viewalign.reports.charts import Chart, scripts
-from viewalign.reports.page import counted, number, render_template, save_page, score, without_paths
+from viewalign.reports.page import number, render_template, save_page, score, without_paths
 from viewalign.tasks.spec import TaskSpec
+from viewalign.utils.text import counted
 
 PAGE = "report.html"
 _WORST = 10

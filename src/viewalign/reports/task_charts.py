@@ -24,6 +24,7 @@ from viewalign.reports.charts import (
     series_color,
 )
 from viewalign.reports.page import number
+from viewalign.utils.text import counted
 
 HEIGHT = 380
 _BINS = 10
@@ -138,7 +139,7 @@ def _calibration(outcomes: TaskPredictions) -> Chart:
     share = [hit / int(counts[k]) for hit, k in zip(hits, bins, strict=True)]
     ends = [wilson(hit, int(counts[k])) for hit, k in zip(hits, bins, strict=True)]
     texts = [
-        f"{counts[k]} cases at {a:.2f}: {s:.2f} ({low:.2f} to {high:.2f})"
+        f"{counted(counts[k], 'case')} at {a:.2f}: {s:.2f} ({low:.2f} to {high:.2f})"
         for k, a, s, (low, high) in zip(bins, at, share, ends, strict=True)
     ]
     bars = {

@@ -18,8 +18,9 @@ from viewalign.methods.health import (
     loss_level,
     unexpected_skips,
 )
-from viewalign.reports.page import counted, number, percent
+from viewalign.reports.page import number, percent
 from viewalign.reports.run_data import Row, RunRecord, Series, setting
+from viewalign.utils.text import counted
 
 WAIT = Measure(
     "data_wait",

@@ -42,6 +42,7 @@ from viewalign.studies.settings import (
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.precision import choose_device
+from viewalign.utils.text import counted
 from viewalign.weights.encoder import Encoder, build_untrained, load_encoder
 
 _DRAWS = 100
@@ -205,7 +206,8 @@ class TaskEvaluator:
         for recipe in recipes:
             if recipe.network.channels not in (1, len(spec.channels)):
                 raise UserError(
-                    f"{spec.name} has {len(spec.channels)} channels, the pretrained network {recipe.network.channels}"
+                    f"{spec.name} has {counted(len(spec.channels), 'channel')}, "
+                    f"the pretrained network {recipe.network.channels}"
                 )
         if self.settings.shots is not None:
             if not any(case.split == "test" for case in cases):

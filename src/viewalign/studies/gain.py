@@ -25,6 +25,7 @@ from viewalign.tasks.spec import FILE as TASK_FILE
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.rng import make_rng
 from viewalign.utils.settings import merged
+from viewalign.utils.text import counted
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _few(shots: Sequence[int], available: int) -> list[int]:
     """Return the numbers of cases that are smaller than all."""
     few = sorted({count for count in shots if count < available})
     for count in sorted(set(shots) - set(few)):
-        _log.warning("shots=%d is left out: there are only %d training cases.", count, available)
+        _log.warning("shots=%d is left out: there are only %s.", count, counted(available, "training case"))
     return few
 
 

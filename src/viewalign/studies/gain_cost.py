@@ -42,7 +42,7 @@ def estimate_seconds(grid: Grid) -> float:
     recipe = grid.recipes[arm or next(iter(grid.study.arms)), grid.study.seeds[0]]
     device = choose_device(grid.study.device)
     flops = step_flops(recipe)
-    step, _ = seconds_per_step(recipe, flops, settle(recipe.runtime.precision, device).precision)
+    step, _ = seconds_per_step(recipe, flops, settle(recipe.runtime.precision, device).precision, device)
     remaining = [cell for cell in grid.cells if not cell.done]
     alike = {(cell.arm, cell.evaluation): cell for cell in remaining}
     seconds = {key: _seconds(grid, cell, step, flops) for key, cell in alike.items()}

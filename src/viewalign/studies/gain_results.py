@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.evaluation.task_metrics import LOWER_IS_BETTER, evaluate_samples, resample_counts
+from viewalign.evaluation.task_metrics import LOWER_IS_BETTER, evaluate, evaluate_samples, resample_counts
 from viewalign.reports.task import WORDS
 from viewalign.studies.cells import Cell, Grid
 from viewalign.studies.gain import FEWEST_TEST, PRETRAINED, PUBLIC, SCRATCH
 from viewalign.studies.settings import FeatureProbeEvaluation, FinetuneEvaluation
 from viewalign.tasks.manifest import read_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec
+from viewalign.utils.text import counted
 
 _DRAWS = 200
 _TITLES = {
@@ -25,6 +27,7 @@ _TITLES = {
     (PUBLIC, SCRATCH): "Public encoder against trained from scratch",
     (PRETRAINED, PUBLIC): "Pretrained against the public encoder",
 }
+_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Comparison:
         measure: name of the measure.
         arm, reference: the compared arms.
         difference: its mean and interval.
+        values: means of the reference and of the arm.
     """
 
     evaluation: str
@@ -64,6 +68,7 @@ class Comparison:
     arm: str
     reference: str
     difference: Interval
+    values: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def better(self) -> bool | None:
@@ -73,16 +78,30 @@ class Comparison:
             return None
         return (low > 0) != (self.measure in LOWER_IS_BETTER)
 
-    def text(self) -> str:
-        """Return the result in words, such as `better with 10 labelled cases: +0.021 Dice (+0.014 to +0.028)`."""
-        one, name = self.difference, WORDS.get(self.measure, self.measure.capitalize())
-        ends = "" if one.low is None or one.high is None else f" ({one.low:+.3f} to {one.high:+.3f})"
-        value = f"{one.mean:+.3f} {name}{ends}".replace("-", "\N{MINUS SIGN}")
+    @property
+    def verdict(self) -> str:
+        """The result in a word or two."""
+        one = self.difference
         if one.low is None:
-            reason = "one seed" if one.seeds < 2 else f"{one.cases} test cases"
-            return f"no conclusion {self.labelled} (only {reason}): {value}"
-        verdict = {None: "no difference could be shown", True: "better", False: "worse"}[self.better]
-        return f"{verdict} {self.labelled}: {value}"
+            return f"no conclusion: only {'one seed' if one.seeds < 2 else counted(one.cases, 'test case')}"
+        return {None: "no difference shown", True: "better", False: "worse"}[self.better]
+
+    def value(self) -> str:
+        """Return the difference in words, such as `+0.021 Dice (95 % interval +0.014 to +0.028)`."""
+        one, name = self.difference, WORDS.get(self.measure, self.measure.capitalize())
+        ends = "" if one.low is None or one.high is None else f" (95 % interval {one.low:+.3f} to {one.high:+.3f})"
+        return f"{one.mean:+.3f} {name}{ends}".replace("-", _MINUS)
+
+    def text(self) -> str:
+        """Return the result as a sentence, of a pretraining that is compared with training from scratch."""
+        if self.difference.low is None:
+            return f"No conclusion {self.labelled} ({self.verdict.removeprefix('no conclusion: ')}): {self.value()}."
+        start = {
+            None: f"No gain could be shown {self.labelled}, and none can be excluded",
+            True: f"Pretraining helped {self.labelled}",
+            False: f"Pretraining made it worse {self.labelled}",
+        }[self.better]
+        return f"{start}: {self.value()}."
 
 
 def crossed_interval(differences: NDArray[np.float64]) -> Interval:
@@ -170,22 +189,26 @@ def _compare(
         pairs = [tuple(np.array([record["predicted"][name] for name in names]) for record in pair) for pair in records]
         truth = np.array([cases[name].target for name in names])
         interval = task_interval(spec, truth, [cases[name].subject for name in names], pairs)  # type: ignore[arg-type]
+        scores = [[evaluate(spec.kind, truth, one)[spec.figure] for one in pair] for pair in pairs]
+        values = np.array(scores).mean(axis=0)
         measure, count = spec.figure, sum(case.split == "train" for case in cases.values())
         word = "case" if spec.kind in ("regression", "multilabel") else "case of each class"
     else:
         names = sorted(set.intersection(*(set(record["cases"]) for pair in records for record in pair)))
-        values = [[[one["cases"][name]["dice"] for name in names] for one in pair] for pair in records]
-        table = np.array(values, dtype=np.float64)  # seeds × (reference, arm) × cases
-        differences = table[:, 1] - table[:, 0]
-        interval = crossed_interval(differences[:, np.isfinite(differences).all(axis=0)])
+        dice = [[[one["cases"][name]["dice"] for name in names] for one in pair] for pair in records]
+        table = np.array(dice, dtype=np.float64)  # seeds × (reference, arm) × cases
+        table = table[:, :, np.isfinite(table).all(axis=(0, 1))]
+        interval = crossed_interval(table[:, 1] - table[:, 0])
+        values = table.mean(axis=(0, 2))
         measure, count, word = "dice", len(grid.labelled.learn if grid.labelled else ()), "labelled case"
     shots = getattr(settings, "shots", None)
-    labelled = f"with all {count}" if shots in (None, count) else f"with {shots} {_plural(word, shots)}"
-    return Comparison(evaluation, evaluation.startswith("frozen"), labelled, measure, arm, reference, interval)
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else word.replace("case", "cases", 1)
+    labelled = (
+        f"with all {count}"
+        if shots in (None, count)
+        else f"with {counted(shots, word, word.replace('case', 'cases', 1))}"
+    )
+    frozen, means = evaluation.startswith("frozen"), (float(values[0]), float(values[1]))
+    return Comparison(evaluation, frozen, labelled, measure, arm, reference, interval, means)
 
 
 def summary(comparisons: Sequence[Comparison], seconds: float, complete: bool) -> dict[str, Any]:
@@ -197,27 +220,47 @@ def summary(comparisons: Sequence[Comparison], seconds: float, complete: bool) -
         complete: whether all cells are finished.
 
     Returns:
-        `headline`, a sentence about pretraining against training from scratch; `lines`, one for each comparison of two
-        arms, of fine-tuned networks and of frozen features; `cost` in words; and `comparisons` as plain values.
+        `headline`, sentences about fine-tuning after pretraining against training from scratch, and `level`: good,
+        watch, bad or none; `cost` in words; and `comparisons` as plain values with their `title` and `verdict`.
     """
-    groups: dict[tuple[bool, str, str], list[Comparison]] = {}
-    for one in comparisons:
-        groups.setdefault((one.frozen, one.arm, one.reference), []).append(one)
-    lines = []
-    for (frozen, arm, reference), members in groups.items():
-        title = f"{_TITLES[arm, reference]}, {'frozen features' if frozen else 'fine-tuned'}"
-        lines.append({"title": title, "text": f"{_sentence(members)}."})
-    first = groups.get((False, PRETRAINED, SCRATCH), [])
-    cost = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} minutes"
+    cost = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else counted(max(1, round(seconds / 60)), "minute")
+    first = [one for one in comparisons if (one.frozen, one.arm, one.reference) == (False, PRETRAINED, SCRATCH)]
     headline = f"No fine-tuning is complete yet; {cost} so far."
     if first:
-        headline = f"{_TITLES[PRETRAINED, SCRATCH]}: {'; '.join(one.text() for one in first)}; {cost}."
+        headline = f"{' '.join(one.text() for one in first)} It took {cost}."
     if not complete and first:
         headline += " Not all parts are complete."
-    plain = [{**asdict(one), "better": one.better} for one in comparisons]
-    return {"headline": headline, "lines": lines, "cost": cost, "comparisons": plain}
+    plain = [
+        {**asdict(one), "better": one.better, "title": _TITLES[one.arm, one.reference], "verdict": one.verdict}
+        for one in comparisons
+    ]
+    return {"headline": headline, "level": _level(first), "cost": cost, "comparisons": plain}
 
 
-def _sentence(members: Sequence[Comparison]) -> str:
-    text = "; ".join(one.text() for one in members)
-    return text[:1].upper() + text[1:]
+def _level(comparisons: Sequence[Comparison]) -> str:
+    """Return good if pretraining helped somewhere and harmed nowhere, bad if only the opposite, otherwise watch."""
+    found = {one.better for one in comparisons}
+    if not found:
+        return "none"
+    return "watch" if found == {None} or {True, False} <= found else "good" if True in found else "bad"
+
+
+def described(grid: Grid) -> dict[str, str]:
+    """Return what was compared on what, in words, for the page."""
+    study = grid.study
+    recipe = grid.recipes[PRETRAINED, study.seeds[0]]
+    pretrained = study.arms[PRETRAINED]
+    start = f"{recipe.method}, {recipe.network.name}, {counted(recipe.steps, 'step')} of batch {recipe.batch}"
+    about = {"Pretraining": f"encoder {Path(pretrained.encoder).name}" if pretrained.encoder else start}
+    if grid.labelled is not None:
+        data = study.data.labelled
+        name = Path(data.dataset).name if data is not None and data.dataset else "segmentation"
+        cases = len(grid.labelled.learn), len(grid.labelled.test)
+    else:
+        task = next(e.task for e in study.evaluations.values() if isinstance(e, FinetuneEvaluation))
+        name = read_spec(task).name
+        found = read_manifest(Path(task), read_spec(task))
+        cases = sum(case.split == "train" for case in found), sum(case.split == "test" for case in found)
+    about["Labelled data"] = f"{name}: {counted(cases[0], 'training case')}, {counted(cases[1], 'test case')}"
+    about["Seeds"] = counted(len(study.seeds), "fine-tuning") + " of each encoder and number of labels"
+    return about

@@ -29,6 +29,7 @@ from viewalign.tasks.cases import Arrays, cached_arrays, file_stamps
 from viewalign.tasks.copies import copies_among, read_fingerprints, report_divided
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
+from viewalign.utils.text import counted
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Labelled:
         if count is None:
             return self.learn
         if count > len(self.learn):
-            raise UserError(f"{count} shots are requested, but data.labelled.learn names {len(self.learn)} cases.")
+            raise UserError(f"shots={count}: data.labelled.learn names only {counted(len(self.learn), 'case')}.")
         if draw == "spread":
             where = np.linspace(0, len(self.learn) - 1, count).round().astype(int)
             return tuple(self.learn[k] for k in where)
@@ -125,7 +126,7 @@ def in_dataset(folder: Path) -> tuple[list[LabelledCase], dict[str, int]]:
     """
     dataset = datasets.find(str(folder), folder.parent)
     if dataset.channels != 1:
-        raise UserError(f"{folder} has {dataset.channels} channels; studies support one.")
+        raise UserError(f"{folder} has {counted(dataset.channels, 'channel')}; studies support one.")
     regions = [name for name, values in dataset.labels.items() if len(values) > 1]
     if regions:
         raise UserError(f"{folder} has the region '{regions[0]}'; studies support classes only.")
@@ -176,7 +177,8 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
     cases = [LabelledCase(row["case"], table.parent / row["image"], table.parent / row["labels"]) for row in rows]
     absent = [path for case in cases for path in (case.image, case.labels) if not path.is_file()]
     if absent:
-        raise UserError(f"{table} names {absent[0]}, which does not exist ({len(absent)} files are missing).")
+        lacking = counted(len(absent), "file")
+        raise UserError(f"{table} names {absent[0]}, which does not exist ({lacking} missing).")
     return cases, {row["case"]: (row.get("split") or "").strip() for row in rows}
 
 

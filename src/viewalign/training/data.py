@@ -28,6 +28,7 @@ from viewalign.errors import ExcludedImageError, UserError
 from viewalign.training.signals import leave_signals_to_the_run
 from viewalign.utils.distributed import gather_objects
 from viewalign.utils.rng import make_rng
+from viewalign.utils.text import counted
 from viewalign.views.batch import ViewBatch
 from viewalign.views.samples import Sample, SampleReader, StepSampler, VolumeSource
 
@@ -161,7 +162,7 @@ def batches(
                 raise
             if deaths > _REVIVALS:
                 raise UserError(
-                    f"Workers died {deaths} times in a row before step {step + 1} ({_first_line(problem)}). "
+                    f"Workers died {counted(deaths, 'time')} in a row before step {step + 1} ({_first_line(problem)}). "
                     f"The usual causes are too little memory{_shared_memory()}: lower runtime.workers (0 needs no "
                     "shared memory), or provide more."
                 ) from problem
@@ -320,6 +321,6 @@ class UnreadableVolumes:
         """
         if len(self.aside) > self._allowed * self._volumes:
             raise UserError(
-                f"{len(self.aside)} of {self._volumes} volumes cannot be read, more than "
+                f"{len(self.aside):,} of {counted(self._volumes, 'volume')} cannot be read, more than "
                 f"runtime.lost_share={self._allowed} allows. Prepare the store again."
             )

@@ -12,6 +12,7 @@ from pydantic import Field
 from viewalign.config import Recipe
 from viewalign.data.settings import PrepareOptions
 from viewalign.utils.settings import Names, checked, nested
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from viewalign.data.inputs import Catalogue
@@ -114,15 +115,15 @@ def _preparation(
         "reasons": [reason for reason, _ in survey.excluded.most_common(5)] + sorted(set(trial.excluded))[:3],
         "smaller_than_view": round(survey.smaller_than(view)),
     }
-    headers = "all headers" if survey.factor == 1 else f"{survey.looked_at:,} headers at random"
-    tried = f"{trial.images} images prepared in memory" if trial.images else "no image could be prepared"
+    headers = "all headers" if survey.factor == 1 else f"{counted(survey.looked_at, 'header')} at random"
+    tried = f"{counted(trial.images, 'image')} prepared in memory" if trial.images else "no image could be prepared"
     memory = f"{_bytes(facts['worker_memory_bytes'])} per worker, {_bytes(memory_bytes())} on this machine"
     sides = "×".join(map(str, view))
     reasons = [Line("", reason, "") for reason in facts["reasons"]]
     return [
         Line("Images", f"{survey.images:,}, {_bytes(facts['source_bytes'])}", headers),
         Line("Store", _bytes(facts["disk_bytes"]), tried),
-        Line("Preparation", f"{duration(facts['seconds'])} with {count} workers", tried),
+        Line("Preparation", f"{duration(facts['seconds'])} with {counted(count, 'worker')}", tried),
         Line("Memory, at most", memory, "600 MB + 6 × the largest image as float32"),
         Line("Refused, about", f"{facts['excluded']:,}", f"{headers}, {tried}"),
         *reasons,
@@ -155,11 +156,9 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
         },
         "gpus": {},
     }
-    counted = "counted on the recipe's networks" + (
-        "" if recipe.method == "cva" else ", without the method's own heads"
-    )
+    basis = "counted on the recipe's networks" + ("" if recipe.method == "cva" else ", without the method's own heads")
     lines = [
-        Line("Step", f"{flops / 1e12:.2f} TFLOP, {recipe.steps:,} steps", counted),
+        Line("Step", f"{flops / 1e12:.2f} TFLOP, {counted(recipe.steps, 'step')}", basis),
         Line(f"On {where}", _time(facts["here"]["seconds"]), source),
         Line("", f"{_bytes(peaks[precision])} of memory ({precision})", _SIMULATED),
     ]
@@ -192,14 +191,16 @@ def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> t
     return [Line(f"On one {gpu.name}", _time(seconds), source), Line("", words, _SIMULATED)], facts
 
 
-def seconds_per_step(recipe: Recipe, flops: float, precision: Precision) -> tuple[float, str]:
-    """Return the seconds of a step on this machine and their basis."""
+def seconds_per_step(
+    recipe: Recipe, flops: float, precision: Precision, device: str | None = None
+) -> tuple[float, str]:
+    """Return the seconds of a step on a device of this machine, by default the fastest, and their basis."""
     from viewalign.training.throughput import measured_flops, measured_step
 
-    bare = measured_flops(precision)
+    bare = measured_flops(precision, device=device)
     computed = flops / (_EFFICIENCY * bare)
     if computed < _TRIED_SECONDS:
-        return measured_step(recipe, precision), f"steps of this recipe timed, {precision}"
+        return measured_step(recipe, precision, device=device), f"steps of this recipe timed, {precision}"
     words = f"{bare / 1e12:.2f} TFLOP/s {precision} of bare convolutions timed, of which {_EFFICIENCY:.0%} are expected"
     return computed, words
 

@@ -17,6 +17,7 @@ from viewalign.errors import UserError
 from viewalign.methods.registry import requirements_of
 from viewalign.utils import distributed
 from viewalign.utils.memory import gigabytes, is_out_of_memory, stated
+from viewalign.utils.text import counted
 
 _KEY = "viewalign/failure"
 _POLL = 0.5
@@ -104,7 +105,7 @@ def needs(recipe: Recipe, world: int) -> str:
     from viewalign.training.simulation import simulated_peak
 
     views, size = round(requirements_of(recipe).images), "×".join(map(str, recipe.views.patch_size))
-    images = f"{recipe.batch // world} volumes" + (f" × {views} views" if views > 1 else "")
+    images = f"{counted(recipe.batch // world, 'volume')}" + (f" × {views} views" if views > 1 else "")
     step = f"{images} of {size} through {recipe.network.name} in {recipe.runtime.precision}"
     try:
         peak = simulated_peak(recipe, recipe.runtime.precision, world)

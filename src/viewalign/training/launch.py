@@ -21,6 +21,7 @@ from viewalign.utils import distributed
 from viewalign.utils import precision as arithmetic
 from viewalign.utils.locks import lock_folder
 from viewalign.utils.precision import choose_device
+from viewalign.utils.text import counted
 from viewalign.weights.run_folder import RunFolder, open_folder
 
 _LOST = re.compile(r"connection (closed|reset|refused)|peer|timed out|NCCL|broken pipe|socket", re.IGNORECASE)
@@ -30,7 +31,9 @@ _FIRST_PROCESS = "VIEWALIGN_FIRST_PROCESS"
 """Environment variable with the process that started the others."""
 
 
-def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = True) -> tuple[Recipe, Fabric]:
+def launch(
+    recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = True, start: bool = True
+) -> tuple[Recipe, Fabric]:
     """Start the processes of a recipe and choose the settings that depend on the machine.
 
     Args:
@@ -38,6 +41,7 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
         group: number of volumes that the method processes together.
         idle: whether some parameters get no gradient, so that processes must find them.
         repeats: whether torch has deterministic algorithms for all operations of the method.
+        start: whether to start processes; otherwise only the settings are checked and chosen.
 
     Under torchrun or SLURM the processes already exist; otherwise this process starts the others with its own command
     line.
@@ -73,9 +77,10 @@ def launch(recipe: Recipe, group: int = 1, idle: bool = False, repeats: bool = T
             f"runtime.device={runtime.device} with runtime.gpus={runtime.gpus} is not available here: "
             f"{str(problem).splitlines()[0]}"
         ) from None
-    with _announce_first_process():
-        fabric.launch()
-    _check_agreement(chosen)
+    if start:
+        with _announce_first_process():
+            fabric.launch()
+        _check_agreement(chosen)
     return recipe.model_copy(update={"runtime": runtime.model_copy(update={"precision": chosen})}), fabric
 
 
@@ -96,7 +101,7 @@ def _check_batch(recipe: Recipe, group: int) -> None:
     share = recipe.batch // world
     if share % runtime.accumulate:
         raise UserError(
-            f"runtime.accumulate={runtime.accumulate} does not divide the {share} volumes of each process "
+            f"runtime.accumulate={runtime.accumulate} does not divide {counted(share, 'volume')} of each process "
             f"(batch={recipe.batch} over {world}); use a divisor of {share}."
         )
     if share // runtime.accumulate % group:

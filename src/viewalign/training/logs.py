@@ -22,6 +22,7 @@ from torch import Tensor
 from viewalign.training.trackers import Tracker
 from viewalign.utils.io import write_text
 from viewalign.utils.precision import send
+from viewalign.utils.text import counted
 from viewalign.weights.run_folder import read_log
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ class RunLog:
         try:
             self._write()
         except OSError as problem:
-            _log.warning("The last %d rows of the log could not be written (%s).", len(self._waiting), problem)
+            lost = counted(len(self._waiting), "row")
+            _log.warning("The end of the log (%s) could not be written: %s.", lost, problem)
         self._file.close()
         self._on_boards(lambda board: board.close())
 

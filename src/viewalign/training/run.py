@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-import viewalign
 from viewalign.config import Recipe, RuntimeSettings, ViewSettings
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import default_workers
@@ -26,6 +24,7 @@ from viewalign.methods.registry import build_method, requirements_of
 from viewalign.networks.backbone import Backbone
 from viewalign.training import data, optimizers
 from viewalign.training.data import DataModule, Samples
+from viewalign.training.facts import announce, data_facts, device_name
 from viewalign.training.failures import Failures, shortage_reported
 from viewalign.training.launch import (
     Fabric,
@@ -109,7 +108,7 @@ def pretrain(
     """
     if recipe.validate_.probe is not None and probe is None:
         raise UserError("validate.probe needs `viewalign pretrain`, or pretrain(..., probe=make_probe(recipe)).")
-    store = _open_store(recipe) if store is None else store
+    store = open_store(recipe) if store is None else store
     requirements = requirements_of(recipe)
     requested = keep_precision(recipe) if resume else recipe
     recipe, fabric = launch(
@@ -124,7 +123,7 @@ def pretrain(
     ):
         trainer = assemble(recipe, requirements, store, folder, fabric)
         trainer.probe, trainer.page = probe, page
-        trainer.facts |= {"device": _device(fabric), "started": time.strftime("%Y-%m-%d %H:%M")}
+        trainer.facts |= {"device": device_name(fabric), "started": time.strftime("%Y-%m-%d %H:%M")}
         trainer.facts["precision"] = asdict(settle(requested.runtime.precision, fabric.device))
         _begin(trainer, bool(resume))
         stop = StopRequest(fabric.world_size == 1, trainer.last_words)
@@ -140,13 +139,7 @@ def _begin(trainer: Trainer, resume: bool) -> None:
     """Resume from the newest checkpoint, or start from the recipe's initial weights; store the recipe."""
     folder, recipe = trainer.folder, trainer.recipe
     first = trainer.fabric.is_global_zero
-    if recipe.optim.warmup_steps > recipe.steps:  # allowed, because short trials keep their recipe's warm-up
-        _log.warning(
-            "optim.warmup_steps=%d is longer than the run (steps=%d): the learning rate never reaches optim.lr.",
-            recipe.optim.warmup_steps,
-            recipe.steps,
-        )
-    _announce(recipe, trainer.facts, trainer.fabric, folder)
+    announce(recipe, trainer.facts, trainer.fabric.device, folder)
     state = _resumed_state(trainer) if resume else None
     if state is not None:
         trainer.restore(state)
@@ -164,32 +157,6 @@ def _begin(trainer: Trainer, resume: bool) -> None:
         initial.start_run(trainer.method, recipe, folder, first)
     if first:
         write_config(folder, recipe)
-
-
-def _device(fabric: Fabric) -> str:
-    """Return the name of the device, and the number of processes if there are several."""
-    name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else fabric.device.type.upper()
-    return name if fabric.world_size == 1 else f"{fabric.world_size} × {name}"
-
-
-def _announce(recipe: Recipe, facts: Mapping[str, Any], fabric: Fabric, folder: RunFolder) -> None:
-    """Log a summary of the run: method, network, device, data and folder."""
-    others = f" and {fabric.world_size - 1} other processes" if fabric.world_size > 1 else ""
-    _log.info(
-        "%s, %s: %.1f M trained parameters, %s on %s%s",
-        *(recipe.method, recipe.network.name, facts["parameters"] / 1e6),
-        *(recipe.runtime.precision, fabric.device, others),
-    )
-    held_out = f", {facts['validation_volumes']} held out" if facts["validation_volumes"] else ""
-    _log.info(
-        "%d training volumes%s, %d subjects; %d steps of batch %d in %s",
-        *(facts["train_volumes"], held_out, facts["subjects"], recipe.steps, recipe.batch, folder.root),
-    )
-    if recipe.batch > facts["train_volumes"]:
-        _log.warning("batch=%d is more than the %d training volumes.", recipe.batch, facts["train_volumes"])
-    small, count, size = facts["smaller_than_view"], facts["volumes"], list(recipe.views.patch_size)
-    if 2 * small > count:
-        _log.warning("%d of %d volumes are smaller than views.patch_size=%s and are padded.", small, count, size)
 
 
 def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
@@ -210,7 +177,12 @@ def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
     return checkpoints.load(checkpoints.path_of(folder, step))
 
 
-def _open_store(recipe: Recipe) -> Store:
+def open_store(recipe: Recipe) -> Store:
+    """Open the store that a recipe names.
+
+    Raises:
+        UserError: it names none, or the store is missing or has no volumes.
+    """
     if not recipe.data:
         raise UserError("There is no store to pretrain on: name a store written by `viewalign prepare`.")
     store = Store.open(Path(recipe.data))
@@ -226,6 +198,7 @@ def assemble(
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
     _prepare_networks(method, recipe.runtime)
+    subjects, split = check_data(recipe, requirements, store)
     settings = recipe.optim
     optimizer = optimizers.build_optimizer(
         method,
@@ -236,6 +209,17 @@ def assemble(
         settings.betas,
         on_gpu=fabric.device.type != "cpu",
     )
+    feed = _feed(recipe, requirements, store, subjects, split, fabric)
+    facts = run_facts(recipe, requirements, store, subjects, split, method)
+    return Trainer(fabric, method, optimizer, feed, recipe, folder, facts, store.recipe)
+
+
+def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -> tuple[NDArray[np.int64], data.Split]:
+    """Return the subject number of each volume and the split into training and validation.
+
+    Raises:
+        UserError: the recipe cannot be trained on the store's volumes.
+    """
     subjects = data.number_subjects(store.groups)
     inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)
     check_channels(store, inside, recipe.network.channels)
@@ -249,9 +233,7 @@ def assemble(
             f"This method needs volumes of at least two subjects, and the store has {count}; "
             f"{requirements.needs_multiple_subjects} If it shows several people, index them with a subject_pattern."
         )
-    feed = _feed(recipe, requirements, store, subjects, split, fabric)
-    facts = _facts(recipe, requirements, store, subjects, split, method)
-    return Trainer(fabric, method, optimizer, feed, recipe, folder, facts, store.recipe)
+    return subjects, split
 
 
 def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
@@ -262,29 +244,21 @@ def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None
             network.compile_blocks()
 
 
-def _facts(
+def run_facts(
     recipe: Recipe,
     requirements: MethodRequirements,
     store: Store,
-    subjects: Any,
+    subjects: NDArray[np.int64],
     split: data.Split,
     method: torch.nn.Module,
 ) -> dict[str, Any]:
-    """Return facts about the run's data and geometry for the report."""
-    return {
-        "volumes": len(store),
-        "subjects": len(np.unique(subjects)),
-        "train_volumes": len(split.train),
-        "validation_volumes": len(split.validation),
-        "smaller_than_view": data.count_small(store, np.arange(len(store)), recipe.views.patch_size),
-        "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        **({"alignment_error": alignment_error(recipe)} if requirements.aligned else {}),
-        "versions": {
-            "viewalign": viewalign.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    """Return facts about the run's data and geometry for the report.
+
+    Raises:
+        UserError: features would be compared at wrong positions; see `alignment_error`.
+    """
+    facts = data_facts(recipe, store, subjects, split, method)
+    return {**facts, "alignment_error": alignment_error(recipe)} if requirements.aligned else facts
 
 
 def view_sampling_config(views: ViewSettings) -> ViewSamplingConfig:

@@ -54,7 +54,7 @@ def check_channels(store: Store, inside: NDArray[np.bool_], channels: int) -> No
     if len(others):
         k = int(others[0])
         raise UserError(
-            f"{len(others)} volumes of the store have another number of channels than network.channels={channels}, "
+            f"network.channels={channels}, but not all volumes have as many: {len(others):,} of {len(store):,} differ, "
             f"such as {store.ids[k]} with {int(store.channels[k])}. Set network.channels to the number "
             "of channels of all volumes, or prepare 4-D images with frames=volumes."
         )

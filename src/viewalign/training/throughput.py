@@ -90,13 +90,13 @@ def card(name: str) -> Card:
     return CARDS[key]
 
 
-def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> float:
+def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2, device: str | None = None) -> float:
     """Return the seconds of a step of a recipe on this machine: views, networks, loss and update, after a warm-up.
 
     Volumes are noise and reading is not included, because workers read during the step.
     """
-    device = torch.device(choose_device())
-    method = build_method(recipe).to(device)
+    where = torch.device(device or choose_device())
+    method = build_method(recipe).to(where)
     settings = recipe.optim
     optimizer = build_optimizer(
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
@@ -105,14 +105,14 @@ def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2) -> flo
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        batch = build_views(samples, size, recipe.views.photometric, device)
-        with autocast(device.type, precision):
+        batch = build_views(samples, size, recipe.views.photometric, where)
+        with autocast(where.type, precision):
             loss = method(batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_update(1)
-        if device.type == "cuda":
+        if where.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return min(times[1:])
@@ -128,19 +128,19 @@ def artificial_samples(recipe: Recipe, volumes: int) -> list[Sample]:
     return [reader[k] for k in range(volumes)]
 
 
-def measured_flops(precision: Precision, seconds: float = 4.0) -> float:
+def measured_flops(precision: Precision, seconds: float = 4.0, device: str | None = None) -> float:
     """Return the operations per second of this machine: the fastest 3D convolution, forward and backward."""
-    device = torch.device(choose_device())
-    layer = torch.nn.Conv3d(32, 32, 3, padding=1).to(device)
-    image = torch.zeros(1, 32, 48, 48, 48, device=device)
+    where = torch.device(device or choose_device())
+    layer = torch.nn.Conv3d(32, 32, 3, padding=1).to(where)
+    image = torch.zeros(1, 32, 48, 48, 48, device=where)
     operations = 3 * 2 * 27 * 32 * 32 * 48**3
     best, end = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < end:
         begin = time.perf_counter()
-        with autocast(device.type, precision):
+        with autocast(where.type, precision):
             out = layer(image.requires_grad_())
         out.float().sum().backward()
-        if device.type == "cuda":
+        if where.type == "cuda":
             torch.cuda.synchronize()
         best = max(best, operations / (time.perf_counter() - begin))
     return best

@@ -17,6 +17,7 @@ import typer
 from viewalign.errors import is_full
 from viewalign.utils.io import visible
 from viewalign.utils.progress import progress_bar
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +32,7 @@ def code_of_excluded(excluded: Sequence[tuple[str, str]]) -> int:
     """List the cases that could not be used on standard error; return the exit code, 3 if there are any, else 0."""
     if not excluded:
         return 0
-    typer.echo(f"{len(excluded)} cases could not be used:", err=True)
+    typer.echo(f"{counted(len(excluded), 'case')} could not be used:", err=True)
     echo_first([f"{name}: {reason}" for name, reason in excluded])
     return EXIT_CODE
 

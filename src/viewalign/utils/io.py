@@ -21,16 +21,6 @@ PARTIAL_PREFIX = ".writing-"
 """Prefix of the names of files that are being written; the name of the finished file follows."""
 
 
-def check_suffix(path: Path, *suffixes: str) -> None:
-    """Require the ending of an output file, so that a file of another kind is not overwritten by mistake.
-
-    Raises:
-        UserError: the name ends otherwise.
-    """
-    if path.suffix not in suffixes:
-        raise UserError(f"{path} is not written: its name must end in {' or '.join(suffixes)}.")
-
-
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; the file is flushed to disk and renamed when the block succeeds.

@@ -22,6 +22,7 @@ from viewalign.methods.registry import entry_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, unet_arguments
 from viewalign.utils.io import write_bytes, write_tensors
+from viewalign.utils.outputs import check_file, check_folder
 from viewalign.weights import adaptation_plan, client_forms, model_card
 from viewalign.weights import encoder as encoders
 from viewalign.weights.files import check_finite, sha256_of
@@ -116,6 +117,7 @@ def export_fomo(run: str | Path, out: str | Path | None = None, weights: Weights
     if recipe.network.name in PRIMUS:
         raise UserError(f"The FOMO baseline has no Primus, so {recipe.network.name} has no form for it. Use a ResEnc.")
     target = folder.root / "fomo.pth" if out is None else Path(out)
+    check_file(target, "export", ours=None if out else lambda _: True)
     flat = client_forms.fomo_state(_full_backbone(recipe, state, weights))
     try:
         write_bytes(target, _saved(flat))
@@ -132,10 +134,8 @@ def _writing(target: Path) -> Iterator[Path]:
         UserError: `target` is a file or contains other files than an export, or the disk cannot be written.
     """
     target = target.absolute()
-    others = sorted(one.name for one in target.iterdir() if one.name not in _OWN_FILES) if target.is_dir() else []
-    if others or target.is_file():
-        what = f"contains {others[0]}, which is no part of an export" if others else "is a file"
-        raise UserError(f"{target} {what}. Name a new or empty folder with -o.")
+    earlier = (target / "adaptation_plan.json").is_file()
+    check_folder(target, "export", False, _OWN_FILES if earlier else ())
     partial = target.with_name(f".writing-{target.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)

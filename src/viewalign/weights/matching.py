@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from viewalign.utils.text import counted
+
 What = Literal["loaded", "adapted", "left", "fresh"]
 Size = tuple[int, int, int]
 Adapter = Callable[[str, torch.Size, Tensor], "tuple[Tensor, str] | None"]
@@ -93,7 +95,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield f"{what} {names[0]}{more}: {note}"
     if len(groups) > _LINES:
-        yield f"and {len(groups) - _LINES} more remarks"
+        yield f"and {counted(len(groups) - _LINES, 'more remark')}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def adapt_channels(names: Collection[str]) -> Adapter:
             return None
         before, after = given.shape[1], shape[1]
         how = "repeated and divided by how often" if after > before else "summed in groups"
-        return _regroup(given.float(), after), f"{before} input channels made {after}: {how}"
+        return _regroup(given.float(), after), f"{counted(before, 'input channel')} made {after}: {how}"
 
     return adapt
 

@@ -12,6 +12,7 @@ import yaml
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading
+from viewalign.utils import outputs
 from viewalign.utils.io import write_text
 from viewalign.utils.locks import LOCK
 from viewalign.utils.overrides import diff_settings
@@ -88,8 +89,8 @@ class RunFolder:
         return loading.load(str(self.config))
 
 
-def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
-    """Create a run's folder, or open the existing one.
+def check_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
+    """Check that a run may start or resume in its folder; nothing is written.
 
     Args:
         recipe: the requested settings.
@@ -102,20 +103,22 @@ def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
         UserError: no folder named, a folder with another run, or a recipe that differs from the run's.
     """
     folder = RunFolder.of(recipe)
-    if folder.root.exists() and not folder.root.is_dir():
-        raise UserError(f"{recipe.out} is a file; name a folder for the run.")
     if folder.config.is_file():
         before = folder.recipe()
         if not resume:
             raise UserError(
-                f"{folder.root} contains another run. Resume it with --resume, or name a new folder with -o."
+                f"{folder.root} contains another run. Resume it with --resume (in Python: resume=True), or name a new "
+                "folder with -o."
             )
         recipe = _reconcile(before, recipe, folder.root)
-    elif folder.root.is_dir() and any(
-        path.name not in (LOCK, folder.messages.name)  # of a start that failed
-        for path in folder.root.iterdir()
-    ):
-        raise UserError(f"{folder.root} is not empty and contains no run; name a new folder with -o.")
+    else:
+        outputs.check_folder(folder.root, "run", False, (LOCK, folder.messages.name))  # of a start that failed
+    return folder, recipe
+
+
+def open_folder(recipe: Recipe, resume: bool) -> tuple[RunFolder, Recipe]:
+    """Create a run's folder, or open the existing one; arguments and results are those of `check_folder`."""
+    folder, recipe = check_folder(recipe, resume)
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -135,7 +135,7 @@ def test_complete_images_are_skipped_and_changed_ones_prepared_again(raw, folder
     assert prepare(raw, folder).made == 2
     write_plans(folder, plan(NAME, [(1.0, 3.0, 1.0)]))
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
-    assert "4 images were prepared by other plans" in store.notes[0]
+    assert "Images prepared by other plans: 4" in store.notes[0]
     assert prepare(raw, folder).made == 4
     assert open_preprocessed(folder, "nnsslPlans", "onemmiso").notes == ()
 
@@ -224,7 +224,7 @@ def test_the_dataset_s_split_is_kept(raw, folder):
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert store.held_out == {whose(2)}
     assert list(store.subjects) == [whose(0), whose(1), whose(2)]
-    assert "1 images of subjects that are not in splits_final.json" in store.notes[0]
+    assert "subjects not in splits_final.json: 1 image" in store.notes[0]
     lists.write_split(folder, lists.Split(frozenset({"x"}), frozenset()))
     with pytest.raises(UserError, match=r"splits_final\.json"):
         open_preprocessed(folder, "nnsslPlans", "onemmiso")

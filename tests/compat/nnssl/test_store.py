@@ -100,7 +100,7 @@ def test_two_masks_have_swapped_names(folder):
     assert len(store) == SUBJECTS
     assert store.read_mask(0, "anonymisation").all()
     assert not store.read_mask(0, "anatomy").all()
-    assert "1 images have both masks" in store.notes[0]
+    assert "1 image has both masks" in store.notes[0]
 
 
 def test_valid_imgs_is_respected(folder):
@@ -154,7 +154,7 @@ def test_damaged_images_are_excluded(folder):
     blosc2.asarray(np.zeros((20, 21, 22), np.float32), urlpath=str(other), mode="w")  # no channel axis
     store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
     assert len(store) == SUBJECTS - 1
-    assert "2 images are damaged" in store.notes[0]
+    assert "Excluded as damaged or not 3D: 2 images" in store.notes[0]
     save(np.zeros((1, 8, 8, 8)), image_path(folder, 0))  # written anew since
     with pytest.raises(ExcludedImageError):
         store.read(0)

@@ -34,7 +34,8 @@ def test_an_archive_becomes_a_folder_once(served: Served, dataset: Archive, tmp_
 
 def test_a_folder_of_somebody_else_is_left_alone(dataset: Archive, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=str(tmp_path / "out")):
+    (tmp_path / "out" / "notes.txt").touch()
+    with pytest.raises(UserError, match=f"{tmp_path / 'out'} is not written: it contains notes.txt"):
         fetch_archive(dataset, tmp_path / "out")
 
 

@@ -151,7 +151,7 @@ def test_pointers_name_the_command_that_fetches_them(tmp_path: Path, name: str, 
         command = "datalad get"
     index = index_sources([str(tmp_path)])
     assert command in index.excluded[0].reason
-    assert index.notes == [f"1 files are listed, but their {index.excluded[0].reason.removeprefix('its ')}"]
+    assert index.notes == [f"1 listed file: {index.excluded[0].reason}"]
 
 
 def test_a_voxel_size_that_is_too_small_names_the_setting(tmp_path: Path, voxels: np.ndarray) -> None:

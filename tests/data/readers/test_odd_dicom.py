@@ -121,7 +121,7 @@ def test_a_slice_that_was_not_downloaded_is_listed_once(tmp_path: Path) -> None:
     last.write_text(LFS)
     index = index_sources([str(tmp_path / "d")])
     assert [(Path(each.file).name, "git lfs pull" in each.reason) for each in index.excluded] == [(last.name, True)]
-    assert "1 files in its folder could not be read" in index.entries[0].suspects["header"]
+    assert "1 file in its folder could not be read" in index.entries[0].suspects["header"]
 
 
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_bids(tmp_path: Path, put) -> None:
     assert dataset.subjects["sub-01"].subject_info == {"age": "31", "sex": "F"}
     assert dataset.subjects["sub-02"].subject_info == {"sex": "M"}
     assert [Path(file).name for file in index.label_files] == ["sub-02_label-lesion_mask.nii.gz"]
-    assert "1 images under derivatives/" in index.notes[0]
+    assert "1 image ignored under derivatives/" in index.notes[0]
 
 
 @pytest.mark.parametrize("names", [("ABIDE", "OASIS"), ("ds000114", "ds000201")])
@@ -76,7 +76,7 @@ def test_derivatives_of_a_plain_folder_are_left_out_unless_indexed_themselves(tm
     put(tmp_path, "rawdata/sub-v1/sub-v1_ct.nii.gz", "derivatives/sub-v1/sub-v1_smooth.nii.gz")
     index = index_sources([str(tmp_path)])
     assert index.images == 1
-    assert "1 folders called derivatives" in index.notes[0]
+    assert "Ignored: 1 folder called derivatives" in index.notes[0]
     assert index_sources([str(tmp_path / "derivatives")]).images == 1
 
 
@@ -84,8 +84,8 @@ def test_derivatives_of_a_plain_folder_are_left_out_unless_indexed_themselves(tm
     ("table", "note"),
     [
         ("participant_id\tage\tcomment\nsub-01\t33\tétude\n".encode("latin-1"), ["Latin-1"]),
-        (b"participant_id\tage\nsub-01\t33\t\n", ["dropped in 1 rows"]),
-        (b"participant_id\tage\nsub-01\t33\tx\n", ["dropped in 1 rows"]),
+        (b"participant_id\tage\nsub-01\t33\t\n", ["dropped in 1 row"]),
+        (b"participant_id\tage\nsub-01\t33\tx\n", ["dropped in 1 row"]),
         (b"", []),
         (b"name\tage\nx\t1\n", ["no column `participant_id`"]),
     ],
@@ -265,8 +265,8 @@ def test_one_source_of_fomo300k_and_archives_that_are_not_unpacked(tmp_path: Pat
     index = index_sources([str(root / "PT030_OpenNeuro")])
     assert set(index.collection.datasets) == {"PT030_OpenNeuro_ds000001", "PT030_OpenNeuro_ds000002"}
     stray, archives = index.notes
-    assert "1 images are in no subject" in stray
-    assert "1 archives are not unpacked" in archives
+    assert "Excluded, in no subject of a source (PT…): 1 image" in stray
+    assert "Ignored, because not unpacked: 1 archive;" in archives
 
 
 def test_a_damaged_table_of_fomo300k_is_a_note(tmp_path: Path, put) -> None:
@@ -294,4 +294,6 @@ def test_images_of_a_bids_dataset_outside_its_subjects_are_reported(tmp_path: Pa
     put(tmp_path / "study", "sub-01/anat/sub-01_T1w.nii.gz", "Sub-02/anat/Sub-02_T1w.nii.gz", "phantom_T1w.nii.gz")
     index = index_sources([str(tmp_path / "study")])
     assert index.images == 1
-    assert "2 images of study are in no folder sub-…, such as Sub-02/anat/Sub-02_T1w.nii.gz" in index.notes[0]
+    assert (
+        "2 images ignored outside the folders sub-… of study, such as Sub-02/anat/Sub-02_T1w.nii.gz" in index.notes[0]
+    )

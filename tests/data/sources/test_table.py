@@ -121,7 +121,7 @@ def test_a_file_of_two_subjects_is_reported(folder: Path) -> None:
     index, found = records(folder, "path,subject\ndata/a.nii.gz,1\ndata/a.nii.gz,2\ndata/b.nii.gz,2\ndata/b.nii.gz,2\n")
     assert [record.subject for record in found] == ["1", "2"]
     assert index.notes == [
-        "list.csv names 1 files again with another subject or session, such as a.nii.gz; the first row of a file counts"
+        "list.csv names 1 file again with another subject or session, such as a.nii.gz; the first row of a file counts"
     ]
 
 
@@ -151,7 +151,7 @@ def test_participants_that_contradict_each_other_or_have_no_names(tmp_path: Path
     (tmp_path / "participants.tsv").write_text(TABLE + "sub-02\t4\nsub-01\t99\n")
     notes: list[str] = []
     assert participants(tmp_path, notes)["sub-01"] == {"age": "99"}
-    assert "several rows for 1 participants, such as sub-01; the last row counts" in notes[0]
+    assert "several rows for 1 participant, such as sub-01; the last row counts" in notes[0]
     (tmp_path / "participants.tsv").write_text(TABLE.replace("\t", ","))
     assert participants(tmp_path, notes) == {}
     assert "no column `participant_id`" in notes[1]

@@ -22,6 +22,6 @@ def test_settings_may_change_until_a_fold_has_begun(tmp_path):
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "brain.nii.gz").touch()
-    with pytest.raises(UserError, match="contains no fine-tuning"):
+    with pytest.raises(UserError, match="is no earlier fine-tuning"):
         _write_settings(tmp_path, SPEC, TaskTraining())
     assert [one.name for one in tmp_path.iterdir()] == ["brain.nii.gz"]

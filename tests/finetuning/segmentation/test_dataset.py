@@ -168,7 +168,7 @@ def test_labels_beside_their_image_are_reported(raw, caplog, reader):
 
     rewritten(root / "labelsTr/case_01.nii.gz", moved)
     datasets.check(datasets.find("42", raw))
-    assert "The labels of 1 cases have another position than their image" in caplog.text
+    assert "Labels with another position than their image, which nnU-Net ignores, in 1 case: " in caplog.text
     assert "case_01 (0.6 mm)" in caplog.text
 
 

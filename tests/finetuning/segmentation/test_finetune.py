@@ -123,7 +123,7 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["device=tpu"], "device = 'tpu': must be 'auto'"),
         (["gpus=2"], "several GPUs only with CUDA"),
         (["shots=5"], "too few for 5 folds"),
-        (["shots=5", "validation=case_00"], "5 shots are requested"),
+        (["shots=5", "validation=case_00"], "shots=5: there are only"),
         (["validation=liver_*"], "No case matches liver_*"),
         (["training=case_00", "validation=case_0*"], "case_00 is named for training and for validation"),
         (["training=case_00", "shots=1"], "use only one of them"),

@@ -157,7 +157,7 @@ def test_unusable_sessions_are_excluded_with_their_reason(challenge, tmp_path):
         "swi.nii.gz:",
     ):
         assert words in told.output
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="is not written: it contains"):
         prepare(challenge, tmp_path / "d")
 
 

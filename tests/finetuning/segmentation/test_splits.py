@@ -65,7 +65,7 @@ def test_the_dataset_s_own_folds_come_first_where_there_are_none(tmp_path):
 def test_what_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match=r"\b4\b.*5 folds"):
         splits.cross_validation(splits.patients_of(["a", "b", "c", "d"]))
-    with pytest.raises(UserError, match="30 shots"):
+    with pytest.raises(UserError, match="shots=30"):
         splits.few_shot(splits.patients_of(CASES, PATIENT), [], 30, 0)
     with pytest.raises(UserError, match=r"patient=.*\bx\b"):
         splits.patients_of(["x"] * 6, PATIENT)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from viewalign.compat.nnssl.flags import Parser, execute, report_excluded, say
 from viewalign.errors import UserError
+from viewalign.utils.text import counted
 
 _NAME = "Dataset745_OpenMind"
 _EXAMPLES = """examples:
@@ -40,6 +41,6 @@ def _convert(options: argparse.Namespace) -> int:
         raise UserError(nothing_found([options.openmind_root_dir], found))
     path = write_raw_dataset(root, _NAME, found.collection)
     excluded = f", {len(found.excluded)} excluded" if found.excluded else ""
-    say(f"{found.images} images of {found.subjects()} subjects{excluded}: {path}")
+    say(f"{counted(found.images, 'image')} of {counted(found.subjects(), 'subject')}{excluded}: {path}")
     say("Next: nnssl_plan_and_preprocess -d 745")
     return 3 if found.excluded else 0

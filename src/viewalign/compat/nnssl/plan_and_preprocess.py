@@ -24,6 +24,7 @@ from viewalign.compat.nnssl.flags import (
     shown,
 )
 from viewalign.errors import UserError
+from viewalign.utils.text import counted
 
 _EXTRACT_EXAMPLES = """examples:
   nnssl_extract_fingerprint -d 745
@@ -60,14 +61,15 @@ def extract(dataset: str, processes: int | None, clean: bool, verbose: bool) -> 
     folder = preprocessed_root(make=True) / raw.name
     if (folder / folders.FINGERPRINT).is_file() and not clean:
         count = len(plans.read_fingerprint(folder))
-        say(f"{raw.name} already has a fingerprint of {count} images; use --clean to replace it.")
+        say(f"{raw.name} already has a fingerprint of {counted(count, 'image')}; use --clean to replace it.")
         return 0
     with shown("Reading headers", verbose) as listen:
         workers = default_processes() if processes is None else processes
         spacings, excluded = plans.measure(catalogue.records(raw), workers, listen)
     report_excluded(excluded)
     path = plans.write_fingerprint(folder, spacings)
-    say(f"{len(spacings)} images measured" + (f", {len(excluded)} excluded" if excluded else "") + f": {path}")
+    also = f", {len(excluded):,} excluded" if excluded else ""
+    say(f"{counted(len(spacings), 'image')} measured{also}: {path}")
     return 3 if excluded else 0
 
 
@@ -158,8 +160,8 @@ def processes_for(configurations: Sequence[str], numbers: Sequence[int] | None) 
         numbers *= len(configurations)
     if len(numbers) != len(configurations):
         raise UserError(
-            f"-np has {len(numbers)} numbers for {len(configurations)} configurations ({', '.join(configurations)}); "
-            "use one for all, or one for each."
+            f"-np has {counted(len(numbers), 'number')} for {counted(len(configurations), 'configuration')} "
+            f"({', '.join(configurations)}); use one for all, or one for each."
         )
     return dict(zip(configurations, numbers, strict=True))
 
@@ -207,7 +209,7 @@ def preprocess(
 def _print_report(report: Report, images: Path, part: int, parts: int) -> None:
     report_excluded(report.excluded)
     counts = [
-        f"{report.prepared} images prepared",
+        f"{counted(report.prepared, 'image')} prepared",
         f"{report.made} of them now" if report.made < report.prepared else "",
         f"{report.skipped} already there" if report.skipped else "",
         f"{len(report.excluded)} excluded" if report.excluded else "",
@@ -217,7 +219,7 @@ def _print_report(report: Report, images: Path, part: int, parts: int) -> None:
         rest = "all parts are complete" if report.complete else "the lists are written when all parts are complete"
         say(f"Part {part} of {parts} is complete; {rest}.")
     if report.prepared == 0:
-        raise UserError(f"None of the {len(report.excluded)} images could be used.")
+        raise UserError(f"No image could be used ({len(report.excluded):,} tried).")
 
 
 _EXAMPLES = """examples:

@@ -27,6 +27,7 @@ from viewalign.data.file_types import suffix_of
 from viewalign.data.layout import beside, done_properties, read_json
 from viewalign.data.store import Corner, Store
 from viewalign.errors import UserError
+from viewalign.utils.text import counted
 
 _OTHER = {"anonymisation": "anatomy", "anatomy": "anonymisation"}
 _RECORD_KEYS = ("dataset_index", "subject_id", "session_id")
@@ -116,13 +117,14 @@ def _note_assumptions(store: PreprocessedStore, settings: Configuration, configu
     foreign = [k for k in range(len(store)) if not store.ours[k]]
     if settings.spacing is None and foreign:
         notes.append(
-            f"{configuration} keeps each image's voxel size, which is only in the pickles of {len(foreign)} images; "
-            "1 mm is assumed."
+            f"{configuration} keeps each image's voxel size, which is only in the pickles of "
+            f"{counted(len(foreign), 'image')}; 1 mm is assumed."
         )
     both = sum(all(store.has_mask(k, kind) for kind in MASK_FILES) for k in foreign)
     if both:
         notes.append(
-            f"{both} images have both masks, which nnssl stores under swapped names; they are read accordingly."
+            f"{counted(both, 'image has', 'images have')} both masks, which nnssl stores under swapped names; they are "
+            "read accordingly."
         )
 
 
@@ -150,7 +152,7 @@ def _entries(
         else:
             foreign.append(path)
     if outdated:
-        notes.append(f"{outdated} images were prepared by other plans; run nnssl_preprocess to update them.")
+        notes.append(f"Images prepared by other plans: {outdated:,}; run nnssl_preprocess to update them.")
     spacing = settings.spacing or (1.0, 1.0, 1.0)
     yield from _foreign(folder, _chosen(folder, foreign, notes), spacing, notes)
 
@@ -181,7 +183,7 @@ def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
         notes.append("valid_imgs.json names none of the images, and is ignored.")
         return images
     if len(kept) < len(images):
-        notes.append(f"{len(images) - len(kept)} images that are not in valid_imgs.json are excluded.")
+        notes.append(f"Excluded, because not in valid_imgs.json: {counted(len(images) - len(kept), 'image')}.")
     return kept
 
 
@@ -247,7 +249,7 @@ def _foreign(folder: Path, files: Sequence[Path], spacing: tuple[float, ...], no
         )
         yield _Entry(row, False)
     if excluded:
-        notes.append(f"{len(excluded)} images are damaged or not 3D and are excluded, such as {excluded[0]}.")
+        notes.append(f"Excluded as damaged or not 3D: {counted(len(excluded), 'image')}, such as {excluded[0]}.")
 
 
 def _shape(path: Path) -> tuple[int, ...] | None:
@@ -270,5 +272,5 @@ def _in_split(found: list[_Entry], split: Split | None, notes: list[str]) -> lis
             f"{SPLITS} of the dataset names no training subject with images. Remove it to create a new one."
         )
     if len(kept) < len(found):
-        notes.append(f"{len(found) - len(kept)} images of subjects that are not in {SPLITS} are excluded.")
+        notes.append(f"Excluded, because of subjects not in {SPLITS}: {counted(len(found) - len(kept), 'image')}.")
     return kept

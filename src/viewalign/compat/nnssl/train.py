@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from viewalign.compat.nnssl.flags import CONFIGURATIONS, Parser, execute, preprocessed_root, say
 from viewalign.errors import UserError
+from viewalign.utils.text import counted
 
 if TYPE_CHECKING:
     from viewalign.compat.nnssl.store import PreprocessedStore
@@ -196,7 +197,7 @@ def _finish(outcome: RunResult, plans: Path) -> int:
     if not outcome.finished:
         say(f"Stopped and saved at step {outcome.step} of {outcome.steps}. Resume with the same command and --c.")
     else:
-        say(f"Done: {outcome.step} steps. The encoder is in {_export(outcome.folder.root, plans)}")
+        say(f"Done: {counted(outcome.step, 'step')}. The encoder is in {_export(outcome.folder.root, plans)}")
     return outcome.exit_code
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from viewalign.data.fetch import hub
 from viewalign.data.fetch.download import Listener, download
 from viewalign.errors import UserError
+from viewalign.utils.outputs import check_folder
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,9 @@ def fetch_archive(dataset: Archive, folder: Path, on_bytes: Listener | None = No
         UserError: the folder exists but was not downloaded by this command; or as for `download` and `unpack`.
     """
     mark = folder / ".fetched"
-    if folder.exists():
-        if mark.is_file() and mark.read_text().strip() == dataset.known_hash:
-            return False
-        raise UserError(f"The folder {folder} exists and was not created by this command. Set another one with -o.")
+    if mark.is_file() and mark.read_text().strip() == dataset.known_hash:
+        return False
+    check_folder(folder, "download of these data", False)
     name = dataset.url.rsplit("/", 1)[-1]
     archive = download(dataset.url, folder.parent, name, dataset.known_hash, on_bytes)
     unpacked = folder.with_name(f".{folder.name}.unpacked")

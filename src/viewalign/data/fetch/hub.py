@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from viewalign.data.fetch.download import Listener, need
 from viewalign.errors import UserError
+from viewalign.utils.outputs import check_file
 
 Kind = Literal["dataset", "model"]
 _WILD = "*?["
@@ -98,6 +99,7 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
     for file in selection.files:
         target = _inside(folder, file.path)
         if not (target.is_file() and target.stat().st_size == file.size and _checksum_holds(target, file)):
+            check_file(target, "download", ours=lambda _: (folder / ".cache" / "huggingface").is_dir())
             try:
                 hf_hub_download(
                     selection.repository,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from viewalign.data.readers.dicom_slices import Frame
 from viewalign.errors import ExcludedImageError
+from viewalign.utils.text import counted
 
 SAME_PLACE = 0.01
 """Slices closer than this, in mm, are at one position."""
@@ -73,7 +74,7 @@ def _check_doubled(frames: Sequence[Frame], gaps: NDArray[np.float64]) -> None:
         pairs = (sorted((frames[k].name, frames[k + 1].name)) for k in doubled[:_NAMED])
         named = ", ".join(" and ".join(pair) for pair in pairs)
         raise ConvertibleError(
-            f"{count_slices(len(doubled))} with other pixels at the place of another, and nothing in their headers "
+            f"{counted(len(doubled), 'slice')} with other pixels at the place of another, and nothing in their headers "
             f"tells them apart ({named}{_more(len(doubled))})"
         )
 
@@ -89,7 +90,7 @@ def _check_missing(frames: Sequence[Frame], steps: NDArray[np.float64], wrong: l
         named = ", ".join(
             f"{count} between {frames[k].name} and {frames[k + 1].name}" for k, count in list(lost.items())[:_NAMED]
         )
-        raise ExcludedImageError(f"{count_slices(sum(lost.values()))} missing ({named}{_more(len(lost))})")
+        raise ExcludedImageError(f"{counted(sum(lost.values()), 'slice')} missing ({named}{_more(len(lost))})")
 
 
 def _consecutive(first: Frame, second: Frame) -> bool:
@@ -113,11 +114,6 @@ def check_line(frames: Sequence[Frame], travel: NDArray[np.float64]) -> None:
     aside -= (aside @ along)[:, None] * along
     if (worst := float(np.linalg.norm(aside, axis=1).max())) > max(frames[0].pixel_size):
         raise ExcludedImageError(f"its slices are shifted sideways against each other, by up to {worst:.3g} mm")
-
-
-def count_slices(count: int) -> str:
-    """Write a number of slices."""
-    return "1 slice" if count == 1 else f"{count} slices"
 
 
 def _more(count: int) -> str:

@@ -25,9 +25,9 @@ from viewalign.data.readers.dicom_spacing import (
     check_gaps,
     check_line,
     check_tilt,
-    count_slices,
 )
 from viewalign.errors import ExcludedImageError
+from viewalign.utils.text import counted
 
 _FEWEST_OF_PASS = 4
 
@@ -157,7 +157,7 @@ def _why_lone(lone: Sequence[Frame], series: int) -> str:
         kind = "a localizer" if _is_localizer(lone[0]) else "no volume but one slice"
     if series == 1:
         return f"it is {kind}"
-    return f"{count_slices(len(lone))} of {series} in planes or sizes of their own: {kind}"
+    return f"{counted(len(lone), 'slice')} of {series} in planes or sizes of their own: {kind}"
 
 
 def _is_localizer(frame: Frame) -> bool:
@@ -270,7 +270,7 @@ def _stack(frames: Sequence[Frame], label: str, copies: int) -> Stack:
     ordered, heights = tuple(frames[k] for k in order), heights[order]
     notes = [check_gaps(ordered, heights)]
     if copies:
-        notes.insert(0, f"copies of {count_slices(copies)} were dropped")
+        notes.insert(0, f"copies of {counted(copies, 'slice')} were dropped")
     travel = np.subtract(ordered[-1].position, ordered[0].position)
     step = float(np.linalg.norm(travel)) / (len(frames) - 1)
     check_line(ordered, travel)

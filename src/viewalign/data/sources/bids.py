@@ -19,6 +19,7 @@ from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, Sour
 from viewalign.data.sources.table import participants
 from viewalign.data.sources.walk import image_files
 from viewalign.utils.io import is_folder
+from viewalign.utils.text import counted
 
 _PASSED_OVER = DERIVED_FOLDERS | {"code", "stimuli"}
 _DESCRIBED = ("Name", "License", "DatasetDOI", "BIDSVersion")
@@ -65,12 +66,12 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
         contents.found.append(ImageRecord(path, dataset, subject, session, stem, modality, infos=infos))
     if derived:
         contents.notes.append(
-            f"{derived} images under derivatives/ or sourcedata/ of {dataset} were ignored (index that folder itself "
-            "to include them)"
+            f"{counted(derived, 'image')} ignored under derivatives/ or sourcedata/ of {dataset} (index that folder "
+            "itself to include them)"
         )
     if stray:
         contents.notes.append(
-            f"{len(stray)} images of {dataset} are in no folder sub-…, such as {stray[0]}, and were ignored (index "
+            f"{counted(len(stray), 'image')} ignored outside the folders sub-… of {dataset}, such as {stray[0]} (index "
             "their folder itself to include them)"
         )
     return contents

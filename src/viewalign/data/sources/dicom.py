@@ -27,6 +27,7 @@ from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, 
 from viewalign.data.sources.walk import printable
 from viewalign.data.worker_pool import default_workers
 from viewalign.errors import ExcludedImageError
+from viewalign.utils.text import counted
 
 _MODALITIES = {"PT": "PET"}
 _TIMES = ("TemporalPosition", "TriggerTime")
@@ -75,7 +76,11 @@ def add_stacks(
             continue
         source = SeriesSource(_further(places[stack.series.key], stack.path.parent))
         lost = sum(incomplete[folder] for folder in {frame.path.parent for frame in stack.frames})
-        note = f"{lost} files in its folder could not be read: slices may be missing at its ends" if lost else ""
+        note = (
+            f"{counted(lost, 'file')} in its folder could not be read: slices may be missing at its ends"
+            if lost
+            else ""
+        )
         stack = replace(stack, note="; ".join(filter(None, (stack.note, note))))
         contents.found.append(record(stack, stack.label, source))
     for rejected, outputs in _conversions(scan.rejected, options.frames):

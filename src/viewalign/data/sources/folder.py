@@ -34,6 +34,7 @@ from viewalign.data.sources.structure import in_subject_folders, paired_label_ma
 from viewalign.data.sources.walk import absolute, obvious_fault, printable, walk
 from viewalign.errors import UserError
 from viewalign.utils.io import is_folder
+from viewalign.utils.text import counted
 
 
 class Layout(Protocol):
@@ -73,8 +74,8 @@ def find(text: str, options: FindOptions) -> SourceContents:
     _add_plain(search.files, search.root, options, contents)
     if search.derived:
         contents.notes.append(
-            f"{search.derived} folders called derivatives or sourcedata were ignored (index such a folder itself to "
-            "include its images)"
+            f"Ignored: {counted(search.derived, 'folder')} called derivatives or sourcedata (index such a folder "
+            "itself to include its images)"
         )
     return contents
 
@@ -176,7 +177,7 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
             contents.label_files.append(root / relative)
             del stems[relative]
     if (pattern := options.subject_pattern) and stems and not any(pattern.search(str(one)) for one in stems):
-        contents.notes.append(f"subject_pattern matches none of the {len(stems)} paths, such as {next(iter(stems))}")
+        contents.notes.append(f"subject_pattern matches no path ({len(stems):,} tried), such as {next(iter(stems))}")
     plain = []
     for relative, names in _named(stems, options).items():
         inner = dataset if options.subject_pattern else dataset_above_subject(relative) or dataset

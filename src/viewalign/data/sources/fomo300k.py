@@ -22,6 +22,7 @@ from viewalign.data.sources.table import read_table
 from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError
 from viewalign.utils.io import is_file
+from viewalign.utils.text import counted
 
 _SOURCE = re.compile(r"PT\d{3}_\w+")
 _OPENNEURO = re.compile(r"ds\d{6}")
@@ -78,10 +79,10 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # n
         name = stated.get("modality", modality)
         contents.found.append(ImageRecord(path, "_".join(above), subject, session, stem, name, infos=infos))
     if stray:
-        contents.notes.append(f"{stray:,} images are in no subject of a source (PT…) and were excluded")
+        contents.notes.append(f"Excluded, in no subject of a source (PT…): {counted(stray, 'image')}")
     if archives := contents.other_files.get(".zip", 0):
         contents.notes.append(
-            f"{archives:,} archives are not unpacked and were ignored; unpack each into a folder of its name: "
+            f"Ignored, because not unpacked: {counted(archives, 'archive')}; unpack each into a folder of its name: "
             f"find {root} -name 'ses-*.zip' -exec sh -c 'unzip -nq \"$1\" -d \"${{1%.zip}}\"' sh {{}} ';'"
         )
     return contents

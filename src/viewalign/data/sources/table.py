@@ -17,6 +17,7 @@ from viewalign.errors import UserError, os_reason
 from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
 from viewalign.utils.tables import identifier
+from viewalign.utils.text import counted
 
 _NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
 
@@ -70,7 +71,7 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     columns = lines[0] if lines else []
     longer = sum(len(line) > len(columns) for line in lines)
     if longer:
-        notes.append(f"{shown}: values beyond the last column were dropped in {longer} rows")
+        notes.append(f"{shown}: values beyond the last column were dropped in {counted(longer, 'row')}")
     key = next((name for name in columns if name.lower() in ("participant_id", "subject_id", "subject")), None)
     if lines and key is None:
         notes.append(f"{shown} has no column `participant_id`; its information on subjects is ignored")
@@ -79,7 +80,7 @@ def participants(folder: Path, notes: list[str]) -> dict[str, dict[str, str]]:
     last = dict(named)
     different = sorted({name for name, row in named if row != last[name]})
     if different:
-        some = f"{len(different)} participants, such as {different[0]}"
+        some = f"{counted(len(different), 'participant')}, such as {different[0]}"
         notes.append(f"{shown} has several rows for {some}; the last row counts")
     return {f"sub-{name}": row for name, row in named} | last
 
@@ -174,8 +175,8 @@ def _note_repeated(table: Path, findings: SourceContents) -> None:
     ]
     if names:
         findings.notes.append(
-            f"{table.name} names {len(names)} files again with another subject or session, such as {names[0]}; the "
-            "first row of a file counts"
+            f"{table.name} names {counted(len(names), 'file')} again with another subject or session, such as "
+            f"{names[0]}; the first row of a file counts"
         )
 
 

@@ -38,8 +38,10 @@ from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.io import write_json, write_text
 from viewalign.utils.locks import LOCK, lock_folder
 from viewalign.utils.memory import reported_out_of_memory
+from viewalign.utils.outputs import check_folder
 from viewalign.utils.precision import choose_device
 from viewalign.utils.settings import checked
+from viewalign.utils.text import counted
 from viewalign.weights.token_order import Order
 
 _log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def finetune(
     choose_device(settings.device)  # fails before cases are prepared
     with lock_folder(out):
         _write_settings(out, spec, settings)
-        _log.info("Preparing %d cases.", len(cases))
+        _log.info("Preparing %s.", counted(len(cases), "case"))
         samples, excluded = prepare_cases(cases, preprocessor, cache=cache, workers=workers)
         write_json(out / "refused.json", [list(pair) for pair in excluded])
         usable = [case for case in cases if case.case in samples]
@@ -129,8 +131,7 @@ def _write_settings(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
         UserError: a fold was begun with other settings, or the folder contains no fine-tuning but other files.
     """
     file = out / "settings.yaml"
-    if not file.is_file() and any(one.name != LOCK for one in out.iterdir()):
-        raise UserError(f"{out} is not empty and contains no fine-tuning; name a new folder with -o.")
+    check_folder(out, "fine-tuning", file.is_file(), (LOCK,))
     if file.is_file() and any(out.glob("fold_*")):
         before = checked(TaskTraining, yaml.safe_load(file.read_text()), str(file))
         if changes := settings_that_differ(before, settings):

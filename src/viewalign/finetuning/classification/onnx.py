@@ -28,6 +28,7 @@ from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import check_spec
 from viewalign.utils.extras import missing
 from viewalign.utils.io import write_json
+from viewalign.utils.outputs import check_file
 
 FORMAT, KEY = "viewalign-task-onnx", "viewalign"
 MODEL, FACTS = "model.onnx", "model.json"
@@ -86,6 +87,9 @@ def export_onnx(folder: str | Path, out: Path) -> Exported:
         import onnxscript  # noqa: F401
     except ImportError:
         raise missing("ONNX export and prediction need more packages", "onnx") from None
+    earlier = (out / MODEL).is_file() and (out / FACTS).is_file()
+    for name in (MODEL, FACTS):
+        check_file(out / name, "export", ours=lambda _: earlier)
     predictor = Predictor(folder)
     model = _Ensemble(predictor.models).eval()
     program = _export(model, predictor)

@@ -20,6 +20,7 @@ from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.folders import label_values
 from viewalign.utils.overrides import similar
+from viewalign.utils.text import counted
 
 _NAME = re.compile(r"Dataset(\d{3})_\w+")
 _FIRST_FREE_ID = 900
@@ -217,8 +218,8 @@ def check(dataset: Dataset, on_case: Callable[[int, int], None] | None = None) -
     if offsets:
         shown = ", ".join(f"{name} ({offset:.2g} mm)" for name, offset in list(offsets.items())[:_MAX_REPORTED])
         _log.warning(
-            "The labels of %d cases have another position than their image, which nnU-Net ignores: %s.",
-            *(len(offsets), shown + (", …" if len(offsets) > _MAX_REPORTED else "")),
+            "Labels with another position than their image, which nnU-Net ignores, in %s: %s.",
+            *(counted(len(offsets), "case"), shown + (", …" if len(offsets) > _MAX_REPORTED else "")),
         )
 
 

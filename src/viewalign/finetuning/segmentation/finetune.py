@@ -26,6 +26,7 @@ from viewalign.tasks.copies import CACHE, CaseCopies, copies_among, read_fingerp
 from viewalign.utils.locks import lock_folder, locked
 from viewalign.utils.memory import reported_out_of_memory
 from viewalign.utils.progress import progress_bar
+from viewalign.utils.text import counted
 from viewalign.weights import loading
 from viewalign.weights.reading import read_source
 
@@ -264,7 +265,7 @@ def _evaluate(
         evaluation = evaluate_folder(predictions, references, run.rules, cases, 1, bar)
     evaluation.write(folder, {"split": name, "fold": number})
     dice, nsd = evaluation.summary("dice"), evaluation.summary("nsd")
-    _log.info("%s: Dice %s, NSD %s over %d cases.", name, dice.text(), nsd.text(), dice.cases)
+    _log.info("%s: Dice %s, NSD %s over %s.", name, dice.text(), nsd.text(), counted(dice.cases, "case"))
     return EvaluatedFold(name, number, predictions, references, images, evaluation, folder)
 
 

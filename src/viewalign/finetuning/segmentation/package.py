@@ -20,6 +20,7 @@ from viewalign.finetuning.segmentation.predict import KEY
 from viewalign.finetuning.segmentation.schedule import published
 from viewalign.finetuning.segmentation.settings import encoder_name
 from viewalign.utils.io import write_json
+from viewalign.utils.outputs import check_folder
 from viewalign.weights import files, loading
 from viewalign.weights.initial import write_report
 from viewalign.weights.reading import read_source
@@ -32,6 +33,8 @@ _DATASET_KEYS = (
     *("overwrite_image_reader_writer", KEY),
 )
 """Entries of `dataset.json` that prediction reads. Others may contain names of cases."""
+_OWN_FILES = {"dataset.json", "plans.json", "checkpoint_final.pth"}
+"""All files of an exported model; a folder with others is not replaced."""
 _ENCODER_KEYS = ("file", "digest", "min_share")
 
 
@@ -151,6 +154,8 @@ def export_model(run: Path, out: Path) -> list[Path]:
     plan = files.read_json(model / "plans.json")
     trainer = _stock_trainer(plan["configurations"][plans.CONFIGURATION]["architecture"], _INFERENCE)
     target = out / str(results["dataset"]) / f"{trainer}__{plan['plans_name']}__{plans.CONFIGURATION}"
+    written = all(file.name in _OWN_FILES for file in target.rglob("*") if file.is_file())
+    check_folder(target, "export", written)  # an nnU-Net training may have the same name
     numbers = [row["fold"] for row in results["results"] if row["fold"] is not None]
     partial = target.with_name(f".writing-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)

@@ -24,6 +24,7 @@ from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import read_image
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
 from viewalign.utils.io import atomic_write, write_json
+from viewalign.utils.outputs import check_folder
 from viewalign.weights import files
 from viewalign.weights.files import CHECKPOINT
 
@@ -168,13 +169,15 @@ def predict(
     """
     sources = {image.parent.resolve() for case in cases for image in case.images.values()}
     if out.resolve() in sources or (out / "imagesTr").is_dir():
-        raise UserError(f"{out} is a folder of images; name another folder for the masks.")
+        raise UserError(f"{out} is not written: it is a folder of images. Name another folder with -o.")
+    description = out / "dataset.json"
+    check_folder(out, "folder of predictions", description.is_file())
     environment.check_installed()
     os.environ.update(environment.variables(None))
     os.environ.setdefault("nnUNet_def_n_proc", str(machine.processes))
     firsts: dict[str, Volume] = {}
     excluded = []
-    out.mkdir(parents=True, exist_ok=True)
+    write_json(description, files.read_json(trained.folder / "dataset.json"))  # names the classes
     with tempfile.TemporaryDirectory(prefix="viewalign-") as scratch:
         images, masks = Path(scratch) / "images", Path(scratch) / "masks"
         images.mkdir()
@@ -192,7 +195,6 @@ def predict(
                 nnunet.predict(trained.folder, images, masks, trained.folds, machine, flips)
         for name, first in firsts.items():
             _write_mask(masks / f"{name}{trained.ending}", out / f"{name}{trained.ending}", first, trained)
-    write_json(out / "dataset.json", files.read_json(trained.folder / "dataset.json"))  # names the classes
     return excluded
 
 

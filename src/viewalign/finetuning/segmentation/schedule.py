@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from viewalign.utils.text import counted
 from viewalign.weights.names import Family
 
 Stage = Literal["frozen", "whole"]
@@ -58,8 +59,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.frozen + self.warmup_epochs >= self.epochs and self.epochs > 1:
             raise ValueError(
-                f"{self.frozen} frozen epochs and {self.warmup_epochs} warm-up epochs leave none of {self.epochs} for "
-                "training"
+                f"{counted(self.frozen, 'frozen epoch')} and {counted(self.warmup_epochs, 'warm-up epoch')} leave none "
+                f"of {self.epochs} for training"
             )
 
     @classmethod

@@ -16,6 +16,7 @@ from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.schedule import Schedule, published
 from viewalign.utils.io import write_text
+from viewalign.utils.outputs import check_folder
 from viewalign.utils.settings import Count, Counts, Fraction, Millimetres, Number, Positive, Settings, Triple, as_list
 from viewalign.weights.names import Family
 
@@ -153,8 +154,8 @@ def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
                 f"{out} contains a fine-tuning with {key}={before.get(key)}, not {now[key]}. Use the same settings to "
                 "resume it, or another folder with -o."
             )
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and contains no fine-tuning; set a new folder with -o.")
+    else:
+        check_folder(out, "fine-tuning", False)
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     return settings

@@ -16,6 +16,7 @@ from typing import Any
 from viewalign.errors import UserError
 from viewalign.utils.io import write_json
 from viewalign.utils.rng import make_rng
+from viewalign.utils.text import counted
 
 FILE, NAMES = "splits_final.json", "viewalign_splits.json"
 _FOLDS = 5
@@ -79,7 +80,8 @@ def cross_validation(patients: Mapping[str, str], folds: int = _FOLDS) -> list[S
     patients = dict(sorted(patients.items()))
     groups = sorted(set(patients.values()))
     if len(groups) < folds:
-        raise UserError(f"{len(groups)} cases or patients are too few for {folds} folds; train on all (fold=all).")
+        few = counted(len(groups), "case or patient", "cases or patients")
+        raise UserError(f"{few}: too few for {folds} folds; train on all (fold=all).")
     splits = []
     for number, (_, index) in enumerate(KFold(folds, shuffle=True, random_state=_NNUNET_SEED).split(groups)):
         held_out = {groups[k] for k in index}
@@ -105,7 +107,9 @@ def few_shot(patients: Mapping[str, str], held: Sequence[str], shots: int, seed:
     """
     available = sorted(set(patients.values()) - {patients[case] for case in held})
     if shots > len(available):
-        raise UserError(f"{shots} shots are requested, but there are only {len(available)} cases or patients.")
+        raise UserError(
+            f"shots={shots}: there are only {counted(len(available), 'case or patient', 'cases or patients')}."
+        )
     order = make_rng(seed, "few-shot").permutation(len(available))
     drawn = {available[index] for index in order[:shots]}
     train = tuple(sorted(case for case, patient in patients.items() if patient in drawn))
@@ -126,7 +130,7 @@ def given(cases: Sequence[str], train: Sequence[str] | None, validation: Sequenc
     validation = [case for case in cases if case not in set(train)] if validation is None else validation
     if not train or not validation:
         raise UserError("The named cases leave no case for training or none for validation.")
-    return Split(f"{name}validated on {len(validation)} named cases", tuple(train), tuple(validation))
+    return Split(f"{name}validated on {counted(len(validation), 'named case')}", tuple(train), tuple(validation))
 
 
 def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[int]:

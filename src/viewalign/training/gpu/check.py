@@ -18,6 +18,7 @@ from viewalign.training.gpu.bench import LESS_MEMORY, Bench, StepTimes, first_th
 from viewalign.training.gpu.small_runs import difference, resumed, settings_for_comparison, small_run
 from viewalign.training.gpu.synthetic import HEAD, SMALL, Shape, synthetic_store
 from viewalign.utils.precision import choose
+from viewalign.utils.text import counted
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +185,6 @@ def _data_wait(bench: Bench, steps: int) -> Finding:
     found = bench.data_wait(workers, steps)
     share = found["data_wait"]
     level: Level = "good" if share <= DATA_WAIT else "watch"
-    words = f"{share:.1%} of the time with {workers} workers, {found['volumes_per_second']:.3g} volumes/s"
+    words = f"{share:.1%} of the time with {counted(workers, 'worker')}, {found['volumes_per_second']:.3g} volumes/s"
     remedy = "Raise runtime.workers up to the number of cores." if level != "good" else ""
     return Finding(level, "Data wait", words, remedy)
