@@ -194,7 +194,8 @@ def encoder_and_preprocessor(
     start = encoder if isinstance(encoder, Pretrained) else read_pretrained(encoder)
     size = patch_size or default_size(like or start)
     settings = with_spacing((like or start).preparation, spacing)
-    compare_channels(settings, spec)
+    if like is None:
+        compare_channels(settings, spec)
     backbone, _ = build_encoder(start, size, 1 if channels == "separate" else len(spec.channels))
     if pool == "pretrained":
         load_pretrained_pooling(backbone, start)
