@@ -1,4 +1,5 @@
 import io
+import json
 import math
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 import torch
 
 from viewalign.methods import health
-from viewalign.training import data, logs, optimizers
+from viewalign.recipes.loading import load
+from viewalign.training import alerts, data, logs, optimizers, run
+from viewalign.training.state import TrainingState
 from viewalign.utils.console import ProgressLine
 
 
@@ -66,6 +69,48 @@ def test_levels_of_measures_in_both_directions():
     assert [error.level(v) for v in (0.0, 0.005, 0.5)] == ["good", "watch", "bad"]
 
 
+@pytest.mark.parametrize(
+    ("first", "latest", "rise"),
+    [
+        (2.0, 10.0, None),
+        (2.0, 24.0, "12"),
+        (-1.0, -0.5, None),
+        (-1.0, 9.5, "11.5"),
+        (1.0, math.nan, "inf"),
+        (1.0, -math.inf, "inf"),
+    ],
+)
+def test_a_loss_of_either_sign_that_rises_tenfold_is_reported_once(first, latest, rise, caplog):
+    raised, position = alerts.Alerts("fp32"), TrainingState(step=5)
+    raised.loss(position, first)
+    assert not caplog.messages
+    for _ in range(2):
+        raised.loss(position, latest)
+    assert len(caplog.messages) == (rise is not None)
+    assert rise is None or f"is {rise} (bad)" in caplog.text
+
+
+def test_more_than_a_hundredth_of_skipped_steps_is_reported(caplog):
+    alerts.Alerts("fp32").loss(TrainingState(step=100, skipped=1), None)
+    assert not caplog.messages
+    alerts.Alerts("fp32").loss(TrainingState(step=100, skipped=2), None)
+    assert "is 0.02 (bad)" in caplog.text
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_check_of_coordinates_measures_a_shift_along_any_axis(axis, monkeypatch):
+    exact = run.align
+    views = load("cva-resenc-xs", ["views.patch_size=[16,16,16]"]).views
+
+    def shifted(*args):
+        a, b, weight = exact(*args)
+        return a, b + 0.5 * torch.eye(3)[axis] if b.shape[-1] == 3 else b, weight
+
+    assert run.ramp_error(views, seeds=1) < 1e-3
+    monkeypatch.setattr(run, "align", shifted)
+    assert run.ramp_error(views, seeds=1) == pytest.approx(0.5, abs=1e-3)
+
+
 def test_split_is_by_subject_with_limits():
     subjects = np.repeat(np.arange(300), 3)
     split = data.split_by_subject(subjects, 0.01, seed=0)
@@ -75,7 +120,15 @@ def test_split_is_by_subject_with_limits():
     assert np.array_equal(split.validation, data.split_by_subject(subjects, 0.01, seed=0).validation)
     assert len(np.unique(data.split_by_subject(np.arange(50_000), 0.01, 0).validation)) == 200
     assert len(data.split_by_subject(np.arange(19), 0.01, 0).validation) == 0
+    assert len(data.split_by_subject(np.arange(20), 0.01, 0).validation) == 5
     assert len(data.split_by_subject(np.arange(100), 0.0, 0).validation) == 0
+
+
+def test_a_row_is_in_the_file_before_the_log_is_closed(tmp_path):
+    log = logs.RunLog(tmp_path / "log.jsonl")
+    log.row("train", 1, {"loss": 2.0})
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": 2.0}
+    log.close()
 
 
 def test_averages_are_means_and_can_be_restored():

@@ -153,11 +153,12 @@ def unexpected_skips(skipped: int, steps: int, precision: str) -> int:
     return max(0, skipped - expected)
 
 
-def loss_level(first: float, latest: float) -> Level:
-    """Return a training loss relative to its first value; a loss that may be negative is shifted by |first|."""
-    if not math.isfinite(latest):
-        return "bad"
-    return LOSS_RISE.level(1 + (latest - first) / max(abs(first), 1e-12))
+def loss_rise(first: float, latest: float) -> float:
+    """Return a training loss relative to its first value, for `LOSS_RISE`; infinity if it is not finite.
+
+    A loss that may be negative is shifted by |first|.
+    """
+    return 1 + (latest - first) / max(abs(first), 1e-12) if math.isfinite(latest) else math.inf
 
 
 def sentence(measure: Measure, value: float) -> str:

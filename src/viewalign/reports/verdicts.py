@@ -15,7 +15,7 @@ from viewalign.methods.health import (
     SKIPPED_SHARE,
     Level,
     Measure,
-    loss_level,
+    loss_rise,
     unexpected_skips,
 )
 from viewalign.reports.page import number, percent
@@ -253,7 +253,7 @@ def _loss(run: RunRecord) -> Finding | None:
     if len(series) < 2:
         return None
     first = series.values[0]
-    level = loss_level(first, series.last)
+    level = LOSS_RISE.level(loss_rise(first, series.last))
     verdict = {
         "good": f"It started at {number(first)} and has not increased.",
         "watch": f"It started at {number(first)} and has increased.",

@@ -33,8 +33,9 @@ class Alerts:
         """Check the mean loss of a log row, and the number of skipped steps."""
         if loss is not None:
             first = position.first_loss = loss if position.first_loss is None else position.first_loss
-            if health.loss_level(first, loss) == "bad":
-                self._report(position.step, health.LOSS_RISE, loss / max(abs(first), 1e-12))
+            rise = health.loss_rise(first, loss)
+            if health.LOSS_RISE.level(rise) == "bad":
+                self._report(position.step, health.LOSS_RISE, rise)
         share = position.skipped / position.step
         unexpected = health.unexpected_skips(position.skipped, position.step, self._precision)
         if unexpected and health.SKIPPED_SHARE.level(share) == "bad":
