@@ -4,6 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from viewalign.views import intensity
+from viewalign.views.batch import sample_views
 from viewalign.views.intensity import IntensityParameters
 from viewalign.views.intensity_config import IntensityConfig
 
@@ -94,3 +95,17 @@ def test_low_resolution_preserves_constants():
         image, torch.ones(1, 9, 10, 11, dtype=torch.bool), IntensityParameters(low_resolution=0.5)
     )
     assert torch.allclose(out, image)
+
+
+def test_targets_have_intensity_transforms_but_no_degradation():
+    never = {name: 0.0 for name in IntensityConfig.model_fields if name.startswith("p_")}
+    degraded = {"p_low_resolution": 1.0, "low_resolution": (0.5, 0.5), "p_blur": 1.0, "p_noise": 1.0}
+    array, size = np.random.default_rng(0).normal(size=(20, 20, 20)), (8, 8, 8)
+    plain = sample_views(array, size, seed=3)
+    noisy = sample_views(array, size, seed=3, intensity=IntensityConfig(**{**never, **degraded}))
+    bright = {"p_brightness": 1.0, "brightness": (2.0, 2.0)}
+    brighter = sample_views(array, size, seed=3, intensity=IntensityConfig(**{**never, **degraded, **bright}))
+    assert torch.equal(plain.targets, plain.views)
+    assert torch.equal(noisy.targets, plain.views)
+    assert torch.equal(brighter.targets, 2 * plain.views)
+    assert not torch.equal(noisy.views, plain.views)

@@ -1,6 +1,9 @@
+import numpy as np
+import pytest
 import torch
 
 from viewalign.views import affines, lattice
+from viewalign.views.sampling import ViewSamplingConfig, sample_affine
 
 SIZE = (10, 12, 14)
 
@@ -59,3 +62,29 @@ def test_lattice_points_are_centres_of_equal_parts():
     points = lattice.lattice_points(affines.identity(1), affines.identity(1), (8, 8, 8), (2, 2, 2), samples=2)
     assert points.shape == (1, 64, 3)
     assert torch.allclose(points[0, :, 2].unique(), torch.tensor([0.5, 2.5, 4.5, 6.5]).double())
+
+
+@pytest.mark.parametrize("degrees", [0.0, 40.0])
+def test_lattice_points_are_inside_view_a_and_those_of_views_apart_are_not_inside_view_b(degrees):
+    config = ViewSamplingConfig(SIZE, p_rotation=1.0, rotation_degrees=degrees)
+    rng = np.random.default_rng(0)
+    shared = []
+    for _ in range(40):
+        a, b = (sample_affine(rng, (22, 26, 30), config, (1.0, 0.8, 1.5))[None] for _ in range(2))
+        points = lattice.lattice_points(a, b, SIZE, (3, 3, 3))
+        assert lattice.inside(points, a, SIZE).all()
+        shared.append(float(lattice.inside(points, b, SIZE).double().mean()))
+        b[0, :, 3] += 100
+        assert not lattice.inside(lattice.lattice_points(a, b, SIZE, (3, 3, 3)), b, SIZE).any()
+    assert 0 < np.mean(shared) < 1
+
+
+def test_the_overlap_of_a_view_and_a_smaller_or_turned_one():
+    """Against the analytic share: a cube turned by 45 degrees shares a regular octagon's prism."""
+    eighth = rotated(45.0)
+    centre = torch.tensor([4.5, 4.5, 4.5], dtype=torch.float64)
+    eighth[0, :, 3] = centre - eighth[0, :, :3] @ centre
+    share = lattice.overlap_fraction(torch.cat([affines.identity(1), eighth]), (10, 10, 10), samples=40)
+    assert share == pytest.approx(2 * (2**0.5 - 1), abs=0.01)
+    half = shifted(5, 0, 0)
+    assert lattice.overlap_fraction(torch.cat([affines.identity(1), half]), (10, 10, 10)) == pytest.approx(0.5)

@@ -100,7 +100,7 @@ def find_correspondences(
     counts = (min(wanted[0], finest[0]), min(wanted[1], finest[1]), min(wanted[2], finest[2]))
     points = lattice.lattice_points(to_volume_a, to_volume_b, size, counts, samples)
     maps = torch.stack([to_volume_a, to_volume_b])
-    both = lattice.inside(points, to_volume_a, size) & lattice.inside(points, to_volume_b, size)
+    both = lattice.inside(points, to_volume_b, size)  # all are inside view a
     used, found = both, []
     for grid in grids:
         where = volume_to_grid(points, maps, size, grid)

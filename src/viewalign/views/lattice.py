@@ -24,8 +24,9 @@ def lattice_points(to_volume_a: Tensor, to_volume_b: Tensor, size: Size, cells: 
         cells: number of cells per axis.
         samples: points per axis and cell.
 
-    The box lies in the frame of view a. If the views were rotated independently, it is the bounding box of their
-    intersection, and the caller has to ignore points outside either view (`inside`).
+    The box lies in the frame of view a, so every point of overlapping views is inside a. If the views were rotated
+    independently, it is the bounding box of their intersection, and the caller has to ignore points outside view b
+    (`inside`); if the views do not overlap, no point is inside b.
     """
     low, high = common_box(to_volume_a, to_volume_b, size)
     axes = [_centres(low[:, k], high[:, k], cells[k] * samples) for k in range(3)]
@@ -95,6 +96,6 @@ def overlap_fraction(to_volume: Tensor, size: Size, samples: int = 24) -> float:
     a, b = to_volume[:1], to_volume[1:]
     low, high = common_box(a, b, size)
     points = lattice_points(a, b, size, (samples, samples, samples), 1)
-    both = inside(points, b, size) & inside(points, a, size)
+    shared = inside(points, b, size)
     box = float((high - low).clamp(min=0).prod())
-    return box / float(torch.tensor(size).prod()) * float(both.double().mean())
+    return box / float(torch.tensor(size).prod()) * float(shared.double().mean())

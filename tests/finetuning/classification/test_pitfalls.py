@@ -15,7 +15,7 @@ from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification.finetune import finetune
 from viewalign.finetuning.classification.models import Predictor
 from viewalign.finetuning.classification.network import GlobalNetwork, predictions_from_outputs
-from viewalign.finetuning.classification.training import FoldTraining, augment
+from viewalign.finetuning.classification.training import FoldTraining, augment, predict_sample
 from viewalign.networks.registry import build_backbone
 from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.manifest import TaskCase
@@ -148,3 +148,19 @@ def test_no_tracker_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_mirroring_at_test_time_mirrors_the_mask_with_the_image():
+    class Corner(torch.nn.Module):
+        def forward(self, image, valid):
+            return torch.where(valid, image, 0.0)[:, :, 0, 0, 0]
+
+    rng = np.random.default_rng(0)
+    image, valid = rng.normal(size=(1, 4, 5, 6)).astype(np.float32), rng.random((1, 4, 5, 6)) > 0.5
+    value = TaskSpec.model_validate({"name": "x", "kind": "regression", "channels": [{"name": "a"}]})
+    sample = Sample(image, valid, np.array([True]))
+    corners = np.where(valid, image, 0.0)[0, ::3, ::4, ::5]
+    assert 0 < valid[0, ::3, ::4, ::5].sum() < 8
+    found = predict_sample(Corner(), sample, value, (0.0, 1.0), flips=True)
+    np.testing.assert_allclose(found, [corners.mean()], rtol=1e-6)
+    np.testing.assert_allclose(predict_sample(Corner(), sample, value, (0.0, 1.0)), [corners[0, 0, 0]])
