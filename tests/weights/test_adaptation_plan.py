@@ -31,3 +31,11 @@ def test_plans_are_plain_json():
     configuration = plan["pretrain_plan"]["configurations"]["noresample"]
     assert configuration["spacing"] is None
     assert configuration["use_mask_for_norm"] == [True]
+    assert plan["pretrain_plan"]["original_median_spacing_after_transp"] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kinds"), [("viewalign_mae", 2), ("viewalign_hdw_mae", 2), ("nnssl_mae", 0), ("mae", 0)]
+)
+def test_only_weights_of_this_package_cite_its_methods(trainer, kinds):
+    assert len(adaptation_plan.citations_of(trainer)) == kinds

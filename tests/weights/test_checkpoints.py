@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +93,20 @@ def test_the_digest_is_that_of_the_file(folder):
     path = checkpoints.path_of(folder, 4)
     facts = json.loads((path / "checkpoint.json").read_text())
     assert facts["sha256"] == hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
+
+
+def test_files_are_on_the_disk_before_their_folder_has_its_name(tmp_path, monkeypatch):
+    flushed, sync, rename = [], os.fsync, Path.rename
+
+    def note(handle):
+        flushed.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    def check(path, target):
+        assert sorted(flushed) == sorted(file.stat().st_ino for file in path.iterdir())
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", check)
+    assert checkpoints.save(tmp_path, 2, STATE).is_dir()
+    assert flushed[2:] == [tmp_path.stat().st_ino], "the name itself"

@@ -21,7 +21,7 @@ from viewalign.weights.encoder import Encoder
 from viewalign.weights.files import sha256_of
 from viewalign.weights.initial import load_initial
 from viewalign.weights.published import ENCODERS, PublishedEncoder, list_encoders
-from viewalign.weights.reading import read_source
+from viewalign.weights.reading import read_located, read_source
 
 SIZE = (16, 16, 24)
 MANY = PublishedEncoder("hf:owner/model", "", "MAE", "made up", None, "z-score", "", "")
@@ -131,6 +131,7 @@ def test_a_checkpoint_of_each_layout_loads_by_one_line(layout, made):
     encoder = viewalign.load_encoder(file)
     assert same_features(encoder, wanted)
     assert encoder.facts["network"] == LAYOUTS[layout][0]
+    assert encoder.size == ((64, 64, 64) if layout.startswith("fomo") else SIZE)  # not in FOMO's files
     assert same_features(viewalign.load_encoder(file.parent), wanted)
 
 
@@ -192,6 +193,14 @@ def test_a_public_name_is_fetched_once_verified_and_taken_from_the_cache(layout,
     monkeypatch.setitem(ENCODERS, "made-up", PublishedEncoder(**{**entry.__dict__, "sha256": "0" * 64}))
     with pytest.raises(UserError, match="is not the known file of made-up"):
         viewalign.load_encoder("made-up")
+
+
+def test_a_public_encoder_of_unknown_view_size_has_no_plan(made, monkeypatch):
+    file, _ = made("fomo25")
+    monkeypatch.setitem(ENCODERS, "made-up", PublishedEncoder(**{**MANY.__dict__, "network": "resenc-xs"}))
+    assert not read_located("made-up", file).plan
+    monkeypatch.setitem(ENCODERS, "made-up", PublishedEncoder(**{**MANY.__dict__, "size": SIZE}))
+    assert not read_located("made-up", file).plan
 
 
 def test_nothing_is_fetched_offline(served, monkeypatch):

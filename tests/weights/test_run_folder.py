@@ -3,8 +3,9 @@
 import pytest
 
 from viewalign.errors import UserError
+from viewalign.recipes.loading import load
 from viewalign.reports.run_data import read_run
-from viewalign.weights.run_folder import RunFolder, no_run
+from viewalign.weights.run_folder import RunFolder, no_run, open_folder, read_log
 
 
 def test_runs_one_level_below_are_named(tmp_path):
@@ -31,3 +32,25 @@ def test_a_folder_without_runs(name, reason, tmp_path):
     text = str(no_run(tmp_path / name))
     assert reason in text
     assert "Runs in it" not in text
+
+
+def test_a_folder_that_cannot_be_created_is_an_error_before_the_run_begins(tmp_path):
+    (tmp_path / "file").touch()
+    recipe = load("cva-resenc-xs", ["data=store", f"out={tmp_path / 'file' / 'run'}"])
+    with pytest.raises(UserError, match=r"file/run cannot be created"):
+        open_folder(recipe, resume=False)
+
+
+def test_rows_of_a_log_without_kind_or_step_are_skipped(tmp_path):
+    whole = ['{"kind": "train", "step": 1}', '{"kind": "train", "step": 2, "loss": NaN}']
+    torn = [
+        "[1]",
+        "3",
+        "{",
+        '{"kind": "train"}',
+        '{"step": 1}',
+        '{"kind": 1, "step": 1}',
+        '{"kind": "train", "step": "x"}',
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join([whole[0], *torn, whole[1]]))
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2]

@@ -181,6 +181,29 @@ def test_numbers_that_are_not_finite(nnssl_file):
         read_weights(path)
 
 
+def test_what_is_no_linear_layer_or_norm_of_a_head_keeps_its_name():
+    named = {
+        "0.weight": ("layers.0.weight", (8, 12)),
+        "1.weight": ("norms.0.weight", (8,)),
+        "1.running_mean": ("1.running_mean", (8,)),
+        "2.weight": ("2.weight", (8, 8, 1, 1)),
+        "3.weight": ("layers.1.weight", (4, 8)),
+        "4.running_mean": ("4.running_mean", (4,)),
+    }
+    cleaned = clean({f"projector.{name}": torch.randn(size) for name, (_, size) in named.items()})
+    assert cleaned.keys() == {f"projector.{new}" for new, _ in named.values()}
+    assert clean(cleaned).keys() == cleaned.keys()
+
+
+@pytest.mark.parametrize("patch", [[1, "x", 3], [float("inf"), 2, 3], [1, 2, float("nan")], [1, 2], "123", 5, {"a": 1}])
+def test_an_odd_patch_size_in_a_plan_is_none(nnssl_file, patch):
+    path, _ = nnssl_file("resenc-xs")
+    root = torch.load(path, weights_only=True)
+    root["nnssl_adaptation_plan"]["pretrain_patch_size"] = patch
+    torch.save(root, path)
+    assert read_weights(path).size is None
+
+
 def test_an_export_s_checksum_is_looked_at(nnssl_file, tmp_path):
     _, backbone = nnssl_file("resenc-xs")
     save_file(

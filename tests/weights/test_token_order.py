@@ -155,3 +155,13 @@ def test_an_unknown_order_must_be_set(trainer, tmp_path):
     assert not torch.equal(repaired["eva.pos_embed"], kept["eva.pos_embed"])
     changed = {name for name in kept if not torch.equal(kept[name], repaired[name])}
     assert len(changed) == 3 + 3 * (6 + 2 + 2)  # tables; query weight and bias, key weight of every block
+
+
+def test_exported_tokens_lie_with_the_first_two_axes_exchanged():
+    grid, width = (2, 3, 4), 192
+    table = torch.randn(1, 24, width)
+    exported = token_order.to_hdw({"eva.pos_embed": table, "encoder.x": table}, grid)
+    for d, h, w in torch.cartesian_prod(*(torch.arange(n) for n in grid)).tolist():
+        assert torch.equal(exported["eva.pos_embed"][0, (h * 2 + d) * 4 + w], table[0, (d * 3 + h) * 4 + w])
+    assert torch.equal(exported["encoder.x"], table)
+    assert torch.equal(token_order.repair(exported, grid)["eva.pos_embed"], table)

@@ -1,5 +1,6 @@
 """`verify` reads everything once and names damaged files."""
 
+import json
 import shutil
 
 import numpy as np
@@ -43,6 +44,11 @@ def test_an_export(tiny_run, tmp_path):
     assert (verify(export).kind, verify(export).checked, verify(export).problems) == ("export", 3, [])
     flip(export / "checkpoint_final.pth")
     assert [path.name for path, _ in verify(export).problems] == ["checkpoint_final.pth"]
+    (export / "checkpoint_final.pth").unlink()
+    assert verify(export).problems == [(export / "checkpoint_final.pth", "it is missing")]
+    facts = json.loads((export / "encoder.json").read_text())
+    (export / "encoder.json").write_text(json.dumps({**facts, "sha256_of": 5}))
+    assert (verify(export).checked, verify(export).problems) == (1, [])
     flip(export / "encoder.safetensors")
     assert "its checksum differs from the one in encoder.json" in verify(export).problems[0][1]
 

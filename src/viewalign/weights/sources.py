@@ -208,6 +208,8 @@ def _plan_size(plan: Mapping[str, Any]) -> Size | None:
 
 
 def _triple(value: Any) -> Size | None:
-    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(n, int | float) for n in value):
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return None
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in value):
         return None
     return int(value[0]), int(value[1]), int(value[2])

@@ -93,8 +93,9 @@ def _verify_export(folder: Path) -> Verification:
     except UserError as problem:
         problems.append((folder / FACTS_FILE, str(problem)))
         return Verification("export", 1, problems)
-    digests = read_facts(folder).get("sha256_of", {})
-    for name, wanted in digests.items() if isinstance(digests, dict) else ():
+    listed = read_facts(folder).get("sha256_of")
+    digests = listed if isinstance(listed, dict) else {}
+    for name, wanted in digests.items():
         file = folder / Path(name).name
         if not file.is_file():
             problems.append((file, "it is missing"))
