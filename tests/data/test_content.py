@@ -68,6 +68,13 @@ def test_padding_of_a_ct_takes_part_in_no_statistic(value: float) -> None:
     assert prepared.array[~measured].max() <= prepared.array[measured].min() + 0.5
 
 
+@pytest.mark.parametrize(("voxels", "padded"), [(200, True), (600, False)])
+def test_a_lowest_value_with_many_values_between_it_and_air_is_no_padding(voxels: int, padded: bool) -> None:
+    image = ct(-2000)
+    image.reshape(-1)[np.flatnonzero(image > -2000)[:voxels]] = -1500
+    assert (clean_values(image).padding_value == -2000) is padded
+
+
 @pytest.mark.parametrize("value", [1e30, -1e30, 65535.0])
 def test_absurd_voxels_are_clipped(value: float) -> None:
     voxels = np.random.default_rng(0).normal(500, 100, (30, 30, 30)).astype(np.float32)

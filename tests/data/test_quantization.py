@@ -35,6 +35,16 @@ def test_whole_numbers_stay_as_they_are() -> None:
     assert (packing.scale, packing.offset, packing.largest_error) == (1.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("ends", [(-40_000, 100), (-100, 40_000), (-32_767, 32_767), (-32_768, 0), (0, 32_768)])
+def test_whole_numbers_beyond_int16_are_scaled(ends: tuple[int, int]) -> None:
+    array = np.rint(np.linspace(*ends, 6 * 7 * 8)).reshape(6, 7, 8).astype(np.float32)
+    packed, packing = quantize(array, "int16")
+    back = dequantize(packed[None], np.float32([packing.scale]), np.float32([packing.offset]))[0]
+    step = 1.0 if max(map(abs, ends)) <= 32_767 else (ends[1] - ends[0]) / 65_534
+    assert packing.scale == pytest.approx(step)
+    assert np.abs(back - array).max() <= (0 if step == 1.0 else 0.51 * step)
+
+
 def test_float16_states_its_error() -> None:
     array = voxels()
     packed, packing = quantize(array, "float16")

@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from viewalign.losses.consistency import cosine_consistency, gram_consistency, siamese_cosine
-from viewalign.losses.contrastive import dense_nt_xent, global_nt_xent
+from viewalign.losses.contrastive import dense_nt_xent, global_nt_xent, view_nt_xent
+from viewalign.losses.distillation import PrototypeTargets, sinkhorn_knopp, token_cross_entropy, view_cross_entropy
 from viewalign.losses.reconstruction import masked_huber, masked_mse
 from viewalign.losses.reduction import mean_per_view
+from viewalign.losses.registration import local_ncc
 
 
 def test_every_view_has_the_same_weight():
@@ -77,6 +79,23 @@ def test_gradient_of_nt_xent():
     student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(2, 3, 4, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: global_nt_xent(s, teacher, torch.arange(3)).loss, (student,))
+
+
+def test_defaults_are_the_published_ones():
+    torch.manual_seed(0)
+    a, b, weight = torch.randn(2, 4, 6), torch.randn(2, 4, 6), torch.rand(2, 4)
+    assert torch.equal(global_nt_xent(a, b, torch.arange(4)).loss, global_nt_xent(a, b, torch.arange(4), 0.5).loss)
+    assert torch.equal(view_nt_xent(a, torch.arange(4)).loss, view_nt_xent(a, torch.arange(4), 0.5).loss)
+    assert torch.equal(dense_nt_xent(a, b, weight), dense_nt_xent(a, b, weight, temperature=0.5, over_batch=False))
+    assert torch.equal(view_cross_entropy(a, b.softmax(-1)), view_cross_entropy(a, b.softmax(-1), 0.1))
+    assert torch.equal(token_cross_entropy(a, b, weight), token_cross_entropy(a, b, weight, 0.1))
+    assert torch.equal(sinkhorn_knopp(a[0], 0.1), sinkhorn_knopp(a[0], 0.1, iterations=3))
+    made = PrototypeTargets(4)
+    assert (made.kind, made.momentum, made.iterations) == ("centering", 0.9, 3)
+    image, target = torch.randn(2, 2, 1, 12, 11, 10)
+    counts = torch.rand(2, 1, 12, 11, 10) < 0.8
+    assert torch.equal(masked_huber(image, target, counts), masked_huber(image, target, counts, delta=1.0))
+    assert torch.equal(local_ncc(image, target, counts), local_ncc(image, target, counts, window=9))
 
 
 def test_similarities_are_float32_under_autocast():
@@ -155,6 +174,22 @@ def test_gram_consistency_ignores_positions_of_weight_0():
     x[:, 6:], y[:, 6:] = 50.0, -3.0
     assert torch.allclose(gram_consistency(x, y, weight), clean, atol=1e-5)
     assert float(gram_consistency(x, y, torch.zeros(1, 10))) == 0.0
+
+
+def test_gram_consistency_counts_positions_by_their_share_and_scales_to_all():
+    torch.manual_seed(0)
+    x, y, weight = torch.randn(2, 10, 4), torch.randn(2, 10, 4), torch.ones(2, 10)
+    weight[0, 6:] = 0
+    alone = gram_consistency(x[:1, :6], y[:1, :6], torch.ones(1, 6))
+    assert torch.allclose(gram_consistency(x[:1], y[:1], weight[:1]), alone * (10 / 6) ** 2)
+    assert torch.allclose(gram_consistency(x, y, 0.25 * weight), gram_consistency(x, y, weight))
+    twice = torch.cat([x[:1, :6], x[:1, :3]], 1), torch.cat([y[:1, :6], y[:1, :3]], 1)
+    double = torch.tensor([[2.0, 2, 2, 1, 1, 1]])
+    assert torch.allclose(
+        gram_consistency(*twice, torch.ones(1, 9)), gram_consistency(x[:1, :6], y[:1, :6], double) * (9 / 6) ** 2
+    )
+    weight[0] = 0
+    assert torch.allclose(gram_consistency(x, y, weight), gram_consistency(x[1:], y[1:], weight[1:]) / 2)
 
 
 @pytest.mark.parametrize("objective", [cosine_consistency, gram_consistency, dense_nt_xent])

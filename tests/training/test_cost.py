@@ -1,12 +1,19 @@
 """Operation counts against those of the released code, in GFLOP per view."""
 
+import math
+
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from viewalign.errors import UserError
+from viewalign.networks import heads
+from viewalign.networks.registry import build_backbone
 from viewalign.recipes.loading import load
 from viewalign.training import cost, throughput
 from viewalign.training.cost import Remedy, remedies, step_flops
 from viewalign.training.throughput import CARDS, card, measured_flops, measured_step
+from viewalign.views.feature_grids import common_grid
 
 
 def test_operations_of_resenc_l():
@@ -30,6 +37,29 @@ def test_terms_of_weight_0_cost_nothing():
     plain = step_flops(load("cva-resenc-l", ["views.patch_size=64", *off]))
     aligned = step_flops(load("cva-resenc-l", ["views.patch_size=64", "objectives.order=align_first"]))
     assert plain < aligned < whole
+
+
+def test_operations_of_the_heads_are_counted_as_their_layers_have():
+    own = ["views.patch_size=32", "heads.width=24", "heads.predictor_width=8", "objectives.cells=[2,3,4]"]
+    backbone = build_backbone("resenc-xs", (32, 32, 32))
+    rows = 5
+    with FlopCounterMode(display=False) as counter:
+        projected = heads.projector(sum(backbone.stage_channels), 24, "batch")(
+            torch.randn(rows, sum(backbone.stage_channels)), torch.ones(rows)
+        )
+        heads.predictor(24, 8, "batch")(projected, torch.ones(rows))
+    each = counter.get_total_flops() / rows
+    for order, vectors in (
+        ("align_first", 2 * 3 * 4),
+        ("project_first", math.prod(common_grid(backbone.grids((32, 32, 32))))),
+    ):
+        recipe = load("cva-resenc-xs", [*own, f"objectives.order={order}"])
+        assert cost._head_flops(recipe, backbone) == pytest.approx(each * vectors)
+
+
+def test_recomputation_repeats_the_forward_pass():
+    plain, again = (step_flops(load("mae-resenc-xs", [f"runtime.recompute={value}"])) for value in ("false", "true"))
+    assert again == pytest.approx(plain * 4 / 3)
 
 
 def test_remedies_are_valid_overrides(monkeypatch):
