@@ -179,11 +179,21 @@ def test_factor_and_offset_are_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), expected)
 
 
-def test_non_finite_voxels_can_be_filled(tmp_path: Path) -> None:
-    with_voxel(tmp_path / "a.nii.gz", np.nan)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_voxels_can_be_filled(tmp_path: Path, value: float) -> None:
+    with_voxel(tmp_path / "a.nii.gz", value)
+    with pytest.raises(ExcludedImageError, match=r"\b1 of [\d,]+ voxels are (NaN|infinite)"):
+        read_volume(tmp_path / "a.nii.gz")
     volume = read_volume(tmp_path / "a.nii.gz", fill_nonfinite=True)
     assert volume.filled == 1
     assert volume.array[3, 4, 5] == 0
+
+
+def test_complex_voxels_of_other_formats_are_a_reason(tmp_path: Path) -> None:
+    part = sitk.GetImageFromArray(array())
+    sitk.WriteImage(sitk.RealAndImaginaryToComplex(part, part), str(tmp_path / "a.nrrd"))
+    with pytest.raises(ExcludedImageError, match="complex numbers"):
+        read_header(tmp_path / "a.nrrd")
 
 
 def test_a_missing_file_is_a_reason(tmp_path: Path) -> None:

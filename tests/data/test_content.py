@@ -68,10 +68,12 @@ def test_padding_of_a_ct_takes_part_in_no_statistic(value: float) -> None:
     assert prepared.array[~measured].max() <= prepared.array[measured].min() + 0.5
 
 
-@pytest.mark.parametrize(("voxels", "padded"), [(200, True), (600, False)])
-def test_a_lowest_value_with_many_values_between_it_and_air_is_no_padding(voxels: int, padded: bool) -> None:
+@pytest.mark.parametrize(("voxels", "value", "padded"), [(200, -1500, True), (600, -1500, False), (600, -1100, True)])
+def test_a_lowest_value_with_many_values_between_it_and_air_is_no_padding(
+    voxels: int, value: float, padded: bool
+) -> None:
     image = ct(-2000)
-    image.reshape(-1)[np.flatnonzero(image > -2000)[:voxels]] = -1500
+    image.reshape(-1)[np.flatnonzero(image > -2000)[:voxels]] = value
     assert (clean_values(image).padding_value == -2000) is padded
 
 

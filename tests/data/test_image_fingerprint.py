@@ -37,6 +37,15 @@ def fingerprint(volume: Volume) -> Fingerprint:
     return fingerprint_of(volume.array, voxel_to_world(volume.spacing, volume.origin, volume.direction))
 
 
+@pytest.mark.parametrize(
+    ("longest", "length"), [(150.0, 96), (128.0, 96), (127.0, 48), (64.0, 48), (63.0, 24), (8.0, 24)]
+)
+def test_the_torus_has_a_length_for_each_size_of_images(longest: float, length: int) -> None:
+    """It is stored with each fingerprint; those of other lengths are not compared."""
+    array = np.random.default_rng(0).normal(size=(8, 10, 16)).astype(np.float32)
+    assert fingerprint_of(array, np.diag([1.0, 1.0, longest / 16, 1.0]))[0] == length
+
+
 def recoded(volume: Volume) -> Volume:
     return replace(volume, array=np.rint(volume.array * 0.21 + 17).astype(np.int16).astype(np.float32))
 

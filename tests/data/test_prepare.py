@@ -52,6 +52,7 @@ def test_what_is_stored_is_normalised_and_reported(tmp_path: Path, records: list
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert (report.prepared, report.made, report.skipped, report.excluded) == (4, 4, 0, [])
     assert json.loads((tmp_path / "s/report.json").read_text()) == {"prepared": 4, "excluded": []}
+    assert json.loads((tmp_path / "s/store.json").read_text())["images"] == 4
     store = Store.open(tmp_path / "s")
     voxels = store.read(2)
     assert voxels.mean() == pytest.approx(0, abs=1e-4)
@@ -61,6 +62,12 @@ def test_what_is_stored_is_normalised_and_reported(tmp_path: Path, records: list
     assert p["original_orientation"] == "RAS"
     assert p["source_bytes"] == records[2].path.stat().st_size
     assert store.subjects[2] == "viewalign__scans__scan2"
+
+
+def test_defaults_are_those_of_the_settings(tmp_path: Path, records: list[Record]) -> None:
+    prepare_records(records[:1], tmp_path / "s", workers=0)
+    recipe = json.loads((tmp_path / "s/store.json").read_text())["recipe"]
+    assert recipe == PrepareSettings().model_dump(mode="json")
 
 
 def test_a_second_run_does_only_what_is_missing(tmp_path: Path, records: list[Record], write_image, make_head) -> None:

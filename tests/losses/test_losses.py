@@ -182,7 +182,7 @@ def test_gram_consistency_counts_positions_by_their_share_and_scales_to_all():
     weight[0, 6:] = 0
     alone = gram_consistency(x[:1, :6], y[:1, :6], torch.ones(1, 6))
     assert torch.allclose(gram_consistency(x[:1], y[:1], weight[:1]), alone * (10 / 6) ** 2)
-    assert torch.allclose(gram_consistency(x, y, 0.25 * weight), gram_consistency(x, y, weight))
+    assert torch.allclose(gram_consistency(x, y, 0.01 * weight), gram_consistency(x, y, weight))
     twice = torch.cat([x[:1, :6], x[:1, :3]], 1), torch.cat([y[:1, :6], y[:1, :3]], 1)
     double = torch.tensor([[2.0, 2, 2, 1, 1, 1]])
     assert torch.allclose(

@@ -65,6 +65,15 @@ def test_dice_and_cross_entropy_of_correct_logits_are_0():
     assert float(cross_entropy(logits, labels, everywhere)) == pytest.approx(0, abs=1e-5)
 
 
+def test_a_class_that_is_neither_there_nor_predicted_has_a_dice_of_1():
+    labels = torch.zeros(2, 4, 4, 4, dtype=torch.long)
+    logits = 100.0 * F.one_hot(labels, 3).movedim(-1, 1)
+    everywhere = torch.ones(2, 1, 4, 4, 4, dtype=torch.bool)
+    assert float(soft_dice(logits, labels, everywhere)) == pytest.approx(0, abs=1e-6)
+    missed = logits.roll(1, 1)  # class 1 for class 0: both have a Dice of 0, class 2 of 1
+    assert float(soft_dice(missed, labels, everywhere)) == pytest.approx(2 / 3, abs=1e-6)
+
+
 def test_overlap_loss_agrees_with_a_loop():
     torch.manual_seed(0)
     similarity, overlap = torch.rand(2, 3, 4), torch.rand(2, 3, 4) * (torch.rand(2, 3, 4) < 0.5)

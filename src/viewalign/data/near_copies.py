@@ -37,7 +37,7 @@ class Copies:
 
     images: list[list[int]]
     group_of: dict[str, str]
-    too_alike: bool = False
+    too_alike: bool
 
 
 def find_copies(

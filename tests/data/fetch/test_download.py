@@ -46,6 +46,17 @@ def test_a_killed_fetch_is_gone_on_with_by_the_next(served: Served, tmp_path: Pa
     assert served.asked[-1][1] == "bytes=700000-"
 
 
+def test_a_server_that_always_breaks_off_ends_in_an_error_and_keeps_what_came(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    served.cut_after = [10_000] * 5
+    with pytest.raises(UserError, match="50,000 bytes"):
+        get(served, tmp_path)
+    assert len(served.asked) == 5
+    assert not (tmp_path / "file.bin").exists()
+    assert get(served, tmp_path).read_bytes() == CONTENT
+    assert served.asked[-1][1] == "bytes=50000-"
+
+
 def test_a_server_that_cannot_resume_starts_again(served: Served, tmp_path: Path) -> None:
     served.files["/file.bin"] = CONTENT
     served.cut_after = [700_000]

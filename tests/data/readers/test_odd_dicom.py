@@ -15,7 +15,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from viewalign.data.indexing import index_sources
+from viewalign.data.readers.dicom_files import read_frames
 from viewalign.data.readers.files import read_volume
+from viewalign.errors import ExcludedImageError
 
 VOXELS = np.random.default_rng(0).integers(1, 4000, (6, 24, 20)).astype(np.uint16)
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n"
@@ -101,6 +103,17 @@ def test_a_screenshot_among_slices_is_no_lost_slice(tmp_path: Path) -> None:
         "it does not state the position of its slice (no position or orientation)"
     ]
     assert "header" not in index.entries[0].suspects
+
+
+def test_what_a_bare_dataset_without_pixels_is_depends_on_its_class(tmp_path: Path) -> None:
+    """Without a file meta header only the dataset itself states its class."""
+    for name, kind in (("image.dcm", pydicom.uid.CTImageStorage), ("report.dcm", pydicom.uid.BasicTextSRStorage)):
+        data = Dataset()
+        data.SOPClassUID = kind
+        pydicom.dcmwrite(tmp_path / name, data, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    with pytest.raises(ExcludedImageError, match="its header ends before the size of its image"):
+        read_frames(tmp_path / "image.dcm")
+    assert read_frames(tmp_path / "report.dcm") == []
 
 
 @pytest.mark.parametrize("end", [min, max])

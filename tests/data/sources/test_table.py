@@ -22,6 +22,13 @@ def records(folder: Path, text: str, name: str = "list.csv"):
     return index, list(index.collection.records())
 
 
+def test_a_path_with_an_unknown_ending_is_excluded_and_the_others_stay(folder: Path) -> None:
+    (folder / "data" / "c.xyz").write_bytes(b"1")
+    index, found = records(folder, "path\ndata/a.nii.gz\ndata/c.xyz\ndata/none\n")
+    assert [record.image_id.split("__")[-1] for record in found] == ["a"]
+    assert [Path(each.file).name for each in index.excluded] == ["c.xyz", "none"]
+
+
 def test_all_columns_are_taken(folder: Path) -> None:
     index, (first, second) = records(
         folder,
