@@ -8,7 +8,7 @@ from pathlib import Path
 
 from viewalign.cli.grammar import MODELS, model_of
 from viewalign.methods.registry import METHODS, method_settings_model
-from viewalign.utils.settings import Setting, describe
+from viewalign.utils.settings_description import Setting, describe
 
 PAGE = Path(__file__).parent / "settings.md"
 _START = """# Settings

@@ -9,7 +9,7 @@ import typer
 
 from viewalign.cli.grammar import MODELS, command, model_of, reflowed
 from viewalign.cli.main import app, run
-from viewalign.utils.settings import describe
+from viewalign.utils.settings_description import describe
 
 
 def call(capsys, *arguments):

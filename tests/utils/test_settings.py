@@ -20,13 +20,12 @@ from viewalign.utils.settings import (
     Settings,
     Triple,
     checked,
-    commented_yaml,
-    describe,
     merged,
     read_words,
     setting_names,
     suggest,
 )
+from viewalign.utils.settings_description import commented_yaml, describe
 
 
 class Inner(Settings):

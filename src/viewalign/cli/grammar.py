@@ -23,7 +23,8 @@ from viewalign.errors import UserError
 from viewalign.utils.io import plain_values
 from viewalign.utils.overrides import similar
 from viewalign.utils.progress import show_progress
-from viewalign.utils.settings import Setting, Settings, describe, read_words, setting_names, suggest
+from viewalign.utils.settings import Settings, read_words, setting_names, suggest
+from viewalign.utils.settings_description import Setting, describe
 
 MODELS = {
     "index": "viewalign.data.settings:IndexSettings",

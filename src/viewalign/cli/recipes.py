@@ -12,7 +12,7 @@ from viewalign.errors import UserError
 from viewalign.utils.overrides import similar
 
 if TYPE_CHECKING:
-    from viewalign.utils.settings import Setting
+    from viewalign.utils.settings_description import Setting
 
 
 def recipes(
@@ -88,7 +88,7 @@ def settings(
 
       viewalign prepare scans -o store config=ct.yaml workers=8
     """
-    from viewalign.utils.settings import describe
+    from viewalign.utils.settings_description import describe
 
     name = " ".join(command or [])
     model = model_of(name)

@@ -19,7 +19,8 @@ from viewalign.errors import UserError
 from viewalign.methods import registry
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
-from viewalign.utils.settings import commented_yaml, merged, parse_yaml, setting_names, suggest
+from viewalign.utils.settings import merged, parse_yaml, setting_names, suggest
+from viewalign.utils.settings_description import commented_yaml
 
 _log = logging.getLogger(__name__)
 

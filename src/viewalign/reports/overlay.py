@@ -14,7 +14,7 @@ from viewalign.reports.page import leaf, number, render_template, save_page, wit
 from viewalign.reports.run_charts import TERMS, line_chart
 from viewalign.reports.run_data import RunRecord, read_run, setting
 from viewalign.utils.overrides import iter_nested
-from viewalign.utils.settings import in_yaml
+from viewalign.utils.settings_description import in_yaml
 from viewalign.utils.text import counted
 
 PAGE = "runs.html"
