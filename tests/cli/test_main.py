@@ -93,12 +93,62 @@ def test_version_and_no_arguments(capsys):
         (["export", "tuned"], "format=onnx"),
         (["report", "nowhere"], "nowhere"),
         (["prepare", "nowhere.json", "-o", "s"], "nowhere.json"),
+        (["prepare", "scan.nii.gz", "-o", "s"], "scan.nii.gz is an image. Name the folder of images"),
+        (["pretrain", "cva-resenc-xs", "trained", "-o", "x"], "trained is a run, not a store"),
+        (["pretrain", "cva-resenc-xs", "catalogue.json", "-o", "x"], "`viewalign prepare catalogue.json -o store`"),
+        (["pretrain", "cva-resenc-xs", "store", "-o", "x", "views.patch_size=32x32x32"], "needs one number or three"),
+        (["pretrain", "empty.yaml", "store", "-o", "x"], "empty.yaml has no settings"),
+        (["pretrain", "based.yaml", "store", "-o", "x"], "no setting 'based_on' (did you mean 'base'?)"),
+        (
+            ["pretrain", "mine.json", "store", "-o", "x"],
+            "mine.json is no recipe: the name of its file must end",
+        ),
+        (["pretrain", "made", "cva-resenc-xs", "-o", "x"], "made is a store, not a recipe. The recipe is the first"),
+        (["pretrain", "tuned/fold_0", "made", "-o", "x"], "tuned/fold_0 is a folder, not a recipe"),
+        (["report", "made"], "made contains no run: it has no config.yaml. It is a store, whose page is"),
+        (["study", "geometry-laptop", "made", "--dry-run"], "images or"),
+        (["task", "convert", "bids", "made", "-o", "t"], "has no labels without target=COLUMN; its columns are"),
+        (["task", "convert", "bids", "made", "-o", "t", "target=grup"], "has no column 'grup'"),
+        (["task", "convert", "bidss", "made", "-o", "t"], "There is no layout 'bidss'"),
+        (["evaluate", "truth"], "viewalign evaluate needs REFERENCES"),
+        (["evaluate", "nowhere", "truth"], "There is no folder"),
+        (["compare", "tuned", "tuned"], "There is no evaluation at tuned"),
+        (["probe", "made", "run"], "There is no task at made"),
+        (["probe", "task", "run", "folds=1"], "folds = 1: must be at least 2"),
+        (["probe", "task", "run", "learners=svm"], "'linear', 'knn' or 'sgd'"),
+        (["embed", "run", "made", "-o", "x.npz"], "There is no task at made"),
+        (["predict", "made", "task", "-o", "x.csv"], "made has no trained model"),
+        (["finetune", "classification", "task", "run", "-o", "x", "mode=headfirst"], "'head_first'"),
+        (["finetune", "segmentation", "made", "run", "-o", "x"], "made has no dataset.json"),
+        (["estimate", "made", "gpu=a1000"], "unknown GPU"),
+        (["fetch", "nowhere"], "There is no dataset nowhere to fetch"),
+        (["fetch", "a", "b", "c"], "Set one NAME"),
+        (["encoders", "openmind"], "did you mean 'openmind-mae'?"),
+        (["verify", "tuned"], "tuned is not a store (store.json), run"),
+        (["fomo", "prepare", "made", "-o", "f", "task=9"], "task = 9: must be 1, 2, 3, 4 or 5"),
+        (["fomo", "submission", "made", "-o", "f"], "made contains no weights"),
+        (["prepare", "made", "-o", "s", "shard=5/4"], "write i/n with 1 ≤ i ≤ n"),
+        (["prepare", "made", "-o", "s", "normalise=window", "window=[100,-100]"], "LOW < HIGH"),
+        (["index", "made", "-o", "c.json", "subject_pattern=("], "is not a regular expression"),
+        (["index", "made", "-o", "c.json", r"subject_pattern=x(\d+)"], "has no group named subject"),
+        (["index", "made", "-o", "c.json", "exclude=nofile"], "The exclusion list nofile cannot be read"),
+        (["pretrain", "cva-resenc-xs", "made", "-o", "x", "views=32"], "is a group of settings, not a value"),
+        (["pretrain", "cva-resenc-xs", "made", "-o", "x", "optim.betas=0.9"], "needs two numbers, LOW,HIGH"),
+        (["pretrain", "cva-resenc-xs", "made", "-o", "x", "runtime.device=gpu"], "'auto', 'cpu' or 'cuda'"),
+        (["pretrain", "cva-resenc-xs", "made", "-o", "x", "steps=1k"], "steps = '1k': must be a whole number"),
     ],
 )
 def test_mistakes_are_explained_in_a_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tuned" / "fold_0").mkdir(parents=True)
     (tmp_path / "tuned" / "fold_0" / "model.json").touch()
+    (tmp_path / "trained").mkdir()
+    for name in ("trained/config.yaml", "scan.nii.gz", "catalogue.json", "empty.yaml", "mine.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "based.yaml").write_text("based_on: cva-resenc-xs\n")
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "store.json").write_text("{}")
+    (tmp_path / "made" / "participants.tsv").write_text("participant_id\tgroup\nsub-01\ta\n")
     code, _, err = call(capsys, *arguments)
     assert code == 1
     assert sentence in err.replace("\n", " ")

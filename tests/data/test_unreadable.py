@@ -90,7 +90,7 @@ def test_index_and_prepare_of_a_folder(tmp_path: Path, scans: Path, deny: Deny, 
 def test_most_files_denied_stop_the_preparation(tmp_path: Path, scans: Path, deny: Deny) -> None:
     records = index_sources([str(scans)]).collection.records()
     deny(scans)
-    with pytest.raises(UserError, match=r"3 of the catalogue's 3 files .*permission denied.*Nothing was changed"):
+    with pytest.raises(UserError, match=r"3 of 3 files of the catalogue .*permission denied.*Nothing was changed"):
         prepare_records(records, tmp_path / "s", PrepareSettings(), 0)
 
 

@@ -158,6 +158,35 @@ def test_yaml_that_would_grow_is_rejected(text, sentence, tmp_path):
         loading.load(str(tmp_path / "a.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "mine.yaml has no settings. Name at least what it is based on, such as base: ae-primus-m."),
+        (b"# nothing but a comment\n", "mine.yaml has no settings"),
+        (b"base: cva-resenc-xs\nsteps: 3\nviews: {}\nsteps: 4\n", "mine.yaml sets 'steps' twice, in lines 2 and 4."),
+        (b"views:\n  overlap: 0.5\n  overlap: 0.6\n", "mine.yaml sets 'overlap' twice, in lines 2 and 3."),
+        (bytes(range(256)), "mine.yaml is not a text file in UTF-8."),
+        (b"base: cva-resenc-xs\nviews:\n\tpatch_size: 32\n", "mine.yaml is not valid YAML"),
+        (b"- a\n- b\n", "mine.yaml must contain settings"),
+        (b"hello world\n", "mine.yaml must contain settings"),
+    ],
+)
+def test_files_that_are_no_recipe_start_no_run_with_defaults(content, sentence, tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        loading.load(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("size", ["32x32x32", "(32,32,32)", "[32,32]"])
+def test_a_size_that_is_no_size_is_reported_once(size):
+    with pytest.raises(UserError) as problem:
+        loading.load("cva-resenc-xs", [f"views.patch_size={size}"])
+    assert str(problem.value).count("needs one number or three in the order (D, H, W)") == 1
+    assert "patch_size.0" not in str(problem.value)
+    with pytest.raises(UserError, match=r"views\.patch_size = 0: must be at least 1\.$"):
+        loading.load("cva-resenc-xs", ["views.patch_size=0"])
+
+
 def test_a_recipe_written_out_reads_back_the_same(tmp_path):
     recipe = loading.load("cva-primus-m", ["data=store", "seed=5"])
     file = tmp_path / "config.yaml"

@@ -181,7 +181,7 @@ def test_stored_results_become_the_sentence_and_the_page(store, dataset, tmp_pat
     assert headline in page
     assert "cva, resenc" in page
     assert "training cases, " in page
-    assert "pretrained \\u2212 scratch, with 2 labelled cases" in page
+    assert "scratch\\u003cbr>fine-tuned, 2 labelled cases" in page
     table = json.loads((plan.folder / "table.json").read_text())
     assert [one["better"] for one in table["summary"]["comparisons"]] == [True, None, None]
     assert write_page(plan.folder).is_file(), "the page is written again from its table"

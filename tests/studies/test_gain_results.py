@@ -77,6 +77,14 @@ def test_the_level_is_that_of_all_fine_tunings(ends, level):
     assert summary([comparison(low, 0.0, high) for low, high in ends], 90, True)["level"] == level
 
 
+def test_networks_that_have_learnt_nothing_are_reported():
+    words = "Dice of both is at most 0.05 with 4 labelled cases: too little was learnt to compare them"
+    one = comparison(-0.02, 0.0, 0.02, "with 4 labelled cases", values=(0.05, 0.04))
+    assert words in summary([one], 90, True)["headline"]
+    assert "too little" not in summary([comparison(-0.02, 0.0, 0.02, values=(0.05, 0.4))], 90, True)["headline"]
+    assert "too little" not in summary([comparison(-0.02, 0.0, 0.02)], 90, True)["headline"]
+
+
 def test_without_variance_between_seeds_the_interval_is_students_over_cases():
     cases = np.random.default_rng(0).normal(0.02, 0.05, 12)
     one = crossed_interval(np.tile(cases, (4, 1)))

@@ -164,7 +164,7 @@ def test_shots_are_spread_or_drawn_and_never_more_than_there_are(tmp_path):
     assert drawn[0] == labelled.shots(3, "seed", 0)
     assert len(set(drawn)) > 1
     assert labelled.shots(None, "seed", 0) == found
-    with pytest.raises(UserError, match="10 shots"):
+    with pytest.raises(UserError, match="shots=10"):
         labelled.shots(10, "spread", 0)
 
 

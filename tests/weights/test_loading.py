@@ -71,7 +71,7 @@ def test_channels_and_kernel_together():
     matched = kernel_rule(weight, (5, 3, 3), adapt_kernels_and_channels({"stem"}), channels=3)
     now = F.conv3d(image.expand(-1, 3, -1, -1, -1), matched.state["stem"], padding=(2, 1, 1))
     assert torch.allclose(F.conv3d(image, weight, padding=1), now, atol=1e-5)
-    assert "1 input channels made 3" in matched.report.rows[0].note
+    assert "1 input channel made 3" in matched.report.rows[0].note
     assert "kernel" in matched.report.rows[0].note
 
 

@@ -79,7 +79,7 @@ def test_channels_keep_the_answer_to_identical_channels(before, after):
     was = F.conv3d(image.expand(-1, before, -1, -1, -1), weight)
     now = F.conv3d(image.expand(-1, after, -1, -1, -1), matched.state["stem"])
     assert torch.allclose(was, now, atol=1e-4)
-    assert matched.report.rows[0].note.startswith(f"{before} input channels made {after}")
+    assert matched.report.rows[0].note.startswith(f"{before} input channel{'s' * (before > 1)} made {after}")
 
 
 def test_channels_of_other_layers_and_other_kernels_are_left():

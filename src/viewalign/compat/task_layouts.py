@@ -61,7 +61,8 @@ def _participants(source: Path, column: str) -> dict[str, dict[str, str]]:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     columns = list(rows[0]) if rows else []
     if column not in columns or "participant_id" not in columns:
-        raise UserError(f"{file} has no column '{column}'; its columns are {', '.join(columns)}.")
+        missing = f"has no column '{column}'" if column else "has no labels without target=COLUMN"
+        raise UserError(f"{file} {missing}; its columns are {', '.join(columns)}.")
     return {f"sub-{row['participant_id'].removeprefix('sub-')}": row for row in rows}
 
 

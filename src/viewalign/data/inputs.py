@@ -48,6 +48,8 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
             raise UserError(nothing_found([str(path)], found))
         collection, excluded = found.collection, found.excluded
     else:
+        if path.name.lower().endswith(SUFFIXES):
+            raise UserError(f"{path} is an image. Name the folder of images, or a catalogue of `viewalign index`.")
         collection, excluded = read_catalogue(path), read_excluded(path)
     records = collection.records(path.absolute().parent)
     if not records and not excluded:

@@ -98,8 +98,13 @@ class Store:
         folder = Path(path)
         header = read_store_header(folder)
         if header is None:
-            if folder.is_dir():
-                raise UserError(f"{folder} is not a store. Make one of images: `viewalign prepare {folder} -o store`.")
+            if (folder / "config.yaml").is_file():
+                raise UserError(f"{folder} is a run, not a store; name the store that `viewalign prepare` wrote.")
+            if folder.exists():
+                raise UserError(
+                    f"{folder} is not a store. Make one of images or of a catalogue: "
+                    f"`viewalign prepare {folder} -o store`."
+                )
             raise UserError(f"There is no store {folder}. Make one with `viewalign prepare CATALOGUE -o {folder}`.")
         try:
             columns = dict(read_json(folder / "index.json"))

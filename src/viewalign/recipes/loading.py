@@ -19,7 +19,7 @@ from viewalign.errors import UserError
 from viewalign.methods import registry
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
-from viewalign.utils.settings import merged, parse_yaml, setting_names, suggest
+from viewalign.utils.settings import merged, parse_yaml, read_yaml, setting_names, suggest
 from viewalign.utils.settings_description import commented_yaml
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 def _checked(tree: dict[str, Any], source: str) -> Recipe:
     """Convert nested settings to a `Recipe`; `source` names them in messages."""
-    named = partial(suggest, known=_known(str(tree.get("method", Recipe().method))))
+    named = partial(suggest, known=[*_known(str(tree.get("method", Recipe().method))), "base"])
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as problem:
@@ -174,7 +174,9 @@ def read_chain(
         packaged = folder.joinpath(f"{name}.yaml")
         if not (mine or name in known or (_BASE.fullmatch(name) and packaged.is_file())):
             raise UserError(_unknown(name, kind, known))
-        tree = parse_yaml((path if mine else packaged).read_text(encoding="utf-8"), name)
+        tree = read_yaml(path) if mine else parse_yaml(packaged.read_text(encoding="utf-8"), name)
+        if not tree:
+            raise UserError(f"{name} has no settings. Name at least what it is based on, such as base: {known[0]}.")
         base = tree.pop("base", None)
         chain.insert(0, (tree, path if mine else None))
         name = str(base) if base else None
@@ -185,8 +187,12 @@ def _unknown(name: str, kind: Literal["recipe", "study"], known: Sequence[str]) 
     """Return the message for a name that is neither a file nor one of the package's."""
     if (Path(name) / "config.yaml").is_file():
         return f"{name} is a run. Resume or repeat it by its recipe, {name}/config.yaml."
+    if (Path(name) / "store.json").is_file():
+        return f"{name} is a store, not a {kind}. The {kind} is the first argument, the store the second."
+    if Path(name).is_file() and name not in known:
+        return f"{name} is no {kind}: the name of its file must end in .yaml or .yml."
     if Path(name).suffix in {".yaml", ".yml"} or Path(name).name != name:
-        return f"There is no file {name}."
+        return f"{name} is a folder, not a {kind}." if Path(name).is_dir() else f"There is no file {name}."
     listing = {"recipe": "viewalign recipes", "study": "viewalign study --list"}[kind]
     return f"There is no {kind} '{name}'{closest(name, known)}. `{listing}` lists them; name a YAML file by its path."
 

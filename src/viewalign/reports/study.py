@@ -27,8 +27,8 @@ TITLES = {
 }
 KINDS = {"feature_probe": "Probe on embeddings", "finetune": "Fine-tuned on a task"}
 LOWER_IS_BETTER = {"distance", "relative_distance", *task_metrics.LOWER_IS_BETTER}
-_ROW = 32
-"""Pixels for each arm."""
+_ROW, _TALL_ROW = 32, 48
+"""Pixels for each arm, with a label of one and of two lines."""
 
 
 def write_page(folder: Path, output: Path | None = None) -> Path:
@@ -53,6 +53,8 @@ def render(table: dict[str, Any]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table["rows"]:
         groups.setdefault((row["evaluation"], row["measure"]), []).append(row)
+    comparisons = (table.get("summary") or {}).get("comparisons", ())
+    labelled = {one["evaluation"]: one["labelled"].capitalize() for one in comparisons}
     filters = {
         "signed": lambda value: "–" if value is None or math.isnan(value) else f"{value:+.4f}",
         "plain": lambda value: "–" if value is None or math.isnan(value) else f"{value:.4f}",
@@ -64,12 +66,12 @@ def render(table: dict[str, Any]) -> str:
         filters=filters,
         name=table["study"],
         summary=table.get("summary"),
-        forest=forest((table.get("summary") or {}).get("comparisons", ())),
+        forest=forest(comparisons),
         reference=table["reference"],
         seeds=max((row["seeds"] for row in table["rows"]), default=0),
         groups=[
             {
-                "evaluation": evaluation,
+                "evaluation": labelled.get(evaluation, evaluation),
                 "title": title(rows[0].get("kind", ""), measure),
                 "rows": rows,
                 "chart": chart(rows),
@@ -99,12 +101,14 @@ def forest(comparisons: Sequence[dict[str, Any]]) -> Chart | None:
         more: dict[str, Any] = {} if low is None else {"error_x": _interval(mean, low, high) | {"color": color}}
         traces.append(dots([mean], [place], [f"{mean:+.4f} ({ends})"], color, marker={"opacity": 1.0}, **more))
     names = [
-        escaped(f"{one['arm']} − {one['reference']}, {'frozen, ' if one['frozen'] else ''}{one['labelled']}")
+        escaped(f"{one['arm']} − {one['reference']}")
+        + "<br>"  # a phone has no room for one line
+        + escaped(f"{'frozen' if one['frozen'] else 'fine-tuned'}, {one['labelled'].removeprefix('with ')}")
         for one in shown
     ]
     zero = {"zeroline": True, "zerolinecolor": "--soft"}
     caption = "A dot is the mean difference, the bar its 95 % interval over seeds and test cases; grey crosses zero."
-    drawn = figure(traces, "Difference", "", 80 + _ROW * len(shown), xaxis=zero, yaxis=_rows(names))
+    drawn = figure(traces, "Difference", "", 80 + _TALL_ROW * len(shown), xaxis=zero, yaxis=_rows(names))
     return Chart("", caption, drawn)
 
 

@@ -27,6 +27,8 @@ _TITLES = {
     (PUBLIC, SCRATCH): "Public encoder against trained from scratch",
     (PRETRAINED, PUBLIC): "Pretrained against the public encoder",
 }
+_NOT_LEARNT = 0.2
+"""Mean Dice of both networks below which a comparison says nothing about longer trainings."""
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -228,6 +230,10 @@ def summary(comparisons: Sequence[Comparison], seconds: float, complete: bool) -
     headline = f"No fine-tuning is complete yet; {cost} so far."
     if first:
         headline = f"{' '.join(one.text() for one in first)} It took {cost}."
+    if lowest := [one for one in first if one.measure == "dice" and max(one.values) < _NOT_LEARNT]:
+        dice = max(max(one.values) for one in lowest)
+        headline += f" Dice of both is at most {dice:.2f} {lowest[0].labelled}: too little was learnt to compare them;"
+        headline += " set more finetune.epochs."
     if not complete and first:
         headline += " Not all parts are complete."
     plain = [

@@ -143,7 +143,7 @@ def first_existing(root: Path, written: str) -> Path:
     paths = [root / word for word in written.split("|")]
     found = next((path for path in paths if path.exists()), None)
     if found is None:
-        raise UserError(f"There is no {' and no '.join(map(str, paths))}. Name the folder of the study's data.")
+        raise UserError(f"There is no {' or '.join(map(str, paths))}. Name the folder of the study's data.")
     return found
 
 

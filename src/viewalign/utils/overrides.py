@@ -134,9 +134,22 @@ def format_validation_error(
             values.setdefault(key, error["input"])
         if reason not in reasons.setdefault(key, []):
             reasons[key].append(reason)
+    _merge_triples(reasons, values)
     sentences = {key: ", or ".join(texts) for key, texts in reasons.items()}
     unsaid = {key for key in values if not sentences[key].startswith(key)}
     return "; ".join(_with_value(key, text, values[key]) if key in unsaid else text for key, text in sentences.items())
+
+
+def _merge_triples(reasons: dict[str, list[str]], values: dict[str, Any]) -> None:
+    """Replace the same reason about the same value of all three axes, which were written as one number, by one."""
+    for first in [key for key in reasons if key.endswith(".0")]:
+        root = first.removesuffix(".0")
+        axes = [f"{root}.{axis}" for axis in range(3)]
+        if all(reasons.get(axis) == reasons[first] and values.get(axis) == values.get(first) for axis in axes):
+            reasons[root], values[root] = reasons[first], values.get(first)
+            for axis in axes:
+                del reasons[axis]
+                values.pop(axis, None)
 
 
 def _reason(error: ErrorDetails) -> str:

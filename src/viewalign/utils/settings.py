@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -38,11 +39,11 @@ def _scalar(text: str) -> Any:
 def as_triple(value: object) -> object:
     """Read `a,b,c`, or one number for all three, as a list of three."""
     parts = as_list(value)
-    if isinstance(parts, list) and len(parts) == 1:
-        return parts * 3
-    if isinstance(parts, list) and len(parts) != 3:
-        raise ValueError(f"needs one number or three in the order (D, H, W), not {parts}")
-    return parts
+    if not isinstance(parts, list):
+        return parts
+    if len(parts) not in (1, 3) or not all(isinstance(part, Real) for part in parts):
+        raise ValueError(f"needs one number or three in the order (D, H, W), not {value}")
+    return parts * 3 if len(parts) == 1 else parts
 
 
 def as_pair(value: object) -> object:
@@ -76,6 +77,9 @@ class Settings(BaseModel):
 
 
 _OTHER_NAMES = {
+    "basedon": "base",
+    "extends": "base",
+    "inherits": "base",
     "accelerator": "device",
     "batchsize": "batch",
     "blocksize": "block",
@@ -210,6 +214,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         return parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except OSError as problem:
         raise UserError(f"{file} cannot be read: {problem.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not a text file in UTF-8.") from None
 
 
 def _check_nesting(text: str, source: str) -> None:
@@ -227,6 +233,25 @@ def _check_nesting(text: str, source: str) -> None:
             raise UserError(f"{source} has {what} in line {line}, which is not allowed.")
 
 
+def _check_keys(node: yaml.Node | None, source: str) -> None:
+    """Reject a key that is twice in one mapping, of which YAML would ignore the first.
+
+    Raises:
+        UserError: there is one.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, source)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise UserError(f"{source} sets '{name}' twice, in lines {lines[name]} and {line}.")
+            lines[name] = line
+            _check_keys(value, source)
+
+
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Read YAML settings; `source` names them in messages.
 
@@ -235,6 +260,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """
     try:
         _check_nesting(text, source)
+        _check_keys(yaml.compose(text, yaml.SafeLoader), source)
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as problem:
         raise UserError(f"{source} is not valid YAML: {problem}") from None

@@ -145,7 +145,7 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
             path, was, wanted = next(diff_settings({key: old[key]}, {key: new[key]}), (key, old[key], new[key]))
             raise UserError(
                 f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
-                "or start a new run in another folder. `steps` can be raised."
+                f"as in {root / 'config.yaml'}, or start a new run in another folder. `steps` can be raised."
             )
     begun = any(RunFolder(root).checkpoints.glob("step_*"))
     if begun or not new["init"]["weights"]:
@@ -162,6 +162,8 @@ def no_run(folder: Path) -> UserError:
     """Return the error for a folder without a run; runs one level below or above are named."""
     below = sorted(path.parent for path in folder.glob("*/config.yaml")) if folder.is_dir() else []
     hint = f" Runs in it: {', '.join(str(path) for path in below[:5])}." if below else ""
+    if (folder / "store.json").is_file():
+        hint = f" It is a store, whose page is {folder / 'report.html'}."
     if (folder.parent / "config.yaml").is_file():
         hint = f" The folder above it is a run: {folder.parent}."
     missing = "it is a file" if folder.is_file() else "there is no such folder"

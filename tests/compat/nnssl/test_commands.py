@@ -255,7 +255,7 @@ def test_unknown_flags_and_choices_are_errors(home, capsys, command, line, sente
     ("command", "line", "sentence"),
     [
         ("nnssl_extract_fingerprint", "-d 746", "There is no dataset 746 in $nnssl_raw"),
-        ("nnssl_plan_and_preprocess", "-d 745 -np 1 2 3", "-np has 3 numbers for 1 configurations"),
+        ("nnssl_plan_and_preprocess", "-d 745 -np 1 2 3", "-np has 3 numbers for 1 configuration"),
     ],
 )
 def test_errors_are_messages(home, capsys, command, line, sentence):

@@ -116,7 +116,8 @@ def _root_of(requested: str, raw: Path) -> Path:
         return found[0]
     if folder.is_dir():
         raise UserError(f"{folder} has no dataset.json. nnU-Net's layout is dataset.json, imagesTr/ and labelsTr/.")
-    raise UserError(f"There is no dataset {requested}{_nearby(requested)}: no such folder, and no such name in {raw}.")
+    near, where = _nearby(requested), raw.absolute()
+    raise UserError(f"There is no dataset {requested}{near}: no such folder, and no such name in {where}.")
 
 
 def _nearby(requested: str) -> str:
