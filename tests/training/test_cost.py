@@ -1,6 +1,8 @@
 """Operation counts against those of the released code, in GFLOP per view."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +111,15 @@ def test_time_on_an_a100():
 def test_rate_of_this_machine():
     assert measured_flops("fp32", seconds=0.1) > 1e8
     assert 0 < measured_step(load("cva-resenc-xs", ["views.patch_size=16", "batch=2"]), "fp32", repeats=1) < 120
+
+
+def test_a_measured_rate_counts_the_operations_of_forward_and_backward(monkeypatch):
+    layer, image = torch.nn.Conv3d(32, 32, 3, padding=1), torch.zeros(1, 32, 48, 48, 48, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        layer(image).sum().backward()
+    seconds = itertools.count()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    assert measured_flops("fp32", seconds=1.0, device="cpu") == pytest.approx(counter.get_total_flops())
 
 
 def test_operations_of_a_method_with_one_view():

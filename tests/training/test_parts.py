@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from viewalign.errors import UserError
 from viewalign.methods import health
 from viewalign.recipes.loading import load
-from viewalign.training import alerts, data, logs, optimizers, run
+from viewalign.training import alerts, data, launch, logs, optimizers, run
 from viewalign.training.state import TrainingState
 from viewalign.utils.console import ProgressLine
 
@@ -129,6 +130,19 @@ def test_a_row_is_in_the_file_before_the_log_is_closed(tmp_path):
     log.row("train", 1, {"loss": 2.0})
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": 2.0}
     log.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "group", "advice"),
+    [
+        (["batch=5", "runtime.gpus=2"], 1, "use batch=4 or 6"),
+        (["batch=1", "runtime.gpus=2", "runtime.nodes=2"], 1, "use batch=4 or 8"),
+        (["batch=8", "runtime.gpus=2", "runtime.accumulate=3"], 1, "use a divisor of 4"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_rejected_with_the_nearest_sizes(settings, group, advice):
+    with pytest.raises(UserError, match=advice):
+        launch._check_batch(load("cva-resenc-xs", settings), group)
 
 
 def test_averages_are_means_and_can_be_restored():

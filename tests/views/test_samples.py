@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from viewalign.errors import ExcludedImageError
+from viewalign.views import affines
 from viewalign.views.batch import build_views
 from viewalign.views.intensity_config import IntensityConfig
-from viewalign.views.samples import ArraySource, SampleReader, StepSampler
+from viewalign.views.samples import ArraySource, SampleReader, StepSampler, enclosing_box
 from viewalign.views.sampling import ViewSamplingConfig
 
 CONFIG = ViewSamplingConfig((16, 16, 16))
@@ -129,3 +130,9 @@ def test_processes_get_disjoint_slots():
     assert whole[0] == [12, 13, 14, 15, 16, 17]
     with pytest.raises(ValueError, match="divide"):
         StepSampler(0, 1, 5, 0, 2)
+
+
+def test_the_box_of_a_view_outside_the_volume_is_one_voxel_inside_it():
+    beyond = affines.identity(1)
+    beyond[0, :, 3] = torch.tensor([100.0, -100.0, 3.0])
+    assert enclosing_box(beyond, (8, 8, 8), (32, 30, 28)) == ((31, 0, 3), (32, 1, 11))
