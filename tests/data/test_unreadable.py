@@ -16,6 +16,7 @@ from dicom_files import write_series
 
 import viewalign
 from viewalign.data.indexing import index_sources
+from viewalign.data.layout import done_properties
 from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store, store_from_arrays
@@ -163,6 +164,18 @@ def test_the_index_of_a_store_is_not_written_without_images_that_cannot_be_read(
     with pytest.raises(ExcludedImageError, match=DENIED):
         Store.open(tmp_path / "s").read(0)
     assert (tmp_path / "s" / "index.json").stat().st_size == len(before)
+
+
+def test_an_image_whose_properties_may_not_be_read_is_not_taken_for_unfinished(tmp_path: Path, deny: Deny) -> None:
+    """It would be prepared again and replaced."""
+    store_from_arrays(tmp_path, {"a": np.random.default_rng(0).normal(size=(8, 8, 8))})
+    properties = next((tmp_path / "volumes").rglob("*.json"))
+    relative = properties.relative_to(tmp_path).with_suffix("").as_posix()
+    assert done_properties(tmp_path, relative) is not None
+    assert done_properties(tmp_path, f"{relative}x") is None
+    deny(properties)
+    with pytest.raises(PermissionError):
+        done_properties(tmp_path, relative)
 
 
 @pytest.mark.parametrize("name", ["store.json", "index.json"])
