@@ -72,7 +72,7 @@ def test_a_signal_in_the_last_step_of_a_run_stops_the_study_after_it(make, monke
 
 
 def test_more_shots_than_cases_are_an_error_before_anything_runs(make, tmp_path):
-    with pytest.raises(UserError, match="5 shots"):
+    with pytest.raises(UserError, match="shots=5"):
         make(evaluations={"voxels": {"kind": "voxel_probe", "shots": 5}})
     with pytest.raises(UserError, match="'optim"):
         make(common={"optim": {"lrr": 1}})

@@ -56,7 +56,7 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path, change
 
 def test_more_shots_than_cases(make):
     pytest.importorskip("nnunetv2")
-    with pytest.raises(UserError, match="5 shots"):
+    with pytest.raises(UserError, match="shots=5"):
         make(evaluations=evaluation(shots=5))
 
 
