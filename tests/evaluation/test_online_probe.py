@@ -107,7 +107,7 @@ def test_invalid_tasks_are_rejected_before_any_step(tmp_path, task, store):
 
     with pytest.raises(UserError, match="viewalign pretrain"):
         pretrain(make())
-    with pytest.raises(UserError, match="channels"):
+    with pytest.raises(UserError, match="channel"):
         make_probe(make("network.channels=2"))
     with pytest.raises(UserError, match="/nowhere"):
         make_probe(make("validate.probe.task=/nowhere"))
