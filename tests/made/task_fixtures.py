@@ -1,6 +1,8 @@
 """Small tasks made by code."""
 
 import csv
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,3 +104,17 @@ def mark_as_test():
 def trained_by(recipe=None, words=()):
     """Return the settings of a fine-tuning from a recipe and `key=value` words, as the command line reads them."""
     return load_training(recipe, read_words(words))
+
+
+@contextmanager
+def interrupted_after(epoch):
+    """Interrupt the training of a fold when it reports an epoch, and require that the interrupt arrives."""
+
+    def stop(text, *values):
+        if "epoch" in text % values and values[1] == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
+        with pytest.raises(KeyboardInterrupt):
+            yield

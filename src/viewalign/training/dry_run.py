@@ -94,15 +94,15 @@ def dry_run(recipe: Recipe, resume: bool = False, store: Store | None = None) ->
         UserError: whatever would prevent the start.
     """
     store = open_store(recipe) if store is None else store
-    requirements = requirements_of(recipe)
-    requested, needs = keep_precision(recipe) if resume else recipe, requirements
+    needs = requirements_of(recipe)
+    requested = keep_precision(recipe) if resume else recipe
     recipe, fabric = launch(requested, needs.group, needs.has_unused_parameters, needs.deterministic, start=False)
     folder, recipe = check_folder(recipe, resume)
     _check_creatable(folder.root)
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
-    subjects, split = check_data(recipe, requirements, store)
-    facts = {**run_facts(recipe, requirements, store, subjects, split, method), "device": device_name(fabric)}
+    subjects, split = check_data(recipe, needs, store)
+    facts = {**run_facts(recipe, needs, store, subjects, split, method), "device": device_name(fabric)}
     announce(recipe, facts, fabric.device, folder)
     state = checkpoints.load_newest(folder.checkpoints, partial(_log.warning, "%s")) if resume else None
     if state is None:

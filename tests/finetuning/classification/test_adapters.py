@@ -1,11 +1,9 @@
 """Modes that train few parameters: these and no others change, and merged weights predict the same."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from task_fixtures import trained_by
+from task_fixtures import interrupted_after, trained_by
 
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
 from viewalign.finetuning.classification import adapters
@@ -112,18 +110,12 @@ def test_merged_and_unmerged_predict_the_same(tmp_path, name, mode):
 
 
 @pytest.mark.parametrize("mode", ["dora", "norms"])
-def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch, mode):
+def test_a_stopped_run_resumes_exactly(tmp_path, mode):
     straight = training_of("primus-xxs", mode, tmp_path / "a", 3)
     straight.run()
 
-    def stop(text, *values):
-        if text % values and values[1] == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
-        with pytest.raises(KeyboardInterrupt):
-            training_of("primus-xxs", mode, tmp_path / "b", 3).run()
+    with interrupted_after(2):
+        training_of("primus-xxs", mode, tmp_path / "b", 3).run()
     resumed = training_of("primus-xxs", mode, tmp_path / "b", 3)
     resumed.run()
     assert resumed.losses == straight.losses

@@ -6,14 +6,13 @@ The device is a made-up one (`tests/made/second_device.py`), so that this holds 
 import json
 import logging
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from second_device import DEVICE, second_device
-from task_fixtures import trained_by
+from task_fixtures import interrupted_after, trained_by
 
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import build_encoder, read_pretrained
@@ -67,18 +66,12 @@ def test_a_fine_tuning_stays_on_its_device(kind, encoder, settings, tmp_path, st
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_resumes_on_another_device(tmp_path, striped_task, monkeypatch, caplog):
+def test_a_fine_tuning_resumes_on_another_device(tmp_path, striped_task, caplog):
     striped_task(tmp_path / "task", "binary", 8, ("no", "yes"))
     made = trained_by(None, [*SMALL, "epochs=2", "folds=2"])
 
-    def stop(text, *values):
-        if "epoch" in text and values[1] == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
-        with pytest.raises(KeyboardInterrupt):
-            finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", made)
+    with interrupted_after(1):
+        finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", made)
     with elsewhere(), caplog.at_level(logging.INFO, "viewalign"):
         finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", made)
     assert [line[:16] for line in caplog.messages if "epoch" in line][:2] == ["fold 0  epoch 2/", "fold 1  epoch 1/"]

@@ -5,13 +5,12 @@ import json
 import logging
 import math
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from task_fixtures import trained_by
+from task_fixtures import interrupted_after, trained_by
 from typer.testing import CliRunner
 
 from viewalign.cli.main import app
@@ -163,18 +162,12 @@ def test_class_weights_are_of_the_whole_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path, monkeypatch):
+def test_a_resumed_fold_is_the_same_to_the_last_bit(tmp_path):
     straight = training_of("binary", tmp_path / "a", epochs=3, dropout=0.3)
     straight.run()
 
-    def stop(text, *values):
-        if text % values and values[1] == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("viewalign.finetuning.classification.training._log", SimpleNamespace(info=stop))
-        with pytest.raises(KeyboardInterrupt):
-            training_of("binary", tmp_path / "b", epochs=3, dropout=0.3).run()
+    with interrupted_after(2):
+        training_of("binary", tmp_path / "b", epochs=3, dropout=0.3).run()
     resumed = training_of("binary", tmp_path / "b", epochs=3, dropout=0.3)
     resumed.run()
     assert resumed.losses == straight.losses

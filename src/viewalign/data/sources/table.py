@@ -190,8 +190,8 @@ def _found(table: Path, row: dict[str, str], others: dict[str, str], options: Fi
     return ImageRecord(
         path,
         row.get("dataset") or table.stem,
-        identifier(row.get("subject") or guess.subject),
-        identifier(row.get("session") or guess.session),
+        identifier(row.get("subject", "")) or guess.subject,
+        identifier(row.get("session", "")) or guess.session,
         row.get("name") or stem,
         row.get("modality") or guess.modality,
         masks=AssociatedMasks(*masks) if any(masks) else None,
