@@ -78,8 +78,10 @@ def start(root: Path, name: str, track: str) -> subprocess.Popen[bytes]:
     places = [str(root / "store"), "-o", str(root / name)]
     settings = ["steps=1000000", *SMALL, *TRACKS[track]]
     command = [sys.executable, "-m", "viewalign", "pretrain", "cva-resenc-xs", *places, *settings, "--resume"]
+    # Modules imported while files may not grow would be kept cut short, so none are kept.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with (root / f"{name}.txt").open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

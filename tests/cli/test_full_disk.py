@@ -1,9 +1,8 @@
 """A disk that is full, at every step of the way: a sentence, exit code 1, nothing half made, nothing lost."""
 
-import resource
-
 import numpy as np
 import pytest
+from full_disk import no_room
 
 import viewalign
 from viewalign.cli.main import run
@@ -68,55 +67,40 @@ def assert_told(code, told, folder):
     assert not [path for path in folder.rglob("*") if "writing" in path.name]
 
 
-@pytest.fixture
-def no_room():
-    """Return a function that lets no file grow past some bytes until the test ends or it is called with None."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
-
-    yield limit
-    limit(None)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_a_sentence_and_the_same_command_works_later(name, way, monkeypatch, capsys, no_room):
+def test_a_full_disk_is_a_sentence_and_the_same_command_works_later(name, way, monkeypatch, capsys):
     monkeypatch.chdir(way)
     before = {path for path in way.rglob("*") if path.is_file()}
     contents = {path: path.read_bytes() for path in before if path.suffix in {".json", ".html", ".jsonl", ".pt"}}
-    no_room(100)
-    code, told = call(COMMANDS[name], capsys)
-    no_room(None)
+    with no_room(100):
+        code, told = call(COMMANDS[name], capsys)
     assert_told(code, told, way)
     assert {path: path.read_bytes() for path in contents} == contents
     code, told = call(COMMANDS[name], capsys)
     assert code == 0, told
 
 
-def test_predictions_on_a_full_disk(way, monkeypatch, capsys, no_room):
+def test_predictions_on_a_full_disk(way, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(way)
     viewalign.finetune("classification", "task", "run", "tuned", epochs=1, folds=2, batch=2)
     command = ["predict", "tuned", "task", "-o", "said.csv"]
     assert call(command, capsys)[0] == 0
     kept = (way / "said.csv").read_bytes()
-    no_room(100)
-    code, told = call(command, capsys)
-    no_room(None)
+    with no_room(100):
+        code, told = call(command, capsys)
     assert_told(code, told, way)
     assert (way / "said.csv").read_bytes() == kept
 
 
 @pytest.mark.long
-def test_fine_tuning_on_a_full_disk_resumes_later(way, monkeypatch, capsys, no_room):
+def test_fine_tuning_on_a_full_disk_resumes_later(way, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(way)
     command = ["finetune", "classification", "task", "epochs=1", "folds=2", "batch=2"]
     command += ["run", "-o", "tuned-2"]
-    no_room(20_000)
-    code, told = call(command, capsys)
-    no_room(None)
+    with no_room(20_000):
+        code, told = call(command, capsys)
     assert_told(code, told, way / "tuned-2")
     code, told = call(command, capsys)
     assert code == 0, told

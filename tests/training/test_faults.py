@@ -6,17 +6,17 @@ import io
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
+from full_disk import no_room
 from torch.utils.data import DataLoader
 
 import viewalign
@@ -113,17 +113,6 @@ def test_training_continues_after_a_checkpoint_that_could_not_be_written(tiny_re
     assert not list(outcome.folder.checkpoints.glob(".writing*"))
     assert "No checkpoint could be written at step 2" in caplog.text
     assert events(outcome.folder, "checkpoint_failed")
-
-
-@contextmanager
-def no_room(size=1000):
-    """No file may grow past `size` bytes; a real limit, which simulates a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def full_during(monkeypatch, first, last):
