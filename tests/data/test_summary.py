@@ -8,7 +8,7 @@ import pytest
 from viewalign.data.entries import suspicions, tilt
 from viewalign.data.indexing import index_sources
 from viewalign.data.readers.headers import read_header
-from viewalign.data.summary import size_text, spread, summarise
+from viewalign.data.summary import spread, summarise
 
 
 def turned(degrees: float) -> np.ndarray:
@@ -59,10 +59,3 @@ def test_an_index_reports_duplicates(tmp_path: Path, write_image, make_head) -> 
 def test_figures() -> None:
     assert spread([]) is None
     assert spread([(1, 9), (3, 5), (2, 7)]) == {"smallest": [1, 5], "middle": [2, 7], "largest": [3, 9]}
-    assert [size_text(n) for n in (0, 999, 1000, 2.5e9, 7e15)] == [
-        "0 bytes",
-        "999 bytes",
-        "1.0 kB",
-        "2.5 GB",
-        "7000.0 TB",
-    ]

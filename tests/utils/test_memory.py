@@ -12,7 +12,6 @@ from viewalign.errors import UserError
 from viewalign.evaluation import embedding
 from viewalign.finetuning.classification import finetune as tasks
 from viewalign.finetuning.segmentation import finetune as segmentation
-from viewalign.utils import memory
 from viewalign.utils.memory import is_out_of_memory, reported_out_of_memory, stated
 
 ON_GPU = torch.cuda.OutOfMemoryError(
@@ -49,7 +48,7 @@ def test_a_gpu_is_named_with_what_it_has(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (300_000_000, 42_400_000_000))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
-    assert stated(ON_GPU) == "2.50 GiB could not be allocated; NVIDIA A100 has 42.4 GB, of which 0.3 GB are free"
+    assert stated(ON_GPU) == "2.50 GiB could not be allocated; NVIDIA A100 has 42.4 GB, of which 300.0 MB are free"
     assert "this process may use" in stated(ON_CPU)
 
 
@@ -96,8 +95,3 @@ def test_no_tensor_is_kept_by_the_error():
         failing()
     assert caught.value.__suppress_context__
     assert kept[0]() is None
-
-
-@pytest.mark.parametrize(("count", "words"), [(25_400_000_000, "25.4 GB"), (512_000, "1 MB"), (2e8, "0.2 GB")])
-def test_gigabytes(count, words):
-    assert memory.gigabytes(count) == words

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.settings import checked
+from viewalign.utils.text import size_text
 
 if TYPE_CHECKING:
     from viewalign.weights.settings import ExportSettings
@@ -111,7 +112,7 @@ def _encoder(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
         raise UserError(f"{run} is a fine-tuned classification or regression: export it with format=onnx.")
     folder = export_run(run, out, wanted.weights, wanted.licence, wanted.cite)
     files = sorted(folder.iterdir())
-    lines = [f"  {file}  ({file.stat().st_size / 1e6:.1f} MB)" for file in files]
+    lines = [f"  {file}  ({size_text(file.stat().st_size)})" for file in files]
     lines.append(f'Load it in Python with  viewalign.load_encoder("{folder}")')
     lines.append(f"nnU-Net's commands for nnssl's checkpoints train it by  -tr {_nnunet_trainer(folder)}")
     if wanted.hub is not None:

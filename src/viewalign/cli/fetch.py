@@ -128,7 +128,7 @@ def _fetch_weights(name: str, out: Path | None, patterns: tuple[str, ...], yes: 
 
 def _consent(about: str, licence: str, cite: str, size: int, yes: bool) -> None:
     """Show description, licence and size, and ask for confirmation."""
-    from viewalign.data.summary import size_text
+    from viewalign.utils.text import size_text
 
     for what, text in (("What", about), ("Licence", licence), ("Cite", cite), ("Size", size_text(size))):
         if text:

@@ -113,7 +113,7 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from viewalign.data.inputs import ignored_types
-    from viewalign.data.summary import size_text
+    from viewalign.utils.text import size_text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")

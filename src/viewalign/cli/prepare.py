@@ -16,7 +16,7 @@ import typer
 from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.cli.index import show_audit
 from viewalign.utils.console import EXIT_CODE, show_excluded, stages
-from viewalign.utils.text import counted
+from viewalign.utils.text import counted, size_text
 
 if TYPE_CHECKING:
     from viewalign.data.prepare import PrepareReport
@@ -137,17 +137,13 @@ def _end(out: Path, report: PrepareReport) -> list[str]:
         f"{earlier} of other runs" if earlier else "",
         f"{len(report.excluded)} excluded" if report.excluded else "",
     ]
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     lines = [
         "; ".join(filter(None, counts)) + ".",
-        f"Store:  {out} ({_megabytes(out)})",
+        f"Store:  {out} ({size_text(size)})",
         f"Report: {out / 'report.json'}",
         f"Page:   {out / 'report.html'}",
     ]
     if report.prepared:
         lines.append(f"Next:   {command('pretrain', 'cva-resenc-xs', out, '-o', 'run')}")
     return lines
-
-
-def _megabytes(folder: Path) -> str:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    return f"{size / 1000:.1f} GB" if size >= 1000 else f"{size:.1f} MB"

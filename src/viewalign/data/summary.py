@@ -69,15 +69,6 @@ def spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]] | None:
     return {"smallest": array.min(axis=0).tolist(), "middle": middle.tolist(), "largest": array.max(axis=0).tolist()}
 
 
-def size_text(count: float) -> str:
-    """Return a number of bytes as text: `3.2 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def _figures(entries: Sequence[Entry]) -> dict[str, Any]:
     return {
         "subjects": len({(entry.dataset, entry.subject) for entry in entries}),

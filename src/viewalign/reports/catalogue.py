@@ -10,10 +10,9 @@ import numpy as np
 
 from viewalign.data.catalogue import DEFAULT_SESSION, SeriesSource
 from viewalign.data.store import Store
-from viewalign.data.summary import size_text
 from viewalign.reports.page import leaf, render_template, save_page
 from viewalign.reports.thumbnails import file_thumbnails, store_thumbnails
-from viewalign.utils.text import counted
+from viewalign.utils.text import counted, size_text
 
 _MOST_ROWS = 1000
 _MOST_DATASETS = 100

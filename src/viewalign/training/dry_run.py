@@ -23,9 +23,9 @@ from viewalign.training.launch import launch
 from viewalign.training.run import check_data, open_store, run_facts
 from viewalign.training.simulation import simulated_peak
 from viewalign.utils.console import duration
-from viewalign.utils.memory import gigabytes, is_out_of_memory, memory_bytes
+from viewalign.utils.memory import is_out_of_memory, memory_bytes
 from viewalign.utils.precision import settle
-from viewalign.utils.text import counted
+from viewalign.utils.text import counted, size_text
 from viewalign.weights import checkpoints, initial
 from viewalign.weights.run_folder import RunFolder, check_folder, keep_precision
 
@@ -70,7 +70,7 @@ class DryRun:
         files = ", ".join(path.name for path in (folder.config, folder.log, folder.messages, folder.report))
         begin = f"resume from step {self.step:,} and do {left:,} more" if self.step else f"do {counted(steps, 'step')}"
         lines = [
-            f"Memory: {gigabytes(self.memory)} of {gigabytes(self.available)} ({device}); simulated, without libraries",
+            f"Memory: {size_text(self.memory)} of {size_text(self.available)} ({device}); simulated, without libraries",
             f"Time:   {time}",
             f"Files:  {files}, and a checkpoint every {counted(every, 'step')}, in {folder.root}",
             f"Nothing was written. Without --dry-run, this would {begin}.",

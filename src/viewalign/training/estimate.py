@@ -12,7 +12,7 @@ from pydantic import Field
 from viewalign.config import Recipe
 from viewalign.data.settings import PrepareOptions
 from viewalign.utils.settings import Names, checked, nested
-from viewalign.utils.text import counted
+from viewalign.utils.text import counted, size_text
 
 if TYPE_CHECKING:
     from viewalign.data.inputs import Catalogue
@@ -117,12 +117,12 @@ def _preparation(
     }
     headers = "all headers" if survey.factor == 1 else f"{counted(survey.looked_at, 'header')} at random"
     tried = f"{counted(trial.images, 'image')} prepared in memory" if trial.images else "no image could be prepared"
-    memory = f"{_bytes(facts['worker_memory_bytes'])} per worker, {_bytes(memory_bytes())} on this machine"
+    memory = f"{size_text(facts['worker_memory_bytes'])} per worker, {size_text(memory_bytes())} on this machine"
     sides = "×".join(map(str, view))
     reasons = [Line("", reason, "") for reason in facts["reasons"]]
     return [
-        Line("Images", f"{survey.images:,}, {_bytes(facts['source_bytes'])}", headers),
-        Line("Store", _bytes(facts["disk_bytes"]), tried),
+        Line("Images", f"{survey.images:,}, {size_text(facts['source_bytes'])}", headers),
+        Line("Store", size_text(facts["disk_bytes"]), tried),
         Line("Preparation", f"{duration(facts['seconds'])} with {counted(count, 'worker')}", tried),
         Line("Memory, at most", memory, "600 MB + 6 × the largest image as float32"),
         Line("Refused, about", f"{facts['excluded']:,}", f"{headers}, {tried}"),
@@ -160,7 +160,7 @@ def _pretraining(recipe: Recipe, cards: list[Card]) -> tuple[list[Line], dict[st
     lines = [
         Line("Step", f"{flops / 1e12:.2f} TFLOP, {counted(recipe.steps, 'step')}", basis),
         Line(f"On {where}", _time(facts["here"]["seconds"]), source),
-        Line("", f"{_bytes(peaks[precision])} of memory ({precision})", _SIMULATED),
+        Line("", f"{size_text(peaks[precision])} of memory ({precision})", _SIMULATED),
     ]
     for gpu in cards:
         more, facts["gpus"][gpu.name] = _on_gpu(recipe, gpu, flops, peaks)
@@ -178,7 +178,7 @@ def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> t
         peaks[precision] = simulated_peak(recipe, precision)
     rate, source = rate_of(gpu, recipe.network.name)
     seconds, fits = recipe.steps * flops / rate, peaks[precision] + RESERVED <= gpu.memory * 1e9
-    words = f"{_bytes(peaks[precision])} of memory ({precision})"
+    words = f"{size_text(peaks[precision])} of memory ({precision})"
     if not fits:
         words += "; too much, see runtime.recompute and runtime.accumulate"
     facts = {
@@ -210,10 +210,3 @@ def _time(seconds: float) -> str:
 
     days = f" ({seconds / 86400:.1f} days)" if seconds > 2 * 86400 else ""
     return f"{duration(seconds)}{days}"
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"

@@ -16,8 +16,8 @@ from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.registry import requirements_of
 from viewalign.utils import distributed
-from viewalign.utils.memory import gigabytes, is_out_of_memory, stated
-from viewalign.utils.text import counted
+from viewalign.utils.memory import is_out_of_memory, stated
+from viewalign.utils.text import counted, size_text
 
 _KEY = "viewalign/failure"
 _POLL = 0.5
@@ -113,6 +113,6 @@ def needs(recipe: Recipe, world: int) -> str:
     except Exception:  # the shortage must be reported in any case, if without figures
         less = "runtime.recompute, runtime.accumulate, batch, views.patch_size"
         return f"Requested: {step}. Settings that need less: {less}."
-    less = ", ".join(f"{one.setting} {gigabytes(one.bytes)}" for one in found if one.bytes < peak)
+    less = ", ".join(f"{one.setting} {size_text(one.bytes)}" for one in found if one.bytes < peak)
     advice = f" With {less}. runtime.* do not change the loss and may be changed with --resume." if less else ""
-    return f"Requested: {step}, which needs {gigabytes(peak)} (simulated; libraries need some more).{advice}"
+    return f"Requested: {step}, which needs {size_text(peak)} (simulated; libraries need some more).{advice}"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from viewalign.errors import UserError
+from viewalign.utils.text import size_text
 
 _SIGNS = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
@@ -31,11 +32,6 @@ def is_out_of_memory(problem: BaseException) -> bool:
     )
 
 
-def gigabytes(count: float) -> str:
-    """Write a number of bytes in GB (10⁹), below 0.1 GB in MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
 def stated(problem: BaseException) -> str:
     """Return in words what could not be allocated and how much memory the device has."""
     tried = _TRIED.search(str(problem))
@@ -47,8 +43,8 @@ def _device_memory(problem: BaseException) -> str:
     torch = sys.modules.get("torch")
     if torch is not None and _GPU.search(str(problem)) and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return f"{torch.cuda.get_device_name()} has {gigabytes(total)}, of which {gigabytes(free)} are free"
-    return f"this process may use {gigabytes(memory_bytes())}"
+        return f"{torch.cuda.get_device_name()} has {size_text(total)}, of which {size_text(free)} are free"
+    return f"this process may use {size_text(memory_bytes())}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Counts in messages and pages: with their noun in singular or plural, and large ones in short form."""
+"""Counts and sizes in messages and pages: with their noun in singular or plural, and large ones in short form."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def short_count(count: int) -> str:
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes with one decimal and a unit of 1000 bytes each: `999 bytes`, `3.2 GB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.99995 * size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
