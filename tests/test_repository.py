@@ -54,3 +54,11 @@ def test_make_names_what_to_install_without_a_python():
     command = ["make", "-n", "-W", "pyproject.toml", "PYTHON=", "install"]  # -W: as if the environment were out of date
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "apt install python3" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md"])
+def test_links_lead_to_files_that_exist(name):
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text())
+    on_github = "../../actions/"  # from a repository's page
+    files = [target for target in targets if "://" not in target and not target.startswith(on_github)]
+    assert [target for target in files if not (ROOT / target).exists()] == []
