@@ -126,3 +126,10 @@ def test_one_file_writes_pickles_and_none_reads_them():
     writers = [path for path, names in uses.items() if names & {"dump", "dumps"}]
     assert writers == ["compat/nnssl/preprocess.py"]
     assert not set().union(*uses.values()) & {"load", "loads", "Unpickler"}
+
+
+def test_no_function_is_longer_than_a_screen():
+    trees = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+    functions = [(path, node) for path, tree in trees.items() for node in ast.walk(tree) if hasattr(node, "returns")]
+    lines = {f"{path.name}:{node.name}": node.end_lineno - node.lineno + 1 for path, node in functions}
+    assert {name: count for name, count in lines.items() if count > 60} == {}

@@ -13,6 +13,7 @@ from viewalign.utils.settings import checked
 if TYPE_CHECKING:
     from viewalign.data.indexing import Index
     from viewalign.data.prepare import PrepareReport
+    from viewalign.data.settings import PrepareOptions
     from viewalign.training.estimate import Estimate
 
 Listener = Callable[[str, int, int], None]
@@ -131,37 +132,15 @@ def prepare(
             print(file.file, file.reason)
         ```
     """
-    from viewalign.data.exclusions import ExclusionList
-    from viewalign.data.inputs import catalogue_of, stored_settings, without
-    from viewalign.data.prepare import prepare_records
     from viewalign.data.settings import PrepareOptions
-    from viewalign.data.shards import Shard
     from viewalign.data.store_report import FINDINGS
     from viewalign.data.summary import summarise
-    from viewalign.data.worker_pool import dask_cluster
     from viewalign.reports.catalogue import write_store_page
 
     wanted = checked(PrepareOptions, settings)
     if any((Path(out) / FINDINGS).resolve() == Path(file).resolve() for file in wanted.exclude):
         raise UserError(f"exclude={Path(out) / FINDINGS}: prepare writes this list anew. Copy it first.")
-    shard = Shard.parse(wanted.shard)
-    say = on_progress or (lambda *_: None)
-    found = catalogue_of(Path(source), wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
-    found = without(found, ExclusionList.read(map(Path, wanted.exclude)))
-    rest: dict[str, Any] = {
-        "excluded": found.excluded,
-        "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),
-        "quality": found.quality,
-        "shard": shard,
-        "limits": wanted.limits(),
-        "prune": prune,
-    }
-    places = found.records, Path(out), stored_settings(wanted, found.records, say)
-    if wanted.scheduler is None:
-        report = prepare_records(*places, workers=wanted.workers, **rest)
-    else:
-        with dask_cluster(wanted.scheduler, Path(out)) as cluster:
-            report = prepare_records(*places, workers=cluster.threads, executor=cluster.executor, **rest)
+    report = _prepare(Path(source), Path(out), wanted, on_progress or (lambda *_: None), prune)
     if report.prepared == 0:
         reasons = [(each.file, each.reason) for each in report.excluded]
         raise UserError(
@@ -171,6 +150,34 @@ def prepare(
     if report.index is not None:
         write_store_page(summarise(report.index), Path(out))
     return report
+
+
+def _prepare(
+    source: Path, out: Path, wanted: PrepareOptions, say: Listener, prune: Callable[[list[str]], bool] | None
+) -> PrepareReport:
+    """Prepare images on this machine or on a Dask cluster."""
+    from viewalign.data.exclusions import ExclusionList
+    from viewalign.data.inputs import catalogue_of, stored_settings, without
+    from viewalign.data.prepare import prepare_records
+    from viewalign.data.shards import Shard
+    from viewalign.data.worker_pool import dask_cluster
+
+    shard = Shard.parse(wanted.shard)
+    found = catalogue_of(source, wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
+    found = without(found, ExclusionList.read(map(Path, wanted.exclude)))
+    rest: dict[str, Any] = {
+        "excluded": found.excluded,
+        "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),
+        "quality": found.quality,
+        "shard": shard,
+        "limits": wanted.limits(),
+        "prune": prune,
+    }
+    places = found.records, out, stored_settings(wanted, found.records, say)
+    if wanted.scheduler is None:
+        return prepare_records(*places, workers=wanted.workers, **rest)
+    with dask_cluster(wanted.scheduler, out) as cluster:
+        return prepare_records(*places, workers=cluster.threads, executor=cluster.executor, **rest)
 
 
 def estimate(

@@ -76,17 +76,11 @@ def pretrain(
         print(run.steps, run.folder.root)
         ```
     """
-    from viewalign.config import Recipe
-    from viewalign.recipes.loading import change, load
     from viewalign.reports.run import LivePage
     from viewalign.training import run
 
     places = {name: str(value) for name, value in (("data", data), ("out", out)) if value is not None}
-    wanted: Mapping[str, Any] = {**settings, **places}
-    if not isinstance(recipe, Recipe):
-        recipe = load(str(recipe), settings=wanted, warn=True)
-    elif wanted:
-        recipe = change(recipe, wanted)
+    recipe = _recipe(recipe, {**settings, **places})
     probe = None
     if recipe.validate_.probe is not None:
         from viewalign.evaluation.online_probe import make_probe
@@ -101,6 +95,16 @@ def pretrain(
         state = f"{done.folder.root} is saved at step {done.step} of {done.steps}; resume=True continues it."
         raise StoppedError(state, done, done.exit_code)
     return done
+
+
+def _recipe(recipe: str | Path | Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return a recipe, loaded if it is given by name, with settings."""
+    from viewalign.config import Recipe
+    from viewalign.recipes.loading import change, load
+
+    if not isinstance(recipe, Recipe):
+        return load(str(recipe), settings=settings, warn=True)
+    return change(recipe, settings) if settings else recipe
 
 
 @report_os_errors()

@@ -107,52 +107,42 @@ def prepare_records(
 ) -> PrepareReport:
     """Prepare images into a store; existing images of the same recipe and source are kept.
 
-    Only images that `prune` accepts are removed: an image whose source cannot be read any more is kept, and is in
-    `excluded`. The index and the report are written at the end, also when the run is
-    interrupted. Stores of the same images and settings are the same bytes, for any number of workers, parts and
-    interruptions, and any executor.
+    Images whose source cannot be read any more are kept, and are in `excluded`. Index and report are written at the
+    end, also of an interrupted run. Stores of the same images and settings are the same bytes, for any number of
+    workers, parts and interruptions, and any executor.
 
     Args:
         records: the images.
         store: folder, created if missing; images of earlier runs are kept.
         settings: default `PrepareSettings()`.
-        workers: processes; default one per core, 0 works in this process without guard. For an executor, this may be a
-            function that returns how many jobs it runs at a time.
+        workers: processes; default one per core, 0 works in this process without guard. Of an executor, the number of
+            jobs at a time, or a function that returns it.
         excluded: files that were excluded before, to be reported too.
         on_progress: called after each image.
         quality: scores by image id, for filters.
         shard: which part of the work this run does; default all of it.
         executor: any of `concurrent.futures`, such as Dask's; default processes of this machine.
         limits: time and size that one file may ask for.
-        prune: called with the entries, by place in the store, whose image is not among `records` any more, if there are
-            any; returns whether to remove them. Default: they stay. Not with several parts.
+        prune: called with entries whose image left `records`; returns whether to remove them. Not with several parts.
 
     Raises:
         UserError: most files are out of reach, so that nothing was begun; the folder holds something else or a store of
             another recipe; the disk is full; another run prepares the store.
     """
     settings, shard, limits = settings or PrepareSettings(), shard or Shard(), limits or Limits()
-    store = store.absolute()
+    store, scores = store.absolute(), quality or {}
     records, unused = stacked(records, settings.channels) if settings.channels else (records, [])
     distinct, twice = _distinct(records)
     if executor is None:  # the workers of a cluster may have access to other files
         _check_sources(shard.of(distinct))
-    if prune is not None and not shard.whole:
+    if prune and not shard.whole:
         raise UserError("One part of several cannot remove images that left the catalogue; run it without a shard.")
     check_folder(store, settings)  # before a lock is created in it
     part = "" if shard.whole else f"{shard.number}-of-{shard.count}"
     with lock_folder(store, part, "divide the work: each run with its own shard=i/n"):
-        if shard.whole:
-            sweep_temporary(store)
-        else:
-            forget_part(store, shard)
-        open_for_writing(store, settings)
-        run = _Run(on_progress, PrepareReport(excluded=[*excluded, *unused, *twice]))
-        jobs = [
-            Job(store, record, settings, _quality(record, quality or {}), limits.max_voxels)
-            for record in shard.of(distinct)
-        ]
-        whole = False
+        _open(store, settings, shard)
+        run, whole = _Run(on_progress, PrepareReport(excluded=[*excluded, *unused, *twice])), False
+        jobs = [Job(store, one, settings, _quality(one, scores), limits.max_voxels) for one in shard.of(distinct)]
         try:
             if prune is not None:
                 run.report.pruned = _prune(store, distinct, prune)
@@ -161,6 +151,15 @@ def prepare_records(
         finally:
             _finish(store, settings, shard, run.report, whole)
     return run.report
+
+
+def _open(store: Path, settings: PrepareSettings, shard: Shard) -> None:
+    """Open a store for writing, without leftovers of an interrupted run."""
+    if shard.whole:
+        sweep_temporary(store)
+    else:
+        forget_part(store, shard)
+    open_for_writing(store, settings)
 
 
 _READERS = 16
