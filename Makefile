@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Each test process would compile the whole package again: a third of the time to collect the tests.
 unexport PYTHONDONTWRITEBYTECODE
+# Tests run in a process per core: more threads than one in each, and in the processes they start, only wait for a core.
+test test-fast test-long test-minimum: export OMP_NUM_THREADS = 1
 
 .PHONY: install demo test test-fast test-long test-minimum lint docs bench lock clean
 
