@@ -67,6 +67,7 @@ def task(scans, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_prepare_makes_the_store_of_the_command(scans, run, tmp_path):
     done = CliRunner().invoke(app, ["prepare", str(scans), "-o", str(tmp_path / "store"), "workers=0"])
     assert done.exit_code == 3, done.output
@@ -87,6 +88,7 @@ def test_settings_of_a_run_in_groups_and_dotted(run):
     assert "tensorboard: false" in told
 
 
+@pytest.mark.slow
 def test_embed_is_the_command_s(run, task, scans, tmp_path):
     found = viewalign.embed(run, task, patch_size=16)
     done = CliRunner().invoke(app, ["embed", str(run), str(task), "-o", str(tmp_path / "e.npz"), "patch_size=16"])

@@ -13,6 +13,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_its_links_hold(tmp_path):
     pytest.importorskip("zensical")
     shutil.copy(DOCS.parent / "mkdocs.yml", tmp_path)  # the site is written beside it; links would be followed

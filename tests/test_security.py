@@ -235,6 +235,7 @@ def test_an_onnx_graph_reads_no_file_outside_its_folder(tmp_path, place):
         open_session(folder / "model.onnx")
 
 
+@pytest.mark.slow
 def test_names_with_markup_stay_text_from_index_to_report(tmp_path):
     folder = hostile_images(tmp_path / "scans")
     catalogue = tmp_path / "catalogue.json"

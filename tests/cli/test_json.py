@@ -13,6 +13,8 @@ from viewalign.data.store import store_from_arrays
 from viewalign.recipes.loading import load
 from viewalign.training.run import pretrain
 
+pytestmark = pytest.mark.slow
+
 
 def save(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)

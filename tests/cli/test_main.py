@@ -166,6 +166,7 @@ def test_recipes_print_in_full(capsys):
     assert "cva-primus-m" in call(capsys, "recipes")[1]
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m viewalign recipes cva-resenc-l | head -1"
     out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

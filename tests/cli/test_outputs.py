@@ -23,6 +23,8 @@ from viewalign.tasks.manifest import TaskCase
 from viewalign.training.run import pretrain
 from viewalign.utils.outputs import check_file, check_folder, contains, has_keys
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "index": ("index scans", "mine.json"),
     "estimate": ("estimate scans cva-resenc-xs", "mine.json"),

@@ -12,6 +12,8 @@ from viewalign.errors import UserError
 
 from .test_fomo_submission import model
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import argparse, nibabel, numpy as np
 parser = argparse.ArgumentParser()

@@ -16,6 +16,8 @@ from viewalign.errors import UserError
 from viewalign.networks.registry import build_backbone
 from viewalign.weights import adaptation_plan as adaptation
 
+pytestmark = pytest.mark.slow
+
 FOLDER = "viewalign_cva__nnsslPlans__onemmiso"
 MILLIMETRE = {"spacing": [1.0, 1.0, 1.0], "normalise": "zscore"}
 SIZES = {"resenc-l": (128, 128, 128), "primus-m": (96, 96, 96)}

@@ -73,6 +73,7 @@ def test_the_list_of_refused_files_comes_back(tmp_path: Path) -> None:
     assert read_excluded(tmp_path / "other.json") == []
 
 
+@pytest.mark.slow
 def test_workers_find_the_same_as_this_process(scans: Path) -> None:
     (scans / "bad.nii").write_text("no image")
     alone, together = (index_sources([str(scans)], workers=workers) for workers in (0, 2))

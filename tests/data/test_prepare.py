@@ -40,6 +40,7 @@ def contents(store: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_stores_are_the_same_bytes_for_any_number_of_workers(tmp_path: Path, records: list[Record]) -> None:
     for workers in (0, 1, 2):
         prepare_records(records, tmp_path / f"store{workers}", SMALL, workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
@@ -12,6 +13,7 @@ from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
 
 
+@pytest.mark.slow
 def test_real_volumes_go_in(tmp_path: Path, shared_data: Path) -> None:
     names = ("hippocampus/images/hippocampus_00[13].nii.gz", "ms_raw/patient04_study1_T2W.nii.gz", "heads/volpack*")
     index = index_sources([str(shared_data / name) for name in names])

@@ -26,6 +26,8 @@ from viewalign.data.worker_pool import dask_cluster
 from viewalign.errors import UserError
 from viewalign.utils.locks import lock_folder
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = PrepareSettings(spacing=(0.8, 0.8, 0.8), interpolation="cubic", dtype="int16")
 
 
@@ -191,7 +193,6 @@ def wait_for_an_image(store: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_sigterm_ends_in_order(tmp_path: Path, scans: Path, expected) -> None:
     process = start(scans, tmp_path / "s")
     wait_for_an_image(tmp_path / "s", process)

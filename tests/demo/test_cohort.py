@@ -12,6 +12,8 @@ from viewalign.errors import UserError
 
 pytest.importorskip("nilearn")
 
+pytestmark = pytest.mark.slow
+
 COARSE = CohortSettings(unlabelled=3, labelled=2, spacing=6.0)
 
 

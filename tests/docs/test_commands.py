@@ -28,6 +28,8 @@ from viewalign.utils.settings import setting_names
 
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = {"docs/nnssl.md": "tests/compat/nnssl/test_commands.py::test_every_command_of_the_page_runs"}
 """Pages whose commands another test runs as they stand."""
 
@@ -226,7 +228,6 @@ def before(command, here):
         (here / "task" / "manifest.csv").write_text(rows.replace("control", "1").replace("patient", "2"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", [p if p in SHORT else pytest.param(p, marks=pytest.mark.long) for p in RUN])
 def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch):
     run_page(page, world, tmp_path, monkeypatch, lambda command: not why_not_run(command))

@@ -33,6 +33,7 @@ def test_monai_s_transforms_give_the_store_s_voxels(tmp_path):
     assert not np.allclose(ours, turned, atol=1e-2), "the image is not symmetrical, so that a wrong axis would show"
 
 
+@pytest.mark.slow
 def test_monai_s_own_networks_are_left_alone(tmp_path):
     nets = pytest.importorskip("monai.networks.nets")
     from doc_world import TINY, head

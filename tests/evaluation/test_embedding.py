@@ -17,6 +17,8 @@ from viewalign.tasks.spec import read_spec
 from viewalign.utils.pooling import masked_mean
 from viewalign.weights.reading import network_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_becomes_an_encoder_of_any_channels_and_size(tiny_run):
     start = read_pretrained(tiny_run)

@@ -11,6 +11,8 @@ from viewalign.tasks.folds import make_folds
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"binary": ["n", "y"], "multiclass": ["a", "b", "c"], "multilabel": ["p", "q"], "regression": []}
 
 

@@ -14,6 +14,8 @@ from viewalign.evaluation import voxel_probe as probes
 from viewalign.evaluation.voxel_features import EncoderFeatures, IntensityFeatures, tile_starts
 from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, compare, probe
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 16, 16)
 
 

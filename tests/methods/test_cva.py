@@ -235,6 +235,7 @@ def test_the_teacher_is_updated(make_batch):
         assert torch.allclose(value, 0.9 * before[name] + 0.1 * student[name], atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_the_loss_decreases(make_batch):
     method, batch = method_of("cva-resenc-xs", "objectives.order=align_first"), make_batch()
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)

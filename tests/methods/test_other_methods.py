@@ -159,6 +159,7 @@ def test_simclr_needs_other_subjects(bodies):
 NESTED = ["pretext.local_size=[16,8,8]", "pretext.locals=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["pcrlv2-resenc-xs", "pcrlv2-primus-xs"])
 def test_pcrlv2_loss(recipe, bodies):
     method, batch = method_of(recipe, *NESTED), batch_of(bodies, recipe, *NESTED)

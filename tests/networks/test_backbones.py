@@ -97,6 +97,7 @@ def test_masked_blocks_do_not_affect_a_cnn():
     assert not torch.equal(backbone.encode(a).maps[-1], backbone.encode(b).maps[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size", [(16, 16, 16), (16, 32, 24), (32, 16, 16), pytest.param((32, 32, 32), marks=pytest.mark.long)]
 )

@@ -9,6 +9,8 @@ from viewalign.errors import UserError
 from viewalign.recipes import loading
 from viewalign.recipes.unused import idle_sentences, settled, unread
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("recipe", "override", "sentence"),

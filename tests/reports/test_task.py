@@ -139,6 +139,7 @@ def test_wilsons_interval_is_scipys():
         assert task_charts.wilson(hits, count) == pytest.approx((ends.low, ends.high), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_one_class_alone_has_no_roc_and_the_command_writes(tmp_path):
     run = make(tmp_path / "run", "binary")
     outcomes = read_predictions(run)

@@ -28,6 +28,8 @@ from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 from viewalign.utils.settings import read_words
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

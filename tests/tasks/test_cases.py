@@ -11,6 +11,8 @@ from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 16, 16)
 
 

@@ -17,6 +17,8 @@ from viewalign.views.batch import build_views
 from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["heads.width=16", "heads.predictor_width=8", "batch=4", "heads.norm=batch", "network.drop_path=0.3"]
 
 

@@ -17,6 +17,8 @@ from viewalign.training.cost import Remedy, remedies, step_flops
 from viewalign.training.throughput import CARDS, card, measured_flops, measured_step
 from viewalign.views.feature_grids import common_grid
 
+pytestmark = pytest.mark.slow
+
 
 def test_operations_of_resenc_l():
     # Student forward and backward 4614.5; teacher encoder 978.2 and its projector 87.5, without the decoder it had.

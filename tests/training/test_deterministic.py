@@ -15,6 +15,8 @@ from viewalign.views.samples import SampleReader
 
 from .conftest import smooth_volumes, tiny_network
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["views.patch_size=16", "heads.width=16", "batch=4"]
 CHANGES = [
     f"views.photometric.p_{name}=1" for name in ("brightness", "contrast", "gamma", "low_resolution", "blur", "noise")

@@ -39,6 +39,7 @@ def test_a_dry_run_states_what_a_start_would_do_and_writes_nothing(tiny_recipe, 
     assert found.as_json()["memory_bytes"] == 3_000_000_000
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_resumption_starts_at_the_newest_checkpoint(tiny_recipe, tmp_path):
     pretrain(tiny_recipe(steps=2))
     before = everything_in(tmp_path)

@@ -35,6 +35,8 @@ from viewalign.views.sampling import ViewSamplingConfig
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log
 
+pytestmark = pytest.mark.slow
+
 
 def events(folder, name):
     return [row for row in read_log(folder.log) if row["kind"] == "event" and row["event"] == name]
@@ -480,7 +482,6 @@ def test_nothing_to_load_is_a_sentence(tmp_path):
         Store.open(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_reader_that_dies_in_the_middle_of_a_step_is_replaced(tiny_recipe, monkeypatch):
     """Schedulers end whole groups of processes, and out-of-memory killers choose any: a step must not break off."""
     original, killed = Trainer._train_step, []

@@ -26,6 +26,8 @@ from viewalign.utils.locks import LOCK, locked
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log
 
+pytestmark = pytest.mark.slow
+
 TIMES = {"samples_per_second", "data_wait"}
 
 
@@ -58,7 +60,6 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(Trainer, "_train_step", stepping)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
 def test_a_resumed_run_is_bit_identical(recipe, tiny_recipe, monkeypatch):
     settings = ["log.every=2", "checkpoint.every=100"]
@@ -135,13 +136,11 @@ def test_rows_after_the_last_checkpoint_are_not_written_twice(tiny_recipe):
     assert max(row["step"] for row in read_log(resumed.folder.log)) == 3
 
 
-@pytest.mark.slow
 def test_workers_do_not_change_the_run(tiny_recipe):
     runs = [pretrain(tiny_recipe(f"runtime.workers={n}", out=f"w{n}", steps=3)).folder for n in (0, 2)]
     assert_same_run(*runs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_saves_and_explains_how_to_resume(number, tiny_recipe, tmp_path):
     """The command itself: stopped by a signal, then continued with the very line that it printed."""

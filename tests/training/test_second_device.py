@@ -31,7 +31,10 @@ from viewalign.weights.run_folder import read_log
 
 from .conftest import TINY, smooth_volumes, tiny_network
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter:UserWarning"),
+]
 TINIEST = "network=resenc-xxs"
 SMALL = ["views.patch_size=16", "heads.width=16", "batch=4"]
 CHANGES = [

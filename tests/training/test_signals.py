@@ -22,6 +22,8 @@ from viewalign.training.run import pretrain
 from viewalign.training.signals import StopRequest, StopWaitingError
 from viewalign.weights import checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_the_step_is_finished_and_saved(number, tiny_recipe, monkeypatch):

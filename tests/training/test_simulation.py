@@ -59,6 +59,7 @@ def test_every_method_can_be_simulated(method):
     assert 2 * state < simulated_peak(small, "bf16") < 4e9
 
 
+@pytest.mark.slow
 def test_simulation_needs_no_gpu_and_restores_torch():
     simulated_peak(load("mae-resenc-xs", ["views.patch_size=16", "batch=2"]), "bf16")
     assert not torch.is_autocast_enabled("cuda")

@@ -24,6 +24,8 @@ from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig, sample_pair
 from viewalign.weights.run_folder import read_log
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["views.patch_size=[16,16,16]", "heads.width=16", "heads.predictor_width=8", "batch=4", "geometry=latentcampus"]
 
 

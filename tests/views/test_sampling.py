@@ -43,6 +43,7 @@ def test_shifts_have_both_signs_on_each_axis():
     assert ((shifts < 0).mean(0) > 0.3).all()
 
 
+@pytest.mark.slow
 def test_shift_is_smaller_in_small_volumes():
     for pair in pairs(PLAIN, (34, 32, 64), 8):
         start = [affines.apply(one, torch.tensor([[0.0, 0, 0], [31, 31, 31]])) for one in pair.to_volume]

@@ -12,6 +12,8 @@ from viewalign.weights import checkpoints, encoder
 from viewalign.weights.encoder import load_encoder
 from viewalign.weights.export import export_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def exported(tiny_run, tmp_path):

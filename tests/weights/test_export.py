@@ -15,6 +15,8 @@ from viewalign.errors import UserError
 from viewalign.weights.encoder import build_untrained, load_encoder, read_facts
 from viewalign.weights.export import export_nnssl, export_run
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 16, 24)
 
 

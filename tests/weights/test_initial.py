@@ -18,6 +18,8 @@ from viewalign.weights import adaptation_plan, checkpoints
 from viewalign.weights.export import export_run
 from viewalign.weights.initial import load_initial
 
+pytestmark = pytest.mark.slow
+
 RECIPES = {"resenc-xxs": "cva-resenc-xs", "primus-xxs": "cva-primus-xs"}
 
 

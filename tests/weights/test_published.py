@@ -23,6 +23,8 @@ from viewalign.weights.initial import load_initial
 from viewalign.weights.published import ENCODERS, PublishedEncoder, list_encoders
 from viewalign.weights.reading import read_located, read_source
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 16, 24)
 MANY = PublishedEncoder("hf:owner/model", "", "MAE", "made up", None, "z-score", "", "")
 

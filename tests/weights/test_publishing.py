@@ -16,6 +16,8 @@ from viewalign.data.fetch import hub
 from viewalign.errors import UserError
 
 pytest.importorskip("huggingface_hub")
+
+pytestmark = pytest.mark.slow
 ABOUT = ["hub=owner/model", "licence=cc-by-4.0", "cite=Our cohort, 2026"]
 FILES = [
     "README.md",

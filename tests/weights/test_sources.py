@@ -15,6 +15,8 @@ from viewalign.weights.names import clean, family_of, own_branch
 from viewalign.weights.nnssl_runs import resolve_checkpoint
 from viewalign.weights.sources import read_weights
 
+pytestmark = pytest.mark.slow
+
 
 def assert_holds(source, backbone, beside=()):
     """Assert that a source has every parameter of a backbone, but for those whose names begin with one of `beside`."""

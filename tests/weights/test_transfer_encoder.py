@@ -15,6 +15,8 @@ from viewalign.weights import names as weight_names
 from viewalign.weights import sources as pretrained
 from viewalign.weights.reading import read_source
 
+pytestmark = pytest.mark.slow
+
 SIZE = (32, 32, 32)
 SMALL = [name for name in names() if name.endswith("-xs")]
 

@@ -33,6 +33,7 @@ def test_voxels_are_nibabels(tmp_path, dtype, slope, inter, ending):
         assert np.array_equal(voxels, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "most"), [("int16", 6.5), ("float32", 4.5)])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_reading_takes_the_file_s_bytes_and_the_result(tmp_path, dtype, most, ending):

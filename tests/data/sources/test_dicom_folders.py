@@ -73,6 +73,7 @@ def test_a_catalogue_of_series_is_prepared_another_day(export: Path, tmp_path: P
     assert again.skipped == 2
 
 
+@pytest.mark.slow
 def test_real_series_and_volumes_go_into_one_store(shared_data: Path, tmp_path: Path) -> None:
     names = ("dicom_head_mr", "ms_raw/patient04_study1_T2W.nii.gz", "hippocampus/images/hippocampus_001.nii.gz")
     index = index_sources([str(shared_data / name) for name in names])

@@ -16,6 +16,8 @@ from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec
 
 pytest.importorskip("peft")
+
+pytestmark = pytest.mark.slow
 SIZE = (16, 16, 16)
 SPEC = TaskSpec.model_validate({"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["n", "y"]})
 WHOLE = np.ones((1, *SIZE), dtype=bool)
@@ -123,7 +125,6 @@ def test_a_stopped_run_resumes_exactly(tmp_path, mode):
         assert torch.equal(a, b)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "norms"])
 def test_a_whole_fine_tuning_leaves_plain_models(tmp_path, striped_task, mode):
     _, cases = striped_task(tmp_path / "task", cases=8)

@@ -24,6 +24,8 @@ from viewalign.tasks.spec import TaskSpec
 from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 16, 16)
 SPEC = TaskSpec.model_validate({"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["n", "y"]})
 STILL = ["augment.p_rotation=0", "augment.p_scale=0", "augment.photometric.p_contrast=0",
@@ -52,7 +54,6 @@ def test_training_sees_the_whole_field_of_view(tmp_path):
     assert valid.all()
 
 
-@pytest.mark.slow
 def test_training_and_prediction_resample_alike(tmp_path, striped_task, head, write_image):
     """One resampled to 1 mm, the other did not."""
     spec, cases = striped_task(tmp_path / "task", cases=6)

@@ -108,6 +108,7 @@ def test_embedding_stays_on_its_device(tmp_path, striped_task):
     assert there.facts["encoder_sha256"] == here.facts["encoder_sha256"]
 
 
+@pytest.mark.slow
 def test_voxel_probe_and_places_stay_on_their_device():
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(24, 20, 22)).astype(np.float32) for _ in range(2)]

@@ -41,6 +41,8 @@ from viewalign.utils.locks import LOCK, lock_folder
 from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig, sample_affine
 
+pytestmark = pytest.mark.slow
+
 SIZE = (16, 16, 16)
 CLASSES = {"binary": ["n", "y"], "multiclass": ["a", "b", "c"], "multilabel": ["p", "q"], "regression": []}
 
@@ -258,7 +260,6 @@ def test_targets_are_standardised_by_the_training_cases_alone():
     assert (centre, spread) == (45.0, pytest.approx(np.std([40.0, 45.0, 50.0])))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multiclass", "regression"])
 def test_a_fine_tuning_is_evaluated_predicted_and_reported(tmp_path, striped_task, kind):
     classes = ("a", "b", "c")
@@ -291,7 +292,6 @@ def test_a_fine_tuning_is_evaluated_predicted_and_reported(tmp_path, striped_tas
         finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}))
 
 
-@pytest.mark.slow
 def test_one_fold_trains_on_all_and_is_evaluated_on_the_test_cases(tmp_path, striped_task, mark_as_test, caplog):
     """Training on all training cases with test cases: one model, its page and metrics over the test cases."""
     striped_task(tmp_path / "task", "regression", 12)
@@ -312,7 +312,6 @@ def test_one_fold_trains_on_all_and_is_evaluated_on_the_test_cases(tmp_path, str
     assert "Each fold" not in page
 
 
-@pytest.mark.slow
 def test_commands_list_what_failed_and_predict_new_cases(tmp_path, striped_task):
     striped_task(tmp_path / "task")
     (tmp_path / "task" / "images" / "c03_t1.nii.gz").write_bytes(b"broken")

@@ -42,6 +42,7 @@ def test_context_around_one_step(bench):
     assert inside == [("in", 0), ("out", 1)]
 
 
+@pytest.mark.slow
 def test_first_that_fits():
     def run(settings):
         if not settings:

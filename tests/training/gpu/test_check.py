@@ -32,6 +32,7 @@ def test_different_losses_are_bad(monkeypatch, tmp_path):
     assert resume.remedy
 
 
+@pytest.mark.slow
 def test_large_networks_are_tried_with_less_memory(monkeypatch, tmp_path):
     tried = []
 
