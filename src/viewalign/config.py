@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from viewalign.utils.settings import Count, Fraction, Names, Number, Positive, Range, Settings, Triple
+from viewalign.utils.settings import (
+    Count,
+    FilePath,
+    Fraction,
+    Names,
+    Number,
+    PathMark,
+    PathOrName,
+    Positive,
+    Range,
+    Settings,
+    Triple,
+)
 from viewalign.views.intensity_config import IntensityConfig
 
 
@@ -157,7 +169,7 @@ class OptimSettings(Settings):
 class RunningProbeSettings(Settings):
     """Probe during pretraining: frozen features on a small labelled task, also at step 0."""
 
-    task: str = Field(description="Folder of the task (task.yaml and its manifest).")
+    task: FilePath = Field(description="Folder of the task (task.yaml and its manifest).")
     every: Count = Field(2500, description="Steps between probes.")
     folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds of the cross-validation.")
 
@@ -217,7 +229,7 @@ class RuntimeSettings(Settings):
 class InitSettings(Settings):
     """Initial weights (`init=PATH` is short for `init.weights=PATH`)."""
 
-    weights: Annotated[str, BeforeValidator(lambda value: "" if value is None else value)] = Field(
+    weights: Annotated[PathOrName, BeforeValidator(lambda value: "" if value is None else value)] = Field(
         "",
         description="A run, an export, a checkpoint of nnssl or nnU-Net, hf:OWNER/NAME, or a name of `viewalign "
         "encoders`; used at the first start only.",
@@ -247,9 +259,9 @@ class Recipe(Settings):
     method: str = Field("cva", description="The pretraining method, see `viewalign methods`.")
     pretext: dict[str, Any] = Field({}, description="Settings of a single method, see docs/methods.md.")
     network: Annotated[NetworkSettings, BeforeValidator(_as_network)] = NetworkSettings()
-    init: Annotated[InitSettings, BeforeValidator(_as_init)] = InitSettings()
-    data: str = Field("", description="The prepared store.")
-    out: str = Field("", description="The run's folder.")
+    init: Annotated[InitSettings, BeforeValidator(_as_init), PathMark(or_name=True)] = InitSettings()
+    data: FilePath = Field("", description="The prepared store.")
+    out: FilePath = Field("", description="The run's folder.")
     seed: Number = Field(0, description="Random seed of weights, views, masks and order.")
     geometry: Literal["exact", "latentcampus"] = Field(
         "exact",

@@ -188,7 +188,7 @@ def test_a_size_that_is_no_size_is_reported_once(size):
 
 
 def test_a_recipe_written_out_reads_back_the_same(tmp_path):
-    recipe = loading.load("cva-primus-m", ["data=store", "seed=5"])
+    recipe = loading.load("cva-primus-m", ["data=/store", "seed=5"])
     file = tmp_path / "config.yaml"
     file.write_text(loading.to_yaml(recipe))
     assert loading.load(str(file)) == recipe
@@ -201,3 +201,25 @@ def test_names_are_matched_in_any_case_and_files_are_not_taken_for_names():
         with pytest.raises(UserError, match=f"no file {name}") as problem:
             loading.load(name)
         assert len(str(problem.value)) < 60
+
+
+def test_paths_in_a_file_are_relative_to_it(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "weights.pt").touch()
+    task = "validate: {probe: {task: ../task}}"
+    (tmp_path / "mine/base.yaml").write_text(f"base: mae-resenc-xs\ndata: ../store\ninit: ../weights.pt\n{task}\n")
+    (tmp_path / "mine/run.yaml").write_text("base: base.yaml\nout: run\n")
+    monkeypatch.chdir("/")
+    recipe = loading.load(str(tmp_path / "mine/run.yaml"))
+    paths = recipe.data, recipe.init.weights, recipe.validate_.probe.task, recipe.out
+    places = ("store", "weights.pt", "task", "mine/run")
+    assert [Path(path).resolve() for path in paths] == [tmp_path / place for place in places]
+    assert loading.load(str(tmp_path / "mine/run.yaml"), ["data=there"]).data == "there", "relative to the user"
+
+
+def test_names_in_a_file_stay_names_and_a_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("base: mae-resenc-l\ninit: openmind-mae-resenc-l\ndata: ~/store\n")
+    recipe = loading.load(str(tmp_path / "mine.yaml"), ["out=~/run"])
+    assert recipe.init.weights == "openmind-mae-resenc-l"
+    assert (recipe.data, recipe.out) == (f"{tmp_path}/store", f"{tmp_path}/run")

@@ -140,6 +140,15 @@ def test_a_file_s_root_is_its_folder(tmp_path):
     assert load(str(tmp_path / "mine.yaml")).data.root == str(tmp_path / "there")
 
 
+def test_a_recipe_of_an_arm_is_relative_to_the_study_s_file(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text("base: mae-resenc-xs\n")
+    arms = "{own: {recipe: own.yaml}, mae: {recipe: mae-resenc-xs}}"
+    (tmp_path / "mine.yaml").write_text(f"base: geometry-laptop\nname: mine\narms: {arms}\n")
+    monkeypatch.chdir("/")
+    arms = load(str(tmp_path / "mine.yaml")).arms
+    assert (arms["own"].recipe, arms["mae"].recipe) == (str(tmp_path / "own.yaml"), "mae-resenc-xs")
+
+
 def cases(folder, count):
     for part in ("images", "labels"):
         (folder / part).mkdir()

@@ -1,5 +1,6 @@
 """Settings are read, checked and described in one way for every command."""
 
+import re
 from typing import Annotated, Literal
 
 import pytest
@@ -14,13 +15,18 @@ from viewalign.errors import UserError
 from viewalign.recipes.loading import load
 from viewalign.utils.settings import (
     Counts,
+    FilePath,
+    FilePaths,
     Fraction,
     Millimetres,
     Names,
+    PathOrName,
     Settings,
     Triple,
+    absolute_paths,
     checked,
     merged,
+    nested,
     read_words,
     setting_names,
     suggest,
@@ -45,6 +51,22 @@ class Outer(Settings):
     title: str = Field("", description="Title.")
     required: int = Field(description="Needed.")
     inner: Inner = Inner()
+
+
+class Place(Settings):
+    """A group."""
+
+    folder: FilePath = Field("", description="Folder.")
+    other: FilePath | None = Field(None, description="Folder.")
+
+
+class Places(Settings):
+    """Settings with paths."""
+
+    inner: Place = Place()
+    places: FilePaths = Field((), description="Files.")
+    what: PathOrName | None = Field(None, description="A file or a name.")
+    title: str = Field("", description="Title.")
 
 
 def read(*words):
@@ -107,6 +129,36 @@ def test_a_file_lies_below_the_words(tmp_path):
     assert (found.share, found.inner.rate, found.title) == (0.25, 4, "b")
     with pytest.raises(UserError, match=r"none\.yaml"):
         read(f"config={tmp_path / 'none.yaml'}")
+
+
+def test_paths_in_a_file_are_relative_to_it_and_those_in_words_are_not(tmp_path):
+    (tmp_path / "list.txt").touch()
+    (tmp_path / "mine.yaml").write_text("inner: {folder: data}\nplaces: [a, /b, list.txt]\nwhat: list.txt\ntitle: a\n")
+    tree = read_words([f"config={tmp_path / 'mine.yaml'}", "inner.other=c"], Places)
+    assert tree == {
+        "inner": {"folder": f"{tmp_path}/data", "other": "c"},
+        "places": [f"{tmp_path}/a", "/b", f"{tmp_path}/list.txt"],
+        "what": f"{tmp_path}/list.txt",
+        "title": "a",
+    }
+    (tmp_path / "list.txt").unlink()
+    assert read_words([f"config={tmp_path / 'mine.yaml'}"], Places)["what"] == "list.txt"
+
+
+def test_every_setting_that_names_a_file_is_a_path(tmp_path):
+    """Of studies only recipes are: other paths in a study are relative to its `data.root`."""
+    (tmp_path / "x").touch()
+    about = re.compile(r"folder|\bfiles?\b|table|A run,|Recipe of|finished run", re.IGNORECASE)
+    no_path = {"index subject_pattern", "prepare channels", "estimate prepare.channels", "probe names", "fetch pattern"}
+    no_path |= {"compare-methods network", "compare-methods shard", "export format"}
+    for command in MODELS.keys() - {"study"}:
+        for one in describe(model_of(command)):
+            if "text" in one.values and about.search(one.meaning) and f"{command} {one.name}" not in no_path:
+                tree = nested({one.name: ["x"] if "list" in one.values else "x"})
+                assert str(tmp_path / "x") in str(absolute_paths(tree, model_of(command), tmp_path)), (
+                    command,
+                    one.name,
+                )
 
 
 def test_groups_are_merged():

@@ -1,11 +1,13 @@
 """What is in a run's folder, and the answer where a folder is no run."""
 
+from pathlib import Path
+
 import pytest
 
 from viewalign.errors import UserError
 from viewalign.recipes.loading import load
 from viewalign.reports.run_data import read_run
-from viewalign.weights.run_folder import RunFolder, no_run, open_folder, read_log
+from viewalign.weights.run_folder import RunFolder, no_run, open_folder, read_log, write_config
 
 
 def test_runs_one_level_below_are_named(tmp_path):
@@ -39,6 +41,21 @@ def test_a_folder_that_cannot_be_created_is_an_error_before_the_run_begins(tmp_p
     recipe = load("cva-resenc-xs", ["data=store", f"out={tmp_path / 'file' / 'run'}"])
     with pytest.raises(UserError, match=r"file/run cannot be created"):
         open_folder(recipe, resume=False)
+
+
+def test_a_run_s_recipe_can_be_used_from_any_folder_and_after_the_run_was_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pt").touch()
+    recipe = load("cva-resenc-xs", ["data=store", "out=run", "init=weights.pt", "validate.probe.task=task"])
+    folder, _ = open_folder(recipe, resume=False)
+    write_config(folder, recipe)
+    Path("run").rename("moved")
+    monkeypatch.chdir("/")
+    read = load(str(tmp_path / "moved" / "config.yaml"))
+    assert (Path(read.data), Path(read.out)) == (tmp_path / "store", tmp_path / "moved")
+    assert (read.init.weights, read.validate_.probe.task) == (f"{tmp_path}/weights.pt", f"{tmp_path}/task")
+    changed = {"data", "out", "init", "validate_"}
+    assert read.model_dump(exclude=changed) == recipe.model_dump(exclude=changed)
 
 
 def test_rows_of_a_log_without_kind_or_step_are_skipped(tmp_path):

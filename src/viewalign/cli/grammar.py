@@ -23,7 +23,7 @@ from viewalign.errors import UserError
 from viewalign.utils.io import plain_values
 from viewalign.utils.overrides import similar
 from viewalign.utils.progress import show_progress
-from viewalign.utils.settings import Settings, read_words, setting_names, suggest
+from viewalign.utils.settings import Settings, read_words, setting_names, suggest, with_home
 from viewalign.utils.settings_description import Setting, describe
 
 MODELS = {
@@ -144,8 +144,9 @@ class Command(TyperCommand):
             if not value_next and _is_unknown_flag(name, {*known, *ctx.help_option_names}):
                 raise UserError(self._about_flag(ctx, word, args[place + 1 :]))
             value_next = not value_next and name in known and "=" not in word and not getattr(known[name], "is_flag", 0)
-            words.append(word)
-        ctx.obj = read_words(settings)
+            flag, sign, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+            words.append(flag + sign + with_home(path))
+        ctx.obj = read_words(settings, self._model(ctx))
         self._check_names(ctx, settings)
         try:
             rest: list[str] = super().parse_args(ctx, words)

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from viewalign.data.readers.headers import MAX_VOXELS
 from viewalign.utils.memory import memory_bytes
-from viewalign.utils.settings import Names, Number, Range, Settings, as_triple
+from viewalign.utils.settings import FilePaths, Names, Number, PathOrName, Range, Settings, as_triple
 
 BASE_BYTES = 600_000_000
 COPIES = 6
@@ -187,7 +187,7 @@ class PrepareOptions(PrepareSettings):
     shard: str = Field(
         "1/1", description="i/n does the i-th of n parts, as in an array job; the last part to end completes the store."
     )
-    scheduler: str | None = Field(
+    scheduler: PathOrName | None = Field(
         None, description="Let a Dask cluster do the work: its scheduler, tcp://host:8786, or its file."
     )
     time_limit: Annotated[float, Field(ge=1.0)] = Field(
@@ -196,7 +196,7 @@ class PrepareOptions(PrepareSettings):
     max_voxels: Annotated[int, Field(ge=8)] | None = Field(
         None, description="Exclude larger images, before or after resampling. null: what this machine's memory allows."
     )
-    exclude: Names = Field((), description=_EXCLUDE)
+    exclude: FilePaths = Field((), description=_EXCLUDE)
 
     def settings(self, spacing: tuple[float, float, float] | None) -> PrepareSettings:
         """Return what is stored, with the spacing that `median` came to."""
@@ -218,7 +218,7 @@ class IndexSettings(Settings):
     )
     labels: bool = Field(False, description="Index label maps too (…_seg, …_mask, labelsTr/).")
     frames: bool = Field(False, description="Index 4-D NIfTI too; `frames` of prepare decides what is stored of it.")
-    exclude: Names = Field((), description=_EXCLUDE)
+    exclude: FilePaths = Field((), description=_EXCLUDE)
     workers: Number | None = Field(
         None, description="Processes that read headers; 0 works in this one. null: one per core from 500 files on."
     )

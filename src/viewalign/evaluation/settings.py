@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from viewalign.utils.settings import Count, Counts, Millimetres, Names, Number, Settings, Triple, as_list
+from viewalign.utils.settings import (
+    Count,
+    Counts,
+    FilePath,
+    Millimetres,
+    Names,
+    Number,
+    PathOrName,
+    Settings,
+    Triple,
+    as_list,
+)
 
 Spacing = Annotated[
     Literal["pretraining", "none"] | Millimetres, BeforeValidator(lambda value: "none" if value is None else value)
@@ -46,7 +57,7 @@ class CaseSettings(FeatureSettings):
     """Cases."""
 
     channels: ChannelMode = Field("stacked", description=CHANNEL_MODES)
-    cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
+    cache: FilePath | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
         None,
         description="Number of processes that prepare cases; 0 uses this process, unprotected against files that crash "
@@ -88,7 +99,7 @@ class EvaluateSettings(Settings):
         "1",
         description="Tolerance of the surface distance in mm: for all classes, or by class such as tumour=2,oedema=1.",
     )
-    dataset_json: str | None = Field(
+    dataset_json: FilePath | None = Field(
         None, description="dataset.json with the names of classes and regions; null: searched beside both folders."
     )
     ignore: int | None = Field(None, description="Label of reference voxels to exclude; null: from dataset_json.")
@@ -97,7 +108,7 @@ class EvaluateSettings(Settings):
         description="Score of a class in neither map: excluded from means, or counted as 1. fomo26: a single class "
         "counts as Dice 1 and NSD 0; of several, those that the reference lacks are excluded.",
     )
-    cases: str | None = Field(
+    cases: PathOrName | None = Field(
         None, description="Evaluate only these cases: patterns such as 'liver_2*,liver_30', or a file of names."
     )
     workers: Count = Field(1, description="Number of processes that evaluate cases.")

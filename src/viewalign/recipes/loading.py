@@ -19,7 +19,7 @@ from viewalign.errors import UserError
 from viewalign.methods import registry
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
-from viewalign.utils.settings import merged, parse_yaml, read_yaml, setting_names, suggest
+from viewalign.utils.settings import absolute_paths, merged, parse_yaml, read_yaml, setting_names, suggest, with_home
 from viewalign.utils.settings_description import commented_yaml
 
 _log = logging.getLogger(__name__)
@@ -133,11 +133,15 @@ def to_yaml(recipe: Recipe, comments: bool = False) -> str:
 
 
 def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a recipe and its bases; return the settings, and those among them from the user's files."""
+    """Read a recipe and its bases; return the settings, and those among them from the user's files.
+
+    Paths in a user's file are relative to that file.
+    """
     tree: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for each, file in read_chain(name_or_path, "recipe", names(), resources.files("viewalign.recipes")):
-        tree, own = merged(tree, each), merged(own, each) if file else {}
+        settings = each if file is None else absolute_paths(each, Recipe, file.parent)
+        tree, own = merged(tree, settings), merged(own, settings) if file else {}
     return tree, own
 
 
@@ -180,6 +184,8 @@ def read_chain(
         base = tree.pop("base", None)
         chain.insert(0, (tree, path if mine else None))
         name = str(base) if base else None
+        if mine and name and Path(name).suffix in {".yaml", ".yml"}:
+            name = str(path.parent / with_home(name))
     return chain
 
 

@@ -17,7 +17,7 @@ from viewalign.recipes import loading as recipes
 from viewalign.studies import settings as models
 from viewalign.studies.settings import Study
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested
-from viewalign.utils.settings import Settings, merged
+from viewalign.utils.settings import Settings, absolute_paths, merged
 
 _MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
 _KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
@@ -99,13 +99,14 @@ def _folder() -> Any:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    """Read a study and its bases; `data.root` of a user's file is relative to that file."""
+    """Read a study and its bases; `data.root` and recipes of a user's file are relative to that file."""
     study: dict[str, Any] = {}
     for tree, file in recipes.read_chain(name_or_path, "study", names(), _folder()):
-        study = merged(study, tree)
+        study = merged(study, tree if file is None else absolute_paths(tree, Study, file.parent))
         data = study.get("data")
-        if file is not None and isinstance(data, dict) and not Path(str(data.get("root") or "")).is_absolute():
-            study["data"] = {**data, "root": str(file.parent.absolute() / str(data.get("root") or ""))}
+        if file is not None and isinstance(data, dict):
+            root = Path(str(data.get("root") or "")).expanduser()
+            study["data"] = {**data, "root": str(file.parent.absolute() / root)}
     return study
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from viewalign.evaluation.settings import CHANNEL_MODES, ChannelMode
-from viewalign.utils.settings import Count, Counts, Names, Number, Positive, Settings, as_list
+from viewalign.utils.settings import Count, Counts, Names, Number, PathOrName, Positive, Settings, as_list
 
 
 def digest_of(values: Any) -> str:
@@ -82,7 +82,7 @@ class DataSettings(Settings):
 class ArmSettings(Settings):
     """An arm: one row of the table."""
 
-    recipe: str = Field(description="A recipe's name or file.")
+    recipe: PathOrName = Field(description="A recipe's name or file.")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the recipe in this arm; they override `common`."
     )
@@ -148,7 +148,7 @@ class FinetuneEvaluation(Settings):
     kind: Literal["finetune"]
     task: str = Field(description="Folder of task.yaml and its manifest.")
     shots: Count | None = Field(None, description=_SHOTS)
-    recipe: str | None = Field(None, description="Recipe of the fine-tuning.")
+    recipe: PathOrName | None = Field(None, description="Recipe of the fine-tuning.")
     settings: dict[str, Any] = Field(default_factory=dict, description=_SETTINGS)
     keep: bool = Field(False, description="Keep the folds' models.")
 
@@ -211,13 +211,13 @@ class StudyOptions(Study, ShareSettings):
 class GainSettings(Settings):
     """What pretraining gains."""
 
-    recipe: str = Field("cva-resenc-xs", description="Recipe of the pretraining.")
+    recipe: PathOrName = Field("cva-resenc-xs", description="Recipe of the pretraining.")
     steps: Count = Field(500, description="Its steps.")
     pretrain: dict[str, Any] = Field({}, description="Further settings of the recipe, such as pretrain.batch=8.")
-    encoder: str | None = Field(
+    encoder: PathOrName | None = Field(
         None, description="A finished run, an export or a checkpoint to evaluate instead of pretraining."
     )
-    public: str | None = Field(
+    public: PathOrName | None = Field(
         None, description="A public encoder to compare with: a name of `viewalign encoders`, or hf:OWNER/NAME."
     )
     shots: Counts = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from viewalign.errors import UserError
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override, set_nested
@@ -65,6 +66,25 @@ Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_
 Range = Annotated[tuple[float, float], BeforeValidator(as_pair)]
 """Lower and upper bound."""
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+
+
+def with_home(path: str) -> str:
+    """Replace `~/` at the start of a path by the user's home; a shell does so only at the start of an unquoted word."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
+
+
+@dataclass(frozen=True)
+class PathMark:
+    """Marks a setting that names a file or folder; with `or_name`, any other text is possible too."""
+
+    or_name: bool = False
+
+
+FilePath = Annotated[str, AfterValidator(with_home), PathMark()]
+"""A file or folder; `~` is the user's home. In a YAML file it is relative to that file."""
+PathOrName = Annotated[str, AfterValidator(with_home), PathMark(or_name=True)]
+"""The same, or another text, such as the name of a public encoder."""
+FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
 
 
@@ -124,6 +144,54 @@ def setting_names(model: type[BaseModel], prefix: str = "", groups: bool = False
             yield from setting_names(kind, path + ".", groups)
 
 
+def absolute_paths(tree: Mapping[str, Any], model: type[BaseModel], folder: Path) -> dict[str, Any]:
+    """Return nested settings whose relative paths are made absolute.
+
+    Args:
+        tree: settings as in a file, not checked.
+        model: of these settings; its fields of type `FilePath` and `PathOrName` are paths.
+        folder: that they are relative to. A text that may be something else is a path if there is such a file in it.
+    """
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    out = dict(tree)
+    for name, value in tree.items():
+        if (field := fields.get(name)) is None:
+            continue
+        mark = next(_path_marks([*field.metadata, field.annotation]), None)
+        if isinstance(value, Mapping):
+            out[name] = _absolute_below(value, field.annotation, folder)
+        elif mark is not None and isinstance(value, list):
+            out[name] = [_absolute(one, mark, folder) for one in value]
+        elif mark is not None:
+            out[name] = _absolute(value, mark, folder)
+    return out
+
+
+def _absolute_below(tree: Mapping[str, Any], annotation: Any, folder: Path) -> Mapping[str, Any]:
+    """Return a group of settings, or a mapping of groups, with absolute paths."""
+    for below in models_in(annotation):
+        tree = absolute_paths(tree, below, folder)
+    if get_origin(annotation) is dict:
+        kind = get_args(annotation)[1]
+        return {key: _absolute_below(v, kind, folder) if isinstance(v, Mapping) else v for key, v in tree.items()}
+    return tree
+
+
+def _path_marks(parts: Iterable[Any]) -> Iterator[PathMark]:
+    for part in parts:
+        if isinstance(part, PathMark):
+            yield part
+        else:
+            yield from _path_marks([*get_args(part), *getattr(part, "__metadata__", ())])
+
+
+def _absolute(value: Any, mark: PathMark, folder: Path) -> Any:
+    if not isinstance(value, str) or not value:
+        return value
+    path = folder.absolute() / with_home(value)
+    return str(path) if path.exists() or not mark.or_name else value
+
+
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the models of a group: itself, or those of an optional or annotated one; none for a mapping of models."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -141,8 +209,10 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean '{same[0]}'?)" if same else closest(word, known)
 
 
-def read_words(words: Sequence[str]) -> dict[str, Any]:
+def read_words(words: Sequence[str], model: type[BaseModel] | None = None) -> dict[str, Any]:
     """Read `key=value` words as nested values; `config=FILE` reads a YAML file, which the other words override.
+
+    Relative paths in a file are relative to it, if the model of the settings is given.
 
     A group that has a plain name too, as in `network=primus-m network.channels=4`, keeps both, the others with dotted
     keys.
@@ -153,7 +223,9 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in map(read_override, words):
         if key == "config":
-            tree = merged(nested(read_yaml(Path(str(value)))), tree)
+            file = Path(str(value)).expanduser()
+            own = nested(read_yaml(file))
+            tree = merged(own if model is None else absolute_paths(own, model, file.parent), tree)
         else:
             _add_word(tree, key, value)
     return tree

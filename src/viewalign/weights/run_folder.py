@@ -16,6 +16,7 @@ from viewalign.utils import outputs
 from viewalign.utils.io import write_text
 from viewalign.utils.locks import LOCK
 from viewalign.utils.overrides import diff_settings
+from viewalign.utils.settings import absolute_paths
 
 _MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init")
 """Settings that a resumed run may change: they do not affect what is learnt, or did so only at the start."""
@@ -154,8 +155,12 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
 
 
 def write_config(folder: RunFolder, recipe: Recipe) -> None:
-    """Write the resolved recipe atomically."""
-    write_text(folder.config, loading.to_yaml(recipe))
+    """Write the resolved recipe atomically: `out` is the folder of the file, other paths are absolute.
+
+    So the file can be used from anywhere, and `--resume` with it also after the folder was moved.
+    """
+    settings = absolute_paths(recipe.model_dump(mode="json", by_alias=True), Recipe, Path.cwd())
+    write_text(folder.config, loading.to_yaml(Recipe.model_validate({**settings, "out": "."})))
 
 
 def no_run(folder: Path) -> UserError:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from viewalign.utils.settings import Settings
+from viewalign.utils.settings import PathOrName, Settings
 
 _READ_BY = {
     "encoder": {"weights", "licence", "cite", "hub", "public"},
@@ -36,7 +36,7 @@ class ExportSettings(Settings):
     weights: Literal["student", "teacher"] = Field(
         "student", description="student: as published; teacher: the student's moving average."
     )
-    dataset: str | None = Field(
+    dataset: PathOrName | None = Field(
         None, description="With format=nnunet and an encoder: number, name or folder of the dataset to plan for."
     )
     licence: str | None = Field(None, description="Licence of the weights for the model card, such as cc-by-4.0.")

@@ -14,16 +14,20 @@ from viewalign.evaluation.settings import Pool, Spacing
 from viewalign.utils.overrides import diff_settings
 from viewalign.utils.settings import (
     Count,
+    FilePath,
     Fraction,
     Number,
+    PathOrName,
     Positive,
     Range,
     Settings,
     Triple,
+    absolute_paths,
     checked,
     merged,
     nested,
     parse_yaml,
+    read_yaml,
 )
 from viewalign.views.intensity_config import IntensityConfig
 
@@ -114,12 +118,12 @@ class TaskTraining(Settings):
 class TaskOptions(TaskTraining):
     """Recipe and preparation of cases."""
 
-    recipe: str | None = Field(
+    recipe: PathOrName | None = Field(
         None,
         description="Settings to start from: ssl3d-abide, fomo-infarct, fomo-brain-age, fomo-polymicrogyria, or a YAML "
         "file.",
     )
-    cache: str | None = Field(None, description="Folder that stores prepared cases for reuse.")
+    cache: FilePath | None = Field(None, description="Folder that stores prepared cases for reuse.")
     workers: Number | None = Field(
         None,
         description="Number of processes that prepare cases. null: one per core, up to 16; 0 for at most 16 cases.",
@@ -152,10 +156,9 @@ def load_training(recipe: str | None, settings: Mapping[str, Any] | None = None)
 
 
 def _read(recipe: str) -> dict[str, Any]:
-    if Path(recipe).suffix in (".yaml", ".yml") and Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
-    elif recipe in recipe_names():
-        text = _folder().joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        raise UserError(f"There is no recipe '{recipe}'; use {', '.join(recipe_names())}, or the path of a YAML file.")
-    return parse_yaml(text, recipe)
+    file = Path(recipe).expanduser()
+    if file.suffix in (".yaml", ".yml") and file.is_file():
+        return absolute_paths(read_yaml(file), TaskTraining, file.parent)
+    if recipe in recipe_names():
+        return parse_yaml(_folder().joinpath(f"{recipe}.yaml").read_text(encoding="utf-8"), recipe)
+    raise UserError(f"There is no recipe '{recipe}'; use {', '.join(recipe_names())}, or the path of a YAML file.")

@@ -17,7 +17,18 @@ from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.schedule import Schedule, published
 from viewalign.utils.io import write_text
 from viewalign.utils.outputs import check_folder
-from viewalign.utils.settings import Count, Counts, Fraction, Millimetres, Number, Positive, Settings, Triple, as_list
+from viewalign.utils.settings import (
+    Count,
+    Counts,
+    Fraction,
+    Millimetres,
+    Number,
+    PathOrName,
+    Positive,
+    Settings,
+    Triple,
+    as_list,
+)
 from viewalign.weights.names import Family
 
 FILE = "finetune.yaml"
@@ -38,8 +49,10 @@ class SplitSettings(Settings):
     )
     shots: Counts = Field((), description="Few-shot: train on these numbers of cases, such as 5,10,20.")
     seeds: Count = Field(1, description="Number of samples for each number of shots.")
-    training: str | None = Field(None, description="Training cases, in the form of `validation`; null: all others.")
-    validation: str | None = Field(
+    training: PathOrName | None = Field(
+        None, description="Training cases, in the form of `validation`; null: all others."
+    )
+    validation: PathOrName | None = Field(
         None, description="Validation cases: patterns such as 'liver_2*,liver_30', or a file of names."
     )
     patient: str | None = Field(
@@ -49,7 +62,7 @@ class SplitSettings(Settings):
         "1",
         description="Tolerance of the surface distance in mm: for all classes, or by class such as tumour=2,oedema=1.",
     )
-    predict: str | None = Field(
+    predict: PathOrName | None = Field(
         None, description="Folder of additional images, or imagesTs; predicted by the mean of all trained folds."
     )
     postprocess: bool = Field(False, description="With folds=5: nnU-Net's postprocessing, if it increases Dice.")
@@ -114,8 +127,8 @@ class TrainingSettings(Settings):
 class FinetuneSettings(SplitSettings, PlanSettings, TrainingSettings):
     """What is fine-tuned."""
 
-    dataset: str = Field(description="nnU-Net's number, name or folder of the dataset.")
-    encoder: str = Field(
+    dataset: PathOrName = Field(description="nnU-Net's number, name or folder of the dataset.")
+    encoder: PathOrName = Field(
         description="A run, an export, a checkpoint of nnssl or nnU-Net, hf:OWNER/NAME, or a name of `viewalign "
         "encoders`."
     )
