@@ -132,6 +132,17 @@ def test_a_row_is_in_the_file_before_the_log_is_closed(tmp_path):
     log.close()
 
 
+@pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])
+def test_a_log_is_continued_after_the_step_where_the_run_begins(tmp_path, step, kept):
+    """A run that begins at its first step has no rows to continue."""
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"kind": "train", "step": k}) + "\n" for k in range(4)))
+    log = logs.RunLog(path, step)
+    log.row("train", 7, {})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*kept, 7]
+
+
 @pytest.mark.parametrize(
     ("settings", "group", "advice"),
     [

@@ -86,3 +86,10 @@ def test_a_montage_has_the_middle_slices_in_a_row_for_each_volume():
     assert (image[:6, :4] == 0).all()
     assert (image[:6, 12:] == round(255 / 50)).all()
     assert not image[6:].any()
+
+
+def test_a_montage_shows_the_range_from_the_1st_to_the_99th_percentile():
+    values = np.arange(101, dtype=np.float16)
+    (row,) = pictures.montage({"views": values.reshape(1, 1, 1, 101)})
+    expected = ((values.astype(np.float64) - 1) / 98).clip(0, 1) * 255
+    assert np.abs(row - expected).max() <= 0.5 + 1e-3

@@ -268,10 +268,8 @@ def _uses(roots: Sequence[Any]) -> Counter[Any]:
 
 def _add(slots: Slots, node: Any, number: int, gradient: Tensor) -> None:
     """Add a gradient to those of a node, in the shape and type of the node's output."""
-    wanted = node.variable if hasattr(node, "variable") else node._input_metadata[number]
-    if gradient.shape != wanted.shape:
-        gradient = gradient.sum_to_size(wanted.shape)
-    gradient = gradient.to(wanted.dtype)
+    wanted = node._input_metadata[number]
+    gradient = gradient.sum_to_size(wanted.shape).to(wanted.dtype)
     mine = slots.setdefault(node, [])
     mine += [None] * (number + 1 - len(mine))
     before = mine[number]
