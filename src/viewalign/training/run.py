@@ -69,7 +69,7 @@ class RunResult:
     step: int
     steps: int
     signal: int | None
-    first: bool = True
+    first: bool
 
     @property
     def finished(self) -> bool:

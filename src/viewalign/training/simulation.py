@@ -241,9 +241,8 @@ class Engine:
             return []
         gradients += [None] * (len(node._input_metadata) - len(gradients))
         made = node.apply(*gradients) if hasattr(node, "_forward_cls") else node(*gradients)
-        for saved in self._read:
-            saved.clear()
-        self._read.clear()
+        while self._read:
+            self._read.pop().clear()
         made = made if isinstance(made, tuple) else (made,)
         edges = zip(node.next_functions, made, strict=False)
         return [(follower, number, one) for (follower, number), one in edges if follower is not None]
