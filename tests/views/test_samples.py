@@ -181,3 +181,14 @@ def test_a_quarter_of_the_box_around_what_a_pair_shares_must_be_shared(legs, exp
     middle = 27.5 + across * (4 * 8 - legs / 3**0.5)
     views[1, :, 3] = middle - views[1, :, :3] @ torch.full((3,), 7.5, dtype=torch.float64)
     assert tries(np.ones((40, 40, 40)), views, min_foreground=0.01, redraws=3) == expected
+
+
+@pytest.mark.parametrize(("count", "share"), [(4, 1 / 4), (3, 1 / 3), (1, 1.0)])
+def test_of_many_views_the_mean_foreground_counts(count, share):
+    """The first lies in the foreground, the others beside it."""
+    volume = np.zeros((16, 16, 64), dtype=np.float32)
+    volume[..., :16] = 1
+    views = affines.identity(count)
+    views[:, 2, 3] = 16.0 * torch.arange(count)
+    assert tries(volume, views, min_foreground=share - 1e-6, redraws=3) == 1
+    assert tries(volume, views, min_foreground=share + 1e-6, redraws=3) == 4
