@@ -43,6 +43,15 @@ def test_terms_of_weight_0_cost_nothing():
     assert plain < aligned < whole
 
 
+@pytest.mark.parametrize("left", ["consistency", "contrastive"])
+def test_features_are_compared_for_either_term(left):
+    """Which takes dense features and a teacher, while a reconstruction takes neither."""
+    off = {name: f"objectives.{name}_weight=0" for name in ("consistency", "contrastive")}
+    none = step_flops(load("cva-resenc-xs", ["views.patch_size=32", *off.values()]))
+    del off[left]
+    assert step_flops(load("cva-resenc-xs", ["views.patch_size=32", *off.values()])) > none
+
+
 def test_operations_of_the_heads_are_counted_as_their_layers_have():
     own = ["views.patch_size=32", "heads.width=24", "heads.predictor_width=8", "objectives.cells=[2,3,4]"]
     backbone = build_backbone("resenc-xs", (32, 32, 32))
@@ -113,6 +122,18 @@ def test_time_on_an_a100():
 def test_rate_of_this_machine():
     assert measured_flops("fp32", seconds=0.1) > 1e8
     assert 0 < measured_step(load("cva-resenc-xs", ["views.patch_size=16", "batch=2"]), "fp32", repeats=1) < 120
+
+
+def test_a_step_takes_the_shortest_of_the_times_after_a_warm_up(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.0])
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    recipe = load("mae-resenc-xs", ["views.patch_size=16", "batch=2", "network=resenc-xxs"])
+    assert measured_step(recipe, "fp32", repeats=2, device="cpu") == 2.0
+
+
+def test_artificial_volumes_are_1_4_times_as_large_as_a_view():
+    samples = throughput.artificial_samples(load("mae-resenc-xs", ["views.patch_size=[16,32,48]"]), 3)
+    assert [sample.shape for sample in samples] == [(22, 45, 67)] * 3
 
 
 def test_a_measured_rate_counts_the_operations_of_forward_and_backward(monkeypatch):

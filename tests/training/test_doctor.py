@@ -74,6 +74,18 @@ def test_each_problem_has_a_remedy(changes, level, text, remedy):
 
 
 @pytest.mark.parametrize(
+    ("name", "least"), [("memory", 8 * 10**9), ("shm", 2 * 10**9), ("open_files", 4096), ("free", 20 * 10**9)]
+)
+def test_what_is_least_suffices_and_one_less_does_not(name, least):
+    def having(value):
+        given = (FolderInfo(Path("/f"), "ext4", value, True),) if name == "free" else value
+        return findings(**{"folders" if name == "free" else name: given})
+
+    assert having(least) == []
+    assert [finding.level for finding in having(least - 1)] == ["watch"]
+
+
+@pytest.mark.parametrize(
     ("capability", "text"),
     [((7, 0), "fp16 with a gradient scaler"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
 )

@@ -47,6 +47,7 @@ def test_a_dry_run_of_a_resumption_starts_at_the_newest_checkpoint(tiny_recipe, 
     finished = dry_run(tiny_recipe(steps=2), resume=True)
     assert (finished.step, finished.seconds) == (2, None)
     assert "is finished: 2 steps" in finished.text()
+    dry_run(tiny_recipe(f"init.weights={tmp_path / 'run'}", out="other"))
     assert everything_in(tmp_path) == before
 
 

@@ -124,6 +124,27 @@ def test_a_process_that_waits_for_ever_is_ended(monkeypatch, capsys):
     assert "viewalign: process 1 of 2: Out of memory" in capsys.readouterr().err
 
 
+def test_a_store_without_an_announcement_is_asked_again_and_not_waited_for(monkeypatch):
+    """Its `get` waits until somebody sets the key."""
+    asked, waits = threading.Semaphore(0), []
+
+    class Quiet:
+        def check(self, _):
+            asked.release()
+            return False
+
+        def get(self, _):
+            waits.append(asked.release(3))
+            return b""
+
+    monkeypatch.setattr(failures.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(failures, "_get_default_store", Quiet)
+    monkeypatch.setattr(failures, "_POLL", 0.01)
+    with Failures() as others:
+        assert all(asked.acquire(timeout=60) for _ in range(3))
+    assert (others.sentence, waits) == ("", [])
+
+
 def test_a_single_process_announces_nothing():
     with Failures() as others:
         others.announce("nobody hears this")

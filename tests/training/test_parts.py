@@ -112,6 +112,29 @@ def test_the_check_of_coordinates_measures_a_shift_along_any_axis(axis, monkeypa
     assert run.ramp_error(views, seeds=1) == pytest.approx(0.5, abs=1e-3)
 
 
+def test_checks_of_coordinates_use_volumes_of_twice_the_view_with_at_most_48_voxels_more(monkeypatch):
+    views = load("cva-resenc-xs", ["views.patch_size=[16,48,96]"]).views
+    shapes = []
+
+    class Seen(Exception):  # noqa: N818
+        pass
+
+    def sampled(array, *_):
+        shapes.append(array.shape)
+        raise Seen
+
+    def released(rng, shape, *_):
+        shapes.append((3, *shape))
+        raise Seen
+
+    monkeypatch.setattr(run, "sample_views", sampled)
+    monkeypatch.setattr(run, "sample_latentcampus", released)
+    for check in (run.ramp_error, run.released_error):
+        with pytest.raises(Seen):
+            check(views)
+    assert shapes == [(3, 32, 96, 144)] * 2
+
+
 def test_split_is_by_subject_with_limits():
     subjects = np.repeat(np.arange(300), 3)
     split = data.split_by_subject(subjects, 0.01, seed=0)
@@ -130,6 +153,37 @@ def test_a_row_is_in_the_file_before_the_log_is_closed(tmp_path):
     log.row("train", 1, {"loss": 2.0})
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": 2.0}
     log.close()
+
+
+def test_rows_of_which_a_write_takes_a_part_are_whole_in_the_file(tmp_path):
+    class Narrow:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(data[:7])
+
+        def close(self):
+            self.file.close()
+
+    log = logs.RunLog(tmp_path / "log.jsonl")
+    log._file = Narrow(log._file)
+    log.row("train", 1, {"loss": 2.0})
+    log.row("train", 2, {"loss": 1.0})
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"kind": "train", "step": step, "loss": 3.0 - step} for step in (1, 2)]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(2, [0, 1, 2]), (0, [])])
+def test_a_log_is_continued_after_the_step_where_the_run_begins(tmp_path, step, kept):
+    """A run that begins at its first step has no rows to continue."""
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"kind": "train", "step": k}) + "\n" for k in range(4)))
+    log = logs.RunLog(path, step)
+    log.row("train", 7, {})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*kept, 7]
 
 
 @pytest.mark.parametrize(
@@ -163,11 +217,12 @@ def test_a_scalar_of_some_steps_is_averaged_over_these():
     assert averages.take() == {"loss": 1.0, "rare": 2.0}
 
 
+@pytest.mark.parametrize("before", [[(1.0, 3.0)], [(1.0, 3.0), (4.0, 8.0)]])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_averages_of_two_processes_are_restored_by_any_number(processes):
-    """The mean over processes is that of the two."""
+def test_averages_of_one_or_two_processes_are_restored_by_any_number(processes, before):
+    """The mean over processes is that of those before."""
     states = []
-    for values in ((1.0, 3.0), (4.0, 8.0)):
+    for values in before:
         averages = logs.MetricAccumulator()
         for value in values:
             averages.add({"loss": torch.tensor(value)})
@@ -178,7 +233,7 @@ def test_averages_of_two_processes_are_restored_by_any_number(processes):
         after.restore(states, rank, processes, torch.device("cpu"))
         after.add({"loss": torch.tensor(5.0)})
         found.append(after.take()["loss"])
-    assert sum(found) / processes == pytest.approx((1 + 3 + 5 + 4 + 8 + 5) / 6)
+    assert sum(found) / processes == pytest.approx(np.mean([(*values, 5.0) for values in before]))
 
 
 def test_progress_without_a_terminal():

@@ -86,3 +86,20 @@ def test_a_montage_has_the_middle_slices_in_a_row_for_each_volume():
     assert (image[:6, :4] == 0).all()
     assert (image[:6, 12:] == round(255 / 50)).all()
     assert not image[6:].any()
+
+
+def test_a_montage_shows_the_range_from_the_1st_to_the_99th_percentile():
+    values = np.arange(101, dtype=np.float16)
+    (row,) = pictures.montage({"views": values.reshape(1, 1, 1, 101)})
+    expected = ((values.astype(np.float64) - 1) / 98).clip(0, 1) * 255
+    assert np.abs(row - expected).max() <= 0.5 + 1e-3
+
+
+def test_written_arrays_are_read_as_they_were(tmp_path):
+    arrays = {"views": np.arange(6, dtype=np.float16).reshape(1, 2, 3), "volume2.step": np.array(7)}
+    pictures.write(tmp_path / "pictures.npz", arrays)
+    found = pictures.read(tmp_path / "pictures.npz")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert np.array_equal(found[name], array)

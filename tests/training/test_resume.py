@@ -133,7 +133,9 @@ def test_rows_after_the_last_checkpoint_are_not_written_twice(tiny_recipe):
         file.write(json.dumps({"kind": "train", "step": 9, "loss": 1.0}) + "\n")
         file.write('{"kind": "train", "step": 10, "lo')  # the line a killed process was writing
     resumed = pretrain(tiny_recipe(steps=3), resume="auto")
-    assert max(row["step"] for row in read_log(resumed.folder.log)) == 3
+    rows = read_log(resumed.folder.log)
+    assert max(row["step"] for row in rows) == 3
+    assert "extended" not in [row.get("event") for row in rows]
 
 
 def test_workers_do_not_change_the_run(tiny_recipe):

@@ -3,6 +3,7 @@
 import multiprocessing.connection
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,19 @@ def test_a_run_that_hangs_outside_python_is_ended_with_its_last_checkpoint_named
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "SIGTERM: the run does not respond" in done.stderr
     assert "step 7" in done.stderr
+
+
+def test_only_signals_that_stop_a_run_are_received():
+    """The end of a reader wakes up the thread too."""
+    request = StopRequest()
+    request._before = {signal.SIGTERM: signal.SIG_DFL}
+    reading, writing = socket.socketpair()
+    writing.send(bytes([signal.SIGCHLD, signal.SIGTERM, signal.SIGCHLD]))
+    assert request._received(reading, 60) == signal.SIGTERM
+    with pytest.raises(TimeoutError):
+        request._received(reading, 0.01)
+    writing.close()
+    assert request._received(reading, 60) is None
 
 
 def test_long_steps_are_waited_for(monkeypatch):

@@ -1,5 +1,7 @@
 """Memory of a step on a simulated GPU, against figures worked out independently and against a real backward pass."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from run_fixtures import tiny_network
@@ -9,6 +11,8 @@ from viewalign.methods.registry import METHODS
 from viewalign.recipes.loading import load, names
 from viewalign.training import simulation
 from viewalign.training.simulation import Engine, simulated_peak
+from viewalign.training.throughput import artificial_samples
+from viewalign.views.batch import build_views
 
 SMALL = ["views.patch_size=32", "batch=4"]
 SHORT = {"cva", "mae", "gvsl"}
@@ -57,6 +61,41 @@ def test_every_method_can_be_simulated(method):
     small = load(recipe, ["batch=4", f"views.patch_size={list(size)}", tiny_network(recipe)])
     state = 4 * sum(p.numel() for p in simulation.build_method(small).parameters())
     assert 2 * state < simulated_peak(small, "bf16") < 4e9
+
+
+@pytest.mark.parametrize(("name", "moments"), [("sgd", 1), ("adamw", 2)])
+def test_an_optimizer_keeps_one_or_two_numbers_per_trainable_parameter(name, moments):
+    method = nn.Linear(3, 2)
+    method.bias.requires_grad_(False)
+    recipe = load("mae-resenc-xs", [f"optim.name={name}"])
+    assert [one.shape for one in simulation._moments(method, recipe)] == [(2, 3)] * moments
+
+
+def test_the_optimizers_state_and_the_next_batch_are_there_during_a_step(monkeypatch):
+    monkeypatch.setattr(simulation, "_step", lambda *_: None)
+    own = ["network=resenc-xxs", "views.patch_size=16"]
+
+    def peak(name, batch):
+        return simulated_peak(load("mae-resenc-xs", [*own, f"optim.name={name}", f"batch={batch}"]), "bf16")
+
+    method = simulation.build_method(load("mae-resenc-xs", own))
+    moments = sum(-(-4 * p.numel() // 512) * 512 for p in method.parameters() if p.requires_grad)
+    assert peak("adamw", 2) - peak("sgd", 2) == moments
+    voxels = 16**3
+    assert peak("sgd", 4) - peak("sgd", 2) == 2 * 2 * (4 + 4 + 1) * voxels, "views, targets and validity, twice"
+
+
+def test_an_enlarged_batch_has_the_shapes_of_one_of_more_volumes():
+    recipe = load("dino-resenc-xs", ["views.patch_size=16", "batch=2"])
+    small, large = (build_views(artificial_samples(recipe, count), recipe.views.patch_size, None) for count in (1, 3))
+    with simulation._Counted():
+        enlarged = simulation._enlarged(small, 3)
+    for one, other in ((enlarged, large), (enlarged.local, large.local)):
+        for field in fields(other):
+            value = getattr(other, field.name)
+            if isinstance(value, torch.Tensor):
+                assert getattr(one, field.name).shape == value.shape, field.name
+                assert getattr(one, field.name).dtype == value.dtype, field.name
 
 
 @pytest.mark.slow

@@ -39,6 +39,15 @@ def test_tensorboard_has_settings_and_pictures(tmp_path):
     assert b"lr: 0.1" in text.tensor_proto.string_val[0]
 
 
+def test_a_row_is_in_tensorboards_file_before_it_is_closed(tmp_path):
+    tracker = TensorBoardTracker(tmp_path, 0)
+    (file,) = tmp_path.iterdir()
+    before = file.stat().st_size
+    tracker.row("train", 1, {"loss": 0.5})
+    assert file.stat().st_size > before > 0
+    tracker.close()
+
+
 def test_tensorboard_reads_the_rows_of_a_resumed_run(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

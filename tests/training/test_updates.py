@@ -7,9 +7,13 @@ import torch
 from second_device import DEVICE, count_waits, second_device
 
 from viewalign.networks import teacher
-from viewalign.training import optimizers
+from viewalign.recipes.loading import load
+from viewalign.training import loop, optimizers
 from viewalign.training.optimizers import update_if_finite
+from viewalign.training.run import pretrain
+from viewalign.training.throughput import artificial_samples
 from viewalign.utils.precision import read_later, send
+from viewalign.views.batch import build_views
 
 SCALES = [float("nan"), 1.0, 2.0, float("inf"), 3.0]
 
@@ -86,6 +90,22 @@ def test_loaded_states_keep_the_implementation_of_the_step():
     assert len(loaded.state) == 2
 
 
+def test_volumes_with_a_value_that_is_not_finite_in_any_view_are_suspects():
+    recipe = load("cva-resenc-xs", ["views.patch_size=16"])
+    batch = build_views(artificial_samples(recipe, 4), recipe.views.patch_size, None)
+    volumes = batch.volume_id.tolist()
+    assert optimizers.volumes_of(batch) == (volumes, [])
+    batch.views[0, 1, 0, 3, 4, 5], batch.views[1, 3, 0, 0, 0, 0] = float("nan"), float("inf")
+    assert optimizers.volumes_of(batch) == (volumes, [volumes[1], volumes[3]])
+
+
+def test_a_state_of_more_groups_does_not_fit():
+    layer = torch.nn.Linear(3, 2)
+    saved = torch.optim.SGD([{"params": [layer.weight]}, {"params": [layer.bias]}], lr=0.1)
+    with pytest.raises(ValueError):
+        optimizers.load_state(torch.optim.SGD([layer.weight], lr=0.1), saved.state_dict())
+
+
 def test_read_later_does_not_wait_for_later_work():
     assert read_later(torch.tensor(2.5))() == 2.5
     with second_device():
@@ -94,3 +114,20 @@ def test_read_later_does_not_wait_for_later_work():
             read = read_later(value)
             assert read() == 2.5
         assert not waits
+
+
+def test_updates_of_a_run_are_numbered_and_have_the_rate_of_the_schedule(tiny_recipe, monkeypatch):
+    """And its page is shown until the last step is done, and then for good."""
+    seen, shown = [], []
+
+    def update(method, optimizer, norm, number):
+        seen.append((number, {group["lr"] for group in optimizer.param_groups}))
+        return update_if_finite(method, optimizer, norm, number)
+
+    monkeypatch.setattr(loop, "update_if_finite", update)
+    recipe = tiny_recipe("optim.lr=0.5", "optim.warmup_steps=2", steps=3)
+    pretrain(recipe, page=lambda root, last: shown.append(last))
+    rates = [optimizers.learning_rate(k, 3, 0.5, 2, recipe.optim.power) for k in range(3)]
+    assert seen == [(k + 1, {rate}) for k, rate in enumerate(rates)]
+    assert len(shown) > 1
+    assert (set(shown[:-1]), shown[-1]) == ({False}, True)

@@ -108,7 +108,7 @@ def test_an_axis_of_one_cell_is_constant():
     thin = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 4, 1)
     where = torch.tensor([[[1.5, 0.0, -0.4], [2.25, 1.0, 0.0], [3.5, 2.0, 0.3]]]).double()
     assert torch.allclose(alignment.sample(thin, where)[0, :, 0], torch.tensor([1.5, 2.25, 3.5]))
-    assert feature_grids.resize(thin, (4, 4, 6)).shape == (1, 1, 4, 4, 6)
+    assert torch.equal(feature_grids.resize(thin, (4, 4, 6)), thin.expand(1, 1, 4, 4, 6))
     eye = affines.identity(1)
     found = alignment.find_correspondences(eye, eye, (64, 64, 16), [(16, 16, 16), (4, 4, 1)], cells=7)
     assert found.cells == (7, 7, 7)

@@ -88,3 +88,19 @@ def test_the_overlap_of_a_view_and_a_smaller_or_turned_one():
     assert share == pytest.approx(2 * (2**0.5 - 1), abs=0.01)
     half = shifted(5, 0, 0)
     assert lattice.overlap_fraction(torch.cat([affines.identity(1), half]), (10, 10, 10)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_edges_of_a_view_are_inside_it(axis):
+    points = torch.full((4, 3), 3.0, dtype=torch.float64)
+    points[:, axis] = torch.tensor([-0.5, SIZE[axis] - 0.5, -0.5001, SIZE[axis] - 0.4999])
+    assert lattice.inside(points[None], affines.identity(1), SIZE).tolist() == [[True, True, False, False]]
+
+
+def test_views_differ_by_a_translation_or_not_whatever_the_leading_axes():
+    maps = affines.identity(2, 4)
+    maps[..., 3] = torch.arange(3.0)
+    maps[0, 1, 2, 0], maps[1, 3, 0, 2] = 0.1, -0.1
+    expected = torch.ones(2, 4, dtype=torch.bool)
+    expected[0, 1] = expected[1, 3] = False
+    assert torch.equal(affines.same_frame(maps, affines.identity(2, 4)), expected)

@@ -7,7 +7,7 @@ from viewalign.views import affines
 from viewalign.views.batch import build_views
 from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.samples import ArraySource, SampleReader, StepSampler, enclosing_box
-from viewalign.views.sampling import ViewSamplingConfig
+from viewalign.views.sampling import SampledViews, ViewSamplingConfig
 
 CONFIG = ViewSamplingConfig((16, 16, 16))
 
@@ -136,3 +136,59 @@ def test_the_box_of_a_view_outside_the_volume_is_one_voxel_inside_it():
     beyond = affines.identity(1)
     beyond[0, :, 3] = torch.tensor([100.0, -100.0, 3.0])
     assert enclosing_box(beyond, (8, 8, 8), (32, 30, 28)) == ((31, 0, 3), (32, 1, 11))
+
+
+def tries(volume, views, threshold=0.5, **options):
+    """Return how often views of a volume are sampled until they are accepted, if they are the same each time."""
+    source, calls = ArraySource(volume), []
+    source.foreground_threshold = lambda k: threshold
+    number = np.zeros(1, dtype=np.int64)
+
+    def sampler(*_):
+        calls.append(1)
+        return SampledViews(views, 1.0)
+
+    SampleReader(source, number, number, CONFIG, 1, seed=0, sampler=sampler, **options)[0]
+    return len(calls)
+
+
+@pytest.mark.parametrize("plane", [0, 15])
+def test_the_foreground_of_a_view_is_counted_at_eight_places_per_axis_with_both_ends(plane):
+    volume = np.zeros((16, 16, 16), dtype=np.float32)
+    volume[plane] = 1
+    assert tries(volume, affines.identity(1), min_foreground=1 / 8, redraws=3) == 1
+    assert tries(volume, affines.identity(1), min_foreground=1 / 8 + 1e-6, redraws=3) == 4
+    assert tries(volume, affines.identity(1)) == 1
+    volume[:, 8:] = 0
+    assert tries(volume, affines.identity(1)) == 9, "by default a tenth, and eight further tries"
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(3, 1), (2, 4)])
+def test_a_quarter_of_what_a_pair_shares_must_lie_in_the_volume(depth, expected):
+    """Of four points per axis, at 1.5, 5.5, 9.5 and 13.5, a volume of three voxels has the first, one of two none."""
+    volume = np.ones((16, 16, depth), dtype=np.float32)
+    assert tries(volume, affines.identity(2), min_foreground=0.1, redraws=3) == expected
+
+
+@pytest.mark.parametrize(("legs", "expected"), [(6.0, 4), (60.0, 1)])
+def test_a_quarter_of_the_box_around_what_a_pair_shares_must_be_shared(legs, expected):
+    """A face that cuts off a cube's corner shares a sixth of the corner's box: 10 of 64 points."""
+    turned = torch.linalg.qr(torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 0, 1]]).double())[0]
+    across = turned[:, 0] * turned[0, 0].sign()
+    views = affines.identity(2)
+    views[0, :, 3] = 12.0
+    views[1, :, :3] = 4 * torch.column_stack([across, turned[:, 1:]])
+    middle = 27.5 + across * (4 * 8 - legs / 3**0.5)
+    views[1, :, 3] = middle - views[1, :, :3] @ torch.full((3,), 7.5, dtype=torch.float64)
+    assert tries(np.ones((40, 40, 40)), views, min_foreground=0.01, redraws=3) == expected
+
+
+@pytest.mark.parametrize(("count", "share"), [(4, 1 / 4), (3, 1 / 3), (1, 1.0)])
+def test_of_many_views_the_mean_foreground_counts(count, share):
+    """The first lies in the foreground, the others beside it."""
+    volume = np.zeros((16, 16, 64), dtype=np.float32)
+    volume[..., :16] = 1
+    views = affines.identity(count)
+    views[:, 2, 3] = 16.0 * torch.arange(count)
+    assert tries(volume, views, min_foreground=share - 1e-6, redraws=3) == 1
+    assert tries(volume, views, min_foreground=share + 1e-6, redraws=3) == 4

@@ -212,8 +212,7 @@ def lock_run_folder(fabric: Fabric, folder: RunFolder) -> Iterator[None]:
 
 def _raise_on_all(fabric: Fabric, problem: str) -> None:
     """Raise an error of the first process in all processes; otherwise the others would wait for it."""
-    if fabric.world_size > 1:
-        problem = fabric.broadcast(problem)
+    problem = fabric.broadcast(problem)
     if problem:
         raise UserError(problem)
 
@@ -227,9 +226,7 @@ def open_run_folder(fabric: Fabric, recipe: Recipe, resume: bool) -> tuple[RunFo
         except UserError as exclusion:
             problem = str(exclusion)
     _raise_on_all(fabric, problem)
-    if fabric.world_size > 1:
-        recipe = Recipe.model_validate(fabric.broadcast(recipe.model_dump(by_alias=True)))
-    return folder, recipe
+    return folder, fabric.broadcast(recipe)
 
 
 @contextmanager

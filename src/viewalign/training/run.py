@@ -69,7 +69,7 @@ class RunResult:
     step: int
     steps: int
     signal: int | None
-    first: bool = True
+    first: bool
 
     @property
     def finished(self) -> bool:
@@ -169,8 +169,6 @@ def _resumed_state(trainer: Trainer) -> dict[str, Any] | None:
     state = None
     if fabric.is_global_zero:
         state = checkpoints.resume_newest(folder, partial(trainer.note, "checkpoint_damaged"))
-    if fabric.world_size == 1:
-        return state
     step: int | None = fabric.broadcast(None if state is None else state["step"])
     if step is None or fabric.is_global_zero:
         return state

@@ -241,9 +241,8 @@ class Engine:
             return []
         gradients += [None] * (len(node._input_metadata) - len(gradients))
         made = node.apply(*gradients) if hasattr(node, "_forward_cls") else node(*gradients)
-        for saved in self._read:
-            saved.clear()
-        self._read.clear()
+        while self._read:
+            self._read.pop().clear()
         made = made if isinstance(made, tuple) else (made,)
         edges = zip(node.next_functions, made, strict=False)
         return [(follower, number, one) for (follower, number), one in edges if follower is not None]
@@ -268,10 +267,8 @@ def _uses(roots: Sequence[Any]) -> Counter[Any]:
 
 def _add(slots: Slots, node: Any, number: int, gradient: Tensor) -> None:
     """Add a gradient to those of a node, in the shape and type of the node's output."""
-    wanted = node.variable if hasattr(node, "variable") else node._input_metadata[number]
-    if gradient.shape != wanted.shape:
-        gradient = gradient.sum_to_size(wanted.shape)
-    gradient = gradient.to(wanted.dtype)
+    wanted = node._input_metadata[number]
+    gradient = gradient.sum_to_size(wanted.shape).to(wanted.dtype)
     mine = slots.setdefault(node, [])
     mine += [None] * (number + 1 - len(mine))
     before = mine[number]
