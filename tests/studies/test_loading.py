@@ -79,6 +79,7 @@ def test_every_shipped_study_can_be_begun(name, data):
     assert result.output.count("to do") == cells
     assert study.name == name
     assert not headline(name).startswith("base")
+    assert not (data / "out").exists(), "a dry run writes nothing"
 
 
 def test_sizes_and_rows():

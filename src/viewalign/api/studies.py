@@ -40,8 +40,11 @@ class StudyPlan:
     command: tuple[str, ...] = ()
 
     def cells(self, only: str | None = None) -> dict[str, str]:
-        """Return the name and state of each cell; `only` is a pattern of names."""
-        return {cell.name: str(cell.record.get("status", "to do")) for cell in self._chosen(only)}
+        """Return the name and state of each cell; `only` is a pattern of names. Nothing is written."""
+        from viewalign.studies.cells import Grid
+
+        chosen = self._chosen(Grid(self.study, self.folder, prepare=False), only)
+        return {cell.name: str(cell.record.get("status", "to do")) for cell in chosen}
 
     def run(self, only: str | None = None) -> int:
         """Run all unfinished cells, then write the table and the page.
@@ -66,7 +69,7 @@ class StudyPlan:
         def has_time() -> bool:
             return self.minutes is None or time.monotonic() - began < 60 * self.minutes
 
-        code = run_study(grid, has_time, self._chosen(only))
+        code = run_study(grid, has_time, self._chosen(grid, only))
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
             _log.info("%s", table.write(grid, self.summarise(grid)))
             _log.info("Tables: %s/table.md, .csv, .json\nPage: %s", grid.out, write_page(grid.out))
@@ -89,11 +92,9 @@ class StudyPlan:
         script.write_text(slurm_script(self.study, command, str(logs / "%A_%a.log")))
         return logs
 
-    def _chosen(self, only: str | None) -> list[Any]:
+    def _chosen(self, grid: Grid, only: str | None) -> list[Any]:
         from viewalign.studies import cells
-        from viewalign.studies.cells import Grid
 
-        grid = Grid(self.study, self.folder)
         mine = grid.cells if self.shard == "1/1" else cells.share(self.study, grid.cells, self.shard)
         return mine if only is None else cells.only(mine, only)
 

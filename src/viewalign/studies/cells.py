@@ -69,24 +69,29 @@ class Grid:
     Args:
         study: its settings.
         out: the study's folder.
+        prepare: whether to prepare images that are not prepared yet; without, nothing is written, and no cell can be
+            done as long as there is no store.
 
     Raises:
         UserError: missing data or invalid settings, before anything is run.
     """
 
-    def __init__(self, study: Study, out: Path) -> None:
+    def __init__(self, study: Study, out: Path, prepare: bool = True) -> None:
         self.study, self.out = study, out
         root = Path(study.data.root)
         self.labelled = None if study.data.labelled is None else read_labelled(study.data.labelled, root)
         self.recipes = {(arm, seed): self._recipe(arm, seed) for arm in study.arms for seed in study.seeds}
         self._check_common()
-        checked = Evaluator(study, self.labelled, planned_preparation(study.data, root), out)
+        planned = planned_preparation(study.data, root)
+        checked = Evaluator(study, self.labelled, planned, out)
         self.external = {name: read_external(a.encoder, root) for name, a in study.arms.items() if a.encoder}
         own = [self.recipes[arm, study.seeds[0]] for arm in study.arms if arm not in self.external]
         checked.check(own, list(self.external.values()))
-        self.store_path = prepared_store(study.data, root, out)
-        self.evaluator = Evaluator(study, self.labelled, Store.open(self.store_path).recipe, out)
-        self.cells = list(self._cells())
+        self.store_path = prepared_store(study.data, root, out, prepare)
+        index = self.store_path / "index.json"
+        there = prepare or index.is_file()
+        self.evaluator = Evaluator(study, self.labelled, Store.open(self.store_path).recipe, out) if there else checked
+        self.cells = list(self._cells(hashlib.sha256(index.read_bytes() if there else b"").hexdigest()))
 
     def _recipe(self, name: str, seed: int) -> Recipe:
         study, arm = self.study, self.study.arms[name]
@@ -103,8 +108,8 @@ class Grid:
             if all(key in keys for keys in unused):
                 raise UserError(f"common: {key} has no effect in any arm: {unused[0][key]}.")
 
-    def _cells(self) -> Iterator[Cell]:
-        index = hashlib.sha256((self.store_path / "index.json").read_bytes()).hexdigest()
+    def _cells(self, index: str) -> Iterator[Cell]:
+        """Yield the cells for a store whose index has this digest."""
 
         @cache
         def pretraining(name: str, seed: int) -> Cell:

@@ -261,15 +261,15 @@ def planned_preparation(data: DataSettings, root: Path) -> Mapping[str, Any]:
     return PrepareSettings.model_validate(data.source.prepare).model_dump(mode="json")
 
 
-def prepared_store(data: DataSettings, root: Path, out: Path) -> Path:
-    """Return the pretraining store, preparing it if necessary; other processes of the study wait."""
+def prepared_store(data: DataSettings, root: Path, out: Path, prepare: bool = True) -> Path:
+    """Return the pretraining store; with `prepare` it is prepared if it is missing, and other processes wait."""
     if data.source is None:
         return root / (data.store or "")
     source = data.source
     folder = first_existing(root, source.folder)
     files = [[path.name, path.stat().st_size] for pattern in source.only or ["*"] for path in folder.glob(pattern)]
     place = out / "data" / digest_of([source.prepare, sorted(files)])
-    if not (place / "store" / "index.json").is_file():
+    if prepare and not (place / "store" / "index.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
         with locked(place / ".lock", math.inf):
             if not (place / "store" / "index.json").is_file():
