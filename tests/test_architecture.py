@@ -90,6 +90,7 @@ def test_import_and_help_load_nothing_heavy(command):
     assert "LOADED []" in out.stdout, out.stdout + out.stderr
 
 
+@pytest.mark.slow
 def test_worker_processes_load_no_torch():
     """It would take seconds and half a gigabyte in each of them."""
     modules = (

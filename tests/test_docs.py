@@ -67,6 +67,7 @@ def test_a_notebook_runs(page, tmp_path, monkeypatch):
             exec(compile("".join(cell["source"]), page.name, "exec"), scope)
 
 
+@pytest.mark.slow
 def test_the_geometry_page_s_program_proves_its_claim():
     code = re.search(r"```python\n(.*?)```", (DOCS / "geometry.md").read_text(), re.S).group(1)
     assert len(code.strip().splitlines()) <= 12

@@ -108,6 +108,7 @@ def difference(got, wanted):
     return float((got - wanted).norm() / wanted.norm())
 
 
+@pytest.mark.slow
 def test_the_hub_gets_every_file_that_nnunet_fetches(exported):
     names = {path.name for path in exported.path.iterdir()}
     assert set(clients.NNUNET.files) <= names

@@ -25,6 +25,8 @@ from viewalign.data.readers.itk import sitk
 from viewalign.data.store import Store
 from viewalign.errors import ExcludedImageError
 
+pytestmark = pytest.mark.slow
+
 PEAK = 600e6
 """Bytes a process may take, beside six times the largest volume that was let in."""
 RUN = """

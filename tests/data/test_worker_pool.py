@@ -55,6 +55,7 @@ def test_a_killed_worker_is_distinguished_from_a_crash() -> None:
     assert "lack of memory" in result.reason
 
 
+@pytest.mark.slow
 def test_a_hanging_job_is_ended_and_the_others_continue() -> None:
     begin = time.monotonic()
     results = dict(run_jobs(eval, ["1", HANG, "2", "3"], workers=1, seconds=2.0))

@@ -101,6 +101,7 @@ def test_modes_and_generators_are_restored():
     assert not backbone.feature_decoder.training
 
 
+@pytest.mark.slow
 def test_invalid_tasks_are_rejected_before_any_step(tmp_path, task, store):
     def make(*more):
         return load("cva-resenc-xs", settings(store, tmp_path / "run", f"validate.probe.task={task}", *more))

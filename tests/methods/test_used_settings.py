@@ -55,6 +55,7 @@ def settings_of_sampling(recipe):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_declared_settings_are_the_used_ones(recipe):
     made = loading.load(recipe)

@@ -10,6 +10,8 @@ import viewalign
 from viewalign.data.readers.itk import sitk
 from viewalign.reports.run import write_report
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
@@ -102,7 +104,6 @@ def test_padding_and_marks_are_drawn(browser, page_path):
     page.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_tables_of_a_catalogue_break_no_words(browser, tmp_path, width):
     voxels = np.random.default_rng(0).normal(5, 1, (6, 20, 22)).astype(np.float32)

@@ -86,6 +86,7 @@ def test_the_plan_of_a_segmentation(store, dataset, tmp_path):
     assert viewalign.gain(store, dataset, tmp_path / "gain", **QUICK).study == study, "the same split again"
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_task_splits_and_samples_its_cases(store, task, tmp_path):
     plan = viewalign.gain(store, task, tmp_path / "gain", **QUICK)
     assert list(plan.study.evaluations) == ["tuned-2", "tuned-all", "frozen-2"]

@@ -99,6 +99,7 @@ def test_without_variance_between_cases_the_interval_is_students_over_seeds():
     assert (one.low, one.high) == pytest.approx((low, high))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [(0.02, 0.0, 0.05), (0.0, 0.05, 0.05), (0.02, 0.05, 0.05), (0.0, 0.0, 0.05)])
 def test_the_interval_covers_zero_in_at_least_95_percent_of_simulations(scales):
     rng, covered, shapes = np.random.default_rng(1), [], [(3, 1), (1, 15), (3, 15)]

@@ -61,6 +61,7 @@ def loaded(source, size):
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(12, 12, 12), (12, 12, 8), (8, 12, 16), (16, 8, 12)])
 @torch.no_grad()
 def test_repaired_weights_give_the_defective_network_s_features(size, tmp_path):

@@ -39,6 +39,7 @@ def test_a_run(tiny_run, tmp_path):
     assert [path.name for path, _ in verify(run).problems] == ["step_00000002", "log.jsonl"]
 
 
+@pytest.mark.slow
 def test_an_export(tiny_run, tmp_path):
     export = export_run(tiny_run, tmp_path / "export")
     assert (verify(export).kind, verify(export).checked, verify(export).problems) == ("export", 3, [])

@@ -90,6 +90,7 @@ def test_a_name_gives_the_figures_of_its_class(name):
     assert recipe.objectives.dense == ("decoder" if "FeatConDec" in name else "encoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_every_name_s_settings_are_valid(network):
     for trainer in NETWORKS[network].values():

@@ -135,6 +135,7 @@ def test_without_the_extra_the_reason_names_cause_and_command(
         read_volume(tmp_path / "0.dcm")
 
 
+@pytest.mark.slow
 def test_a_conversion_has_limits_of_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dcm2niix, "_SECONDS", 1)
     with pytest.raises(dcm2niix.ConversionError, match="took more than"):
