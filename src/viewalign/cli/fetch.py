@@ -13,7 +13,7 @@ import typer
 
 from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.errors import UserError
-from viewalign.utils.text import counted
+from viewalign.utils.text import counted, size_text
 
 if TYPE_CHECKING:
     from viewalign.weights.published import PublishedEncoder
@@ -128,8 +128,6 @@ def _fetch_weights(name: str, out: Path | None, patterns: tuple[str, ...], yes: 
 
 def _consent(about: str, licence: str, cite: str, size: int, yes: bool) -> None:
     """Show description, licence and size, and ask for confirmation."""
-    from viewalign.utils.text import size_text
-
     for what, text in (("What", about), ("Licence", licence), ("Cite", cite), ("Size", size_text(size))):
         if text:
             typer.echo(f"{what + ':':<9}{text}")

@@ -10,7 +10,7 @@ import typer
 
 from viewalign.cli.grammar import Result, command, settings_of
 from viewalign.utils.console import EXIT_CODE, print_first, show_excluded, stages
-from viewalign.utils.text import counted
+from viewalign.utils.text import counted, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,6 @@ def show_table(console: Console, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from viewalign.data.inputs import ignored_types
-    from viewalign.utils.text import size_text
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")

@@ -123,7 +123,7 @@ def prepare_records(
         shard: which part of the work this run does; default all of it.
         executor: any of `concurrent.futures`, such as Dask's; default processes of this machine.
         limits: time and size that one file may ask for.
-        prune: called with entries whose image left `records`; returns whether to remove them. Not with several parts.
+        prune: called with entries whose image left `records`; returns whether to remove them (default: they stay).
 
     Raises:
         UserError: most files are out of reach, so that nothing was begun; the folder holds something else or a store of

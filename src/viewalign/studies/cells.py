@@ -82,8 +82,7 @@ class Grid:
         self.labelled = None if study.data.labelled is None else read_labelled(study.data.labelled, root)
         self.recipes = {(arm, seed): self._recipe(arm, seed) for arm in study.arms for seed in study.seeds}
         self._check_common()
-        planned = planned_preparation(study.data, root)
-        checked = Evaluator(study, self.labelled, planned, out)
+        checked = Evaluator(study, self.labelled, planned_preparation(study.data, root), out)
         self.external = {name: read_external(a.encoder, root) for name, a in study.arms.items() if a.encoder}
         own = [self.recipes[arm, study.seeds[0]] for arm in study.arms if arm not in self.external]
         checked.check(own, list(self.external.values()))

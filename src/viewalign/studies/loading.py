@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from viewalign.recipes import loading as recipes
 from viewalign.studies import settings as models
 from viewalign.studies.settings import Study
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested
-from viewalign.utils.settings import Settings, absolute_paths, merged
+from viewalign.utils.settings import Settings, absolute_paths, merged, with_home
 
 _MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
 _KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
@@ -105,8 +104,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         study = merged(study, tree if file is None else absolute_paths(tree, Study, file.parent))
         data = study.get("data")
         if file is not None and isinstance(data, dict):
-            root = Path(str(data.get("root") or "")).expanduser()
-            study["data"] = {**data, "root": str(file.parent.absolute() / root)}
+            study["data"] = {**data, "root": str(file.parent.absolute() / with_home(str(data.get("root") or "")))}
     return study
 
 

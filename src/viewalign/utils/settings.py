@@ -223,7 +223,7 @@ def read_words(words: Sequence[str], model: type[BaseModel] | None = None) -> di
     tree: dict[str, Any] = {}
     for key, value in map(read_override, words):
         if key == "config":
-            file = Path(str(value)).expanduser()
+            file = Path(with_home(str(value)))
             own = nested(read_yaml(file))
             tree = merged(own if model is None else absolute_paths(own, model, file.parent), tree)
         else:

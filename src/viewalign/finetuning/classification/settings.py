@@ -28,6 +28,7 @@ from viewalign.utils.settings import (
     nested,
     parse_yaml,
     read_yaml,
+    with_home,
 )
 from viewalign.views.intensity_config import IntensityConfig
 
@@ -156,7 +157,7 @@ def load_training(recipe: str | None, settings: Mapping[str, Any] | None = None)
 
 
 def _read(recipe: str) -> dict[str, Any]:
-    file = Path(recipe).expanduser()
+    file = Path(with_home(recipe))
     if file.suffix in (".yaml", ".yml") and file.is_file():
         return absolute_paths(read_yaml(file), TaskTraining, file.parent)
     if recipe in recipe_names():
