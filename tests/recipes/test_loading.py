@@ -5,13 +5,14 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.recipes import loading
+from viewalign.recipes.files import RECIPES
 
 
-@pytest.mark.parametrize("name", loading.names())
+@pytest.mark.parametrize("name", RECIPES.names())
 def test_every_recipe_is_valid_and_described(name):
     recipe = loading.load(name)
     assert recipe.method
-    assert re.fullmatch(r".{20,}\.", loading.headline(name)), "a complete sentence"
+    assert re.fullmatch(r".{20,}\.", RECIPES.headline(name)), "a complete sentence"
 
 
 def test_the_published_settings():

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.recipes import loading
+from viewalign.recipes.files import RECIPES
 from viewalign.recipes.unused import idle_sentences, settled, unread
 
 pytestmark = pytest.mark.slow
@@ -70,7 +71,7 @@ def test_a_file_of_the_user_is_warned_of_and_runs(tmp_path, told_of):
     assert len(told_of(tmp_path / "mine_too.yaml")) == 2, "what stands in a base of one's own counts too"
 
 
-@pytest.mark.parametrize("recipe", loading.names())
+@pytest.mark.parametrize("recipe", RECIPES.names())
 def test_shipped_recipes_and_their_print_have_no_warning(recipe, tmp_path, told_of):
     made = loading.load(recipe)
     printed = yaml.safe_load(loading.to_yaml(made))
@@ -85,10 +86,10 @@ def test_shipped_recipes_and_their_print_have_no_warning(recipe, tmp_path, told_
     assert loading.load(str(tmp_path / "copy.yaml")) == made
 
 
-@pytest.mark.parametrize("recipe", loading.names())
+@pytest.mark.parametrize("recipe", RECIPES.names())
 def test_a_shipped_recipe_states_nothing_that_it_does_not_read(recipe):
     """Its own file; what a base states for others is another matter."""
-    tree = yaml.safe_load(loading.resources.files("viewalign.recipes").joinpath(f"{recipe}.yaml").read_text())
+    tree = yaml.safe_load(RECIPES._text(recipe))
     tree.pop("base", None)
     stated = [key for key, _ in loading._flat(tree, loading._known(loading.load(recipe).method))]
     assert list(idle_sentences(loading._checked(loading._read(recipe)[0], recipe), stated, recipe)) == []

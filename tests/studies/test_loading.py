@@ -13,6 +13,7 @@ from viewalign.data.prepare import prepare_catalogue
 from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
+from viewalign.recipes.files import STUDIES
 from viewalign.studies.labelled import (
     Labelled,
     LabelledCase,
@@ -22,7 +23,7 @@ from viewalign.studies.labelled import (
     matching,
     read_labelled,
 )
-from viewalign.studies.loading import headline, load, names
+from viewalign.studies.loading import load
 from viewalign.studies.settings import LabelledSettings
 from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
@@ -68,7 +69,9 @@ SHORT = {"ablation-primus-laptop", "methods-resenc-laptop", "organs-cine-laptop"
 """Studies that the short suite begins; the long one begins all."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SHORT else [pytest.mark.long]) for n in names()])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SHORT else [pytest.mark.long]) for n in STUDIES.names()]
+)
 def test_every_shipped_study_can_be_begun(name, data):
     """It is laid out on data of its kind, as `--dry-run` does: recipes, settings and evaluations are checked."""
     pytest.importorskip("nnunetv2")
@@ -78,7 +81,7 @@ def test_every_shipped_study_can_be_begun(name, data):
     cells = len(study.arms) * len(study.seeds) * (1 + len(study.evaluations))
     assert result.output.count("to do") == cells
     assert study.name == name
-    assert not headline(name).startswith("base")
+    assert not STUDIES.headline(name).startswith("base")
     assert not (data / "out").exists(), "a dry run writes nothing"
 
 
@@ -96,7 +99,7 @@ def test_sizes_and_rows():
         assert {"released", "exact", "independent"} < set(load(f"geometry-{size}").arms)
     assert load("geometry-one-gpu").evaluations["tuned"].settings["epochs"] == 50
     listed = CliRunner().invoke(app, ["study", "--list"]).output
-    assert all(name in listed for name in names())
+    assert all(name in listed for name in STUDIES.names())
     assert "_folders" not in listed
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from viewalign.errors import UserError
-from viewalign.finetuning.classification.settings import load_training, recipe_names
+from viewalign.finetuning.classification.settings import load_training
+from viewalign.recipes.files import TASK_RECIPES
 from viewalign.utils.precision import choose_device, send
 
 
@@ -27,7 +28,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
         choose_device("tpu")
 
 
-@pytest.mark.parametrize("recipe", [None, *recipe_names()])
+@pytest.mark.parametrize("recipe", [None, *TASK_RECIPES.names()])
 def test_no_recipe_of_a_task_is_bound_to_the_cpu(recipe: str | None) -> None:
     assert load_training(recipe).device == "auto"
 

@@ -151,9 +151,9 @@ def list_recipes() -> dict[str, str]:
             print(name, line)
         ```
     """
-    from viewalign.recipes import loading
+    from viewalign.recipes.files import RECIPES
 
-    return {name: loading.headline(name) for name in loading.names()}
+    return {name: RECIPES.headline(name) for name in RECIPES.names()}
 
 
 def list_methods() -> dict[str, str]:

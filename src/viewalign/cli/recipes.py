@@ -46,9 +46,10 @@ def methods() -> Result:
     from viewalign.methods.registry import METHODS, used_settings_of
     from viewalign.methods.requirements import summary
     from viewalign.recipes import loading
+    from viewalign.recipes.files import RECIPES
 
     recipes: dict[str, list[str]] = {name: [] for name in METHODS}
-    for recipe in loading.names():
+    for recipe in RECIPES.names():
         recipes[loading.load(recipe).method].append(recipe)
     facts = {
         name: {

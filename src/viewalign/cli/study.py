@@ -60,10 +60,10 @@ def study(
     viewalign study ablation-resenc-one-gpu DATA -o ablation --slurm ablation.sh && sbatch ablation.sh
     """
     import viewalign
-    from viewalign.studies import loading
+    from viewalign.recipes.files import STUDIES
 
     if listed:
-        studies = {name: loading.headline(name) for name in loading.names()}
+        studies = {name: STUDIES.headline(name) for name in STUDIES.names()}
         return Result(studies, "\n".join(f"{name:24s} {line}" for name, line in studies.items()))
     if file is None:
         raise UserError("Set a study: one of `viewalign study --list`, or a YAML file.")

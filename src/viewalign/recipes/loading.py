@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,21 +14,16 @@ from pydantic import ValidationError
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods import registry
+from viewalign.recipes.files import RECIPES
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
-from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override
-from viewalign.utils.settings import absolute_paths, merged, parse_yaml, read_yaml, setting_names, suggest, with_home
+from viewalign.utils.overrides import format_validation_error, iter_nested, read_override
+from viewalign.utils.settings import merged, setting_names, suggest
 from viewalign.utils.settings_description import commented_yaml
 
 _log = logging.getLogger(__name__)
 
 _SHORTHANDS = {"network": "network.name", "init": "init.weights"}
 """Keys that accept a plain name although they are a group."""
-
-
-def names() -> list[str]:
-    """Return the sorted names of the recipes of the package."""
-    folder = resources.files("viewalign.recipes")
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load(
@@ -45,7 +37,7 @@ def load(
     """Read a recipe by name or path, apply `key=value` overrides in order, then plain settings, and check every value.
 
     Args:
-        name_or_path: see `names`, or a YAML file.
+        name_or_path: see `RECIPES.names`, or a YAML file.
         overrides: as on a command line.
         settings: the same as values, by dotted key (`{"optim.lr": 1e-3}`) or in groups (`{"optim": {"lr": 1e-3}}`).
         common: overrides for several recipes, applied first; settings that this recipe does not use are ignored.
@@ -133,74 +125,12 @@ def to_yaml(recipe: Recipe, comments: bool = False) -> str:
 
 
 def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a recipe and its bases; return the settings, and those among them from the user's files.
-
-    Paths in a user's file are relative to that file.
-    """
+    """Read a recipe and its bases; return the settings, and those among them from the user's files."""
     tree: dict[str, Any] = {}
     own: dict[str, Any] = {}
-    for each, file in read_chain(name_or_path, "recipe", names(), resources.files("viewalign.recipes")):
-        settings = each if file is None else absolute_paths(each, Recipe, file.parent)
+    for settings, file in RECIPES.read(name_or_path, Recipe):
         tree, own = merged(tree, settings), merged(own, settings) if file else {}
     return tree, own
-
-
-_BASE = re.compile(r"_[A-Za-z0-9][A-Za-z0-9_.+-]*")
-"""Files of the package that only serve as a base of others."""
-
-
-def read_chain(
-    name_or_path: str, kind: Literal["recipe", "study"], known: Sequence[str], folder: Traversable
-) -> list[tuple[dict[str, Any], Path | None]]:
-    """Read a YAML file, its base (`base`), the base of that, and so on.
-
-    Args:
-        name_or_path: a file of the package, or a user's YAML file.
-        kind: its name in messages.
-        known: names of the package's files.
-        folder: of the package's files.
-
-    Returns:
-        Settings, the deepest base first, each with its path if it is a user's file.
-
-    Raises:
-        UserError: there is no such file, it contains no settings, or it is based on itself.
-    """
-    chain: list[tuple[dict[str, Any], Path | None]] = []
-    above: list[str] = []
-    name: str | None = name_or_path
-    while name is not None:
-        if name in above:
-            raise UserError(f"The {kind} {name} is based on itself ({' → '.join([*above, name])}).")
-        above.append(name)
-        path = Path(name)
-        mine = path.suffix in {".yaml", ".yml"} and path.is_file()
-        packaged = folder.joinpath(f"{name}.yaml")
-        if not (mine or name in known or (_BASE.fullmatch(name) and packaged.is_file())):
-            raise UserError(_unknown(name, kind, known))
-        tree = read_yaml(path) if mine else parse_yaml(packaged.read_text(encoding="utf-8"), name)
-        if not tree:
-            raise UserError(f"{name} has no settings. Name at least what it is based on, such as base: {known[0]}.")
-        base = tree.pop("base", None)
-        chain.insert(0, (tree, path if mine else None))
-        name = str(base) if base else None
-        if mine and name and Path(name).suffix in {".yaml", ".yml"}:
-            name = str(path.parent / with_home(name))
-    return chain
-
-
-def _unknown(name: str, kind: Literal["recipe", "study"], known: Sequence[str]) -> str:
-    """Return the message for a name that is neither a file nor one of the package's."""
-    if (Path(name) / "config.yaml").is_file():
-        return f"{name} is a run. Resume or repeat it by its recipe, {name}/config.yaml."
-    if (Path(name) / "store.json").is_file():
-        return f"{name} is a store, not a {kind}. The {kind} is the first argument, the store the second."
-    if Path(name).is_file() and name not in known:
-        return f"{name} is no {kind}: the name of its file must end in .yaml or .yml."
-    if Path(name).suffix in {".yaml", ".yml"} or Path(name).name != name:
-        return f"{name} is a folder, not a {kind}." if Path(name).is_dir() else f"There is no file {name}."
-    listing = {"recipe": "viewalign recipes", "study": "viewalign study --list"}[kind]
-    return f"There is no {kind} '{name}'{closest(name, known)}. `{listing}` lists them; name a YAML file by its path."
 
 
 def _known(method: str) -> list[str]:
@@ -219,9 +149,3 @@ def _put(tree: dict[str, Any], key: str, value: Any, known: Sequence[str]) -> No
         tree[parent] = {bare: child} if isinstance(child, str) else dict(child)
         tree = tree[parent]
     tree[last] = value
-
-
-def headline(name: str) -> str:
-    """Return the first line of a recipe, a comment that describes it."""
-    text = resources.files("viewalign.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return text.splitlines()[0].removeprefix("#").strip()

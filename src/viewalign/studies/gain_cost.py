@@ -11,6 +11,7 @@ from viewalign.data.readers.itk import sitk
 from viewalign.finetuning.classification.settings import load_training
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.recipes import loading as recipes
+from viewalign.recipes.files import RECIPES
 from viewalign.studies.cells import Cell, Grid
 from viewalign.studies.labelled import LabelledCase
 from viewalign.studies.segmentation import without_machine
@@ -70,7 +71,7 @@ def _seconds(grid: Grid, cell: Cell, step: float, flops: float) -> float:
 def _of_network(network: str, size: Sequence[int] | None, recipe: Recipe) -> Recipe:
     """Return a recipe of another network, whose operations are counted."""
     name = f"mae-{network}"
-    if name not in recipes.names():
+    if name not in RECIPES.names():
         return recipe
     return recipes.load(name, [f"views.patch_size={list(size)}"] if size else [])
 

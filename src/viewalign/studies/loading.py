@@ -5,34 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from pydantic import ValidationError
 
 from viewalign.errors import UserError
 from viewalign.methods.registry import METHODS
-from viewalign.recipes import loading as recipes
+from viewalign.recipes.files import RECIPES, STUDIES
 from viewalign.studies import settings as models
 from viewalign.studies.settings import Study
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested
-from viewalign.utils.settings import Settings, absolute_paths, merged, with_home
+from viewalign.utils.settings import Settings, merged, with_home
 
 _MODELS = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, Settings)]
 _KINDS = {"voxel_probe", "retrieval", "feature_probe", "segmentation", "finetune"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-
-
-def names() -> list[str]:
-    """Return the names of the built-in studies, sorted; names that start with `_` are parts of others."""
-    files = [one.name for one in _folder().iterdir() if one.name.endswith(".yaml")]
-    return sorted(name.removesuffix(".yaml") for name in files if not name.startswith("_"))
-
-
-def headline(name: str) -> str:
-    """Return the description of a built-in study, from its first line."""
-    text: str = _folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return text.splitlines()[0].removeprefix("#").strip()
 
 
 def load(name_or_path: str, settings: Mapping[str, Any] | None = None) -> Study:
@@ -93,15 +80,11 @@ def _check_names(study: Study, source: str) -> None:
         raise UserError(f"{source}: evaluations.{missing[0]} needs labelled images: name them in data.labelled.")
 
 
-def _folder() -> Any:
-    return resources.files("viewalign.recipes").joinpath("studies")
-
-
 def _read(name_or_path: str) -> dict[str, Any]:
     """Read a study and its bases; `data.root` and recipes of a user's file are relative to that file."""
     study: dict[str, Any] = {}
-    for tree, file in recipes.read_chain(name_or_path, "study", names(), _folder()):
-        study = merged(study, tree if file is None else absolute_paths(tree, Study, file.parent))
+    for tree, file in STUDIES.read(name_or_path, Study):
+        study = merged(study, tree)
         data = study.get("data")
         if file is not None and isinstance(data, dict):
             study["data"] = {**data, "root": str(file.parent.absolute() / with_home(str(data.get("root") or "")))}
@@ -118,7 +101,7 @@ UNTRAINED = "untrained"
 def methods_for(network: str) -> list[str]:
     """Return the methods that have a recipe for a network, such as `resenc-xs`, sorted."""
     ending = f"-{network}"
-    plain = [name.removesuffix(ending) for name in recipes.names() if name.endswith(ending)]
+    plain = [name.removesuffix(ending) for name in RECIPES.names() if name.endswith(ending)]
     return sorted(name for name in plain if name in METHODS)  # without variants such as mae-cva
 
 
@@ -161,7 +144,7 @@ def comparison(
     """
     known = methods_for(network)
     if not known:
-        ends = sorted(n.removeprefix("mae-") for n in recipes.names() if n.startswith("mae-") and n.count("-") == 2)
+        ends = sorted(n.removeprefix("mae-") for n in RECIPES.names() if n.startswith("mae-") and n.count("-") == 2)
         raise UserError(f"No method has a recipe for the network '{network}'. Networks are {', '.join(ends)}.")
     for name in methods:
         if name not in known:

@@ -25,7 +25,6 @@ from viewalign.finetuning.classification.network import (
     initial_bias,
     predictions_from_outputs,
 )
-from viewalign.finetuning.classification.settings import recipe_names
 from viewalign.finetuning.classification.training import (
     FoldTraining,
     augment,
@@ -33,6 +32,7 @@ from viewalign.finetuning.classification.training import (
     parameter_groups,
     target_scale,
 )
+from viewalign.recipes.files import TASK_RECIPES
 from viewalign.reports.task import write_page
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Sample
@@ -346,8 +346,8 @@ def test_a_deviation_from_pretraining_is_reported(tiny_run, caplog):
 
 
 def test_recipes_are_read_and_wrong_keys_answered():
-    assert recipe_names() == ["fomo-brain-age", "fomo-infarct", "fomo-polymicrogyria", "ssl3d-abide"]
-    for name in recipe_names():
+    assert TASK_RECIPES.names() == ["fomo-brain-age", "fomo-infarct", "fomo-polymicrogyria", "ssl3d-abide"]
+    for name in TASK_RECIPES.names():
         trained_by(name)
     cube = trained_by(None, ["patch_size=96", "spacing=4"])
     assert (cube.patch_size, cube.spacing) == ((96, 96, 96), (4.0, 4.0, 4.0))

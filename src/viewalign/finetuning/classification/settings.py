@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from viewalign.errors import UserError
 from viewalign.evaluation.settings import Pool, Spacing
+from viewalign.recipes.files import TASK_RECIPES
 from viewalign.utils.overrides import diff_settings
 from viewalign.utils.settings import (
     Count,
@@ -22,13 +20,9 @@ from viewalign.utils.settings import (
     Range,
     Settings,
     Triple,
-    absolute_paths,
     checked,
     merged,
     nested,
-    parse_yaml,
-    read_yaml,
-    with_home,
 )
 from viewalign.views.intensity_config import IntensityConfig
 
@@ -137,29 +131,13 @@ def settings_that_differ(before: TaskTraining, now: TaskTraining) -> str:
     return "; ".join(f"{key}={was}, not {wanted}" for key, was, wanted in diff_settings(old, new))
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the package's fine-tuning recipes."""
-    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
-
-
-def _folder() -> Any:
-    return resources.files("viewalign.recipes").joinpath("tasks")
-
-
 def load_training(recipe: str | None, settings: Mapping[str, Any] | None = None) -> TaskTraining:
     """Read a recipe by name or path and merge settings into it, in groups or with dotted keys.
 
     Raises:
         UserError: an unknown recipe or key (with the closest match), or an invalid value.
     """
-    tree = {} if recipe is None else _read(recipe)
+    tree: dict[str, Any] = {}
+    for each, _ in [] if recipe is None else TASK_RECIPES.read(recipe, TaskTraining):
+        tree = merged(tree, each)
     return checked(TaskTraining, merged(tree, nested(settings or {})), recipe or "")
-
-
-def _read(recipe: str) -> dict[str, Any]:
-    file = Path(with_home(recipe))
-    if file.suffix in (".yaml", ".yml") and file.is_file():
-        return absolute_paths(read_yaml(file), TaskTraining, file.parent)
-    if recipe in recipe_names():
-        return parse_yaml(_folder().joinpath(f"{recipe}.yaml").read_text(encoding="utf-8"), recipe)
-    raise UserError(f"There is no recipe '{recipe}'; use {', '.join(recipe_names())}, or the path of a YAML file.")
