@@ -74,3 +74,17 @@ def test_a_folder_without_a_table_is_reported(tmp_path):
 
 def test_a_study_without_results_states_it():
     assert "No evaluation is complete yet" in study.render({"study": "s", "reference": "mae", "rows": []})
+
+
+def test_the_page_says_what_can_be_found():
+    found = {
+        "evaluation": "voxels",
+        "measure": "dice",
+        "deviation": 0.01,
+        "freedom": 1,
+        "smallest": {"2": 0.1151, "4": 0.0211},
+    }
+    table = {"study": "s", "reference": "mae", "rows": [row("cva", [0.6, 0.7])], "resolution": [found]}
+    text = study.render(table)
+    assert "0.115 with 2 seeds, 0.021 with 4 (" in text
+    assert "0.115" not in study.render({**table, "resolution": []})

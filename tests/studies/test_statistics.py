@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from viewalign.studies.table import against, estimate, holm, over_cases, ranks
+from viewalign.studies.resolution import resolution, smallest_difference
+from viewalign.studies.table import against, estimate, holm, over_cases, ranks, resolutions
 
 RNG = np.random.default_rng(0)
 MADE = {name: dict(enumerate(RNG.normal(0.7 + 0.02 * k, 0.02, 6).tolist())) for k, name in enumerate("abc")}
@@ -68,3 +69,36 @@ def test_ranks_share_ties_and_follow_the_measure():
     assert ranks(values) == {"a": 1.25, "b": 1.75, "c": 3.0}
     assert ranks(values, lower_is_better=True) == {"a": 2.75, "b": 2.25, "c": 1.0}
     assert ranks({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
+
+
+@pytest.mark.parametrize("seeds", [2, 4, 9])
+def test_the_smallest_difference_is_found_in_four_of_five_studies(seeds):
+    truth = smallest_difference(0.03, seeds)
+    found = np.random.default_rng(seeds).normal(truth, 0.03, (20_000, seeds))
+    assert (stats.ttest_1samp(found, 0.0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
+
+
+def test_what_can_be_found_follows_from_the_spread_of_differences():
+    values = {"a": {0: 0.5, 1: 0.6, 2: 0.7}, "b": {0: 0.7, 1: 0.7, 2: 0.9}, "c": {0: 0.5, 1: 0.8, 3: 9.0}}
+    values["d"] = {0: 1.0, 1: float("nan")}
+    found = resolution(values, "a")
+    # b - a: 0.2, 0.1, 0.2; c - a: 0.0, 0.2; d - a has one value that counts.
+    squares = np.var([0.2, 0.1, 0.2]) * 3 + np.var([0.0, 0.2]) * 2
+    assert found.freedom == 3
+    assert found.deviation == pytest.approx(np.sqrt(squares / 3))
+    assert found.smallest[4] == pytest.approx(smallest_difference(found.deviation, 4))
+    assert resolution({"a": {0: 0.5, 1: 0.6}, "b": {1: 0.7, 2: 0.9}}, "a") is None
+    assert resolution(values, "gone") is None
+
+
+def test_rows_of_a_table_say_what_can_be_found():
+    measures = {"dice": 0.01, "auroc": 0.1}
+    rows = [
+        {"evaluation": "voxels", "measure": measure, "arm": arm, "values": {"0": 0.5, "1": 0.5 + spread * place}}
+        for measure, spread in measures.items()
+        for place, arm in enumerate("ab")
+    ]
+    found = {one["measure"]: one for one in resolutions(rows, "a")}
+    assert found["dice"]["deviation"] == pytest.approx(0.01 / np.sqrt(2))
+    assert found["auroc"]["smallest"][2] == pytest.approx(10 * found["dice"]["smallest"][2])
+    assert resolutions(rows[:1], "a") == []

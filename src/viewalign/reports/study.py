@@ -53,6 +53,7 @@ def render(table: dict[str, Any]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table["rows"]:
         groups.setdefault((row["evaluation"], row["measure"]), []).append(row)
+    findable = {(one["evaluation"], one["measure"]): one for one in table.get("resolution", ())}
     comparisons = (table.get("summary") or {}).get("comparisons", ())
     labelled = {one["evaluation"]: one["labelled"].capitalize() for one in comparisons}
     filters = {
@@ -75,6 +76,7 @@ def render(table: dict[str, Any]) -> str:
                 "title": title(rows[0].get("kind", ""), measure),
                 "rows": rows,
                 "chart": chart(rows),
+                "findable": findable.get((evaluation, measure)),
                 "on_cases": any("cases_mean" in row for row in rows),
             }
             for (evaluation, measure), rows in groups.items()

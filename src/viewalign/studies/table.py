@@ -1,4 +1,4 @@
-"""The results of a study: means with intervals, paired differences with tests, and ranks of arms."""
+"""The results of a study: means with intervals, paired differences with tests, ranks, and what could be found."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from viewalign.evaluation.statistics import Difference, paired
 from viewalign.reports.study import LOWER_IS_BETTER
 from viewalign.studies.cells import Grid
+from viewalign.studies.resolution import SEEDS, resolution
 from viewalign.utils.io import atomic_write, write_json, write_text
 from viewalign.utils.tables import cell_text
 
@@ -173,14 +174,16 @@ def write(grid: Grid, summary: Mapping[str, Any] | None = None) -> str:
     """
     rows = collect(grid)
     grid.out.mkdir(parents=True, exist_ok=True)
-    tables = {"study": grid.study.name, "reference": grid.study.against, "rows": rows, "summary": summary}
+    found = resolutions(rows, grid.study.against)
+    tables = {"study": grid.study.name, "reference": grid.study.against, "rows": rows, "resolution": found}
+    tables["summary"] = summary
     write_json(grid.out / "table.json", tables)
     with atomic_write(grid.out / "table.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({key: cell_text(value) if isinstance(value, str) else value for key, value in row.items()})
-    text = _markdown(rows, grid.study.against)
+    text = _markdown(rows, grid.study.against) + _resolution_markdown(found)
     write_text(grid.out / "table.md", text)
     return text
 
@@ -195,6 +198,31 @@ def _markdown(rows: list[dict[str, Any]], reference: str) -> str:
         cells += [_difference(row, "difference"), "" if row.get("p_holm") is None else f"{row['p_holm']:.3f}"]
         cells += [_difference(row, "cases"), "" if row["rank"] is None else f"{row['rank']:.1f}", str(row["seeds"])]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def resolutions(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Return, for each evaluation and measure with two seeds, the smallest differences that can be found."""
+    groups: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        by_seed = {int(seed): value for seed, value in row["values"].items()}
+        groups.setdefault((row["evaluation"], row["measure"]), {})[row["arm"]] = by_seed
+    made = {key: resolution(values, reference) for key, values in groups.items()}
+    return [{"evaluation": key[0], "measure": key[1], **asdict(one)} for key, one in made.items() if one is not None]
+
+
+def _resolution_markdown(found: list[dict[str, Any]]) -> str:
+    """Return a table for the first measure of each evaluation."""
+    first: dict[str, dict[str, Any]] = {}
+    for one in found:
+        first.setdefault(one["evaluation"], one)
+    if not first:
+        return ""
+    lines = ["", "Smallest differences that a paired t-test finds in 80 % of all studies, by number of seeds:", ""]
+    lines += [f"| evaluation | measure | {' | '.join(map(str, SEEDS))} |", "|---" * (len(SEEDS) + 2) + "|"]
+    for one in first.values():
+        cells = [f"{one['smallest'][seeds]:.4f}" for seeds in SEEDS]
+        lines.append(f"| {one['evaluation']} | {one['measure']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
