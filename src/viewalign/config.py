@@ -84,7 +84,7 @@ class MaskSettings(Settings):
     whole: Fraction = Field(
         0.0,
         description="Fraction of views that are not masked and are restored as a whole: an encoder is used on such "
-        "images later. Not with Primus, which drops as many tokens of each view.",
+        "images later. A Primus keeps all of their tokens, which takes more time.",
     )
 
 

@@ -97,9 +97,18 @@ def test_a_share_of_whole_views_over_many_samples(make_batch):
     assert abs(float(torch.stack(shares).mean()) - 0.3) < 4 * (0.3 * 0.7 / 800) ** 0.5
 
 
-def test_a_primus_has_no_whole_views():
-    with pytest.raises(UserError, match=r"masking\.whole"):
-        method_of("cva-primus-xs", "masking.whole=0.5")
+def test_a_primus_restores_whole_views_too(make_batch):
+    batch = make_batch()
+    one, none = method_of("cva-primus-xs", "masking.whole=1"), method_of("cva-primus-xs", "masking.ratio=0")
+    assert torch.allclose(one(batch).loss, none(batch).loss, rtol=1e-5)
+    some = method_of("cva-primus-xs", "masking.whole=0.5")
+    result = some(batch, return_diagnostics=True)
+    assert 0 < (~result.pictures["mask"].flatten(1).any(1)).sum() < 8
+    result.loss.backward()
+    assert all(p.grad is not None for p in some.student.parameters() if p.requires_grad)
+    # The same views in another batch, as another process may have them.
+    part = some.forward_features(batch.part(2, 3))
+    assert torch.allclose(some.forward_features(batch)["pooled"][:, 2:3], part["pooled"], atol=1e-5)
 
 
 def test_teacher_equals_student_at_the_start(make_batch):

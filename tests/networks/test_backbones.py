@@ -153,7 +153,40 @@ def test_kept_tokens_do_not_depend_on_dropped_ones():
         for block in backbone.net.eva.blocks:
             one = block(one, rope=rope, attn_mask=allowed)
         expected = backbone.net.eva.norm(one)[0, kept[row]]
-        assert torch.allclose(got.tokens[row], expected, atol=1e-4)
+        assert torch.allclose(got.tokens[row, kept[row]], expected, atol=1e-4)
+        assert torch.equal(got.tokens[row, mask.hidden[row]], backbone.filler.expand(int(mask.hidden[row].sum()), -1))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("whole", [(), (1,), (0, 2, 3), (0, 1, 2, 3)], ids=str)
+def test_images_with_more_tokens_than_others(whole, recompute):
+    """Whole images and masked ones of a batch are encoded as each of them alone, with its own stochastic depth."""
+    torch.manual_seed(0)
+    backbone = build_backbone("primus-xxs", (8, 16, 8), drop_path=0.5).double()
+    images = torch.randn(4, 1, 8, 16, 8, dtype=torch.float64)
+    masks = masking.sample_masks([np.random.default_rng(k) for k in range(4)], 2 * 4 * 2, 0.75, torch.device("cpu"))
+    shown = torch.tensor([[row in whole] for row in range(4)])
+    mask = masking.BlockMask(masks.hidden & ~shown, masks.kept, whole)
+    seeds = [7, 8, 9, 11]
+
+    def gradients(rows, mask):
+        backbone.zero_grad()
+        backbone.sample_drop_path([np.random.default_rng(seeds[row]) for row in rows])
+        tokens = backbone.encode(images[rows], mask).tokens
+        (tokens * torch.arange(1, tokens.shape[1] + 1)[:, None]).square().sum().backward()
+        return tokens.detach(), {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+
+    alone = [
+        gradients([row], masking.BlockMask(mask.hidden[row : row + 1], 16 if row in whole else masks.kept))
+        for row in range(4)
+    ]
+    backbone.recompute = recompute
+    tokens, found = gradients(list(range(4)), mask)
+    assert torch.allclose(tokens, torch.cat([one for one, _ in alone]), atol=1e-10)
+    assert "filler" in found, "other processes wait for its gradient"
+    for name, gradient in found.items():
+        expected = sum(by_name[name] for _, by_name in alone if name in by_name)
+        assert torch.allclose(gradient, expected + torch.zeros_like(gradient), rtol=1e-8, atol=1e-8), name
 
 
 def test_restored_tokens_are_in_raster_order():

@@ -26,6 +26,7 @@ CASES = [
     pytest.param("cva-resenc-l", ["views.patch_size=[64,32,32]"], 28, marks=pytest.mark.long),
     pytest.param("cva-primus-xs", ["views.patch_size=16", DROP], 10, marks=pytest.mark.slow),
     pytest.param("cva-primus-xs", ["views.patch_size=16", DROP, RECOMPUTE], 10, marks=pytest.mark.long),
+    pytest.param("cva-primus-xs", ["views.patch_size=16", DROP, "masking.whole=0.5"], 14, marks=pytest.mark.long),
 ]
 
 

@@ -43,6 +43,13 @@ def test_terms_of_weight_0_cost_nothing():
     assert plain < aligned < whole
 
 
+def test_whole_views_of_a_primus_keep_all_of_their_tokens():
+    whole = {share: step_flops(load("cva-primus-xs", [f"masking.whole={share}"])) for share in (0, 0.5, 1)}
+    assert whole[0] < whole[0.5] < whole[1]
+    assert whole[0.5] == pytest.approx((whole[0] + whole[1]) / 2)
+    assert whole[1] == pytest.approx(step_flops(load("cva-primus-xs", ["masking.ratio=0"])))
+
+
 @pytest.mark.parametrize("left", ["consistency", "contrastive"])
 def test_features_are_compared_for_either_term(left):
     """Which takes dense features and a teacher, while a reconstruction takes neither."""

@@ -8,7 +8,8 @@ from run_fixtures import tiny_network
 from torch import nn
 
 from viewalign.methods.registry import METHODS
-from viewalign.recipes.loading import load, names
+from viewalign.recipes.files import RECIPES
+from viewalign.recipes.loading import load
 from viewalign.training import simulation
 from viewalign.training.simulation import Engine, simulated_peak
 from viewalign.training.throughput import artificial_samples
@@ -56,7 +57,7 @@ def test_settings_that_need_less_memory(recipe):
     "method", [m if m in SHORT else pytest.param(m, marks=pytest.mark.long) for m in sorted(METHODS)]
 )
 def test_every_method_can_be_simulated(method):
-    recipe = next(name for name in names() if name.startswith(f"{method}-") and name.endswith("-xs"))
+    recipe = next(name for name in RECIPES.names() if name.startswith(f"{method}-") and name.endswith("-xs"))
     size = load(recipe).views.patch_size
     small = load(recipe, ["batch=4", f"views.patch_size={list(size)}", tiny_network(recipe)])
     state = 4 * sum(p.numel() for p in simulation.build_method(small).parameters())
@@ -136,3 +137,11 @@ def test_bytes_of_live_tensors():
         del one, view, other
         assert (counted.now, counted.peak) == (0, 8192)
         assert torch.ones(3).sum().item() == 3  # the CPU computes as ever
+
+
+@pytest.mark.slow
+def test_a_step_whose_views_are_all_whole_fits_too():
+    def peak(*settings):
+        return simulated_peak(load("cva-primus-xs", [*SMALL, *settings]), "bf16")
+
+    assert peak("masking.whole=0.3") == peak("masking.whole=1") > peak()

@@ -9,7 +9,8 @@ import viewalign
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans
 from viewalign.methods.registry import build_method
-from viewalign.recipes.loading import load, names
+from viewalign.recipes.files import RECIPES
+from viewalign.recipes.loading import load
 from viewalign.weights import adaptation_plan
 from viewalign.weights import names as weight_names
 from viewalign.weights import sources as pretrained
@@ -18,7 +19,7 @@ from viewalign.weights.reading import read_source
 pytestmark = pytest.mark.slow
 
 SIZE = (32, 32, 32)
-SMALL = [name for name in names() if name.endswith("-xs")]
+SMALL = [name for name in RECIPES.names() if name.endswith("-xs")]
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -250,11 +250,6 @@ def _check(recipe: Recipe) -> None:
             "geometry=latentcampus cannot align views that are rotated independently, as the released code cannot; "
             "set views.independent=false, or geometry=exact."
         )
-    if recipe.masking.whole > 0 and recipe.network.name.startswith("primus"):
-        raise UserError(
-            f"masking.whole = {recipe.masking.whole:g} needs a ResEnc: a Primus drops as many tokens of each view. "
-            "Remove it, or set masking.ratio=0."
-        )
     if recipe.objectives.contrastive_weight > 0 and recipe.batch < 2:
         raise UserError(
             f"batch = {recipe.batch} leaves the contrastive term without negatives; set batch to at least 2, "

@@ -29,8 +29,9 @@ def block_masks(batch: ViewBatch, seed: int, block: Size, ratio: float, whole: f
     mask = masking.sample_masks(generators(batch, seed, "mask"), d * h * w, ratio, batch.views.device)
     if whole == 0:
         return mask
-    masked = torch.tensor([rng.random() >= whole for rng in generators(batch, seed, "whole")])
-    return replace(mask, hidden=mask.hidden & send(masked, batch.views.device)[:, None])
+    masked = [rng.random() >= whole for rng in generators(batch, seed, "whole")]
+    hidden = mask.hidden & send(torch.tensor(masked), batch.views.device)[:, None]
+    return replace(mask, hidden=hidden, whole=tuple(k for k, one in enumerate(masked) if not one))
 
 
 def sample_drop_path(backbone: Backbone, batch: ViewBatch, seed: int, training: bool) -> None:

@@ -27,18 +27,18 @@ An encoder stage of ResEnc-L needs 18: six shapes, for student and teacher in tr
 
 @dataclass(frozen=True)
 class Encoded:
-    """Output of an encoder: feature maps, or tokens of which some may be dropped.
+    """Output of an encoder: feature maps, or tokens.
 
     Attributes:
         maps: (N, C, d, h, w) feature maps of a CNN, finest first.
-        tokens: (N, T, C) of a transformer, or None.
-        kept: (N, T) indices of the tokens in raster order, or None if none was dropped.
+        tokens: (N, T, C) of a transformer in raster order, or None.
+        dropped: whether some tokens were dropped; a learned one is in their place.
         grid: (d, h, w) of all tokens.
     """
 
     maps: tuple[Tensor, ...] = ()
     tokens: Tensor | None = None
-    kept: Tensor | None = None
+    dropped: bool = False
     grid: Size = (0, 0, 0)
 
 

@@ -21,12 +21,14 @@ class BlockMask:
 
     Attributes:
         hidden: (N, blocks) bool, true for masked blocks in raster order, on the network's device.
-        kept: number of blocks per image that are not masked, the same for all. It is counted on the CPU: reading it
-            from a GPU would synchronise.
+        kept: number of blocks per image that are not masked, the same for all but the whole images. It is counted on
+            the CPU: reading it from a GPU would synchronise.
+        whole: indices of images of which no block is masked.
     """
 
     hidden: Tensor
     kept: int
+    whole: tuple[int, ...] = ()
 
 
 def sample_masks(

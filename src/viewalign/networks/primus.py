@@ -6,7 +6,8 @@ arXiv:2503.01835). Tokens are in raster order of (D, H, W); positions are gather
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -157,10 +158,8 @@ def _resize_linear(table: Tensor, grid: Size) -> Tensor:
     return table
 
 
-def restore_tokens(tokens: Tensor, kept: Tensor | None, filler: Tensor, count: int) -> Tensor:
+def restore_tokens(tokens: Tensor, kept: Tensor, filler: Tensor, count: int) -> Tensor:
     """Return `count` tokens in raster order: the kept ones (N, K, C), and a filler (C) for each dropped one."""
-    if kept is None:
-        return tokens
     full = filler.to(tokens.dtype).expand(tokens.shape[0], count, -1)
     return full.scatter(1, kept[..., None].expand(-1, -1, tokens.shape[-1]), tokens)
 
@@ -209,22 +208,61 @@ class PrimusBackbone(Backbone):
         tokens = self.net.down_projection(images).flatten(2).transpose(1, 2)
         if mask is not None and not drop_tokens:
             tokens, mask = torch.where(mask.hidden[..., None], self.filler.to(tokens.dtype), tokens), None
-        kept = None if mask is None else kept_tokens(mask)
         grid = self.grids(spatial_size(images))[0]
         positions = resized_positions(self.net.eva, self._grid, grid)
-        return Encoded(tokens=run_eva(self.net.eva, tokens, kept, self._run, positions), kept=kept, grid=grid)
+        if mask is None:
+            return Encoded(tokens=run_eva(self.net.eva, tokens, None, self._run, positions), grid=grid)
+        if not mask.whole:
+            kept = kept_tokens(mask)
+            encoded = run_eva(self.net.eva, tokens, kept, self._run, positions)
+            return Encoded(tokens=restore_tokens(encoded, kept, self.filler, tokens.shape[1]), dropped=True, grid=grid)
+        return Encoded(tokens=self._encode_groups(tokens, mask, positions), dropped=True, grid=grid)
+
+    def _encode_groups(self, tokens: Tensor, mask: BlockMask, positions: Positions) -> Tensor:
+        """Encode all tokens of whole images and the kept ones of the others, which have fewer, as two batches."""
+        count, device = tokens.shape[1], tokens.device
+        masked = [row for row in range(len(tokens)) if row not in mask.whole]
+        everything = torch.arange(count, device=device)
+        parts, order = [], [*masked, *mask.whole]
+        for rows in filter(None, (masked, list(mask.whole))):
+            here = send(torch.tensor(rows), device)
+            kept = kept_tokens(replace(mask, hidden=mask.hidden[here])) if rows is masked else None
+            encoded = run_eva(self.net.eva, tokens[here], kept, self._run_rows(here), positions)
+            # Whole images are restored too: a filler that no image needs gets a gradient of 0 instead of none.
+            places = everything.expand(len(rows), -1) if kept is None else kept
+            parts.append(restore_tokens(encoded, places, self.filler, count))
+        return torch.cat(parts)[send(torch.tensor(np.argsort(order)), device)]
+
+    def _run_rows(self, rows: Tensor) -> Run:
+        """Return a `Run` for some images of the batch, with their stochastic depth, also where blocks are run again."""
+        scales = {path: path.scale for path in self._paths}
+
+        def run(block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+            paths = [path for path in cast(nn.Module, block).modules() if isinstance(path, DropPath)]
+
+            def run_scaled(*inputs: Tensor) -> Tensor:
+                before = [path.scale for path in paths]
+                for path in paths:
+                    scale = scales[path]
+                    path.scale = None if scale is None else scale[rows]
+                out = block(*inputs)
+                for path, scale in zip(paths, before, strict=True):
+                    path.scale = scale
+                return out
+
+            return self._run(run_scaled, *inputs)
+
+        return run
 
     def _decode_tokens(self, eva: Eva, encoded: Encoded) -> Tensor:
         """Pass all tokens through a decoder; returns a map."""
         assert encoded.tokens is not None
-        d, h, w = encoded.grid
-        tokens = restore_tokens(encoded.tokens, encoded.kept, self.filler, d * h * w)
-        tokens = run_eva(eva, tokens, run=self._run, positions=resized_positions(eva, self._grid, encoded.grid))
+        tokens = run_eva(eva, encoded.tokens, run=self._run, positions=resized_positions(eva, self._grid, encoded.grid))
         out: Tensor = tokens.transpose(1, 2).unflatten(2, encoded.grid)
         return out
 
     def maps(self, encoded: Encoded) -> list[Tensor]:
-        if encoded.tokens is None or encoded.kept is not None:
+        if encoded.tokens is None or encoded.dropped:
             raise ValueError("a map of the encoder needs all tokens, but some were dropped")
         return [encoded.tokens.transpose(1, 2).unflatten(2, encoded.grid)]
 

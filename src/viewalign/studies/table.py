@@ -175,8 +175,8 @@ def write(grid: Grid, summary: Mapping[str, Any] | None = None) -> str:
     rows = collect(grid)
     grid.out.mkdir(parents=True, exist_ok=True)
     found = resolutions(rows, grid.study.against)
-    tables = {"study": grid.study.name, "reference": grid.study.against, "rows": rows, "resolution": found}
-    tables["summary"] = summary
+    tables: dict[str, Any] = {"study": grid.study.name, "reference": grid.study.against, "rows": rows}
+    tables |= {"resolution": found, "summary": summary}
     write_json(grid.out / "table.json", tables)
     with atomic_write(grid.out / "table.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")

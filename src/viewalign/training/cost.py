@@ -41,7 +41,7 @@ def step_flops(recipe: Recipe) -> float:
     backbone = _backbone_without_memory(recipe)
     counts = _count(backbone, recipe)
     drops = requirements.drops_tokens and backbone.stride == backbone.block and recipe.network.name.startswith("primus")
-    share = 1.0 - recipe.masking.ratio if drops else 1.0
+    share = 1.0 - recipe.masking.ratio * (1.0 - recipe.masking.whole) if drops else 1.0
     terms = recipe.objectives
     compared = recipe.method == "cva" and (terms.consistency_weight > 0 or terms.contrastive_weight > 0)
     forward = counts["encode"] * share

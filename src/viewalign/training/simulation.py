@@ -52,6 +52,8 @@ def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
     """
     if precision == "fp64":
         return 2 * simulated_peak(recipe, "fp32", processes)
+    if recipe.masking.whole > 0:  # a step in which all views happen to be whole needs the most
+        recipe = recipe.model_copy(update={"masking": recipe.masking.model_copy(update={"whole": 1.0})})
     group, forward = requirements_of(recipe).group, partial(autocast, "cuda", precision)
     small = build_views(artificial_samples(recipe, group), recipe.views.patch_size, None, torch.device("cpu"))
     with _without_driver(), _Counted() as counted:
