@@ -175,6 +175,27 @@ def test_bids_sessions_keep_their_subject(tmp_path):
         convert("bids", source, tmp_path / "other", ConvertSettings(target="age"))
 
 
+def test_bids_sessions_have_targets_of_their_own(tmp_path):
+    source = tmp_path / "bids"
+    for session in ("1", "2", "3"):
+        touch(source / "sub-1" / f"ses-{session}" / "anat" / f"sub-1_ses-{session}_T1w.nii.gz")
+    touch(source / "sub-2" / "anat" / "sub-2_T1w.nii.gz")
+    table = source / "participants.tsv"
+    table.write_text(
+        "participant_id\tsession_id\tage\nsub-1\tses-1\t20.5\n1\t2.0\t25\nsub-2\tses-1\t60\nsub-3\t\tNaN\n"
+    )
+    found, spec, cases = converted("bids", source, tmp_path / "task", target="age")
+    assert spec.kind == "regression", "NaN is no class"
+    assert {name: case.target for name, case in cases.items()} == {"sub-1_ses-1": 20.5, "sub-1_ses-2": 25, "sub-2": 60}
+    assert len(found.left_out) == 2
+    table.write_text("participant_id\tage\nsub-1\t20\nsub-1\t25\n")
+    with pytest.raises(UserError, match=r"sub-1.*session_id"):
+        convert("bids", source, tmp_path / "other", ConvertSettings(target="age"))
+    table.write_bytes("participant_id\tage\tname\nsub-1\t20\tMüller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"participants\.tsv.*UTF-8"):
+        convert("bids", source, tmp_path / "other", ConvertSettings(target="age"))
+
+
 def test_unknown_layouts_and_empty_folders(tmp_path):
     with pytest.raises(UserError, match="nnunet, ssl3d, fomo, bids"):
         convert("xnat", tmp_path, tmp_path / "out")

@@ -9,7 +9,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from viewalign.evaluation import task_metrics
-from viewalign.evaluation.task_metrics import NAMES, evaluate, evaluate_samples, intervals, resample_counts
+from viewalign.evaluation.task_metrics import evaluate, evaluate_samples, intervals, resample_counts
+from viewalign.tasks.spec import METRICS
 
 
 def softmax(rows):
@@ -35,7 +36,7 @@ def test_binary_figures_are_those_of_scikit_learn(count):
         "brier": sk.brier_score_loss(truth, p[:, 1]),
     }
     assert {name: got[name] for name in want} == pytest.approx(want)
-    assert tuple(got) == NAMES["binary"]
+    assert tuple(got) == METRICS["binary"]
 
 
 @pytest.mark.parametrize("classes", [3, 4, 6])
@@ -76,12 +77,12 @@ def test_one_class_alone_defines_no_auroc():
     assert got["balanced_accuracy"] == pytest.approx(got["specificity"]) == pytest.approx((p.argmax(1) == 0).mean())
 
 
-@pytest.mark.parametrize("kind", list(NAMES))
+@pytest.mark.parametrize("kind", list(METRICS))
 def test_a_single_case_is_evaluated(kind):
     truth = {"multilabel": np.array([[1, 0]]), "regression": np.array([3.0])}.get(kind, np.array([1]))
     predicted = np.array([2.0]) if kind == "regression" else np.array([[0.4, 0.6]])
     got = evaluate(kind, truth, predicted)
-    assert tuple(got) == NAMES[kind]
+    assert tuple(got) == METRICS[kind]
     if kind == "regression":
         assert math.isnan(got["r2"])
         assert (got["mae"], got["mean_error"]) == (1.0, -1.0)
@@ -138,7 +139,7 @@ def test_subjects_are_resampled_with_all_cases():
     assert counts.max() > 1
 
 
-@pytest.mark.parametrize("kind", list(NAMES))
+@pytest.mark.parametrize("kind", list(METRICS))
 @pytest.mark.parametrize("rounded", [False, True])
 def test_samples_have_the_metrics_of_their_cases(kind, rounded, monkeypatch):
     """Those of cases repeated one by one; with equal scores and rare classes, and in parts of a few samples."""
@@ -207,7 +208,7 @@ def test_repeated_cases_of_a_subject_do_not_narrow_an_interval():
     once = intervals("regression", np.zeros(30), error, subjects, 300)["mae"]
     often = intervals("regression", np.zeros(300), np.repeat(error, 10), np.repeat(subjects, 10).tolist(), 300)["mae"]
     assert often == pytest.approx(once, abs=0.02)
-    assert intervals("regression", np.zeros(4), error[:4], subjects[:4]) == dict.fromkeys(NAMES["regression"])
+    assert intervals("regression", np.zeros(4), error[:4], subjects[:4]) == dict.fromkeys(METRICS["regression"])
 
 
 def test_a_paired_difference_is_surer_than_two_intervals():

@@ -60,3 +60,39 @@ def test_cases_without_reliable_stamps_are_not_cached(tmp_path, counted):
     assert not (tmp_path / "k").exists()
     with pytest.raises(UserError, match=r"gone\.nii\.gz"):
         read_case(LabelledCase("c0", tmp_path / "gone.nii.gz", labels), PrepareSettings(), tmp_path / "k")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+def test_a_case_whose_labels_were_redrawn_is_another(tmp_path, ending):
+    """A file that is not compressed keeps its size."""
+    image, labels = tmp_path / f"image{ending}", tmp_path / f"labels{ending}"
+    array = np.zeros((96, 96, 96), np.uint8)
+    for path in (image, labels):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    case = LabelledCase("c0", image, labels)
+    before = case.identity
+    os.utime(labels, ns=(1, 1))
+    os.utime(image, ns=(1, 1))
+    assert case.identity == before, "a copy is the same"
+    array[40, 40, 40] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(labels))
+    assert case.identity != before
+    assert case.identity[:2] == before[:2]
+
+
+def test_a_table_of_cases_from_a_spreadsheet(tmp_path):
+    for name in ("a.nii", "b.nii", "l.nii"):
+        (tmp_path / name).touch()
+    table = tmp_path / "cases.csv"
+    table.write_text("\ufeffcase;image;labels;split\nc1;a.nii;l.nii;test\nc2;b.nii;l.nii;\n", encoding="utf-8")
+    cases, splits = labelled.in_table(table)
+    assert [case.name for case in cases] == ["c1", "c2"]
+    assert splits == {"c1": "test", "c2": ""}
+    for text, told in (
+        (b"case,image,labels\nc1,a.nii\n", r"row 1 \(c1\): labels"),
+        ("case,image,labels\nä,a.nii,l.nii\n".encode("latin-1"), "UTF-8"),
+        (b"case,image\nc1,a.nii\n", "missing: labels"),
+    ):
+        table.write_bytes(text)
+        with pytest.raises(UserError, match=told):
+            labelled.in_table(table)

@@ -1,5 +1,7 @@
 """Evaluations on a task: probes of whole cases, and fine-tuning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata
@@ -8,8 +10,8 @@ from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.studies import table
 from viewalign.studies.run import run_study
-from viewalign.tasks.manifest import TaskCase, write_manifest
-from viewalign.tasks.spec import TaskSpec, write_spec
+from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
+from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 
 from .conftest import COMMON
 
@@ -51,6 +53,33 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path):
     with pytest.raises(UserError, match=r"evaluations.vectors.*nowhere"):
         make(evaluations={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
     assert not (tmp_path / "out").exists()
+
+
+def test_cells_depend_on_subjects_and_images_of_a_task(make, task):
+    """A leak that was mended in the manifest would keep its figures."""
+
+    def named():
+        return {
+            cell.name: cell.folder.name
+            for cell in make(arms=ARMS, evaluations=evaluations(), seeds=1, common=PLAIN).cells
+        }
+
+    before, spec = named(), read_spec(task)
+    cases = read_manifest(task, spec)
+    write_manifest([replace(case, subject="s0") if case.case == "c1" else case for case in cases], spec, task)
+    joined = named()
+    write_manifest(cases, spec, task)
+    assert named() == before
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(cases[0].images["t1"])))
+    array[3, 3, 3] += 1
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(cases[0].images["t1"]))
+    redrawn = named()
+    for after in (joined, redrawn):
+        changed = {name for name in before if after[name] != before[name]}
+        assert changed == {name for name in before if name.startswith("evaluate/")}
+    cases[0].images["t1"].unlink()
+    with pytest.raises(UserError, match=r"c0\.nii\.gz"):
+        named()
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,33 @@ def test_sites_are_held_out_whole():
     everyone = [TaskCase(f"c{k}", f"c{k}", {"a": Path("x")}, target=k % 2, site=f"site{k // 6}") for k in range(24)]
     for fold in make_folds(everyone, BINARY, 4, by_site=True).folds:
         assert len({int(name[1:]) // 6 for name in fold.held_out}) == 1
+
+
+def test_sites_that_share_a_subject_are_held_out_together(caplog):
+    """A subject was scanned in sites 0 and 1, another in 1 and 2: no fold may learn from who it is tested on."""
+    subjects = {6: "c0", 12: "c7"}
+    everyone = [
+        TaskCase(f"c{k:02d}", subjects.get(k, f"c{k}"), {"a": Path("x")}, target=k % 2, site=f"site{k // 6}")
+        for k in range(36)
+    ]
+    subject = {case.case: case.subject for case in everyone}
+    folds = make_folds(everyone, BINARY, 4, by_site=True).folds
+    for fold in folds:
+        assert not {subject[name] for name in fold.train} & {subject[name] for name in fold.held_out}
+    assert {len(fold.held_out) for fold in folds} == {6, 18}
+    assert "2 subjects (such as c0)" in caplog.text
+    with pytest.raises(UserError, match="leaves 4 for 5 folds"):
+        make_folds(everyone, BINARY, 5, by_site=True)
+
+
+def test_copies_in_several_folds_of_the_manifest_are_reported(caplog):
+    everyone = [replace(case, fold=k % 2) for k, case in enumerate(cases([0, 1, 0, 1, 0, 1], 1))]
+    rng = np.random.default_rng(0)
+    prints = {c.case: np.append(96, rng.integers(-99, 99, 343)).astype(np.int8) for c in everyone}
+    prints["c03"] = prints["c00"]
+    join_copies(everyone, prints)
+    assert "fold 0" in caplog.text
+    assert caplog.text.count("contain copies: c00, c03") == 2
 
 
 @pytest.mark.parametrize(

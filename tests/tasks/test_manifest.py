@@ -67,12 +67,60 @@ def test_json_lines_are_equivalent(tmp_path):
         ("case,image.t2,target\na,a.nii,1\n", "image.t2"),
         ("image.t1,target\na.nii,1\n", "'case'"),
         ("case,image.t1,target\n", "cases"),
+        ("case,image.t1,target,splitt\na,a.nii,1,test\n", "'splitt'"),
+        ("case,image.t1,targets\na,a.nii,1\n", "'targets'"),
+        ("case,subject,Subject_ID,image.t1,target\na,p,q,a.nii,1\n", "'subject' and 'Subject_ID'"),
+        ("case,image.t1,target\na,a.nii,1,5\n", "line 2"),
+        ("case,image.t1,target,target\na,a.nii,1,0\n", "'target'"),
+        ("case,image.t1,target,fold\na,a.nii,1,²\n", "'²'"),
     ],
 )
 def test_errors_report_the_row(tmp_path, text, told):
     with pytest.raises(UserError) as problem:
         read_manifest(table(tmp_path, text), spec())
     assert told in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Case,Subject_ID,image.t1,Target,Split",
+        "case_id,PatientID,image.t1,target,SPLIT",
+        "case;patient;image.t1;target;split",
+    ],
+)
+def test_columns_as_other_programs_write_them(tmp_path, header):
+    sign = ";" if ";" in header else ","
+    rows = [
+        header,
+        *(sign.join(row) for row in (["b", "p1", "b.nii", "no", "Test"], ["a", "p2", "a.nii", "yes", "train"])),
+    ]
+    cases = read_manifest(table(tmp_path, "\ufeff" + "\r\n".join(rows)), spec())
+    assert [(c.case, c.subject, c.target, c.split) for c in cases] == [("a", "p2", 1, "train"), ("b", "p1", 0, "test")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "targets"),
+    [
+        (("1", "0"), {"1.0": 0, "0.0": 1, "1": 0, 0: 1, 1.0: 0}),
+        (("1", "2", "3"), {"1.0": 0, "3": 2, 2: 1}),
+        (("no", "yes"), {"1": 1, "0.0": 0, 1.0: 1, "yes": 1}),
+        (("none", "mild"), {"none": 0, "mild": 1, "n/a": None, None: None, "1": 1}),
+    ],
+)
+def test_classes_are_names_first_and_indices_only_where_no_name_is_a_number(classes, targets):
+    task = spec(kind="multiclass", classes=classes)
+    assert {value: parse_target(value, task) for value in targets} == targets
+    if "3" in classes:
+        for value in ("0", "4"):
+            with pytest.raises(UserError, match=value):
+                parse_target(value, task)
+
+
+def test_a_line_of_json_without_a_case(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"case": "a", "image.t1": "a.nii", "target": 1}\n{"image.t1": "b.nii"}\n')
+    with pytest.raises(UserError, match="row 2"):
+        read_manifest(tmp_path / "manifest.jsonl", spec())
 
 
 @pytest.mark.parametrize(
@@ -111,6 +159,8 @@ def test_multilabel_targets():
         ({"classes": ["a", "a"], "kind": "multiclass"}, "must be unique"),
         ({"kind": "regression"}, "a regression task has none"),
         ({"colour": 1}, "no setting 'colour'"),
+        ({"primary": "AUC"}, "'AUC' (did you mean 'auroc'?)"),
+        ({"primary": "mae"}, "a binary task has no metric 'mae'"),
         (
             {"channels": [{"name": "t1"}, {"name": "t2", "aliases": ["t1"]}]},
             "channels: names and aliases must be unique",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,52 +17,74 @@ from viewalign.compat.task_conversion import (
     read_json,
     target_of,
 )
+from viewalign.data.sources.table import read_table
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import TaskCase, check_images, write_manifest
 from viewalign.tasks.spec import FILE, TaskSpec, write_spec
 from viewalign.utils.outputs import check_folder
-
-_MISSING = ("", "n/a")
+from viewalign.utils.tables import identifier
 
 
 def find_bids(source: Path, wanted: ConvertSettings) -> FoundTask:
     """List sessions with an image of every channel whose subject has a target in `participants.tsv`.
 
-    Images are `sub-*/[ses-*/]*/…_<suffix>.nii.gz`. Each session is a case; a column `site` is copied.
+    Images are `sub-*/[ses-*/]*/…_<suffix>.nii.gz`. Each session is a case, with the target of its own row if the table
+    has a column `session_id`; a column `site` is copied.
 
     Raises:
-        UserError: no table, or no such column.
+        UserError: no table, no such column, or several targets of a participant without sessions.
     """
     rows = _participants(source, wanted.target)
-    channels = channel_specs(wanted.channels or ("T1w",))
-    with_target = {who: row for who, row in rows.items() if row[wanted.target] not in _MISSING}
-    spec = make_spec(source.name, channels, [row[wanted.target] for row in with_target.values()], wanted.kind)
-    cases = []
-    left_out = [f"{who} has no {wanted.target}." for who in rows if who not in with_target]
-    for who, row in sorted(with_target.items()):
-        target, site = target_of(row[wanted.target], spec), row.get("site") or ""
+    targets = [row[wanted.target] for each in rows.values() for row in each.values() if wanted.target in row]
+    spec = make_spec(source.name, channel_specs(wanted.channels or ("T1w",)), targets, wanted.kind)
+    cases, left_out = [], []
+    for who, by_session in sorted(rows.items()):
+        if all(wanted.target not in row for row in by_session.values()):
+            left_out.append(f"{who} has no {wanted.target}.")
+            continue
+        only = next(iter(by_session.values())) if len(by_session) == 1 else {}
         for session in _sessions(source / who):
-            name = who if session == source / who else f"{who}_{session.name}"
+            alone = session == source / who
+            name = who if alone else f"{who}_{session.name}"
+            row = by_session.get(session.name) or by_session.get("") or (only if alone else {})
+            if wanted.target not in row:
+                left_out.append(f"{name} has no {wanted.target}.")
+                continue
             images = _bids_images(session, spec)
             try:
                 check_images(images, spec)
-                cases.append(TaskCase(name, who, images, target=target, site=site))
             except UserError as problem:
                 left_out.append(f"{name} {problem}.")
+                continue
+            target = target_of(row[wanted.target], spec)
+            cases.append(TaskCase(name, who, images, target=target, site=row.get("site", "")))
     return FoundTask(spec, cases, left_out)
 
 
-def _participants(source: Path, column: str) -> dict[str, dict[str, str]]:
+def _participants(source: Path, column: str) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the rows of `participants.tsv` by participant and session; a row without a session has an empty one."""
     file = source / "participants.tsv"
     if not file.is_file():
         raise UserError(f"{source} has no participants.tsv.")
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    columns = list(rows[0]) if rows else []
+    columns, rows = read_table(file)
     if column not in columns or "participant_id" not in columns:
         missing = f"has no column '{column}'" if column else "has no labels without target=COLUMN"
         raise UserError(f"{file} {missing}; its columns are {', '.join(columns)}.")
-    return {f"sub-{row['participant_id'].removeprefix('sub-')}": row for row in rows}
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if "participant_id" not in row:
+            continue
+        who = f"sub-{identifier(row['participant_id'].removeprefix('sub-'))}"
+        session = identifier(row.get("session_id", "").removeprefix("ses-"))
+        name = f"ses-{session}" if session else ""
+        before = found.setdefault(who, {}).setdefault(name, row)
+        if before.get(column) != row.get(column):
+            of = f" and session {name}" if name else ""
+            raise UserError(
+                f"{file} has several rows with different {column} for the participant {who}{of}. Name the session of "
+                "each row in a column session_id, or leave one row."
+            )
+    return found
 
 
 def _sessions(subject: Path) -> list[Path]:
@@ -126,11 +147,10 @@ def _channel_count(images: dict[str, dict[int, Path]]) -> int:
 
 def _nnunet_labels(source: Path) -> dict[str, dict[str, Any]]:
     if (source / "labels.csv").is_file():
-        with (source / "labels.csv").open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        if rows and not {"case", "target"} <= set(rows[0]):
-            raise UserError(f"{source / 'labels.csv'} needs the columns case and target, not {', '.join(rows[0])}.")
-        return {row["case"]: row for row in rows if row["target"] not in ("", None)}
+        columns, rows = read_table(source / "labels.csv")
+        if not {"case", "target"} <= set(columns):
+            raise UserError(f"{source / 'labels.csv'} needs the columns case and target, not {', '.join(columns)}.")
+        return {row["case"]: row for row in rows if {"case", "target"} <= set(row)}
     if (source / "labels.json").is_file():
         table = read_json(source / "labels.json")
         return {str(name): {"target": label} for name, label in table.items() if label is not None}

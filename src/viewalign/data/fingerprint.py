@@ -26,6 +26,15 @@ _REMEMBERED = 8  # DICOM folders
 _one_at_a_time = Lock()
 
 
+def content_digest(path: Path) -> str:
+    """Return hex digits that change when an image file or DICOM folder does.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _source_digest(path, None).hex()
+
+
 def record_digest(record: Record) -> str:
     """Return 32 hex digits that change when the file of an image, of a channel or of one of its masks does.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import viewalign
+from viewalign.data.image_fingerprint import Fingerprint
 from viewalign.errors import UserError, usual_reason
 from viewalign.evaluation.settings import Pool
 from viewalign.networks.backbone import Backbone
@@ -76,6 +77,7 @@ class Embeddings:
         facts: how they were computed, with hashes of encoder and preprocessing.
         maps: the coarsest feature map of each case (N, C, d, h, w), or None.
         excluded: name and reason of each unusable case.
+        fingerprints: of each case's image, to find copies (`tasks.folds.join_copies`); not stored.
     """
 
     cases: tuple[str, ...]
@@ -83,6 +85,7 @@ class Embeddings:
     facts: dict[str, Any]
     maps: Rows | None = None
     excluded: tuple[tuple[str, str], ...] = field(default=())
+    fingerprints: Mapping[str, Fingerprint] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write `.npz` with arrays `case`, `features`, `maps` (if any) and `facts` as JSON, or `.parquet`.
@@ -196,10 +199,12 @@ def embed(
     pooling = Pooling(backbone, pool).to(device)
     results: dict[str, Rows | str] = {}
     maps: dict[str, Rows] = {}
+    fingerprints: dict[str, Fingerprint] = {}
     for case, sample in iter_prepared(cases, preprocessor, cache, workers):
         if isinstance(sample, str):
             results[case.case] = sample
         else:
+            fingerprints[case.case] = sample.fingerprint
             image, valid = sample_tensors(sample, device)
             parts = image.split(image_channels(backbone), dim=1)
             results[case.case] = torch.cat([pooling(backbone, part, valid)[0] for part in parts]).cpu().numpy()
@@ -219,7 +224,7 @@ def embed(
         "pool": pool,
     }
     stacked = np.stack([maps[name] for name in vectors]) if with_maps else None
-    return Embeddings(tuple(vectors), np.stack(list(vectors.values())), facts, stacked, tuple(excluded))
+    return Embeddings(tuple(vectors), np.stack(list(vectors.values())), facts, stacked, tuple(excluded), fingerprints)
 
 
 def image_channels(backbone: Backbone) -> int:

@@ -22,6 +22,7 @@ from viewalign.evaluation.linear_probe import probe
 from viewalign.evaluation.probe import evaluation_folds
 from viewalign.networks.backbone import Backbone
 from viewalign.tasks.cases import prepare_cases
+from viewalign.tasks.folds import join_copies
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import TaskSpec, read_spec
@@ -46,6 +47,7 @@ class OnlineProbe:
         self, spec: TaskSpec, cases: list[TaskCase], preprocessor: Preprocessor, folds: int, seed: int
     ) -> None:
         self.spec, self.cases, self.preprocessor, self.seed = spec, cases, preprocessor, seed
+        self._count = folds
         self.folds = evaluation_folds(cases, spec, folds, seed)
         self._samples: dict[str, Sample] | None = None
 
@@ -59,6 +61,9 @@ class OnlineProbe:
             self._samples, excluded = prepare_cases(self.cases, self.preprocessor)
             if excluded:
                 raise UserError(f"validate.probe: case {excluded[0][0]} cannot be used: {excluded[0][1]}.")
+            fingerprints = {name: sample.fingerprint for name, sample in self._samples.items()}
+            joined = join_copies(self.cases, fingerprints)
+            self.folds = evaluation_folds(joined, self.spec, self._count, self.seed)
         with preserved_state(backbone):
             rows = np.stack([_embed(backbone, self._samples[case.case]) for case in self.cases])
             score = probe(rows, self.cases, self.folds, self.spec, "linear", _BOOTSTRAP_SAMPLES, self.seed)

@@ -149,7 +149,7 @@ def _compute_features(
         if INTENSITIES not in features:
             samples, _ = prepare_cases(cases, preprocessor, **preparing)
             features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in result.cases])
-            fingerprints = {name: sample.fingerprint for name, sample in samples.items()}
+            fingerprints = dict(result.fingerprints)
     return features, excluded or [], facts, fingerprints
 
 

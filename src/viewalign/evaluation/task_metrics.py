@@ -18,18 +18,11 @@ from numpy.typing import NDArray
 
 from viewalign.evaluation.statistics import Interval
 from viewalign.tasks.manifest import TaskCase
-from viewalign.tasks.spec import Kind, TaskSpec
+from viewalign.tasks.spec import METRICS, Kind, TaskSpec
 from viewalign.utils.rng import make_rng
 
 Array = NDArray[Any]
 
-_CLASSES = ("balanced_accuracy", "auroc", "average_precision", "f1", "accuracy")
-NAMES: dict[Kind, tuple[str, ...]] = {
-    "binary": (*_CLASSES, "sensitivity", "specificity", "brier", "ece"),
-    "multiclass": (*_CLASSES, "brier", "ece"),
-    "multilabel": (*_CLASSES, "brier"),
-    "regression": ("mae", "rmse", "r2", "pearson", "spearman", "mean_error"),
-}
 LOWER_IS_BETTER = {"brier", "ece", "mae", "rmse"}
 FEWEST_SUBJECTS = 5
 _CALIBRATION_BINS = 15
@@ -61,7 +54,7 @@ def evaluate_samples(kind: Kind, truth: Array, predicted: Array, counts: Array) 
     predicted = np.asarray(predicted, dtype=np.float64)
     truth = np.asarray(truth, dtype=np.float64 if kind == "regression" else np.int64)
     parts = [_metrics_of(kind, truth, predicted, part) for part in _parts(counts)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in NAMES[kind]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS[kind]}
 
 
 def _parts(counts: Array) -> Iterator[Array]:
@@ -236,9 +229,9 @@ def intervals(
     interval.
     """
     if len(set(subjects)) < FEWEST_SUBJECTS:
-        return dict.fromkeys(NAMES[kind])
+        return dict.fromkeys(METRICS[kind])
     samples = evaluate_samples(kind, truth, predicted, resample_counts(subjects, draws, seed))
-    return {name: _percentiles(samples[name]) for name in NAMES[kind]}
+    return {name: _percentiles(samples[name]) for name in METRICS[kind]}
 
 
 def difference_intervals(
@@ -246,10 +239,10 @@ def difference_intervals(
 ) -> dict[str, Interval | None]:
     """Return the 95 % interval of each metric's difference, second minus first, over the same bootstrap samples."""
     if len(set(subjects)) < FEWEST_SUBJECTS:
-        return dict.fromkeys(NAMES[kind])
+        return dict.fromkeys(METRICS[kind])
     counts = resample_counts(subjects, draws, seed)
     a, b = (evaluate_samples(kind, truth, predicted, counts) for predicted in (first, second))
-    return {name: _percentiles(b[name] - a[name]) for name in NAMES[kind]}
+    return {name: _percentiles(b[name] - a[name]) for name in METRICS[kind]}
 
 
 def _percentiles(values: Array) -> Interval | None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from viewalign.config import Recipe
+from viewalign.data.fingerprint import content_digest
 from viewalign.data.settings import PrepareSettings
-from viewalign.errors import UserError
+from viewalign.errors import UserError, os_reason
 from viewalign.evaluation import linear_probe
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import check_installed, encoder_and_preprocessor
@@ -39,6 +40,7 @@ from viewalign.studies.settings import (
     VoxelProbeEvaluation,
     digest_of,
 )
+from viewalign.tasks.folds import join_copies
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.precision import choose_device
@@ -224,9 +226,13 @@ class TaskEvaluator:
         """Return plain values that identify the task and its files."""
         spec = read_spec(self.task)
         cases = read_manifest(self.task, spec)
-        files = [[case.case, str(case.target), case.split, case.fold] for case in cases]
-        sizes = [[path.stat().st_size for _, path in sorted(case.images.items())] for case in cases]
-        return [spec.model_dump(mode="json"), files, sizes]
+        rows = [[c.case, c.subject, c.site, str(c.target), c.split, c.fold, sorted(c.groups.items())] for c in cases]
+        try:
+            files = [{**case.images, **({"mask": case.mask} if case.mask else {})} for case in cases]
+            digests = [[content_digest(path) for _, path in sorted(each.items())] for each in files]
+        except OSError as problem:
+            raise UserError(f"{problem.filename} of {self.task} cannot be read: {os_reason(problem)}.") from None
+        return [spec.model_dump(mode="json"), rows, digests]
 
     def evaluate(
         self, folder: Path, run: Path | None, recipe: Recipe, external: ExternalEncoder | None, seed: int
@@ -250,7 +256,7 @@ class TaskEvaluator:
         )
         cases = read_manifest(self.task, spec)
         embeddings = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
-        usable = [case for case in cases if case.case in set(embeddings.cases)]
+        usable = join_copies([case for case in cases if case.case in embeddings.fingerprints], embeddings.fingerprints)
         learnt = usable if settings.shots is None else _few(usable, spec, settings.shots, seed)
         folds = evaluation_folds(learnt, spec, settings.folds, _FOLDS_SEED)
         score = linear_probe.probe(embeddings.features, usable, folds, spec, settings.learner, _DRAWS, _FOLDS_SEED)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 
 from viewalign.data.catalogue import write_catalogue
 from viewalign.data.file_types import suffix_of
+from viewalign.data.fingerprint import content_digest
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_catalogue
 from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
+from viewalign.data.sources.table import read_table
 from viewalign.data.store import Store
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.evaluation.voxel_probe import Case, read_prepared
@@ -42,8 +45,9 @@ class LabelledCase:
 
     @property
     def identity(self) -> list[str | int]:
-        """Plain values that identify the files without reading them."""
-        return [self.name, self.image.stat().st_size, self.labels.stat().st_size]
+        """Plain values that change with the case: of the label map, which people edit, every byte counts."""
+        labels = [content_digest(self.labels), _file_digest(self.labels, *_state(self.labels))]
+        return [self.name, content_digest(self.image), *labels]
 
 
 @dataclass(frozen=True)
@@ -169,17 +173,30 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
     """
     if not table.is_file():
         raise UserError(f"There is no table {table}. Name the folder of the study's data.")
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    missing = [name for name in ("case", "image", "labels") if not rows or not rows[0].get(name)]
+    columns, rows = read_table(table, missing=("",))
+    missing = [name for name in ("case", "image", "labels") if name not in columns]
     if missing:
         raise UserError(f"{table} needs rows with the columns case, image and labels; missing: {', '.join(missing)}.")
+    for number, row in enumerate(rows, 1):
+        if lacks := [name for name in ("case", "image", "labels") if name not in row]:
+            raise UserError(f"{table}, row {number} ({row.get('case', 'unnamed')}): {' and '.join(lacks)} is empty.")
     cases = [LabelledCase(row["case"], table.parent / row["image"], table.parent / row["labels"]) for row in rows]
     absent = [path for case in cases for path in (case.image, case.labels) if not path.is_file()]
     if absent:
         lacking = counted(len(absent), "file")
         raise UserError(f"{table} names {absent[0]}, which does not exist ({lacking} missing).")
     return cases, {row["case"]: (row.get("split") or "").strip() for row in rows}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def _file_digest(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - a changed file is read again
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
 
 
 def matching(cases: Sequence[LabelledCase], patterns: Iterable[str], key: str) -> tuple[LabelledCase, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ def cached_arrays(folder: Path, compute: Callable[[], Arrays]) -> dict[str, NDAr
 
 
 def _write_arrays(arrays: Arrays, folder: Path) -> None:
-    partial = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
+    # Not the process's number: containers on several machines have the same ones.
+    partial = folder.with_name(f".writing-{folder.name}-{secrets.token_hex(8)}")
     partial.mkdir(parents=True)
     try:
         for name, array in arrays.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,10 @@ from viewalign.tasks.copies import copies_among, report_divided
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.rng import derive_seed
+from viewalign.utils.text import counted
 
 _QUANTILES = 5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Folds:
 def join_copies(cases: Sequence[TaskCase], fingerprints: Mapping[str, Fingerprint]) -> list[TaskCase]:
     """Give subjects that share copies of an image one name, so that folds by subject do not divide them.
 
-    Copies among training and test cases are reported; they stay where the manifest has them.
+    Copies among training and test cases, or in several folds of the manifest, are reported and stay where they are.
 
     Args:
         cases: all cases.
@@ -74,6 +77,9 @@ def join_copies(cases: Sequence[TaskCase], fingerprints: Mapping[str, Fingerprin
     copies = copies_among({case.case: case.subject for case in cases}, fingerprints)
     train, test = ([case.case for case in cases if case.split == split] for split in ("train", "test"))
     report_divided(copies, train, test, "test")
+    for number in sorted({case.fold for case in cases if case.fold is not None}):
+        held_out = [case.case for case in cases if case.fold == number and case.split == "train"]
+        report_divided(copies, sorted({*train} - {*held_out}), held_out, f"held-out (fold {number} of the manifest)")
     return [replace(case, subject=copies.subject_of[case.case]) for case in cases]
 
 
@@ -85,7 +91,7 @@ def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int 
         spec: the task.
         count: number of folds otherwise; 1 trains on all training cases and needs test cases.
         seed: of the shuffle.
-        by_site: hold out whole sites instead of subjects.
+        by_site: hold out whole sites instead of subjects; sites that share a subject count as one.
 
     Raises:
         UserError: too few subjects, sites or cases of a class, or no test cases for a single fold.
@@ -126,10 +132,8 @@ def _assign(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int, by
     """Return the fold in which each case is held out, and a description."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = [case.site if by_site else case.subject for case in cases]
+    groups = _joined_sites(cases, count) if by_site else [case.subject for case in cases]
     unit = "site" if by_site else "subject"
-    if by_site and "" in groups:
-        raise UserError("Folds by site need a site for every case.")
     if len(set(groups)) < count:
         raise UserError(f"{count} folds need at least {count} {unit}s; there are {len(set(groups))}.")
     classes = strata(cases, spec, count)
@@ -144,6 +148,34 @@ def _assign(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int, by
                 numbers[k] = number
     stratum = "quantile" if spec.kind == "regression" else "class"
     return numbers, f"{count} folds by {unit}, stratified by {stratum}"
+
+
+def _joined_sites(cases: Sequence[TaskCase], count: int) -> list[str]:
+    """Return a site for each case; sites that share a subject have one name, since no fold may divide a subject.
+
+    Raises:
+        UserError: a case has no site, or too few sites are left.
+    """
+    if any(not case.site for case in cases):
+        raise UserError("Folds by site need a site for every case.")
+    site_of, first = {case.site: case.site for case in cases}, dict[str, str]()
+    travelled = set[str]()
+    for case in cases:
+        mine, other = site_of[case.site], site_of[first.setdefault(case.subject, case.site)]
+        if first[case.subject] != case.site:
+            travelled.add(case.subject)
+        if mine != other:
+            site_of = {site: other if name == mine else name for site, name in site_of.items()}
+    if travelled:
+        some = f"{counted(len(travelled), 'subject')} (such as {min(travelled)}) in several sites"
+        left = len(set(site_of.values()))
+        if left < count:
+            raise UserError(
+                f"{some}: sites that share a subject are held out together, which leaves {left} for {count} folds. "
+                "Use fewer folds, or remove these subjects."
+            )
+        _log.warning("There are %s; sites that share a subject are held out together.", some)
+    return [site_of[case.site] for case in cases]
 
 
 def strata(cases: Sequence[TaskCase], spec: TaskSpec, folds: int = 1) -> NDArray[np.int64]:

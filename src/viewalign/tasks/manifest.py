@@ -1,8 +1,9 @@
 """The manifest of a task: a table with one row per case, in CSV or JSON lines.
 
-Columns: `case`, `subject` (default: the case), `site`, `image.<channel>` for each channel or alias, `mask`, `target`,
-`fold` (integer), `split` (`train` or `test`) and `group.<variable>`, such as `group.sex`, for figures by group. Paths
-are relative to the folder of the manifest. Labels of a multilabel case are joined by `|`.
+Columns, in small or capital letters: `case`, `subject` (default: the case), `site`, `image.<channel>` for each channel
+or alias, `mask`, `target`, `fold` (integer), `split` (`train` or `test`) and `group.<variable>`, such as `group.sex`,
+for figures by group. Others are ignored, unless they look like one of these. Paths are relative to the folder of the
+manifest. Labels of a multilabel case are joined by `|`.
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from viewalign.data.sources.table import read_table
 from viewalign.errors import UserError, os_reason
 from viewalign.tasks.spec import TaskSpec, task_file
 from viewalign.utils.io import atomic_write, check_file_name, is_file
-from viewalign.utils.tables import identifier
+from viewalign.utils.overrides import similar
+from viewalign.utils.tables import MISSING, identifier, is_number
 
 FILES = ("manifest.csv", "manifest.jsonl")
 _IMAGE, _GROUP = "image.", "group."
-_MISSING_VALUES = ("", "n/a", "na", "nan", "none", "null")
+_KNOWN = ("case", "subject", "site", "mask", "target", "fold", "split")
+_ALIASES = {
+    "case_id": "case",
+    **dict.fromkeys(("subject_id", "participant_id", "patient", "patient_id", "patientid"), "subject"),
+}
 _MAX_REPORTED = 5
 
 Target = int | float | tuple[int, ...]
@@ -72,7 +80,7 @@ def read_manifest(path: str | Path, spec: TaskSpec, targets: bool = True) -> lis
     rows = _read_rows(file)
     if not rows:
         raise UserError(f"{file} has no cases.")
-    _check_columns(rows, spec, file)
+    rows = _with_known_columns(rows, spec, file)
     cases, errors = [], []
     for number, row in enumerate(rows, 1):
         try:
@@ -99,12 +107,13 @@ def manifest_file(path: str | Path) -> Path:
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix.lower() == ".csv":
+        columns, table = read_table(file, missing=("",))
+        return [dict.fromkeys(columns, "") | row for row in table]
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{file} cannot be read: {os_reason(problem)}.") from None
-    if file.suffix.lower() == ".csv":
-        return [{k.strip(): v or "" for k, v in row.items() if k} for row in csv.DictReader(text.splitlines())]
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -119,19 +128,42 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_columns(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, file: Path) -> None:
-    known = {_IMAGE + name for name in spec.image_names}
-    columns = {column for row in rows for column in row}
-    unknown = sorted(column for column in columns - known if column.startswith(_IMAGE))
+def _with_known_columns(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
+    """Return the rows with the names of the known columns as they are written here.
+
+    Raises:
+        UserError: no column `case`, two of one meaning, an image of no channel, or one that looks misspelt.
+    """
+    images = {_IMAGE + name for name in spec.image_names}
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    names = {column: _column_name(column) for column in columns}
+    known = {column: name for column, name in names.items() if name in _KNOWN or name.startswith((_IMAGE, _GROUP))}
+    for name, count in Counter(known.values()).items():
+        if count > 1:
+            same = " and ".join(f"'{column}'" for column, each in known.items() if each == name)
+            raise UserError(f"{file}: the columns {same} mean the same.")
+    unknown = sorted(name for name in known.values() if name.startswith(_IMAGE) and name not in images)
     if unknown:
-        raise UserError(f"{file} has a column {unknown[0]}, but the task's channels are {', '.join(sorted(known))}.")
-    if "case" not in columns:
+        raise UserError(f"{file} has a column {unknown[0]}, but the task's channels are {', '.join(sorted(images))}.")
+    if "case" not in known.values():
         raise UserError(f"{file} has no column 'case'; its columns are {', '.join(sorted(columns))}.")
+    missing = sorted({*_KNOWN, *images} - set(known.values()))
+    for column in columns:
+        if column not in known and (near := similar(column.lower(), missing, 0.8)):
+            raise UserError(f"{file}: the column '{column}' is unknown{near}. Rename it, or remove it.")
+    return [{known[column]: value for column, value in row.items() if column in known} for row in rows]
+
+
+def _column_name(column: str) -> str:
+    """Return the name of a known column as it is written here; channels and groups keep their letters."""
+    plain = column.strip().lower().replace(" ", "_")
+    start = next((start for start in (_IMAGE, _GROUP) if plain.startswith(start)), None)
+    return _ALIASES.get(plain, plain) if start is None else start + column.strip()[len(start) :]
 
 
 def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bool) -> TaskCase:
     text = {key: "" if value is None else str(value).strip() for key, value in row.items()}
-    name, split, mask = text["case"], text.get("split") or "train", text.get("mask")
+    name, split, mask = text.get("case", ""), text.get("split", "").lower() or "train", text.get("mask")
     fold = identifier(text.get("fold", ""))
     if not name:
         raise UserError("has no name in the column 'case'")
@@ -140,7 +172,7 @@ def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bo
     check_images(images, spec)
     if split not in ("train", "test"):
         raise UserError(f"split is '{split}', but must be train or test")
-    if fold and not fold.isdigit():
+    if fold and not re.fullmatch(r"\d+", fold, re.ASCII):
         raise UserError(f"fold is '{fold}', but must be an integer from 0")
     target = parse_target(row.get("target"), spec)
     if target is None and targets:
@@ -183,7 +215,8 @@ def parse_target(value: Any, spec: TaskSpec) -> Target | None:
             return None
         present = {_parse_class(label, spec) for label in labels}
         return tuple(int(k in present) for k in range(len(spec.classes)))
-    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING_VALUES):
+    unknown = value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
+    if unknown and (value is None or value.strip() not in spec.classes):
         return None
     return _parse_value(value, spec) if spec.kind == "regression" else _parse_class(value, spec)
 
@@ -204,15 +237,15 @@ def _parse_class(value: Any, spec: TaskSpec) -> int:
     text = str(value).strip()
     if text in spec.classes:
         return spec.classes.index(text)
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if number in range(len(spec.classes)):
-        return int(number)
-    raise UserError(
-        f"the target '{text}' is not a class; classes are {', '.join(spec.classes)} (or 0 to {len(spec.classes) - 1})"
-    )
+    names, text = [identifier(name) for name in spec.classes], identifier(text)
+    if text in names:
+        return names.index(text)
+    classes = f"classes are {', '.join(spec.classes)}"
+    if not any(map(is_number, names)):  # else an index could be meant as a name
+        if is_number(text) and float(text) in range(len(names)):
+            return int(float(text))
+        classes += f" (or 0 to {len(names) - 1})"
+    raise UserError(f"the target '{text}' is not a class; {classes}")
 
 
 def _inconsistencies(cases: Sequence[TaskCase]) -> list[str]:

@@ -17,6 +17,14 @@ from viewalign.utils.settings import Settings
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 FILE = "task.yaml"
 
+_OF_CLASSES = ("balanced_accuracy", "auroc", "average_precision", "f1", "accuracy")
+METRICS: dict[Kind, tuple[str, ...]] = {
+    "binary": (*_OF_CLASSES, "sensitivity", "specificity", "brier", "ece"),
+    "multiclass": (*_OF_CLASSES, "brier", "ece"),
+    "multilabel": (*_OF_CLASSES, "brier"),
+    "regression": ("mae", "rmse", "r2", "pearson", "spearman", "mean_error"),
+}
+"""Metrics by kind of task."""
 PRIMARY: dict[Kind, str] = {
     "binary": "auroc",
     "multiclass": "balanced_accuracy",
@@ -86,6 +94,12 @@ class TaskSpec(Settings):
             raise ValueError("classes: names must be unique")
         if len(set(self.image_names)) != len(self.image_names):
             raise ValueError("channels: names and aliases must be unique")
+        if self.primary is not None and self.primary not in METRICS[self.kind]:
+            known = METRICS[self.kind]
+            raise ValueError(
+                f"primary: a {self.kind} task has no metric '{self.primary}'{closest(self.primary.lower(), known)}; "
+                f"it has {', '.join(known)}"
+            )
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range: needs low < high, not {list(self.range)}")
         return self

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+MISSING = frozenset(("", "n/a", "na", "nan", "none", "null"))
+"""What spreadsheets and pandas write where a value is missing, in lower case."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _QUOTE = "'"
 
 
 def cell_text(text: str) -> str:
     """Return a text with an apostrophe in front if a spreadsheet would take it for a formula; numbers stay."""
-    if not text.lstrip(_QUOTE).startswith(_FORMULA) or _is_number(text):
+    if not text.lstrip(_QUOTE).startswith(_FORMULA) or is_number(text):
         return text
     return _QUOTE + text
 
@@ -25,7 +27,8 @@ def identifier(text: str) -> str:
     return text.partition(".")[0] if re.fullmatch(r"\d+\.0", text, re.ASCII) else text
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return whether a text is a number."""
     try:
         float(text)
     except ValueError:

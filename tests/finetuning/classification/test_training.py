@@ -8,7 +8,9 @@ import os
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from task_fixtures import interrupted_after, trained_by
 from typer.testing import CliRunner
@@ -36,7 +38,7 @@ from viewalign.recipes.files import TASK_RECIPES
 from viewalign.reports.task import write_page
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Sample
-from viewalign.tasks.spec import TaskSpec
+from viewalign.tasks.spec import TaskSpec, read_spec
 from viewalign.utils.locks import LOCK, lock_folder
 from viewalign.views.intensity_config import IntensityConfig
 from viewalign.views.sampling import ViewSamplingConfig, sample_affine
@@ -290,6 +292,43 @@ def test_a_fine_tuning_is_evaluated_predicted_and_reported(tmp_path, striped_tas
     np.testing.assert_allclose(Predictor(tmp_path / "out").predict(case), np.mean(folds, axis=0))
     with pytest.raises(UserError, match=r"lr=.* 1\.0"):
         finetune(tmp_path / "task", "untrained:resenc-xxs", tmp_path / "out", settings.model_copy(update={"lr": 1.0}))
+
+
+def test_a_fine_tuning_of_something_else_is_not_resumed(tmp_path, striped_task):
+    """Nothing would be trained, and the old predictions would be those of another encoder, task or image."""
+    task, out = tmp_path / "task", tmp_path / "out"
+    striped_task(task, "binary", 8, ("no", "yes"))
+    words = ["epochs=1", "batch=4", "folds=2", "draws=100", "patch_size=16", "spacing=none"]
+    finetune(task, "untrained:resenc-xxs", out, trained_by(None, words))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    manifest, spec = (task / "manifest.csv"), (task / "task.yaml")
+    rows, definition = manifest.read_text(), spec.read_text()
+    (image,) = read_manifest(task, read_spec(task))[0].images.values()
+    again = trained_by(None, words)
+
+    def refused(what, encoder="untrained:resenc-xxs"):
+        with pytest.raises(UserError, match=what):
+            finetune(task, encoder, out, again)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    refused("weights of the encoder", "untrained:primus-xxs")
+    manifest.write_text(rows.replace(",yes,", ",?,").replace(",no,", ",yes,").replace(",?,", ",no,"))
+    assert manifest.read_text() != rows
+    refused("targets")
+    manifest.write_text(rows)
+    tree = yaml.safe_load(definition)
+    spec.write_text(yaml.safe_dump({**tree, "classes": tree["classes"][::-1]}))
+    refused("classes")
+    spec.write_text(definition)
+    content = image.read_bytes()
+    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(image)))
+    array[9, 9, 9] += 500  # not moved or scaled, which preparation undoes
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(image))
+    refused("images")
+    image.write_bytes(content)
+    finetune(task, "untrained:resenc-xxs", out, again)
+    (out / "basis.json").unlink()  # of an earlier version
+    finetune(task, "untrained:resenc-xxs", out, again)
 
 
 def test_one_fold_trains_on_all_and_is_evaluated_on_the_test_cases(tmp_path, striped_task, mark_as_test, caplog):

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import AssociatedMasks, resolve
@@ -16,16 +17,18 @@ from viewalign.data.sources.walk import absolute
 from viewalign.errors import UserError, os_reason
 from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
-from viewalign.utils.tables import identifier
+from viewalign.utils.tables import MISSING, identifier
 from viewalign.utils.text import counted
 
-_NOTHING = frozenset(("", "n/a", "na", "nan", "none", "null"))
 
-
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a table in UTF-8 or UTF-16; missing values are dropped.
+def read_table(path: Path, missing: Collection[str] = MISSING) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and rows of a table in UTF-8 or UTF-16.
 
     Values are separated by tabs, or, in a file that is not called `.tsv`, also by commas or semicolons.
+
+    Args:
+        path: the table.
+        missing: values, in lower case, that are dropped from their rows.
 
     Raises:
         UserError: unreadable, of another encoding, two columns of one name, or a row with more values than columns.
@@ -34,7 +37,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         text = decoded(path.read_bytes())
         text = re.sub(r"\Asep=.\r?\n", "", text)  # which spreadsheets write
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text))
-        rows = [_row(path, reader.line_num, row) for row in reader]
+        rows = [_row(path, reader.line_num, row, missing) for row in reader]
     except OSError as error:
         raise UserError(f"The table {path} cannot be read: {os_reason(error)}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -110,15 +113,15 @@ def _delimiter(path: Path, text: str) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
 
 
-def _row(path: Path, line: int, row: dict[str | None, str | None]) -> dict[str, str]:
+def _row(path: Path, line: int, row: dict[str | None, str | None], missing: Collection[str]) -> dict[str, str]:
     if any((value or "").strip() for value in row.pop(None, None) or ()):
         raise UserError(f"{path}, line {line}: more values than columns.")
-    return _cleaned({str(key).strip(): value or "" for key, value in row.items()})
+    return _cleaned({str(key).strip(): value or "" for key, value in row.items()}, missing)
 
 
-def _cleaned(row: dict[str, str]) -> dict[str, str]:
+def _cleaned(row: dict[str, str], missing: Collection[str] = MISSING) -> dict[str, str]:
     """Return values that are not missing."""
-    return {key: text for key, value in row.items() if (text := value.strip()).lower() not in _NOTHING}
+    return {key: text for key, value in row.items() if (text := value.strip()).lower() not in missing}
 
 
 _ALIASES = {

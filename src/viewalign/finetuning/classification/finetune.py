@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from viewalign.errors import UserError
 from viewalign.evaluation import task_metrics
+from viewalign.evaluation.embedding import weights_digest
 from viewalign.evaluation.encoders import (
     Pretrained,
     build_encoder,
@@ -34,6 +37,7 @@ from viewalign.tasks.cases import prepare_cases
 from viewalign.tasks.folds import Fold, join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import Preprocessor, Sample
+from viewalign.tasks.spec import FILE as SPEC
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.io import write_json, write_text
 from viewalign.utils.locks import LOCK, lock_folder
@@ -50,6 +54,7 @@ Say = Callable[[str], None]
 Rows = dict[str, tuple[str, NDArray[np.float64]]]
 """Fold (or "test") and prediction of each case."""
 
+_SETTINGS = "settings.yaml"
 LOSSES = "losses.json"
 """Training loss of each epoch, in a fold's folder."""
 
@@ -70,8 +75,8 @@ def finetune(
 ) -> tuple[TaskScore, list[tuple[str, str]]]:
     """Fine-tune an encoder with cross-validation, evaluate all folds together, and write the models.
 
-    Writes `fold_*/model.*`, `predictions.csv`, `metrics.json`, `folds.json`, `settings.yaml` and `task.yaml`. Called
-    again with the same settings, it resumes.
+    Writes `fold_*/model.*`, `predictions.csv`, `metrics.json`, `folds.json`, `settings.yaml`, `task.yaml` and
+    `basis.json`. Called again with the same encoder, task, images and settings, it resumes.
 
     Args:
         task: the task's folder.
@@ -86,7 +91,7 @@ def finetune(
         could not be used.
 
     Raises:
-        UserError: invalid task, encoder or settings.
+        UserError: invalid task, encoder or settings, or a folder of a fine-tuning that differs in one of them.
     """
     spec = read_spec(task)
     cases = read_manifest(task, spec)
@@ -94,11 +99,14 @@ def finetune(
     preprocessor = make_preprocessor(start, spec, settings)
     choose_device(settings.device)  # fails before cases are prepared
     with lock_folder(out):
-        _write_settings(out, spec, settings)
+        _check_settings(out, settings)
         _log.info("Preparing %s.", counted(len(cases), "case"))
         samples, excluded = prepare_cases(cases, preprocessor, cache=cache, workers=workers)
-        write_json(out / "refused.json", [list(pair) for pair in excluded])
         usable = [case for case in cases if case.case in samples]
+        _check_basis(out, spec, usable, samples, start, preprocessor, settings)
+        write_json(out / "refused.json", [list(pair) for pair in excluded])
+        write_spec(spec, out)
+        write_text(out / _SETTINGS, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         run = _CrossValidation(spec, settings, usable, samples, start, preprocessor, out)
         scores = run.train_and_evaluate(encoder)
     for name, score in scores.items():
@@ -124,14 +132,14 @@ def make_preprocessor(start: Pretrained, spec: TaskSpec, settings: TaskTraining)
     return Preprocessor(spec.channels, size, prepared, settings.strip, settings.frames)
 
 
-def _write_settings(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
-    """Write task and settings, after checking that they are those of a run to resume.
+def _check_settings(out: Path, settings: TaskTraining) -> None:
+    """Check that a folder is new, or of a fine-tuning with the same settings.
 
     Raises:
         UserError: a fold was begun with other settings, or the folder contains no fine-tuning but other files.
     """
-    file = out / "settings.yaml"
-    check_folder(out, "fine-tuning", file.is_file(), (LOCK,))
+    file = out / _SETTINGS
+    check_folder(out, "fine-tuning", file.is_file() and (out / SPEC).is_file(), (LOCK,))
     if file.is_file() and any(out.glob("fold_*")):
         before = checked(TaskTraining, yaml.safe_load(file.read_text()), str(file))
         if changes := settings_that_differ(before, settings):
@@ -139,8 +147,58 @@ def _write_settings(out: Path, spec: TaskSpec, settings: TaskTraining) -> None:
                 f"{out} contains a fine-tuning with other settings: {changes}. Use the same settings to resume it, or "
                 "choose another folder."
             )
-    write_spec(spec, out)
-    write_text(file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+
+
+_BASIS = {
+    "encoder": "other weights of the encoder",
+    "task": "other channels, classes or range",
+    "cases": "other names, subjects, sites, targets, splits or folds of the cases",
+    "images": "other images, masks or preparation of them",
+}
+
+
+def _check_basis(
+    out: Path,
+    spec: TaskSpec,
+    cases: Sequence[TaskCase],
+    samples: Mapping[str, Sample],
+    start: Pretrained,
+    preprocessor: Preprocessor,
+    settings: TaskTraining,
+) -> None:
+    """Write digests of what a fine-tuning depends on beside its settings, or check that a begun one has the same.
+
+    Raises:
+        UserError: a fold was begun with another encoder, task, cases or images.
+    """
+    backbone, _ = build_encoder(start, preprocessor.size, len(spec.channels), settings.min_share, settings.seed)
+    if settings.pool == "pretrained":
+        load_pretrained_pooling(backbone, start)
+    images = hashlib.sha256()
+    for case in cases:
+        for array in (samples[case.case].image, samples[case.case].valid, samples[case.case].present):
+            images.update(array.tobytes())
+    rows = [[case.case, case.subject, case.site, case.target, case.split, case.fold] for case in cases]
+    task = spec.model_dump(mode="json", include={"kind", "channels", "classes", "range", "laterality"})
+    basis = {
+        "encoder": weights_digest(backbone),
+        "task": _digest(task),
+        "cases": _digest(rows),
+        "images": images.hexdigest(),
+    }
+    file = out / "basis.json"
+    if file.is_file() and any(out.glob("fold_*")):
+        before = json.loads(file.read_text())
+        if others := [_BASIS[name] for name, digest in basis.items() if before.get(name) != digest]:
+            raise UserError(
+                f"{out} contains a fine-tuning with {' and '.join(others)}. Use the same to resume it, or choose "
+                "another folder."
+            )
+    write_json(file, basis)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -181,7 +239,8 @@ class _CrossValidation:
     def _train_fold(self, fold: Fold) -> Rows:
         """Train one fold, write its model, and predict its held-out cases."""
         folder = self.out / f"fold_{fold.number}"
-        train_cases = [case for case in self.cases if case.case in set(fold.train)]
+        members = set(fold.train)
+        train_cases = [case for case in self.cases if case.case in members]
         network = self._build_network(train_cases, verbose=fold.number == 0)
         checkpoints = folder / "checkpoints"
         training = FoldTraining(network, train_cases, self.samples, self.spec, self.settings, fold.number, checkpoints)
