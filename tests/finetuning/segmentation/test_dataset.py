@@ -119,6 +119,11 @@ def test_patterns(tmp_path):
         datasets.names_matching(cases, "spleen_*")
 
 
+def test_a_list_of_names_may_be_longer_than_a_file_name():
+    cases = [f"liver_{number:03d}" for number in range(40)]
+    assert datasets.names_matching(cases, ",".join(cases)) == cases
+
+
 def rewritten(path, change_affine, turn=None):
     image = nib.load(path)
     voxels = np.asanyarray(image.dataobj)

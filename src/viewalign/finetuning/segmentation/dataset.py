@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.folders import label_values
+from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
 from viewalign.utils.text import counted
 
@@ -334,11 +335,10 @@ def names_matching(cases: Sequence[str], requested: str) -> list[str]:
     from fnmatch import fnmatchcase
 
     file = Path(requested)
-    words = (
-        file.read_text().split() if file.is_file() else [word.strip() for word in requested.split(",") if word.strip()]
-    )
+    # A long list of names is no file name either, for which pathlib raises.
+    words = file.read_text().split() if is_file(file) else [word.strip() for word in requested.split(",")]
     chosen: set[str] = set()
-    for word in words:
+    for word in filter(None, words):
         found = [word] if word in cases else [name for name in cases if fnmatchcase(name, word)]
         if not found:
             raise UserError(f"No case matches {word}; the first cases are {', '.join(cases[:_MAX_REPORTED])}.")
