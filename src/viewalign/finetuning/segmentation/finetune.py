@@ -110,7 +110,9 @@ def _run(run: Finetuning) -> None:
                 report_divided(copies, each.train, each.validation, "validation")
         with progress_bar("Preprocessing") as bar:
             bar(0, 1)
-            planning.preprocess(run.dataset, planned, run.machine.processes)
+            changed = planning.preprocess(run.dataset, planned, run.machine.processes)
+        if changed:
+            _report_changed(model, changed, [number for _, number in numbered])
         _log.info("%s", record.summary(run, planned, model))
         record.write_commands(run, planned, [number for _, number in numbered])
     for split, number in numbered:
@@ -119,6 +121,19 @@ def _run(run: Finetuning) -> None:
     _predict(run, model, [number for _, number in numbered])
     _cross_validate(run, model, [number for _, number in numbered])
     record.write_results(run, planned)
+
+
+def _report_changed(model: Model, cases: Sequence[str], numbers: Sequence[int | str]) -> None:
+    """Report cases that were preprocessed again, and folds that were trained on what they were before."""
+    shown = _listed(cases)
+    _log.warning("All cases were preprocessed again, since images or labels have changed: %s.", shown)
+    before = [str(model.fold(number)) for number in numbers if model.is_trained(number)]
+    if before:
+        _log.warning("Trained before this change and not again; remove to train again: %s.", ", ".join(before))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_REPORTED]) + (", …" if len(names) > _MAX_REPORTED else "")
 
 
 @contextmanager
@@ -176,10 +191,7 @@ def _named_split(
         )
     left_out = sorted(set(patients) - {*split.train, *split.validation})
     if left_out and None in (training, validation):
-        _log.warning(
-            "Left out, since a named case is of the same patient or a copy: %s%s.",
-            *(", ".join(left_out[:_MAX_REPORTED]), ", …" if len(left_out) > _MAX_REPORTED else ""),
-        )
+        _log.warning("Left out, since a named case is of the same patient or a copy: %s.", _listed(left_out))
     return split
 
 
