@@ -60,3 +60,10 @@ def test_cases_without_reliable_stamps_are_not_cached(tmp_path, counted):
     assert not (tmp_path / "k").exists()
     with pytest.raises(UserError, match=r"gone\.nii\.gz"):
         read_case(LabelledCase("c0", tmp_path / "gone.nii.gz", labels), PrepareSettings(), tmp_path / "k")
+
+
+def test_damaged_labels_are_named(tmp_path):
+    file = tmp_path / "a.nii.gz"
+    file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"a\.nii\.gz"):
+        labelled.classes_in([LabelledCase("a", file, file)])
