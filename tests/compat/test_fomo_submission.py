@@ -144,6 +144,36 @@ def test_a_folder_of_other_files_is_not_overwritten(tmp_path):
     assert (tmp_path / "project" / "model").is_dir()
 
 
+def test_a_new_model_replaces_all_of_the_earlier_one(tmp_path):
+    first, second = model(tmp_path / "a", 3), model(tmp_path / "b", 3)
+    (first / "fold_0").rename(first / "fold_1")
+    out = write_submission("untrained:resenc-xxs", tmp_path / "s", patch_size=(16, 16, 16))
+    assert (out / "model" / "model.json").is_file()
+    write_submission(first, out)
+    assert [path.name for path in (out / "model").iterdir()] == ["fold_1"]
+    write_submission(second, out)
+    assert [path.name for path in (out / "model").iterdir()] == ["fold_0"]
+
+
+def test_a_submission_that_fails_keeps_the_earlier_model(tmp_path, monkeypatch):
+    out = write_submission(model(tmp_path / "a", 3), tmp_path / "s")
+    weights = (out / "model" / "fold_0" / "model.safetensors").read_bytes()
+    other = model(tmp_path / "b", 3)
+    (other / "fold_0" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError):
+        write_submission(other, out)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", full_disk)
+        with pytest.raises(OSError, match="space"):
+            write_submission(model(tmp_path / "c", 3), out)
+    assert (out / "model" / "fold_0" / "model.safetensors").read_bytes() == weights
+    assert sorted(path.name for path in out.iterdir())[0] == "Apptainer.def"
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.slow
 def test_the_written_program_runs_by_itself(tmp_path, subject):
     out = write_submission(model(tmp_path / "m", 3), tmp_path / "submission")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.evaluation import comparison as comparing
+from viewalign.evaluation import statistics
 from viewalign.evaluation.comparison import compare_any, compare_runs, exchange_p_values
 from viewalign.evaluation.predictions import TaskPredictions, read_predictions, write_predictions
 from viewalign.tasks.manifest import TaskCase
@@ -116,3 +118,16 @@ def test_runs_that_cannot_be_compared_are_errors(tmp_path):
     (a / "predictions.csv").write_text("case,target\nx,1\n")
     with pytest.raises(UserError, match=r"predictions\.csv"):
         read_predictions(a)
+
+
+def test_a_permutation_test_takes_little_memory_and_gives_the_same_value(monkeypatch):
+    rng = np.random.default_rng(0)
+    first = rng.random(400)
+    second = first + 0.02 * rng.normal(size=400)
+    tracemalloc.start()
+    few = statistics.paired(first, second)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+    monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", 1 << 40)
+    assert statistics.paired(first, second) == few

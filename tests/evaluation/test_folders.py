@@ -148,6 +148,19 @@ def test_tolerances():
             tolerances_of(wrong, ["a", "b"])
 
 
+def test_a_damaged_reference_is_reported_and_the_others_are_evaluated(folders):
+    guess, truth = folders
+    (truth / "case_3.nii.gz").write_bytes(b"nothing")
+    assert classes_of(guess, truth) == {"1": (1,), "2": (2,)}
+    result = evaluate_folder(guess, truth, rules())
+    assert list(result.excluded) == ["case_3"]
+    assert len(result.cases) == 6
+    for file in truth.iterdir():
+        file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"case_0\.nii\.gz"):
+        classes_of(guess, truth)
+
+
 def test_a_comparison_is_paired(folders, tmp_path):
     guess, truth = folders
     (tmp_path / "perfect").mkdir()

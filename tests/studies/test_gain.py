@@ -1,7 +1,9 @@
 """The plan of `gain`: arms, evaluations and split, from few arguments."""
 
 import json
+from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -203,6 +205,15 @@ def test_the_estimate_counts_unfinished_cells(store, dataset, tmp_path, monkeypa
     assert whole - estimate_seconds(grid) == pytest.approx(2 * 2.0)
     record(grid, 0.0)
     assert estimate_seconds(grid) == 0
+
+
+def test_windows_are_counted_in_files_that_itk_does_not_read(tmp_path):
+    from viewalign.studies import gain_cost
+
+    image = np.random.default_rng(0).random((40, 32, 24), dtype=np.float32)
+    nibabel.save(nibabel.MGHImage(image, np.eye(4)), tmp_path / "a.mgz")
+    recipe = SimpleNamespace(views=SimpleNamespace(patch_size=(32, 32, 32)))
+    assert gain_cost._windows(SimpleNamespace(image=tmp_path / "a.mgz"), recipe) == 2
 
 
 @pytest.mark.slow

@@ -96,3 +96,10 @@ def test_a_table_of_cases_from_a_spreadsheet(tmp_path):
         table.write_bytes(text)
         with pytest.raises(UserError, match=told):
             labelled.in_table(table)
+
+
+def test_damaged_labels_are_named(tmp_path):
+    file = tmp_path / "a.nii.gz"
+    file.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"a\.nii\.gz"):
+        labelled.classes_in([LabelledCase("a", file, file)])

@@ -145,6 +145,11 @@ def test_paths_in_a_file_are_relative_to_it_and_those_in_words_are_not(tmp_path)
     assert read_words([f"config={tmp_path / 'mine.yaml'}"], Places)["what"] == "list.txt"
 
 
+def test_a_text_in_a_file_that_is_too_long_for_a_path_is_none(tmp_path):
+    tree = {"what": ",".join(f"liver_{number:03d}" for number in range(40))}
+    assert absolute_paths(tree, Places, tmp_path) == tree
+
+
 def test_every_setting_that_names_a_file_is_a_path(tmp_path):
     """Of studies only recipes are: other paths in a study are relative to its `data.root`."""
     (tmp_path / "x").touch()

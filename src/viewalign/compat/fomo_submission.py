@@ -11,7 +11,8 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import read_image, sample_tensors
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
+from viewalign.utils.io import PARTIAL_PREFIX
 from viewalign.utils.outputs import check_folder, contains
 from viewalign.utils.shapes import Size
 
@@ -115,13 +117,12 @@ def write_submission(
             files.
     """
     script = out / "predict.py"
-    check_folder(out, "submission", script.is_file() and contains("viewalign")(script))
     target, extras = out / "model", "tasks"
+    check_folder(out, "submission", script.is_file() and contains("viewalign")(script), {_partial(target).name})
     is_segmentation, is_task = segmentation.is_segmentation(Path(model)), any(Path(model).glob(f"fold_*/{FACTS}"))
     if (is_segmentation or is_task) and (patch_size, spacing, pool) != (None, "pretraining", "multistage"):
         raise UserError(f"patch_size, spacing and pool are for encoders; {model} is a fine-tuning, which has its own.")
     if is_segmentation:
-        out.mkdir(parents=True, exist_ok=True)
         _copy_segmentation(Path(model), target)
         extras = "nnunet"
     elif is_task:
@@ -132,6 +133,24 @@ def write_submission(
     for name, text in files.items():
         (out / name).write_text(text.replace("EXTRAS", extras).replace("BASE", _BASE))
     return out
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{PARTIAL_PREFIX}{target.name}")
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """Yield a new folder to write a model to, which replaces an earlier one when the block succeeds."""
+    partial = _partial(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_encoder(
@@ -148,24 +167,26 @@ def _write_encoder(
     # An embedding of a damaged image scores better than none.
     tolerant = preprocessor.settings.model_copy(update={"fill_nonfinite": True})
     network = GlobalNetwork(backbone, spec.outputs, pool, 0.0, [0.0])
-    shutil.rmtree(target, ignore_errors=True)
-    write_model(target, network, start.network, spec, replace(preprocessor, settings=tolerant), (0.0, 1.0))
+    with _replaced(target) as folder:
+        write_model(folder, network, start.network, spec, replace(preprocessor, settings=tolerant), (0.0, 1.0))
 
 
 def _copy_folds(model: Path, target: Path) -> None:
     Predictor(model)  # fails here rather than in the container
-    for fold in sorted(path.parent for path in model.glob(f"fold_*/{FACTS}")):
-        (target / fold.name).mkdir(parents=True, exist_ok=True)
-        for name in (FACTS, WEIGHTS):
-            shutil.copyfile(fold / name, target / fold.name / name)
+    with _replaced(target) as folder:
+        for fold in sorted(path.parent for path in model.glob(f"fold_*/{FACTS}")):
+            (folder / fold.name).mkdir()
+            for name in (FACTS, WEIGHTS):
+                shutil.copyfile(fold / name, folder / fold.name / name)
 
 
 def _copy_segmentation(model: Path, target: Path) -> None:
     """Write a model that stock nnU-Net reads, without paths and optimizer states."""
-    exported = package.export_model(model, target.with_name(".model"))[0]
-    shutil.rmtree(target, ignore_errors=True)
-    exported.replace(target)
-    shutil.rmtree(target.with_name(".model"))
+    with _replaced(target) as folder:
+        exported = package.export_model(model, folder)[0]
+        for path in list(exported.iterdir()):
+            path.replace(folder / path.name)
+        shutil.rmtree(exported.parent)
 
 
 def predict_subject(predictor: Predictor, images: Mapping[str, Path]) -> float:

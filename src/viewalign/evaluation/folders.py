@@ -16,7 +16,7 @@ from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.results import Evaluation
-from viewalign.evaluation.segmentation_metrics import CaseScore, Rules, score_files
+from viewalign.evaluation.segmentation_metrics import CaseScore, Rules, read_labels, score_files
 from viewalign.utils.main_guard import check_main_guard
 
 DEFAULT_TOLERANCE = 1.0
@@ -64,15 +64,23 @@ def classes_of(predictions: Path, references: Path, description: Path | None = N
         description: a `dataset.json` to use instead.
 
     Raises:
-        UserError: it cannot be read, or there are no classes.
+        UserError: it, or every reference, cannot be read, or there are no classes.
     """
     tree = _description(predictions, references, description)
     if tree is not None:
         return label_values(tree)
     values: set[int] = set()
-    for path in label_files(references).values():
-        image = sitk.ReadImage(str(path))  # in a variable: the array view does not keep the image alive
+    unread: list[str] = []
+    found = label_files(references)
+    for path in found.values():
+        try:
+            image = read_labels(path)  # in a variable: the array view does not keep the image alive
+        except UserError as problem:  # reported by the evaluation of this case
+            unread.append(str(problem))
+            continue
         values |= {round(value) for value in np.unique(sitk.GetArrayViewFromImage(image)).tolist()}
+    if unread and len(unread) == len(found):
+        raise UserError(f"No reference in {references} can be read: {unread[0]}.")
     values -= {0}
     if not values:
         raise UserError(f"The references in {references} have no class but background.")

@@ -131,7 +131,7 @@ def score_files(name: str, prediction: Path, reference: Path, rules: Rules) -> C
     Raises:
         UserError: a file cannot be read, or the files differ in size or voxel size; the message is only the reason.
     """
-    guess, truth = _read(prediction), _read(reference)
+    guess, truth = read_labels(prediction), read_labels(reference)
     if guess.GetSize() != truth.GetSize():
         sizes = " and ".join("×".join(str(n) for n in image.GetSize()[::-1]) for image in (guess, truth))
         raise UserError(f"prediction and reference have different sizes ({sizes})")
@@ -167,7 +167,12 @@ def score_maps(
     return scores
 
 
-def _read(path: Path) -> sitk.Image:
+def read_labels(path: Path) -> sitk.Image:
+    """Read a label map.
+
+    Raises:
+        UserError: it cannot be read or is not 3D; the message is only the reason, with the file's name.
+    """
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as problem:

@@ -15,6 +15,8 @@ Interval = tuple[float, float]
 _MIN_CASES_FOR_INTERVAL = 5
 _RESAMPLINGS = 2000
 _SIGN_FLIPS = 9999
+_VALUES_AT_ONCE = 1 << 18
+"""Of all resampled cases; limits memory."""
 
 
 def bootstrap_interval(values: NDArray[np.float64], seed: int) -> Interval | None:
@@ -60,6 +62,7 @@ def paired(a: NDArray[np.float64], b: NDArray[np.float64], seed: int = 0) -> Dif
     if len(differences) > 1:
         rng = make_rng(seed, "sign flips")
         options = {"permutation_type": "samples", "n_resamples": _SIGN_FLIPS, "vectorized": True, "rng": rng}
+        options["batch"] = max(1, _VALUES_AT_ONCE // len(differences))  # which does not change the result
         p_value = float(permutation_test((differences,), np.mean, **options).pvalue)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     mean = float(differences.mean())

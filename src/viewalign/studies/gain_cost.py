@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viewalign.config import Recipe
-from viewalign.data.readers.itk import sitk
+from viewalign.data.readers.headers import read_header
 from viewalign.finetuning.classification.settings import load_training
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.recipes import loading as recipes
@@ -103,8 +103,5 @@ def _test(grid: Grid) -> Sequence[LabelledCase]:
 
 def _windows(case: LabelledCase, recipe: Recipe) -> int:
     """Return the number of sliding windows with half overlap over an image, in its own voxels."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(case.image))
-    reader.ReadImageInformation()
-    sides = zip(reader.GetSize()[::-1], recipe.views.patch_size, strict=True)
+    sides = zip(read_header(case.image).shape, recipe.views.patch_size, strict=True)
     return math.prod(max(1, math.ceil(2 * side / view) - 1) for side, view in sides)

@@ -24,6 +24,7 @@ from viewalign.data.settings import PrepareSettings
 from viewalign.data.sources.table import read_table
 from viewalign.data.store import Store
 from viewalign.errors import ExcludedImageError, UserError
+from viewalign.evaluation.segmentation_metrics import read_labels
 from viewalign.evaluation.voxel_probe import Case, read_prepared
 from viewalign.finetuning.segmentation import dataset as datasets
 from viewalign.finetuning.segmentation.splits import few_shot, patients_of
@@ -234,10 +235,14 @@ def read_case(case: LabelledCase, settings: PrepareSettings, folder: Path) -> Ca
 
 
 def classes_in(cases: Sequence[LabelledCase]) -> dict[str, int]:
-    """Return `class N` for every label value N of the cases, without background."""
+    """Return `class N` for every label value N of the cases, without background.
+
+    Raises:
+        UserError: labels that cannot be read.
+    """
     values: set[int] = set()
     for case in cases:
-        values |= {int(value) for value in np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.labels))))}
+        values |= {int(value) for value in np.unique(sitk.GetArrayFromImage(read_labels(case.labels)))}
     return {f"class {value}": value for value in sorted(values - {0})}
 
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from viewalign.errors import UserError
+from viewalign.utils.io import is_file, is_folder
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override, set_nested
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -189,7 +190,7 @@ def _absolute(value: Any, mark: PathMark, folder: Path) -> Any:
     if not isinstance(value, str) or not value:
         return value
     path = folder.absolute() / with_home(value)
-    return str(path) if path.exists() or not mark.or_name else value
+    return str(path) if not mark.or_name or is_file(path) or is_folder(path) else value
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

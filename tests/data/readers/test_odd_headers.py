@@ -120,6 +120,15 @@ def test_a_header_without_voxel_size(tmp_path: Path, name: str, head: str) -> No
     assert "does not state the size of its voxels" in header.note
 
 
+@pytest.mark.parametrize(("slope", "offset", "noted"), [("2", "-1024", True), ("1.0", "0", False), ("x", "0", True)])
+def test_a_scaling_that_itk_ignores_is_noted(tmp_path: Path, slope: str, offset: str, noted: bool) -> None:
+    path = tmp_path / "a.mha"
+    keys = f"ElementToIntensityFunctionSlope = {slope}\nElementToIntensityFunctionOffset = {offset}\n"
+    path.write_bytes((META + keys + "ElementDataFile = LOCAL\n").encode() + VOXELS.tobytes())
+    assert (f"ElementToIntensityFunctionSlope = {slope}" in read_header(path).note) == noted
+    np.testing.assert_array_equal(read_volume(path).array, VOXELS)
+
+
 @pytest.mark.parametrize(
     ("name", "head"),
     [

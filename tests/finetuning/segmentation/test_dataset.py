@@ -1,6 +1,7 @@
 """Datasets: found by number, name and folder, and errors before training."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -67,6 +68,8 @@ def test_regions_and_an_ignore_label(raw):
         (lambda root: (root / "dataset.json").write_text("{"), "JSON"),
         (lambda root: (root / "dataset.json").write_text('{"labels": {}}'), "file_ending.*channel_names"),
         (lambda root: change(root, labels={"background": 0}), "background"),
+        (lambda root: change(root, labels={"0": "background", "1": "tumour"}), '"labels"'),
+        (lambda root: change(root, labels=["background", "tumour"]), '"labels"'),
         (lambda root: change(root, file_ending=".mha"), r"_0000\.mha"),
         (lambda root: change(root, channel_names={"0": "a", "1": "b"}), r"case_00_0001\.nii\.gz"),
         (lambda root: (root / "labelsTr" / "case_01.nii.gz").unlink(), r"labelsTr/case_01\.nii\.gz"),
@@ -102,6 +105,13 @@ def test_labels_that_do_not_fit(damage, sentence, raw):
         datasets.check(found)
 
 
+@pytest.mark.parametrize("name", ["case_01_0001.nii.gz", "mean.nii.gz"])
+def test_images_that_nnunet_would_take_for_others(raw, name):
+    (raw / "Dataset042_Balls" / "imagesTr" / name).touch()
+    with pytest.raises(UserError, match=re.escape(name)):
+        datasets.check(datasets.find("42", raw))
+
+
 def test_nothing_and_two_of_a_number(raw):
     with pytest.raises(UserError, match="dataset 43"):
         datasets.find("43", raw)
@@ -117,6 +127,11 @@ def test_patterns(tmp_path):
     assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
     with pytest.raises(UserError, match="spleen_"):
         datasets.names_matching(cases, "spleen_*")
+
+
+def test_a_list_of_names_may_be_longer_than_a_file_name():
+    cases = [f"liver_{number:03d}" for number in range(40)]
+    assert datasets.names_matching(cases, ",".join(cases)) == cases
 
 
 def rewritten(path, change_affine, turn=None):

@@ -13,8 +13,9 @@ import yaml
 from smooth_images import write_images
 
 from viewalign.cli.main import run
+from viewalign.errors import UserError
 from viewalign.evaluation.results import read_evaluation
-from viewalign.finetuning.segmentation import finetune, nnunet
+from viewalign.finetuning.segmentation import finetune, nnunet, splits
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.utils.locks import locked
 from viewalign.utils.settings import checked
@@ -127,6 +128,8 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["validation=liver_*"], "No case matches liver_*"),
         (["training=case_00", "validation=case_0*"], "case_00 is named for training and for validation"),
         (["training=case_00", "shots=1"], "use only one of them"),
+        (["training=case_00", "validation=case_01", "patient=(case)"], "same patient case"),
+        (["validation=case_01", "patient=(case)"], "no case for training"),
         (["predict=nowhere"], "There is no folder nowhere to predict"),
         (["tolerance=kidney=1", "shots=1", "validation=case_00"], "no class 'kidney'"),
     ],
@@ -153,6 +156,49 @@ def test_copies_of_an_image_are_one_patient_in_folds(tmp_path, caplog):
     for fold in finetune._default_folds(found.subject_of, needed=True):
         for one, other in (("case_00", "case_07"), ("case_03", "case_04")):
             assert (one in fold.train) == (other in fold.train)
+
+
+SCANS = [f"pat{patient}_scan{scan}" for patient in range(6) for scan in range(2)]
+
+
+def requested(**settings):
+    """Return the settings of a fine-tuning, and the patients of twelve cases, without its files."""
+    asked = settings_from({"dataset": "4", "encoder": "x", **settings})
+    return SimpleNamespace(settings=asked), splits.patients_of(SCANS, asked.patient)
+
+
+def test_folds_without_patients_are_not_used_with_patients(tmp_path, caplog):
+    planned = SimpleNamespace(folder=tmp_path)
+    run_, patients = requested(folds=2)
+    before = finetune._number_splits(run_, planned, [], patients)
+    assert [number for _, number in before] == [0, 1]
+    run_, patients = requested(folds=2, patient=r"(pat\d)")
+    numbered = finetune._number_splits(run_, planned, [], patients)
+    assert [number for _, number in numbered] == [5, 6]
+    assert not any(splits.divided(patients, split) for split, _ in numbered)
+    assert splits.FILE in caplog.text
+    assert finetune._number_splits(run_, planned, [], patients) == numbered
+    run_, _ = requested(fold=(0,), patient=r"(pat\d)")
+    with pytest.raises(UserError, match=rf"Fold 0 of .*{splits.FILE}.*pat\d.*patient="):
+        finetune._number_splits(run_, planned, [], patients)
+    run_, _ = requested(fold=(5,), patient=r"(pat\d)")
+    assert finetune._number_splits(run_, planned, [], patients) == numbered[:1]
+    run_, patients = requested(folds=2)
+    assert finetune._number_splits(run_, planned, [], patients) == before
+
+
+def test_cases_that_are_left_out_because_of_their_patient_are_named(caplog):
+    run_, patients = requested(validation="pat3_scan0", patient=r"(pat\d)")
+    (split,) = finetune._requested_splits(run_, patients)
+    assert len(split.train) == 10
+    assert "pat3_scan1" in caplog.text
+
+
+def test_samples_of_the_same_cases_are_trained_once(caplog):
+    run_, patients = requested(shots=(3, 11), seeds=3, validation="pat0_scan0")
+    names = [split.name for split in finetune._requested_splits(run_, patients)]
+    assert names == ["3 shots, seed 0", "3 shots, seed 1", "3 shots, seed 2", "11 shots, seed 0"]
+    assert "shots=" in caplog.text
 
 
 def test_a_dataset_that_is_not_there(tmp_path, capfd):

@@ -16,6 +16,8 @@ from viewalign.data.readers.files import read_volume
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import predict as lps
+from viewalign.finetuning.segmentation.nnunet import Machine
+from viewalign.tasks.manifest import TaskCase
 
 from .conftest import write_encoder
 
@@ -159,6 +161,41 @@ def test_unusable_sessions_are_excluded_with_their_reason(challenge, tmp_path):
         assert words in told.output
     with pytest.raises(UserError, match="is not written: it contains"):
         prepare(challenge, tmp_path / "d")
+
+
+def test_many_cases_are_predicted_in_batches_without_their_voxels_in_memory(tmp_path, monkeypatch):
+    image, _ = image_of(1)
+    table = {code: save(image, tmp_path / "in" / f"{code}.nii.gz", code) for code in CODES}
+    cases = [TaskCase(code, code, {"flair": path}) for code, path in table.items()]
+    cases.insert(1, TaskCase("none", "none", {"flair": tmp_path / "none.nii.gz"}))
+    (tmp_path / "dataset.json").write_text("{}")
+    batches = []
+
+    def segment(model, images, masks, *_):
+        batches.append(sorted(path.name for path in images.iterdir()))
+        masks.mkdir()
+        for path in images.iterdir():
+            lps_mask = sitk.ReadImage(str(path))
+            sitk.WriteImage(lps_mask > 120, str(masks / path.name.replace("_0000", "")))
+
+    written = lps._write_batch
+
+    def without_voxels(*arguments):
+        grids = written(*arguments)
+        assert all(grid.array.strides == (0, 0, 0) for grid in grids.values())
+        return grids
+
+    monkeypatch.setattr(lps.nnunet, "predict", segment)
+    monkeypatch.setattr(lps, "_write_batch", without_voxels)
+    monkeypatch.setattr(lps, "_BATCH_BYTES", int(1.5 * table["LPS"].stat().st_size))
+    trained = lps.Trained(tmp_path, (0,), ("flair",), ".nii.gz", {"orientation": "LPS"})
+    excluded = lps.predict(trained, cases, tmp_path / "out", Machine("cpu"))
+    assert [name for name, _ in excluded] == ["none"]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    for code, path in table.items():
+        made, given = nibabel.load(tmp_path / "out" / f"{code}.nii.gz"), nibabel.load(path)
+        np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
+        np.testing.assert_array_equal(made.get_fdata(), given.get_fdata() > 120)
 
 
 @pytest.mark.long

@@ -161,6 +161,22 @@ def test_a_fine_tuned_model_predicts_without_viewalign(kind, plan_for, prepared,
     assert (made[0] == made[1]).all()
 
 
+def test_a_fold_with_several_results_is_exported_once(tmp_path):
+    model, run = tmp_path / "model", tmp_path / "run"
+    (model / "fold_0").mkdir(parents=True)
+    architecture = {"network_class_name": "ResidualEncoderUNet"}
+    plan = {"plans_name": "p", "configurations": {nnunet.CONFIGURATION: {"architecture": architecture}}}
+    (model / "plans.json").write_text(json.dumps(plan))
+    (model / "dataset.json").write_text("{}")
+    weights = {"network_weights": {}, "init_args": {"configuration": nnunet.CONFIGURATION}}
+    torch.save(weights, model / "fold_0" / "checkpoint_final.pth")
+    run.mkdir()
+    results = {"model": str(model), "dataset": "Dataset901_Balls", "results": [{"fold": 0}, {"fold": 0}]}
+    (run / "results.json").write_text(json.dumps(results))
+    (folder,) = package.export_model(run, tmp_path / "out")
+    assert [path.name for path in folder.glob("fold_*")] == ["fold_0"]
+
+
 def test_what_stock_nnunet_cannot_do_is_reported(prepared, nnunet_home, tmp_path, monkeypatch):
     path, _ = write_encoder(tmp_path, "primus-xxs")
     with pytest.raises(UserError, match="Primus S, B, M and L"):

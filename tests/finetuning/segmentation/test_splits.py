@@ -79,7 +79,7 @@ def test_what_cannot_be_split(tmp_path):
 
 
 def test_named_cases_are_one_side_and_the_rest_the_other():
-    names = ["a", "b", "c", "d"]
+    names = splits.patients_of(["a", "b", "c", "d"])
     assert splits.given(names, None, ["d"]).train == ("a", "b", "c")
     assert splits.given(names, ["b"], None).validation == ("a", "c", "d")
     both = splits.given(names, ["a"], ["d"])
@@ -87,4 +87,22 @@ def test_named_cases_are_one_side_and_the_rest_the_other():
     with pytest.raises(UserError, match=r"\bb\b.*validation"):
         splits.given(names, ["a", "b"], ["b"])
     with pytest.raises(UserError, match="training"):
-        splits.given(names, None, names)
+        splits.given(names, None, list(names))
+
+
+def test_other_cases_of_a_named_patient_are_on_neither_side():
+    patients = splits.patients_of(CASES, PATIENT)
+    held = splits.given(patients, None, ["pat03_scan0"])
+    assert "pat03_scan1" not in held.train
+    assert len(held.train) == 22
+    learnt = splits.given(patients, ["pat03_scan0"], None)
+    assert "pat03_scan1" not in learnt.validation
+    assert not splits.divided(patients, held)
+    both = splits.given(patients, ["pat03_scan0"], ["pat03_scan1", "pat04_scan0"])
+    assert splits.divided(patients, both) == ["pat03"]
+
+
+def test_equal_splits_count_once():
+    sides = {"x": ("a", "b"), "y": ("b", "a"), "z": ("a",)}
+    one, again, two = (splits.Split(name, train, ("c",)) for name, train in sides.items())
+    assert [split.name for split in splits.distinct([one, again, two])] == ["x", "z"]

@@ -164,8 +164,7 @@ def _nibabel_header(path: Path, max_voxels: int) -> Header:
 
 
 def _itk_header(path: Path, max_voxels: int) -> Header:
-    if suffix_of(path.name) in (".mha", ".mhd"):
-        itk.check_header(path)
+    scaling = itk.check_header(path) if suffix_of(path.name) in (".mha", ".mhd") else ""
     if re.search(rb"^encoding:\s*(bzip2|bz2)\s*$", _text_header(path), re.M):
         raise ExcludedImageError("its voxels are packed with bzip2, which is not read; save them as gzip")
     for detached in detached_data(path):
@@ -187,6 +186,7 @@ def _itk_header(path: Path, max_voxels: int) -> Header:
     compressed = _says_compressed(path)
     _check_plausible(path, int(np.prod(size)) * item, compressed)
     size, spacing, origin, direction = itk.geometry_of(reader, unit)
+    note = "; ".join(filter(None, (note, scaling)))
     return Header((size[2], size[1], size[0]), spacing, origin, direction, item, note=note)
 
 

@@ -83,12 +83,17 @@ _LONGEST_LINE = 32768
 _MOST_LINES = 5000
 _LONGEST_NAME = 255
 _MOST_AXES = 10
+_SCALING = {"ElementToIntensityFunctionSlope": 1.0, "ElementToIntensityFunctionOffset": 0.0}
+"""Keys of a linear function from stored to actual values, with those that change nothing."""
 _PER_AXIS = ("DimSize", "ElementSpacing", "Offset", "Position", "Origin", "ElementSize")
 _PER_AXIS_SQUARED = ("TransformMatrix", "Rotation", "Orientation")
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path) -> str:
     """Check that every line of the header is `Key = value`, and that lists have as many numbers as there are axes.
+
+    Returns:
+        A note on a scaling of the values, which ITK ignores; or "".
 
     Raises:
         ExcludedImageError: the reason names the line.
@@ -103,6 +108,15 @@ def check_header(path: Path) -> None:
     for key, count in counts.items():
         if key in fields and len(fields[key].split()) != count:
             raise ExcludedImageError(f"its header is damaged: {key} has not {count} numbers for {axes} axes")
+    scaling = [f"{key} = {fields[key]}" for key, plain in _SCALING.items() if not _is(fields.get(key), plain)]
+    return f"its values are not scaled by {' and '.join(scaling)} of its header, as in ITK" if scaling else ""
+
+
+def _is(text: str | None, value: float) -> bool:
+    try:
+        return text is None or float(text) == value
+    except ValueError:
+        return False
 
 
 def _axes(text: str) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.evaluation.folders import label_values
+from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
 from viewalign.utils.text import counted
 
@@ -106,7 +107,7 @@ def _root_of(requested: str, raw: Path) -> Path:
     folder = Path(requested)
     if (folder / "dataset.json").is_file():
         return folder.absolute()
-    if requested.isdigit():
+    if requested.isdecimal():
         found = sorted(path for path in raw.glob(f"Dataset{int(requested):03d}_*") if path.is_dir())
     else:
         found = [raw / requested] if (raw / requested / "dataset.json").is_file() else []
@@ -123,7 +124,7 @@ def _root_of(requested: str, raw: Path) -> Path:
 def _nearby(requested: str) -> str:
     """Suggest a dataset in the current folder, by its number or a similar name."""
     names = sorted(path.parent.name for path in Path().glob("Dataset*/dataset.json"))
-    wanted = f"Dataset{int(requested):03d}_" if requested.isdigit() else requested
+    wanted = f"Dataset{int(requested):03d}_" if requested.isdecimal() else requested
     numbered = [name for name in names if name.startswith(wanted)]
     return similar(wanted, numbered or names, cutoff=0.5 if numbered else 0.8)
 
@@ -142,8 +143,13 @@ def _description(root: Path) -> dict[str, Any]:
     missing += [] if "channel_names" in tree or "modality" in tree else ["channel_names"]
     if missing:
         raise UserError(f"{file} has no {' and no '.join(missing)}.")
-    if not isinstance(tree["labels"], dict) or not label_values(tree):
-        raise UserError(f'{file} has no class but background; "labels" must be like {{"background": 0, "tumour": 1}}.')
+    example = '"labels" must be like {"background": 0, "tumour": 1}'
+    try:
+        classes = label_values(tree)
+    except (ValueError, TypeError, AttributeError):  # names by value, as in the first nnU-Net
+        raise UserError(f"{file} has labels of another form; {example}.") from None
+    if not classes:
+        raise UserError(f"{file} has no class but background; {example}.")
     return tree
 
 
@@ -204,7 +210,7 @@ def check(dataset: Dataset, on_case: Callable[[int, int], None] | None = None) -
     allowed = {0} | {value for values in dataset.labels.values() for value in values}
     allowed |= set() if dataset.ignore is None else {dataset.ignore}
     reader = str(dataset.description.get("overwrite_image_reader_writer", ""))
-    problems: list[str] = []
+    problems = _other_files(dataset)
     offsets: dict[str, float] = {}
     for number, case in enumerate(dataset.cases, start=1):
         faults, offset = _faults(case, allowed, reader)
@@ -222,6 +228,16 @@ def check(dataset: Dataset, on_case: Callable[[int, int], None] | None = None) -
             "Labels with another position than their image, which nnU-Net ignores, in %s: %s.",
             *(counted(len(offsets), "case"), shown + (", …" if len(offsets) > _MAX_REPORTED else "")),
         )
+
+
+def _other_files(dataset: Dataset) -> list[str]:
+    """Report images that are not listed, which nnU-Net takes for cases, or for channels of a case."""
+    if "dataset" in dataset.description:  # where nnU-Net reads which files there are
+        return []
+    expected = {image.name for case in dataset.cases for image in case.images}
+    names = sorted(path.name for path in (dataset.root / "imagesTr").iterdir() if path.name.endswith(dataset.ending))
+    count = counted(dataset.channels, "channel")
+    return [f"{name} in imagesTr is not an image of a case with {count}." for name in names if name not in expected]
 
 
 def _faults(case: Case, allowed: set[int], reader: str) -> tuple[list[str], float]:
@@ -334,11 +350,10 @@ def names_matching(cases: Sequence[str], requested: str) -> list[str]:
     from fnmatch import fnmatchcase
 
     file = Path(requested)
-    words = (
-        file.read_text().split() if file.is_file() else [word.strip() for word in requested.split(",") if word.strip()]
-    )
+    # A long list of names is no file name either, for which pathlib raises.
+    words = file.read_text().split() if is_file(file) else [word.strip() for word in requested.split(",")]
     chosen: set[str] = set()
-    for word in words:
+    for word in filter(None, words):
         found = [word] if word in cases else [name for name in cases if fnmatchcase(name, word)]
         if not found:
             raise UserError(f"No case matches {word}; the first cases are {', '.join(cases[:_MAX_REPORTED])}.")

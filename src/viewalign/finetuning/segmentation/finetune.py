@@ -31,6 +31,7 @@ from viewalign.weights import loading
 from viewalign.weights.reading import read_source
 
 _log = logging.getLogger(__name__)
+_MAX_REPORTED = 10
 
 NumberedSplits = Sequence[tuple[Split | None, int | str]]
 """Splits with nnU-Net's fold numbers; `(None, "all")` trains on all cases."""
@@ -109,7 +110,9 @@ def _run(run: Finetuning) -> None:
                 report_divided(copies, each.train, each.validation, "validation")
         with progress_bar("Preprocessing") as bar:
             bar(0, 1)
-            planning.preprocess(run.dataset, planned, run.machine.processes)
+            changed = planning.preprocess(run.dataset, planned, run.machine.processes)
+        if changed:
+            _report_changed(model, changed, [number for _, number in numbered])
         _log.info("%s", record.summary(run, planned, model))
         record.write_commands(run, planned, [number for _, number in numbered])
     for split, number in numbered:
@@ -118,6 +121,19 @@ def _run(run: Finetuning) -> None:
     _predict(run, model, [number for _, number in numbered])
     _cross_validate(run, model, [number for _, number in numbered])
     record.write_results(run, planned)
+
+
+def _report_changed(model: Model, cases: Sequence[str], numbers: Sequence[int | str]) -> None:
+    """Report cases that were preprocessed again, and folds that were trained on what they were before."""
+    shown = _listed(cases)
+    _log.warning("All cases were preprocessed again, since images or labels have changed: %s.", shown)
+    before = [str(model.fold(number)) for number in numbers if model.is_trained(number)]
+    if before:
+        _log.warning("Trained before this change and not again; remove to train again: %s.", ", ".join(before))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_REPORTED]) + (", …" if len(names) > _MAX_REPORTED else "")
 
 
 @contextmanager
@@ -148,13 +164,35 @@ def _requested_splits(run: Finetuning, patients: Mapping[str, str]) -> list[Spli
     validation = datasets.names_matching(names, settings.validation) if settings.validation else None
     training = datasets.names_matching(names, settings.training) if settings.training else None
     if not settings.shots:
-        return [] if validation is None and training is None else [splits.given(names, training, validation)]
+        return [] if validation is None and training is None else [_named_split(run, patients, training, validation)]
     if training is not None:
         raise UserError("training names the training cases and shots draws them; use only one of them.")
     if validation is None:
         validation = list(splits.cross_validation(patients)[0].validation)
     draws = [(shots, seed) for shots in settings.shots for seed in range(settings.seeds)]
-    return [splits.few_shot(patients, validation, shots, seed) for shots, seed in draws]
+    drawn = [splits.few_shot(patients, validation, shots, seed) for shots, seed in draws]
+    once = splits.distinct(drawn)
+    if len(once) < len(drawn):
+        kept = ", ".join(split.name for split in once)
+        _log.warning("Some samples of shots= have the same cases, and each is trained once: %s.", kept)
+    return once
+
+
+def _named_split(
+    run: Finetuning, patients: Mapping[str, str], training: Sequence[str] | None, validation: Sequence[str] | None
+) -> Split:
+    """Return the split of named cases, reporting cases that are on neither side because of their patient."""
+    split = splits.given(patients, training, validation)
+    own = splits.patients_of(list(patients), run.settings.patient)
+    if divided := splits.divided(own, split):
+        raise UserError(
+            f"training and validation name cases of the same patient {divided[0]} (patient={run.settings.patient}). "
+            "Name all of its cases for one of them, or omit patient."
+        )
+    left_out = sorted(set(patients) - {*split.train, *split.validation})
+    if left_out and None in (training, validation):
+        _log.warning("Left out, since a named case is of the same patient or a copy: %s.", _listed(left_out))
+    return split
 
 
 def _plan(run: Finetuning) -> Planned:
@@ -186,8 +224,11 @@ def _check_encoder(run: Finetuning, planned: dict[str, Any]) -> None:
 def _number_splits(
     run: Finetuning, planned: Planned, requested: Sequence[Split], patients: Mapping[str, str]
 ) -> NumberedSplits:
-    """Return nnU-Net's fold number of every split; nnU-Net's own folds are written first if there are none."""
-    settings = run.settings
+    """Return nnU-Net's fold number of every split; nnU-Net's own folds are written first if there are none.
+
+    Existing folds that divide a patient are replaced by folds that do not, behind them.
+    """
+    settings, file = run.settings, planned.folder / splits.FILE
     if settings.fold == "all" and not requested:
         return [(None, "all")]
     base = [] if splits.read(planned.folder) else _default_folds(patients, needed=not requested)
@@ -198,10 +239,21 @@ def _number_splits(
     wanted = range(min(settings.folds, len(present))) if settings.fold is None else [int(k) for k in settings.fold]
     missing = [fold for fold in wanted if not 0 <= fold < len(present)]
     if missing:
-        raise UserError(f"There is no fold {missing[0]}: {planned.folder / splits.FILE} has {len(present)}, from 0.")
-    return [
+        raise UserError(f"There is no fold {missing[0]}: {file} has {len(present)}, from 0.")
+    there = [
         (Split(names.get(str(k), f"fold {k}"), tuple(present[k]["train"]), tuple(present[k]["val"])), k) for k in wanted
     ]
+    own = splits.patients_of(list(patients), settings.patient)
+    divided = [(k, found[0]) for split, k in there if (found := splits.divided(own, split))]
+    if not divided or settings.patient is None:
+        return there
+    what = f"Fold {divided[0][0]} of {file} divides the patient {divided[0][1]} (patient={settings.patient})"
+    if settings.fold is not None:
+        raise UserError(f"{what}. Omit fold, and folds by patient are added and trained; or omit patient.")
+    added = splits.cross_validation(patients)[: settings.folds]
+    numbers = splits.add(planned.folder, added, [])
+    _log.warning("%s. Folds by patient are added to the file and trained: %s.", what, ", ".join(map(str, numbers)))
+    return list(zip(added, numbers, strict=True))
 
 
 def _default_folds(patients: Mapping[str, str], needed: bool) -> list[Split]:

@@ -156,7 +156,7 @@ def export_model(run: Path, out: Path) -> list[Path]:
     target = out / str(results["dataset"]) / f"{trainer}__{plan['plans_name']}__{plans.CONFIGURATION}"
     written = all(file.name in _OWN_FILES for file in target.rglob("*") if file.is_file())
     check_folder(target, "export", written)  # an nnU-Net training may have the same name
-    numbers = [row["fold"] for row in results["results"] if row["fold"] is not None]
+    numbers = dict.fromkeys(row["fold"] for row in results["results"] if row["fold"] is not None)
     partial = target.with_name(f".writing-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import encoders, plans
-from viewalign.finetuning.segmentation.dataset import Dataset
+from viewalign.finetuning.segmentation.dataset import Case, Dataset
 from viewalign.finetuning.segmentation.environment import Folders
 from viewalign.finetuning.segmentation.schedule import Schedule
 from viewalign.utils.io import write_json
-from viewalign.weights import sources
+from viewalign.weights import files, sources
 
 BASE_PLANNER, BASE_PLANS = "nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"
 _COMPLETE = "{}.complete.json"
 """Written next to a folder of preprocessed cases when all are complete. nnU-Net reads all files inside as cases."""
+_REFERENCES = "gt_segmentations"
 
 
 @dataclass(frozen=True)
@@ -102,28 +104,64 @@ def write_plan(
     return Planned(choices.name, plan, folder)
 
 
-def preprocess(dataset: Dataset, planned: Planned, processes: int) -> bool:
-    """Preprocess all cases unless they are complete; return whether any were preprocessed."""
+def preprocess(dataset: Dataset, planned: Planned, processes: int) -> list[str]:
+    """Preprocess all cases unless they are complete and their files are the same.
+
+    Returns:
+        Cases whose images or labels have changed since they were preprocessed.
+    """
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
     target = planned.folder / str(planned.configuration["data_identifier"])
-    names = [case.name for case in dataset.cases]
     complete = target.with_name(_COMPLETE.format(target.name))
-    references = [planned.folder / "gt_segmentations" / case.labels.name for case in dataset.cases]
-    if _is_complete(target, complete, names) and all(file.is_file() for file in references):
-        return False
-    complete.unlink(missing_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    api.preprocess_dataset(
-        dataset.id,
-        planned.name,
-        configurations=[plans.CONFIGURATION],
-        num_processes=[processes],
-        show_progress_bar=False,
-    )
-    write_json(complete, {"cases": names})
-    return True
+    record = files.read_json(complete) if target.is_dir() else {}
+    known = record.get("files", {})
+    contents = {case.name: _contents(case, known.get(case.name, {})) for case in dataset.cases}
+    outdated = _outdated(dataset, planned.folder / _REFERENCES)
+    described = {"cases": list(contents), "labels": dataset.description["labels"], "files": contents}
+    whole = record.get("cases") == list(contents) and record.get("labels", described["labels"]) == described["labels"]
+    changed: list[str] = []
+    if whole and known:
+        changed = [name for name, entry in contents.items() if known.get(name, entry)["digests"] != entry["digests"]]
+    elif whole:  # of a version that recorded no files
+        changed = [case.name for case in outdated]
+    if changed or not whole:
+        complete.unlink(missing_ok=True)
+        _remove(target)
+        write_json(planned.folder / "dataset.json", dataset.description)  # nnU-Net's copy, which training reads
+        api.preprocess_dataset(
+            dataset.id,
+            planned.name,
+            configurations=[plans.CONFIGURATION],
+            num_processes=[processes],
+            show_progress_bar=False,
+        )
+    (planned.folder / _REFERENCES).mkdir(exist_ok=True)
+    for case in outdated:  # nnU-Net replaces only those that are older than the labels
+        shutil.copyfile(case.labels, planned.folder / _REFERENCES / case.labels.name)
+    if not complete.is_file() or record != described:
+        write_json(complete, described)
+    return changed
 
 
-def _is_complete(target: Path, complete: Path, names: list[str]) -> bool:
-    return complete.is_file() and target.is_dir() and json.loads(complete.read_text()).get("cases") == names
+def _contents(case: Case, known: dict[str, Any]) -> dict[str, Any]:
+    """Return sizes, times of change and digests of a case's files; the known ones if sizes and times are the same."""
+    paths = (*case.images, case.labels)
+    stamps = [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in paths)]
+    if known.get("stamps") == stamps:
+        return known
+    return {"stamps": stamps, "digests": [files.sha256_of(path) for path in paths]}
+
+
+def _outdated(dataset: Dataset, references: Path) -> list[Case]:
+    """Return the cases whose copy of the labels for evaluation is missing or differs from them."""
+    copies = [(case, references / case.labels.name) for case in dataset.cases]
+    return [case for case, copy in copies if not copy.is_file() or not filecmp.cmp(copy, case.labels, shallow=False)]
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one that others use."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

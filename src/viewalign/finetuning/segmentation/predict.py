@@ -62,6 +62,8 @@ def read_labels(file: Path) -> NDArray[np.uint8]:
     return labels
 
 
+_BATCH_BYTES = 4 << 30
+"""Images of new cases that are in the temporary folder together."""
 KEY = "viewalign"
 """Key in `dataset.json` of, for example, `{"orientation": "LPS", "missing": "zeros", "aliases": {"swi": ["t2s"]}}`."""
 
@@ -175,27 +177,45 @@ def predict(
     environment.check_installed()
     os.environ.update(environment.variables(None))
     os.environ.setdefault("nnUNet_def_n_proc", str(machine.processes))
-    firsts: dict[str, Volume] = {}
-    excluded = []
+    excluded: list[tuple[str, str]] = []
+    remaining = list(cases)
     write_json(description, files.read_json(trained.folder / "dataset.json"))  # names the classes
-    with tempfile.TemporaryDirectory(prefix="viewalign-") as scratch:
-        images, masks = Path(scratch) / "images", Path(scratch) / "masks"
-        images.mkdir()
-        for case in cases:
-            try:
-                channels = _read_channels(trained, case)
-            except UserError as problem:
-                excluded.append((case.case, str(problem)))
-                continue
-            firsts[case.case] = channels.first
-            for number, volume in enumerate(channels.volumes):
-                write_image(volume, images / f"{case.case}_{number:04d}{trained.ending}")
-        if firsts:
-            with nnunet.quietly(Path(scratch) / "nnunet.log"):
-                nnunet.predict(trained.folder, images, masks, trained.folds, machine, flips)
-        for name, first in firsts.items():
-            _write_mask(masks / f"{name}{trained.ending}", out / f"{name}{trained.ending}", first, trained)
+    while remaining:
+        with tempfile.TemporaryDirectory(prefix="viewalign-") as scratch:
+            images, masks = Path(scratch) / "images", Path(scratch) / "masks"
+            images.mkdir()
+            grids = _write_batch(trained, remaining, images, excluded)
+            if grids:
+                with nnunet.quietly(Path(scratch) / "nnunet.log"):
+                    nnunet.predict(trained.folder, images, masks, trained.folds, machine, flips)
+            for name, grid in grids.items():
+                _write_mask(masks / f"{name}{trained.ending}", out / f"{name}{trained.ending}", grid, trained)
     return excluded
+
+
+def _write_batch(
+    trained: Trained, remaining: list[TaskCase], images: Path, excluded: list[tuple[str, str]]
+) -> dict[str, Volume]:
+    """Write images of cases, which are taken from `remaining`, until a batch is full.
+
+    Returns:
+        The grid of each case: its first image without memory for voxels.
+    """
+    grids: dict[str, Volume] = {}
+    written = 0
+    while remaining and written < _BATCH_BYTES:
+        case = remaining.pop(0)
+        try:
+            channels = _read_channels(trained, case)
+        except UserError as problem:
+            excluded.append((case.case, str(problem)))
+            continue
+        grids[case.case] = replace(channels.first, array=np.broadcast_to(np.float32(0), channels.first.array.shape))
+        for number, volume in enumerate(channels.volumes):
+            file = images / f"{case.case}_{number:04d}{trained.ending}"
+            write_image(volume, file)
+            written += file.stat().st_size
+    return grids
 
 
 @dataclass(frozen=True)
@@ -233,9 +253,9 @@ def _read_channels(trained: Trained, case: TaskCase) -> _Channels:
     return _Channels(first, channels)
 
 
-def _write_mask(mask: Path, out: Path, first: Volume, trained: Trained) -> None:
+def _write_mask(mask: Path, out: Path, grid: Volume, trained: Trained) -> None:
     with atomic_write(out) as partial:
         if trained.facts.get("orientation") == "LPS":
-            write_labels(read_labels(mask), first, partial, lps=True)
+            write_labels(read_labels(mask), grid, partial, lps=True)
         else:
             shutil.copyfile(mask, partial)

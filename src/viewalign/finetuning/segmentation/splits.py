@@ -116,8 +116,12 @@ def few_shot(patients: Mapping[str, str], held: Sequence[str], shots: int, seed:
     return Split(f"{shots} shots, seed {seed}", train, tuple(sorted(held)))
 
 
-def given(cases: Sequence[str], train: Sequence[str] | None, validation: Sequence[str] | None) -> Split:
+def given(patients: Mapping[str, str], train: Sequence[str] | None, validation: Sequence[str] | None) -> Split:
     """Return a split of named cases; if only training or validation cases are named, the others are all remaining.
+
+    Args:
+        patients: the patient of each case; other cases of named patients are on neither side.
+        train, validation: named cases.
 
     Raises:
         UserError: a case is named for both, or none is left for one of them.
@@ -126,11 +130,28 @@ def given(cases: Sequence[str], train: Sequence[str] | None, validation: Sequenc
     if both:
         raise UserError(f"{both[0]} is named for training and for validation.")
     name = "" if train is None else f"trained on {len(train)} and "
-    train = [case for case in cases if case not in set(validation or ())] if train is None else train
-    validation = [case for case in cases if case not in set(train)] if validation is None else validation
+    train = _others(patients, validation or ()) if train is None else train
+    validation = _others(patients, train) if validation is None else validation
     if not train or not validation:
         raise UserError("The named cases leave no case for training or none for validation.")
     return Split(f"{name}validated on {counted(len(validation), 'named case')}", tuple(train), tuple(validation))
+
+
+def _others(patients: Mapping[str, str], cases: Sequence[str]) -> list[str]:
+    """Return the cases of other patients."""
+    named = {patients[case] for case in cases}
+    return [case for case, patient in patients.items() if patient not in named]
+
+
+def divided(patients: Mapping[str, str], split: Split) -> list[str]:
+    """Return the patients on both sides of a split."""
+    sides = ({patients.get(case, case) for case in side} for side in (split.train, split.validation))
+    return sorted(set.intersection(*sides))
+
+
+def distinct(splits: Sequence[Split]) -> list[Split]:
+    """Return the splits without those that divide the cases as an earlier one does."""
+    return list({_key(split.as_json()): split for split in reversed(splits)}.values())[::-1]
 
 
 def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[int]:
@@ -162,8 +183,8 @@ def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[in
     return numbers
 
 
-def _key(fold: dict[str, Any]) -> tuple[list[str], list[str]]:
-    return sorted(fold["train"]), sorted(fold["val"])
+def _key(fold: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(sorted(fold["train"])), tuple(sorted(fold["val"]))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
