@@ -195,7 +195,7 @@ def assemble(
     """Build method, optimizer and data feed, and log the facts about the data."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
-    _prepare_networks(method, recipe.runtime)
+    prepare_networks(method, recipe.runtime)
     subjects, split = check_data(recipe, requirements, store)
     settings = recipe.optim
     optimizer = optimizers.build_optimizer(
@@ -234,7 +234,7 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
     return subjects, split
 
 
-def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
+def prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
     """Set up how the networks of a method are computed, which does not change their results."""
     for network in (module for module in method.modules() if isinstance(module, Backbone)):
         network.recompute = runtime.recompute
