@@ -78,13 +78,18 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 for a finished run, and 128 + the signal's number for a run that a signal stopped, as in shells."""
-        return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
+        """0 for a finished run, and 128 + the signal's number for a run that a signal stopped, as in shells.
+
+        Of several processes only the first ends with it: launchers kill all processes if one of them fails.
+        """
+        return 0 if self.finished or not self.first else 128 + (self.signal or signal.SIGTERM)
 
     @property
     def stops_caller(self) -> int | None:
         """The exit code for a caller that continues after the run, if a signal was received, even in the last step."""
-        return None if self.finished and self.signal is None else 128 + (self.signal or signal.SIGTERM)
+        if self.finished and self.signal is None:
+            return None
+        return 128 + (self.signal or signal.SIGTERM) if self.first else 0
 
 
 def pretrain(
@@ -119,7 +124,7 @@ def pretrain(
         lock_run_folder(fabric, folder),
         log_file(folder.messages, fabric.is_global_zero),
         Failures() as failures,
-        shortage_reported(recipe, failures),
+        shortage_reported(recipe),
     ):
         trainer = assemble(recipe, requirements, store, folder, fabric)
         trainer.probe, trainer.page = probe, page
@@ -129,9 +134,10 @@ def pretrain(
         stop = StopRequest(fabric.world_size == 1, trainer.last_words)
         with stop, report_lost_processes(folder, failures):
             trainer.run(stop)
+        if page is not None and fabric.is_global_zero:
+            page(folder.root, True)
+        fabric.barrier()
     destroy_process_group()
-    if page is not None and fabric.is_global_zero:
-        page(folder.root, True)
     return RunResult(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
 
 
