@@ -81,7 +81,7 @@ def test_pooling_leaves_no_token_out(pool):
     """The first was thrown away as if it were a class token."""
     backbone = build_backbone("primus-xs", SIZE, 1)
     tokens = torch.randn(1, 64, 192, requires_grad=True)
-    encoded = type("Encoded", (), {"tokens": tokens, "grid": (4, 4, 4), "maps": (), "kept": None})()
+    encoded = type("Encoded", (), {"tokens": tokens, "grid": (4, 4, 4), "maps": (), "dropped": False})()
     backbone.encode = lambda _: encoded
     pooled = Pooling(backbone, pool)(backbone, torch.zeros(1, 1, *SIZE), torch.ones(1, 1, *SIZE, dtype=torch.bool))
     torch.testing.assert_close(pooled, tokens.mean(1))
