@@ -276,6 +276,12 @@ class Recipe(Settings):
 
 
 def public_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain data without local paths, for checkpoints and exports."""
-    paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}, "validate_": {"probe"}}
-    return recipe.model_dump(mode="json", by_alias=True, exclude=paths)
+    """Return a recipe as plain data without local paths and names of subjects, for checkpoints and exports."""
+    private: dict[str, Any] = {
+        "data": True,
+        "out": True,
+        "init": {"weights"},
+        "validate_": {"probe"},
+        "sampling": {"weights"},
+    }
+    return recipe.model_dump(mode="json", by_alias=True, exclude=private)
