@@ -225,7 +225,8 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
         UserError: the recipe cannot be trained on the store's volumes.
     """
     subjects = data.number_subjects(store.groups)
-    inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)
+    sampling = recipe.sampling
+    inside = admitted(store, sampling.modalities, sampling.max_quality_score, sampling.weights)
     check_channels(store, inside, recipe.network.channels)
     split = data.only(data.split_of(store.groups, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
@@ -234,7 +235,7 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
     count = len(np.unique(subjects[split.train]))
     if requirements.needs_multiple_subjects and count < 2:
         raise UserError(
-            f"This method needs volumes of at least two subjects, and the store has {count}; "
+            f"This method needs volumes of at least two subjects, and the store has {count} to train on; "
             f"{requirements.needs_multiple_subjects} If it shows several people, index them with a subject_pattern."
         )
     return subjects, split
@@ -344,7 +345,8 @@ def _feed(
         "world": fabric.world_size,
     }
     weights = weights_of(store, split.train, recipe.sampling.by, recipe.sampling.weights)
-    train = SampleReader(volumes=split.train, purpose="train", weights=weights, **read)
+    distinct = bool(requirements.needs_multiple_subjects) or requirements.group > 1
+    train = SampleReader(volumes=split.train, purpose="train", weights=weights, distinct=distinct, **read)
     held_out = SampleReader(volumes=split.validation, purpose="validation", **read) if len(split.validation) else None
 
     def build(samples: Samples, plain: bool) -> Any:
