@@ -191,12 +191,12 @@ def test_a_checkpoint_that_is_written_slowly_is_waited_for(tiny_recipe, monkeypa
     assert checkpoints.steps(outcome.folder.checkpoints) == [1]
 
 
-def test_a_wait_for_another_process_is_no_hang(monkeypatch):
+def test_work_of_any_length_and_a_wait_for_another_process_are_no_hang(monkeypatch):
     monkeypatch.setattr("viewalign.training.signals._PATIENCE", {"SIGTERM": 0.1})
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     with StopRequest() as stop:
-        with stop.others_may_take_long():
+        with stop.patience():
             signal.raise_signal(signal.SIGTERM)
             time.sleep(1.5)
         assert not ended

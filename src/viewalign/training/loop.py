@@ -307,13 +307,17 @@ class Trainer:
             self.save()
 
     def _probe(self) -> None:
-        """Evaluate the encoder on labelled cases in the main process; the others wait at the next step."""
+        """Evaluate the encoder on labelled cases in the main process; the others wait for it."""
         self._settle()
-        if self.probe is not None and self.fabric.is_global_zero:
-            figures = self.probe(self.method.encoder())
-            self._row("probe", figures)
-            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            _log.info("Step %d: probe of frozen features  %s", self.position.step, text)
+        if self.probe is None:
+            return
+        with self._stop.patience():
+            if self.fabric.is_global_zero:
+                figures = self.probe(self.method.encoder())
+                self._row("probe", figures)
+                text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                _log.info("Step %d: probe of frozen features  %s", self.position.step, text)
+            self.fabric.barrier()
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         self._settle()
@@ -366,7 +370,7 @@ class Trainer:
         state = self.state()
         check_finite(state["method"], f"The network after step {self.position.step}")
         written = self._write(state) if self.fabric.is_global_zero else True
-        with self._stop.others_may_take_long():
+        with self._stop.patience():
             return self.fabric.broadcast(written)
 
     def _write(self, state: dict[str, Any]) -> bool:

@@ -85,8 +85,8 @@ class StopRequest:
         self._longest, self._beat = max(self._longest, now - self._beat), now
 
     @contextmanager
-    def others_may_take_long(self) -> Iterator[None]:
-        """Do not take a wait for another process for a hang: that process is ended if it hangs."""
+    def patience(self) -> Iterator[None]:
+        """Do not take this for a hang: a wait for another process, or work of any length that is not a step."""
         self._patient = True
         try:
             yield
