@@ -71,7 +71,8 @@ def run(tmp_path_factory):
         f"patient_jane_doe_{k}": np.random.default_rng(k).normal(size=(20, 20, 20)).astype(np.float32) for k in range(4)
     }
     store_from_arrays(root / "store", arrays)
-    return viewalign.pretrain("cva-resenc-xs", root / "store", root / "run", **SMALL).folder.root
+    weights = {"weights": {"arrays__arrays__patient_jane_doe_0": 2.0}}
+    return viewalign.pretrain("cva-resenc-xs", root / "store", root / "run", **SMALL, sampling=weights).folder.root
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from viewalign.utils.settings import (
+    Betas,
     Count,
     FilePath,
     Fraction,
+    FractionRange,
     Names,
+    NotNegative,
     Number,
+    PartialFraction,
     PathMark,
     PathOrName,
     Positive,
-    Range,
+    PositiveRange,
     Settings,
     Triple,
 )
@@ -31,7 +35,7 @@ class ViewSettings(Settings):
     """Views: size, position, spatial augmentation."""
 
     patch_size: Triple = Field((64, 64, 64), description="Size of a view (D, H, W) in voxels.")
-    overlap: Range = Field(
+    overlap: FractionRange = Field(
         (0.4, 0.8), description="Range of the fraction of a view's volume that the two views of a pair share."
     )
     mirror: bool = Field(True, description="Mirror along each axis with probability 0.5.")
@@ -40,7 +44,7 @@ class ViewSettings(Settings):
         30.0, description="Largest angle of a rotation about each axis, in degrees."
     )
     p_scale: Fraction = Field(0.2, description="Probability of scaling.")
-    scale: Range = Field((0.7, 1.4), description="Range of the scale factor.")
+    scale: PositiveRange = Field((0.7, 1.4), description="Range of the scale factor.")
     independent: bool = Field(
         False,
         description="Mirror, rotate and scale each view of a pair independently; false: both in the same way.",
@@ -51,22 +55,13 @@ class ViewSettings(Settings):
     redraws: Number = Field(8, description="How often a view with too little foreground is sampled again.")
     photometric: IntensityConfig = IntensityConfig()
 
-    @model_validator(mode="after")
-    def _ranges(self) -> ViewSettings:
-        low, high = self.overlap
-        if not 0.0 < low <= high <= 1.0:
-            raise ValueError(f"views.overlap must be two fractions 0 < low ≤ high ≤ 1, not {list(self.overlap)}")
-        if not 0.0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"views.scale must be two positive factors, low ≤ high, not {list(self.scale)}")
-        return self
-
 
 class SamplingSettings(Settings):
     """Sampling: which volumes of the store are used, and how often."""
 
     by: Literal["image", "subject", "dataset"] = Field("image", description="Unit with equal sampling probability.")
-    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
-        {}, description="Factors of these probabilities, by name of dataset, subject or image id."
+    weights: dict[str, NotNegative] = Field(
+        {}, description="Factors of these probabilities, by name of dataset, subject or image id; 0 excludes."
     )
     modalities: Names = Field((), description="Use only these modalities (case-insensitive); empty for all.")
     max_quality_score: float | None = Field(
@@ -77,7 +72,7 @@ class SamplingSettings(Settings):
 class MaskSettings(Settings):
     """Masking of the student's views."""
 
-    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.75, description="Fraction of a view that is masked.")
+    ratio: PartialFraction = Field(0.75, description="Fraction of a view that is masked.")
     block: Triple = Field(
         (16, 16, 16), description="Size (D, H, W) in voxels of masked blocks for a CNN; Primus drops whole tokens."
     )
@@ -96,7 +91,7 @@ class NetworkSettings(Settings):
         description="resenc-l, resenc-xs, primus-m or primus-xs; resenc-xxs and primus-xxs are for tests of software.",
     )
     channels: Count = Field(1, description="Channels of the images.")
-    drop_path: Fraction = Field(0.0, description="Rate of stochastic depth of a Primus.")
+    drop_path: PartialFraction = Field(0.0, description="Rate of stochastic depth of a Primus.")
 
 
 class HeadSettings(Settings):
@@ -117,7 +112,7 @@ class HeadSettings(Settings):
 class ObjectiveSettings(Settings):
     """Objectives: terms of the loss; a term of weight 0 is not computed."""
 
-    reconstruction_weight: Annotated[float, Field(ge=0.0)] = Field(5.0, description="Weight of the reconstruction.")
+    reconstruction_weight: NotNegative = Field(5.0, description="Weight of the reconstruction.")
     huber_delta: Positive = Field(1.0, description="Error at which the Huber loss changes from quadratic to linear.")
     reconstruction: Literal["huber", "mse"] = Field(
         "huber", description="Loss of the reconstruction, over valid voxels."
@@ -128,10 +123,8 @@ class ObjectiveSettings(Settings):
     negatives: Literal["pair", "batch"] = Field(
         "pair", description="Negatives of the dense NT-Xent: other cells of the same pair of views, or of the batch."
     )
-    consistency_weight: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of the consistency.")
-    contrastive_weight: Annotated[float, Field(ge=0.0)] = Field(
-        0.1, description="Weight of the global NT-Xent between pooled features."
-    )
+    consistency_weight: NotNegative = Field(1.0, description="Weight of the consistency.")
+    contrastive_weight: NotNegative = Field(0.1, description="Weight of the global NT-Xent between pooled features.")
     temperature: Positive = Field(0.5, description="Temperature of the NT-Xent terms.")
     order: Literal["project_first", "align_first"] = Field(
         "project_first",
@@ -156,9 +149,9 @@ class OptimSettings(Settings):
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer; sgd has Nesterov momentum.")
     lr: Positive = Field(0.01, description="Learning rate after the warm-up.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(3e-5, description="Weight decay.")
+    weight_decay: NotNegative = Field(3e-5, description="Weight decay.")
     momentum: Fraction = Field(0.99, description="Momentum of sgd.")
-    betas: Range = Field((0.9, 0.98), description="Betas of adamw.")
+    betas: Betas = Field((0.9, 0.98), description="Betas of adamw.")
     clip: Positive | None = Field(12.0, description="Largest norm of the gradient of a step; null: no clipping.")
     warmup_steps: Number = Field(
         0, description="Steps of linear warm-up of the learning rate; an epoch of the paper is 250 steps."
@@ -283,6 +276,12 @@ class Recipe(Settings):
 
 
 def public_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain data without local paths, for checkpoints and exports."""
-    paths: dict[str, Any] = {"data": True, "out": True, "init": {"weights"}, "validate_": {"probe"}}
-    return recipe.model_dump(mode="json", by_alias=True, exclude=paths)
+    """Return a recipe as plain data without local paths and names of subjects, for checkpoints and exports."""
+    private: dict[str, Any] = {
+        "data": True,
+        "out": True,
+        "init": {"weights"},
+        "validate_": {"probe"},
+        "sampling": {"weights"},
+    }
+    return recipe.model_dump(mode="json", by_alias=True, exclude=private)

@@ -128,7 +128,7 @@ def test_version_and_no_arguments(capsys):
         (["fomo", "prepare", "made", "-o", "f", "task=9"], "task = 9: must be 1, 2, 3, 4 or 5"),
         (["fomo", "submission", "made", "-o", "f"], "made contains no weights"),
         (["prepare", "made", "-o", "s", "shard=5/4"], "write i/n with 1 ≤ i ≤ n"),
-        (["prepare", "made", "-o", "s", "normalise=window", "window=[100,-100]"], "LOW < HIGH"),
+        (["prepare", "made", "-o", "s", "normalise=window", "window=[100,-100]"], "window = [100, -100]"),
         (["index", "made", "-o", "c.json", "subject_pattern=("], "is not a regular expression"),
         (["index", "made", "-o", "c.json", r"subject_pattern=x(\d+)"], "has no group named subject"),
         (["index", "made", "-o", "c.json", "exclude=nofile"], "The exclusion list nofile cannot be read"),

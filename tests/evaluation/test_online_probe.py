@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.data.readers.itk import sitk
-from viewalign.data.store import store_from_arrays
+from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
 from viewalign.evaluation.online_probe import make_probe, preserved_state
 from viewalign.networks.registry import build_backbone
@@ -99,6 +99,14 @@ def test_modes_and_generators_are_restored():
     assert states[2] == random.getstate()
     assert backbone.training
     assert not backbone.feature_decoder.training
+
+
+def test_cases_are_prepared_as_the_images_of_an_open_store(tmp_path, task, store):
+    """A store that is given in memory, and not by its path."""
+    open_store = Store.open(store)
+    open_store.recipe = {**open_store.recipe, "normalise": "percentile"}
+    recipe = load("cva-resenc-xs", [f"validate.probe.task={task}", f"out={tmp_path / 'run'}"])
+    assert make_probe(recipe, open_store).preprocessor.settings.normalise == "percentile"
 
 
 @pytest.mark.slow

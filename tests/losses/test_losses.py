@@ -106,6 +106,25 @@ def test_similarities_are_float32_under_autocast():
         assert torch.equal(global_nt_xent(student, teacher, torch.arange(4)).loss, plain)
 
 
+def similarity_losses(rows, others):
+    """Every loss of similarities, of vectors (2, 4, C)."""
+    weight, subject = torch.ones(2, 4), torch.arange(4)
+    yield from (view_nt_xent(rows, subject).loss, global_nt_xent(rows, others, subject).loss)
+    yield from (loss(rows, others, weight) for loss in (dense_nt_xent, cosine_consistency, gram_consistency))
+    yield siamese_cosine(rows, others, same_views=True)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_vectors_of_16_bits_are_compared_in_float32(kind):
+    """A network's last layer returns them under autocast."""
+    rows, others = (torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(k)).to(kind) for k in (0, 1))
+    for loss, expected in zip(
+        similarity_losses(rows, others), similarity_losses(rows.float(), others.float()), strict=True
+    ):
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, expected)
+
+
 def plain_dense(prediction, target, weight, temperature):
     """Dense NT-Xent row by row, for each pair."""
     losses = []

@@ -29,10 +29,10 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """The words without comments, without `srun` before them, and without what the shell does next."""
+        """The words without comments, without `srun` and its options, and without what the shell does next."""
         words = shlex.split(self.text, comments=True)
         words = words[: next((k for k, word in enumerate(words) if word in ("&", "&&")), None)]
-        return words[1:] if words and words[0] == "srun" else words
+        return words[words.index("viewalign") :] if words and words[0] == "srun" else words
 
     def __str__(self) -> str:
         return self.text

@@ -260,6 +260,9 @@ def test_the_loss_decreases(make_batch):
 
 
 def test_impossible_settings_are_rejected():
+    off = [f"objectives.{name}_weight=0" for name in ("reconstruction", "consistency", "contrastive")]
+    with pytest.raises(UserError, match=r"objectives\.reconstruction_weight"):
+        build_method(load("cva-resenc-xs", off))
     with pytest.raises(UserError, match="batch = 1"):
         method_of("cva-resenc-xs", "batch=1")
     with pytest.raises(UserError, match="'byol'"):

@@ -243,6 +243,11 @@ def test_pcrlv2_rejects_impossible_layouts():
             method_of("pcrlv2-resenc-xs", setting)
 
 
+def test_gvsl_needs_a_window_with_a_middle():
+    with pytest.raises(UserError, match=r"pretext\.window"):
+        method_of("gvsl-resenc-xs", "pretext.window=2")
+
+
 PLAIN = [f"pretext.p_{name}=0" for name in ("elastic", "shuffle", "nonlinear", "paint")]
 
 
@@ -324,6 +329,18 @@ def test_gvsl_deforms_views_targets_and_validity_alike(bodies):
     assert torch.equal(method.clean_views(batch).views, deformed.views)
     unchanged = method_of("gvsl-resenc-xs", "pretext.p_elastic=0").clean_views(batch)
     assert torch.equal(unchanged.views, batch.views)
+
+
+@pytest.mark.parametrize("recipe", ["mae-resenc-xs", "mae-primus-xs", "simmim-primus-xs", "spark-resenc-xs"])
+def test_masked_modelling_of_nothing_is_rejected(recipe):
+    """A ratio whose rounding masks no block, a view that is one block, and no weight: each has a loss of 0."""
+    with pytest.raises(UserError, match=r"masking\.ratio=0\.001.*views\.patch_size=\[16, 16, 16\].*blocks"):
+        method_of(recipe, "masking.ratio=0.001")
+    with pytest.raises(UserError, match=r"objectives\.reconstruction_weight"):
+        method_of(recipe, "objectives.reconstruction_weight=0")
+    if "resenc" in recipe:
+        with pytest.raises(UserError, match=r"1 block of \[16, 16, 16\].*masking\.block"):
+            method_of(recipe, "masking.block=16")
 
 
 def test_spark_rejects_unsupported_masks():

@@ -11,6 +11,7 @@ from viewalign.errors import UserError
 from viewalign.training import dry_run as module
 from viewalign.training.dry_run import dry_run
 from viewalign.training.run import pretrain
+from viewalign.training.throughput import measured_step
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,17 @@ def test_memory_that_does_not_suffice_is_stated(tiny_recipe, monkeypatch):
     text = dry_run(tiny_recipe()).text()
     assert "Too much" in text
     assert "unknown" in text
+
+
+@pytest.mark.slow
+def test_the_part_of_a_batch_that_is_timed_may_be_one_volume(tiny_recipe, monkeypatch):
+    """Contrastive methods need more of a batch, not of its parts."""
+
+    def timed(recipe, _, precision, device, volumes):
+        return measured_step(recipe, precision, 1, device, volumes), "timed"
+
+    monkeypatch.setattr(module, "seconds_per_step", timed)
+    assert dry_run(tiny_recipe("runtime.accumulate=4", "runtime.recompute=true")).seconds > 0
 
 
 WRONG = {

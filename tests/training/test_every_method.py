@@ -17,7 +17,7 @@ from viewalign.recipes import loading
 from viewalign.recipes.loading import to_yaml
 from viewalign.reports.run import write_report
 from viewalign.training.accumulate import step_in_parts
-from viewalign.training.run import pretrain, view_sampling_config
+from viewalign.training.run import prepare_networks, pretrain, view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 from viewalign.weights.export import export_run
@@ -134,6 +134,24 @@ def test_a_batch_in_parts_is_the_batch(recipe, tiny_recipe, tiny_store):
     for name, gradient in one.items():
         assert torch.allclose(gradient, two[name], rtol=1e-6, atol=1e-9), name
     assert np.isfinite(losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if "primus" in name])
+def test_recomputed_activations_give_the_same_gradients_with_stochastic_depth(recipe, tiny_recipe, tiny_store):
+    """Of a method that passes several kinds of views through a network, too: each has its own skipped branches."""
+    gradients = []
+    for recompute in (False, True):
+        changes = ["network.drop_path=0.5", f"runtime.recompute={recompute}", "network=primus-xxs"]
+        settings = load_small(tiny_recipe, *small_views(recipe), *changes, recipe=recipe)
+        torch.manual_seed(0)
+        method = build_method(settings)
+        prepare_networks(method, settings.runtime)
+        method.train()(batch_of(settings, tiny_store)).loss.backward()
+        gradients.append({name: p.grad for name, p in method.named_parameters() if p.requires_grad})
+    stored, again = gradients
+    for name, gradient in stored.items():
+        assert torch.allclose(gradient, again[name], rtol=1e-5, atol=1e-8), name
 
 
 def _plain():

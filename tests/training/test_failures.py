@@ -54,7 +54,7 @@ def test_a_run_that_runs_out_of_memory_ends_in_a_sentence(figures, tiny_recipe, 
 
 
 def test_other_errors_of_a_run_pass(tiny_recipe):
-    with pytest.raises(ValueError, match="odd"), shortage_reported(tiny_recipe(), Failures()):
+    with pytest.raises(ValueError, match="odd"), shortage_reported(tiny_recipe()):
         raise ValueError("odd")
 
 
@@ -71,7 +71,7 @@ plain = Trainer._train_step
 
 def step(self, *given):
     if rank() == int(sys.argv[2]) and self.position.step == 1:
-        raise torch.cuda.OutOfMemoryError("{OUT}")
+        raise (ValueError("odd number") if sys.argv[3:] else torch.cuda.OutOfMemoryError("{OUT}"))
     plain(self, *given)
 
 Trainer._train_step = step
@@ -87,17 +87,29 @@ except UserError as problem:
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_all_processes_end_when_one_runs_out_of_memory(victim, tiny_recipe, tmp_path):
     """The other one waits in a sum over processes for a gradient that will never come."""
-    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1"]
-    (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=4)))
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml"), str(victim)]
-    out = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert out.returncode == 1, out.stderr[-3000:]
+    out = run_script(tiny_recipe, tmp_path, str(victim))
     assert "Traceback" not in out.stderr, out.stderr[-3000:]
     assert f"RANK {victim} Out of memory: 2.50 GiB could not be allocated" in out.stderr
     assert "With runtime.recompute=true 16.2 GB" in out.stderr
     if victim == 1:  # the first process ends after it, and says whose failure ended it; others end with the first
         assert "RANK 0 process 1 of 2: Out of memory: 2.50 GiB" in out.stderr
+
+
+@pytest.mark.slow
+def test_all_processes_end_when_one_raises_any_error_and_say_which(tiny_recipe, tmp_path):
+    out = run_script(tiny_recipe, tmp_path, "1", "ordinary")
+    assert "ValueError: odd number" in out.stderr
+    assert "RANK 0 process 1 of 2: ValueError: odd number" in out.stderr, out.stderr[-3000:]
+
+
+def run_script(tiny_recipe, tmp_path, *arguments):
+    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1"]
+    (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=4)))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run.yaml"), *arguments]
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert out.returncode == 1, out.stderr[-3000:]
+    return out
 
 
 class Announced:

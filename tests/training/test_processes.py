@@ -150,6 +150,51 @@ def test_a_dying_process_ends_all_and_the_last_checkpoint_holds(victim, tiny_rec
     assert state["position"]["step"] >= 1
 
 
+SLOW = """
+import time
+from viewalign.cli.main import run
+from viewalign.weights import checkpoints
+
+plain = checkpoints.save
+
+def save(folder, step, *rest):
+    time.sleep(8)  # the launcher looks every five seconds whether a process has failed
+    return plain(folder, step, *rest)
+
+checkpoints.save = save
+if __name__ == "__main__":
+    run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param("group", 130, marks=pytest.mark.long)]
+)
+def test_a_stopped_run_writes_its_last_checkpoint_however_long_it_takes(number, code, tiny_recipe, tmp_path):
+    """SIGTERM to the first process, or Ctrl-C in a terminal, which all processes receive."""
+    settings = ["runtime.device=cpu", "runtime.gpus=2", "runtime.threads=1", "checkpoint.every=100000"]
+    (tmp_path / "run.yaml").write_text(to_yaml(tiny_recipe(*settings, steps=100_000)))
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, str(tmp_path / "slow.py"), "pretrain", str(tmp_path / "run.yaml")]
+    pipe = subprocess.PIPE
+    main = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    folder = RunFolder(tmp_path / "run")
+    try:
+        wait_for(lambda: losses(folder))
+        if number == "group":
+            os.killpg(main.pid, signal.SIGINT)
+        else:
+            main.send_signal(number)
+        said, told = main.communicate(timeout=600)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(main.pid, signal.SIGKILL)
+    assert main.returncode == code, told[-3000:]
+    (step,) = checkpoints.steps(folder.checkpoints)
+    assert f"Stopped and saved at step {step}" in said
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes through Linux's /proc")
 def test_a_first_process_that_dies_while_the_others_come_up_leaves_none(tiny_recipe, tmp_path):

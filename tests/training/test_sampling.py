@@ -3,9 +3,11 @@ import pytest
 
 from viewalign.data.columns import Row, write_index
 from viewalign.data.layout import STORE_FORMAT, STORE_VERSION, write_json
-from viewalign.data.store import Store
+from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
-from viewalign.training.run import pretrain
+from viewalign.methods.registry import requirements_of
+from viewalign.training.launch import launch
+from viewalign.training.run import _feed, check_data, open_store, pretrain
 from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
@@ -71,6 +73,37 @@ def test_the_most_specific_factor_applies_and_0_excludes(store):
     assert share[[k for k in range(12) if k not in (6, 7)]].sum() == 0
 
 
+def test_frequencies_hold_where_subjects_have_many_images_unless_a_loss_needs_different_subjects():
+    """Dataset a: four subjects scanned 50 times each; dataset b: 200 subjects scanned once."""
+    subjects = np.concatenate([np.repeat(np.arange(4), 50), np.arange(4, 204)])
+    source, every, config = ArraySource(np.zeros((9, 9, 9))), np.arange(400), ViewSamplingConfig((8, 8, 8))
+
+    def share_of_a(weights, distinct):
+        reader = SampleReader(source, subjects, every, config, 8, 0, weights=weights, distinct=distinct)
+        return np.mean([reader.volume_of(i) < 200 for i in range(4000)])
+
+    assert share_of_a(None, distinct=False) == pytest.approx(0.5, abs=0.03)
+    assert share_of_a(np.where(every < 200, 3.0, 1.0), distinct=False) == pytest.approx(0.75, abs=0.03)
+    assert share_of_a(None, distinct=True) < 0.4
+
+
+def test_of_subjects_with_one_image_both_samplings_are_the_same(store):
+    every, config = np.arange(14), ViewSamplingConfig((8, 8, 8))
+    readers = [SampleReader(store, every, every, config, 4, 0, distinct=distinct) for distinct in (True, False)]
+    assert [readers[0].volume_of(i) for i in range(40)] == [readers[1].volume_of(i) for i in range(40)]
+
+
+KINDS = [("cva-resenc-xs", True), ("fusion-resenc-xs", True), ("mae-resenc-xs", False)]
+
+
+@pytest.mark.parametrize(("name", "distinct"), KINDS)
+def test_methods_that_compare_or_mix_subjects_get_different_ones(name, distinct, tiny_recipe):
+    recipe, fabric = launch(tiny_recipe(recipe=name))
+    store, needs = open_store(recipe), requirements_of(recipe)
+    feed = _feed(recipe, needs, store, *check_data(recipe, needs, store), fabric)
+    assert feed.train.args[0]._distinct is distinct
+
+
 def test_weights_of_many_volumes():
     count = 50_000
     weights = np.where(np.arange(count) < 500, 99.0, 1.0)  # one per cent of the volumes, half of the draws
@@ -109,6 +142,27 @@ def test_admitted_volumes(store):
     only_bad.quality = np.full(14, 3.0)
     with pytest.raises(UserError, match="max_quality_score"):
         admitted(only_bad, max_quality_score=2.0)
+
+
+def test_volumes_of_weight_0_are_used_for_nothing(tiny_recipe, tmp_path):
+    """Not for training, nor for validation, which chooses the best checkpoint; nor are they counted."""
+    rng = np.random.default_rng(0)
+    store_from_arrays(tmp_path / "s", {f"p{k:02d}": rng.normal(size=(8, 8, 8)).astype(np.float32) for k in range(24)})
+    store = Store.open(tmp_path / "s")
+
+    def split_with(weights):
+        recipe = tiny_recipe(f"data={tmp_path / 's'}", f"sampling.weights={weights}", "validate.share=0.3")
+        return check_data(recipe, requirements_of(recipe), store)[1]
+
+    every = split_with({})
+    assert len(every.validation) >= 5
+    left = split_with({str(store.ids[part[0]]): 0 for part in (every.train, every.validation)})
+    np.testing.assert_array_equal(left.train, every.train[1:])
+    np.testing.assert_array_equal(left.validation, every.validation[1:])
+    with pytest.raises(UserError, match="two subjects, and the store has 1 "):
+        split_with({str(store.ids[k]): 0 for k in every.train[1:]})
+    with pytest.raises(UserError, match=r"sampling\.weights"):
+        split_with({str(name): 0 for name in store.ids})
 
 
 def test_unknown_names_are_rejected(store):

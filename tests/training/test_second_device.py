@@ -136,7 +136,7 @@ class There(Fabric):
 @contextmanager
 def elsewhere():
     """Let runs train on the second device."""
-    prepare = run._prepare_networks
+    prepare = run.prepare_networks
 
     def launch(recipe, *_):
         return recipe, There(accelerator="cpu", devices=1)
@@ -148,7 +148,7 @@ def elsewhere():
     with (
         second_device(),
         mock.patch.object(run, "launch", launch),
-        mock.patch.object(run, "_prepare_networks", prepared),
+        mock.patch.object(run, "prepare_networks", prepared),
     ):
         yield
 

@@ -170,6 +170,40 @@ def test_long_steps_are_waited_for(monkeypatch):
     assert not ended
 
 
+def test_a_checkpoint_that_is_written_slowly_is_waited_for(tiny_recipe, monkeypatch):
+    """A slow disk takes longer than the patience for a step, but each write is a sign of life."""
+    ended, begun, write = [], [], checkpoints._DeferredErrors.write
+
+    def slow(self, content):
+        if not begun:
+            begun.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+        if time.monotonic() - begun[0] < 2.0:
+            time.sleep(0.05)
+        return write(self, content)
+
+    monkeypatch.setattr("viewalign.training.signals._PATIENCE", {"SIGTERM": 0.6})
+    monkeypatch.setattr("viewalign.training.signals._STEPS", 0)
+    monkeypatch.setattr(checkpoints._DeferredErrors, "write", slow)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    outcome = pretrain(tiny_recipe("checkpoint.every=1", steps=50))
+    assert (outcome.step, outcome.exit_code, ended) == (1, 143, [])
+    assert checkpoints.steps(outcome.folder.checkpoints) == [1]
+
+
+def test_work_of_any_length_and_a_wait_for_another_process_are_no_hang(monkeypatch):
+    monkeypatch.setattr("viewalign.training.signals._PATIENCE", {"SIGTERM": 0.1})
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with StopRequest() as stop:
+        with stop.patience():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(1.5)
+        assert not ended
+        time.sleep(1.5)
+        assert ended
+
+
 def test_sockets_of_readers_have_addresses_that_are_short_enough(monkeypatch, tmp_path):
     long = tmp_path / ("x" * 90)
     long.mkdir()

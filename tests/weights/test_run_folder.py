@@ -58,6 +58,23 @@ def test_a_run_s_recipe_can_be_used_from_any_folder_and_after_the_run_was_moved(
     assert read.model_dump(exclude=changed) == recipe.model_dump(exclude=changed)
 
 
+def test_paths_may_be_written_differently_when_a_run_resumes(tmp_path, monkeypatch):
+    """The same command line, whose paths are relative to the folder it is called from, and a task that was moved."""
+    monkeypatch.chdir(tmp_path)
+    settings = ["data=store", "out=run", "validate.probe.task=task"]
+    recipe = load("cva-resenc-xs", settings)
+    folder, _ = open_folder(recipe, resume=False)
+    write_config(folder, recipe)
+    assert open_folder(recipe, resume=True)[1].validate_.probe.task == "task"
+    moved = load("cva-resenc-xs", [*settings[:2], "validate.probe.task=elsewhere/task"])
+    assert open_folder(moved, resume=True)[1].validate_.probe.task == "elsewhere/task"
+    for change in ("validate.probe.folds=3", "optim.lr=0.5"):
+        with pytest.raises(UserError, match=change.split("=")[0]):
+            open_folder(load("cva-resenc-xs", [*settings, change]), resume=True)
+    with pytest.raises(UserError, match=r"validate\.probe"):
+        open_folder(load("cva-resenc-xs", settings[:2]), resume=True)
+
+
 def test_rows_of_a_log_without_kind_or_step_are_skipped(tmp_path):
     whole = ['{"kind": "train", "step": 1}', '{"kind": "train", "step": 2, "loss": NaN}']
     torn = [

@@ -85,7 +85,7 @@ def pretrain(
     if recipe.validate_.probe is not None:
         from viewalign.evaluation.online_probe import make_probe
 
-        probe = make_probe(recipe)
+        probe = make_probe(recipe, store)
     if dry_run:
         from viewalign.training import dry_run as trial
 

@@ -100,8 +100,12 @@ def preserved_state(backbone: Backbone) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def make_probe(recipe: Recipe) -> OnlineProbe | None:
+def make_probe(recipe: Recipe, store: Store | None = None) -> OnlineProbe | None:
     """Build the probe of a recipe's `validate.probe`, or None if it has none.
+
+    Args:
+        recipe: all settings.
+        store: an open store whose preprocessing the cases get, instead of `data`.
 
     Raises:
         UserError: no such task, or another number of channels than the network.
@@ -116,7 +120,9 @@ def make_probe(recipe: Recipe) -> OnlineProbe | None:
             f"validate.probe: {spec.name} has {counted(len(spec.channels), 'channel')}, "
             f"the network {recipe.network.channels}."
         )
-    preparation = Store.open(recipe.data).recipe if recipe.data else {}
+    if store is None and recipe.data:
+        store = Store.open(recipe.data)
+    preparation = {} if store is None else store.recipe
     used = {key: value for key, value in preparation.items() if key in PREPARATION_KEYS}
     preprocessor = Preprocessor(spec.channels, recipe.views.patch_size, PrepareSettings.model_validate(used))
     return OnlineProbe(spec, cases, preprocessor, settings.folds, recipe.seed)

@@ -7,7 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from viewalign.losses.reduction import mean_per_view
-from viewalign.utils.precision import full_precision
+from viewalign.utils.precision import at_least_float32, full_precision
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(vectors), dim=-1)
 
 
 @full_precision
@@ -26,7 +30,7 @@ def cosine_consistency(prediction: Tensor, target: Tensor, weight: Tensor) -> Te
         >>> rows_a, rows_b, weight = align(features_a, features_b, *pair.to_volume, pair.size, pair.valid)
         >>> loss = cosine_consistency(predictor(rows_a), rows_b.detach(), weight)
     """
-    cosine = (F.normalize(prediction, dim=-1) * F.normalize(target, dim=-1)).sum(-1)
+    cosine = (_unit(prediction) * _unit(target)).sum(-1)
     return mean_per_view(2 - 2 * cosine, weight)
 
 
@@ -37,9 +41,10 @@ def gram_consistency(prediction: Tensor, target: Tensor, weight: Tensor) -> Tens
     The code released with CVA runs this term. A Gram matrix sums outer products of unit vectors over all positions, so
     it compares the content of the two regions but not its location: permuting positions changes nothing.
     """
+    weight = at_least_float32(weight)
     total = weight.sum(1, keepdim=True)
     share = (weight * prediction.shape[1] / total.clamp(min=1e-6))[..., None]
-    a, b = F.normalize(prediction, dim=-1), F.normalize(target, dim=-1)
+    a, b = _unit(prediction), _unit(target)
     difference = (a * share).transpose(1, 2) @ a - (b * share).transpose(1, 2) @ b
     return mean_per_view(difference.square().mean((1, 2))[:, None], (total > 0))
 
@@ -58,7 +63,7 @@ def siamese_cosine(predictions: Tensor, targets: Tensor, *, same_views: bool) ->
     Returns:
         A scalar in [0, 2]: the published negative cosine plus 1.
     """
-    a, b = F.normalize(predictions, dim=-1), F.normalize(targets.detach(), dim=-1)
+    a, b = _unit(predictions), _unit(targets.detach())
     distance = 1 - torch.einsum("vbc,wbc->bvw", a, b)
     pairs = distance.new_ones(distance.shape[1:])
     if same_views:

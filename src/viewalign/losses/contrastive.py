@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from viewalign.losses.reduction import mean_per_view
 from viewalign.utils.distributed import gather_over_processes, rank
-from viewalign.utils.precision import full_precision, send
+from viewalign.utils.precision import at_least_float32, full_precision, send
 
 
 class Contrast(NamedTuple):
@@ -53,7 +53,7 @@ def global_nt_xent(student: Tensor, teacher: Tensor, subject: Tensor, temperatur
 @full_precision
 def _nt_xent(embedded: Tensor, subject: Tensor, temperature: float) -> Contrast:
     """Return NT-Xent of embeddings (networks, 2, B, C)."""
-    rows = F.normalize(embedded, dim=-1)
+    rows = F.normalize(at_least_float32(embedded), dim=-1)
     candidates = gather_over_processes(rows, dim=2)
     owners = gather_over_processes(send(subject, rows.device))
     networks, views, images, _ = rows.shape
@@ -89,7 +89,7 @@ def dense_nt_xent(
     """
     pairs, positions, channels = prediction.shape
     groups = 1 if over_batch else pairs
-    rows = [vectors.reshape(groups, -1, channels) for vectors in (prediction, target)]
+    rows = [at_least_float32(vectors).reshape(groups, -1, channels) for vectors in (prediction, target)]
     counts = weight.reshape(groups, -1)
     length = counts.shape[1]
     both = F.normalize(torch.cat(rows, dim=1), dim=-1)

@@ -245,6 +245,12 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
 
 
 def _check(recipe: Recipe) -> None:
+    terms = recipe.objectives
+    if max(terms.reconstruction_weight, terms.consistency_weight, terms.contrastive_weight) == 0:
+        raise UserError(
+            "All weights of `objectives` are 0, so that there is no loss; set objectives.reconstruction_weight, "
+            "consistency_weight or contrastive_weight above 0."
+        )
     if recipe.geometry == "latentcampus" and recipe.views.independent:
         raise UserError(
             "geometry=latentcampus cannot align views that are rotated independently, as the released code cannot; "

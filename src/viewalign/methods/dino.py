@@ -13,13 +13,12 @@ from viewalign.errors import UserError
 from viewalign.losses import PrototypeTargets
 from viewalign.methods.aligned_targets import AlignedTargets
 from viewalign.methods.base import MethodRequirements
-from viewalign.methods.requirements import build_for, check_local_views, used_settings
+from viewalign.methods.requirements import build_for, check_local_views, check_masks, used_settings
 from viewalign.methods.self_distillation import DINO, Network, Schedules, TermWeights
-from viewalign.networks import masking
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.prototypes import PrototypeHead
 from viewalign.networks.teacher import MomentumSchedule
-from viewalign.utils.settings import Count, Fraction, Number, Positive, Range, Settings, Triple
+from viewalign.utils.settings import Count, Fraction, Number, Positive, PositiveRange, Settings, Triple
 from viewalign.views.layouts import MultiCropConfig, sample_multi_crop
 
 USED_SETTINGS = used_settings("masking.ratio", "masking.block", "heads.width", "teacher")
@@ -30,10 +29,10 @@ class MethodSettings(Settings):
     """DINO: crops, targets, schedules and weights of the terms (arXiv:2104.14294, 2304.07193)."""
 
     region: Positive = Field(1.25, description="Side of the region of the global views, as a multiple of a view's.")
-    extent: Range = Field((0.75, 1.25), description="Range of the scale of the two global views.")
+    extent: PositiveRange = Field((0.75, 1.25), description="Range of the scale of the two global views.")
     locals: Count = Field(8, description="Local views of a volume.")
     local_size: Triple = Field((64, 64, 64), description="Size of a local view (D, H, W) in voxels.")
-    local_extent: Range = Field((0.5, 1.0), description="Range of the scale of the local views.")
+    local_extent: PositiveRange = Field((0.5, 1.0), description="Range of the scale of the local views.")
     prototypes: Count = Field(8192, description="Prototypes of each of the two heads.")
     bottleneck: Count = Field(256, description="Length of the unit vectors that are compared with prototypes.")
     targets: Literal["centering", "sinkhorn"] = Field(
@@ -44,7 +43,7 @@ class MethodSettings(Settings):
     center_momentum: Fraction = Field(0.9, description="Momentum of the running mean of `centering`.")
     sinkhorn_iterations: Count = Field(3, description="Iterations of `sinkhorn`.")
     temperature: Positive = Field(0.1, description="Temperature of the student.")
-    teacher_temperature: Range = Field(
+    teacher_temperature: PositiveRange = Field(
         (0.04, 0.07), description="Temperature of the teacher at the first step and after its warm-up."
     )
     teacher_warmup_steps: Number = Field(0, description="Steps of the linear warm-up of the teacher's temperature.")
@@ -120,10 +119,6 @@ def build_with(
 def _check(recipe: Recipe, settings: MethodSettings, backbone: Backbone, alignment: float) -> None:
     sizes = {"views.patch_size": recipe.views.patch_size, "pretext.local_size": settings.local_size}
     check_local_views(backbone, settings.local_size, sizes["views.patch_size"])
-    for name in ("extent", "local_extent", "teacher_temperature"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high:
-            raise UserError(f"pretext.{name} must be two numbers 0 < low ≤ high, not {[low, high]}.")
     block = backbone.block
     for name, size in sizes.items():
         if any(side % n or (n & (n - 1)) for side, n in zip(size, block, strict=True)):
@@ -131,11 +126,7 @@ def _check(recipe: Recipe, settings: MethodSettings, backbone: Backbone, alignme
                 f"masking.block = {list(block)} must be powers of two that divide {name} = {list(size)}: features are "
                 "compared on the grid of the blocks."
             )
-    blocks = math.prod(masking.block_grid(recipe.views.patch_size, block))
-    if settings.ibot_weight > 0 and round(recipe.masking.ratio * blocks) == 0:
-        raise UserError(
-            f"masking.ratio = {recipe.masking.ratio:g} masks none of the {blocks} blocks of a view; raise it, or set "
-            "pretext.ibot_weight=0."
-        )
+    if settings.ibot_weight > 0:
+        check_masks(recipe, block, "pretext.ibot_weight=0")
     if max(settings.dino_weight, settings.ibot_weight, alignment) == 0:
         raise UserError("All weights of `pretext` that compare student and teacher are 0; set pretext.dino_weight=1.")

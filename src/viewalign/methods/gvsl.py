@@ -19,7 +19,7 @@ from viewalign.networks.backbone import Backbone
 from viewalign.networks.layers import run_stage
 from viewalign.utils.pooling import masked_mean
 from viewalign.utils.precision import at_least_float32, send
-from viewalign.utils.settings import Count, Fraction, Settings
+from viewalign.utils.settings import Count, Fraction, OddCount, Settings
 from viewalign.utils.shapes import Size, spatial_size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.corruption import CorruptionConfig
@@ -93,7 +93,7 @@ class MethodSettings(Settings):
     p_outpaint: Fraction = Field(0.0, description="Fraction of these cases in which all but some boxes are replaced.")
     shuffle_size: Fraction = Field(0.1, description="Largest side of a shuffled box, as a fraction of the view's side.")
     width: Count = Field(32, description="Width of the registration heads.")
-    window: Count = Field(9, description="Window of the local correlation, in voxels.")
+    window: OddCount = Field(9, description="Window of the local correlation, in voxels; an odd number.")
 
 
 class GVSL(SingleNetwork):

@@ -11,7 +11,7 @@ from torch import Tensor
 from viewalign.config import Recipe
 from viewalign.methods.base import MethodRequirements
 from viewalign.methods.requirements import build_for, used_settings
-from viewalign.methods.single_network import MASKED_LOSS, MaskedModelling, masked_loss
+from viewalign.methods.single_network import MASKED_LOSS, MaskedModelling, check_masked_modelling, masked_loss
 from viewalign.networks.masking import BlockMask
 
 USED_SETTINGS = used_settings("masking.ratio", "masking.block") | MASKED_LOSS
@@ -31,7 +31,12 @@ def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
 
 
 def build(recipe: Recipe) -> MaskedAutoencoder:
-    """Build the method of a recipe."""
+    """Build the method of a recipe.
+
+    Raises:
+        UserError: it would train on nothing.
+    """
     backbone, ratio = build_for(recipe, masked=True), recipe.masking.ratio
+    check_masked_modelling(recipe, backbone)
     backbone.freeze_unused(decode=True, to_image=True, fill=ratio > 0)
     return MaskedAutoencoder(backbone, seed=recipe.seed, mask_ratio=ratio, loss=masked_loss(recipe))

@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from viewalign.config import Recipe
-from viewalign.errors import UserError
 from viewalign.losses.consistency import siamese_cosine
 from viewalign.losses.reconstruction import masked_mse
 from viewalign.losses.reduction import mean_per_view
@@ -26,8 +25,8 @@ from viewalign.networks import heads
 from viewalign.networks.backbone import Backbone
 from viewalign.utils.pooling import masked_mean, valid_fraction
 from viewalign.utils.precision import at_least_float32
-from viewalign.utils.settings import Count, Fraction, Positive, Range, Settings, Triple
-from viewalign.utils.shapes import Size, spatial_size
+from viewalign.utils.settings import Count, Fraction, Positive, PositiveRange, Settings, Triple
+from viewalign.utils.shapes import spatial_size
 from viewalign.views.batch import ViewBatch
 from viewalign.views.feature_grids import resize
 from viewalign.views.layouts import NestedViewConfig, sample_nested
@@ -39,11 +38,11 @@ class MethodSettings(Settings):
     """PCRLv2: large and local views of one region (arXiv:2301.00772)."""
 
     region: Positive = Field(1.41, description="Side of the region that all views lie in, as a multiple of a view's.")
-    extent: Range = Field((0.75, 1.25), description="Range of the scale of the two large views.")
+    extent: PositiveRange = Field((0.75, 1.25), description="Range of the scale of the two large views.")
     min_iou: Fraction = Field(0.3, description="Smallest intersection over union of the two large views.")
     locals: Count = Field(6, description="Local views of a volume.")
     local_size: Triple = Field((64, 64, 64), description="Size of a local view (D, H, W) in voxels.")
-    local_extent: Range = Field((0.5, 1.0), description="Range of the scale of the local views.")
+    local_extent: PositiveRange = Field((0.5, 1.0), description="Range of the scale of the local views.")
 
 
 class PCRLv2(SingleNetwork):
@@ -146,7 +145,7 @@ def build(recipe: Recipe) -> PCRLv2:
         UserError: sizes or ranges of local views that are not possible.
     """
     settings, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe)
-    _check(settings, backbone, recipe.views.patch_size)
+    check_local_views(backbone, settings.local_size, recipe.views.patch_size)
     return PCRLv2(
         backbone,
         recipe.heads.width,
@@ -155,11 +154,3 @@ def build(recipe: Recipe) -> PCRLv2:
         seed=recipe.seed,
         channels=recipe.network.channels,
     )
-
-
-def _check(settings: MethodSettings, backbone: Backbone, size: Size) -> None:
-    check_local_views(backbone, settings.local_size, size)
-    for name in ("extent", "local_extent"):
-        low, high = getattr(settings, name)
-        if not 0 < low <= high:
-            raise UserError(f"pretext.{name} must be two numbers 0 < low ≤ high, not {[low, high]}.")

@@ -6,16 +6,18 @@ setting that the selected method does not use is rejected (`recipes/unused.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import partial
 
 from viewalign.config import Recipe
 from viewalign.errors import UserError
-from viewalign.networks import heads
+from viewalign.networks import heads, masking
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import build_backbone
 from viewalign.utils.settings import setting_names
 from viewalign.utils.shapes import Size
+from viewalign.utils.text import counted
 
 _OPTIONAL = ("geometry", "views.overlap", "views.independent", "masking", "heads", "objectives", "teacher")
 
@@ -73,6 +75,27 @@ def build_for(recipe: Recipe, masked: bool = False) -> Backbone:
         build_backbone, network.name, recipe.views.patch_size, network.channels, drop_path=network.drop_path
     )
     return build(block=recipe.masking.block) if masked else build()
+
+
+def check_masks(recipe: Recipe, block: Size, instead: str) -> None:
+    """Check that `masking.ratio` masks at least one block of a view.
+
+    Args:
+        recipe: with the ratio and the size of views.
+        block: (D, H, W) of a masked block in voxels.
+        instead: the setting without which nothing has to be masked, for the message.
+
+    Raises:
+        UserError: it masks none.
+    """
+    ratio, size = recipe.masking.ratio, recipe.views.patch_size
+    blocks = math.prod(masking.block_grid(size, block))
+    if masking.count_masked(blocks, ratio) == 0:
+        raise UserError(
+            f"masking.ratio={ratio:g} masks no block of a view: views.patch_size={list(size)} has "
+            f"{counted(blocks, 'block')} of {list(block)}. Raise the ratio, use larger views or smaller blocks "
+            f"(masking.block, for a CNN), or set {instead}."
+        )
 
 
 def check_local_views(backbone: Backbone, local: Size, size: Size) -> None:

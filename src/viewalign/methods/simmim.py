@@ -6,7 +6,7 @@ from torch import Tensor
 
 from viewalign.config import Recipe
 from viewalign.methods.requirements import build_for, used_settings
-from viewalign.methods.single_network import MASKED_LOSS, MaskedModelling, masked_loss
+from viewalign.methods.single_network import MASKED_LOSS, MaskedModelling, check_masked_modelling, masked_loss
 from viewalign.networks.masking import BlockMask
 
 USED_SETTINGS = used_settings("masking.ratio") | MASKED_LOSS
@@ -22,7 +22,12 @@ class SimMIM(MaskedModelling):
 
 
 def build(recipe: Recipe) -> SimMIM:
-    """Build the method of a recipe."""
+    """Build the method of a recipe.
+
+    Raises:
+        UserError: it would train on nothing.
+    """
     backbone, ratio = build_for(recipe), recipe.masking.ratio
+    check_masked_modelling(recipe, backbone)
     backbone.freeze_unused(finest=True, to_image=True, fill=ratio > 0)
     return SimMIM(backbone, seed=recipe.seed, mask_ratio=ratio, loss=masked_loss(recipe))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from viewalign.config import Recipe
+from viewalign.errors import UserError
 from viewalign.losses.reconstruction import masked_huber, masked_mse
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, Method, StepResult
-from viewalign.methods.requirements import used_settings
+from viewalign.methods.requirements import check_masks, used_settings
 from viewalign.networks import heads, masking
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.masking import BlockMask
@@ -160,6 +161,20 @@ def masked_loss(recipe: Recipe) -> MaskedLoss:
     """Return the reconstruction loss of a recipe."""
     terms = recipe.objectives
     return MaskedLoss(terms.reconstruction, terms.huber_delta, terms.reconstruction_weight)
+
+
+def check_masked_modelling(recipe: Recipe, backbone: Backbone) -> None:
+    """Check that the only term of masked modelling is computed over at least one block and has a weight.
+
+    Raises:
+        UserError: it would train on nothing.
+    """
+    if recipe.masking.ratio > 0:
+        check_masks(recipe, backbone.block, "masking.ratio=0 to restore whole views")
+    if recipe.objectives.reconstruction_weight == 0:
+        raise UserError(
+            f"objectives.reconstruction_weight=0 leaves {recipe.method} without a loss; it needs a weight above 0."
+        )
 
 
 class MaskedModelling(SingleNetwork):

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.requirements import build_for, used_settings
-from viewalign.methods.single_network import MASKED_LOSS, MaskedLoss, MaskedModelling, masked_loss
+from viewalign.methods.single_network import (
+    MASKED_LOSS,
+    MaskedLoss,
+    MaskedModelling,
+    check_masked_modelling,
+    masked_loss,
+)
 from viewalign.networks.backbone import Encoded
 from viewalign.networks.layers import run_stage
 from viewalign.networks.masking import BlockMask, masked_norm
@@ -95,6 +101,7 @@ def build(recipe: Recipe) -> SparK:
         )
     settings, backbone = MethodSettings.model_validate(recipe.pretext), build_for(recipe, masked=True)
     assert isinstance(backbone, ResEncBackbone), "the registry allows no other network"
+    check_masked_modelling(recipe, backbone)
     backbone.freeze_unused(decode=True, to_image=True)
     return SparK(
         backbone, settings.densify, seed=recipe.seed, mask_ratio=recipe.masking.ratio, loss=masked_loss(recipe)

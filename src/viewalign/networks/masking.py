@@ -40,11 +40,15 @@ def sample_masks(
 
 
 def sample_mask(rng: np.random.Generator, blocks: int, ratio: float) -> NDArray[np.bool_]:
-    """Mask exactly round(ratio x blocks) random blocks, but never all of them; bool (blocks,)."""
-    hidden = min(round(ratio * blocks), blocks - 1)
+    """Mask exactly `count_masked` random blocks; bool (blocks,)."""
     mask = np.zeros(blocks, dtype=bool)
-    mask[rng.permutation(blocks)[:hidden]] = True
+    mask[rng.permutation(blocks)[: count_masked(blocks, ratio)]] = True
     return mask
+
+
+def count_masked(blocks: int, ratio: float) -> int:
+    """Return how many blocks are masked: round(ratio x blocks), but never all of them."""
+    return min(round(ratio * blocks), blocks - 1)
 
 
 def block_grid(size: Size, block: Size) -> Size:

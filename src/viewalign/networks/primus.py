@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -95,13 +96,16 @@ def sample_drop_path(paths: Sequence[DropPath], generators: Sequence[np.random.G
         like: a weight of the network, whose device and precision the factors get.
     """
     if generators is None or not paths:
-        for path in paths:
-            path.scale = None
+        _set_scales(paths, [None] * len(paths))
         return
     values = np.stack([generator.random(len(paths)) for generator in generators], axis=1)
     rates = np.array([path.rate for path in paths])[:, None]
     scales = torch.from_numpy(values >= rates).to(like.dtype) / torch.from_numpy(1.0 - rates).to(like.dtype)
-    for path, scale in zip(paths, send(scales, like.device), strict=True):
+    _set_scales(paths, list(send(scales, like.device)))
+
+
+def _set_scales(paths: Sequence[DropPath], scales: Sequence[Tensor | None]) -> None:
+    for path, scale in zip(paths, scales, strict=True):
         path.scale = scale
 
 
@@ -227,32 +231,31 @@ class PrimusBackbone(Backbone):
         for rows in filter(None, (masked, list(mask.whole))):
             here = send(torch.tensor(rows), device)
             kept = kept_tokens(replace(mask, hidden=mask.hidden[here])) if rows is masked else None
-            encoded = run_eva(self.net.eva, tokens[here], kept, self._run_rows(here), positions)
+            encoded = run_eva(self.net.eva, tokens[here], kept, partial(self._run, rows=here), positions)
             # Whole images are restored too: a filler that no image needs gets a gradient of 0 instead of none.
             places = everything.expand(len(rows), -1) if kept is None else kept
             parts.append(restore_tokens(encoded, places, self.filler, count))
         return torch.cat(parts)[send(torch.tensor(np.argsort(order)), device)]
 
-    def _run_rows(self, rows: Tensor) -> Run:
-        """Return a `Run` for some images of the batch, with their stochastic depth, also where blocks are run again."""
-        scales = {path: path.scale for path in self._paths}
+    def _run(self, block: Callable[..., Tensor], *inputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Run a block, or run it for some `rows` of the batch, with the stochastic depth sampled last.
 
-        def run(block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-            paths = [path for path in cast(nn.Module, block).modules() if isinstance(path, DropPath)]
+        Where the block is run again for its gradient, other images may have passed the network since; it gets the same
+        factors as the first time.
+        """
+        modules = block.modules() if isinstance(block, nn.Module) else ()
+        paths = [module for module in modules if isinstance(module, DropPath)]
+        scales = [path.scale if path.scale is None or rows is None else path.scale[rows] for path in paths]
 
-            def run_scaled(*inputs: Tensor) -> Tensor:
-                before = [path.scale for path in paths]
-                for path in paths:
-                    scale = scales[path]
-                    path.scale = None if scale is None else scale[rows]
-                out = block(*inputs)
-                for path, scale in zip(paths, before, strict=True):
-                    path.scale = scale
-                return out
+        def run_scaled(*inputs: Tensor) -> Tensor:
+            before = [path.scale for path in paths]
+            _set_scales(paths, scales)
+            try:
+                return block(*inputs)
+            finally:  # a recomputation ends with an exception as soon as it has what it needs
+                _set_scales(paths, before)
 
-            return self._run(run_scaled, *inputs)
-
-        return run
+        return super()._run(run_scaled if paths else block, *inputs)
 
     def _decode_tokens(self, eva: Eva, encoded: Encoded) -> Tensor:
         """Pass all tokens through a decoder; returns a map."""

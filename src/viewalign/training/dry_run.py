@@ -142,12 +142,12 @@ def _seconds(recipe: Recipe, device: torch.device, steps: int) -> float | None:
     """
     parts = recipe.runtime.accumulate
     alone = recipe.batch // (recipe.runtime.gpus * recipe.runtime.nodes * parts)
-    part = recipe.model_copy(update={"batch": alone})
     if not steps:
         return None
     try:
         precision = settle(recipe.runtime.precision, device).precision
-        found, _ = seconds_per_step(part, step_flops(part), precision, device.type)
+        flops = step_flops(recipe) * alone / recipe.batch
+        found, _ = seconds_per_step(recipe, flops, precision, device.type, alone)
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise

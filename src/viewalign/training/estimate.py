@@ -192,15 +192,24 @@ def _on_gpu(recipe: Recipe, gpu: Card, flops: float, peaks: dict[str, int]) -> t
 
 
 def seconds_per_step(
-    recipe: Recipe, flops: float, precision: Precision, device: str | None = None
+    recipe: Recipe, flops: float, precision: Precision, device: str | None = None, volumes: int | None = None
 ) -> tuple[float, str]:
-    """Return the seconds of a step on a device of this machine, by default the fastest, and their basis."""
+    """Return the seconds of a step on a device of this machine, by default the fastest, and their basis.
+
+    Args:
+        recipe: with its whole batch.
+        flops: floating-point operations of the step.
+        precision, device: of the machine.
+        volumes: of the step, if it is a part of the batch.
+    """
     from viewalign.training.throughput import measured_flops, measured_step
 
     bare = measured_flops(precision, device=device)
     computed = flops / (_EFFICIENCY * bare)
     if computed < _TRIED_SECONDS:
-        return measured_step(recipe, precision, device=device), f"steps of this recipe timed, {precision}"
+        return measured_step(
+            recipe, precision, device=device, volumes=volumes
+        ), f"steps of this recipe timed, {precision}"
     words = f"{bare / 1e12:.2f} TFLOP/s {precision} of bare convolutions timed, of which {_EFFICIENCY:.0%} are expected"
     return computed, words
 

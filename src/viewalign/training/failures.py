@@ -8,7 +8,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
 
 from torch.distributed.distributed_c10d import _get_default_store
 
@@ -29,7 +30,7 @@ _PATIENCE = 20.0
 
 
 class Failures:
-    """Announces a failure to the other processes, through the store by which their group was formed.
+    """Context that announces an error of this process to the others, through the store by which their group was formed.
 
     Attributes:
         sentence: the message of another process; "" if there is none.
@@ -46,7 +47,12 @@ class Failures:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(value, Exception) and not self.sentence:
+            name = "" if isinstance(value, UserError) else f"{type(value).__name__}: "
+            self.announce(f"{name}{value}")
         self._done.set()
         if self._store is not None:
             self._thread.join()
@@ -55,8 +61,9 @@ class Failures:
         """Announce a failure of this process to the others."""
         if self._store is not None:
             self._done.set()
-            self._store.set(_KEY, f"process {distributed.rank()} of {distributed.world_size()}: {sentence}")
-            time.sleep(_LINGER)
+            with suppress(RuntimeError):  # the process that holds the store has ended
+                self._store.set(_KEY, f"process {distributed.rank()} of {distributed.world_size()}: {sentence}")
+                time.sleep(_LINGER)
 
     def _listen(self) -> None:
         while not self.sentence:
@@ -78,12 +85,11 @@ class Failures:
 
 
 @contextmanager
-def shortage_reported(recipe: Recipe, failures: Failures) -> Iterator[None]:
-    """Turn exhausted memory into a `UserError` in every process.
+def shortage_reported(recipe: Recipe) -> Iterator[None]:
+    """Turn exhausted memory into a `UserError`.
 
     Args:
         recipe: settled, so that its precision is known.
-        failures: sends the message to the other processes.
 
     Raises:
         UserError: memory ran out.
@@ -95,7 +101,6 @@ def shortage_reported(recipe: Recipe, failures: Failures) -> Iterator[None]:
             raise
         traceback.clear_frames(problem.__traceback__)  # they hold the tensors of the step
         sentence = f"Out of memory: {stated(problem)}. {needs(recipe, distributed.world_size())}"
-        failures.announce(sentence)
         raise UserError(sentence) from None
 
 

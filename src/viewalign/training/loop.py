@@ -84,6 +84,7 @@ class Trainer:
         self.optimizer = optimizer
         self.position, self.averages = TrainingState(), MetricAccumulator()
         self._pending: Update | None = None
+        self._stop = StopRequest()
         self._stop_requested: Callable[[], float] = lambda: 0.0
         self.unreadable = UnreadableVolumes(feed.volumes, recipe.runtime.lost_share)
         self.progress_line = ProgressLine(quiet=not (fabric.is_global_zero and shows_line()))
@@ -107,7 +108,7 @@ class Trainer:
 
     def run(self, stop: StopRequest | None = None) -> bool:
         """Train to the last step; returns False if a signal ended the run early. The state is saved in both cases."""
-        stop = stop or StopRequest()
+        stop = self._stop = stop or self._stop
         if self.fabric.is_global_zero:
             opened = open_trackers(self.recipe, self.folder.root, self.position.step)
             self.log = RunLog(self.folder.log, self.position.step, opened)
@@ -306,13 +307,17 @@ class Trainer:
             self.save()
 
     def _probe(self) -> None:
-        """Evaluate the encoder on labelled cases in the main process; the others wait at the next step."""
+        """Evaluate the encoder on labelled cases in the main process; the others wait for it."""
         self._settle()
-        if self.probe is not None and self.fabric.is_global_zero:
-            figures = self.probe(self.method.encoder())
-            self._row("probe", figures)
-            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            _log.info("Step %d: probe of frozen features  %s", self.position.step, text)
+        if self.probe is None:
+            return
+        with self._stop.patience():
+            if self.fabric.is_global_zero:
+                figures = self.probe(self.method.encoder())
+                self._row("probe", figures)
+                text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                _log.info("Step %d: probe of frozen features  %s", self.position.step, text)
+            self.fabric.barrier()
 
     def _log_row(self, steps: int, seconds: float, waited: float) -> None:
         self._settle()
@@ -356,18 +361,24 @@ class Trainer:
     def save(self) -> bool:
         """Write a checkpoint; a full disk is reported, and the last good checkpoint is kept. Returns success.
 
+        All processes return when the first one has written it: one that ends would end the others.
+
         Raises:
             UserError: the weights are not finite.
         """
+        self._stop.beat()
         state = self.state()
         check_finite(state["method"], f"The network after step {self.position.step}")
-        if not self.fabric.is_global_zero:
-            return True
+        written = self._write(state) if self.fabric.is_global_zero else True
+        with self._stop.patience():
+            return self.fabric.broadcast(written)
+
+    def _write(self, state: dict[str, Any]) -> bool:
         folder, settings = self.folder.checkpoints, self.recipe.checkpoint
         try:
             if self.log is not None:
                 self.log.settle()
-            checkpoints.save(folder, self.position.step, state)
+            checkpoints.save(folder, self.position.step, state, self._stop.beat)
         except OSError as problem:
             step = self.position.step
             _log.warning("No checkpoint could be written at step %d (%s); the last one is kept.", step, problem)

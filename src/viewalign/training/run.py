@@ -78,13 +78,18 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 for a finished run, and 128 + the signal's number for a run that a signal stopped, as in shells."""
-        return 0 if self.finished else 128 + (self.signal or signal.SIGTERM)
+        """0 for a finished run, and 128 + the signal's number for a run that a signal stopped, as in shells.
+
+        Of several processes only the first ends with it: launchers kill all processes if one of them fails.
+        """
+        return 0 if self.finished or not self.first else 128 + (self.signal or signal.SIGTERM)
 
     @property
     def stops_caller(self) -> int | None:
         """The exit code for a caller that continues after the run, if a signal was received, even in the last step."""
-        return None if self.finished and self.signal is None else 128 + (self.signal or signal.SIGTERM)
+        if self.finished and self.signal is None:
+            return None
+        return 128 + (self.signal or signal.SIGTERM) if self.first else 0
 
 
 def pretrain(
@@ -119,7 +124,7 @@ def pretrain(
         lock_run_folder(fabric, folder),
         log_file(folder.messages, fabric.is_global_zero),
         Failures() as failures,
-        shortage_reported(recipe, failures),
+        shortage_reported(recipe),
     ):
         trainer = assemble(recipe, requirements, store, folder, fabric)
         trainer.probe, trainer.page = probe, page
@@ -129,9 +134,10 @@ def pretrain(
         stop = StopRequest(fabric.world_size == 1, trainer.last_words)
         with stop, report_lost_processes(folder, failures):
             trainer.run(stop)
+        if page is not None and fabric.is_global_zero:
+            page(folder.root, True)
+        fabric.barrier()
     destroy_process_group()
-    if page is not None and fabric.is_global_zero:
-        page(folder.root, True)
     return RunResult(folder, trainer.position.step, recipe.steps, stop.signal, fabric.is_global_zero)
 
 
@@ -195,7 +201,7 @@ def assemble(
     """Build method, optimizer and data feed, and log the facts about the data."""
     torch.manual_seed(recipe.seed)
     method = build_method(recipe)
-    _prepare_networks(method, recipe.runtime)
+    prepare_networks(method, recipe.runtime)
     subjects, split = check_data(recipe, requirements, store)
     settings = recipe.optim
     optimizer = optimizers.build_optimizer(
@@ -219,7 +225,8 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
         UserError: the recipe cannot be trained on the store's volumes.
     """
     subjects = data.number_subjects(store.groups)
-    inside = admitted(store, recipe.sampling.modalities, recipe.sampling.max_quality_score)
+    sampling = recipe.sampling
+    inside = admitted(store, sampling.modalities, sampling.max_quality_score, sampling.weights)
     check_channels(store, inside, recipe.network.channels)
     split = data.only(data.split_of(store.groups, store.held_out, recipe.validate_.share, recipe.seed), inside)
     if len(split.train) == 0:
@@ -228,13 +235,13 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
     count = len(np.unique(subjects[split.train]))
     if requirements.needs_multiple_subjects and count < 2:
         raise UserError(
-            f"This method needs volumes of at least two subjects, and the store has {count}; "
+            f"This method needs volumes of at least two subjects, and the store has {count} to train on; "
             f"{requirements.needs_multiple_subjects} If it shows several people, index them with a subject_pattern."
         )
     return subjects, split
 
 
-def _prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
+def prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
     """Set up how the networks of a method are computed, which does not change their results."""
     for network in (module for module in method.modules() if isinstance(module, Backbone)):
         network.recompute = runtime.recompute
@@ -338,7 +345,8 @@ def _feed(
         "world": fabric.world_size,
     }
     weights = weights_of(store, split.train, recipe.sampling.by, recipe.sampling.weights)
-    train = SampleReader(volumes=split.train, purpose="train", weights=weights, **read)
+    distinct = bool(requirements.needs_multiple_subjects) or requirements.group > 1
+    train = SampleReader(volumes=split.train, purpose="train", weights=weights, distinct=distinct, **read)
     held_out = SampleReader(volumes=split.validation, purpose="validation", **read) if len(split.validation) else None
 
     def build(samples: Samples, plain: bool) -> Any:

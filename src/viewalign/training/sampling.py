@@ -15,7 +15,12 @@ from viewalign.utils.overrides import similar
 Unit = Literal["image", "subject", "dataset"]
 
 
-def admitted(store: Store, modalities: Sequence[str] = (), max_quality_score: float | None = None) -> NDArray[np.bool_]:
+def admitted(
+    store: Store,
+    modalities: Sequence[str] = (),
+    max_quality_score: float | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> NDArray[np.bool_]:
     """Return which volumes are used, bool (N,).
 
     Args:
@@ -23,9 +28,10 @@ def admitted(store: Store, modalities: Sequence[str] = (), max_quality_score: fl
         modalities: names, in any case; empty admits all.
         max_quality_score: exclude volumes with a higher score (lower is better, as in OpenMind); volumes without a
             score are kept.
+        factors: by image id, subject id or dataset, as for `weights_of`; those of factor 0 are excluded.
 
     Raises:
-        UserError: a modality that no volume has, or no volume is left.
+        UserError: a modality that no volume has, a name that is not in the store, or no volume is left.
     """
     inside = np.ones(len(store), dtype=bool)
     if modalities:
@@ -39,8 +45,12 @@ def admitted(store: Store, modalities: Sequence[str] = (), max_quality_score: fl
         inside &= np.isin(names, [name.lower() for name in modalities])
     if max_quality_score is not None:
         inside &= ~(store.quality > max_quality_score)
+    if factors:
+        inside &= _factors(store, np.arange(len(store)), factors) > 0
     if not inside.any():
-        raise UserError("sampling.modalities and sampling.max_quality_score together leave no volume to train on.")
+        raise UserError(
+            "sampling.modalities, sampling.max_quality_score and sampling.weights together leave no volume to train on."
+        )
     return inside
 
 
@@ -95,10 +105,10 @@ def weights_of(
         store: the volumes.
         chosen: numbers of volumes.
         by: which of images, subjects or datasets are sampled uniformly.
-        factors: by image id, subject id or dataset; 0 excludes.
+        factors: by image id, subject id or dataset.
 
     Raises:
-        UserError: a name that is not in the store, or no volume is left.
+        UserError: a name that is not in the store, or all factors are 0.
     """
     if by == "image" and not factors:
         return None

@@ -12,7 +12,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ class StopRequest:
         self._interrupt_waits, self._last_words = interrupt_waits, last_words
         self._waiting = False
         self._before: dict[int, Any] = {}
-        self._beat, self._longest = time.monotonic(), 0.0
+        self._beat, self._longest, self._patient = time.monotonic(), 0.0, False
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         self._wakeup_before = -1
 
@@ -79,9 +80,18 @@ class StopRequest:
         self._sockets[1].close()  # ends the thread
 
     def beat(self) -> None:
-        """Record the start of a step."""
+        """Record the start of a step, or progress within it."""
         now = time.monotonic()
         self._longest, self._beat = max(self._longest, now - self._beat), now
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Do not take this for a hang: a wait for another process, or work of any length that is not a step."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._beat, self._patient = time.monotonic(), False
 
     def items(self, source: Generator[Item]) -> Generator[Item]:
         """Yield from a source of data; a signal ends a wait for it.
@@ -118,7 +128,7 @@ class StopRequest:
         patience = _PATIENCE.get(signal.Signals(first).name, float("inf"))
         while True:
             left = max(came, self._beat) + (_LAST_PATIENCE if second else max(patience, _STEPS * self._longest))
-            wait = left - time.monotonic()
+            wait = left - time.monotonic() if second or not self._patient else 1.0
             if wait <= 0:
                 break
             try:

@@ -11,6 +11,7 @@ import torch
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method, requirements_of
+from viewalign.networks.backbone import Backbone
 from viewalign.training.optimizers import build_optimizer
 from viewalign.utils.precision import Precision, autocast, choose_device
 from viewalign.views.batch import build_views
@@ -90,18 +91,29 @@ def card(name: str) -> Card:
     return CARDS[key]
 
 
-def measured_step(recipe: Recipe, precision: Precision, repeats: int = 2, device: str | None = None) -> float:
+def measured_step(
+    recipe: Recipe, precision: Precision, repeats: int = 2, device: str | None = None, volumes: int | None = None
+) -> float:
     """Return the seconds of a step of a recipe on this machine: views, networks, loss and update, after a warm-up.
 
-    Volumes are noise and reading is not included, because workers read during the step.
+    Volumes are noise and reading is not included, because workers read during the step. Networks are not compiled,
+    which takes minutes.
+
+    Args:
+        recipe: with its whole batch.
+        precision, device: of the networks.
+        repeats: the fastest of this many steps counts.
+        volumes: of the step; default: the whole batch.
     """
     where = torch.device(device or choose_device())
     method = build_method(recipe).to(where)
+    for network in (module for module in method.modules() if isinstance(module, Backbone)):
+        network.recompute = recipe.runtime.recompute
     settings = recipe.optim
     optimizer = build_optimizer(
         method, settings.name, settings.lr, settings.weight_decay, settings.momentum, settings.betas
     )
-    size, samples = recipe.views.patch_size, artificial_samples(recipe, recipe.batch)
+    size, samples = recipe.views.patch_size, artificial_samples(recipe, volumes or recipe.batch)
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()

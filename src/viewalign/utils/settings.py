@@ -56,16 +56,39 @@ def as_pair(value: object) -> object:
     return parts
 
 
+def in_order(value: tuple[float, float]) -> tuple[float, float]:
+    """Check that a lower bound is not above the upper one."""
+    if value[0] > value[1]:
+        raise ValueError("must be in order, LOW ≤ HIGH")
+    return value
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+PartialFraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
+OddCount = Annotated[Count, AfterValidator(_odd)]
 Number = Annotated[int, Field(ge=0)]
 Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(as_triple)]
 """Three voxel counts in array order (D, H, W); a single number means a cube."""
 Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_triple)]
 """Three voxel sizes in mm in array order (D, H, W); a single number applies to all axes."""
-Range = Annotated[tuple[float, float], BeforeValidator(as_pair)]
+_ORDERED = (BeforeValidator(as_pair), AfterValidator(in_order))
+Range = Annotated[tuple[float, float], *_ORDERED]
 """Lower and upper bound."""
+PositiveRange = Annotated[tuple[Positive, Positive], *_ORDERED]
+NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], *_ORDERED]
+FractionRange = Annotated[tuple[PositiveFraction, PositiveFraction], *_ORDERED]
+Betas = Annotated[tuple[PartialFraction, PartialFraction], BeforeValidator(as_pair)]
+"""Factors of two running means of an optimizer."""
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 
 

@@ -147,6 +147,9 @@ class SampleReader(Dataset[Sample]):
             best ones are kept.
         sampler: samples the views of a volume.
         weights: relative sampling frequency of each of `volumes`; None means uniform.
+        distinct: whether a batch has a second volume of a subject only if there are no other subjects left, as methods
+            need it that compare or mix subjects. Subjects with many volumes are then sampled less often than their
+            weights say.
     """
 
     def __init__(
@@ -162,13 +165,14 @@ class SampleReader(Dataset[Sample]):
         redraws: int = 8,
         sampler: ViewSampler = sample_pair,
         weights: NDArray[np.float64] | None = None,
+        distinct: bool = True,
     ) -> None:
         if weights is not None:
             volumes, weights = volumes[weights > 0], weights[weights > 0]
         self._source, self._subjects, self._volumes = source, subjects, volumes
         self._config, self._batch, self._seed, self._purpose = config, batch, seed, purpose
         self._min_foreground, self._redraws, self._sampler = min_foreground, redraws, sampler
-        self._weights = weights
+        self._weights, self._distinct = weights, distinct
         self._cumulative = None if weights is None else np.cumsum(weights)
 
     def __getitem__(self, index: int) -> Sample:
@@ -191,13 +195,14 @@ class SampleReader(Dataset[Sample]):
         return int(self._sample_volumes(step)[slot])
 
     def _sample_volumes(self, step: int) -> NDArray[np.int64]:
-        """Sample the volumes of a global batch: different subjects first, then different volumes."""
+        """Sample the volumes of a global batch: different ones, of different subjects first if they are `distinct`."""
         rng = make_rng(self._seed, step, self._purpose, "volumes")
         order = self._candidates(rng)
-        _, first = np.unique(self._subjects[order], return_index=True)
-        new_subject = np.zeros(len(order), dtype=bool)
-        new_subject[first] = True
-        order = np.concatenate([order[new_subject], order[~new_subject]])
+        if self._distinct:
+            _, first = np.unique(self._subjects[order], return_index=True)
+            new_subject = np.zeros(len(order), dtype=bool)
+            new_subject[first] = True
+            order = np.concatenate([order[new_subject], order[~new_subject]])
         repeats = -(-self._batch // len(order))
         return np.tile(order, repeats)[: self._batch]
 

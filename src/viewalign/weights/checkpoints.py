@@ -24,6 +24,8 @@ from viewalign.errors import DamageWarning, UserError, is_access_error, os_reaso
 from viewalign.weights.files import sha256_of
 
 FORMAT = 1
+_PART = 2**26
+"""Bytes that are flushed to the disk together."""
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -31,8 +33,14 @@ class DamagedCheckpointError(UserError):
     """A checkpoint whose files are incomplete, changed or in an unknown format."""
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], progress: Callable[[], object] = lambda: None) -> Path:
     """Write a checkpoint and return its folder; an existing one is kept unless it is damaged.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        step: number of the step.
+        state: tensors and plain values.
+        progress: called after each part of the state that was written.
 
     Raises:
         OSError: the disk is full or cannot be written; existing files are unchanged.
@@ -48,7 +56,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     try:
         partial.mkdir()
         with io.FileIO(partial / "state.pt", "wb") as file:
-            writer = _DeferredErrors(file)
+            writer = _DeferredErrors(file, progress)
             torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], writer))
             writer.finish()
         with (partial / "checkpoint.json").open("w") as file:
@@ -72,8 +80,9 @@ class _DeferredErrors:
         sha256: of the written bytes.
     """
 
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
+    def __init__(self, file: io.FileIO, progress: Callable[[], object]) -> None:
+        self._file, self._progress = file, progress
+        self._unflushed = 0
         self._error: OSError | None = None
         self.sha256 = hashlib.sha256()
 
@@ -82,7 +91,12 @@ class _DeferredErrors:
         self.sha256.update(rest)
         try:
             while self._error is None and len(rest):
-                rest = rest[self._file.write(rest) :]
+                written = self._file.write(rest[:_PART])
+                rest = rest[written:]
+                self._unflushed += written
+                if self._unflushed >= _PART:  # otherwise the flush at the end would take most of the time
+                    self.finish()
+                self._progress()
         except OSError as error:
             self._error = error
         return len(data)
@@ -91,7 +105,7 @@ class _DeferredErrors:
         """Do nothing: nothing is buffered."""
 
     def finish(self) -> None:
-        """Flush the file to the disk.
+        """Flush what was written to the disk.
 
         Raises:
             OSError: a write failed.
@@ -99,6 +113,7 @@ class _DeferredErrors:
         if self._error is not None:
             raise self._error
         os.fsync(self._file.fileno())
+        self._unflushed = 0
 
 
 def _flush_folder(folder: Path) -> None:

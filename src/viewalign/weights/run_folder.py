@@ -18,8 +18,9 @@ from viewalign.utils.locks import LOCK
 from viewalign.utils.overrides import diff_settings
 from viewalign.utils.settings import absolute_paths
 
-_MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init")
-"""Settings that a resumed run may change: they do not affect what is learnt, or did so only at the start."""
+_MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init", "validate.probe.task")
+"""Settings that a resumed run may change: they do not affect what is learnt, did so only at the start, or are paths,
+since a folder may have been moved and a path is written differently from another folder."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,8 @@ def _reconcile(before: Recipe, now: Recipe, root: Path) -> Recipe:
     old, new = before.model_dump(by_alias=True), now.model_dump(by_alias=True)
     if new["steps"] > old["steps"]:  # a run may be extended
         old["steps"] = new["steps"]
-    for key in old:
-        if key not in _MAY_CHANGE and old[key] != new[key]:
-            path, was, wanted = next(diff_settings({key: old[key]}, {key: new[key]}), (key, old[key], new[key]))
+    for path, was, wanted in diff_settings(old, new):
+        if not any(path == name or path.startswith(f"{name}.") for name in _MAY_CHANGE):
             raise UserError(
                 f"{root} was started with {path}={was}, not {wanted}. Resume with the same recipe, "
                 f"as in {root / 'config.yaml'}, or start a new run in another folder. `steps` can be raised."

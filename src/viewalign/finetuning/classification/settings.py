@@ -17,7 +17,7 @@ from viewalign.utils.settings import (
     Number,
     PathOrName,
     Positive,
-    Range,
+    PositiveRange,
     Settings,
     Triple,
     checked,
@@ -38,7 +38,7 @@ class AugmentSettings(Settings):
         30.0, description="Largest angle of a rotation about each axis, in degrees."
     )
     p_scale: Fraction = Field(0.2, description="Probability of scaling; set 0 if the target is a size.")
-    scale: Range = Field((0.8, 1.25), description="Range of the scale factor.")
+    scale: PositiveRange = Field((0.8, 1.25), description="Range of the scale factor.")
     photometric: IntensityConfig = IntensityConfig()
     channel_dropout: Fraction = Field(0.0, description="Probability of dropping a channel, if there are several.")
 
