@@ -93,12 +93,18 @@ def test_of_subjects_with_one_image_both_samplings_are_the_same(store):
     assert [readers[0].volume_of(i) for i in range(40)] == [readers[1].volume_of(i) for i in range(40)]
 
 
-KINDS = [("cva-resenc-xs", True), ("fusion-resenc-xs", True), ("mae-resenc-xs", False)]
+KINDS = [
+    ("cva-resenc-xs", [], True),
+    ("cva-resenc-xs", ["objectives.contrastive_weight=0"], True),  # as with it, to be compared
+    ("simclr-resenc-xs", [], True),
+    ("fusion-resenc-xs", [], True),
+    ("mae-resenc-xs", [], False),
+]
 
 
-@pytest.mark.parametrize(("name", "distinct"), KINDS)
-def test_methods_that_compare_or_mix_subjects_get_different_ones(name, distinct, tiny_recipe):
-    recipe, fabric = launch(tiny_recipe(recipe=name))
+@pytest.mark.parametrize(("name", "settings", "distinct"), KINDS)
+def test_methods_that_compare_or_mix_subjects_get_different_ones(name, settings, distinct, tiny_recipe):
+    recipe, fabric = launch(tiny_recipe(*settings, recipe=name))
     store, needs = open_store(recipe), requirements_of(recipe)
     feed = _feed(recipe, needs, store, *check_data(recipe, needs, store), fabric)
     assert feed.train.args[0]._distinct is distinct

@@ -25,6 +25,7 @@ class MethodRequirements:
         sampler: samples the views of a volume.
         group: volumes that are processed together; the batch of a process, and each part of it, is a multiple.
         needs_multiple_subjects: advice if all volumes are of one subject; empty if that is allowed.
+        distinct_subjects: whether a batch has a second volume of a subject only if there are no other subjects left.
         aligned: whether features of two views are compared at corresponding positions.
         has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
         deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.
@@ -36,6 +37,7 @@ class MethodRequirements:
     sampler: ViewSampler = sample_one
     group: int = 1
     needs_multiple_subjects: str = ""
+    distinct_subjects: bool = False
     aligned: bool = False
     has_unused_parameters: bool = False
     deterministic: bool = True

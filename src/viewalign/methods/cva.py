@@ -213,6 +213,7 @@ def requirements(recipe: Recipe) -> MethodRequirements:
     return MethodRequirements(
         sampler=sample_latentcampus if recipe.geometry == "latentcampus" else sample_pair,
         needs_multiple_subjects=advice,
+        distinct_subjects=True,  # without the contrast too, so that runs with and without it see the same volumes
         aligned=True,
         images=2.0,
         uses_decoder=terms.reconstruction_weight > 0,

@@ -71,7 +71,7 @@ class VolumeFusion(SingleNetwork):
 
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Return the requirements: volumes in pairs."""
-    return MethodRequirements(group=2, images=0.5)
+    return MethodRequirements(group=2, distinct_subjects=True, images=0.5)
 
 
 def build(recipe: Recipe) -> VolumeFusion:

@@ -194,7 +194,7 @@ def swap_pairs(values: Tensor) -> Tensor:
 
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Return the requirements: volumes in pairs; the gradient of `warp` is not deterministic on a GPU."""
-    return MethodRequirements(group=2, deterministic=False)
+    return MethodRequirements(group=2, distinct_subjects=True, deterministic=False)
 
 
 def build(recipe: Recipe) -> GVSL:

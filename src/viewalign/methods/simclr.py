@@ -47,7 +47,11 @@ class SimCLR(PooledComparison):
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Return the requirements: pairs of views of several subjects."""
     return MethodRequirements(
-        sampler=sample_pair, needs_multiple_subjects="add some, or use another method.", images=2.0, uses_decoder=False
+        sampler=sample_pair,
+        needs_multiple_subjects="add some, or use another method.",
+        distinct_subjects=True,
+        images=2.0,
+        uses_decoder=False,
     )
 
 

@@ -122,7 +122,10 @@ class SwinTasks(SingleNetwork):
 def requirements(recipe: Recipe) -> MethodRequirements:  # noqa: ARG001
     """Return the requirements: volumes in pairs, of several subjects."""
     return MethodRequirements(
-        group=2, needs_multiple_subjects="add some, or use another method.", images=float(_COPIES)
+        group=2,
+        needs_multiple_subjects="add some, or use another method.",
+        distinct_subjects=True,
+        images=float(_COPIES),
     )
 
 

@@ -345,7 +345,7 @@ def _feed(
         "world": fabric.world_size,
     }
     weights = weights_of(store, split.train, recipe.sampling.by, recipe.sampling.weights)
-    distinct = bool(requirements.needs_multiple_subjects) or requirements.group > 1
+    distinct = requirements.distinct_subjects
     train = SampleReader(volumes=split.train, purpose="train", weights=weights, distinct=distinct, **read)
     held_out = SampleReader(volumes=split.validation, purpose="validation", **read) if len(split.validation) else None
 
