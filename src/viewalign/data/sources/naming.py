@@ -163,6 +163,21 @@ def fewer_subjects(subjects: Collection[str]) -> int:
     return len(stems) if 1 < len(stems) <= 0.75 * len(subjects) else 0
 
 
+def separate_subjects(subjects: Collection[str], of: str = "") -> str:
+    """Return a sentence on images each of which became a separate subject, which should be checked.
+
+    Args:
+        subjects: of the images.
+        of: where the images are, ` in DATASET`.
+    """
+    fewer = fewer_subjects(subjects)
+    check = f", but their names look like those of {fewer}. If so," if fewer else ". If some show the same person,"
+    return (
+        f"Each of {len(subjects)} images{of} became a separate subject{check} set a subject pattern or name the "
+        "subjects in a table: images of one subject must not be split between training and validation"
+    )
+
+
 def words_of(stem: str) -> list[str]:
     """Return the words of a name in lower case."""
     return re.split(r"[^A-Za-z0-9]+", stem.lower())
