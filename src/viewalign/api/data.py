@@ -169,6 +169,7 @@ def _prepare(
         "excluded": found.excluded,
         "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),
         "quality": found.quality,
+        "left_out": found.left_out,
         "shard": shard,
         "limits": wanted.limits(),
         "prune": prune,
