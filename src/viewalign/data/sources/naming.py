@@ -79,8 +79,9 @@ _DATED_FOLDER = re.compile(r"(?P<session>\d{4}-\d\d-\d\d|\d\d-\d\d-\d{4})(?!\d).
 _COHORTS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(?:^|/)(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
+        r"(?:^|/)(?:ADNI_)?(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
         r"(?:^|/)(?P<subject>[^/]+)/[^/]+/(?P<session>\d{4}-\d\d-\d\d)_\d\d_\d\d_\d\d\.\d/[^/]+/[^/]+$",  # LONI
+        r"(?:^|/)[A-Z][A-Za-z0-9]*_(?P<subject>[^/]+?)_(?:MR|PT|CT)_[^/]*_S\d+_I\d+(?=\.|$)",  # LONI, in one folder
         r"(?:^|/)(?P<subject>OAS[1-4]_?\d{4})_(?P<session>[A-Za-z]+\d*(?:_d\d{4})?)(?=[/_.]|$)",  # OASIS
         r"(?:^|/)(?P<subject>BraTS-[A-Za-z]+-\d{5})-(?P<session>\d{3})(?=[-/.]|$)",  # BraTS 2023 on
         r"(?:^|/)(?P<subject>(?:train|valid)_\d+)_(?P<session>[a-z])_\d+(?=\.|$)",  # CT-RATE
