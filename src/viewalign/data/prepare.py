@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,20 +114,17 @@ def prepare_records(
     """Prepare images into a store; existing images of the same recipe and source are kept.
 
     Images whose source cannot be read any more are kept, and are in `excluded`. Index and report are written at the
-    end, also of an interrupted run. Stores of the same images and settings are the same bytes, for any number of
-    workers, parts and interruptions, and any executor.
+    end, also of an interrupted run. Stores of the same images and settings are the same bytes, however they were made.
 
     Args:
         records: the images.
         store: folder, created if missing; images of earlier runs are kept.
         settings: default `PrepareSettings()`.
-        workers: processes; default one per core, 0 works in this process without guard. Of an executor, the number of
-            jobs at a time, or a function that returns it.
+        workers: processes; default one per core, 0 none. Of an executor, jobs at a time, or a function that returns it.
         excluded: files that were excluded before, to be reported too.
         on_progress: called after each image.
         quality: scores by image id, for filters.
-        left_out: images that lists exclude. If the store has them, they stay on the disk, out of its index, and come
-            back without being prepared again once they are among the records.
+        left_out: images that lists exclude: those of the store stay on the disk, out of its index.
         shard: which part of the work this run does; default all of it.
         executor: any of `concurrent.futures`, such as Dask's; default processes of this machine.
         limits: time and size that one file may ask for.
@@ -157,9 +154,7 @@ def prepare_records(
             run.do(jobs, _count(workers, len(jobs)), limits.seconds, executor)
             whole = True
         finally:
-            here = _paths(distinct)
-            apart = _left_out(left_out, settings.channels) - here
-            _finish(store, settings, shard, run.report, whole, here, apart)
+            _finish(store, settings, shard, run.report, whole, distinct, left_out)
     return run.report
 
 
@@ -351,10 +346,12 @@ def _finish(
     shard: Shard,
     report: PrepareReport,
     whole: bool,
-    here: Set[str],
-    left_out: Set[str],
+    records: Sequence[Record],
+    left_out: Sequence[Record],
 ) -> None:
     """Write index and report; a part does so for all parts if it is the last."""
+    here = _paths(records)
+    apart = _left_out(left_out, settings.channels) - here
     everything: list[Exclusion] | None = sorted(set(report.excluded))
     report.excluded = everything or []
     try:
@@ -368,7 +365,7 @@ def _finish(
             everything = None if report.missing_parts else excluded_in_parts(store, shard.count)
         if everything is None:
             return
-        report.index, others = write_report(store, settings, everything, here, left_out)
+        report.index, others = write_report(store, settings, everything, here, apart)
         report.excluded, report.prepared, report.others = everything, report.index.images, len(others)
         if not shard.whole:
             remove_parts(store)
