@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from viewalign.cli.main import app
 from viewalign.data.catalogue import read_catalogue
+from viewalign.data.indexing import index_sources
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 
@@ -70,6 +71,25 @@ def test_other_files_than_images_are_recognised(tmp_path: Path, source: str, out
     assert sorted(one.name for one in tmp_path.iterdir()) == ["raw", "scans", "store"]
 
 
+@pytest.mark.parametrize("name", ["d.audit.tsv", "d.excluded.json", "d.index.json", "d.html"])
+def test_foreign_files_beside_the_catalogue_stay_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / name).write_text("mine")
+    assert name in str(run(tmp_path / "scans", "-o", tmp_path / "d.json").exception)
+    assert (tmp_path / name).read_text() == "mine"
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([name, "scans"])
+
+
+def test_many_stray_files_are_one_note(tmp_path: Path) -> None:
+    save(tmp_path / "fomo" / "sub_1" / "ses_1" / "t1.nii.gz")
+    for number in range(5):
+        save(tmp_path / "fomo" / f"stray{number}.nii.gz")
+    index = index_sources([str(tmp_path / "fomo")])
+    assert index.images == 1
+    assert len(index.notes) == 1
+    assert "5" in index.notes[0]
+
+
 def test_a_pattern_that_matches_no_path_is_reported(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "anna.nii.gz")
     result = run(tmp_path / "scans", "-o", tmp_path / "cat.json", r"subject_pattern=(?P<subject>P\d+)")
@@ -88,6 +108,14 @@ def test_a_wrong_pattern_is_explained(tmp_path: Path, pattern: str, words: str) 
     save(tmp_path / "a.nii.gz")
     result = run(tmp_path, "-o", tmp_path / "cat.json", f"subject_pattern={pattern}")
     assert words in str(result.exception)
+
+
+def test_a_subject_pattern_may_begin_as_a_list_does(tmp_path: Path) -> None:
+    for name in ("ab12_x.nii", "cd12_y.nii"):
+        save(tmp_path / "scans" / name)
+    result = run(tmp_path / "scans", "-o", tmp_path / "cat.json", r"subject_pattern=[a-z]+(?P<subject>\d+)")
+    assert result.exit_code == 0
+    assert {record.subject for record in read_catalogue(tmp_path / "cat.json").records()} == {"12"}
 
 
 def test_the_subject_pattern_is_used(tmp_path: Path) -> None:

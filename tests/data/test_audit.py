@@ -10,6 +10,7 @@ import viewalign
 from viewalign.data.audit import audit, findings_path, write_findings
 from viewalign.data.exclusions import ExclusionList
 from viewalign.data.indexing import index_sources
+from viewalign.data.store import Store
 from viewalign.errors import UserError
 
 
@@ -110,6 +111,23 @@ def test_prepare_leaves_out_what_a_list_names_by_file_or_id(tmp_path: Path, writ
     ]
     page = (tmp_path / "store/report.html").read_text()
     assert "viewalign · store" in page
+
+
+def test_prepare_takes_images_that_a_list_names_out_of_a_store_and_back(tmp_path: Path, write_image, make_head) -> None:
+    for seed in range(3):
+        write_image(tmp_path / f"scans/{seed}.nii.gz", make_head(seed))
+    (tmp_path / "list.txt").write_text("0.nii.gz\n")
+    places = tmp_path / "scans", tmp_path / "store"
+    viewalign.prepare(*places, workers=0)
+    done = viewalign.prepare(*places, workers=0, exclude=[str(tmp_path / "list.txt")])
+    assert (done.prepared, done.others, len(done.excluded)) == (2, 0, 1)
+    assert [name[-1] for name in Store.open(places[1]).ids] == ["1", "2"]
+    back = viewalign.prepare(*places, workers=0)
+    assert (back.prepared, back.made, back.skipped) == (3, 0, 3)
+    for number in (2, 1):
+        done = viewalign.prepare(*places, workers=0, shard=f"{number}/2", exclude=[str(tmp_path / "list.txt")])
+    assert (done.prepared, done.others) == (2, 0)
+    assert [name[-1] for name in Store.open(places[1]).ids] == ["1", "2"]
 
 
 @pytest.mark.parametrize("content", ['"scans/a.nii.gz"\r\n', "scans/a.nii.gz\n"])

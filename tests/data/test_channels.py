@@ -81,6 +81,14 @@ def test_incomplete_sessions_other_images_and_other_grids_are_excluded(scans: Pa
     assert "PD" in reasons["sub-02_PDw.nii.gz"]
 
 
+def test_a_channel_that_a_list_names_takes_its_image_out_of_the_store(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("sub-01_FLAIR.nii.gz\nsub-02_PDw.nii.gz\n")
+    write(scans, 2, "PDw")
+    for exclude, count in (([], 3), ([str(tmp_path / "list.txt")], 2)):
+        done = viewalign.prepare(scans, tmp_path / "s", channels=list(ORDER), workers=0, exclude=exclude)
+        assert (done.prepared, done.others) == (count, 0)
+
+
 def test_two_images_of_a_channel_are_ambiguous(scans: Path) -> None:
     records = records_of(scans)
     twice = [*records, *(each for each in records if each.modality == "T1w" and each.subject.endswith("01"))]

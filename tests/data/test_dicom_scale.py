@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import io
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import viewalign
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
 from viewalign.data.readers import dicom_headers
+from viewalign.data.readers.dicom_folders import scan_folders
 from viewalign.data.readers.dicom_headers import read_files
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
@@ -54,6 +57,21 @@ def access(monkeypatch) -> Counter[str]:
     counted(os, "stat", "status")
     counted(os, "scandir", "listed")
     return counts
+
+
+def test_a_slice_takes_little_memory(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*"abcdefgh")
+    write_series(folder, np.ones((200, 8, 8), np.uint16))
+    scan_folders([folder])  # imports, and what is remembered
+    tracemalloc.start()
+    try:
+        (stack,) = scan_folders([folder]).stacks
+        gc.collect()
+        assert len(stack.frames) == 200
+        assert tracemalloc.get_traced_memory()[0] / 200 < 600
+    finally:
+        tracemalloc.stop()
+    assert stack.frames[7].path.is_file()
 
 
 def test_index_opens_each_file_once(tmp_path: Path, access: Counter[str]) -> None:

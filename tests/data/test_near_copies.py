@@ -55,16 +55,27 @@ def test_equal_voxels_are_copies_whatever_the_fingerprint_and_within_a_subject_t
 def test_images_that_are_all_alike_are_no_copies() -> None:
     (one,) = fingerprints(1)
     copies = find_copies(list("abcdef"), [one] * 6, ["p", "p", "q", "r", "s", "t"])
-    assert copies.too_alike
-    assert copies.group_of == {}
+    assert copies.too_alike == 6
+    assert copies.group_of == {"a": "a", "b": "a"}
     assert copies.images == [[0, 1]]
+
+
+def test_equal_images_form_groups_of_any_size(monkeypatch) -> None:
+    images = fingerprints(3)
+    assert find_copies(list("abc"), images, ["x", "x", "y"]).group_of == {"a": "a", "b": "a"}
+    copies = find_copies(list("abcde"), [images[0]] * 5, ["x"] * 5)
+    assert (copies.group_of, copies.images) == (dict.fromkeys("abcde", "a"), [[0, 1, 2, 3, 4]])
+    assert copies.too_alike == 0
+    monkeypatch.setattr(near_copies, "similar_pairs", lambda *_: iter([(5, 6)]))
+    copies = find_copies(list("abcdefghi"), [np.zeros(1, np.int8)] * 9, ["x"] * 5 + [None] * 4)
+    assert copies.group_of == {**dict.fromkeys("abcde", "a"), "f": "f", "g": "f"}
 
 
 def test_copies_are_listed_beside_images_that_are_too_alike(monkeypatch):
     pairs = [(0, 1), (1, 2), (2, 3), (3, 4), (7, 8)]
     monkeypatch.setattr(near_copies, "similar_pairs", lambda *_: iter(pairs))
     copies = find_copies(list("abcdefghij"), [np.zeros(1, np.int8)] * 10)
-    assert copies.too_alike
+    assert copies.too_alike == 5
     assert (copies.images, copies.group_of) == ([[7, 8]], {"h": "h", "i": "h"})
 
 

@@ -17,6 +17,7 @@ from viewalign.data.layout import ImageProgress
 from viewalign.data.prepare import prepare_records
 from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
+from viewalign.data.shards import Shard
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import WorkerLost
 from viewalign.errors import UserError
@@ -250,10 +251,16 @@ def test_every_file_of_a_store_is_on_the_disk_before_it_has_its_name(
     assert prepare_records(records[:1], tmp_path / "s", SMALL, workers=0).made == 1
 
 
-def test_only_pruning_removes_what_left_the_catalogue(tmp_path: Path, records: list[Record]) -> None:
+def test_only_pruning_removes_what_left_the_catalogue(tmp_path: Path, records: list[Record], caplog) -> None:
     store = tmp_path / "s"
     prepare_records(records, store, SMALL, workers=0)
-    assert prepare_records(records[1:], store, SMALL, workers=0).prepared == 4
+    report = prepare_records(records[1:], store, SMALL, workers=0)
+    assert (report.prepared, report.others) == (4, 1)
+    assert "scan0" in caplog.text
+    assert "--prune" in caplog.text
+    for number in (1, 2):
+        report = prepare_records(records[1:], store, SMALL, workers=0, shard=Shard(number, 2))
+    assert (report.prepared, report.others) == (4, 1)
     listed = []
     report = prepare_records(records[1:], store, SMALL, workers=0, prune=lambda places: listed.append(places))
     assert listed == [["volumes/scans/scan0/ses-DEFAULT/scan0"]]

@@ -27,6 +27,18 @@ def counted(monkeypatch):
     return made
 
 
+def test_labels_above_255_stay_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, array in (
+        ("image", rng.normal(100, 9, (8, 8, 8))),
+        ("labels", rng.choice([0, 17, 1001, 1002, 2035], (8, 8, 8))),
+    ):
+        sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.float32)), str(tmp_path / f"{name}.nii.gz"))
+    case = LabelledCase("c", tmp_path / "image.nii.gz", tmp_path / "labels.nii.gz")
+    found = read_case(case, PrepareSettings(), tmp_path / "kept")
+    assert np.unique(found.labels).tolist() == [0, 17, 1001, 1002, 2035]
+
+
 def test_a_case_is_prepared_once_and_is_the_same(tmp_path, counted):
     write_data(tmp_path)
     case, kept = (

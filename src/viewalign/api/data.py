@@ -62,11 +62,11 @@ def index(
     from viewalign.data.inputs import nothing_found
     from viewalign.data.settings import IndexSettings
     from viewalign.data.sources import FindOptions
-    from viewalign.data.summary import summary_path
     from viewalign.data.worker_pool import MANY
 
     wanted = checked(IndexSettings, settings)
-    check_file(Path(out), "catalogue of viewalign index", (".json",), lambda file: summary_path(file).is_file())
+    edited = findings_path(Path(out)).resolve() in {Path(file).resolve() for file in wanted.exclude}
+    _check_targets(Path(out), edited)
     report = None if on_progress is None else lambda done, total: on_progress("Reading headers", done, total)
     pattern = None if wanted.subject_pattern is None else re.compile(wanted.subject_pattern)
     names = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
@@ -76,9 +76,30 @@ def index(
     if found.images == 0:
         raise UserError(nothing_found(names, found))
     guarded = found.images >= MANY if wanted.workers is None else wanted.workers > 0
-    edited = findings_path(Path(out)).resolve() in {Path(file).resolve() for file in wanted.exclude}
     _write_index(found, Path(out), int(guarded), keep_findings=edited)
     return found
+
+
+def _check_targets(out: Path, keep_findings: bool) -> None:
+    """Check that the catalogue and the files beside it are missing, or of an earlier index, before one is written.
+
+    Raises:
+        UserError: one is another file.
+    """
+    from viewalign.data.audit import findings_path
+    from viewalign.data.indexing import excluded_path, read_excluded
+    from viewalign.data.summary import summary_path
+    from viewalign.reports.catalogue import page_path
+    from viewalign.reports.page import check_page
+    from viewalign.utils.outputs import has_keys
+
+    check_file(out, "catalogue of viewalign index", (".json",), lambda file: summary_path(file).is_file())
+    check_file(excluded_path(out), "list of viewalign index", ours=lambda _: read_excluded(out) is not None)
+    if not keep_findings:
+        start = b"file\tkind\treason"
+        check_file(findings_path(out), "list of viewalign index", ours=lambda file: file.read_bytes().startswith(start))
+    check_file(summary_path(out), "statistics of viewalign index", ours=has_keys("collection", "entries"))
+    check_page(page_path(out))
 
 
 def _write_index(found: Index, out: Path, workers: int, keep_findings: bool) -> None:
@@ -169,6 +190,7 @@ def _prepare(
         "excluded": found.excluded,
         "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),
         "quality": found.quality,
+        "left_out": found.left_out,
         "shard": shard,
         "limits": wanted.limits(),
         "prune": prune,

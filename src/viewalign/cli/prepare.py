@@ -72,7 +72,7 @@ def prepare(
     except KeyboardInterrupt as stop:
         typer.echo("Stopped. Finished images are kept; run the same command again to continue.", err=True)
         raise typer.Exit(143 if stop.args else 130) from None
-    names = ("prepared", "made", "skipped", "kept", "pruned", "excluded", "missing_parts")
+    names = ("prepared", "made", "skipped", "kept", "pruned", "others", "excluded", "missing_parts")
     facts = {"store": out, **{name: getattr(done, name) for name in names}}
     return Result(facts, partial(_print_end, out, done), EXIT_CODE if done.excluded else 0)
 
@@ -127,14 +127,15 @@ def _end_of_part(report: PrepareReport) -> list[str]:
 
 
 def _end(out: Path, report: PrepareReport) -> list[str]:
-    earlier = max(report.prepared - report.made - report.skipped - report.kept, 0)
+    parts = max(report.prepared - report.made - report.skipped - report.kept - report.others, 0)
     counts = [
         f"{counted(report.prepared, 'image')} in the store",
         f"{report.made} prepared now",
         f"{report.skipped} already there" if report.skipped else "",
         f"{report.kept} already prepared" if report.kept else "",
         f"{report.pruned} removed" if report.pruned else "",
-        f"{earlier} of other runs" if earlier else "",
+        f"{parts} of other parts" if parts else "",
+        f"{report.others} of other runs" if report.others else "",
         f"{len(report.excluded)} excluded" if report.excluded else "",
     ]
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,7 +208,7 @@ def _mirrored(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
     return np.asarray(np.minimum(folded, period - folded))
 
 
-def resample_labels(labels: NDArray[np.uint8], new_shape: Shape) -> NDArray[np.uint8]:
+def resample_labels(labels: NDArray[Any], new_shape: Shape) -> NDArray[Any]:
     """Resample labels: each new voxel gets the label of the old voxel that contains its centre."""
     for axis, (old, new) in enumerate(zip(labels.shape, new_shape, strict=True)):
         centres = (np.arange(new) + 0.5) * (old / new)

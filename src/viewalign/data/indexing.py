@@ -24,6 +24,9 @@ from viewalign.errors import ExcludedImageError, UserError, os_reason
 from viewalign.utils.io import is_file
 from viewalign.utils.text import counted
 
+Taken = dict[tuple[str, str, str], set[str]]
+"""Names of images by dataset, subject and session."""
+
 
 @dataclass
 class Index:
@@ -99,10 +102,11 @@ def index_sources(
         index.label_files.extend(printable(path) for path in each.label_files)
     everything = _not_listed(index, _once(_distinct_datasets(findings)), exclude or ExclusionList())
     headers = _read_headers(everything, options, workers, on_file)
+    names: Taken = {}
     taken = {
         found.path: header
         for found, header in zip(everything, headers, strict=True)
-        if _take_in(index, found, header) and isinstance(header, Header)
+        if _take_in(index, found, header, names) and isinstance(header, Header)
     }
     index.excluded.sort()
     for reason, count in Counter(each.reason for each in index.excluded if NOT_DOWNLOADED in each.reason).items():
@@ -210,8 +214,8 @@ def _read_one(frames: bool, labels: bool, numbered: tuple[int, ImageRecord]) -> 
     return header
 
 
-def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
-    """Add a file to the catalogue, or to the excluded files."""
+def _take_in(index: Index, found: ImageRecord, header: Header | str, taken: Taken) -> bool:
+    """Add a file to the catalogue, or to the excluded files; `taken` has the names of images by session."""
     if isinstance(header, str):
         index.excluded.append(Exclusion(printable(found.path), header))
         return False
@@ -221,7 +225,8 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
         )
         subject = dataset.subjects.setdefault(found.subject, Subject(found.subject, found.infos.subject))
         session = subject.sessions.setdefault(found.session, Session(found.session, found.infos.session))
-        name = _free_name(found, {image.name for image in session.images})
+        names = taken.setdefault((found.dataset, found.subject, found.session), set())
+        name = _free_name(found, names)
         entry = entry_of(found, name, header)
     except OSError as error:  # removed since its header was read
         index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {os_reason(error)}"))
@@ -232,6 +237,7 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str) -> bool:
     if header.note:
         info["note"] = header.note
     written = found.written or os.fspath(found.path)
+    names.add(name)
     session.images.append(Image(name, written, found.modality, info, found.masks))
     index.entries.append(entry)
     if found.series is not None:

@@ -28,11 +28,12 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The images of a catalogue or a folder, excluded files, and quality scores by image id."""
+    """The images of a catalogue or a folder, excluded files, quality scores by image id, and what lists exclude."""
 
     records: Sequence[Record]
     excluded: Sequence[Exclusion]
     quality: Mapping[str, float]
+    left_out: Sequence[Record] = ()
 
 
 def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = None) -> Catalogue:
@@ -63,9 +64,9 @@ def without(catalogue: Catalogue, exclude: ExclusionList) -> Catalogue:
     if unmatched := exclude.unmatched():
         _log.warning("%s.", unmatched)
     pairs = list(zip(catalogue.records, reasons, strict=True))
-    left_out = [Exclusion(str(record.path), reason) for record, reason in pairs if reason is not None]
-    kept = [record for record, reason in pairs if reason is None]
-    return Catalogue(kept, [*catalogue.excluded, *left_out], catalogue.quality)
+    listed = [Exclusion(str(record.path), reason) for record, reason in pairs if reason is not None]
+    kept, left_out = ([record for record, reason in pairs if (reason is None) is stays] for stays in (True, False))
+    return Catalogue(kept, [*catalogue.excluded, *listed], catalogue.quality, left_out)
 
 
 def stored_settings(

@@ -45,6 +45,7 @@ _ARRAYS = (*(f".{kind}.b2nd" for kind in MASK_KINDS), ".b2nd")
 _BLOCK, _LARGE_BLOCK, _LARGE_VIEW = 16, 32, 112
 _CHUNK = 64
 _LEVEL = 5
+_FRAME = re.compile(r"-frame\d{4}$")
 
 Size = tuple[int, int, int]
 
@@ -58,6 +59,11 @@ def chunk_and_block(view: Size | None = None) -> tuple[Size, Size]:
 def entry_path(dataset: str, subject: str, session: str, image: str) -> str:
     """Return an image's path relative to the store, without suffix; safe for any name."""
     return "/".join(("volumes", safe_name(dataset), safe_name(subject), safe_name(session), safe_name(image)))
+
+
+def image_of(path: str, properties: Mapping[str, Any]) -> str:
+    """Return the path of the image that an entry is of: the entry's own, or that of a frame without its number."""
+    return _FRAME.sub("", path) if "frame" in properties else path
 
 
 def safe_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """Copies among the images of a store or a task, and the groups that a split must not divide.
 
 Copies are images whose prepared voxels are equal, and images of different subjects whose fingerprints are similar
-(`image_fingerprint`): the same scan in another file format, shifted, defaced or resampled.
+(`image_fingerprint`): the same scan in another file format, shifted, defaced or resampled. Subjects with equal images
+always form a group, whatever its size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ SIMILAR = 0.9
 _CANDIDATE = 0.85
 """Least correlation of the spectra's magnitudes, which shifts do not change, for the best shift to be searched."""
 _LARGEST = 3
-"""Most subjects in a group of copies, or a hundredth of all subjects: more are a class of similar images."""
+"""Most subjects that similarity joins, or a hundredth of all subjects: more are a class of similar images.
+
+Subjects with equal images count as one."""
 _BLOCK = 512  # fingerprints that are compared with all others at a time
 
 
@@ -31,13 +34,13 @@ class Copies:
     Attributes:
         images: groups of two or more copies.
         group_of: names the group of each subject that shares copies with another one.
-        too_alike: whether some group would have half of the subjects, or more than copies have: those images are too
-            alike for the fingerprint. Such a group is not formed, and only equal images are reported.
+        too_alike: number of subjects in groups that similarity would make of more than half of the subjects, or of more
+            than copies have: their images are too alike for the fingerprint. In such a group only equal images count.
     """
 
     images: list[list[int]]
     group_of: dict[str, str]
-    too_alike: bool
+    too_alike: int
 
 
 def find_copies(
@@ -52,29 +55,32 @@ def find_copies(
     """
     names = sorted(set(subjects))
     number = {name: k for k, name in enumerate(names)}
-    equal, people = Groups(len(subjects)), Groups(len(names))
+    person = [number[name] for name in subjects]
+    equal, alike = Groups(len(subjects)), Groups(len(subjects))
+    certain, likely = Groups(len(names)), Groups(len(names))
     first: dict[str, int] = {}
     for k, checksum in enumerate(checksums):
         if checksum is not None:
-            equal.join(first.setdefault(checksum, k), k)
-    alike = Groups(len(subjects))
-    for group in equal.several():
-        for k in group[1:]:
-            alike.join(group[0], k)
-            people.join(number[subjects[group[0]]], number[subjects[k]])
-    for i, j in similar_pairs(fingerprints, [number[name] for name in subjects]):
+            other = first.setdefault(checksum, k)
+            _join((equal, alike), other, k)
+            _join((certain, likely), person[other], person[k])
+    for i, j in similar_pairs(fingerprints, person):
         alike.join(i, j)
-        people.join(number[subjects[i]], number[subjects[j]])
-    groups = people.several()
-    limit = min(max(_LARGEST, len(names) // 100), len(names) // 2)
-    kept = [group for group in groups if len(group) <= limit]
-    too_alike = len(kept) < len(groups)
-    group_of = {names[k]: names[group[0]] for group in kept for k in group}
-    images = alike.several()
-    if too_alike:  # within groups that are too large, only equal images are copies
-        images = [group for group in images if subjects[group[0]] in group_of]
-        images += [group for group in equal.several() if subjects[group[0]] not in group_of]
-    return Copies(images, group_of, too_alike)
+        likely.join(person[i], person[j])
+    units = len({certain.find(k) for k in range(len(names))})
+    limit = min(max(_LARGEST, units // 100), units // 2)
+    too_large = [group for group in likely.several() if len({certain.find(k) for k in group}) > max(limit, 1)]
+    apart = {k for group in too_large for k in group}
+    chosen = [group for group in likely.several() if group[0] not in apart]
+    chosen += [group for group in certain.several() if group[0] in apart]
+    images = [group for group in alike.several() if person[group[0]] not in apart]
+    images += [group for group in equal.several() if person[group[0]] in apart]
+    return Copies(images, {names[k]: names[group[0]] for group in chosen for k in group}, len(apart))
+
+
+def _join(every: Sequence[Groups], first: int, second: int) -> None:
+    for groups in every:
+        groups.join(first, second)
 
 
 def similar_pairs(fingerprints: Sequence[Fingerprint], subjects: Sequence[int]) -> Iterator[tuple[int, int]]:

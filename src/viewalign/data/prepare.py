@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from viewalign.data.layout import (
     ProgressListener,
     entry_path,
     forget_entry,
+    image_of,
     sweep_entry,
 )
 from viewalign.data.settings import Limits, PrepareSettings
@@ -48,6 +49,8 @@ from viewalign.errors import UserError, os_reason
 from viewalign.utils.locks import lock_folder
 from viewalign.utils.text import counted
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class PrepareReport:
@@ -59,6 +62,7 @@ class PrepareReport:
         skipped: images that already existed.
         kept: excluded files whose earlier image is kept in the store.
         pruned: entries that were removed because their image left the catalogue.
+        others: images in the index that are not in the catalogue but of other runs.
         excluded: files that could not be used, sorted.
         missing_parts: parts of the run that are not complete; the store is unfinished until there are none.
         index: all images of a finished store with the findings on them, None of an unfinished one.
@@ -69,6 +73,7 @@ class PrepareReport:
     skipped: int = 0
     kept: int = 0
     pruned: int = 0
+    others: int = 0
     excluded: list[Exclusion] = field(default_factory=list)
     missing_parts: list[int] = field(default_factory=list)
     index: Index | None = None
@@ -100,6 +105,7 @@ def prepare_records(
     on_progress: ProgressListener | None = None,
     *,
     quality: Mapping[str, float] | None = None,
+    left_out: Sequence[Record] = (),
     shard: Shard | None = None,
     executor: Executor | None = None,
     limits: Limits | None = None,
@@ -108,18 +114,17 @@ def prepare_records(
     """Prepare images into a store; existing images of the same recipe and source are kept.
 
     Images whose source cannot be read any more are kept, and are in `excluded`. Index and report are written at the
-    end, also of an interrupted run. Stores of the same images and settings are the same bytes, for any number of
-    workers, parts and interruptions, and any executor.
+    end, also of an interrupted run. Stores of the same images and settings are the same bytes, however they were made.
 
     Args:
         records: the images.
         store: folder, created if missing; images of earlier runs are kept.
         settings: default `PrepareSettings()`.
-        workers: processes; default one per core, 0 works in this process without guard. Of an executor, the number of
-            jobs at a time, or a function that returns it.
+        workers: processes; default one per core, 0 none. Of an executor, jobs at a time, or a function that returns it.
         excluded: files that were excluded before, to be reported too.
         on_progress: called after each image.
         quality: scores by image id, for filters.
+        left_out: images that lists exclude: those of the store stay on the disk, out of its index.
         shard: which part of the work this run does; default all of it.
         executor: any of `concurrent.futures`, such as Dask's; default processes of this machine.
         limits: time and size that one file may ask for.
@@ -149,7 +154,7 @@ def prepare_records(
             run.do(jobs, _count(workers, len(jobs)), limits.seconds, executor)
             whole = True
         finally:
-            _finish(store, settings, shard, run.report, whole)
+            _finish(store, settings, shard, run.report, whole, distinct, left_out)
     return run.report
 
 
@@ -162,9 +167,12 @@ def _open(store: Path, settings: PrepareSettings, shard: Shard) -> None:
     open_for_writing(store, settings)
 
 
+_OTHERS = (
+    "%s in %s: not in this source, such as %s. A pretraining uses them too. If they are images of this source under "
+    "earlier names, as after a new subject_pattern, prepare it again with --prune, which lists and removes them."
+)
 _READERS = 16
 """Threads that check sources: on a network share they wait most of the time."""
-_FRAME = re.compile(r"-frame\d{4}$")
 
 
 @dataclass
@@ -290,9 +298,20 @@ def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], 
 
 def _left_catalogue(store: Path, records: Iterable[Record]) -> list[str]:
     """Return the entries of a store, by path, whose image is not among these, sorted."""
-    stay = {entry_path(record.dataset, record.subject, record.session, record.name) for record in records}
-    found = (row.path for row, _ in rows_on_disk(store))
-    return sorted(path for path in found if path not in stay and _FRAME.sub("", path) not in stay)
+    stay = _paths(records)
+    return sorted(row.path for row, properties in rows_on_disk(store) if image_of(row.path, properties) not in stay)
+
+
+def _paths(records: Iterable[Record]) -> set[str]:
+    return {entry_path(record.dataset, record.subject, record.session, record.name) for record in records}
+
+
+def _left_out(records: Iterable[Record], channels: Sequence[str]) -> set[str]:
+    """Return the places of images that lists exclude; of a channel, that of the image of its session."""
+    if channels:
+        folded, name = {each.casefold() for each in channels}, "-".join(channels)
+        records = [replace(each, name=name) for each in records if each.modality.casefold() in folded]
+    return _paths(records)
 
 
 def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[Exclusion]]:
@@ -321,24 +340,37 @@ def _count(workers: int | Callable[[], int] | None, images: int) -> int | Callab
     return min(default_workers() if workers is None else workers, max(images, 1))
 
 
-def _finish(store: Path, settings: PrepareSettings, shard: Shard, report: PrepareReport, whole: bool) -> None:
+def _finish(
+    store: Path,
+    settings: PrepareSettings,
+    shard: Shard,
+    report: PrepareReport,
+    whole: bool,
+    records: Sequence[Record],
+    left_out: Sequence[Record],
+) -> None:
     """Write index and report; a part does so for all parts if it is the last."""
-    report.excluded = sorted(set(report.excluded))
+    here = _paths(records)
+    apart = _left_out(left_out, settings.channels) - here
+    everything: list[Exclusion] | None = sorted(set(report.excluded))
+    report.excluded = everything or []
     try:
         if shard.whole:
             remove_parts(store)
-            report.index = write_report(store, settings, report.excluded)
-            report.prepared = report.index.images
+        else:
+            report.prepared = report.made + report.skipped
+            if whole:
+                leave_part(store, shard, report.excluded)
+            report.missing_parts = missing_parts(store, shard.count)
+            everything = None if report.missing_parts else excluded_in_parts(store, shard.count)
+        if everything is None:
             return
-        report.prepared = report.made + report.skipped
-        if whole:
-            leave_part(store, shard, report.excluded)
-        report.missing_parts = missing_parts(store, shard.count)
-        everything = None if report.missing_parts else excluded_in_parts(store, shard.count)
-        if everything is not None:
-            report.index, report.excluded = write_report(store, settings, everything), everything
-            report.prepared = report.index.images
+        report.index, others = write_report(store, settings, everything, here, apart)
+        report.excluded, report.prepared, report.others = everything, report.index.images, len(others)
+        if not shard.whole:
             remove_parts(store)
             sweep_temporary(store, below=False)
     except OSError as error:
         raise UserError(unwritable(store, error)) from None
+    if others and whole:
+        _log.warning(_OTHERS, counted(len(others), "image"), store, others[0])

@@ -37,18 +37,18 @@ class Prepared:
     Attributes:
         array: (D, H, W) in LPS, or (C, D, H, W) of several frames, in the number type of the settings.
         properties: geometry, history and statistics, ready for JSON.
-        masks: uint8 (D, H, W) on the same voxels, by kind (`anonymisation`, `anatomy`).
+        masks: whole numbers (D, H, W) on the same voxels, by kind (`anonymisation`, `anatomy`).
     """
 
     array: NDArray[Any]
     properties: dict[str, Any]
-    masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    masks: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def prepare_volume(
     volume: Volume,
     settings: PrepareSettings,
-    masks: dict[str, NDArray[np.uint8]] | None = None,
+    masks: dict[str, NDArray[Any]] | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Prepared:
     """Orient, crop, resample and normalise one volume; masks are resampled by nearest neighbour.
@@ -56,7 +56,7 @@ def prepare_volume(
     Args:
         volume: as read.
         settings: spacing, interpolation, normalisation, number type.
-        masks: uint8 arrays on the voxels of `volume`, by kind.
+        masks: arrays of whole numbers on the voxels of `volume`, by kind; they keep their number type.
         max_voxels: exclude larger images after resampling.
 
     Raises:
@@ -70,7 +70,7 @@ def prepare_volume(
 def prepare_channels(
     volumes: Sequence[Volume],
     settings: PrepareSettings,
-    masks: dict[str, NDArray[np.uint8]] | None = None,
+    masks: dict[str, NDArray[Any]] | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Prepared:
     """Prepare frames that share their voxels as the channels of one image, each normalised separately.
@@ -267,8 +267,9 @@ def _check_new_shape(old: Shape, shape: Shape, channels: int, max_voxels: int) -
         raise ExcludedImageError(f"it would have {named} voxels after resampling; the limit is {max_voxels:,}")
 
 
-def _prepared_mask(cropped: NDArray[np.generic], new: Shape) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(resample_labels(cropped.astype(np.uint8), new))
+def _prepared_mask(cropped: NDArray[Any], new: Shape) -> NDArray[Any]:
+    whole = cropped if cropped.dtype.kind in "iu" else cropped.astype(np.uint8)
+    return np.ascontiguousarray(resample_labels(whole, new))
 
 
 def _slices(box: Box) -> tuple[slice, slice, slice]:

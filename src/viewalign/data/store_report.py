@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from viewalign.data.columns import Row, rows_on_disk, write_index
 from viewalign.data.entries import Entry, geometry_suspicions
 from viewalign.data.image_fingerprint import parse_fingerprint
 from viewalign.data.indexing import Index
-from viewalign.data.layout import write_json
+from viewalign.data.layout import image_of, write_json
 from viewalign.data.near_copies import Copies, find_copies
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.sources import Exclusion
@@ -27,9 +27,24 @@ FINDINGS = "audit.tsv"
 Stored = Sequence[tuple[Row, dict[str, Any]]]
 
 
-def write_report(store: Path, settings: PrepareSettings, excluded: Sequence[Exclusion]) -> Index:
-    """Write `index.json`, `store.json`, `report.json` and the list of findings; return the images with findings."""
-    found = sorted(rows_on_disk(store), key=lambda each: each[0].id)
+def write_report(
+    store: Path, settings: PrepareSettings, excluded: Sequence[Exclusion], here: Set[str], left_out: Set[str]
+) -> tuple[Index, list[str]]:
+    """Write `index.json`, `store.json`, `report.json` and the list of findings.
+
+    Args:
+        store: the folder.
+        settings: of the preparation.
+        excluded: files that could not be used or are left out.
+        here: images of the catalogue, by their paths in the store.
+        left_out: images that lists exclude: they stay in the store, but not in its index.
+
+    Returns:
+        The images with findings, and the ids of those that are not of this catalogue.
+    """
+    listed = (each for each in rows_on_disk(store) if image_of(each[0].path, each[1]) not in left_out)
+    found = sorted(listed, key=lambda each: each[0].id)
+    others = [row.id for row, properties in found if image_of(row.path, properties) not in here]
     rows = [row for row, _ in found]
     copies = find_copies(
         [row.subject for row in rows],
@@ -50,7 +65,7 @@ def write_report(store: Path, settings: PrepareSettings, excluded: Sequence[Excl
         write_findings(index, store / FINDINGS)
     else:
         (store / FINDINGS).unlink(missing_ok=True)
-    return index
+    return index, others
 
 
 def _entry(row: Row, properties: dict[str, Any]) -> Entry:
@@ -86,7 +101,8 @@ def _add_copies(index: Index, copies: Copies) -> None:
             index.entries[k].suspects["copies"] = f"a copy of {others[0]}{more}"
     if copies.too_alike:
         index.notes.append(
-            "Most images are so alike that copies among them are not recognised, unless their voxels are equal"
+            f"The images of {copies.too_alike:,} of {counted(index.subjects(), 'subject')} are so alike that copies "
+            "among them are not recognised, unless their voxels are equal"
         )
 
 

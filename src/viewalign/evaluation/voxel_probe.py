@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.preprocessing import prepare_volume
-from viewalign.data.readers.files import read_mask, read_volume
+from viewalign.data.readers.files import read_labels, read_volume
 from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
 from viewalign.evaluation.segmentation_metrics import dice
@@ -57,7 +57,7 @@ def read_prepared(name: str, image: Path, labels: Path, settings: PrepareSetting
         ExcludedImageError: a file cannot be used.
     """
     volume = read_volume(image, settings.fill_nonfinite)
-    prepared = prepare_volume(volume, settings, {"labels": read_mask(labels, volume)})
+    prepared = prepare_volume(volume, settings, {"labels": read_labels(labels, volume)})
     return Case(name, np.asarray(prepared.array, dtype=np.float32), prepared.masks["labels"])
 
 

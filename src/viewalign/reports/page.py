@@ -34,7 +34,7 @@ def save_page(path: Path, text: str) -> Path:
     Raises:
         UserError: it cannot be written, its name does not end in .html, or another file has the name.
     """
-    check_file(path, "page of viewalign", (".html",), _is_ours)
+    check_page(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
@@ -42,6 +42,15 @@ def save_page(path: Path, text: str) -> Path:
     except OSError as problem:
         raise UserError(f"The page {path} cannot be written: {problem.strerror}.") from None
     return path
+
+
+def check_page(path: Path) -> None:
+    """Check that a page may be written.
+
+    Raises:
+        UserError: its name does not end in .html, or another file has the name.
+    """
+    check_file(path, "page of viewalign", (".html",), _is_ours)
 
 
 def _is_ours(page: Path) -> bool:

@@ -215,6 +215,10 @@ def matching(cases: Sequence[LabelledCase], patterns: Iterable[str], key: str) -
     return tuple(case for case in cases if case.name in chosen)
 
 
+_VERSION = 2
+"""Of prepared cases; labels above 255 were 255 in the first."""
+
+
 def read_case(case: LabelledCase, settings: PrepareSettings, folder: Path) -> Case:
     """Read a case, prepared as in pretraining and cached in a folder.
 
@@ -228,7 +232,7 @@ def read_case(case: LabelledCase, settings: PrepareSettings, folder: Path) -> Ca
 
     try:
         files = file_stamps((case.image, case.labels))
-        name = digest_of([files, settings.fingerprint()])
+        name = digest_of([files, settings.fingerprint(), _VERSION])
         return Case(case.name, **(prepare() if files is None else cached_arrays(folder / name, prepare)))
     except ExcludedImageError as exclusion:
         raise UserError(f"{case.image} cannot be used: {exclusion}") from None

@@ -34,8 +34,10 @@ _REASONS = {
 def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]:
     """Read `key=value`; the value is YAML, except that `1e-3` is a number, which YAML 1.1 reads as text.
 
+    What is no YAML is text, such as the patterns `*.nii` and `[a-z]+(?P<subject>\\d+)`.
+
     Raises:
-        UserError: no `=`, no value, or an unclosed list or mapping.
+        UserError: no `=`, or no value.
     """
     key, sign, value = text.partition("=")
     if not sign or not key:
@@ -45,9 +47,7 @@ def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]
     try:
         return key, _number(yaml.safe_load(value))
     except yaml.YAMLError:
-        if value.lstrip().startswith(("[", "{")):
-            raise UserError(f"The value of '{text}' cannot be read; write lists as key=[32,32,32].") from None
-        return key, value  # text that has a special meaning in YAML, such as the pattern *.nii
+        return key, value  # an unclosed list is reported where a list is needed
 
 
 def set_nested(tree: dict[str, Any], key: str, value: Any) -> None:

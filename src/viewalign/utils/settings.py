@@ -26,6 +26,8 @@ _DEEPEST = 20
 
 def as_list(value: object) -> object:
     """Read `a,b` or a single value as a list; YAML itself requires `[a,b]`."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and "]" not in value:
+        raise ValueError("cannot be read; write lists as [32,32,32]")
     if isinstance(value, str):
         return [_scalar(part) for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, list | tuple) else value if value is None else [value]

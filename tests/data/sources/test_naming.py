@@ -27,6 +27,12 @@ from viewalign.data.sources.naming import fewer_subjects, modality_of, names_of
         ("cranium_ct.nii.gz", ("cranium", "ses-DEFAULT", "CT")),
         ("100307/unprocessed/3T/T1w_MPR1/100307_3T_T1w_MPR1.nii.gz", ("100307", "3T", "T1w")),
         ("002_S_0295/MPRAGE/2006-04-18_08_20_30.0/I45108/ADNI_x.nii", ("002_S_0295", "2006-04-18", "T1w")),
+        (
+            "ADNI_002_S_0295_MR_MPRAGE_br_raw_20060418_S13408_I13722.nii.gz",
+            ("002_S_0295", "ses-DEFAULT", "T1w"),
+        ),
+        ("data/ADNI_002_S_0295_MR_T2_br_raw_S13409_I13723.nii.gz", ("002_S_0295", "ses-DEFAULT", "T2w")),
+        ("PPMI_3102_MR_SAG_T1_br_raw_20110629_S113312_I242389.nii.gz", ("3102", "ses-DEFAULT", "T1w")),
         ("IXI-T2/IXI012-HH-1211-T2.nii.gz", ("IXI012", "ses-DEFAULT", "T2w")),
         ("1000001_20252_2_0/T1/T1.nii.gz", ("1000001", "2_0", "T1w")),
         ("train_7/train_7_a/train_7_a_2.nii.gz", ("train_7", "a", "unknown")),

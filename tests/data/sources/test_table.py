@@ -61,6 +61,35 @@ def test_semicolons_tabs_aliases_and_variables(folder: Path, monkeypatch: pytest
     assert only.subject == "Bert"
 
 
+@pytest.mark.parametrize("column", ["patient", "PatientID", "patient_id", "participant", "Subject-ID", "PID"])
+def test_a_column_of_people_names_the_subjects(folder: Path, column: str) -> None:
+    index, found = records(folder, f"path,{column}\ndata/a.nii.gz,Anna\ndata/b.nii.gz,Anna\n")
+    assert [record.subject for record in found] == ["Anna", "Anna"]
+    assert index.notes == []
+
+
+def test_a_column_subject_has_priority_over_one_of_patients(folder: Path) -> None:
+    index, (first,) = records(folder, "path,PatientID,subject\ndata/a.nii.gz,7,Anna\n")
+    assert first.subject == "Anna"
+    image = index.collection.datasets["list"].subjects["Anna"].sessions["ses-DEFAULT"].images[0]
+    assert (image.image_info or {})["PatientID"] == "7"
+
+
+def test_images_that_became_separate_subjects_are_reported(folder: Path) -> None:
+    index, _ = records(folder, "path,mrn\ndata/a.nii.gz,1\ndata/b.nii.gz,1\n")
+    assert len(index.notes) == 1
+    assert "`subject`" in index.notes[0]
+    index, _ = records(folder, "path,subject\ndata/a.nii.gz,1\ndata/b.nii.gz,2\n")
+    assert index.notes == []
+
+
+def test_rows_without_values_are_passed_over_and_lines_counted_as_in_the_file(folder: Path) -> None:
+    _, (only,) = records(folder, "path;subject;site\n\ndata/a.nii.gz;Anna;\n;;\n")
+    assert only.subject == "Anna"
+    with pytest.raises(UserError, match="line 5"):
+        records(folder, "path,subject\n\n\ndata/a.nii.gz,Anna\n,Anna\n")
+
+
 def test_missing_files_are_excluded(folder: Path) -> None:
     index, found = records(folder, "path,anatomy_mask\ndata/none.nii.gz,\ndata/a.nii.gz,data/lost.nii.gz\n")
     assert found == []

@@ -126,8 +126,8 @@ def _read_guarded(path: Path, need_mark: bool) -> list[Frame] | None:
 
 
 @lru_cache(maxsize=4096)
-def _shared(value: Any) -> Any:
-    """Return the first value that equals this one, so that the slices of a series share one object."""
+def _shared(value: Any, kind: str = "") -> Any:  # noqa: ARG001 - (1, 1) equals (1.0, 1.0)
+    """Return the first value of a kind that equals this one, so that the slices of a series share one object."""
     return value
 
 
@@ -201,7 +201,7 @@ def _check_decoder(syntax: UID) -> None:
 
 
 def _frames(path: Path, data: Any) -> Iterator[Frame]:
-    series = _series(data)
+    series, folder = _series(data), _shared(str(path.parent))
     count = _count(data)
     each = list(data.get("PerFrameFunctionalGroupsSequence") or [])
     if each and len(each) != count:
@@ -220,16 +220,17 @@ def _frames(path: Path, data: Any) -> Iterator[Frame]:
             raise ExcludedImageError("it does not state the size of its pixels (no PixelSpacing)")
         yield Frame(
             series,
-            path,
+            folder,
+            path.name,
             number,
             count,
             str(data.get("SOPInstanceUID", path.name)),
             position,
             _unit(orientation),
-            (pixel[0], pixel[1]),
-            (int(data.Rows), int(data.Columns)),
+            _shared((pixel[0], pixel[1]), "pixel"),
+            _shared((int(data.Rows), int(data.Columns)), "size"),
             _shared(_traits(data, own)),
-            _scale(groups, data),
+            _shared(_scale(groups, data), "scale"),
             _integer(data.get("InstanceNumber")),
         )
 

@@ -93,7 +93,7 @@ def series_of(path: Path, source: SeriesSource | None = None) -> Stack | Rejecte
             raise ExcludedImageError("the folder contains no DICOM image")
         raise ExcludedImageError(f"the folder contains {len(scan.results)} DICOM series; use the path of a file of one")
     for found in scan.results:
-        if any(frame.path == path for frame in found.frames):
+        if any(frame.is_of(path) for frame in found.frames):
             return found
     reason = dict((*scan.damaged, *scan.no_slices)).get(path)
     raise ExcludedImageError(reason or "it is not a supported image")

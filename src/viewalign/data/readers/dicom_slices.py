@@ -33,12 +33,13 @@ class Series:
         return self.patient, self.study, self.uid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
-    """One slice.
+    """One slice. There are millions, so that what slices have in common is one object, and the path is put together.
 
     Attributes:
-        path: its file.
+        folder: that of its file.
+        file: the name of its file.
         number: which frame of the file, from 0.
         count: frames in the file.
         instance: SOPInstanceUID of the file.
@@ -52,7 +53,8 @@ class Frame:
     """
 
     series: Series
-    path: Path
+    folder: str
+    file: str
     number: int
     count: int
     instance: str
@@ -65,9 +67,18 @@ class Frame:
     order: int | None = None
 
     @property
+    def path(self) -> Path:
+        """Its file."""
+        return Path(self.folder, self.file)
+
+    def is_of(self, path: Path) -> bool:
+        """Return whether this is its file."""
+        return self.file == path.name and self.path == path
+
+    @property
     def name(self) -> str:
         """Its name in messages: the file, and its frame."""
-        return self.path.name if self.count == 1 else f"frame {self.number + 1} of {self.path.name}"
+        return self.file if self.count == 1 else f"frame {self.number + 1} of {self.file}"
 
     def corners(self) -> NDArray[np.float64]:
         """Return the centres of its four outermost pixels: (4, 3) in mm, LPS."""

@@ -92,13 +92,13 @@ def sort_into_stacks(frames: Iterable[Frame]) -> list[Stack | Rejected]:
 
 def related(frames: Iterable[Frame], path: Path) -> list[Frame]:
     """Return the slices that `sort_into_stacks` puts together with those of a file."""
-    return [frame for group in _series(frames) if any(each.path == path for each in group) for frame in group]
+    return [frame for group in _series(frames) if any(each.is_of(path) for each in group) for frame in group]
 
 
 def _over_folders(series: Sequence[Frame]) -> list[Stack | Rejected]:
     """Sort the slices of a series; folder by folder if fewer are rejected so, as with one UID for several series."""
     whole = _sorted(series)
-    folders = _grouped(series, lambda frame: frame.path.parent)
+    folders = _grouped(series, lambda frame: frame.folder)
     if len(folders) == 1 or _lost(whole) == 0:
         return whole
     each = [result for folder in folders for result in _sorted(folder)]
@@ -250,7 +250,7 @@ def _part(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
 def _by_trait(frames: Sequence[Frame], key: str) -> dict[str, list[Frame]]:
     groups = defaultdict(list)
     for frame in frames:
-        groups[str(frame.path.parent) if key == "folder" else dict(frame.traits).get(key, "")].append(frame)
+        groups[frame.folder if key == "folder" else dict(frame.traits).get(key, "")].append(frame)
     return groups
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
 from viewalign.data.readers.locating import located
 from viewalign.errors import ExcludedImageError
 
+_HIGHEST_LABEL = 2**24  # above which float32 does not distinguish whole numbers
 _DAMAGE = ("uncompress failed", "not read completely")
 
 
@@ -108,7 +110,13 @@ def _volume(array: NDArray[np.float32], header: Header, fill_nonfinite: bool) ->
 
 
 def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
-    """Read a mask on the voxels of `like`, as uint8 (D, H, W).
+    """Read a mask on the voxels of `like`, as uint8 (D, H, W); values above 255 are 255. Errors as in `read_labels`."""
+    mask: NDArray[np.uint8] = np.minimum(read_labels(path, like), 255).astype(np.uint8)
+    return mask
+
+
+def read_labels(path: Path, like: Volume) -> NDArray[np.integer[Any]]:
+    """Read a label map on the voxels of `like`: (D, H, W), uint8, or int32 if it has labels above 255.
 
     Raises:
         ExcludedImageError: unreadable, or of another size or direction than the image.
@@ -122,8 +130,8 @@ def read_mask(path: Path, like: Volume) -> NDArray[np.uint8]:
         raise ExcludedImageError(f"the mask {path.name} and the image have different sizes ({sizes})")
     if not np.allclose(header.direction, like.direction, atol=0.02):
         raise ExcludedImageError(f"the mask {path.name} and the image have different directions")
-    labels = np.nan_to_num(labels, posinf=255, neginf=0)
-    return np.clip(np.rint(labels), 0, 255).astype(np.uint8)
+    labels = np.clip(np.rint(np.nan_to_num(labels, posinf=255, neginf=0)), 0, _HIGHEST_LABEL)
+    return labels.astype(np.uint8 if labels.max() <= 255 else np.int32)
 
 
 def _voxels(path: Path, header: Header) -> NDArray[np.float32]:

@@ -75,7 +75,7 @@ def add_stacks(
         if stack.series.key in series_of_volumes:
             continue
         source = SeriesSource(_further(places[stack.series.key], stack.path.parent))
-        lost = sum(incomplete[folder] for folder in {frame.path.parent for frame in stack.frames})
+        lost = sum(incomplete[folder] for folder in map(Path, {frame.folder for frame in stack.frames}))
         note = (
             f"{counted(lost, 'file')} in its folder could not be read: slices may be missing at its ends"
             if lost
@@ -156,7 +156,7 @@ def _places(scan: FolderScan) -> dict[tuple[str, str, str], set[Path]]:
     """Return the folders with slices of each series."""
     folders: dict[tuple[str, str, str], set[Path]] = defaultdict(set)
     for found in scan.results:
-        own = {frame.path.parent for frame in found.frames}
+        own = set(map(Path, {frame.folder for frame in found.frames}))
         for key in {frame.series.key for frame in found.frames}:
             folders[key] |= own
     return folders

@@ -27,6 +27,7 @@ from viewalign.data.sources.naming import (
     fewer_subjects,
     is_plain,
     names_of,
+    separate_subjects,
 )
 from viewalign.data.sources.nnunet import split_channels
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, SourceContents
@@ -185,10 +186,6 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
         plain.append(ImageRecord(root / relative, inner, subject, session, stems[relative], modality))
     contents.found.extend(plain)
     subjects = {image.subject for image in plain}
-    if len(subjects) == len(plain) and (fewer := fewer_subjects(subjects)) and options.subject_pattern is None:
-        contents.notes.append(
-            f"Each of {len(plain)} images in {dataset} became a separate subject, but their names look like those of "
-            f"{fewer}. If so, set a subject pattern: images of one subject must not be split between training and "
-            "validation"
-        )
+    if len(subjects) == len(plain) and fewer_subjects(subjects) and options.subject_pattern is None:
+        contents.notes.append(separate_subjects(subjects, f" in {dataset}"))
     add_stacks(slices, root, dataset, options, contents)

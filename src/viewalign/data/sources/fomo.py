@@ -10,7 +10,9 @@ from viewalign.data.sources.naming import modality_of
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import participants
 from viewalign.data.sources.walk import image_files
+from viewalign.utils.text import counted
 
+_SHOWN = 3
 _SUBJECT, _SESSION = re.compile(r"sub_\d+"), re.compile(r"ses_\d+")
 
 
@@ -24,11 +26,15 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:  # n
     """List the images of a tree `sub_N/ses_N`."""
     contents = SourceContents()
     people = participants(root, contents.notes)
+    stray: list[str] = []
     for path, stem in image_files(root, contents):
         subject, session, *inner = (*path.relative_to(root).parts, "")
         if not (_SUBJECT.fullmatch(subject) and _SESSION.fullmatch(session) and any(inner)):
-            contents.notes.append(f"{path.name} is outside sub_N/ses_N and was excluded")
+            stray.append(path.name)
             continue
         infos = Infos(subject=people.get(subject))
         contents.found.append(ImageRecord(path, dataset, subject, session, stem, modality_of(stem), infos=infos))
+    if stray:
+        shown = ", ".join(stray[:_SHOWN])
+        contents.notes.append(f"{counted(len(stray), 'image')} ignored outside sub_N/ses_N, such as {shown}")
     return contents

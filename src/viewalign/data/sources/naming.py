@@ -79,8 +79,9 @@ _DATED_FOLDER = re.compile(r"(?P<session>\d{4}-\d\d-\d\d|\d\d-\d\d-\d{4})(?!\d).
 _COHORTS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(?:^|/)(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
+        r"(?:^|/)(?:ADNI_)?(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
         r"(?:^|/)(?P<subject>[^/]+)/[^/]+/(?P<session>\d{4}-\d\d-\d\d)_\d\d_\d\d_\d\d\.\d/[^/]+/[^/]+$",  # LONI
+        r"(?:^|/)[A-Z][A-Za-z0-9]*_(?P<subject>[^/]+?)_(?:MR|PT|CT)_[^/]*_S\d+_I\d+(?=\.|$)",  # LONI, in one folder
         r"(?:^|/)(?P<subject>OAS[1-4]_?\d{4})_(?P<session>[A-Za-z]+\d*(?:_d\d{4})?)(?=[/_.]|$)",  # OASIS
         r"(?:^|/)(?P<subject>BraTS-[A-Za-z]+-\d{5})-(?P<session>\d{3})(?=[-/.]|$)",  # BraTS 2023 on
         r"(?:^|/)(?P<subject>(?:train|valid)_\d+)_(?P<session>[a-z])_\d+(?=\.|$)",  # CT-RATE
@@ -161,6 +162,21 @@ def fewer_subjects(subjects: Collection[str]) -> int:
     """Return how many subjects there would be if names that differ only in the last word were the same; 0 if none."""
     stems = {re.sub(r"[-_. ]?[A-Za-z0-9]+$", "", name) or name for name in subjects}
     return len(stems) if 1 < len(stems) <= 0.75 * len(subjects) else 0
+
+
+def separate_subjects(subjects: Collection[str], of: str = "") -> str:
+    """Return a sentence on images each of which became a separate subject, which should be checked.
+
+    Args:
+        subjects: of the images.
+        of: where the images are, ` in DATASET`.
+    """
+    fewer = fewer_subjects(subjects)
+    check = f", but their names look like those of {fewer}. If so," if fewer else ". If some show the same person,"
+    return (
+        f"Each of {len(subjects)} images{of} became a separate subject{check} set a subject pattern or name the "
+        "subjects in a table: images of one subject must not be split between training and validation"
+    )
 
 
 def words_of(stem: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import AssociatedMasks, resolve
 from viewalign.data.file_types import suffix_of
-from viewalign.data.sources.naming import names_of
+from viewalign.data.sources.naming import names_of, separate_subjects
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import absolute
 from viewalign.errors import UserError, os_reason
@@ -22,7 +22,16 @@ from viewalign.utils.text import counted
 
 
 def read_table(path: Path, missing: Collection[str] = MISSING) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a table in UTF-8 or UTF-16.
+    """Return the columns and rows of a table in UTF-8 or UTF-16; rows without any value are dropped.
+
+    See `numbered_rows`.
+    """
+    columns, rows = numbered_rows(path, missing)
+    return columns, [row for _, row in rows]
+
+
+def numbered_rows(path: Path, missing: Collection[str] = MISSING) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the columns of a table, and its rows with their last line in the file; see `read_table`.
 
     Values are separated by tabs, or, in a file that is not called `.tsv`, also by commas or semicolons.
 
@@ -37,7 +46,7 @@ def read_table(path: Path, missing: Collection[str] = MISSING) -> tuple[list[str
         text = decoded(path.read_bytes())
         text = re.sub(r"\Asep=.\r?\n", "", text)  # which spreadsheets write
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text))
-        rows = [_row(path, reader.line_num, row, missing) for row in reader]
+        rows = [(reader.line_num, known) for row in reader if (known := _row(path, reader.line_num, row, missing))]
     except OSError as error:
         raise UserError(f"The table {path} cannot be read: {os_reason(error)}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -124,19 +133,23 @@ def _cleaned(row: dict[str, str], missing: Collection[str] = MISSING) -> dict[st
     return {key: text for key, value in row.items() if (text := value.strip()).lower() not in missing}
 
 
-_ALIASES = {
-    "image_path": "path",
-    "image": "path",
-    "file": "path",
-    "subject_id": "subject",
-    "participant_id": "subject",
-    "session_id": "session",
-    "anonymisation_mask": "anonymization_mask",
-    "anon_mask_path": "anonymization_mask",
-    "anat_mask_path": "anatomy_mask",
-}
 _MASKS = ("anonymization_mask", "anatomy_mask")
 _KNOWN = ("path", "dataset", "subject", "session", "modality", "name", *_MASKS)
+_ALIASES = {
+    "imagepath": "path",
+    "image": "path",
+    "file": "path",
+    "subjectid": "subject",
+    "participantid": "subject",
+    "sessionid": "session",
+    "anonymisationmask": "anonymization_mask",
+    "anonmaskpath": "anonymization_mask",
+    "anatmaskpath": "anatomy_mask",
+    **{name.replace("_", ""): name for name in _KNOWN},
+}
+"""Known columns by their names in lower case without blanks, hyphens and underscores."""
+_PEOPLE = ("patientid", "patient", "participant", "personid", "person", "subjid", "subj", "pid", "patientname")
+"""Names, written likewise, of columns that state the subject if no other does; the first that there is counts."""
 
 
 def can_read(text: str) -> bool:
@@ -151,10 +164,10 @@ def find(text: str, options: FindOptions) -> SourceContents:
         UserError: no column `path`, a column that looks like a misspelt one, or a row without a path.
     """
     table = absolute(text)
-    columns, rows = read_table(table)
+    columns, rows = numbered_rows(table)
     names = _column_names(table, columns)
     findings = SourceContents()
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         known = {names[key]: value for key, value in row.items() if key in names}
         if "path" not in known:
             raise UserError(f"{table}, line {number}: the path is empty.")
@@ -163,6 +176,9 @@ def find(text: str, options: FindOptions) -> SourceContents:
         others = {key: value for key, value in row.items() if key not in names}
         findings.found.append(_found(table, known, others, options))
     _note_repeated(table, findings)
+    subjects = [found.subject for found in findings.found]
+    if "subject" not in names.values() and options.subject_pattern is None and 1 < len(subjects) == len(set(subjects)):
+        findings.notes.append(f"{table.name} has no column `subject`. {separate_subjects(subjects)}")
     return findings
 
 
@@ -205,9 +221,11 @@ def _found(table: Path, row: dict[str, str], others: dict[str, str], options: Fi
 
 def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
     """Return the known columns of a table by their names in it."""
-    lower = {column: column.lower().replace(" ", "_") for column in columns}
-    names = {column: _ALIASES.get(name, name) for column, name in lower.items()}
-    known = {column: name for column, name in names.items() if name in _KNOWN}
+    short = {column: re.sub(r"[-_\s]+", "", column.lower()) for column in columns}
+    known = {column: _ALIASES[name] for column, name in short.items() if name in _ALIASES}
+    if "subject" not in known.values():
+        people = [column for person in _PEOPLE for column, name in short.items() if name == person]
+        known |= dict.fromkeys(people[:1], "subject")
     for name, count in Counter(known.values()).items():
         if count > 1:
             same = " and ".join(f"'{column}'" for column, each in known.items() if each == name)
@@ -216,6 +234,6 @@ def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
         raise UserError(f"{table} has no column `path`. Its columns: {', '.join(columns) or 'none'}.")
     missing = set(_KNOWN) - set(known.values())
     for column in columns:
-        if column not in known and (near := similar(lower[column], sorted(missing), 0.8)):
+        if column not in known and (near := similar(column.lower().replace(" ", "_"), sorted(missing), 0.8)):
             raise UserError(f"{table}: the column '{column}' is unknown{near}.")
     return known

@@ -50,15 +50,19 @@ def write_image(volume: Volume, file: Path) -> None:
 
 
 def write_labels(labels: NDArray[np.integer], like: Volume, file: Path, lps: bool) -> None:
-    """Write labels (D, H, W) as uint8 on the grid of an image; `lps` if they are in its LPS orientation."""
+    """Write labels (D, H, W) on the grid of an image; `lps` if they are in its LPS orientation.
+
+    Their numbers are uint8, or uint16 above 255, as in nnU-Net.
+    """
     array = reorientation_to_lps(like.direction).invert(labels) if lps else labels
+    number = np.uint8 if array.max() < 256 else np.uint16
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_image(replace(like, array=np.ascontiguousarray(array).astype(np.uint8)), file)
+    write_image(replace(like, array=np.ascontiguousarray(array).astype(number)), file)
 
 
-def read_labels(file: Path) -> NDArray[np.uint8]:
+def read_labels(file: Path) -> NDArray[np.integer]:
     """Read labels (D, H, W) written by nnU-Net."""
-    labels: NDArray[np.uint8] = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.uint8)
+    labels: NDArray[np.integer] = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
     return labels
 
 
