@@ -56,6 +56,17 @@ def test_subjects_that_share_a_copy_of_an_image_are_in_one_fold(caplog):
     assert join_copies(everyone, {**prints, "c31": np.zeros(0, dtype=np.int8)}) == everyone
 
 
+def test_an_image_under_many_names_is_in_one_fold():
+    everyone = cases([k % 2 for k in range(40)], 1)
+    rng = np.random.default_rng(0)
+    prints = {c.case: np.append(96, rng.integers(-99, 99, 343)).astype(np.int8) for c in everyone}
+    same = [f"c{k:02d}" for k in range(0, 30, 4)]
+    prints |= dict.fromkeys(same, prints["c00"])
+    joined = {c.case: c.subject for c in join_copies(everyone, prints)}
+    assert {joined[name] for name in same} == {"s00"}
+    assert len(set(joined.values())) == 40 - len(same) + 1
+
+
 def test_copies_in_training_and_test_cases_are_reported(caplog):
     everyone = [*cases([0, 1, 0, 1, 0, 1], 1), TaskCase("t", "other", {"a": Path("x")}, target=1, split="test")]
     rng = np.random.default_rng(0)

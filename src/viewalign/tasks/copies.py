@@ -53,7 +53,10 @@ def copies_among(subject_of: Mapping[str, str], fingerprints: Mapping[str, Finge
         fingerprints: of each case.
     """
     names = list(subject_of)
-    found = find_copies(list(subject_of.values()), [fingerprints[name] for name in names])
+    prints = [fingerprints[name] for name in names]
+    # Equal fingerprints are equal images, which count as copies however many subjects have them.
+    equal = [each.tobytes().hex() if each[1:].any() else None for each in prints]
+    found = find_copies(list(subject_of.values()), prints, equal)
     groups = tuple(tuple(names[k] for k in group) for group in found.images)
     if found.group_of:
         _log.warning("Copies of one image have several subjects, which count as one in splits: %s.", _listed(groups))

@@ -49,6 +49,10 @@ def test_files_come_once_and_are_checked(server: Served, tmp_path: Path) -> None
     (tmp_path / "README.md").write_bytes(b"A dataset")
     assert hub.fetch(chosen, tmp_path) == 1
     assert (tmp_path / "README.md").read_bytes() == b"a dataset"
+    assert (tmp_path / "README.md.replaced").read_bytes() == b"A dataset", "an edited file is not lost"
+    (tmp_path / "README.md").write_bytes(b"edited")
+    assert hub.fetch(chosen, tmp_path) == 1
+    assert (tmp_path / "README.md.replaced1").read_bytes() == b"edited"
 
 
 @pytest.mark.parametrize("name", ["README.md", "OpenMind/ds000002/sub-01/anat/sub-01_T2w.nii.gz"])

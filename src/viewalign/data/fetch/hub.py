@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from viewalign.utils.outputs import check_file
 
 Kind = Literal["dataset", "model"]
 _WILD = "*?["
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoi
 def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) -> int:
     """Download missing files, check each file, and return how many were downloaded.
 
+    A file that differs from the repository's, such as a table that was edited, gets another name.
+
     Raises:
         UserError: not reachable, a checksum is wrong, or a path that leads out of the folder.
     """
@@ -100,6 +105,7 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
         target = _inside(folder, file.path)
         if not (target.is_file() and target.stat().st_size == file.size and _checksum_holds(target, file)):
             check_file(target, "download", ours=lambda _: (folder / ".cache" / "huggingface").is_dir())
+            aside = _put_aside(target) if target.exists() else None
             try:
                 hf_hub_download(
                     selection.repository,
@@ -108,10 +114,13 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
                     revision=selection.commit,
                     local_dir=folder,
                     endpoint=selection.endpoint,
-                    force_download=target.exists(),  # otherwise earlier downloads would not be checked
                 )
             except Exception as error:
+                if aside:
+                    aside.replace(target)
                 raise _said(error, selection.repository, selection.kind) from None
+            if aside:
+                _log.warning("%s differs from the repository's; it is now %s.", target, aside.name)
             if not _checksum_holds(target, file):
                 target.unlink(missing_ok=True)
                 raise UserError(f"{file.path} of {selection.repository} has a wrong checksum and was deleted.")
@@ -120,6 +129,13 @@ def fetch(selection: Selection, folder: Path, on_bytes: Listener | None = None) 
         if on_bytes:
             on_bytes(done, selection.bytes)
     return fetched
+
+
+def _put_aside(file: Path) -> Path:
+    """Rename a file to a name that is free and has no ending of images, and return its new path."""
+    numbers = (file.with_name(f"{file.name}.replaced{number or ''}") for number in count())
+    free = next(path for path in numbers if not path.exists())
+    return file.rename(free)
 
 
 def cached(
