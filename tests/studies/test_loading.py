@@ -165,7 +165,6 @@ def cases(folder, count):
 def test_images_find_their_labels_and_patterns_their_cases(tmp_path):
     found = cases(tmp_path, 6)
     assert [case.name for case in found] == [f"case_{k:02d}" for k in range(6)]
-    assert found[2].identity == ["case_02", 3, 3]
     assert [case.name for case in matching(found, ["case_0[12]"], "learn")] == ["case_01", "case_02"]
     with pytest.raises(UserError, match="liver"):
         matching(found, ["liver"], "learn")
