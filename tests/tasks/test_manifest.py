@@ -87,6 +87,7 @@ def test_errors_report_the_row(tmp_path, text, told):
         "Case,Subject_ID,image.t1,Target,Split",
         "case_id,PatientID,image.t1,target,SPLIT",
         "case;patient;image.t1;target;split",
+        "Case ID,P-ID,IMAGE.t1,target,split",
     ],
 )
 def test_columns_as_other_programs_write_them(tmp_path, header):

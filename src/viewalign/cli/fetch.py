@@ -40,7 +40,7 @@ def fetch(
 
     The licence and the size are shown first. Interrupted downloads are resumed,
     every file is checked against its checksum, and nothing is written outside
-    FOLDER.
+    FOLDER. A file there that differs from the Hub's is kept as NAME.replaced.
 
     [b]Examples[/b]
 

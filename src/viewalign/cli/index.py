@@ -47,8 +47,9 @@ def index(
     suspect images: duplicates, extreme voxel sizes, unusual orientations, few slices … Edit it and
     set [b]exclude=FILE[/b] to leave out the images that remain in it. CATALOGUE.html shows examples.
 
-    The subject is inferred from [b]sub-01/ses-02[/b] in the path, from names like
-    [b]patient01_study1_T1W[/b], otherwise each file is a separate subject.
+    The subject is that of a table's column, or inferred from [b]sub-01/ses-02[/b] in the path,
+    from names like [b]patient01_study1_T1W[/b] and those of known datasets; otherwise each
+    file is a separate subject, which is reported.
     No subject is ever in both training and validation.
 
     [b]Examples[/b]

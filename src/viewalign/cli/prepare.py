@@ -39,7 +39,10 @@ def prepare(
         typer.Option("-o", "--out", metavar="STORE", help="The store's folder; an unfinished one is completed."),
     ],
     prune: Annotated[
-        bool, typer.Option("--prune", help="List images that are no longer in the source, and remove them.")
+        bool,
+        typer.Option(
+            "--prune", help="List images that are no longer in the source, and remove them; otherwise they stay in use."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them without confirmation.")] = False,
 ) -> Result:

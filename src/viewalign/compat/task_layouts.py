@@ -62,7 +62,7 @@ def find_bids(source: Path, wanted: ConvertSettings) -> FoundTask:
 
 
 def _participants(source: Path, column: str) -> dict[str, dict[str, dict[str, str]]]:
-    """Return the rows of `participants.tsv` by participant and session; a row without a session has an empty one."""
+    """Return the rows of `participants.tsv` by participant and session, which is "" where no session is named."""
     file = source / "participants.tsv"
     if not file.is_file():
         raise UserError(f"{source} has no participants.tsv.")

@@ -62,7 +62,7 @@ class PrepareReport:
         skipped: images that already existed.
         kept: excluded files whose earlier image is kept in the store.
         pruned: entries that were removed because their image left the catalogue.
-        others: images in the index that are not in the catalogue but of other runs.
+        others: images in the index that are not in this catalogue; they are from other runs.
         excluded: files that could not be used, sorted.
         missing_parts: parts of the run that are not complete; the store is unfinished until there are none.
         index: all images of a finished store with the findings on them, None of an unfinished one.

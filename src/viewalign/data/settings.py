@@ -61,7 +61,7 @@ def _as_spacing(value: object) -> object:
 
 _EXCLUDE = (
     "Lists of images to leave out: tables with a column `file`, such as an edited catalogue.audit.tsv, or texts with a "
-    "file per line."
+    "file per line. `prepare` also takes them out of the index of an existing store; their files are kept."
 )
 _GUARDS = {"fill_nonfinite", "labels"}
 """Settings that decide which images are let in and change none that came in without them."""

@@ -30,8 +30,9 @@ class MethodRequirements:
         has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
         deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.
         images: images per volume that pass the networks, for estimates of cost.
-        teacher_images: images per volume that pass the encoder of a teacher, except CVA's; likewise.
-        uses_decoder, drops_tokens: whether images are decoded, and whether a transformer drops masked tokens; likewise.
+        teacher_images: images per volume that pass the encoder of a teacher, except CVA's, for estimates of cost.
+        uses_decoder, drops_tokens: whether images are decoded, and whether a transformer drops masked tokens, for the
+            same estimates.
     """
 
     sampler: ViewSampler = sample_one

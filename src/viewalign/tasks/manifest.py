@@ -22,16 +22,13 @@ from viewalign.data.sources.table import read_table
 from viewalign.errors import UserError, os_reason
 from viewalign.tasks.spec import TaskSpec, task_file
 from viewalign.utils.io import atomic_write, check_file_name, is_file
-from viewalign.utils.overrides import similar
-from viewalign.utils.tables import MISSING, identifier, is_number
+from viewalign.utils.tables import MISSING, identifier, is_number, known_columns, refuse_misspelt
 
 FILES = ("manifest.csv", "manifest.jsonl")
 _IMAGE, _GROUP = "image.", "group."
 _KNOWN = ("case", "subject", "site", "mask", "target", "fold", "split")
-_ALIASES = {
-    "case_id": "case",
-    **dict.fromkeys(("subject_id", "participant_id", "patient", "patient_id", "patientid"), "subject"),
-}
+_COLUMNS = {**{name: name for name in _KNOWN}, "caseid": "case", "subjectid": "subject", "participantid": "subject"}
+"""Known columns by `column_key`."""
 _MAX_REPORTED = 5
 
 Target = int | float | tuple[int, ...]
@@ -136,29 +133,21 @@ def _with_known_columns(rows: Sequence[Mapping[str, Any]], spec: TaskSpec, file:
     """
     images = {_IMAGE + name for name in spec.image_names}
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    names = {column: _column_name(column) for column in columns}
-    known = {column: name for column, name in names.items() if name in _KNOWN or name.startswith((_IMAGE, _GROUP))}
-    for name, count in Counter(known.values()).items():
-        if count > 1:
-            same = " and ".join(f"'{column}'" for column, each in known.items() if each == name)
-            raise UserError(f"{file}: the columns {same} mean the same.")
+    named = {column: name for column in columns if (name := _image_or_group(column))}
+    known = known_columns(file, columns, _COLUMNS, named)
     unknown = sorted(name for name in known.values() if name.startswith(_IMAGE) and name not in images)
     if unknown:
         raise UserError(f"{file} has a column {unknown[0]}, but the task's channels are {', '.join(sorted(images))}.")
     if "case" not in known.values():
         raise UserError(f"{file} has no column 'case'; its columns are {', '.join(sorted(columns))}.")
-    missing = sorted({*_KNOWN, *images} - set(known.values()))
-    for column in columns:
-        if column not in known and (near := similar(column.lower(), missing, 0.8)):
-            raise UserError(f"{file}: the column '{column}' is unknown{near}. Rename it, or remove it.")
+    refuse_misspelt(file, columns, known, {*_KNOWN, *images})
     return [{known[column]: value for column, value in row.items() if column in known} for row in rows]
 
 
-def _column_name(column: str) -> str:
-    """Return the name of a known column as it is written here; channels and groups keep their letters."""
-    plain = column.strip().lower().replace(" ", "_")
-    start = next((start for start in (_IMAGE, _GROUP) if plain.startswith(start)), None)
-    return _ALIASES.get(plain, plain) if start is None else start + column.strip()[len(start) :]
+def _image_or_group(column: str) -> str:
+    """Return the name of a column of images or groups, whose second part keeps its letters; "" of another column."""
+    start = next((start for start in (_IMAGE, _GROUP) if column.strip().lower().startswith(start)), "")
+    return start and start + column.strip()[len(start) :]
 
 
 def _read_case(row: Mapping[str, Any], spec: TaskSpec, folder: Path, targets: bool) -> TaskCase:

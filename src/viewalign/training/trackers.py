@@ -100,7 +100,7 @@ class WandbTracker:
     """A run on Weights & Biases; a resumed run continues the same one.
 
     Its own environment variables configure it (`WANDB_ENTITY`, `WANDB_PROJECT`, `WANDB_RUN_ID`, `WANDB_MODE`). Figures
-    and settings without paths are sent, but no images.
+    and settings without paths and `sampling.weights` are sent, but no images.
 
     Args:
         folder: of the run, in which the id is stored.
@@ -146,8 +146,8 @@ class MlflowTracker:
     """A run on MLflow; a resumed run continues the same one.
 
     Its own environment variables configure it (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`). Figures and settings
-    without paths are sent, but no images. Requests are retried twice (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`) instead of
-    MLflow's seven times over minutes, because training waits for them.
+    without paths and `sampling.weights` are sent, but no images. Requests are retried twice
+    (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`) instead of MLflow's seven times over minutes, because training waits for them.
 
     Args:
         folder: of the run, in which the id is stored.

@@ -147,9 +147,9 @@ class SampleReader(Dataset[Sample]):
             best ones are kept.
         sampler: samples the views of a volume.
         weights: relative sampling frequency of each of `volumes`; None means uniform.
-        distinct: whether a batch has a second volume of a subject only if there are no other subjects left, as methods
-            need it that compare or mix subjects. Subjects with many volumes are then sampled less often than their
-            weights say.
+        distinct: whether a batch has a second volume of a subject only if there are no other subjects left, as
+            needed by methods that compare or mix subjects. Subjects with many volumes are then sampled less often
+            than their weights say.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ def test_a_changed_image_and_a_new_class(root, prepare):
     tree = json.loads((root / "dataset.json").read_text())
     tree["labels"]["cyst"] = 3
     (root / "dataset.json").write_text(json.dumps(tree))
-    assert prepare() == ([], True)
+    assert prepare() == (["case_00", "case_01", "case_02"], True), "folds were trained on other classes"
     assert json.loads((prepare.folder / "dataset.json").read_text())["labels"]["cyst"] == 3
 
 

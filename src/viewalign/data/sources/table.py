@@ -16,8 +16,7 @@ from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, Sour
 from viewalign.data.sources.walk import absolute
 from viewalign.errors import UserError, os_reason
 from viewalign.utils.io import is_file
-from viewalign.utils.overrides import similar
-from viewalign.utils.tables import MISSING, identifier
+from viewalign.utils.tables import MISSING, identifier, known_columns, refuse_misspelt
 from viewalign.utils.text import counted
 
 
@@ -147,9 +146,7 @@ _ALIASES = {
     "anatmaskpath": "anatomy_mask",
     **{name.replace("_", ""): name for name in _KNOWN},
 }
-"""Known columns by their names in lower case without blanks, hyphens and underscores."""
-_PEOPLE = ("patientid", "patient", "participant", "personid", "person", "subjid", "subj", "pid", "patientname")
-"""Names, written likewise, of columns that state the subject if no other does; the first that there is counts."""
+"""Known columns by `column_key`."""
 
 
 def can_read(text: str) -> bool:
@@ -221,19 +218,8 @@ def _found(table: Path, row: dict[str, str], others: dict[str, str], options: Fi
 
 def _column_names(table: Path, columns: list[str]) -> dict[str, str]:
     """Return the known columns of a table by their names in it."""
-    short = {column: re.sub(r"[-_\s]+", "", column.lower()) for column in columns}
-    known = {column: _ALIASES[name] for column, name in short.items() if name in _ALIASES}
-    if "subject" not in known.values():
-        people = [column for person in _PEOPLE for column, name in short.items() if name == person]
-        known |= dict.fromkeys(people[:1], "subject")
-    for name, count in Counter(known.values()).items():
-        if count > 1:
-            same = " and ".join(f"'{column}'" for column, each in known.items() if each == name)
-            raise UserError(f"{table}: the columns {same} mean the same.")
+    known = known_columns(table, columns, _ALIASES)
     if "path" not in known.values():
         raise UserError(f"{table} has no column `path`. Its columns: {', '.join(columns) or 'none'}.")
-    missing = set(_KNOWN) - set(known.values())
-    for column in columns:
-        if column not in known and (near := similar(column.lower().replace(" ", "_"), sorted(missing), 0.8)):
-            raise UserError(f"{table}: the column '{column}' is unknown{near}.")
+    refuse_misspelt(table, columns, known, _KNOWN)
     return known

@@ -89,7 +89,10 @@ class TaskTraining(Settings):
         description="Number of models of the cross-validation; 1 trains on all training cases "
         "and evaluates on the test cases only.",
     )
-    by_site: bool = Field(False, description="Hold out whole sites: folds by the manifest's column `site`.")
+    by_site: bool = Field(
+        False,
+        description="Hold out whole sites (the manifest's column `site`); sites that share a subject count as one.",
+    )
     patch_size: Triple | None = Field(
         None, description="Field of view (D, H, W) in voxels; null for the views of pretraining."
     )

@@ -124,9 +124,9 @@ def _run(run: Finetuning) -> None:
 
 
 def _report_changed(model: Model, cases: Sequence[str], numbers: Sequence[int | str]) -> None:
-    """Report cases that were preprocessed again, and folds that were trained on what they were before."""
+    """Report cases that were preprocessed again, and folds that were trained on their earlier version."""
     shown = _listed(cases)
-    _log.warning("All cases were preprocessed again, since images or labels have changed: %s.", shown)
+    _log.warning("All cases were preprocessed again, since images, labels or classes have changed: %s.", shown)
     before = [str(model.fold(number)) for number in numbers if model.is_trained(number)]
     if before:
         _log.warning("Trained before this change and not again; remove to train again: %s.", ", ".join(before))

@@ -108,7 +108,7 @@ def preprocess(dataset: Dataset, planned: Planned, processes: int) -> list[str]:
     """Preprocess all cases unless they are complete and their files are the same.
 
     Returns:
-        Cases whose images or labels have changed since they were preprocessed.
+        Cases whose images, labels or classes have changed since they were preprocessed.
     """
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
@@ -119,13 +119,13 @@ def preprocess(dataset: Dataset, planned: Planned, processes: int) -> list[str]:
     contents = {case.name: _contents(case, known.get(case.name, {})) for case in dataset.cases}
     outdated = _outdated(dataset, planned.folder / _REFERENCES)
     described = {"cases": list(contents), "labels": dataset.description["labels"], "files": contents}
-    whole = record.get("cases") == list(contents) and record.get("labels", described["labels"]) == described["labels"]
-    changed: list[str] = []
-    if whole and known:
+    if record.get("labels", described["labels"]) != described["labels"]:
+        changed = [name for name in contents if name in record["cases"]]
+    elif record and not known:  # of a version that recorded no files
+        changed = [case.name for case in outdated if case.name in record.get("cases", ())]
+    else:
         changed = [name for name, entry in contents.items() if known.get(name, entry)["digests"] != entry["digests"]]
-    elif whole:  # of a version that recorded no files
-        changed = [case.name for case in outdated]
-    if changed or not whole:
+    if changed or record.get("cases") != list(contents):
         complete.unlink(missing_ok=True)
         _remove(target)
         write_json(planned.folder / "dataset.json", dataset.description)  # nnU-Net's copy, which training reads

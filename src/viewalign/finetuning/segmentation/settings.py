@@ -50,7 +50,7 @@ class SplitSettings(Settings):
     shots: Counts = Field((), description="Few-shot: train on these numbers of cases, such as 5,10,20.")
     seeds: Count = Field(1, description="Number of samples for each number of shots.")
     training: PathOrName | None = Field(
-        None, description="Training cases, in the form of `validation`; null: all others."
+        None, description="Training cases, in the form of `validation`; null: all other cases of other patients."
     )
     validation: PathOrName | None = Field(
         None, description="Validation cases: patterns such as 'liver_2*,liver_30', or a file of names."
