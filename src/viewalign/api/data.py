@@ -86,7 +86,7 @@ def _check_targets(out: Path, keep_findings: bool) -> None:
     Raises:
         UserError: one is another file.
     """
-    from viewalign.data.audit import findings_path
+    from viewalign.data.audit import COLUMNS, findings_path
     from viewalign.data.indexing import excluded_path, read_excluded
     from viewalign.data.summary import summary_path
     from viewalign.reports.catalogue import page_path
@@ -96,7 +96,7 @@ def _check_targets(out: Path, keep_findings: bool) -> None:
     check_file(out, "catalogue of viewalign index", (".json",), lambda file: summary_path(file).is_file())
     check_file(excluded_path(out), "list of viewalign index", ours=lambda _: read_excluded(out) is not None)
     if not keep_findings:
-        start = b"file\tkind\treason"
+        start = "\t".join(COLUMNS).encode()
         check_file(findings_path(out), "list of viewalign index", ours=lambda file: file.read_bytes().startswith(start))
     check_file(summary_path(out), "statistics of viewalign index", ours=has_keys("collection", "entries"))
     check_page(page_path(out))

@@ -11,8 +11,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import read_image, sample_tensors
 from viewalign.tasks.spec import ChannelSpec, TaskSpec
-from viewalign.utils.io import PARTIAL_PREFIX
+from viewalign.utils.io import partial_folder, replaced_folder
 from viewalign.utils.outputs import check_folder, contains
 from viewalign.utils.shapes import Size
 
@@ -118,7 +117,7 @@ def write_submission(
     """
     script = out / "predict.py"
     target, extras = out / "model", "tasks"
-    check_folder(out, "submission", script.is_file() and contains("viewalign")(script), {_partial(target).name})
+    check_folder(out, "submission", script.is_file() and contains("viewalign")(script), {partial_folder(target).name})
     is_segmentation, is_task = segmentation.is_segmentation(Path(model)), any(Path(model).glob(f"fold_*/{FACTS}"))
     if (is_segmentation or is_task) and (patch_size, spacing, pool) != (None, "pretraining", "multistage"):
         raise UserError(f"patch_size, spacing and pool are for encoders; {model} is a fine-tuning, which has its own.")
@@ -135,24 +134,6 @@ def write_submission(
     return out
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f"{PARTIAL_PREFIX}{target.name}")
-
-
-@contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
-    """Yield a new folder to write a model to, which replaces an earlier one when the block succeeds."""
-    partial = _partial(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _write_encoder(
     encoder: str,
     target: Path,
@@ -167,13 +148,13 @@ def _write_encoder(
     # An embedding of a damaged image scores better than none.
     tolerant = preprocessor.settings.model_copy(update={"fill_nonfinite": True})
     network = GlobalNetwork(backbone, spec.outputs, pool, 0.0, [0.0])
-    with _replaced(target) as folder:
+    with replaced_folder(target) as folder:
         write_model(folder, network, start.network, spec, replace(preprocessor, settings=tolerant), (0.0, 1.0))
 
 
 def _copy_folds(model: Path, target: Path) -> None:
     Predictor(model)  # fails here rather than in the container
-    with _replaced(target) as folder:
+    with replaced_folder(target) as folder:
         for fold in sorted(path.parent for path in model.glob(f"fold_*/{FACTS}")):
             (folder / fold.name).mkdir()
             for name in (FACTS, WEIGHTS):
@@ -182,7 +163,7 @@ def _copy_folds(model: Path, target: Path) -> None:
 
 def _copy_segmentation(model: Path, target: Path) -> None:
     """Write a model that stock nnU-Net reads, without paths and optimizer states."""
-    with _replaced(target) as folder:
+    with replaced_folder(target) as folder:
         exported = package.export_model(model, folder)[0]
         for path in list(exported.iterdir()):
             path.replace(folder / path.name)

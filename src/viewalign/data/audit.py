@@ -94,6 +94,10 @@ def audit(index: Index) -> list[AuditRow]:
     return [row for row in rows if row.count]
 
 
+COLUMNS = ("file", "kind", "reason")
+"""Of the list of findings."""
+
+
 def findings_path(catalogue: Path) -> Path:
     """Return where the findings on a catalogue are listed: `cat.json` → `cat.audit.tsv`."""
     return catalogue.with_name(catalogue.name.removesuffix(".json") + ".audit.tsv")
@@ -104,7 +108,7 @@ def write_findings(index: Index, path: Path) -> None:
     order = {kind: number for number, kind in enumerate(KINDS)}
     lines = sorted(_findings(index), key=lambda line: (order[line[1]], line[0]))
     text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows([("file", "kind", "reason"), *lines])
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows([COLUMNS, *lines])
     write_text(path, text.getvalue())
 
 

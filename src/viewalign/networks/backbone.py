@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -40,6 +40,11 @@ class Encoded:
     tokens: Tensor | None = None
     dropped: bool = False
     grid: Size = (0, 0, 0)
+
+
+def backbones(method: nn.Module) -> Iterator[Backbone]:
+    """Yield the backbones of a method, such as those of student and teacher."""
+    yield from (module for module in method.modules() if isinstance(module, Backbone))
 
 
 class Backbone(nn.Module, ABC):

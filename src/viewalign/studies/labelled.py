@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ from viewalign.tasks.copies import copies_among, read_fingerprints, report_divid
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
 from viewalign.utils.text import counted
+from viewalign.weights.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 @cache
 def _file_digest(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - a changed file is read again
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha1").hexdigest()
+    return sha256_of(path)
 
 
 def matching(cases: Sequence[LabelledCase], patterns: Iterable[str], key: str) -> tuple[LabelledCase, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.image_fingerprint import Fingerprint
+from viewalign.data.near_copies import Groups
 from viewalign.errors import UserError
 from viewalign.tasks.copies import copies_among, report_divided
 from viewalign.tasks.manifest import TaskCase
@@ -158,14 +159,14 @@ def _joined_sites(cases: Sequence[TaskCase], count: int) -> list[str]:
     """
     if any(not case.site for case in cases):
         raise UserError("Folds by site need a site for every case.")
-    site_of, first = {case.site: case.site for case in cases}, dict[str, str]()
-    travelled = set[str]()
+    sites = sorted({case.site for case in cases})
+    number = {site: k for k, site in enumerate(sites)}
+    joined, first, travelled = Groups(len(sites)), dict[str, str](), set[str]()
     for case in cases:
-        mine, other = site_of[case.site], site_of[first.setdefault(case.subject, case.site)]
-        if first[case.subject] != case.site:
+        if first.setdefault(case.subject, case.site) != case.site:
             travelled.add(case.subject)
-        if mine != other:
-            site_of = {site: other if name == mine else name for site, name in site_of.items()}
+            joined.join(number[first[case.subject]], number[case.site])
+    site_of = {site: sites[joined.find(k)] for site, k in number.items()}
     if travelled:
         some = f"{counted(len(travelled), 'subject')} (such as {min(travelled)}) in several sites"
         left = len(set(site_of.values()))

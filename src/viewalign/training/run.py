@@ -21,7 +21,7 @@ from viewalign.data.worker_pool import default_workers
 from viewalign.errors import UserError
 from viewalign.methods.base import MethodRequirements
 from viewalign.methods.registry import build_method, requirements_of
-from viewalign.networks.backbone import Backbone
+from viewalign.networks.backbone import backbones
 from viewalign.training import data, optimizers
 from viewalign.training.data import DataModule, Samples
 from viewalign.training.facts import announce, data_facts, device_name
@@ -243,7 +243,7 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
 
 def prepare_networks(method: torch.nn.Module, runtime: RuntimeSettings) -> None:
     """Set up how the networks of a method are computed, which does not change their results."""
-    for network in (module for module in method.modules() if isinstance(module, Backbone)):
+    for network in backbones(method):
         network.recompute = runtime.recompute
         if runtime.compile:
             network.compile_blocks()

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from viewalign.config import Recipe
 from viewalign.methods.base import Method
 from viewalign.methods.registry import build_method, requirements_of
-from viewalign.networks.backbone import Backbone
+from viewalign.networks.backbone import backbones
 from viewalign.training import accumulate
 from viewalign.training.throughput import artificial_samples
 from viewalign.utils.precision import autocast
@@ -59,7 +59,7 @@ def simulated_peak(recipe: Recipe, precision: str, processes: int = 1) -> int:
     with _without_driver(), _Counted() as counted:
         with torch.device("cuda"):
             method = build_method(recipe)
-        for network in (module for module in method.modules() if isinstance(module, Backbone)):
+        for network in backbones(method):
             network.recompute = recipe.runtime.recompute
         batch = _enlarged(small, recipe.batch // processes)
         # The optimizer's state, and the next batch, which is built during the step.

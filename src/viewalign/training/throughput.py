@@ -11,7 +11,7 @@ import torch
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method, requirements_of
-from viewalign.networks.backbone import Backbone
+from viewalign.networks.backbone import backbones
 from viewalign.training.optimizers import build_optimizer
 from viewalign.utils.precision import Precision, autocast, choose_device
 from viewalign.views.batch import build_views
@@ -107,7 +107,7 @@ def measured_step(
     """
     where = torch.device(device or choose_device())
     method = build_method(recipe).to(where)
-    for network in (module for module in method.modules() if isinstance(module, Backbone)):
+    for network in backbones(method):
         network.recompute = recipe.runtime.recompute
     settings = recipe.optim
     optimizer = build_optimizer(

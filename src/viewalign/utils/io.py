@@ -1,4 +1,4 @@
-"""Writing files atomically, names that are safe as file names, and text that is safe on a terminal."""
+"""Writing files and folders atomically, names that are safe as file names, and text that is safe on a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -102,6 +103,25 @@ def visible(text: str) -> str:
 
 def _is_control(sign: str) -> bool:
     return ord(sign) < 32 or 127 <= ord(sign) < 160
+
+
+def partial_folder(target: Path) -> Path:
+    """Return where `replaced_folder` writes."""
+    return target.with_name(f"{PARTIAL_PREFIX}{target.name}")
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, which replaces it when the block succeeds and is removed otherwise."""
+    partial = partial_folder(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

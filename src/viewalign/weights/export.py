@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from viewalign.methods import health
 from viewalign.methods.registry import entry_of
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.registry import PRIMUS, RESENC, build_backbone, unet_arguments
-from viewalign.utils.io import write_bytes, write_tensors
+from viewalign.utils.io import replaced_folder, write_bytes, write_tensors
 from viewalign.utils.outputs import check_file, check_folder
 from viewalign.weights import adaptation_plan, client_forms, model_card
 from viewalign.weights import encoder as encoders
@@ -136,18 +135,12 @@ def _writing(target: Path) -> Iterator[Path]:
     target = target.absolute()
     earlier = (target / "adaptation_plan.json").is_file()
     check_folder(target, "export", False, _OWN_FILES if earlier else ())
-    partial = target.with_name(f".writing-{target.name}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+        with replaced_folder(target) as partial:
+            yield partial
     except (OSError, RuntimeError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise UserError(f"The export could not be written to {target}: {reason}.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _full_backbone(recipe: Recipe, state: dict[str, Any], weights: Weights) -> Backbone:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from viewalign.finetuning.segmentation.environment import Folders
 from viewalign.finetuning.segmentation.predict import KEY
 from viewalign.finetuning.segmentation.schedule import published
 from viewalign.finetuning.segmentation.settings import encoder_name
-from viewalign.utils.io import write_json
+from viewalign.utils.io import replaced_folder, write_json
 from viewalign.utils.outputs import check_folder
 from viewalign.weights import files, loading
 from viewalign.weights.initial import write_report
@@ -157,16 +156,12 @@ def export_model(run: Path, out: Path) -> list[Path]:
     written = all(file.name in _OWN_FILES for file in target.rglob("*") if file.is_file())
     check_folder(target, "export", written)  # an nnU-Net training may have the same name
     numbers = dict.fromkeys(row["fold"] for row in results["results"] if row["fold"] is not None)
-    partial = target.with_name(f".writing-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     description = files.read_json(model / "dataset.json")
-    write_json(partial / "dataset.json", {key: description[key] for key in _DATASET_KEYS if key in description})
-    write_json(partial / "plans.json", _without_paths(plan))
-    for number in numbers:
-        _write_checkpoint(model / f"fold_{number}" / "checkpoint_final.pth", partial / f"fold_{number}", trainer)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    with replaced_folder(target) as partial:
+        write_json(partial / "dataset.json", {key: description[key] for key in _DATASET_KEYS if key in description})
+        write_json(partial / "plans.json", _without_paths(plan))
+        for number in numbers:
+            _write_checkpoint(model / f"fold_{number}" / "checkpoint_final.pth", partial / f"fold_{number}", trainer)
     return [target]
 
 
