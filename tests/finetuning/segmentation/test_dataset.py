@@ -1,11 +1,13 @@
 """Datasets: found by number, name and folder, and errors before training."""
 
 import json
+import os
 import re
 
 import nibabel as nib
 import numpy as np
 import pytest
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import dataset as datasets
@@ -81,6 +83,59 @@ def test_an_incomplete_dataset(damage, sentence, raw):
     damage(root)
     with pytest.raises(UserError, match=sentence):
         datasets.find(str(root), raw)
+
+
+def listed(root):
+    """Move the dataset's files elsewhere, and list two of its three cases in dataset.json."""
+    away = root.parent.parent / "away"
+    away.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (root / name).rename(away / name)
+    os.environ["AWAY"] = str(away)
+    cases = {
+        "case_00": {
+            "images": ["$AWAY/imagesTr/case_00_0000.nii.gz"],
+            "label": str(away / "labelsTr" / "case_00.nii.gz"),
+        },
+        "second": {
+            "images": ["../../away/imagesTr/case_02_0000.nii.gz"],
+            "label": "../../away/labelsTr/case_02.nii.gz",
+        },
+    }
+    change(root, dataset=cases)
+    return cases
+
+
+def test_cases_that_the_description_lists(raw, monkeypatch):
+    monkeypatch.setenv("AWAY", "")
+    root = raw / "Dataset042_Balls"
+    listed(root)
+    found = datasets.find("42", raw)
+    datasets.check(found)
+    expected = get_filenames_of_train_images_and_targets(str(root))
+    seen = {
+        case.name: ([str(path.resolve()) for path in case.images], str(case.labels.resolve())) for case in found.cases
+    }
+    assert seen == {name: (files["images"], files["label"]) for name, files in expected.items()}
+    assert found.images.resolve() == raw.parent / "away" / "imagesTr"
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda cases: cases["second"].pop("label"), '"dataset"'),
+        (lambda cases: cases["second"].update(images=[]), "second has 0 images"),
+        (lambda cases: cases["second"].update(label="gone.nii.gz"), r"gone\.nii\.gz"),
+        (lambda cases: cases["second"].update(images=[3]), '"dataset"'),
+    ],
+)
+def test_a_damaged_list_of_cases(damage, sentence, raw, monkeypatch):
+    monkeypatch.setenv("AWAY", "")
+    cases = listed(raw / "Dataset042_Balls")
+    damage(cases)
+    change(raw / "Dataset042_Balls", dataset=cases)
+    with pytest.raises(UserError, match=sentence):
+        datasets.find("42", raw)
 
 
 @pytest.mark.parametrize(

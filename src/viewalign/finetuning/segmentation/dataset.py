@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ class Dataset:
     def channels(self) -> int:
         """Number of images per case."""
         return len(self.description.get("channel_names") or self.description["modality"])
+
+    @property
+    def images(self) -> Path:
+        """Folder of the training images; the first one, if `dataset.json` lists images of several."""
+        return self.cases[0].images[0].parent
 
     @property
     def ending(self) -> str:
@@ -166,24 +172,45 @@ def _name_for(root: Path, raw: Path) -> str:
 
 
 def _cases(root: Path, description: dict[str, Any]) -> Iterable[Case]:
-    """Yield the training cases.
+    """Yield the training cases: those that `dataset.json` lists, as nnU-Net reads it, otherwise those of `imagesTr`.
 
     Raises:
         UserError: a case lacks a channel or labels.
     """
     ending = str(description["file_ending"])
     count = len(description.get("channel_names") or description["modality"])
-    names = _case_names(root, ending)
-    missing: list[Path] = []
-    for name in names:
-        images = tuple(root / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(count))
-        labels = root / "labelsTr" / f"{name}{ending}"
-        missing += [file for file in (*images, labels) if not file.is_file()]
-        yield Case(name, images, labels)
+    listed = "dataset" in description
+    missing: list[str] = []
+    for case in _listed_cases(root, description["dataset"]) if listed else _named_cases(root, ending, count):
+        if len(case.images) != count:
+            raise UserError(
+                f"{case.name} has {counted(len(case.images), 'image')} in {root / 'dataset.json'}, not {count}."
+            )
+        files = (*case.images, case.labels)
+        missing += [str(file) if listed else str(file.relative_to(root)) for file in files if not is_file(file)]
+        yield case
     if missing:
-        shown = ", ".join(str(file.relative_to(root)) for file in missing[:_MAX_REPORTED])
+        shown = ", ".join(missing[:_MAX_REPORTED])
         more = f" and {len(missing) - _MAX_REPORTED} more" if len(missing) > _MAX_REPORTED else ""
         raise UserError(f"{root.name} has no {shown}{more}: each case needs {count} image(s) and labels.")
+
+
+def _listed_cases(root: Path, listed: Any) -> Iterable[Case]:
+    """Yield the cases of nnU-Net's list of files, whose paths may be relative to the dataset and contain variables."""
+    try:
+        for name in sorted(listed):
+            images, labels = listed[name]["images"], listed[name]["label"]
+            paths = [root / os.path.expandvars(path) for path in (*images, labels)]
+            yield Case(name, tuple(paths[:-1]), paths[-1])
+    except (TypeError, KeyError):
+        example = '{"case": {"images": ["images/case_0000.nii.gz"], "label": "labels/case.nii.gz"}}'
+        raise UserError(f'"dataset" in {root / "dataset.json"} must be like {example}.') from None
+
+
+def _named_cases(root: Path, ending: str, count: int) -> Iterable[Case]:
+    for name in _case_names(root, ending):
+        images = tuple(root / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(count))
+        yield Case(name, images, root / "labelsTr" / f"{name}{ending}")
 
 
 def _case_names(root: Path, ending: str) -> list[str]:

@@ -300,7 +300,7 @@ def _evaluate_training_cases(
     run: Finetuning, name: str, number: int | str | None, predictions: Path, cases: Sequence[str] | None
 ) -> EvaluatedFold:
     references = run.folders.preprocessed / run.dataset.name / "gt_segmentations"
-    return _evaluate(run, name, number, predictions, references, run.dataset.root / "imagesTr", cases)
+    return _evaluate(run, name, number, predictions, references, run.dataset.images, cases)
 
 
 def _evaluate(

@@ -93,8 +93,8 @@ def write_commands(run: Finetuning, planned: Planned, numbers: Sequence[int | st
     device = "" if run.machine.device == "cuda" else f" -device {run.machine.device}"
     common, folds = f"-p {planned.name} -tr {TRAINER}", " ".join(str(number) for number in numbers)
     dataset, root, wanted = run.dataset.id, run.dataset.root, run.settings.predict
-    listed = [root / "imagesTs", root / "imagesTr"]
-    images = Path(wanted) if wanted not in (None, "imagesTs") else next(path for path in listed if path.is_dir())
+    test = root / "imagesTs"
+    images = Path(wanted) if wanted not in (None, "imagesTs") else test if test.is_dir() else run.dataset.images
     places = f"-i {shlex.quote(str(images.absolute()))} -o {shlex.quote(str((run.out / PREDICTIONS).absolute()))}"
     preprocess = f"nnUNetv2_preprocess -d {dataset} -plans_name {planned.name} -c {CONFIGURATION}"
     lines = [
