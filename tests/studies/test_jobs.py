@@ -1,7 +1,10 @@
 """Shards of a study are complete chains, and the SLURM script is valid."""
 
 import contextlib
+import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +15,8 @@ from typer.testing import CliRunner
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.studies.cells import chains, only, share, slurm_script
+
+from .conftest import write_data
 
 
 def test_shards_cover_every_cell_once_with_its_dependencies(make):
@@ -94,3 +99,19 @@ def test_the_command_writes_it_without_looking_at_data(tmp_path, monkeypatch):
     )
     assert "--array=1-20" in text
     assert (tmp_path / "out" / "slurm").is_dir()
+
+
+def test_the_command_of_a_job_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    own = {"store": "store", "labelled": {"images": "images", "labels": "labels", "learn": ["c0"], "test": ["c1"]}}
+    tree = {"data": own, "arms": {"mae": {"recipe": "mae-resenc-xs"}}, "evaluations": {"places": {"kind": "retrieval"}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(tree))
+    changes = ["seeds=2", 'data.labelled.test=["c2"]', "arms.mae.settings.batch=3"]
+    told = CliRunner().invoke(app, ["study", "mine.yaml", ".", "-o", "out", "--slurm", "job.sh", *changes])
+    assert told.exit_code == 0, told.output
+    line = next(line for line in (tmp_path / "job.sh").read_text().splitlines() if "-m viewalign" in line)
+    words = shlex.split(re.sub(r"\$\{\w+\}", "1", line).rstrip("&"))
+    job = CliRunner().invoke(app, [*words[words.index("viewalign") + 1 :], "--dry-run"])
+    assert job.exit_code == 0, job.exception
+    assert sorted(job.output.split()[2::3]) == ["evaluate/places/mae/0", "pretrain/mae/0"]

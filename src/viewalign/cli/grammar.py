@@ -177,8 +177,10 @@ class Command(TyperCommand):
     def _check_names(self, ctx: Any, words: list[str]) -> None:
         """Reject names that are inputs or flags of this command, or unknown; the called function checks values."""
         places, model = {param.name: param for param in self.params}, self._model(ctx)
-        for key in ctx.obj:
-            if key in places:
+        names = [] if model is None else list(setting_names(model))
+        for key, value in ctx.obj.items():
+            group = isinstance(value, dict) and any(name.startswith(f"{key}.") for name in names)
+            if key in places and not group:
                 raise UserError(f"{key}= is not a setting of {ctx.command_path}: {_written(places[key])}.")
         if model is None:
             if words:

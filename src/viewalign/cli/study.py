@@ -67,7 +67,9 @@ def study(
         return Result(studies, "\n".join(f"{name:24s} {line}" for name, line in studies.items()))
     if file is None:
         raise UserError("Set a study: one of `viewalign study --list`, or a YAML file.")
-    plan = viewalign.study(file, data, out, **settings_of(context))
+    settings = settings_of(context)
+    settings |= {f"data.{name}": value for name, value in settings.pop("data", {}).items()}  # `data` is the folder
+    plan = viewalign.study(file, data, out, **settings)
     if slurm is not None:
         logs = plan.write_slurm(slurm)
         text = f"Start it by `sbatch {slurm}`. Its output goes to {logs}, the table to {plan.folder}/table.md."
