@@ -41,7 +41,7 @@ def data(tmp_path_factory):
         (tmp_path / part).mkdir()
     lines = ["case,image,labels,split"]
     hippocampi = [f"hippocampus_{k:03d}.nii.gz" for k in [*range(1, 11), 101, 201, 250, 251, 310]]
-    atria = [f"la_{k:03d}.nii.gz" for k in [*range(1, 11), 30, 31, *range(81, 91)]]
+    atria = [f"la_{k:03d}.nii.gz" for k in [*range(1, 11), 30, 31, 60, *range(81, 91)]]
     cine = {k: [f"cine_{k:03d}_{phase}.nii.gz" for phase in ("ed", "es")] for k in [*range(1, 11), 13, 14]}
     for name in [*hippocampi, *atria, *(name for both in cine.values() for name in both)]:
         array = rng.normal(size=(16, 16, 16)).astype(np.float32)
