@@ -41,6 +41,11 @@ def test_only_seeds_of_both_count():
     assert found.difference.seeds == 2
 
 
+@pytest.mark.parametrize("values", [{7: 0.0}, {0: np.nan, 7: 0.0}])
+def test_an_arm_without_a_common_seed_has_no_difference(values):
+    assert against({"a": {0: 1.0, 1: 2.0}, "b": values}, "a") == {}
+
+
 def test_equal_differences_have_no_p_value():
     assert against({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.0}}, "a")["b"].p_value is None
 

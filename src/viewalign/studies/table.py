@@ -59,16 +59,16 @@ def estimate(values: list[float]) -> Estimate:
 
 
 def against(values: Values, reference: str) -> dict[str, Paired]:
-    """Compare every other arm with the reference, paired by seed."""
+    """Compare every other arm with the reference, paired by seed; arms without a common seed are left out."""
     from scipy.stats import ttest_1samp
 
     found: dict[str, tuple[Estimate, float | None]] = {}
     for arm, by_seed in values.items():
-        if arm == reference:
-            continue
         shared = sorted(by_seed.keys() & values.get(reference, {}).keys())
         differences = [by_seed[seed] - values[reference][seed] for seed in shared]
         differences = [value for value in differences if np.isfinite(value)]
+        if arm == reference or not differences:
+            continue
         varies = len(differences) > 1 and float(np.ptp(differences)) > 0
         found[arm] = (estimate(differences), float(ttest_1samp(differences, 0.0).pvalue) if varies else None)
     corrected = holm({arm: p for arm, (_, p) in found.items() if p is not None})
