@@ -177,10 +177,8 @@ class Command(TyperCommand):
     def _check_names(self, ctx: Any, words: list[str]) -> None:
         """Reject names that are inputs or flags of this command, or unknown; the called function checks values."""
         places, model = {param.name: param for param in self.params}, self._model(ctx)
-        names = [] if model is None else list(setting_names(model))
         for key, value in ctx.obj.items():
-            group = isinstance(value, dict) and any(name.startswith(f"{key}.") for name in names)
-            if key in places and not group:
+            if key in places and not (model and isinstance(value, dict) and _is_group(key, model)):
                 raise UserError(f"{key}= is not a setting of {ctx.command_path}: {_written(places[key])}.")
         if model is None:
             if words:
@@ -222,6 +220,10 @@ class Command(TyperCommand):
         if "=" in ctx.args:
             hint = " Settings are written key=value, without spaces."
         return f"Unexpected argument '{word}'. {ctx.command_path} takes {inputs or 'no input'}.{hint}"
+
+
+def _is_group(key: str, model: type[Settings]) -> bool:
+    return any(name.startswith(f"{key}.") for name in setting_names(model))
 
 
 def _is_unknown_flag(name: str, known: Collection[str]) -> bool:

@@ -1,7 +1,6 @@
 """Datasets: found by number, name and folder, and errors before training."""
 
 import json
-import os
 import re
 
 import nibabel as nib
@@ -85,13 +84,13 @@ def test_an_incomplete_dataset(damage, sentence, raw):
         datasets.find(str(root), raw)
 
 
-def listed(root):
+def listed(root, monkeypatch):
     """Move the dataset's files elsewhere, and list two of its three cases in dataset.json."""
     away = root.parent.parent / "away"
     away.mkdir()
     for name in ("imagesTr", "labelsTr"):
         (root / name).rename(away / name)
-    os.environ["AWAY"] = str(away)
+    monkeypatch.setenv("AWAY", str(away))
     cases = {
         "case_00": {
             "images": ["$AWAY/imagesTr/case_00_0000.nii.gz"],
@@ -107,9 +106,8 @@ def listed(root):
 
 
 def test_cases_that_the_description_lists(raw, monkeypatch):
-    monkeypatch.setenv("AWAY", "")
     root = raw / "Dataset042_Balls"
-    listed(root)
+    listed(root, monkeypatch)
     found = datasets.find("42", raw)
     datasets.check(found)
     expected = get_filenames_of_train_images_and_targets(str(root))
@@ -127,11 +125,11 @@ def test_cases_that_the_description_lists(raw, monkeypatch):
         (lambda cases: cases["second"].update(images=[]), "second has 0 images"),
         (lambda cases: cases["second"].update(label="gone.nii.gz"), r"gone\.nii\.gz"),
         (lambda cases: cases["second"].update(images=[3]), '"dataset"'),
+        (lambda cases: cases.clear(), '"dataset"'),
     ],
 )
 def test_a_damaged_list_of_cases(damage, sentence, raw, monkeypatch):
-    monkeypatch.setenv("AWAY", "")
-    cases = listed(raw / "Dataset042_Balls")
+    cases = listed(raw / "Dataset042_Balls", monkeypatch)
     damage(cases)
     change(raw / "Dataset042_Balls", dataset=cases)
     with pytest.raises(UserError, match=sentence):

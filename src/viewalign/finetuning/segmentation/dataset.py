@@ -179,18 +179,17 @@ def _cases(root: Path, description: dict[str, Any]) -> Iterable[Case]:
     """
     ending = str(description["file_ending"])
     count = len(description.get("channel_names") or description["modality"])
+    missing: list[Path] = []
     listed = "dataset" in description
-    missing: list[str] = []
     for case in _listed_cases(root, description["dataset"]) if listed else _named_cases(root, ending, count):
         if len(case.images) != count:
             raise UserError(
                 f"{case.name} has {counted(len(case.images), 'image')} in {root / 'dataset.json'}, not {count}."
             )
-        files = (*case.images, case.labels)
-        missing += [str(file) if listed else str(file.relative_to(root)) for file in files if not is_file(file)]
+        missing += [file for file in (*case.images, case.labels) if not is_file(file)]
         yield case
     if missing:
-        shown = ", ".join(missing[:_MAX_REPORTED])
+        shown = ", ".join(str(file).removeprefix(f"{root}/") for file in missing[:_MAX_REPORTED])
         more = f" and {len(missing) - _MAX_REPORTED} more" if len(missing) > _MAX_REPORTED else ""
         raise UserError(f"{root.name} has no {shown}{more}: each case needs {count} image(s) and labels.")
 
@@ -198,7 +197,7 @@ def _cases(root: Path, description: dict[str, Any]) -> Iterable[Case]:
 def _listed_cases(root: Path, listed: Any) -> Iterable[Case]:
     """Yield the cases of nnU-Net's list of files, whose paths may be relative to the dataset and contain variables."""
     try:
-        for name in sorted(listed):
+        for name in sorted(listed) or [""]:  # no case at all is an error too
             images, labels = listed[name]["images"], listed[name]["label"]
             paths = [root / os.path.expandvars(path) for path in (*images, labels)]
             yield Case(name, tuple(paths[:-1]), paths[-1])
