@@ -1,6 +1,7 @@
 """The plan of `gain`: arms, evaluations and split, from few arguments."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import nibabel
@@ -19,6 +20,7 @@ from viewalign.reports.study import write_page
 from viewalign.studies import gain
 from viewalign.studies.cells import Grid
 from viewalign.studies.gain_cost import estimate_seconds
+from viewalign.studies.gain_rates import RateChoice
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.io import write_json
@@ -100,13 +102,13 @@ def test_a_plan_of_a_task_splits_and_samples_its_cases(store, task, tmp_path):
 
 def test_copies_of_a_test_image_are_no_training_cases(tmp_path, caplog):
     images = write_images(tmp_path / "plain")
-    learn, test = gain._segmentation_split(images, tmp_path / "gain", [])
+    learn, test = gain.split_segmentation(images, tmp_path / "gain", [])
     assert (len(learn), len(test)) == (5, 5)
     first, other = (int(names[0].removeprefix("case_")) for names in (test, learn))
     copies = write_images(tmp_path / "copies", [(first, other)])
-    assert gain._segmentation_split(copies, tmp_path / "again", []) == (learn[1:], sorted([*test, learn[0]]))
+    assert gain.split_segmentation(copies, tmp_path / "again", []) == (learn[1:], sorted([*test, learn[0]]))
     caplog.clear()
-    assert gain._segmentation_split(copies, tmp_path / "again", test) == (learn, test)
+    assert gain.split_segmentation(copies, tmp_path / "again", test) == (learn, test)
     assert "Training and test cases contain copies" in caplog.text
 
 
@@ -190,6 +192,86 @@ def test_stored_results_become_the_sentence_and_the_page(store, dataset, tmp_pat
     assert write_page(plan.folder).is_file(), "the page is written again from its table"
 
 
+@pytest.fixture
+def larger(dataset):
+    """The dataset with 17 cases, of which 12 are training cases."""
+    rng = np.random.default_rng(1)
+    for k in range(10, 17):
+        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
+        write_image(dataset / "imagesTr" / f"c{k}_0000.nii.gz", image)
+        write_image(dataset / "labelsTr" / f"c{k}.nii.gz", (image > 5).astype(np.uint8))
+    values = json.loads((dataset / "dataset.json").read_text())
+    write_json(dataset / "dataset.json", {**values, "numTraining": 17})
+    return dataset
+
+
+def test_rates_are_tried_on_training_cases(store, larger, tmp_path):
+    pytest.importorskip("nnunetv2")
+    plan = viewalign.gain(store, larger, tmp_path / "gain", **{**QUICK, "shots": [10]}, rates="1e-3,1e-2")
+    cases, final = plan.rates.data.labelled, plan.study.data.labelled
+    assert sorted([*cases.learn, *cases.test]) == sorted(final.learn)
+    assert not {*cases.learn, *cases.test} & {*final.test}
+    assert [e.shots for e in plan.rates.evaluations.values()] == [None, None], "10 are not left"
+    names = list(plan.cells())
+    assert names.count("pretrain/pretrained/0") == 1
+    tried = [name for name in names if name.startswith("evaluate/rate")]
+    assert tried == [f"evaluate/rate-{rate}/{arm}/0" for rate in ("0.001", "0.01") for arm in ("scratch", "pretrained")]
+
+
+def test_each_encoder_is_compared_at_its_own_rate(store, larger, tmp_path):
+    pytest.importorskip("nnunetv2")
+    plan = viewalign.gain(store, larger, tmp_path / "gain", **QUICK, rates=[1e-3, 1e-2])
+    found = {("rate-0.001", "scratch"): 0.5, ("rate-0.01", "scratch"): 0.6}
+    found |= {("rate-0.001", "pretrained"): 0.7, ("rate-0.01", "pretrained"): 0.65}
+    assert "headline" in plan.result()
+    for grid in plan._grids():
+        if grid.study.name == "gain-rates":
+            record(grid, 0.0)
+            for cell in grid.cells[2:]:
+                dice = found[cell.evaluation, cell.arm]
+                write_json(cell.folder / "cell.json", {"status": "done", "measures": {"dice": dice}, "seconds": 60.0})
+        else:
+            tuned = grid
+            record(grid, 0.1)
+    rates = {arm: tuned.study.evaluation("tuned-2", arm).settings["lr"] for arm in tuned.study.arms}
+    assert rates == {"scratch": 0.01, "pretrained": 0.001}
+    assert plan.run() == 0
+    result = plan.result()
+    assert result["about"]["Learning rate"] == "scratch 0.01, pretrained 0.001"
+    assert result["cost"] == f"{len(set(plan.cells()))} minutes"
+    page = (plan.folder / "report.html").read_text()
+    assert '<td class="number">0.650</td><td><strong>0.001</strong>, the lowest' in page
+
+
+def test_fine_tunings_at_other_rates_are_not_compared(store, larger, tmp_path):
+    pytest.importorskip("nnunetv2")
+    plain = viewalign.gain(store, larger, tmp_path / "gain", **QUICK)
+    record(Grid(plain.study, plain.folder), 0.1)
+    assert plain.result()["comparisons"]
+    assert not viewalign.gain(store, larger, tmp_path / "gain", **QUICK, rates=[1e-3]).result()["comparisons"]
+
+
+def test_rates_that_cannot_be_chosen(store, dataset, tmp_path):
+    pytest.importorskip("nnunetv2")
+    with pytest.raises(UserError, match=r"0 training cases would be left.*5 held out"):
+        viewalign.gain(store, dataset, tmp_path / "gain", **QUICK, rates=[1e-3, 1e-2])
+    with pytest.raises(UserError, match=r"either rates.*or finetune\.lr"):
+        viewalign.gain(store, dataset, tmp_path / "gain", **QUICK, rates=[1e-3], finetune={"lr": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "rate"),
+    [
+        ("dice", {0.1: 0.5, 0.01: 0.6, 0.001: 0.4}, 0.01),
+        ("dice", {0.1: 0.6, 0.01: 0.6}, 0.01),
+        ("mae", {0.1: 3.0, 0.01: 2.0}, 0.01),
+        ("mae", {0.1: math.nan, 0.01: 2.0, 0.001: math.nan}, 0.01),
+    ],
+)
+def test_the_best_rate_is_the_lowest_of_equal_ones(measure, values, rate):
+    assert RateChoice("scratch", measure, values).rate == rate
+
+
 @pytest.mark.slow
 def test_the_estimate_counts_unfinished_cells(store, dataset, tmp_path, monkeypatch):
     pytest.importorskip("nnunetv2")
@@ -198,13 +280,14 @@ def test_the_estimate_counts_unfinished_cells(store, dataset, tmp_path, monkeypa
     monkeypatch.setattr(gain_cost, "seconds_per_step", lambda *_: (2.0, "made"))
     plan = viewalign.gain(store, dataset, tmp_path / "gain", **QUICK)
     grid = Grid(plan.study, plan.folder)
-    whole = estimate_seconds(grid)
+    whole = estimate_seconds([grid])
+    assert estimate_seconds([grid, grid]) == pytest.approx(whole), "cells that both have are run once"
     (pretraining,) = (cell for cell in grid.cells if cell.name == "pretrain/pretrained/0")
     pretraining.folder.mkdir(parents=True)
     write_json(pretraining.folder / "cell.json", {"status": "done"})
-    assert whole - estimate_seconds(grid) == pytest.approx(2 * 2.0)
+    assert whole - estimate_seconds([grid]) == pytest.approx(2 * 2.0)
     record(grid, 0.0)
-    assert estimate_seconds(grid) == 0
+    assert estimate_seconds([grid]) == 0
 
 
 def test_windows_are_counted_in_files_that_itk_does_not_read(tmp_path):
@@ -231,13 +314,16 @@ def test_the_command_prints_the_expected_time_first(store, dataset, tmp_path, mo
 
 @pytest.mark.long
 def test_a_task_from_the_pretraining_to_the_page(store, task, tmp_path):
-    settings = {**QUICK, "finetune": {"epochs": 1, "draws": 100}}
+    settings = {**QUICK, "finetune": {"epochs": 1, "draws": 100}, "rates": [1e-3, 1e-2]}
     plan = viewalign.gain(store, task, tmp_path / "gain", **settings)
+    tried, test = (read_manifest(tmp_path / "gain" / name, read_spec(task)) for name in ("task-rates", "task"))
+    assert {case.case for case in tried} == {case.case for case in test if case.split == "train"}
     assert plan.run() == 0, [cell.record for cell in Grid(plan.study, plan.folder).cells]
     found = plan.result()
     assert {one["evaluation"] for one in found["comparisons"]} == {"tuned-2", "tuned-all", "frozen-2"}
     assert "2 cases of each class" in found["headline"]
     assert found["headline"] in (plan.folder / "report.html").read_text()
+    assert [len(one["values"]) for one in found["rates"]] == [2, 2]
 
 
 @pytest.mark.long

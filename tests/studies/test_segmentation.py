@@ -71,6 +71,7 @@ def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch
     pytest.importorskip("nnunetv2")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "the user's own"))
     arms = {"untrained": {"recipe": "mae-resenc-xs", "untrained": True}, "mae": {"recipe": "mae-resenc-xs"}}
+    arms["untrained"]["finetune"] = {"lr": 0.02}
     common = {key: value for key, value in COMMON.items() if key != "heads"}
     grid = make(arms=arms, evaluations=evaluation(), common=common)
     works = []
@@ -85,6 +86,7 @@ def test_cells_share_the_prepared_dataset_and_resume(make, tmp_path, monkeypatch
     scratch, tuned = (job["settings"] for job in works[1:])
     assert (scratch["from_scratch"], tuned["from_scratch"]) == (True, False)
     assert (scratch["seed"], tuned["seed"]) == (0, 0)
+    assert (scratch["lr"], "lr" in tuned) == (0.02, False)
     for cell in grid.cells[2:]:
         assert set(cell.record["cases"]) == {"c1", "c2"}
         assert (cell.folder / "training.txt").read_text() == "c0\n"

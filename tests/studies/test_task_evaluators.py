@@ -52,7 +52,18 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path):
         make(evaluations=evaluations(seed=2))
     with pytest.raises(UserError, match=r"evaluations.vectors.*nowhere"):
         make(evaluations={"vectors": {"kind": "feature_probe", "task": "nowhere"}})
+    with pytest.raises(UserError, match=r"evaluations.tuned with arms.mae.finetune.*'epochs'"):
+        make(arms={**ARMS, "mae": {**ARMS["mae"], "finetune": {"epoch": 2}}}, evaluations=evaluations(), common=PLAIN)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("task")
+def test_settings_of_an_arm_change_its_fine_tunings_only(make):
+    plain, own = (
+        {cell.name: cell.folder.name for cell in make(arms=arms, evaluations=evaluations(), common=PLAIN).cells}
+        for arms in (ARMS, {**ARMS, "mae": {**ARMS["mae"], "finetune": {"lr": 0.01}}})
+    )
+    assert {name for name in plain if own[name] != plain[name]} == {"evaluate/tuned/mae/0"}
 
 
 def test_cells_depend_on_subjects_and_images_of_a_task(make, task):

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +42,7 @@ class StudyPlan:
 
     def cells(self, only: str | None = None) -> dict[str, str]:
         """Return the name and state of each cell; `only` is a pattern of names. Nothing is written."""
-        from viewalign.studies.cells import Grid
-
-        chosen = self._chosen(Grid(self.study, self.folder, prepare=False), only)
+        chosen = [cell for grid in self._grids(prepare=False) for cell in self._chosen(grid, only)]
         return {cell.name: str(cell.record.get("status", "to do")) for cell in chosen}
 
     def run(self, only: str | None = None) -> int:
@@ -60,26 +59,34 @@ class StudyPlan:
         """
         from viewalign.reports.study import write_page
         from viewalign.studies import table
-        from viewalign.studies.cells import Grid
         from viewalign.studies.run import run_study
         from viewalign.utils.locks import locked
 
-        began, grid = time.monotonic(), Grid(self.study, self.folder)
+        began, code = time.monotonic(), 0
 
         def has_time() -> bool:
             return self.minutes is None or time.monotonic() - began < 60 * self.minutes
 
-        code = run_study(grid, has_time, self._chosen(grid, only))
+        grids = []
+        for grid in self._grids():
+            grids.append(grid)
+            code = code or run_study(grid, has_time, self._chosen(grid, only))
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
-            _log.info("%s", table.write(grid, self.summarise(grid)))
+            _log.info("%s", table.write(grid, self.summarise(grids)))
             _log.info("Tables: %s/table.md, .csv, .json\nPage: %s", grid.out, write_page(grid.out))
         if code > 128:
             raise StoppedError(f"{grid.out} is saved; running it again continues.", None, code)
         return code
 
-    def summarise(self, grid: Grid) -> dict[str, Any] | None:  # noqa: ARG002
+    def summarise(self, grids: Sequence[Grid]) -> dict[str, Any] | None:  # noqa: ARG002
         """Return sentences for the top of the page; None for a plain study."""
         return None
+
+    def _grids(self, prepare: bool = True) -> Iterator[Grid]:
+        """Yield the grids to run, each after the one before was run; the table is that of the last."""
+        from viewalign.studies.cells import Grid
+
+        yield Grid(self.study, self.folder, prepare)
 
     def write_slurm(self, script: Path) -> Path:
         """Write a SLURM array script that runs the study in parts; return the folder of its logs."""
@@ -95,7 +102,7 @@ class StudyPlan:
     def _chosen(self, grid: Grid, only: str | None) -> list[Any]:
         from viewalign.studies import cells
 
-        mine = grid.cells if self.shard == "1/1" else cells.share(self.study, grid.cells, self.shard)
+        mine = grid.cells if self.shard == "1/1" else cells.share(grid.study, grid.cells, self.shard)
         return mine if only is None else cells.only(mine, only)
 
 
@@ -140,34 +147,55 @@ def study(
 
 @dataclass(frozen=True)
 class GainPlan(StudyPlan):
-    """A checked `gain` that has not run yet."""
+    """A checked `gain` that has not run yet.
+
+    Attributes:
+        rates: the study by which learning rates are chosen first; None for one rate.
+    """
+
+    rates: Study | None = None
 
     def estimate(self) -> float:
         """Return the expected seconds of all unfinished cells; a training step is timed for it."""
-        from viewalign.studies.cells import Grid
         from viewalign.studies.gain_cost import estimate_seconds
 
-        return estimate_seconds(Grid(self.study, self.folder))
+        return estimate_seconds(list(self._grids()))
 
     def run(self, only: str | None = None) -> int:
         """Run all unfinished cells, then write the table and the page; see `StudyPlan.run`."""
         code = super().run(only)
-        _log.info("%s", self.result()["headline"])
+        found = self.result()
+        _log.info("Learning rate: %s.\n%s", found["about"]["Learning rate"], found["headline"])
         return code
 
     def result(self) -> dict[str, Any]:
-        """Return `headline`, `level`, `cost` and `comparisons` of finished cells, and `about`, what was compared."""
-        from viewalign.studies.cells import Grid
+        """Return `headline`, `level`, `cost`, `about`, `comparisons` of finished cells, and the `rates` tried."""
+        return self.summarise(list(self._grids()))
 
-        return self.summarise(Grid(self.study, self.folder))
-
-    def summarise(self, grid: Grid) -> dict[str, Any]:
+    def summarise(self, grids: Sequence[Grid]) -> dict[str, Any]:
         """Return sentences for the top of the page."""
+        from viewalign.studies.gain_rates import choose_rates
         from viewalign.studies.gain_results import compare_arms, described, summary
 
-        seconds = sum(float(cell.record.get("seconds", 0.0)) for cell in grid.cells)
-        found = summary(compare_arms(grid), seconds, all(cell.done for cell in grid.cells))
-        return {**found, "about": described(grid)}
+        *before, grid = grids
+        cells = {cell.folder: cell for each in grids for cell in each.cells}.values()
+        seconds = sum(float(cell.record.get("seconds", 0.0)) for cell in cells)
+        choices = [choice for each in before for choice in choose_rates(each)]
+        comparisons = compare_arms(grid) if choices or not before else []  # others have not the chosen rates
+        found = summary(comparisons, seconds, all(cell.done for cell in cells))
+        return {**found, "about": described(grid, choices), "rates": [one.plain() for one in choices]}
+
+    def _grids(self, prepare: bool = True) -> Iterator[Grid]:
+        """Yield the grid by which rates are chosen, then the comparison at these rates."""
+        from viewalign.studies.cells import Grid
+        from viewalign.studies.gain_rates import choose_rates, with_rates
+
+        study = self.study
+        if self.rates is not None:
+            grid = Grid(self.rates, self.folder, prepare)
+            yield grid
+            study = with_rates(study, choose_rates(grid))
+        yield Grid(study, self.folder, prepare)
 
 
 @report_os_errors()
@@ -194,12 +222,15 @@ def gain(store: str | Path, labelled: str | Path, out: str | Path = "gain", **se
         ```
     """
     from viewalign.studies.gain import gain_study
+    from viewalign.studies.gain_rates import rates_study
     from viewalign.studies.settings import GainSettings
     from viewalign.utils.settings import nested
 
     wanted = checked(GainSettings, nested(settings))
     folder = _study_folder(out)
-    return GainPlan(gain_study(Path(store), str(labelled), folder, wanted), folder, wanted.minutes)
+    chosen = gain_study(Path(store), str(labelled), folder, wanted)
+    rates = rates_study(chosen, folder, wanted.rates) if wanted.rates else None
+    return GainPlan(chosen, folder, wanted.minutes, rates=rates)
 
 
 @report_os_errors()
@@ -257,7 +288,7 @@ def _study_folder(out: str | Path) -> Path:
     from viewalign.tasks.copies import CACHE
 
     folder = Path(out)
-    planned = ("data", "slurm", "task", ".table.lock", CACHE)
+    planned = ("data", "slurm", "task", "task-rates", ".table.lock", CACHE)
     outputs.check_folder(folder, "study", (folder / "cells").is_dir(), planned)
     return folder
 

@@ -99,14 +99,17 @@ def gain(
     sentence is the result, with 95 % intervals over fine-tunings and test cases, and the time it took.
 
     The expected time is printed before the start. The defaults suit a laptop: a small network and short trainings. For
-    your own comparison set recipe, steps and finetune.epochs, or encoder=RUN. The same command resumes. Exit codes are
-    those of `viewalign study`.
+    your own comparison set recipe, steps and finetune.epochs, or encoder=RUN. With rates=…, each encoder, and training
+    from scratch, has the learning rate that was best on held-out training cases, as a published gain should. The same
+    command resumes. Exit codes are those of `viewalign study`.
 
     [b]Examples[/b]
 
     viewalign gain store --labelled Dataset004_Hippocampus -o gain
 
     viewalign gain store --labelled tasks/age -o gain encoder=run shots=10,50 seeds=5
+
+    viewalign gain store --labelled 4 -o gain rates=1e-3,3e-3,1e-2
 
     viewalign gain store --labelled 4 -o gain public=openmind-mae-resenc-l finetune.epochs=100 finetune.iterations=250
     """

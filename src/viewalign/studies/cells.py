@@ -128,10 +128,10 @@ class Grid:
         for arm, seed in sorted(pretrained, key=lambda pair: len(self.study.chain(pair[0]))):
             yield pretraining(arm, seed)
         for evaluation in self.study.evaluations:
-            settings, *others = self.evaluator.depends_on(evaluation)
+            data = self.evaluator.data_of(evaluation)
             for arm, seed in pairs:
                 needs = pretraining(arm, self.study.pretraining_seed(arm, seed))
-                depends = [settings, others, needs.folder.name]
+                depends = [self.evaluator.settings_of(evaluation, arm), data, needs.folder.name]
                 yield self._cell(f"evaluate/{evaluation}/{arm}/{seed}", depends, arm, seed, evaluation, needs)
 
     def _cell(self, name: str, depends: Any, arm: str, seed: int, evaluation: str | None, needs: Cell | None) -> Cell:

@@ -32,6 +32,7 @@ from viewalign.studies.external import ExternalEncoder
 from viewalign.studies.labelled import Labelled, LabelledCase, read_case
 from viewalign.studies.segmentation import SegmentationEvaluator
 from viewalign.studies.settings import (
+    Evaluation,
     FeatureProbeEvaluation,
     FinetuneEvaluation,
     RetrievalEvaluation,
@@ -80,28 +81,44 @@ class Evaluator:
             UserError: an invalid setting, with the name of the evaluation.
         """
         for name, settings in self.study.evaluations.items():
-            try:
-                if isinstance(settings, VoxelProbeEvaluation):
-                    self._cases.shots(settings.shots, settings.draw, 0)
-                elif not isinstance(settings, RetrievalEvaluation):
-                    self._evaluator(settings).check(recipes, external)
-            except UserError as problem:
-                raise UserError(f"evaluations.{name}: {problem}") from None
+            self._check(settings, recipes, external, f"evaluations.{name}")
+            for arm in self.study.arms:
+                own = self.study.evaluation(name, arm)
+                if own != settings:
+                    self._check(own, recipes, external, f"evaluations.{name} with arms.{arm}.finetune")
 
-    def depends_on(self, name: str) -> list[Any]:
-        """Return plain values that change whenever the results of an evaluation would, except for the encoder."""
-        settings = self.study.evaluations[name]
+    def _check(
+        self, settings: Evaluation, recipes: Sequence[Recipe], external: Sequence[ExternalEncoder], where: str
+    ) -> None:
+        try:
+            if isinstance(settings, VoxelProbeEvaluation):
+                self._cases.shots(settings.shots, settings.draw, 0)
+            elif not isinstance(settings, RetrievalEvaluation):
+                self._evaluator(settings).check(recipes, external)
+        except UserError as problem:
+            raise UserError(f"{where}: {problem}") from None
+
+    def settings_of(self, name: str, arm: str) -> dict[str, Any]:
+        """Return the settings of an evaluation on which its results depend."""
+        settings = self.study.evaluation(name, arm)
         values = settings.model_dump(mode="json", exclude={"keep"})
         if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
-            values = {key: value for key, value in values.items() if key != "task" and (key, value) != ("shots", None)}
-            return [{**values, "task": None}, self._task_evaluator(settings).identity()]
+            values = {key: value for key, value in values.items() if (key, value) != ("shots", None)} | {"task": None}
+        return values
+
+    def data_of(self, name: str) -> list[Any]:
+        """Return plain values that identify the data of an evaluation."""
+        settings = self.study.evaluations[name]
+        if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
+            return [self._task_evaluator(settings).identity()]
         files = [[case.identity for case in group] for group in (self._cases.learn, self._cases.test)]
         classes = [self._cases.classes] if isinstance(settings, SegmentationEvaluation) else []
-        return [values, files, *classes]
+        return [files, *classes]
 
     def evaluate(
         self,
         name: str,
+        arm: str,
         folder: Path,
         run: Path | None,
         recipe: Recipe,
@@ -112,6 +129,7 @@ class Evaluator:
 
         Args:
             name: of the evaluation.
+            arm: of the study.
             folder: of the cell.
             run: folder of the pretraining; None for the untrained network.
             recipe: of the pretraining.
@@ -124,7 +142,7 @@ class Evaluator:
         Raises:
             UserError: the encoder cannot be evaluated.
         """
-        settings = self.study.evaluations[name]
+        settings = self.study.evaluation(name, arm)
         if self.study.threads:
             torch.set_num_threads(self.study.threads)
         if not isinstance(settings, VoxelProbeEvaluation | RetrievalEvaluation):

@@ -91,7 +91,7 @@ def _segmentation(
     environment.check_installed()
     root = datasets.find(labelled, Path(os.environ.get("nnUNet_raw", "."))).root  # noqa: SIM112
     cases = in_dataset(root)[0]
-    learn, test = _segmentation_split({case.name: case.image for case in cases}, out, wanted.test)
+    learn, test = split_segmentation({case.name: case.image for case in cases}, out, wanted.test)
     _check_counts(len(learn), len(test), str(root))
     # One plan for all arms: the voxel size must not depend on the encoder.
     shared: dict[str, Any] = {"spacing": preparation.get("spacing") or "dataset", "device": wanted.device}
@@ -100,11 +100,10 @@ def _segmentation(
     if wanted.frozen:
         shots = few[0] if few else len(learn)
         evaluations[f"frozen-{shots}"] = {"kind": "voxel_probe", "shots": shots, "draw": "seed"}
-    split = {"learn": [glob.escape(name) for name in learn], "test": [glob.escape(name) for name in test]}
-    return {"dataset": str(root.absolute()), **split}, evaluations
+    return {"dataset": str(root.absolute()), **exact_patterns(learn, test)}, evaluations
 
 
-def _segmentation_split(images: Mapping[str, Path], out: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_segmentation(images: Mapping[str, Path], out: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return training and test cases; copies of a test image that is drawn are test cases too."""
     names = list(images)
     copies = copies_among(dict(zip(names, names, strict=True)), read_fingerprints(images, out / CACHE))
@@ -132,6 +131,19 @@ def _few(shots: Sequence[int], available: int) -> list[int]:
     return few
 
 
+def exact_patterns(learn: Sequence[str], test: Sequence[str]) -> dict[str, list[str]]:
+    """Return `learn` and `test` of `data.labelled` that match just these cases."""
+    return {"learn": [glob.escape(name) for name in learn], "test": [glob.escape(name) for name in test]}
+
+
+def most_shots(training: Sequence[TaskCase], spec: TaskSpec) -> int:
+    """Return the largest number that `shots` can sample: of cases of each class, or of all cases."""
+    if spec.kind not in ("binary", "multiclass"):
+        return len(training)
+    targets = [case.target for case in training]
+    return min(targets.count(k) for k in range(len(spec.classes)))
+
+
 def _check_counts(learn: int, test: int, where: str) -> None:
     if learn < 2 or test < FEWEST_TEST:
         raise UserError(
@@ -142,14 +154,12 @@ def _check_counts(learn: int, test: int, where: str) -> None:
 def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSettings) -> dict[str, Any]:
     """Return the evaluations of a task, which is written to `folder` with one split into training and test cases."""
     spec = read_spec(source)
-    cases = _split(read_manifest(source, spec), spec, wanted.test, folder.parent / CACHE)
+    cases = split_task(read_manifest(source, spec), spec, wanted.test, folder.parent / CACHE)
     train = [case for case in cases if case.split == "train"]
     _check_counts(len(train), len(cases) - len(train), str(source))
     write_spec(spec, folder)
     write_manifest(cases, spec, folder)
-    targets = [case.target for case in train]
-    balanced = spec.kind in ("binary", "multiclass")
-    few = _few(wanted.shots, min(targets.count(k) for k in range(len(spec.classes))) if balanced else len(train))
+    few = _few(wanted.shots, most_shots(train, spec))
     rate = 3e-4 if network.startswith("primus") else 1e-3
     settings = merged({"epochs": 30, "folds": 1, "lr": rate, "draws": _DRAWS}, wanted.finetune)
     task = {"task": str(folder.absolute())}
@@ -163,7 +173,7 @@ def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSett
     return evaluations
 
 
-def _split(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str], cache: Path) -> list[TaskCase]:
+def split_task(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str], cache: Path) -> list[TaskCase]:
     """Return cases with test cases: those of the patterns or of the manifest, else a fifth of the subjects."""
     if patterns:
         test = set(datasets.names_matching([case.case for case in cases], ",".join(patterns)))

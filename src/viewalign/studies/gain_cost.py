@@ -34,27 +34,32 @@ _TRAINING = 3.0
 """Forward and backward pass in forward passes."""
 
 
-def estimate_seconds(grid: Grid) -> float:
+def estimate_seconds(grids: Sequence[Grid]) -> float:
     """Return the expected seconds of all unfinished cells: a step is timed, other work is scaled by its operations.
 
-    Expect a factor of two either way: reading, preprocessing and nnU-Net's augmentation are not included.
+    Expect a factor of two either way: reading, preprocessing and nnU-Net's augmentation are not included. Cells that
+    are in several grids are run once.
     """
+    grid = grids[-1]
     arm = next((name for name, one in grid.study.arms.items() if not one.encoder and not one.untrained), None)
     recipe = grid.recipes[arm or next(iter(grid.study.arms)), grid.study.seeds[0]]
     device = choose_device(grid.study.device)
     flops = step_flops(recipe)
     step, _ = seconds_per_step(recipe, flops, settle(recipe.runtime.precision, device).precision, device)
-    remaining = [cell for cell in grid.cells if not cell.done]
-    alike = {(cell.arm, cell.evaluation): cell for cell in remaining}
-    seconds = {key: _seconds(grid, cell, step, flops) for key, cell in alike.items()}
-    return sum(seconds[cell.arm, cell.evaluation] for cell in remaining)
+    seconds: dict[Path, float] = {}
+    for each in grids:
+        remaining = [cell for cell in each.cells if not cell.done]
+        alike = {(cell.arm, cell.evaluation): cell for cell in remaining}
+        known = {key: _seconds(each, cell, step, flops) for key, cell in alike.items()}
+        seconds |= {cell.folder: known[cell.arm, cell.evaluation] for cell in remaining}
+    return sum(seconds.values())
 
 
 def _seconds(grid: Grid, cell: Cell, step: float, flops: float) -> float:
     arm, recipe = grid.study.arms[cell.arm], grid.recipes[cell.arm, cell.seed]
     if cell.evaluation is None:
         return 0.0 if arm.untrained or arm.encoder else recipe.steps * step
-    settings = grid.study.evaluations[cell.evaluation]
+    settings = grid.study.evaluation(cell.evaluation, cell.arm)
     external = grid.external.get(cell.arm)
     if external is not None:
         recipe = _of_network(external.network, external.plan.get("pretrain_patch_size"), recipe)

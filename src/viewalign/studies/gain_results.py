@@ -16,7 +16,8 @@ from viewalign.evaluation.task_metrics import LOWER_IS_BETTER, evaluate, evaluat
 from viewalign.reports.task import WORDS
 from viewalign.studies.cells import Cell, Grid
 from viewalign.studies.gain import FEWEST_TEST, PRETRAINED, PUBLIC, SCRATCH
-from viewalign.studies.settings import FeatureProbeEvaluation, FinetuneEvaluation
+from viewalign.studies.gain_rates import RateChoice
+from viewalign.studies.settings import FeatureProbeEvaluation, FinetuneEvaluation, SegmentationEvaluation
 from viewalign.tasks.manifest import read_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec
 from viewalign.utils.text import counted
@@ -251,8 +252,8 @@ def _level(comparisons: Sequence[Comparison]) -> str:
     return "watch" if found == {None} or {True, False} <= found else "good" if True in found else "bad"
 
 
-def described(grid: Grid) -> dict[str, str]:
-    """Return what was compared on what, in words, for the page."""
+def described(grid: Grid, rates: Sequence[RateChoice] = ()) -> dict[str, str]:
+    """Return what was compared on what, at which learning rates, in words, for the page."""
     study = grid.study
     recipe = grid.recipes[PRETRAINED, study.seeds[0]]
     pretrained = study.arms[PRETRAINED]
@@ -269,4 +270,8 @@ def described(grid: Grid) -> dict[str, str]:
         cases = sum(case.split == "train" for case in found), sum(case.split == "test" for case in found)
     about["Labelled data"] = f"{name}: {counted(cases[0], 'training case')}, {counted(cases[1], 'test case')}"
     about["Seeds"] = counted(len(study.seeds), "fine-tuning") + " of each encoder and number of labels"
+    first = next(e for e in study.evaluations.values() if isinstance(e, SegmentationEvaluation | FinetuneEvaluation))
+    about["Learning rate"] = f"{first.settings['lr']:g} for all encoders, not tuned"
+    if rates:
+        about["Learning rate"] = ", ".join(f"{one.arm} {one.rate:g}" for one in rates)
     return about

@@ -141,4 +141,5 @@ def _evaluate(grid: Grid, cell: Cell, name: str) -> dict[str, Any]:
     assert cell.needs is not None
     external = grid.external.get(cell.arm)
     run = None if grid.study.arms[cell.arm].untrained or external else cell.needs.folder / RUN
-    return grid.evaluator.evaluate(name, cell.folder, run, grid.recipes[cell.arm, cell.seed], cell.seed, external)
+    recipe = grid.recipes[cell.arm, cell.seed]
+    return grid.evaluator.evaluate(name, cell.arm, cell.folder, run, recipe, cell.seed, external)

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from viewalign.evaluation.settings import CHANNEL_MODES, ChannelMode
-from viewalign.utils.settings import Count, Counts, Names, Number, PathOrName, Positive, Settings, as_list
+from viewalign.utils.settings import (
+    Count,
+    Counts,
+    Names,
+    Number,
+    PathOrName,
+    Positive,
+    Positives,
+    Settings,
+    as_list,
+    merged,
+)
 
 
 def digest_of(values: Any) -> str:
@@ -92,6 +103,10 @@ class ArmSettings(Settings):
         None, description="A finished run, an export, a checkpoint or a public encoder to evaluate without pretraining."
     )
     once: bool = Field(False, description="Pretrain with the first seed only; the other seeds evaluate the same run.")
+    finetune: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the arm's fine-tunings, such as lr; they override those of the evaluation.",
+    )
     title: str = Field("", description="Title in the report; default: the arm's name.")
 
     @model_validator(mode="after")
@@ -188,6 +203,13 @@ class Study(Settings):
         shared = any(self.arms[name].once or self.arms[name].encoder for name in self.chain(arm))
         return self.seeds[0] if shared else seed
 
+    def evaluation(self, name: str, arm: str) -> Evaluation:
+        """Return an evaluation with the settings that an arm has for fine-tunings."""
+        found, own = self.evaluations[name], self.arms[arm].finetune
+        if not own or not isinstance(found, SegmentationEvaluation | FinetuneEvaluation):
+            return found
+        return found.model_copy(update={"settings": merged(found.settings, own)})
+
     @property
     def against(self) -> str:
         """The arm that others are compared with."""
@@ -229,9 +251,20 @@ class GainSettings(Settings):
     )
     frozen: bool = Field(True, description="Also evaluate the frozen features with a linear probe.")
     finetune: dict[str, Any] = Field({}, description="Settings of the fine-tuning, such as finetune.epochs=50.")
+    rates: Positives = Field(
+        (),
+        description="Learning rates to try for each encoder, and for training from scratch, on a fifth of the training "
+        "cases, with the smallest number of `shots`; the best one is used. Empty: one rate for all, finetune.lr.",
+    )
     threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU, else the CPU.")
     minutes: Positive | None = Field(None, description="Start no further part after this number of minutes.")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> GainSettings:
+        if self.rates and "lr" in self.finetune:
+            raise ValueError("set either rates, to be tried, or finetune.lr, one rate for all")
+        return self
 
 
 class CompareMethodsSettings(ShareSettings):

@@ -112,6 +112,7 @@ PathOrName = Annotated[str, AfterValidator(with_home), PathMark(or_name=True)]
 """The same, or another text, such as the name of a public encoder."""
 FilePaths = Annotated[tuple[FilePath, ...], BeforeValidator(as_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(as_list)]
 
 
 class Settings(BaseModel):
