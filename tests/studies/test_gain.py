@@ -216,6 +216,8 @@ def test_rates_are_tried_on_training_cases(store, larger, tmp_path):
     assert names.count("pretrain/pretrained/0") == 1
     tried = [name for name in names if name.startswith("evaluate/rate")]
     assert tried == [f"evaluate/rate-{rate}/{arm}/0" for rate in ("0.001", "0.01") for arm in ("scratch", "pretrained")]
+    wanted = [name for name in plan.cells("evaluate/tuned-all/scratch/*") if name.startswith("evaluate/")]
+    assert wanted == [*tried, "evaluate/tuned-all/scratch/0", "evaluate/tuned-all/scratch/1"]
 
 
 def test_each_encoder_is_compared_at_its_own_rate(store, larger, tmp_path):

@@ -197,6 +197,9 @@ class GainPlan(StudyPlan):
             study = with_rates(study, choose_rates(grid))
         yield Grid(study, self.folder, prepare)
 
+    def _chosen(self, grid: Grid, only: str | None) -> list[Any]:
+        return super()._chosen(grid, None if grid.study is self.rates else only)  # every cell needs its rate
+
 
 @report_os_errors()
 def gain(store: str | Path, labelled: str | Path, out: str | Path = "gain", **settings: Any) -> GainPlan:

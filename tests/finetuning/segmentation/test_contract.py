@@ -79,7 +79,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
 
 
-@pytest.mark.parametrize("network", ["resenc-xxs", "primus-xxs"])
+@pytest.mark.parametrize("network", [pytest.param("resenc-xxs", marks=pytest.mark.long), "primus-xxs"])
 def test_every_stage_freezes_its_parameters_and_resumes_exactly(network, plan_for, tmp_path, quick):
     path, backbone = write_encoder(tmp_path, network)
     family = network.split("-")[0]
