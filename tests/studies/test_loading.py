@@ -114,6 +114,15 @@ def test_overrides_reach_every_depth_and_null_leaves_out():
     assert study.common["views"] == {"patch_size": [24, 32, 32]}
 
 
+def test_settings_of_segmentation_are_overridden_by_evaluations_and_these_by_arms():
+    changes = {"arms": {"mae": {"finetune": {"lr": 0.1}}}, "evaluations": {"tuned5": {"settings": {"lr": 0.2}}}}
+    study = load("organs-cine-laptop", {"segmentation": {"epochs": 7}} | changes)
+    for name, arm, rate in (("tuned5", "mae", 0.1), ("tuned5", "cva", 0.2), ("tuned10", "cva", 3e-3)):
+        settings = study.evaluation(name, arm).settings
+        assert (settings["epochs"], settings["lr"], settings["patch_size"]) == (7, rate, [16, 64, 64])
+    assert study.evaluation("voxels", "mae") == study.evaluations["voxels"]
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

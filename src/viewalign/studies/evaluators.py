@@ -80,7 +80,8 @@ class Evaluator:
         Raises:
             UserError: an invalid setting, with the name of the evaluation.
         """
-        for name, settings in self.study.evaluations.items():
+        for name in self.study.evaluations:
+            settings = self.study.evaluation(name)
             self._check(settings, recipes, external, f"evaluations.{name}")
             for arm in self.study.arms:
                 own = self.study.evaluation(name, arm)

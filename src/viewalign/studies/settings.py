@@ -188,6 +188,10 @@ class Study(Settings):
         None, description="The arm that others are compared with; null: the first trained arm."
     )
     common: dict[str, Any] = Field(default_factory=dict, description="Settings of every arm's recipe, such as batch.")
+    segmentation: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of all evaluations of kind segmentation; their own, and those of arms, override them.",
+    )
     steps: Count | None = Field(None, description="Steps of every arm; null: the recipe's.")
     precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="Precision of every arm.")
     threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")
@@ -203,12 +207,14 @@ class Study(Settings):
         shared = any(self.arms[name].once or self.arms[name].encoder for name in self.chain(arm))
         return self.seeds[0] if shared else seed
 
-    def evaluation(self, name: str, arm: str) -> Evaluation:
-        """Return an evaluation with the settings that an arm has for fine-tunings."""
-        found, own = self.evaluations[name], self.arms[arm].finetune
-        if not own or not isinstance(found, SegmentationEvaluation | FinetuneEvaluation):
+    def evaluation(self, name: str, arm: str | None = None) -> Evaluation:
+        """Return an evaluation, with the settings that the study, and an arm, have for fine-tunings."""
+        found = self.evaluations[name]
+        if not isinstance(found, SegmentationEvaluation | FinetuneEvaluation):
             return found
-        return found.model_copy(update={"settings": merged(found.settings, own)})
+        common = self.segmentation if isinstance(found, SegmentationEvaluation) else {}
+        own = {} if arm is None else self.arms[arm].finetune
+        return found.model_copy(update={"settings": merged(merged(common, found.settings), own)})
 
     @property
     def against(self) -> str:
