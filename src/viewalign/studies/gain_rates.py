@@ -13,10 +13,9 @@ from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.evaluation.task_metrics import LOWER_IS_BETTER
-from viewalign.finetuning.segmentation.dataset import names_matching
 from viewalign.studies.cells import Grid
 from viewalign.studies.gain import FEWEST_TEST, exact_patterns, most_shots, split_segmentation, split_task
-from viewalign.studies.labelled import in_dataset
+from viewalign.studies.labelled import read_labelled
 from viewalign.studies.loading import check
 from viewalign.studies.settings import FinetuneEvaluation, Study
 from viewalign.tasks.copies import CACHE
@@ -47,10 +46,9 @@ def rates_study(study: Study, out: Path, rates: Sequence[float]) -> Study:
         counts, available = _hold_out_task(Path(base.task), out)
         evaluation["task"] = str((out / TASK).absolute())
     else:
-        dataset, patterns = Path(data["labelled"]["dataset"]), data["labelled"]["learn"]
-        images = {case.name: case.image for case in in_dataset(dataset)[0]}
-        known = names_matching(list(images), ",".join(patterns))
-        learn, held = split_segmentation({name: images[name] for name in known}, out, ())
+        assert study.data.labelled is not None
+        training = read_labelled(study.data.labelled, Path()).learn
+        learn, held = split_segmentation({case.name: case.image for case in training}, out, ())
         counts, available = (len(learn), len(held)), len(learn)
         data["labelled"] |= exact_patterns(learn, held)
     if counts[0] < 2 or counts[1] < FEWEST_TEST:
