@@ -78,8 +78,9 @@ def test_every_shipped_study_can_be_begun(name, data):
     result = CliRunner().invoke(app, ["study", name, str(data), "-o", str(data / "out"), "--dry-run"])
     assert result.exit_code == 0, (name, result.output, result.exception)
     study = load(name)
-    cells = len(study.arms) * len(study.seeds) * (1 + len(study.evaluations))
-    assert result.output.count("to do") == cells
+    pretrained = {(arm, study.pretraining_seed(arm, seed)) for arm in study.arms for seed in study.seeds}
+    evaluated = len(study.arms) * len(study.seeds) * len(study.evaluations)
+    assert result.output.count("to do") == len(pretrained) + evaluated
     assert study.name == name
     assert not STUDIES.headline(name).startswith("base")
     assert not (data / "out").exists(), "a dry run writes nothing"
