@@ -239,8 +239,8 @@ class StudyOptions(Study, ShareSettings):
 class GainSettings(Settings):
     """What pretraining gains."""
 
-    recipe: PathOrName = Field("cva-resenc-xs", description="Recipe of the pretraining.")
-    steps: Count = Field(500, description="Its steps.")
+    recipe: PathOrName = Field("cva-plus-resenc-xs", description="Recipe of the pretraining.")
+    steps: Count = Field(1000, description="Its steps.")
     pretrain: dict[str, Any] = Field({}, description="Further settings of the recipe, such as pretrain.batch=8.")
     encoder: PathOrName | None = Field(
         None, description="A finished run, an export or a checkpoint to evaluate instead of pretraining."
