@@ -72,10 +72,13 @@ class StudyPlan:
             grids.append(grid)
             code = code or run_study(grid, has_time, self._chosen(grid, only))
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
-            _log.info("%s", table.write(grid, self.summarise(grids)))
+            summary = self.summarise(grids)
+            _log.info("%s", table.write(grid, summary))
             _log.info("Tables: %s/table.md, .csv, .json\nPage: %s", grid.out, write_page(grid.out))
         if code > 128:
             raise StoppedError(f"{grid.out} is saved; running it again continues.", None, code)
+        if summary is not None:
+            _log.info("Learning rate: %s.\n%s", summary["about"]["Learning rate"], summary["headline"])
         return code
 
     def summarise(self, grids: Sequence[Grid]) -> dict[str, Any] | None:  # noqa: ARG002
@@ -160,13 +163,6 @@ class GainPlan(StudyPlan):
         from viewalign.studies.gain_cost import estimate_seconds
 
         return estimate_seconds(list(self._grids()))
-
-    def run(self, only: str | None = None) -> int:
-        """Run all unfinished cells, then write the table and the page; see `StudyPlan.run`."""
-        code = super().run(only)
-        found = self.result()
-        _log.info("Learning rate: %s.\n%s", found["about"]["Learning rate"], found["headline"])
-        return code
 
     def result(self) -> dict[str, Any]:
         """Return `headline`, `level`, `cost`, `about`, `comparisons` of finished cells, and the `rates` tried."""
