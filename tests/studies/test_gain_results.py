@@ -117,6 +117,16 @@ def test_one_seed_or_few_cases_have_no_interval():
     assert (equal.low, equal.high) == (0.0, 0.0)
 
 
+def test_the_interval_of_two_different_seeds_ends_at_the_largest_possible_difference():
+    one = crossed_interval(np.tile([[0.4], [-0.2]], (1, 20)))
+    assert (one.low, one.high) == (-1, 1)
+    spec = TaskSpec.model_validate({"name": "age", "kind": "regression", "channels": [{"name": "t1"}]})
+    truth = np.arange(20.0)
+    one = task_interval(spec, truth, [str(k) for k in truth], [(truth, truth + 1), (truth, truth + 9)])
+    assert one.low < -1
+    assert one.high > 9
+
+
 @pytest.mark.slow
 def test_the_interval_of_a_task_contains_a_difference_that_is_there(monkeypatch):
     monkeypatch.setattr(results, "_DRAWS", 60)

@@ -120,17 +120,20 @@ def crossed_interval(differences: NDArray[np.float64]) -> Interval:
     return _interval(mean, float(by_seed.var(ddof=1)) / seeds, float(by_case.var(ddof=1)) / cases, seeds, cases)
 
 
-def _interval(mean: float, over_seeds: float, over_cases: float, seeds: int, cases: int) -> Interval:
+def _interval(
+    mean: float, over_seeds: float, over_cases: float, seeds: int, cases: int, largest: float = 1.0
+) -> Interval:
     """Combine the variances of a mean over seeds and over cases.
 
     The squares of both half-widths by Student's t add up (MOVER; Zou and Donner, 2008). Variance that is in both, of
-    single results, is counted twice, so that the interval is rather too wide.
+    single results, is counted twice, so that the interval is rather too wide. It ends at the largest possible
+    difference, which Student's t of two seeds can exceed.
     """
     from scipy.stats import t as student
 
     widths = [student.ppf(0.975, n - 1) * v**0.5 for n, v in ((seeds, over_seeds), (cases, over_cases))]
     half = float(np.hypot(*widths))
-    return Interval(mean, mean - half, mean + half, seeds, cases)
+    return Interval(mean, max(mean - half, -largest), min(mean + half, largest), seeds, cases)
 
 
 def task_interval(
@@ -160,7 +163,8 @@ def task_interval(
     if len(drawn) <= _DRAWS / 2 or not np.isfinite(by_seed).all():
         return Interval(float(by_seed.mean()), None, None, len(pairs), count)
     over_seeds, over_cases = float(by_seed.var(ddof=1)) / len(pairs), float(drawn.var(ddof=1))
-    return _interval(float(by_seed.mean()), over_seeds, over_cases, len(pairs), count)
+    largest = math.inf if spec.kind == "regression" or spec.figure == "brier" else 1.0
+    return _interval(float(by_seed.mean()), over_seeds, over_cases, len(pairs), count, largest)
 
 
 def compare_arms(grid: Grid) -> list[Comparison]:
