@@ -46,7 +46,7 @@ NOT_RUN = [
     (r"^(pip|python3?(\.12)?) (install|-m)", "an installation, done by hand"),
     (r"^(uv|conda|git|cd|sh packaging|make install|\.venv/bin/viewalign|viewalign/bin/python) ?", "the same"),
     (r"^viewalign finetune segmentation", "nnU-Net takes minutes; run in the long suite"),
-    (r"^viewalign (compare|predict|export) liver", "what a segmentation left; run in the long suite"),
+    (r"^viewalign (compare|predict|export) heart", "what a segmentation left; run in the long suite"),
     (r"^nnUNetv2_", "nnU-Net's own command; tests/finetuning/segmentation runs it"),
     (r"^viewalign export run format=nnunet", "nnU-Net's planning takes a minute; run in the long suite"),
     (r"^viewalign export run format=ssl3d", "takes a ResEnc-L or Primus-M; tests/compat/test_ssl3d.py trains one"),
@@ -185,7 +185,7 @@ def made_small(words):
         "embed": ["patch_size=16"],
     }
     if words[:2] == ["finetune", "segmentation"]:
-        few = ["shots=2", "seeds=1", r"patient=(liver_\d+)"] if any(w.startswith("shots=") for w in words) else []
+        few = ["shots=2", "seeds=1", r"patient=(heart_\d+)"] if any(w.startswith("shots=") for w in words) else []
         short = ["epochs=1", "iterations=1", "validation_iterations=1", "patch_size=16"]
         return [*words, *short, *few, "tta=false", "precision=fp32", "device=cpu", "workers=1"]
     if name == "finetune":

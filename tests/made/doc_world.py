@@ -114,8 +114,8 @@ def make_sources(root: Path) -> None:
     save(root / "one" / "volume.mha", head(32))
     write_series(root / "export" / "head", head(33).clip(0).astype(np.uint16))
     nnunet_dataset(root / "Dataset004_Hippocampus", "hippocampus", 8)
-    nnunet_dataset(root / "raw" / "Dataset004_Liver", "liver")
-    shutil.copytree(root / "raw" / "Dataset004_Liver" / "imagesTs", root / "imagesTs")
+    nnunet_dataset(root / "raw" / "Dataset002_Heart", "heart")
+    shutil.copytree(root / "raw" / "Dataset002_Heart" / "imagesTs", root / "imagesTs")
     for k in range(4):
         save(root / "ct" / f"patient{k}_ct.nii.gz", np.where(head(60 + k) == 0, -1000, head(60 + k)).astype(np.int16))
         person = root / "brats" / f"BraTS-GLI-{k:05d}-000"

@@ -100,7 +100,7 @@ def finetune(
 
     Example:
         ```python
-        viewalign.finetune("segmentation", 4, "run", "liver", shots=(5, 10), epochs=50)
+        viewalign.finetune("segmentation", 2, "run", "heart", shots=(5, 10), epochs=50)
         tuned = viewalign.finetune("classification", "task", "run", "tuned", epochs=50)
         print(tuned.score.values)
         ```

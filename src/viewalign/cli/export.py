@@ -44,9 +44,9 @@ def export(
 
     viewalign export run hub=my-group/brain-resenc licence=cc-by-4.0 public=true
 
-    viewalign export run format=nnunet dataset=4
+    viewalign export run format=nnunet dataset=2
 
-    viewalign export liver -o liver-model format=nnunet
+    viewalign export heart -o heart-model format=nnunet
 
     viewalign export tuned -o tuned-onnx format=onnx
     """

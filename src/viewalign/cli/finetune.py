@@ -47,13 +47,13 @@ def segmentation(
 
     [b]Examples[/b]
 
-    viewalign finetune segmentation 4 run -o liver
+    viewalign finetune segmentation 2 run -o heart
 
-    viewalign finetune segmentation 4 run -o liver-scratch from_scratch=true
+    viewalign finetune segmentation 2 run -o heart-scratch from_scratch=true
 
-    viewalign finetune segmentation Dataset004_Liver hf:OWNER/NAME -o few shots=5,10 seeds=3
+    viewalign finetune segmentation Dataset002_Heart hf:OWNER/NAME -o few shots=5,10 seeds=3
 
-    viewalign finetune segmentation 4 run -o cv folds=5 predict=imagesTs postprocess=true
+    viewalign finetune segmentation 2 run -o cv folds=5 predict=imagesTs postprocess=true
 
     [b]Contents of OUT[/b]: report.html, results.json, evaluation/ (a table of cases for each split), predictions/,
     finetune.yaml (all settings), nnunet.log, commands.sh.
@@ -145,7 +145,7 @@ def predict(
 
     viewalign predict tuned new.csv -o predictions.csv
 
-    viewalign predict liver imagesTs -o masks tta=true
+    viewalign predict heart imagesTs -o masks tta=true
     """
     import viewalign
     from viewalign.finetuning.segmentation.predict import is_segmentation

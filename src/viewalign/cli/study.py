@@ -109,9 +109,9 @@ def gain(
 
     viewalign gain store --labelled tasks/age -o gain encoder=run shots=10,50 seeds=5
 
-    viewalign gain store --labelled 4 -o gain rates=1e-3,3e-3,1e-2
+    viewalign gain store --labelled 2 -o gain rates=1e-3,3e-3,1e-2
 
-    viewalign gain store --labelled 4 -o gain public=openmind-mae-resenc-l finetune.epochs=100 finetune.iterations=250
+    viewalign gain store --labelled 2 -o gain public=openmind-mae-resenc-l finetune.epochs=100 finetune.iterations=250
     """
     import viewalign
     from viewalign.utils.console import duration

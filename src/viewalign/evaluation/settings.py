@@ -109,6 +109,6 @@ class EvaluateSettings(Settings):
         "counts as Dice 1 and NSD 0; of several, those that the reference lacks are excluded.",
     )
     cases: PathOrName | None = Field(
-        None, description="Evaluate only these cases: patterns such as 'liver_2*,liver_30', or a file of names."
+        None, description="Evaluate only these cases: patterns such as 'heart_2*,heart_30', or a file of names."
     )
     workers: Count = Field(1, description="Number of processes that evaluate cases.")

@@ -56,7 +56,7 @@ def show_progress(level: int = logging.INFO) -> None:
     Example:
         ```python
         viewalign.show_progress()
-        viewalign.finetune("segmentation", 4, "run", "liver", folds=1)
+        viewalign.finetune("segmentation", 2, "run", "heart", folds=1)
         ```
     """
     from viewalign.utils.console import ConsoleHandler

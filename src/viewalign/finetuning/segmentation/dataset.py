@@ -97,7 +97,7 @@ def find(requested: str, raw: Path) -> Dataset:
     """Find a dataset by number, name or folder, and read its description.
 
     Args:
-        requested: `42`, `Dataset042_Liver`, or a folder in nnU-Net's raw layout.
+        requested: `42`, `Dataset042_Heart`, or a folder in nnU-Net's raw layout.
         raw: nnU-Net's folder of raw datasets.
 
     Raises:
@@ -368,7 +368,7 @@ def link(dataset: Dataset, raw: Path) -> None:
 
 
 def names_matching(cases: Sequence[str], requested: str) -> list[str]:
-    """Return the cases that match comma-separated patterns such as `liver_2*,liver_30`, or a file of names.
+    """Return the cases that match comma-separated patterns such as `heart_2*,heart_30`, or a file of names.
 
     Raises:
         UserError: a name or pattern that matches no case.

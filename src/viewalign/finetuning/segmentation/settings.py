@@ -53,7 +53,7 @@ class SplitSettings(Settings):
         None, description="Training cases, in the form of `validation`; null: all other cases of other patients."
     )
     validation: PathOrName | None = Field(
-        None, description="Validation cases: patterns such as 'liver_2*,liver_30', or a file of names."
+        None, description="Validation cases: patterns such as 'heart_2*,heart_30', or a file of names."
     )
     patient: str | None = Field(
         None, description="Regular expression whose first group is the patient in a case's name, such as '(sub-\\d+)'."
