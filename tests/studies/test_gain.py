@@ -100,6 +100,31 @@ def test_a_plan_of_a_task_splits_and_samples_its_cases(store, task, tmp_path):
     assert {case.target for case in cases if case.split == "test"} == {0, 1}
 
 
+@pytest.mark.parametrize(("count", "test"), [(10, 5), (12, 6), (20, 5), (24, 6), (30, 6), (100, 20)])
+def test_a_fifth_of_a_task_s_subjects_at_least_five_are_tested(tmp_path, monkeypatch, count, test):
+    monkeypatch.setattr(gain, "read_fingerprints", lambda *_: {})
+    monkeypatch.setattr(gain, "join_copies", lambda cases, _: cases)
+    spec = TaskSpec.model_validate({"name": "age", "kind": "regression", "channels": [{"name": "t1"}]})
+    cases = [TaskCase(f"c{k}", f"s{k}", {"t1": tmp_path}, target=float(k)) for k in range(count)]
+    found = gain.split_task(cases, spec, [], tmp_path)
+    assert sum(case.split == "test" for case in found) == test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "words"), [(None, "published"), ("2e-3", "0.002")])
+def test_the_learning_rate_is_named_on_the_page(store, dataset, tmp_path, rate, words):
+    pytest.importorskip("nnunetv2")
+    plan = viewalign.gain(store, dataset, tmp_path / "gain", **QUICK, finetune={"lr": rate})
+    assert words in plan.result()["about"]["Learning rate"]
+
+
+@pytest.mark.slow
+def test_a_primus_that_a_setting_chooses_has_the_rate_of_a_primus(store, task, tmp_path):
+    own = {**COMMON, "network": {"name": "primus-xs"}, "views": {"patch_size": [16, 16, 16]}}
+    plan = viewalign.gain(store, task, tmp_path / "gain", **{**QUICK, "pretrain": own}, recipe="cva-resenc-xs")
+    assert plan.study.evaluations["tuned-2"].settings["lr"] == 3e-4
+
+
 def test_copies_of_a_test_image_are_no_training_cases(tmp_path, caplog):
     images = write_images(tmp_path / "plain")
     learn, test = gain.split_segmentation(images, tmp_path / "gain", [])

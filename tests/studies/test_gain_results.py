@@ -1,5 +1,7 @@
 """Differences with one interval over seeds and cases, and the sentences about them."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -108,6 +110,12 @@ def test_the_interval_covers_zero_in_at_least_95_percent_of_simulations(scales):
         one = crossed_interval(seed + case + rest)
         covered.append(one.low <= 0 <= one.high)
     assert np.mean(covered) > 0.945
+
+
+def test_a_measure_that_is_not_defined_is_named_as_the_reason():
+    one = Comparison("tuned-10", False, "with 10", "auroc", "a", "b", Interval(math.nan, None, None, 3, 20))
+    assert "not defined" in one.verdict
+    assert "20" not in one.text()
 
 
 def test_one_seed_or_few_cases_have_no_interval():

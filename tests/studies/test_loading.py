@@ -21,10 +21,11 @@ from viewalign.studies.labelled import (
     in_folders,
     in_table,
     matching,
+    prepared_store,
     read_labelled,
 )
 from viewalign.studies.loading import load
-from viewalign.studies.settings import LabelledSettings
+from viewalign.studies.settings import DataSettings, LabelledSettings
 from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 from viewalign.utils.settings import read_words
@@ -132,6 +133,7 @@ def test_settings_of_segmentation_are_overridden_by_evaluations_and_these_by_arm
         ("reference=exakt", "'exact'"),
         ("arms.exact.start=maee", "'mae'"),
         ("arms.exact.start=exact", "circle"),
+        ("arms.exact.start=untrained", "not trained"),
         ("data.labelled=null", "evaluations.voxels"),
         ("data.store=x", "`store`"),
         ("seeds=[1,1]", "seeds"),
@@ -180,6 +182,26 @@ def test_images_find_their_labels_and_patterns_their_cases(tmp_path):
         matching(found, ["liver"], "learn")
 
 
+def test_a_folder_of_several_channels_is_an_error(tmp_path):
+    cases(tmp_path, 2)
+    (tmp_path / "images" / "case_01_0001.nii.gz").touch()
+    with pytest.raises(UserError, match="several channels of case_01"):
+        in_folders(tmp_path / "images", tmp_path / "labels")
+
+
+def test_images_below_a_folder_are_a_part_of_the_data(tmp_path):
+    def store():
+        source = {"folder": "images", "prepare": {"spacing": 1}}
+        return prepared_store(DataSettings.model_validate({"source": source}), tmp_path, tmp_path / "out", False)
+
+    cases(tmp_path, 2)
+    before = store()
+    assert store() == before
+    (tmp_path / "images" / "site").mkdir()
+    (tmp_path / "images" / "site" / "c.nii.gz").write_bytes(b"x")
+    assert store() != before
+
+
 def test_shots_are_spread_or_drawn_and_never_more_than_there_are(tmp_path):
     found = tuple(cases(tmp_path, 9))
     labelled = Labelled(found, (), {})
@@ -217,6 +239,9 @@ def test_a_dataset_of_nnunet_brings_its_classes(tmp_path):
     assert found.classes == {"tumour": 2}
     assert [case.name for case in found.test] == ["case_01", "case_02"]
     assert found.learn[0].image == tmp_path / "imagesTr" / "case_00_0000.nii.gz"
+    (tmp_path / "dataset.json").write_text(json.dumps({**told, "labels": {**told["labels"], "ignore": 3}}))
+    with pytest.raises(UserError, match="ignore label"):
+        read_labelled(asked, tmp_path)
     (tmp_path / "dataset.json").write_text(json.dumps({**told, "labels": {"background": 0, "whole": [1, 2]}}))
     with pytest.raises(UserError, match="'whole'"):
         read_labelled(asked, tmp_path)
@@ -231,6 +256,14 @@ def test_a_table_s_split_selects_training_cases(tmp_path):
     assert ([c.name for c in found.learn], [c.name for c in found.test]) == (["c0"], ["c1", "c2"])
     with pytest.raises(UserError, match="c1"):
         read_labelled(LabelledSettings(manifest="t.csv", learn=("c[01]",)), tmp_path)
+    (tmp_path / "t.csv").write_text("\n".join(lines).replace("learn", "Learn"))
+    assert len(read_labelled(LabelledSettings(manifest="t.csv"), tmp_path).learn) == 1
+    (tmp_path / "t.csv").write_text("\n".join(lines).replace("test", "val", 1))
+    with pytest.raises(UserError, match="'val'"):
+        read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
+    (tmp_path / "t.csv").write_text("\n".join(lines).replace("c2,", "c1,"))
+    with pytest.raises(UserError, match="several rows of the case c1"):
+        read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)
     (tmp_path / "t.csv").write_text("\n".join(lines).replace(",learn", ",").replace(",test", ","))
     with pytest.raises(UserError, match=r"learn|test"):
         read_labelled(LabelledSettings(manifest="t.csv"), tmp_path)

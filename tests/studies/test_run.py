@@ -1,6 +1,7 @@
 """The grid on tiny real pretrainings: what is done stays, what changed is done again, what fails is named."""
 
 import dataclasses
+import json
 import logging
 import signal
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from viewalign.errors import UserError
+from viewalign.finetuning.segmentation.encoders import write_untrained
 from viewalign.studies import run, table
 from viewalign.studies.cells import only
 from viewalign.studies.run import run_study
@@ -27,6 +29,41 @@ def test_a_common_setting_that_no_arm_reads_is_rejected(make):
     assert make().recipes["mae", 0].heads.width == 2048, "which cva reads, and mae does not"
     with pytest.raises(UserError, match=r"common.*optim\.momentum.*optim\.name=adamw"):
         make(common={**COMMON, "optim": {"momentum": 0.5}})
+
+
+def test_a_probe_during_pretraining_is_rejected(make, tmp_path):
+    with pytest.raises(UserError, match=r"arms\.untrained: validate\.probe"):
+        make(common={**COMMON, "validate": {"every": 1, "probe": {"task": str(tmp_path)}}})
+
+
+@pytest.fixture
+def from_elsewhere(make, tmp_path):
+    """A study of an encoder that it does not train, and of an arm that starts from it."""
+    common = {key: value for key, value in COMMON.items() if key != "heads"}
+    first = make(arms={"mae": {"recipe": "mae-resenc-xs"}}, common=common)
+    write_untrained(first.recipes["mae", 0], first.evaluator.preparation, tmp_path / "encoder.pth")
+    arms = {
+        "other": {"recipe": "mae-resenc-xs", "encoder": "encoder.pth"},
+        "more": {"recipe": "mae-resenc-xs", "start": "other"},
+    }
+    return lambda: make(arms=arms, common=common)
+
+
+@pytest.mark.slow
+def test_an_arm_starts_from_an_encoder_from_elsewhere(from_elsewhere, tmp_path):
+    grid = from_elsewhere()
+    cells = only(grid.cells, "pretrain/more/0")
+    assert run_study(grid, cells=cells) == 0
+    assert str(tmp_path / "encoder.pth") in (cells[-1].folder / "run" / "config.yaml").read_text()
+
+
+def test_encoders_from_elsewhere_are_probed_again_if_images_are_prepared_otherwise(from_elsewhere, tmp_path):
+    before = {cell.name: cell.folder for cell in from_elsewhere().cells}
+    description = tmp_path / "store" / "store.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "recipe": {"spacing": 2}}))
+    after = {cell.name: cell.folder for cell in from_elsewhere().cells}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"evaluate/voxels/other/0", "evaluate/places/other/0"}
 
 
 @pytest.mark.slow

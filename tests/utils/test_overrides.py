@@ -60,7 +60,12 @@ def told(**values):
         ("name=x=y", "name", "x=y"),
         (r"name=[a-z]+(?P<subject>\d+)", "name", r"[a-z]+(?P<subject>\d+)"),
         ("name={x}{y}", "name", "{x}{y}"),
-        ("name='1e-3 '", "name", 1e-3),
+        ("lr=.5e-3", "lr", 5e-4),
+        ("name='1e-3 '", "name", "1e-3 "),
+        ("name=010", "name", "010"),
+        ("name=12_3", "name", "12_3"),
+        ("name=nan", "name", "nan"),
+        ("name=[no,2020-01-31]", "name", ["no", "2020-01-31"]),
     ],
 )
 def test_an_override_is_read(text, key, value):

@@ -179,7 +179,11 @@ class GainPlan(StudyPlan):
         choices = [choice for each in before for choice in choose_rates(each)]
         comparisons = compare_arms(grid) if choices or not before else []  # others have not the chosen rates
         found = summary(comparisons, seconds, all(cell.done for cell in cells))
-        return {**found, "about": described(grid, choices), "rates": [one.plain() for one in choices]}
+        return {
+            **found,
+            "about": described(grid, choices if before else None),
+            "rates": [one.plain() for one in choices],
+        }
 
     def _grids(self, prepare: bool = True) -> Iterator[Grid]:
         """Yield the grid by which rates are chosen, then the comparison at these rates."""

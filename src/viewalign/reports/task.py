@@ -11,7 +11,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-import yaml
 
 from viewalign import __version__
 from viewalign.evaluation import task_metrics
@@ -22,6 +21,7 @@ from viewalign.reports.charts import Chart, scripts
 from viewalign.reports.page import number, render_template, save_page, score, without_paths
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.text import counted
+from viewalign.utils.yaml_values import load_yaml
 
 PAGE = "report.html"
 _WORST = 10
@@ -214,7 +214,7 @@ def _settings(run: Path) -> str:
 
 def _about(run: Path, outcomes: TaskPredictions, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     spec = outcomes.spec
-    settings = yaml.safe_load(_settings(run) or "{}") or {}
+    settings = load_yaml(_settings(run) or "{}") or {}
     rows = [("Task", f"{spec.name}: {spec.kind}")]
     if spec.classes:
         counts = (

@@ -97,7 +97,12 @@ class Grid:
         settings = [f"runtime.precision={study.precision}", f"runtime.threads={study.threads}"]
         settings += [f"runtime.device={study.device}", *([f"steps={study.steps}"] if study.steps else [])]
         settings += [*flatten(arm.settings), f"seed={seed}"]
-        return recipes.load(arm.recipe, settings, common=list(flatten(study.common)))
+        recipe = recipes.load(arm.recipe, settings, common=list(flatten(study.common)))
+        if recipe.validate_.probe is not None:
+            raise UserError(
+                f"arms.{name}: validate.probe is for `viewalign pretrain`; a study has evaluations instead."
+            )
+        return recipe
 
     def _check_common(self) -> None:
         """Check that some arm uses each common setting; other arms ignore it."""
@@ -132,6 +137,8 @@ class Grid:
             for arm, seed in pairs:
                 needs = pretraining(arm, self.study.pretraining_seed(arm, seed))
                 depends = [self.evaluator.settings_of(evaluation, arm), data, needs.folder.name]
+                if arm in self.external:  # other arms depend on the store's index
+                    depends += self.evaluator.preparation_of(evaluation)
                 yield self._cell(f"evaluate/{evaluation}/{arm}/{seed}", depends, arm, seed, evaluation, needs)
 
     def _cell(self, name: str, depends: Any, arm: str, seed: int, evaluation: str | None, needs: Cell | None) -> Cell:

@@ -116,6 +116,12 @@ class Evaluator:
         classes = [self._cases.classes] if isinstance(settings, SegmentationEvaluation) else []
         return [files, *classes]
 
+    def preparation_of(self, name: str) -> list[str]:
+        """Return the preprocessing of an evaluation's images, if it is that of the study's store for all encoders."""
+        if isinstance(self.study.evaluations[name], VoxelProbeEvaluation | RetrievalEvaluation):
+            return [PrepareSettings.model_validate(self.preparation).fingerprint()]
+        return []
+
     def evaluate(
         self,
         name: str,

@@ -16,7 +16,7 @@ from viewalign.finetuning.segmentation import dataset as datasets
 from viewalign.finetuning.segmentation import environment
 from viewalign.studies.external import read_external
 from viewalign.studies.labelled import in_dataset
-from viewalign.studies.loading import check, finetuning_evaluations
+from viewalign.studies.loading import check, finetuning_evaluations, flatten
 from viewalign.studies.settings import GainSettings, Study
 from viewalign.tasks.copies import CACHE, copies_among, read_fingerprints, report_divided
 from viewalign.tasks.folds import join_copies, make_folds
@@ -71,7 +71,7 @@ def _arms(wanted: GainSettings) -> tuple[dict[str, Any], str]:
 
     own: dict[str, Any] = {"recipe": wanted.recipe, "settings": wanted.pretrain}
     if wanted.encoder is None:
-        network = recipes.load(wanted.recipe).network.name
+        network = recipes.load(wanted.recipe, list(flatten(wanted.pretrain))).network.name
         trained = {**own, "once": True, "settings": merged({"steps": wanted.steps}, wanted.pretrain)}
     else:
         found = read_external(wanted.encoder, Path.cwd())
@@ -174,7 +174,7 @@ def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSett
 
 
 def split_task(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str], cache: Path) -> list[TaskCase]:
-    """Return cases with test cases: those of the patterns or of the manifest, else a fifth of the subjects."""
+    """Return cases with test cases: those of patterns or manifest, else a fifth of the subjects, at least five."""
     if patterns:
         test = set(datasets.names_matching([case.case for case in cases], ",".join(patterns)))
     elif any(case.split == "test" for case in cases):
@@ -182,6 +182,7 @@ def split_task(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str
     else:
         images = {case.case: next(iter(case.images.values())) for case in cases}
         cases = join_copies([replace(case, fold=None) for case in cases], read_fingerprints(images, cache))
-        test = set(make_folds(cases, spec, _TASK_FOLDS).folds[0].held_out)
+        folds = min(_TASK_FOLDS, len({case.subject for case in cases}) // FEWEST_TEST)
+        test = set(make_folds(cases, spec, max(2, folds)).folds[0].held_out)
     subjects = {case.subject for case in cases if case.case in test}
     return [replace(case, fold=None, split="test" if case.subject in subjects else "train") for case in cases]

@@ -85,6 +85,8 @@ class Comparison:
     def verdict(self) -> str:
         """The result in a word or two."""
         one = self.difference
+        if not math.isfinite(one.mean):
+            return "no conclusion: the measure is not defined for these test cases"
         if one.low is None:
             return f"no conclusion: only {'one seed' if one.seeds < 2 else counted(one.cases, 'test case')}"
         return {None: "no difference shown", True: "better", False: "worse"}[self.better]
@@ -256,8 +258,13 @@ def _level(comparisons: Sequence[Comparison]) -> str:
     return "watch" if found == {None} or {True, False} <= found else "good" if True in found else "bad"
 
 
-def described(grid: Grid, rates: Sequence[RateChoice] = ()) -> dict[str, str]:
-    """Return what was compared on what, at which learning rates, in words, for the page."""
+def described(grid: Grid, rates: Sequence[RateChoice] | None = None) -> dict[str, str]:
+    """Return what was compared on what, at which learning rates, in words, for the page.
+
+    Args:
+        grid: of the comparison.
+        rates: the chosen learning rates, empty as long as none is; None for one rate.
+    """
     study = grid.study
     recipe = grid.recipes[PRETRAINED, study.seeds[0]]
     pretrained = study.arms[PRETRAINED]
@@ -275,7 +282,8 @@ def described(grid: Grid, rates: Sequence[RateChoice] = ()) -> dict[str, str]:
     about["Labelled data"] = f"{name}: {counted(cases[0], 'training case')}, {counted(cases[1], 'test case')}"
     about["Seeds"] = counted(len(study.seeds), "fine-tuning") + " of each encoder and number of labels"
     first = next(e for e in study.evaluations.values() if isinstance(e, SegmentationEvaluation | FinetuneEvaluation))
-    about["Learning rate"] = f"{first.settings['lr']:g} for all encoders, not tuned"
-    if rates:
-        about["Learning rate"] = ", ".join(f"{one.arm} {one.rate:g}" for one in rates)
+    rate = first.settings.get("lr")
+    about["Learning rate"] = "the published ones" if rate is None else f"{float(rate):g} for all encoders, not tuned"
+    if rates is not None:
+        about["Learning rate"] = ", ".join(f"{one.arm} {one.rate:g}" for one in rates) or "not chosen yet"
     return about

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -88,6 +90,9 @@ def read_labelled(settings: LabelledSettings, root: Path) -> Labelled:
         UserError: missing files or cases, or a case that is in both parts.
     """
     cases, split, classes = _find(settings, root)
+    unknown = sorted(set(split.values()) - {"", "learn", "test"})
+    if unknown and not (settings.learn and settings.test):
+        raise UserError(f"{settings.manifest}, column split: '{unknown[0]}' is neither learn, test nor empty.")
     parts: dict[str, tuple[LabelledCase, ...]] = {}
     for part, patterns in (("learn", settings.learn), ("test", settings.test)):
         from_table = tuple(case for case in cases if split.get(case.name) == part)
@@ -135,6 +140,8 @@ def in_dataset(folder: Path) -> tuple[list[LabelledCase], dict[str, int]]:
     regions = [name for name, values in dataset.labels.items() if len(values) > 1]
     if regions:
         raise UserError(f"{folder} has the region '{regions[0]}'; studies support classes only.")
+    if dataset.ignore is not None:
+        raise UserError(f"{folder} has an ignore label; studies do not support it.")
     cases = [LabelledCase(case.name, case.images[0], case.labels) for case in dataset.cases]
     return cases, {name: value for name, (value,) in dataset.labels.items()}
 
@@ -153,12 +160,19 @@ def first_existing(root: Path, written: str) -> Path:
 
 
 def in_folders(images: Path, labels: Path) -> list[LabelledCase]:
-    """Pair the files of two folders by name, ignoring images without labels."""
+    """Pair the files of two folders by name, ignoring images without labels.
+
+    Raises:
+        UserError: no pair, or images of several channels.
+    """
     by_stem = {_stem(path): path for path in sorted(labels.iterdir()) if suffix_of(path.name)}
     cases = []
     for path in sorted(images.iterdir()):
         stem = _stem(path) if suffix_of(path.name) else ""
         name = stem if stem in by_stem else stem.removesuffix("_0000")
+        channel = re.fullmatch(r"(.+)_(?!0000)\d{4}", name)
+        if channel and name not in by_stem and channel[1] in by_stem:
+            raise UserError(f"{images} has several channels of {channel[1]}, such as {path.name}; studies support one.")
         if name in by_stem:
             cases.append(LabelledCase(name, path, by_stem[name]))
     if not cases:
@@ -181,12 +195,15 @@ def in_table(table: Path) -> tuple[list[LabelledCase], dict[str, str]]:
     for number, row in enumerate(rows, 1):
         if lacks := [name for name in ("case", "image", "labels") if name not in row]:
             raise UserError(f"{table}, row {number} ({row.get('case', 'unnamed')}): {' and '.join(lacks)} is empty.")
+    repeated = [name for name, count in Counter(row["case"] for row in rows).items() if count > 1]
+    if repeated:
+        raise UserError(f"{table} has several rows of the case {repeated[0]}; give each a name of its own.")
     cases = [LabelledCase(row["case"], table.parent / row["image"], table.parent / row["labels"]) for row in rows]
     absent = [path for case in cases for path in (case.image, case.labels) if not path.is_file()]
     if absent:
         lacking = counted(len(absent), "file")
         raise UserError(f"{table} names {absent[0]}, which does not exist ({lacking} missing).")
-    return cases, {row["case"]: (row.get("split") or "").strip() for row in rows}
+    return cases, {row["case"]: (row.get("split") or "").strip().lower() for row in rows}
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -292,7 +309,13 @@ def prepared_store(data: DataSettings, root: Path, out: Path, prepare: bool = Tr
         return root / (data.store or "")
     source = data.source
     folder = first_existing(root, source.folder)
-    files = [[path.name, path.stat().st_size] for pattern in source.only or ["*"] for path in folder.glob(pattern)]
+    found = [
+        inner
+        for pattern in source.only or ["*"]
+        for path in folder.glob(pattern)
+        for inner in (path.rglob("*") if path.is_dir() else [path])
+    ]
+    files = [[str(path.relative_to(folder)), path.stat().st_size] for path in found if path.is_file()]
     place = out / "data" / digest_of([source.prepare, sorted(files)])
     if prepare and not (place / "store" / "index.json").is_file():
         place.mkdir(parents=True, exist_ok=True)

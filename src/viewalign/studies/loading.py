@@ -72,6 +72,8 @@ def _check_names(study: Study, source: str) -> None:
                 raise UserError(
                     f"{source}: the arms {', '.join(chain)} start from each other in a circle (no arm is the first)."
                 )
+            if study.arms[start].untrained:
+                raise UserError(f"{source}: arms.{name}.start: the arm '{start}' is not trained; leave `start` out.")
             chain.append(start)
             start = study.arms[start].start
     kinds = ("voxel_probe", "retrieval", "segmentation")

@@ -132,7 +132,9 @@ def _pretrain(grid: Grid, cell: Cell) -> tuple[bool, int | None]:
     changes: dict[str, Any] = {"data": str(grid.store_path), "out": str(run)}
     recipe = grid.recipes[cell.arm, cell.seed]
     if cell.needs is not None:
-        changes["init"] = recipe.init.model_copy(update={"weights": str(cell.needs.folder / RUN)})
+        external = grid.external.get(cell.needs.arm)
+        weights = external.path if external else str(cell.needs.folder / RUN)
+        changes["init"] = recipe.init.model_copy(update={"weights": weights})
     outcome = pretrain(recipe.model_copy(update=changes), resume="auto", page=LivePage())
     return outcome.finished, outcome.stops_caller
 

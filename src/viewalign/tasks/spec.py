@@ -13,6 +13,7 @@ from viewalign.errors import UserError
 from viewalign.utils.io import atomic_write, is_file, is_folder
 from viewalign.utils.overrides import closest, format_validation_error
 from viewalign.utils.settings import Settings
+from viewalign.utils.yaml_values import load_yaml
 
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 FILE = "task.yaml"
@@ -143,7 +144,7 @@ def read_spec(path: str | Path) -> TaskSpec:
     """
     file = task_file(path)
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = load_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise UserError(f"{file} is not valid YAML: {problem}") from None
     return check_spec(tree, str(file))

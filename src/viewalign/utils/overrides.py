@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from viewalign.errors import UserError
+from viewalign.utils.yaml_values import load_yaml
 
 _SCALARS = {"int", "float", "str", "bool", "none"}
+_POWER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+"""A number such as `1e-3`, which YAML reads as text."""
 _LONGEST = 80
 """Longest part of a wrong value that a message repeats, in characters."""
 _REASONS = {
@@ -32,7 +36,7 @@ _REASONS = {
 
 
 def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]:
-    """Read `key=value`; the value is YAML, except that `1e-3` is a number, which YAML 1.1 reads as text.
+    """Read `key=value`; the value is YAML, and `1e-3` is a number.
 
     What is no YAML is text, such as the patterns `*.nii` and `[a-z]+(?P<subject>\\d+)`.
 
@@ -45,7 +49,7 @@ def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]
     if not value.strip():
         raise UserError(f"'{text}' has no value; write {key}=VALUE without spaces around =, or {key}=null for none.")
     try:
-        return key, _number(yaml.safe_load(value))
+        return key, _number(load_yaml(value))
     except yaml.YAMLError:
         return key, value  # an unclosed list is reported where a list is needed
 
@@ -179,9 +183,4 @@ def _with_value(key: str, reason: str, value: object) -> str:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value

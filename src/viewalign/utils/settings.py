@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from viewalign.errors import UserError
 from viewalign.utils.io import is_file, is_folder
 from viewalign.utils.overrides import closest, format_validation_error, iter_nested, read_override, set_nested
+from viewalign.utils.yaml_values import load_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,7 +36,7 @@ def as_list(value: object) -> object:
 
 def _scalar(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text.strip()  # text that has a special meaning in YAML, such as the pattern *.nii
 
@@ -360,7 +361,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         _check_nesting(text, source)
         _check_keys(yaml.compose(text, yaml.SafeLoader), source)
-        tree = yaml.safe_load(text) or {}
+        tree = load_yaml(text) or {}
     except yaml.YAMLError as problem:
         raise UserError(f"{source} is not valid YAML: {problem}") from None
     if not isinstance(tree, dict):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from viewalign.config import Recipe
 from viewalign.errors import UserError
 from viewalign.recipes import loading
@@ -17,6 +15,7 @@ from viewalign.utils.io import write_text
 from viewalign.utils.locks import LOCK
 from viewalign.utils.overrides import diff_settings
 from viewalign.utils.settings import absolute_paths
+from viewalign.utils.yaml_values import load_yaml
 
 _MAY_CHANGE = ("runtime", "log", "checkpoint", "data", "out", "init", "validate.probe.task")
 """Settings that a resumed run may change: they do not affect what is learnt, did so only at the start, or are paths,
@@ -178,7 +177,7 @@ def no_run(folder: Path) -> UserError:
 
 def read_config_text(path: Path) -> dict[str, Any]:
     """Read a config file as plain data."""
-    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree: dict[str, Any] = load_yaml(path.read_text(encoding="utf-8"))
     return tree
 
 

@@ -178,6 +178,12 @@ def test_patterns(tmp_path):
     assert datasets.names_matching(cases, "liver_2*, liver_1") == cases
     (tmp_path / "held.txt").write_text("liver_1\nliver_20\n")
     assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
+    (tmp_path / "spaces.txt").write_text("patient 01\nliver_1 liver_20\n")
+    assert datasets.names_matching([*cases, "patient 01"], str(tmp_path / "spaces.txt")) == [
+        "liver_1",
+        "liver_20",
+        "patient 01",
+    ]
     with pytest.raises(UserError, match="spleen_"):
         datasets.names_matching(cases, "spleen_*")
 

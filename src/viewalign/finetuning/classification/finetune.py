@@ -46,6 +46,7 @@ from viewalign.utils.outputs import check_folder
 from viewalign.utils.precision import choose_device
 from viewalign.utils.settings import checked
 from viewalign.utils.text import counted
+from viewalign.utils.yaml_values import load_yaml
 from viewalign.weights.token_order import Order
 
 _log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def _check_settings(out: Path, settings: TaskTraining) -> None:
     file = out / _SETTINGS
     check_folder(out, "fine-tuning", file.is_file() and (out / SPEC).is_file(), (LOCK,))
     if file.is_file() and any(out.glob("fold_*")):
-        before = checked(TaskTraining, yaml.safe_load(file.read_text()), str(file))
+        before = checked(TaskTraining, load_yaml(file.read_text()), str(file))
         if changes := settings_that_differ(before, settings):
             raise UserError(
                 f"{out} contains a fine-tuning with other settings: {changes}. Use the same settings to resume it, or "

@@ -370,6 +370,8 @@ def link(dataset: Dataset, raw: Path) -> None:
 def names_matching(cases: Sequence[str], requested: str) -> list[str]:
     """Return the cases that match comma-separated patterns such as `heart_2*,heart_30`, or a file of names.
 
+    A line of the file is one name, or several without spaces in them.
+
     Raises:
         UserError: a name or pattern that matches no case.
     """
@@ -377,7 +379,10 @@ def names_matching(cases: Sequence[str], requested: str) -> list[str]:
 
     file = Path(requested)
     # A long list of names is no file name either, for which pathlib raises.
-    words = file.read_text().split() if is_file(file) else [word.strip() for word in requested.split(",")]
+    words = [word.strip() for word in requested.split(",")]
+    if is_file(file):
+        lines = [line.strip() for line in file.read_text().splitlines()]
+        words = [word for line in lines for word in ([line] if line in cases else line.split())]
     chosen: set[str] = set()
     for word in filter(None, words):
         found = [word] if word in cases else [name for name in cases if fnmatchcase(name, word)]

@@ -29,6 +29,7 @@ from viewalign.utils.settings import (
     Triple,
     as_list,
 )
+from viewalign.utils.yaml_values import load_yaml
 from viewalign.weights.names import Family
 
 FILE = "finetune.yaml"
@@ -158,7 +159,7 @@ def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
     """
     file = out / FILE
     if file.is_file():
-        before = yaml.safe_load(file.read_text())
+        before = load_yaml(file.read_text())
         now = settings.model_dump(mode="json")
         changed = [key for key in now if before.get(key) != now[key] and key not in _LATER]
         if changed:
