@@ -1,13 +1,44 @@
-"""Draw the differences of docs/results/findings.json with their intervals: `python docs/draw_results.py OUT.png`."""
+"""Draw the differences that docs/results/findings.json names, with their intervals: `python docs/draw_results.py OUT.png`.
+
+A row names a study's table in docs/results, an evaluation and two arms, and is computed from the values of their seeds.
+Rows of studies whose tables were not kept have their difference and interval.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-FINDINGS = Path(__file__).parent / "results" / "findings.json"
-COLOURS = {"seeds": "#0b66b0", "cases": "#c2500a"}
+from viewalign.studies.table import against
+
+RESULTS = Path(__file__).parent / "results"
+COLOURS = {"pretrainings": "#0b66b0", "draws": "#1a8a5a"}
+LABELS = {
+    "pretrainings": "over pretrainings (and draws of labelled cases)",
+    "draws": "over draws of labelled cases; one pretraining",
+}
+EDGES = (-0.16, 0.19)
+"""Ends of the axis; intervals of two seeds are longer."""
+
+
+def values(table: str, evaluation: str, arm: str, measure: str) -> dict[int, float]:
+    """Return an arm's values by seed in docs/results/TABLE.json."""
+    rows = json.loads((RESULTS / f"{table}.json").read_text())["rows"]
+    (row,) = (one for one in rows if (one["evaluation"], one["arm"], one["measure"]) == (evaluation, arm, measure))
+    return {int(seed): value for seed, value in row["values"].items() if value is not None}
+
+
+def difference(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with `difference`, `low` and `high` (95 %, Student's t over common seeds)."""
+    if "difference" in row:
+        return row
+    table, evaluation, measure = row["table"], row["evaluation"], row.get("measure", "dice")
+    arm = values(table, evaluation, row["arm"], measure)
+    other = values(table, row.get("minus_evaluation", evaluation), row["minus"], measure)
+    found = against({"arm": arm, "minus": other}, "minus")["arm"].difference
+    return {**row, "difference": found.mean, "low": found.low, "high": found.high}
 
 
 def main(out: Path) -> None:
@@ -17,19 +48,20 @@ def main(out: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups = json.loads(FINDINGS.read_text())
+    groups = json.loads((RESULTS / "findings.json").read_text())
     heights = [len(group["rows"]) for group in groups]
     figure, axes = plt.subplots(
         len(groups), 1, figsize=(10, 0.3 * sum(heights) + 3), sharex=True, height_ratios=heights, layout="constrained"
     )
     for axis, group in zip(axes, groups, strict=True):
         axis.axvline(0, color="#777", lw=1)
-        for place, row in enumerate(group["rows"]):
+        for place, row in enumerate(map(difference, group["rows"])):
             colour = COLOURS[row["over"]]
-            axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2, solid_capstyle="round")
+            axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
             axis.plot(row["difference"], place, "o", color=colour, ms=6)
         axis.set_yticks(range(len(group["rows"])), [row["label"] for row in group["rows"]], fontsize=9)
         axis.set_ylim(len(group["rows"]) - 0.5, -0.5)
+        axis.set_xlim(EDGES)
         axis.set_title(group["measure"], fontsize=9, loc="left")
         axis.annotate(group["question"], (0, 1), (0, 20), "axes fraction", "offset points", fontsize=11, weight="bold")
         axis.grid(axis="x", alpha=0.25)
@@ -37,9 +69,7 @@ def main(out: Path) -> None:
         axis.tick_params(left=False)
     axes[-1].set_xlabel("difference with 95 % interval; right of 0: better")
     handles = [plt.Line2D([], [], color=colour, marker="o", lw=2.2) for colour in COLOURS.values()]
-    figure.legend(
-        handles, ["over seeds", "over test cases"], fontsize=9, loc="outside upper right", ncols=2, frameon=False
-    )
+    figure.legend(handles, list(LABELS.values()), fontsize=9, loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(out, dpi=130)
 
 
