@@ -41,6 +41,25 @@ def test_nnunet_folders_with_labels(tmp_path):
     assert len(found.left_out) == 2
 
 
+def test_channels_may_be_fewer_than_those_of_the_dataset(tmp_path):
+    for channel in range(2):
+        touch(tmp_path / "raw" / "imagesTr" / f"p1_{channel:04d}.nii.gz")
+        touch(tmp_path / "raw" / "imagesTr" / f"p2_{channel:04d}.nii.gz")
+    (tmp_path / "raw" / "labels.json").write_text(json.dumps({"p1": 0, "p2": 1}))
+    _, _, cases = converted("nnunet", tmp_path / "raw", tmp_path / "task", channels=["T1w"])
+    assert {name: path.name for name, path in cases["p1"].images.items()} == {"T1w": "p1_0000.nii.gz"}
+
+
+def test_participants_without_a_folder_and_folders_without_a_row_are_listed(tmp_path):
+    source = tmp_path / "bids"
+    for who in ("sub-01", "sub-10", "sub-11"):
+        touch(source / who / "anat" / f"{who}_T1w.nii.gz")
+    (source / "participants.tsv").write_text("participant_id\tage\n1\t30.5\n10\t31\n11\t32\n")
+    found, _, cases = converted("bids", source, tmp_path / "task", target="age")
+    assert set(cases) == {"sub-10", "sub-11"}
+    assert [text.split()[0] for text in found.left_out] == ["sub-1", "sub-01"]
+
+
 def test_nnunet_tables_name_subjects(tmp_path):
     source = tmp_path / "raw"
     for name in ("p1a", "p1b"):

@@ -67,6 +67,15 @@ def test_a_second_run_keeps_them_and_a_changed_channel_is_prepared_again(scans: 
     assert (report.skipped, report.made) == (2, 1)
 
 
+def test_a_list_names_stacked_images_by_their_id(scans: Path, tmp_path: Path) -> None:
+    viewalign.prepare(scans, tmp_path / "s", channels=ORDER, workers=0)
+    store = Store.open(tmp_path / "s")
+    (tmp_path / "out.txt").write_text(store.ids[1] + "\n")
+    report = viewalign.prepare(scans, tmp_path / "s", channels=ORDER, workers=0, exclude=[str(tmp_path / "out.txt")])
+    assert report.prepared == 2
+    assert store.ids[1] not in list(Store.open(tmp_path / "s").ids)
+
+
 def test_incomplete_sessions_other_images_and_other_grids_are_excluded(scans: Path, tmp_path: Path) -> None:
     (scans / "sub-00" / "anat" / "sub-00_FLAIR.nii.gz").unlink()
     write(scans, 1, "FLAIR", offset=7.0)

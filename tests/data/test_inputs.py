@@ -20,7 +20,7 @@ def test_the_median_is_of_the_stored_axes(tmp_path: Path, write_image, make_head
     for name in ("b.nii.gz", "c.nii.gz"):
         (tmp_path / name).write_bytes(b"")
     counted: list[int] = []
-    assert median_spacing(records, counted.append) == (3.0, 2.0, 1.0)
+    assert median_spacing(records, on_image=counted.append) == (3.0, 2.0, 1.0)
     assert counted == [1, 2, 3]
     with pytest.raises(UserError, match="median"):
         median_spacing(records[1:])

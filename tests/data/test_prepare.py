@@ -272,6 +272,15 @@ def test_only_pruning_removes_what_left_the_catalogue(tmp_path: Path, records: l
     prepare_records(records[1:], store, SMALL, workers=0, prune=lambda _: pytest.fail("nothing left the catalogue"))
 
 
+def test_pruning_keeps_the_files_of_images_that_lists_exclude(tmp_path: Path, records: list[Record]) -> None:
+    store = tmp_path / "s"
+    prepare_records(records, store, SMALL, workers=0)
+    more = {"workers": 0, "left_out": records[:1]}
+    report = prepare_records(records[1:], store, SMALL, prune=lambda _: pytest.fail("nothing left"), **more)
+    assert (report.pruned, len(Store.open(store))) == (0, 3)
+    assert prepare_records(records, store, SMALL, workers=0).made == 0
+
+
 def with_masks(tmp_path: Path, write_image, make_head, mask: np.ndarray) -> list[Record]:
     write_image(tmp_path / "a.nii.gz", make_head())
     write_image(tmp_path / "face.nii.gz", mask)

@@ -185,7 +185,7 @@ def _prepare(
 
     shard = Shard.parse(wanted.shard)
     found = catalogue_of(source, wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
-    found = without(found, ExclusionList.read(map(Path, wanted.exclude)))
+    found = without(found, ExclusionList.read(map(Path, wanted.exclude)), wanted.channels)
     rest: dict[str, Any] = {
         "excluded": found.excluded,
         "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ def find_bids(source: Path, wanted: ConvertSettings) -> FoundTask:
             left_out.append(f"{who} has no {wanted.target}.")
             continue
         only = next(iter(by_session.values())) if len(by_session) == 1 else {}
-        for session in _sessions(source / who):
+        sessions = _sessions(source / who)
+        if not sessions:
+            left_out.append(f"{who} of participants.tsv has no folder.")
+        for session in sessions:
             alone = session == source / who
             name = who if alone else f"{who}_{session.name}"
             row = by_session.get(session.name) or by_session.get("") or (only if alone else {})
@@ -58,6 +61,8 @@ def find_bids(source: Path, wanted: ConvertSettings) -> FoundTask:
                 continue
             target = target_of(row[wanted.target], spec)
             cases.append(TaskCase(name, who, images, target=target, site=row.get("site", "")))
+    folders = {path.name for path in source.glob("sub-*") if path.is_dir()}
+    left_out += [f"{who} has no row in participants.tsv." for who in sorted(folders - rows.keys())]
     return FoundTask(spec, cases, left_out)
 
 
@@ -121,7 +126,7 @@ def find_nnunet(source: Path, wanted: ConvertSettings) -> FoundTask:
     cases = []
     for name in sorted(set(images) & set(labels)):
         row = labels[name]
-        files = {spec.channels[k].name: path for k, path in sorted(images[name].items())}
+        files = _files(images[name], spec)
         masks = (source / "masks" / f"{name}{ending}" for ending in ("_0000_bet.nii.gz", ".nii.gz"))
         mask = next((path for path in masks if path.is_file()), None)
         target, subject, site = target_of(row["target"], spec), row.get("subject") or name, row.get("site") or ""
@@ -139,6 +144,11 @@ def _by_channel(folder: Path, pattern: re.Pattern[str], example: str) -> dict[st
     if not found:
         raise UserError(f"{folder} has no image with a name like {example}.")
     return found
+
+
+def _files(by_channel: Mapping[int, Path], spec: TaskSpec) -> dict[str, Path]:
+    """Return the files of the task's channels by name; further channels are not used."""
+    return {channel.name: by_channel[k] for k, channel in enumerate(spec.channels) if k in by_channel}
 
 
 def _channel_count(images: dict[str, dict[int, Path]]) -> int:
@@ -181,7 +191,7 @@ def find_ssl3d(source: Path, wanted: ConvertSettings) -> FoundTask:
     folds = folds_of(_splits(source), shared)
     cases = []
     for name in shared:
-        files = {spec.channels[k].name: path for k, path in sorted(images[name].items())}
+        files = _files(images[name], spec)
         cases.append(TaskCase(name, name, files, target=target_of(labels[name], spec), fold=folds.get(name)))
     left_out = [f"{name} has no label." for name in sorted(set(images) - set(labels))]
     left_out += [f"{name} has a label but no array." for name in sorted(set(labels) - set(images))]

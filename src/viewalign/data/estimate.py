@@ -17,7 +17,7 @@ from viewalign.data.readers.files import read_volume
 from viewalign.data.readers.headers import read_header
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.worker import record_bytes
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import ExcludedImageError, os_reason
 from viewalign.utils.rng import make_rng
 
 MOST_HEADERS = 3000
@@ -106,18 +106,20 @@ def survey(
             found.sizes.append(_size(record, settings))
         except ExcludedImageError as exclusion:
             found.excluded[str(exclusion)] += 1
+        except OSError as problem:
+            found.excluded[os_reason(problem)] += 1
         if on_image:
             on_image(number + 1, len(order))
     return found
 
 
 def _size(record: Record, settings: PrepareSettings) -> Size:
-    header = read_header(record.path, source=record.series)
+    header = read_header(record.path, frames=settings.frames != "exclude", source=record.series)
     axes = reorientation_to_lps(header.direction).axes
     d, h, w = (header.shape[axis] for axis in axes)
     x, y, z = (header.spacing[axis] for axis in axes)
     shape = resampled_shape((d, h, w), (x, y, z), settings.spacing) if settings.spacing else (d, h, w)
-    return Size(record, d * h * w, int(np.prod(shape)), shape, record_bytes(record))
+    return Size(record, d * h * w * header.frames, int(np.prod(shape)) * header.frames, shape, record_bytes(record))
 
 
 def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 20.0) -> Trial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,23 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
     return Catalogue(records, excluded, quality_scores(collection))
 
 
-def without(catalogue: Catalogue, exclude: ExclusionList) -> Catalogue:
-    """Return a catalogue without the images that lists exclude, which are added to what was excluded."""
-    reasons = [exclude.reason(record.path, record.image_id) for record in catalogue.records]
+def without(catalogue: Catalogue, exclude: ExclusionList, channels: Sequence[str] = ()) -> Catalogue:
+    """Return a catalogue without the images that lists exclude, which are added to what was excluded.
+
+    Args:
+        catalogue: the images.
+        exclude: the lists.
+        channels: modalities that are stacked to one image, whose id a list may have.
+    """
+    stacked = {modality.casefold() for modality in channels}
+
+    def reason(record: Record) -> str | None:
+        found = exclude.reason(record.path, record.image_id)
+        if found is None and record.modality.casefold() in stacked:
+            found = exclude.reason(record.path, replace(record, name="-".join(channels)).image_id)
+        return found
+
+    reasons = [reason(record) for record in catalogue.records]
     if unmatched := exclude.unmatched():
         _log.warning("%s.", unmatched)
     pairs = list(zip(catalogue.records, reasons, strict=True))
@@ -78,7 +92,8 @@ def stored_settings(
         UserError: no header can be read.
     """
     if wanted.spacing == "median":
-        found = median_spacing(records, lambda done: report("Reading voxel sizes", done, len(records)))
+        frames = wanted.frames != "exclude"
+        found = median_spacing(records, frames, lambda done: report("Reading voxel sizes", done, len(records)))
         return wanted.settings(found)
     return wanted.settings(wanted.spacing)
 
@@ -150,25 +165,27 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def stored_spacing(record: Record) -> Triple | None:
+def stored_spacing(record: Record, frames: bool) -> Triple | None:
     """Return an image's voxel size in mm along the stored axes (D, H, W), or None if its header is rejected."""
     try:
-        header = read_header(record.path, source=record.series)
-    except ExcludedImageError:
+        header = read_header(record.path, frames=frames, source=record.series)
+    except (ExcludedImageError, OSError):
         return None
     d, h, w = (header.spacing[axis] for axis in reorientation_to_lps(header.direction).axes)
     return d, h, w
 
 
-def median_spacing(records: Iterable[Record], on_image: Callable[[int], None] | None = None) -> Triple:
-    """Return the median of each stored axis, rounded to a micrometre.
+def median_spacing(
+    records: Iterable[Record], frames: bool = False, on_image: Callable[[int], None] | None = None
+) -> Triple:
+    """Return the median of each stored axis, rounded to a micrometre; of 4-D files too if `frames`.
 
     Raises:
         UserError: no header can be read.
     """
     found = []
     for number, record in enumerate(records):
-        size = stored_spacing(record)
+        size = stored_spacing(record, frames)
         if size is not None:
             found.append(size)
         if on_image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,7 +150,8 @@ def prepare_records(
         jobs = [Job(store, one, settings, _quality(one, scores), limits.max_voxels) for one in shard.of(distinct)]
         try:
             if prune is not None:
-                run.report.pruned = _prune(store, distinct, prune)
+                stay = _paths(distinct) | _left_out(left_out, settings.channels)
+                run.report.pruned = _prune(store, stay, prune)
             run.do(jobs, _count(workers, len(jobs)), limits.seconds, executor)
             whole = True
         finally:
@@ -280,9 +281,10 @@ def _problem(record: Record) -> str | None:
     return None
 
 
-def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], bool]) -> int:
-    """Remove images that left the catalogue, if accepted, and empty folders; return the number of entries."""
-    entries = _left_catalogue(store, records)
+def _prune(store: Path, stay: Set[str], agree: Callable[[list[str]], bool]) -> int:
+    """Remove images that are not among these, if accepted, and empty folders; return the number of entries."""
+    rows = rows_on_disk(store)
+    entries = sorted(row.path for row, properties in rows if image_of(row.path, properties) not in stay)
     if not entries or not agree(entries):
         return 0
     try:
@@ -294,12 +296,6 @@ def _prune(store: Path, records: Iterable[Record], agree: Callable[[list[str]], 
     except OSError as error:
         raise UserError(unwritable(store, error)) from None
     return len(entries)
-
-
-def _left_catalogue(store: Path, records: Iterable[Record]) -> list[str]:
-    """Return the entries of a store, by path, whose image is not among these, sorted."""
-    stay = _paths(records)
-    return sorted(row.path for row, properties in rows_on_disk(store) if image_of(row.path, properties) not in stay)
 
 
 def _paths(records: Iterable[Record]) -> set[str]:

@@ -140,6 +140,18 @@ def test_complete_images_are_skipped_and_changed_ones_prepared_again(raw, folder
     assert open_preprocessed(folder, "nnsslPlans", "onemmiso").notes == ()
 
 
+def test_images_that_the_dataset_names_no_more_are_not_used(raw, folder):
+    prepare(raw, folder)
+    path = folder / "pretrain_data__onemmiso.json"
+    listed = json_of(path)
+    del listed["datasets"]["ds01"]["subjects"]["sub-1"]
+    path.write_text(json.dumps(listed))
+    store = open_preprocessed(folder, "nnsslPlans", "onemmiso")
+    assert len(store) == 3
+    assert not any("sub-1" in name for name in store.ids)
+    assert any("1 image" in note for note in store.notes)
+
+
 @pytest.mark.slow
 def test_processes_and_parts_give_the_same_bytes(raw, folder, tmp_path):
     prepare(raw, folder)
@@ -155,11 +167,14 @@ def test_processes_and_parts_give_the_same_bytes(raw, folder, tmp_path):
     assert {path.relative_to(other): path.read_bytes() for path in other.rglob("t1*")} == whole
     listed = (other / "pretrain_data__onemmiso.json").read_text().replace("Dataset746_Parts", NAME)
     assert json.loads(listed) == json_of(folder / "pretrain_data__onemmiso.json")
-    assert (other / "valid_imgs__0_of_2.json").is_file()
+    assert (other / "valid_imgs__onemmiso__0_of_2.json").is_file()
+    assert not prepare(raw, other, "noresample", part=0, parts=2).complete, (
+        "parts of another configuration do not count"
+    )
     prepare(raw, other, part=0, parts=1)
     prepare(raw, other, part=0, parts=2)
-    assert lists.write_part(other, 0, 1, []), "one part is all there is"
-    assert not (other / "valid_imgs__0_of_2.json").exists(), "what another number of parts left is swept"
+    assert lists.write_part(other, "onemmiso", 0, 1, []), "one part is all there is"
+    assert not (other / "valid_imgs__onemmiso__0_of_2.json").exists(), "what another number of parts left is swept"
 
 
 def test_names_that_cannot_be_files_are_excluded(raw, folder):

@@ -39,6 +39,11 @@ def test_a_subset_is_chosen_at_one_commit_and_only_its_folder_is_listed(server: 
     assert server.listed == ["OpenMind/ds000001"]
 
 
+def test_a_pattern_without_a_file_is_an_error_beside_the_files_of_every_subset(server: Served) -> None:
+    with pytest.raises(UserError, match=r"Nothing in owner/openmind matches OpenMind/ds000001;.*FOLDER/\*"):
+        subset(DATASET, ["OpenMind/ds000001"], server.url)
+
+
 def test_files_come_once_and_are_checked(server: Served, tmp_path: Path) -> None:
     chosen = subset(DATASET, ["OpenMind/ds000001/*"], server.url)
     told: list[tuple[int, int]] = []

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from viewalign.data.estimate import survey
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
 from viewalign.data.readers.files import read_frames
@@ -118,3 +119,12 @@ def test_five_dimensions_stay_rejected(tmp_path: Path) -> None:
     path.parent.mkdir()
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6, 2, 3), np.float32), np.eye(4)), path)
     assert "3 components" in found(tmp_path).excluded[0].reason
+
+
+@pytest.mark.usefixtures("series")
+def test_an_estimate_counts_the_voxels_of_all_frames(tmp_path: Path) -> None:
+    records = list(found(tmp_path).collection.records())
+    sizes = {one.record.name: one.read for one in survey(records, PrepareSettings(frames="volumes")).sizes}
+    assert sizes["bold"] == 3 * sizes["single"]
+    (tmp_path / "scans" / "single.nii.gz").unlink()
+    assert survey(records, PrepareSettings(frames="exclude")).excluded.total() == 2

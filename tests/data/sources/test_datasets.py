@@ -72,6 +72,27 @@ def test_sub_folders_of_two_sites_are_two_people_and_of_two_modalities_one(tmp_p
     assert set(index.collection.datasets) == {"siteA", "siteB", tmp_path.name}
 
 
+@pytest.mark.parametrize("stem", ["sub-01_T1w", "patient01_T1"])
+def test_files_of_two_sites_are_two_people_and_of_two_visits_one(tmp_path: Path, put, stem) -> None:
+    put(tmp_path, f"siteA/{stem}.nii.gz", f"siteB/images/{stem}.nii.gz", f"baseline/{stem}.nii.gz")
+    put(tmp_path, f"patient07/{stem.replace('01', '07')}.nii.gz", f"T1/{stem.replace('01', '02')}.nii.gz")
+    index = index_sources([str(tmp_path)])
+    assert set(index.collection.datasets) == {"siteA", "siteB", tmp_path.name}
+    assert index.subjects() == 5
+
+
+def test_labels_of_bids_with_hyphens_are_whole(tmp_path: Path, put) -> None:
+    names = [f"sub-CAM-00{k}/ses-2019-0{day}-01/anat/sub-CAM-00{k}_T1w.nii.gz" for k in (1, 2) for day in (3, 4)]
+    put(tmp_path, *names)
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-CAM-001\t31\nsub-CAM-002\t32\n")
+    subjects = index_sources([str(tmp_path)]).collection.datasets[tmp_path.name].subjects
+    assert {name: subject.subject_info["age"] for name, subject in subjects.items()} == {
+        "sub-CAM-001": "31",
+        "sub-CAM-002": "32",
+    }
+    assert set(subjects["sub-CAM-001"].sessions) == {"ses-2019-03-01", "ses-2019-04-01"}
+
+
 def test_derivatives_of_a_plain_folder_are_left_out_unless_indexed_themselves(tmp_path: Path, put) -> None:
     put(tmp_path, "rawdata/sub-v1/sub-v1_ct.nii.gz", "derivatives/sub-v1/sub-v1_smooth.nii.gz")
     index = index_sources([str(tmp_path)])

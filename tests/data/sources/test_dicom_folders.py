@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import pydicom
 import pytest
 from dicom_files import write_enhanced, write_report, write_series, write_slice
 
+import viewalign
 from viewalign.data.catalogue import read_catalogue, write_catalogue
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
@@ -184,3 +186,13 @@ def test_people_without_a_name_are_noted(tmp_path: Path, patient: str, shown: st
     options = FindOptions(re.compile(r"(?P<subject>[^/]+)/"))
     index = index_sources([str(tmp_path)], options)
     assert (index.subjects(), index.notes) == (3, [])
+
+
+def test_a_series_in_a_folder_whose_name_is_no_utf_8_is_excluded(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).integers(0, 900, (12, 8, 8)).astype(np.int16)
+    write_series(tmp_path / "x" / "good", volume)
+    write_series(tmp_path / "x" / "other", volume + 1)
+    (tmp_path / "x" / "other").rename(os.fsdecode(bytes(tmp_path / "x") + b"/M\xfcller"))
+    index = viewalign.index(tmp_path / "x", tmp_path / "cat.json", workers=0)
+    assert index.images == 1
+    assert {exclusion.reason for exclusion in index.excluded} == {"its name is not valid UTF-8"}

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dicom_files import write_series
 
+from viewalign.data.catalogue import write_catalogue
 from viewalign.data.indexing import index_sources
 
 
@@ -61,3 +64,28 @@ def test_beside_other_sources_it_joins_their_collection(catalogue: Path, write_i
     index = index_sources([str(catalogue), str(catalogue.parent / "more")])
     assert index.collection.collection_name == "viewalign"
     assert set(index.collection.datasets) == {"ds1", "more"}
+
+
+def test_series_stay_composed_as_the_catalogue_says(tmp_path: Path) -> None:
+    """Slices in two folders, and two images that dcm2niix makes of one series."""
+    volume = np.arange(20 * 8 * 8, dtype=np.int16).reshape(20, 8, 8)
+    for part in (0, 1):
+        heights = [2.0 * k for k in range(part, 20, 2)]
+        write_series(
+            tmp_path / "x" / f"DIR{part}", volume[part::2], heights, prefix="ab"[part], SeriesInstanceUID="1.2.3"
+        )
+    first = index_sources([str(tmp_path / "x")])
+    path = write_catalogue(first.collection, tmp_path / "cat.json") or tmp_path / "cat.json"
+    again = index_sources([str(path)])
+    assert [(entry.shape, entry.spacing) for entry in again.entries] == [
+        (entry.shape, entry.spacing) for entry in first.entries
+    ]
+    content = json.loads(path.read_text())
+    (dataset,) = content["datasets"].values()
+    (subject,) = dataset["subjects"].values()
+    (session,) = subject["sessions"].values()
+    (image,) = session["images"]
+    info = image["image_info"]
+    session["images"] = [{**image, "name": n, "image_info": {**info, "dcm2niix_output": n}} for n in ("e1", "e2")]
+    path.write_text(json.dumps(content))
+    assert [entry.name for entry in index_sources([str(path)]).entries] == ["e1", "e2"]

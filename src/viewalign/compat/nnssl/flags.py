@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from viewalign.errors import UserError
+from viewalign.errors import UserError, report_os_errors
 from viewalign.utils.overrides import similar
 from viewalign.utils.progress import show_progress
 
@@ -64,7 +64,8 @@ def execute(parser: Parser, do: Callable[[argparse.Namespace], int], arguments: 
     words = sys.argv[1:] if arguments is None else arguments
     parser.reject_unknown(words)
     try:
-        code = do(parser.parse_args(words))
+        with report_os_errors():
+            code = do(parser.parse_args(words))
     except UserError as problem:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
         code = 1

@@ -46,24 +46,24 @@ def write_prepared(
     write_json(folder / VALID, [_flat(kept, *item) for item in _walk(kept)])
 
 
-def write_part(folder: Path, part: int, parts: int, places: Iterable[str]) -> bool:
-    """Write the list of a part; return whether those of all parts exist.
+def write_part(folder: Path, configuration: str, part: int, parts: int, places: Iterable[str]) -> bool:
+    """Write the list of a configuration's part; return whether those of all parts exist.
 
     Lists with another number of parts are removed when all exist.
     """
-    write_json(part_file(folder, part, parts), sorted(places))
-    ours = {part_file(folder, number, parts) for number in range(parts)}
+    write_json(part_file(folder, configuration, part, parts), sorted(places))
+    ours = {part_file(folder, configuration, number, parts) for number in range(parts)}
     if not all(path.is_file() for path in ours):
         return False
-    for path in folder.glob("valid_imgs__*_of_*.json"):
+    for path in folder.glob(f"valid_imgs__{configuration}__*_of_*.json"):
         if path not in ours:
             path.unlink(missing_ok=True)
     return True
 
 
-def part_file(folder: Path, part: int, parts: int) -> Path:
-    """Return the file that is written when a part is complete."""
-    return folder / f"valid_imgs__{part}_of_{parts}.json"
+def part_file(folder: Path, configuration: str, part: int, parts: int) -> Path:
+    """Return the file that is written when a part of a configuration is complete."""
+    return folder / f"valid_imgs__{configuration}__{part}_of_{parts}.json"
 
 
 def listed_file(configuration: str) -> str:

@@ -134,7 +134,7 @@ def preprocess(
     places = run.places(records)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        part_file(folder, part, parts).unlink(missing_ok=True)
+        part_file(folder, configuration, part, parts).unlink(missing_ok=True)
         if parts == 1:
             sweep_temporary(root)  # other parts may be writing theirs
         mine = list(places.items())[part::parts]
@@ -276,7 +276,7 @@ def _write_lists(
     report.prepared = len(done)
     suffix = f"__{part}_of_{parts}" if parts > 1 else ""
     write_json(folder / f"report__{name}{suffix}.json", {"prepared": report.prepared, "excluded": excluded})
-    report.complete = parts == 1 or write_part(folder, part, parts, done)
+    report.complete = parts == 1 or write_part(folder, name, part, parts, done)
     if report.complete:
         by_id = {places[place].image_id: place for place in done}
         write_prepared(folder, run.root.name, name, catalogue, by_id)

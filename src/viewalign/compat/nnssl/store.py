@@ -66,6 +66,10 @@ class PreprocessedStore(Store):
             super()._check(k)
 
 
+_Place = tuple[str, str, str, str]
+"""Dataset, subject, session and name of an image."""
+
+
 @dataclass(frozen=True)
 class _Entry:
     row: Row
@@ -88,14 +92,15 @@ def open_preprocessed(folder: Path, plans_name: str, configuration: str) -> Prep
     root = folder / plans.images_folder(configuration)
     notes: list[str] = []
     arrays = sorted(root.glob("*/*/*/*/*.b2nd"))
-    found = list(_entries(folder, arrays, settings, plans.fingerprint(configuration), notes))
+    listed = _listed(folder / listed_file(configuration), notes)
+    found = list(_entries(folder, arrays, settings, plans.fingerprint(configuration), listed, notes))
     if not found:
         why = "has no readable image" if root.is_dir() else "does not exist"
         raise UserError(
             f"There are no preprocessed images in $nnssl_preprocessed for {configuration}: {root} {why}. "
             f"{creation_hint(folder.name, configuration)}"
         )
-    _note_missing(folder / listed_file(configuration), arrays, notes)
+    _note_missing(listed, arrays, listed_file(configuration), notes)
     split = read_split(folder)
     found = _in_split(found, split, notes)
     columns = {name: [getattr(entry.row, name) for entry in found] for name in INDEX_COLUMNS}
@@ -135,24 +140,34 @@ def _normalisation(settings: Configuration) -> str:
 
 
 def _entries(
-    folder: Path, arrays: Sequence[Path], settings: Configuration, fingerprint: str, notes: list[str]
+    folder: Path,
+    arrays: Sequence[Path],
+    settings: Configuration,
+    fingerprint: str,
+    listed: Sequence[_Place],
+    notes: list[str],
 ) -> Iterator[_Entry]:
-    """Yield complete images; those with our JSON file are ours."""
+    """Yield complete images; those with our JSON file are ours, and are left out if a list does not name them."""
+    wanted = {(*place[:3], name) for place in listed for name in _without_suffix(place[3])}
     names = {str(path) for path in arrays}
     masks = {path[: -len(".b2nd")] + suffix for path in names for suffix in MASK_FILES.values()}
-    foreign, outdated = [], 0
+    foreign, outdated, unlisted = [], 0, 0
     for path in arrays:
         if str(path) in masks:
             continue
         relative = path.relative_to(folder).as_posix().removesuffix(".b2nd")
         facts = done_properties(folder, relative)
-        if facts is not None:
+        if facts is not None and wanted and (*path.parts[-4:-1], path.stem) not in wanted:
+            unlisted += 1
+        elif facts is not None:
             outdated += facts["recipe_hash"] != fingerprint
             yield _Entry(_our_row(relative, facts), True)
         else:
             foreign.append(path)
     if outdated:
         notes.append(f"Images prepared by other plans: {outdated:,}; run nnssl_preprocess to update them.")
+    if unlisted:
+        notes.append(f"Left out, because the dataset does not name them any more: {counted(unlisted, 'image')}.")
     spacing = settings.spacing or (1.0, 1.0, 1.0)
     yield from _foreign(folder, _chosen(folder, foreign, notes), spacing, notes)
 
@@ -187,19 +202,21 @@ def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
     return kept
 
 
-def _note_missing(path: Path, arrays: Sequence[Path], notes: list[str]) -> None:
-    """Report missing images of nnssl's list, which also contains those whose preparation failed."""
+def _listed(path: Path, notes: list[str]) -> list[_Place]:
+    """Return the images of the list that a preparation writes; none if there is no valid one."""
     try:
-        listed = read_listed(path)
+        return read_listed(path)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         notes.append(f"{path.name} is invalid ({type(problem).__name__}: {problem}), and is ignored.")
-        return
+        return []
+
+
+def _note_missing(listed: Sequence[_Place], arrays: Sequence[Path], name: str, notes: list[str]) -> None:
+    """Report missing images of nnssl's list, which also contains those whose preparation failed."""
     there = {(*array.parts[-4:-1], array.stem) for array in arrays}
     gone = [place for place in listed if not {(*place[:3], name) for name in _without_suffix(place[3])} & there]
     if gone:
-        notes.append(
-            f"{len(gone)} of the {len(listed)} images in {path.name} are missing, such as {'/'.join(gone[0])}."
-        )
+        notes.append(f"{len(gone)} of the {len(listed)} images in {name} are missing, such as {'/'.join(gone[0])}.")
 
 
 def _valid_images(path: Path, notes: list[str]) -> set[tuple[str, ...]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 import stat
 import tarfile
@@ -130,14 +131,18 @@ def subset(dataset: HubDataset, patterns: Sequence[str], endpoint: str | None = 
     """Select the files of a dataset on the Hub that match, and those of every subset.
 
     Raises:
-        UserError: no pattern, as the whole dataset has terabytes; or as for `hub.select`.
+        UserError: no pattern, as the whole dataset has terabytes, or one that matches nothing; or as for `hub.select`.
     """
     if not patterns:
         raise UserError(
             f"{dataset.repository} is too large to download as a whole by accident: select files with pattern=, "
             f"such as pattern='{dataset.example}', or pattern='*' for all of it."
         )
-    return hub.select(dataset.repository, "dataset", [*patterns, *dataset.always], endpoint)
+    chosen = hub.select(dataset.repository, "dataset", [*patterns, *dataset.always], endpoint)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(file.path, pattern) for file in chosen.files):
+            raise UserError(f"Nothing in {dataset.repository} matches {pattern}; a folder is written as FOLDER/*.")
+    return chosen
 
 
 def unpack(archive: Path, folder: Path) -> None:

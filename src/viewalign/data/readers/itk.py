@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ sitk: Any = SimpleITK  # its functions carry no type hints
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
+_STDERR = threading.RLock()
+"""Held by the thread that replaces stderr; two that did it at once could leave the file of one in its place."""
+
+
 @contextmanager
 def itk_messages() -> Iterator[list[str]]:
     """Catch what ITK's C code prints on stderr; the list is filled when the block ends.
@@ -30,8 +35,8 @@ def itk_messages() -> Iterator[list[str]]:
     MetaImage reports damaged data only by printing `Uncompress failed`.
     """
     messages: list[str] = []
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
+    with _STDERR, tempfile.TemporaryFile() as sink:
+        saved = os.dup(2)
         os.dup2(sink.fileno(), 2)
         try:
             yield messages

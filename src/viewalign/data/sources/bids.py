@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from viewalign.data.catalogue import DEFAULT_SESSION
 from viewalign.data.layout import read_json
 from viewalign.data.sources.label_names import is_label
-from viewalign.data.sources.naming import DERIVED_FOLDERS, stated_names, units_named, with_part
+from viewalign.data.sources.naming import DERIVED_FOLDERS, pattern_names, stated_names, units_named, with_part
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.table import participants
 from viewalign.data.sources.walk import image_files
@@ -56,9 +56,11 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
         if not options.labels and is_label(relative, stem):
             contents.label_files.append(path)
             continue
-        stated = stated_names(relative, options.subject_pattern)
-        subject = stated.get("subject", relative.parts[0])
-        session = stated.get("session", DEFAULT_SESSION)
+        own = {"subject": relative.parts[0]}
+        if folder := next((part for part in relative.parts[1:-1] if part.startswith("ses-")), None):
+            own["session"] = folder
+        stated = {**stated_names(relative), **own, **pattern_names(options.subject_pattern, relative)}
+        subject, session = stated["subject"], stated.get("session", DEFAULT_SESSION)
         modality = stated.get("modality") or with_part(stem.rpartition("_")[2], stem)
         units = _units(path.with_name(f"{stem}.json")) if modality == "pet" else ""
         image = {"units": units} if units else None

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_files import may_be_dicom
-from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources import bids, fomo, fomo300k, nnunet, openmind
 from viewalign.data.sources.dicom import add_stacks
 from viewalign.data.sources.label_names import in_label_folder, is_label
@@ -137,7 +136,7 @@ def _add_file(
         contents.pass_over(path)
     elif not options.labels and in_label_folder(relative):
         contents.label_files.append(path)
-    elif (reason := missing_content(path)) is not None:
+    elif (reason := obvious_fault(path)) is not None:
         contents.excluded.append(Exclusion(printable(path), reason))
     else:
         slices.add(path.parent)

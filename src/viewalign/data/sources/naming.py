@@ -67,7 +67,10 @@ _UNITS = {
 DERIVED_FOLDERS = frozenset(("derivatives", "sourcedata"))
 """Folders of results computed from the images beside them, or of their raw form; not separate images."""
 
-_SUBJECT = re.compile(r"^sub[-_]([A-Za-z0-9]+)")
+_SUBJECT = re.compile(
+    r"^sub(?:-(?P<name>[^\W\d_]+(?:-\d[^\W_]*)+|[^\W_]+)|_(?P<other>[^\W\d_]+_\d[^\W_]*(?=_)|[^\W_]+))"
+)
+"""`sub-01`, `sub-CAM-001` and `sub_CAM_001_…`: a word and numbers after it are one name."""
 _SESSION = re.compile(r"(?:^|_)ses[-_]([A-Za-z0-9]+)")
 _PERSON = re.compile(r"^(?P<subject>(?:patient|subject|subj|case|pat|person)[-_]?\d+)(?:_|$)", re.IGNORECASE)
 _VISIT = re.compile(
@@ -75,6 +78,10 @@ _VISIT = re.compile(
     re.IGNORECASE,
 )
 _VISIT_FOLDER = re.compile(rf"ses[-_].*|{_VISIT.pattern}", re.IGNORECASE)
+_TERSE_VISIT = re.compile(
+    r"v\d{1,2}|(?:19|20)\d\d(?P<mark>[-_.]?)(?:0[1-9]|1[0-2])(?P=mark)(?:0[1-9]|[12]\d|3[01])", re.IGNORECASE
+)
+"""A visit, as `V2` or `20190131`, if the folder around it has a number too; else it may be the name of a person."""
 _DATED_FOLDER = re.compile(r"(?P<session>\d{4}-\d\d-\d\d|\d\d-\d\d-\d{4})(?!\d).*")
 _COHORTS = tuple(
     re.compile(pattern)
@@ -113,7 +120,7 @@ def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None
     stem = unicodedata.normalize("NFC", stem)
     guess = _guess(relative, stem, owned)
     guess = guess._replace(modality=with_part(guess.modality, stem))
-    groups = _groups(pattern, relative)
+    groups = pattern_names(pattern, relative)
     return guess._replace(**{key: groups[key] for key in groups if key in Names._fields})
 
 
@@ -123,8 +130,8 @@ def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None
     for key, shape in (("subject", _SUBJECT), ("session", _SESSION)):
         match = next(filter(None, (shape.search(part) for part in reversed(relative.parts))), None)
         if match:
-            stated[key] = f"{key[:3]}-{match.group(1)}"
-    return {**stated, **_groups(pattern, relative)}
+            stated[key] = f"{key[:3]}-{_named(match)}"
+    return {**stated, **pattern_names(pattern, relative)}
 
 
 def modality_of(stem: str) -> str:
@@ -151,11 +158,25 @@ def is_plain(folder: str) -> bool:
 
 
 def dataset_above_subject(relative: PurePosixPath) -> str:
-    """Return the dataset named by the folders above `sub-XX`: `siteA` for `siteA/sub-01/T1.nii`; "" without one."""
+    """Return the dataset named by the folders above a subject, such as `siteA`; "" without one.
+
+    The subject is a folder, as in `siteA/sub-01/T1.nii`, or the file: `siteA/sub-01_T1.nii`, `siteA/patient01_T1.nii`.
+    """
     folders = relative.parts[:-1]
     depth = next((number for number, part in enumerate(folders) if _SUBJECT.search(part)), 0)
-    outer = (part for part in folders[:depth] if modality_of(part) == UNKNOWN)
-    return "_".join(part for part in outer if not is_plain(part) and not _VISIT_FOLDER.fullmatch(part))
+    if _names_subject(relative.name.split(".")[0]) and not any(map(_names_subject, folders)):
+        depth = len(folders)
+    outer = (part for part in folders[:depth] if modality_of(part) == UNKNOWN and not is_plain(part))
+    return "_".join(part for part in outer if not _VISIT_FOLDER.fullmatch(part) and not _DATED_FOLDER.fullmatch(part))
+
+
+def _names_subject(word: str) -> bool:
+    return bool(_SUBJECT.search(word) or _PERSON.search(word))
+
+
+def _named(match: re.Match[str]) -> str:
+    """Return the label of a subject or session that a pattern matched."""
+    return str(next(filter(None, match.groups())))
 
 
 def fewer_subjects(subjects: Collection[str]) -> int:
@@ -184,7 +205,8 @@ def words_of(stem: str) -> list[str]:
     return re.split(r"[^A-Za-z0-9]+", stem.lower())
 
 
-def _groups(pattern: re.Pattern[str] | None, relative: PurePosixPath) -> dict[str, str]:
+def pattern_names(pattern: re.Pattern[str] | None, relative: PurePosixPath) -> dict[str, str]:
+    """Return the named groups of a pattern that a path fills."""
     match = pattern.search(relative.as_posix()) if pattern else None
     return {key: value for key, value in match.groupdict().items() if value} if match else {}
 
@@ -194,7 +216,9 @@ def identity_folders(relative: PurePosixPath) -> tuple[list[str], str]:
     session, folders = DEFAULT_SESSION, list(relative.parts[:-1])
     while folders:
         dated = _DATED_FOLDER.fullmatch(folders[-1])
-        if not (dated or _is_kind(folders[-1]) or (len(folders) > 1 and _VISIT.fullmatch(folders[-1]))):
+        around = folders[-2] if len(folders) > 1 else ""
+        terse = re.search(r"\d", around) and not _is_kind(around) and _TERSE_VISIT.fullmatch(folders[-1])
+        if not (dated or terse or _is_kind(folders[-1]) or (around and _VISIT.fullmatch(folders[-1]))):
             break
         last = folders.pop()
         if not _is_kind(last):
@@ -221,9 +245,9 @@ def _guess(relative: PurePosixPath, stem: str, owned: bool) -> Names:
     parts = (*relative.parts[:-1], stem)
     for subject in filter(None, (_SUBJECT.search(part) for part in reversed(parts))):
         session = next(filter(None, (_SESSION.search(part) for part in reversed(parts))), None)
-        return Names(f"sub-{subject.group(1)}", f"ses-{session.group(1)}" if session else DEFAULT_SESSION, modality)
+        return Names(f"sub-{_named(subject)}", f"ses-{_named(session)}" if session else DEFAULT_SESSION, modality)
     for cohort in _COHORTS:
-        if groups := _groups(cohort, relative):
+        if groups := pattern_names(cohort, relative):
             return Names(groups["subject"], groups.get("session", DEFAULT_SESSION), modality)
     if person := _PERSON.search(stem):
         visit = _VISIT.search(stem[person.end() :])

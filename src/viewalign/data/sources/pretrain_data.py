@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from viewalign.data.catalogue import AssociatedMasks, Image, read_catalogue, resolve
+from viewalign.data.catalogue import AssociatedMasks, Image, SeriesSource, read_catalogue, resolve
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import absolute
 from viewalign.utils.io import is_file
@@ -27,9 +27,10 @@ def find(text: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - n
     for dataset_key, dataset in collection.datasets.items():
         for subject_key, subject in dataset.subjects.items():
             for session_key, session in subject.sessions.items():
-                findings.found.extend(
-                    ImageRecord(
-                        resolve(image.image_path, path.parent),
+                for image in session.images:
+                    where = resolve(image.image_path, path.parent)
+                    record = ImageRecord(
+                        where,
                         dataset_key,
                         subject_key,
                         session_key,
@@ -38,9 +39,9 @@ def find(text: str, options: FindOptions) -> SourceContents:  # noqa: ARG001 - n
                         _masks(image, path.parent),
                         Infos(dataset.dataset_info, subject.subject_info, session.session_info, image.image_info),
                         image.image_path if image.image_path.startswith("$") else None,
+                        series=SeriesSource.of(image.image_info, where),
                     )
-                    for image in session.images
-                )
+                    findings.found.append(record)
     return findings
 
 
