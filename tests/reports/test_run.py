@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import viewalign
 from viewalign.cli.main import app
 from viewalign.errors import UserError
+from viewalign.reports import run_charts
 from viewalign.reports.charts import scripts
 from viewalign.reports.run import LivePage, write_report
 from viewalign.reports.run_charts import loss_charts
@@ -240,6 +242,31 @@ def test_long_runs_stay_small(make_run):
         for s in range(1, 20_000)
     ]
     assert len(page(make_run(rows=rows, steps=20_000))) - len(scripts()["plotly"]) < 250_000
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "words", "unlike"),
+    [
+        ({}, "reconstruction", "Huber loss on masked voxels", ""),
+        ({"masking": {"ratio": 0}}, "reconstruction", "Huber loss on all voxels", "masked"),
+        ({"method": "spark", "objectives": {"reconstruction": "mse"}}, "reconstruction", "Squared error on masked", ""),
+        ({"method": "genesis"}, "reconstruction", "Squared error", "masked"),
+        ({"method": "swinunetr"}, "reconstruction", "Absolute error", "masked"),
+        ({}, "consistency", "2·cosine", ""),
+        ({"objectives": {"consistency": "nt_xent"}}, "consistency", "NT-Xent", "cosine"),
+        ({"objectives": {"consistency": "gram"}}, "consistency", "Gram", "cosine"),
+        ({"method": "gvsl"}, "registration", "", "cosine"),
+    ],
+)
+def test_a_term_is_described_as_the_recipe_computes_it(config, name, words, unlike):
+    caption = run_charts._caption(config, name)
+    assert words in caption
+    assert not unlike or unlike not in caption
+
+
+def test_no_runs_are_an_error():
+    with pytest.raises(UserError, match="at least one"):
+        viewalign.report([])
 
 
 def test_mistakes_are_reported(make_run, tmp_path):

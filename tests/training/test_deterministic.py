@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viewalign.methods.registry import METHODS, build_method, requirements_of
 from viewalign.recipes.loading import load
 from viewalign.training.launch import launch
-from viewalign.training.run import view_sampling_config
+from viewalign.training.run import pretrain, view_sampling_config
 from viewalign.views.batch import build_views
 from viewalign.views.samples import SampleReader
 
@@ -81,6 +81,21 @@ def test_operations_of_a_step_are_deterministic(recipe, settings):
     assert {"convolution_backward", "native_batch_norm_backward"} <= calls.names or "primus" in recipe
     gradients = {"gvsl": "grid_sampler_3d_backward", "cva": "_adaptive_avg_pool3d_backward"}
     assert calls.excluded == (set() if requirements.deterministic else {gradients[made.method]})
+
+
+def test_a_deterministic_run_leaves_torch_as_it_was(tiny_recipe):
+    before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    seen = []
+
+    def probe(_):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return {}
+
+    settings = ["runtime.device=cpu", "runtime.deterministic=true", "validate.probe={task: none, every: 1}"]
+    pretrain(tiny_recipe(*settings, steps=1), probe=probe)
+    assert seen
+    assert all(seen)
+    assert (torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark) == before
 
 
 def test_deterministic_mode_is_strict_where_possible(tiny_recipe):

@@ -26,6 +26,7 @@ from viewalign.errors import UserError
 from viewalign.methods import health
 from viewalign.methods.cva import ConsistentViewAlignment
 from viewalign.training import data, run
+from viewalign.training.data import split_by_subject
 from viewalign.training.logs import RunLog
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
@@ -357,6 +358,23 @@ def test_a_volume_that_became_unreadable_is_excluded(tiny_recipe, tiny_store, tm
         pretrain(tiny_recipe(f"data={tmp_path / 'copy'}", "runtime.lost_share=0.2", out="second", steps=12))
 
 
+@pytest.fixture
+def many(tmp_path):
+    """A store of enough subjects to hold some out."""
+    rng = np.random.default_rng(0)
+    arrays = {f"s{k:02d}": rng.normal(size=(20, 20, 20)).astype(np.float32) for k in range(24)}
+    store_from_arrays(tmp_path / "many", arrays)
+    return tmp_path / "many"
+
+
+def test_a_held_out_volume_that_cannot_be_read_is_reported(tiny_recipe, many):
+    lost = int(split_by_subject(np.arange(24), 0.01, 0).validation[0])
+    sorted((many / "volumes").rglob("*.b2nd"))[lost].write_bytes(b"")
+    settings = [f"data={many}", "validate.every=2", "validate.batches=3", "runtime.lost_share=0.2"]
+    told = events(pretrain(tiny_recipe(*settings, steps=2)).folder, "unreadable")
+    assert [row["volume"] for row in told] == [lost]
+
+
 class Deadly(ArraySource):
     """Kills the worker that reads it, the first time."""
 
@@ -463,7 +481,7 @@ def test_volumes_smaller_than_a_view_are_counted(tiny_recipe):
     assert row["alignment_error"] < 1e-3
 
 
-def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, tmp_path, monkeypatch):
+def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, many, monkeypatch):
     original, losses = Trainer._evaluate, iter([3.0, 1.0, 2.0])
 
     def evaluated(self, batch, return_diagnostics):
@@ -471,10 +489,7 @@ def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, tmp_path, m
         return found if return_diagnostics else replace(found, logs={"loss": torch.tensor(next(losses))})
 
     monkeypatch.setattr(Trainer, "_evaluate", evaluated)
-    rng = np.random.default_rng(0)
-    arrays = {f"s{k}": rng.normal(size=(20, 20, 20)).astype(np.float32) for k in range(24)}
-    store_from_arrays(tmp_path / "many", arrays)
-    settings = [f"data={tmp_path / 'many'}", "validate.every=2", "validate.batches=1", "checkpoint.keep_last=1"]
+    settings = [f"data={many}", "validate.every=2", "validate.batches=1", "checkpoint.keep_last=1"]
     outcome = pretrain(tiny_recipe(*settings, steps=6))
     rows = [row for row in read_log(outcome.folder.log) if row["kind"] == "validation"]
     assert [(row["step"], row["loss"]) for row in rows] == [(2, 3.0), (4, 1.0), (6, 2.0)]

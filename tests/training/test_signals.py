@@ -11,10 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import viewalign
 from viewalign.cli.main import run as command
+from viewalign.data.store import store_from_arrays
 from viewalign.errors import StoppedError
 from viewalign.recipes.loading import to_yaml
 from viewalign.training import data
@@ -189,6 +191,28 @@ def test_a_checkpoint_that_is_written_slowly_is_waited_for(tiny_recipe, monkeypa
     outcome = pretrain(tiny_recipe("checkpoint.every=1", steps=50))
     assert (outcome.step, outcome.exit_code, ended) == (1, 143, [])
     assert checkpoints.steps(outcome.folder.checkpoints) == [1]
+
+
+def test_a_long_validation_is_no_hang(tiny_recipe, tmp_path, monkeypatch):
+    """Its batches are signs of life; the run ends after it, saved."""
+    ended, evaluate = [], Trainer._evaluate
+
+    def slow(self, batch, **more):
+        if not self.method.training:
+            if not ended:
+                ended.append("begun")
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+        return evaluate(self, batch, **more)
+
+    monkeypatch.setattr("viewalign.training.signals._PATIENCE", {"SIGTERM": 0.8})
+    monkeypatch.setattr("viewalign.training.signals._STEPS", 0)
+    monkeypatch.setattr(Trainer, "_evaluate", slow)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    arrays = {f"s{k}": np.random.default_rng(k).normal(size=(20, 20, 20)).astype(np.float32) for k in range(20)}
+    store_from_arrays(tmp_path / "many", arrays)
+    outcome = pretrain(tiny_recipe(f"data={tmp_path / 'many'}", "validate.every=1", "validate.batches=5", steps=50))
+    assert (outcome.step, outcome.exit_code, ended) == (1, 143, ["begun"])
 
 
 def test_work_of_any_length_and_a_wait_for_another_process_are_no_hang(monkeypatch):

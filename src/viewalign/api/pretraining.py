@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from viewalign.errors import StoppedError, report_os_errors
+from viewalign.errors import StoppedError, UserError, report_os_errors
 
 if TYPE_CHECKING:
     from viewalign.config import Recipe
@@ -132,6 +132,8 @@ def report(run: str | Path | Sequence[str | Path], out: str | Path | None = None
     from viewalign.reports.run import write_report
 
     page = None if out is None else Path(out)
+    if not isinstance(run, str | Path) and not run:
+        raise UserError("There is no run to report: name the folder of at least one.")
     if not isinstance(run, str | Path) and len(run) > 1:
         return overlay.write_overlay([Path(one) for one in run], page)
     folder = Path(run if isinstance(run, str | Path) else run[0])

@@ -82,11 +82,16 @@ def dense_nt_xent(
         prediction, target: (N, P, C) at the same P positions of N pairs.
         weight: (N, P); positions of weight 0 are neither anchors nor negatives.
         temperature: divides the cosine similarity.
-        over_batch: whether positions of other pairs are negatives too, as published; else only those of the pair.
+        over_batch: whether positions of other pairs, over all processes, are negatives too, as published; else only
+            those of the pair.
 
     Returns:
-        A scalar: the weighted mean over the rows of a pair, then the mean over pairs.
+        A scalar: the weighted mean over the rows of a pair, then the mean over the pairs of this process.
     """
+    mine = prediction.shape[0]
+    if over_batch:
+        parts = (prediction, target, weight)
+        prediction, target, weight = (gather_over_processes(at_least_float32(part)) for part in parts)
     pairs, positions, channels = prediction.shape
     groups = 1 if over_batch else pairs
     rows = [at_least_float32(vectors).reshape(groups, -1, channels) for vectors in (prediction, target)]
@@ -100,4 +105,6 @@ def dense_nt_xent(
     kept = torch.zeros_like(itself).scatter(1, positive[:, None], True)
     logits = logits.masked_fill(itself | (absent & ~kept), float("-inf"))
     losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(groups), reduction="none")
-    return mean_per_view(losses.view(-1, 2, length).mean(1).view(pairs, positions), weight)
+    by_pair = losses.view(-1, 2, length).mean(1).view(pairs, positions)
+    own = slice(rank() * mine, (rank() + 1) * mine) if over_batch else slice(None)
+    return mean_per_view(by_pair[own], weight[own])

@@ -51,7 +51,7 @@ MEASURES = (
         0.5,
         0.2,
         "Spread of the encoder's normalised features over positions: 1 if they are spread evenly, 0 if all are equal.",
-        "Lower optim.lr, or raise objectives.reconstruction_weight.",
+        "Lower optim.lr; with CVA also raise objectives.reconstruction_weight.",
     ),
     Measure(
         "effective_rank",
@@ -59,7 +59,7 @@ MEASURES = (
         10.0,
         4.0,
         "Number of directions that the encoder's features use (exponential of the entropy of their spectrum).",
-        "Lower optim.lr, lengthen optim.warmup_steps, or raise objectives.contrastive_weight.",
+        "Lower optim.lr or lengthen optim.warmup_steps; with CVA also raise objectives.contrastive_weight.",
     ),
     Measure(
         "cosine",

@@ -109,6 +109,8 @@ def encoder_diagnostics(backbone: Backbone, batch: ViewBatch) -> Latents:
     grid = common_grid([spatial_size(features) for features in maps], _MAX_CELLS)
     joined = torch.cat([resize(features, grid) for features in maps], dim=1)
     valid = valid_fraction(batch.valid.flatten(0, 1), grid)
+    # Before torch 2.11, autocast reused weights that were cast here, without gradient, in the step that follows.
+    torch.clear_autocast_cache()
     return {"diagnostics": joined.unflatten(0, batch.count), "diagnostics_valid": valid.unflatten(0, batch.count)}
 
 

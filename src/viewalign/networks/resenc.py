@@ -83,7 +83,7 @@ class ResEncBackbone(Backbone):
     def decode(self, encoded: Encoded) -> list[Tensor]:
         decoder, maps = self.net.decoder, [encoded.maps[-1]]
         for up, stage, skip in zip(decoder.transpconvs, decoder.stages, encoded.maps[-2::-1], strict=True):
-            maps.append(self._run(stage, torch.cat((up(maps[-1]), skip), 1)))
+            maps.append(self._run(partial(run_stage, stage), torch.cat((up(maps[-1]), skip), 1)))
         return maps[:0:-1]
 
     def to_image(self, decoded: Sequence[Tensor]) -> Tensor:

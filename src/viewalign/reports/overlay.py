@@ -11,7 +11,7 @@ from viewalign import __version__
 from viewalign.errors import UserError
 from viewalign.reports.charts import Chart, scripts, series_color
 from viewalign.reports.page import leaf, number, render_template, save_page, without_paths
-from viewalign.reports.run_charts import TERMS, line_chart
+from viewalign.reports.run_charts import line_chart, term_title
 from viewalign.reports.run_data import RunRecord, read_run, setting
 from viewalign.utils.overrides import iter_nested
 from viewalign.utils.settings_description import in_yaml
@@ -103,7 +103,7 @@ def overlay_charts(runs: dict[str, RunRecord]) -> list[Chart]:
             lines[name], styles[name] = run.series(kind, key), (series_color(place), "solid")
             if kind == "train" and len(held := run.series("validation", key)):
                 lines[f"{name}, held out"], styles[f"{name}, held out"] = held, (series_color(place), "dash")
-        words = "Learning rate" if key == "lr" else TERMS.get(key, (key.replace("_", " ").capitalize(), ""))[0]
+        words = "Learning rate" if key == "lr" else term_title(key)
         title = f"Probe: {words}" if kind == "probe" else words
         if (chart := line_chart(title, "", title.lower(), lines, styles)) is not None:
             chart.figure["layout"]["showlegend"] = False

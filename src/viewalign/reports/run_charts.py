@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,20 +15,18 @@ from viewalign.reports.run_data import RunRecord, Series, setting
 from viewalign.reports.verdicts import Finding
 
 _OTHERS = {"lr", "gradient_norm", "samples_per_second", "data_wait"} | {measure.name for measure in MEASURES}
-TERMS = {
-    "loss": ("Total loss", "Sum of the terms below, each times its weight."),
-    "reconstruction": (
-        "Reconstruction",
-        "Huber loss on masked voxels, in standard deviations of the image.",
-    ),
-    "consistency": (
-        "Consistency",
-        "2 − 2·cosine similarity at corresponding locations of two views: 0 is equal, 2 is unrelated.",
-    ),
-    "contrastive": ("Contrastive", "NT-Xent over whole images, with other subjects as negatives, in nats."),
+_CAPTIONS = {
+    "loss": "Sum of the terms below, each times its weight.",
+    "contrastive": "NT-Xent over whole images, with other subjects as negatives, in nats.",
 }
+_CONSISTENCY = {
+    "cosine": "2 − 2·cosine similarity at corresponding locations of two views: 0 is equal, 2 is unrelated.",
+    "nt_xent": "NT-Xent over corresponding locations of two views, with other locations as negatives, in nats.",
+    "gram": "Distance between the Gram matrices of features at corresponding locations of two views.",
+}
+_ERRORS = {"huber": "Huber loss", "mse": "Squared error"}
 _WEIGHTED = ("cva", "mae", "simmim", "spark")
-"""Methods that weight their reconstruction by a setting."""
+"""Methods that have settings of their reconstruction."""
 _STEPS = {"tickformat": ",d", "hoverformat": ",d"}
 _LINES = {"training": ("--train", "solid"), "held out": ("--validation", "dash"), "probe": ("--train", "solid")}
 
@@ -83,14 +81,33 @@ def _clipping(run: RunRecord) -> str:
 
 
 def _term(run: RunRecord, name: str) -> Chart | None:
-    title, caption = TERMS.get(name, (name.replace("_", " ").capitalize(), ""))
-    weight = setting(run.config, f"objectives.{name}_weight")
+    caption, weight = _caption(run.config, name), setting(run.config, f"objectives.{name}_weight")
     weighted = {"reconstruction": _WEIGHTED, "consistency": ("cva",), "contrastive": ("cva",)}.get(name, ())
     if isinstance(weight, int | float) and setting(run.config, "method", "cva") in weighted:
         caption = f"{caption} Weight\u00a0{number(float(weight))}.".strip()
     lines = {"training": run.series("train", name), "held out": run.series("validation", name)}
     unit = "loss (nats)" if name == "contrastive" else "loss (no unit)"
-    return line_chart(title, f"{caption}{_resumed(run)}", unit, lines, marks=_marks(run))
+    return line_chart(term_title(name), f"{caption}{_resumed(run)}", unit, lines, marks=_marks(run))
+
+
+def term_title(name: str) -> str:
+    """Return the title of a logged term's chart."""
+    return "Total loss" if name == "loss" else name.replace("_", " ").capitalize()
+
+
+def _caption(config: dict[str, Any], name: str) -> str:
+    """Return what a term is in this recipe."""
+    method = setting(config, "method", "cva")
+    if name == "consistency" and method == "cva":
+        return _CONSISTENCY[setting(config, "objectives.consistency", "cosine")]
+    if name != "reconstruction":
+        return _CAPTIONS.get(name, "")
+    error = _ERRORS["mse"] if method != "swinunetr" else "Absolute error"
+    where = ""
+    if method in _WEIGHTED:
+        error = _ERRORS[setting(config, "objectives.reconstruction", "huber")]
+        where = " on masked voxels" if setting(config, "masking.ratio", 0.75) else " on all voxels"
+    return f"{error}{where}, in standard deviations of the image."
 
 
 def _marks(run: RunRecord) -> list[int]:

@@ -19,7 +19,7 @@ from viewalign.methods.registry import build_method, requirements_of
 from viewalign.training.cost import step_flops
 from viewalign.training.estimate import seconds_per_step
 from viewalign.training.facts import announce, device_name
-from viewalign.training.launch import launch
+from viewalign.training.launch import launch, torch_settings_kept
 from viewalign.training.run import check_data, open_store, run_facts
 from viewalign.training.simulation import simulated_peak
 from viewalign.utils.console import duration
@@ -80,6 +80,7 @@ class DryRun:
         return "\n".join(lines)
 
 
+@torch_settings_kept()
 def dry_run(recipe: Recipe, resume: bool = False, store: Store | None = None) -> DryRun:
     """Check everything that a start checks, and estimate memory and time; nothing is written to the run's folder.
 

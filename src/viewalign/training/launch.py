@@ -136,6 +136,17 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Restore torch's settings of deterministic algorithms that `launch` changes for the whole process."""
+    mode, search = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = search
+
+
 def _prepare_torch(threads: int, deterministic: bool, repeats: bool) -> None:
     if threads:
         torch.set_num_threads(threads)

@@ -140,8 +140,9 @@ class Trainer:
                 self._train_step(*work)
                 batches.prepare()
                 if self._due(self.recipe.log.every):
-                    self._log_row(self.position.step - since, time.perf_counter() - begin, batches.waited)
-                    begin, batches.waited, since = time.perf_counter(), 0.0, self.position.step
+                    waited = batches.take_waited()
+                    self._log_row(self.position.step - since, time.perf_counter() - begin, waited)
+                    begin, since = time.perf_counter(), self.position.step
                 if self.feed.validation and self.recipe.validate_.every and self._due(self.recipe.validate_.every):
                     self._validate(self.feed.validation())
                     self._show()
@@ -299,6 +300,8 @@ class Trainer:
         self.method.eval()
         averages = MetricAccumulator()
         for samples in batches:
+            self._stop.beat()
+            self._note_unreadable(samples)
             averages.add(self._evaluate(self._build(samples), return_diagnostics=False).logs)
         means = averages.take(self._mean_over_processes)
         self._row("validation", means)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -23,16 +22,14 @@ class Prefetcher:
         source: yields the samples of each step.
         build: builds views from samples.
         device: of the views.
-
-    Attributes:
-        waited: seconds spent waiting for samples.
     """
 
     def __init__(self, source: Iterator[Samples], build: Callable[[Samples], ViewBatch], device: torch.device) -> None:
         self._source, self._build, self._device = source, build, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._next: tuple[Samples, ViewBatch] | Exception | None = None
-        self.waited = 0.0
+        self._waited = 0.0
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def take(self) -> tuple[Samples, ViewBatch]:
         """Return the next step's samples and views."""
@@ -59,11 +56,32 @@ class Prefetcher:
         except Exception as problem:  # raised at the step that it belongs to
             self._next = problem
 
+    def take_waited(self) -> float:
+        """Return the seconds since the last call in which the device had nothing to do but wait for samples.
+
+        A GPU is waited for until it has finished what was queued before the last samples came.
+        """
+        for begin, end in self._gaps:
+            end.synchronize()
+            self._waited += begin.elapsed_time(end) / 1000
+        self._gaps.clear()
+        waited, self._waited = self._waited, 0.0
+        return waited
+
     def _make(self) -> tuple[Samples, ViewBatch]:
-        begin = time.perf_counter()
+        if self._stream is None:
+            begin = time.perf_counter()
+            samples = next(self._source)
+            self._waited += time.perf_counter() - begin
+            return samples, self._build(samples)
+        # Between two events on the stream of the steps is only the time for which that stream had no work.
+        gap = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        current = torch.cuda.current_stream(self._device)
+        gap[0].record(current)
         samples = next(self._source)
-        self.waited += time.perf_counter() - begin
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+        gap[1].record(current)
+        self._gaps.append(gap)
+        with torch.cuda.stream(self._stream):
             return samples, self._build(samples)
 
 

@@ -33,6 +33,7 @@ from viewalign.training.launch import (
     lock_run_folder,
     open_run_folder,
     report_lost_processes,
+    torch_settings_kept,
 )
 from viewalign.training.logs import log_file
 from viewalign.training.loop import Page, Probe, Trainer
@@ -92,6 +93,7 @@ class RunResult:
         return 128 + (self.signal or signal.SIGTERM) if self.first else 0
 
 
+@torch_settings_kept()
 def pretrain(
     recipe: Recipe,
     resume: Literal["auto"] | bool = False,

@@ -61,10 +61,10 @@ def settle(requested: str, device: torch.device | str, key: str = "runtime.preci
     if requested == "auto":
         return choose(device)
     if requested == "fp16" and device.type != "cuda":
-        raise UserError(f"{key}=fp16 needs a GPU: CPUs have no units for float16. Use bf16, fp32 or auto.")
+        raise UserError(f"{key}=fp16 needs a GPU: CPUs have no units for float16. Use bf16 or fp32.")
     if requested == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
         name = torch.cuda.get_device_name(device)
-        raise UserError(f"{key}=bf16 needs a GPU of compute capability 8.0 or more; {name} has less. Use fp16 or auto.")
+        raise UserError(f"{key}=bf16 needs a GPU of compute capability 8.0 or more; {name} has less. Use fp16 or fp32.")
     return Choice(requested, "set in the recipe")  # type: ignore[arg-type]
 
 
