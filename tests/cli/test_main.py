@@ -87,7 +87,7 @@ def test_version_and_no_arguments(capsys):
         (["prepare", "scans", "store"], "viewalign prepare needs -o STORE"),
         (["prepare"], "viewalign prepare needs SOURCE"),
         (["gain", "store"], "needs --labelled DATA"),
-        (["finetune", "segmentation", "4"], "For example: viewalign finetune segmentation 4 run -o liver"),
+        (["finetune", "segmentation", "4"], "For example: viewalign finetune segmentation 2 run -o heart"),
         (["settings", "prepair"], "'prepair' has settings (did you mean 'prepare'?)"),
         (["export", "run", "hub=me"], "hub = 'me': must be OWNER/NAME"),
         (["export", "tuned"], "format=onnx"),

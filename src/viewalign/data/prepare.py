@@ -150,8 +150,7 @@ def prepare_records(
         jobs = [Job(store, one, settings, _quality(one, scores), limits.max_voxels) for one in shard.of(distinct)]
         try:
             if prune is not None:
-                stay = _paths(distinct) | _left_out(left_out, settings.channels)
-                run.report.pruned = _prune(store, stay, prune)
+                run.report.pruned = _prune(store, _paths(distinct) | _left_out(left_out, settings.channels), prune)
             run.do(jobs, _count(workers, len(jobs)), limits.seconds, executor)
             whole = True
         finally:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from viewalign.data.file_types import suffix_of
 from viewalign.data.readers.dicom_files import may_be_dicom
+from viewalign.data.readers.pointers import missing_content
 from viewalign.data.sources import bids, fomo, fomo300k, nnunet, openmind
 from viewalign.data.sources.dicom import add_stacks
 from viewalign.data.sources.label_names import in_label_folder, is_label
@@ -31,7 +32,7 @@ from viewalign.data.sources.naming import (
 from viewalign.data.sources.nnunet import split_channels
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, SourceContents
 from viewalign.data.sources.structure import in_subject_folders, paired_label_maps
-from viewalign.data.sources.walk import absolute, obvious_fault, printable, walk
+from viewalign.data.sources.walk import absolute, obvious_fault, printable, unwritable_name, walk
 from viewalign.errors import UserError
 from viewalign.utils.io import is_folder
 from viewalign.utils.text import counted
@@ -136,7 +137,7 @@ def _add_file(
         contents.pass_over(path)
     elif not options.labels and in_label_folder(relative):
         contents.label_files.append(path)
-    elif (reason := obvious_fault(path)) is not None:
+    elif (reason := missing_content(path) or unwritable_name(path)) is not None:
         contents.excluded.append(Exclusion(printable(path), reason))
     else:
         slices.add(path.parent)

@@ -59,10 +59,13 @@ def image_files(root: Path, contents: SourceContents) -> Iterator[tuple[Path, st
 
 def obvious_fault(path: Path) -> str | None:
     """Return why a path cannot be an image without opening it, or None."""
-    if (reason := missing_content(path)) is not None:
+    if (reason := missing_content(path) or unwritable_name(path)) is not None:
         return reason
-    if is_folder(path):
-        return "it is a folder with the name of an image"
+    return "it is a folder with the name of an image" if is_folder(path) else None
+
+
+def unwritable_name(path: Path) -> str | None:
+    """Return why a catalogue cannot have a path, or None; the file is not accessed."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
