@@ -189,7 +189,8 @@ def start(scans: Path, store: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_an_image(store: Path, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None and not list(store.glob("volumes/*/*/*/*.json")):
+    """Wait for a complete image; files that are being written have hidden names, which a pattern matches too."""
+    while process.poll() is None and not any(p.name[0] != "." for p in store.glob("volumes/*/*/*/*.json")):
         time.sleep(0.01)
 
 
