@@ -1,6 +1,7 @@
 """Draw the differences that docs/results/findings.json names, with their intervals: `python docs/draw_results.py OUT.png`.
 
-A row names a study's table in docs/results, an evaluation and two arms, and is computed from the values of their seeds.
+A row names a study's table in docs/results (or several, with other seeds), an evaluation and two arms, and is computed
+from the values of their seeds; `minus_table` and `minus_evaluation` are those of the second arm, if they differ.
 Rows of studies whose tables were not kept have their difference and interval.
 """
 
@@ -23,11 +24,14 @@ EDGES = (-0.16, 0.19)
 """Ends of the axis; intervals of two seeds are longer."""
 
 
-def values(table: str, evaluation: str, arm: str, measure: str) -> dict[int, float]:
+def values(tables: str | list[str], evaluation: str, arm: str, measure: str) -> dict[int, float]:
     """Return an arm's values by seed in docs/results/TABLE.json."""
-    rows = json.loads((RESULTS / f"{table}.json").read_text())["rows"]
-    (row,) = (one for one in rows if (one["evaluation"], one["arm"], one["measure"]) == (evaluation, arm, measure))
-    return {int(seed): value for seed, value in row["values"].items() if value is not None}
+    found: dict[int, float] = {}
+    for table in [tables] if isinstance(tables, str) else tables:
+        rows = json.loads((RESULTS / f"{table}.json").read_text())["rows"]
+        (row,) = (one for one in rows if (one["evaluation"], one["arm"], one["measure"]) == (evaluation, arm, measure))
+        found |= {int(seed): value for seed, value in row["values"].items() if value is not None}
+    return found
 
 
 def difference(row: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def difference(row: dict[str, Any]) -> dict[str, Any]:
         return row
     table, evaluation, measure = row["table"], row["evaluation"], row.get("measure", "dice")
     arm = values(table, evaluation, row["arm"], measure)
-    other = values(table, row.get("minus_evaluation", evaluation), row["minus"], measure)
+    other = values(row.get("minus_table", table), row.get("minus_evaluation", evaluation), row["minus"], measure)
     found = against({"arm": arm, "minus": other}, "minus")["arm"].difference
     return {**row, "difference": found.mean, "low": found.low, "high": found.high}
 
