@@ -75,6 +75,7 @@ def test_sub_folders_of_two_sites_are_two_people_and_of_two_modalities_one(tmp_p
 @pytest.mark.parametrize("stem", ["sub-01_T1w", "patient01_T1"])
 def test_files_of_two_sites_are_two_people_and_of_two_visits_one(tmp_path: Path, put, stem) -> None:
     put(tmp_path, f"siteA/{stem}.nii.gz", f"siteB/images/{stem}.nii.gz", f"baseline/{stem}.nii.gz")
+    put(tmp_path, f"siteA/20190131/{stem}.nii.gz", f"siteB/V2/{stem}.nii.gz")
     put(tmp_path, f"patient07/{stem.replace('01', '07')}.nii.gz", f"T1/{stem.replace('01', '02')}.nii.gz")
     index = index_sources([str(tmp_path)])
     assert set(index.collection.datasets) == {"siteA", "siteB", tmp_path.name}

@@ -167,7 +167,8 @@ def dataset_above_subject(relative: PurePosixPath) -> str:
     if _names_subject(relative.name.split(".")[0]) and not any(map(_names_subject, folders)):
         depth = len(folders)
     outer = (part for part in folders[:depth] if modality_of(part) == UNKNOWN and not is_plain(part))
-    return "_".join(part for part in outer if not _VISIT_FOLDER.fullmatch(part) and not _DATED_FOLDER.fullmatch(part))
+    visits = (_VISIT_FOLDER, _DATED_FOLDER, _TERSE_VISIT)
+    return "_".join(part for part in outer if not any(visit.fullmatch(part) for visit in visits))
 
 
 def _names_subject(word: str) -> bool:
