@@ -1,4 +1,4 @@
-"""Draw the differences that docs/results/findings.json names, with their intervals: `python docs/draw_results.py OUT.png`.
+"""Draw the differences that docs/results/findings.json names: `python docs/draw_results.py OUT.png`.
 
 A row names a study's table in docs/results (or several, with other seeds), an evaluation and two arms, and is computed
 from the values of their seeds; `minus_table` and `minus_evaluation` are those of the second arm, if they differ.
