@@ -132,11 +132,12 @@ def report(run: str | Path | Sequence[str | Path], out: str | Path | None = None
     from viewalign.reports.run import write_report
 
     page = None if out is None else Path(out)
-    if not isinstance(run, str | Path) and not run:
+    folders = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)]
+    if not folders:
         raise UserError("There is no run to report: name the folder of at least one.")
-    if not isinstance(run, str | Path) and len(run) > 1:
-        return overlay.write_overlay([Path(one) for one in run], page)
-    folder = Path(run if isinstance(run, str | Path) else run[0])
+    if len(folders) > 1:
+        return overlay.write_overlay(folders, page)
+    (folder,) = folders
     if (folder / study.TABLE).is_file():
         return study.write_page(folder, page)
     if (folder / segmentation.RESULTS).is_file():

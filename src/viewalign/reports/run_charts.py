@@ -99,13 +99,13 @@ def _caption(config: dict[str, Any], name: str) -> str:
     """Return what a term is in this recipe."""
     method = setting(config, "method", "cva")
     if name == "consistency" and method == "cva":
-        return _CONSISTENCY[setting(config, "objectives.consistency", "cosine")]
+        return _CONSISTENCY.get(setting(config, "objectives.consistency", "cosine"), "")
     if name != "reconstruction":
         return _CAPTIONS.get(name, "")
     error = _ERRORS["mse"] if method != "swinunetr" else "Absolute error"
     where = ""
     if method in _WEIGHTED:
-        error = _ERRORS[setting(config, "objectives.reconstruction", "huber")]
+        error = _ERRORS.get(setting(config, "objectives.reconstruction", "huber"), "Error")
         where = " on masked voxels" if setting(config, "masking.ratio", 0.75) else " on all voxels"
     return f"{error}{where}, in standard deviations of the image."
 

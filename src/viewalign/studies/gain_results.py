@@ -283,7 +283,10 @@ def described(grid: Grid, rates: Sequence[RateChoice] | None = None) -> dict[str
     about["Seeds"] = counted(len(study.seeds), "fine-tuning") + " of each encoder and number of labels"
     first = next(e for e in study.evaluations.values() if isinstance(e, SegmentationEvaluation | FinetuneEvaluation))
     rate = first.settings.get("lr")
-    about["Learning rate"] = "the published ones" if rate is None else f"{float(rate):g} for all encoders, not tuned"
     if rates is not None:
         about["Learning rate"] = ", ".join(f"{one.arm} {one.rate:g}" for one in rates) or "not chosen yet"
+    elif rate is None:
+        about["Learning rate"] = "the published ones"
+    else:
+        about["Learning rate"] = f"{float(rate):g} for all encoders, not tuned"
     return about

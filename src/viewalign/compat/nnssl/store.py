@@ -148,7 +148,7 @@ def _entries(
     notes: list[str],
 ) -> Iterator[_Entry]:
     """Yield complete images; those with our JSON file are ours, and are left out if a list does not name them."""
-    wanted = {(*place[:3], name) for place in listed for name in _without_suffix(place[3])}
+    wanted = {key for place in listed for key in _keys(place)}
     names = {str(path) for path in arrays}
     masks = {path[: -len(".b2nd")] + suffix for path in names for suffix in MASK_FILES.values()}
     foreign, outdated, unlisted = [], 0, 0
@@ -157,7 +157,7 @@ def _entries(
             continue
         relative = path.relative_to(folder).as_posix().removesuffix(".b2nd")
         facts = done_properties(folder, relative)
-        if facts is not None and wanted and (*path.parts[-4:-1], path.stem) not in wanted:
+        if facts is not None and wanted and _key(path) not in wanted:
             unlisted += 1
         elif facts is not None:
             outdated += facts["recipe_hash"] != fingerprint
@@ -193,7 +193,7 @@ def _chosen(folder: Path, images: list[Path], notes: list[str]) -> list[Path]:
     valid = _valid_images(folder / VALID, notes) if images else None
     if valid is None:
         return images
-    kept = [path for path in images if (*path.parts[-4:-1], path.stem) in valid]
+    kept = [path for path in images if _key(path) in valid]
     if images and not kept:
         notes.append("valid_imgs.json names none of the images, and is ignored.")
         return images
@@ -213,8 +213,8 @@ def _listed(path: Path, notes: list[str]) -> list[_Place]:
 
 def _note_missing(listed: Sequence[_Place], arrays: Sequence[Path], name: str, notes: list[str]) -> None:
     """Report missing images of nnssl's list, which also contains those whose preparation failed."""
-    there = {(*array.parts[-4:-1], array.stem) for array in arrays}
-    gone = [place for place in listed if not {(*place[:3], name) for name in _without_suffix(place[3])} & there]
+    there = {_key(array) for array in arrays}
+    gone = [place for place in listed if there.isdisjoint(_keys(place))]
     if gone:
         notes.append(f"{len(gone)} of the {len(listed)} images in {name} are missing, such as {'/'.join(gone[0])}.")
 
@@ -235,6 +235,17 @@ def _valid_images(path: Path, notes: list[str]) -> set[tuple[str, ...]] | None:
 def _names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names that the array of a record may have."""
     return _without_suffix(str(record["name"] if "name" in record else record["image_name"]))
+
+
+def _key(array: Path) -> _Place:
+    """Return the place of an array by its path."""
+    dataset, subject, session = array.parts[-4:-1]
+    return dataset, subject, session, array.stem
+
+
+def _keys(place: _Place) -> set[_Place]:
+    """Return the places that the array of a listed image may have."""
+    return {(*place[:3], name) for name in _without_suffix(place[3])}
 
 
 def _without_suffix(name: str) -> tuple[str, ...]:
