@@ -54,6 +54,24 @@ def test_invalid_settings_are_errors_before_anything_runs(make, tmp_path, change
     assert not (tmp_path / "out").exists()
 
 
+def test_results_do_not_depend_on_the_machine(make):
+    pytest.importorskip("nnunetv2")
+    here, there = (
+        {cell.name: cell.folder for cell in make(evaluations=evaluation(**own)).cells}
+        for own in ({}, {"device": "auto", "gpus": 2, "workers": 3})
+    )
+    assert here == there
+
+
+def test_the_device_is_that_of_the_study(make):
+    pytest.importorskip("nnunetv2")
+    grids = [make(evaluations=evaluation(device=own), device="cpu") for own in (None, "cuda")]
+    assert [grid.evaluator._evaluator(grid.study.evaluations["seg"]).machine["device"] for grid in grids] == [
+        "cpu",
+        "cuda",
+    ]
+
+
 def test_more_shots_than_cases(make):
     pytest.importorskip("nnunetv2")
     with pytest.raises(UserError, match="shots=5"):

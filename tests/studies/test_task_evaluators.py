@@ -66,6 +66,16 @@ def test_settings_of_an_arm_change_its_fine_tunings_only(make):
     assert {name for name in plain if own[name] != plain[name]} == {"evaluate/tuned/mae/0"}
 
 
+@pytest.mark.usefixtures("task")
+def test_results_do_not_depend_on_the_device(make):
+    """A study that continues on another machine would run its fine-tunings once more."""
+    here, there = (
+        {c.name: c.folder for c in make(arms=ARMS, evaluations=evaluations(**own), common=PLAIN, device=device).cells}
+        for own, device in (({}, "auto"), ({"device": "auto"}, "cpu"))
+    )
+    assert here == there
+
+
 def test_cells_depend_on_subjects_and_images_of_a_task(make, task):
     """A leak that was mended in the manifest would keep its figures."""
 

@@ -40,6 +40,7 @@ from viewalign.studies.settings import (
     Study,
     VoxelProbeEvaluation,
     digest_of,
+    without_machine,
 )
 from viewalign.tasks.folds import join_copies
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
@@ -103,6 +104,8 @@ class Evaluator:
         """Return the settings of an evaluation on which its results depend."""
         settings = self.study.evaluation(name, arm)
         values = settings.model_dump(mode="json", exclude={"keep"})
+        if isinstance(settings, SegmentationEvaluation | FinetuneEvaluation):
+            values["settings"] = without_machine(values["settings"])
         if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
             values = {key: value for key, value in values.items() if (key, value) != ("shots", None)} | {"task": None}
         return values
@@ -170,7 +173,8 @@ class Evaluator:
         self, settings: SegmentationEvaluation | FeatureProbeEvaluation | FinetuneEvaluation
     ) -> SegmentationEvaluator | TaskEvaluator:
         if isinstance(settings, SegmentationEvaluation):
-            return SegmentationEvaluator(settings, self._cases, self.preparation, self.out, self.study.threads)
+            machine = self.study.threads, self.study.device
+            return SegmentationEvaluator(settings, self._cases, self.preparation, self.out, *machine)
         return self._task_evaluator(settings)
 
     def _task_evaluator(self, settings: FeatureProbeEvaluation | FinetuneEvaluation) -> TaskEvaluator:

@@ -94,7 +94,7 @@ def _segmentation(
     learn, test = split_segmentation({case.name: case.image for case in cases}, out, wanted.test)
     _check_counts(len(learn), len(test), str(root))
     # One plan for all arms: the voxel size must not depend on the encoder.
-    shared: dict[str, Any] = {"spacing": preparation.get("spacing") or "dataset", "device": wanted.device}
+    shared: dict[str, Any] = {"spacing": preparation.get("spacing") or "dataset"}
     few = _few(wanted.shots, len(learn))
     evaluations = finetuning_evaluations(network, [*few, None], merged(shared, wanted.finetune))
     if wanted.frozen:

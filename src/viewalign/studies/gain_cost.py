@@ -14,12 +14,12 @@ from viewalign.recipes import loading as recipes
 from viewalign.recipes.files import RECIPES
 from viewalign.studies.cells import Cell, Grid
 from viewalign.studies.labelled import LabelledCase
-from viewalign.studies.segmentation import without_machine
 from viewalign.studies.settings import (
     FeatureProbeEvaluation,
     FinetuneEvaluation,
     SegmentationEvaluation,
     VoxelProbeEvaluation,
+    without_machine,
 )
 from viewalign.tasks.manifest import read_manifest
 from viewalign.tasks.spec import read_spec

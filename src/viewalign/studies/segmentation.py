@@ -27,14 +27,13 @@ from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.studies import labelled as labels
 from viewalign.studies.external import ExternalEncoder
 from viewalign.studies.labelled import Labelled, LabelledCase
-from viewalign.studies.settings import SegmentationEvaluation, digest_of
+from viewalign.studies.settings import MACHINE, SegmentationEvaluation, digest_of, without_machine
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
 from viewalign.utils.precision import DEVICES
 from viewalign.utils.settings import checked
 
 _DATASET = "Dataset900_Study"
-_MACHINE = {"device", "gpus", "workers"}
 _SET_BY_STUDY = {
     "dataset",
     "encoder",
@@ -62,6 +61,7 @@ class SegmentationEvaluator:
         preparation: of the pretraining store.
         out: the study's folder.
         threads: of the CPU; 0 for torch's default.
+        device: auto, cpu or cuda; the evaluation's settings may name another.
     """
 
     evaluation: SegmentationEvaluation
@@ -69,12 +69,13 @@ class SegmentationEvaluator:
     preparation: Mapping[str, Any]
     out: Path
     threads: int
+    device: str
 
     @property
     def machine(self) -> dict[str, Any]:
-        """Devices and processes; by default as many workers as threads."""
-        chosen = {"device": "auto", "gpus": 1, "workers": self.threads or None}
-        return {**chosen, **{key: value for key, value in self.evaluation.settings.items() if key in _MACHINE}}
+        """Devices and processes; by default the study's device, and as many workers as threads."""
+        chosen = {"device": self.device, "gpus": 1, "workers": self.threads or None}
+        return {**chosen, **{key: value for key, value in self.evaluation.settings.items() if key in MACHINE}}
 
     def settings(self, encoder: str, seed: int, **more: Any) -> dict[str, Any]:
         """Return the settings of a fine-tuning."""
@@ -195,11 +196,6 @@ class SegmentationEvaluator:
         if "error" in result:
             raise UserError(result["error"])
         return result
-
-
-def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a fine-tuning that do not belong to the machine."""
-    return {key: value for key, value in settings.items() if key not in _MACHINE}
 
 
 def _wait(command: list[str], variables: dict[str, str], log: Any) -> int:

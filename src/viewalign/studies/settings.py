@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -26,6 +27,15 @@ from viewalign.utils.settings import (
 def digest_of(values: Any) -> str:
     """Return a hash of ten letters of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+MACHINE = {"device", "gpus", "workers"}
+"""Settings of a fine-tuning on which its results do not depend, up to rounding."""
+
+
+def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a fine-tuning that do not belong to the machine."""
+    return {key: value for key, value in settings.items() if key not in MACHINE}
 
 
 Draw = Literal["spread", "seed"]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,31 @@ def test_a_file_that_changed_meanwhile_is_not_mixed(served: Served, tmp_path: Pa
 def test_leftovers_longer_than_the_file_are_dropped(served: Served, tmp_path: Path) -> None:
     served.files["/file.bin"] = CONTENT
     (tmp_path / ".file.bin.part").write_bytes(bytes(len(CONTENT) + 5))
+    assert get(served, tmp_path).read_bytes() == CONTENT
+
+
+def test_two_downloads_of_one_file_do_not_mix(served: Served, tmp_path: Path, caplog) -> None:
+    served.files["/file.bin"] = CONTENT
+    second = threading.Thread(target=get, args=(served, tmp_path))
+
+    def begin_second(*_: int) -> None:
+        if second.ident is None:
+            second.start()
+            end = time.monotonic() + 20
+            while "waiting" not in caplog.text and len(served.asked) < 2 and time.monotonic() < end:
+                time.sleep(0.01)
+
+    assert get(served, tmp_path, on_bytes=begin_second).read_bytes() == CONTENT
+    second.join(20)
+    assert len(served.asked) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs POSIX permissions, which root ignores")
+def test_a_file_in_a_folder_that_is_read_only_is_used(served: Served, tmp_path: Path) -> None:
+    served.files["/file.bin"] = CONTENT
+    get(served, tmp_path)
+    tmp_path.chmod(0o500)
     assert get(served, tmp_path).read_bytes() == CONTENT
 
 

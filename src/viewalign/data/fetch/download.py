@@ -8,18 +8,22 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import logging
+import math
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.utils.extras import missing
+from viewalign.utils.locks import locked
 
 Listener = Callable[[int, int], None]
 """Called with (bytes so far, total bytes)."""
+_log = logging.getLogger(__name__)
 _PIECE = 1 << 18
 _TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 5
@@ -31,7 +35,8 @@ def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Liste
     Args:
         url: its address; `http` or `https`.
         folder: its destination.
-        name: its file name; `.name.part` beside it is a partial download, which is resumed.
+        name: its file name; `.name.part` beside it is a partial download, which is resumed. While another process
+            downloads the same file, this one waits.
         known_hash: `sha256:…` or `md5:…`.
         on_bytes: called with the progress.
 
@@ -42,10 +47,13 @@ def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Liste
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
-    part = folder / f".{name}.part"
+    path, part = folder / name, folder / f".{name}.part"
+    if path.is_file() and pooch.hashes.hash_matches(str(path), known_hash):
+        return path  # without a lock: the folder may be read-only
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=_Resuming(part, on_bytes))
+        with _alone(folder / f".{name}.lock"):
+            pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=_Resuming(part, on_bytes))
     except ValueError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"The file from {url} has not the checksum {known_hash} and was deleted ({error}).") from None
@@ -53,7 +61,17 @@ def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Liste
         kept = f" {part.stat().st_size:,} bytes are kept; run the same command to resume." if part.exists() else ""
         raise UserError(f"{url} cannot be downloaded: {getattr(error, 'reason', None) or error}.{kept}") from None
     part.unlink(missing_ok=True)
-    return folder / name
+    return path
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait for another process that downloads the same file, whose partial download would be mixed with this one."""
+    with locked(lock, math.inf, lambda who: _log.warning("%s is downloading into %s; waiting.", who, lock.parent)):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def need(module: str) -> None:
