@@ -41,6 +41,28 @@ def test_nnunet_folders_with_labels(tmp_path):
     assert len(found.left_out) == 2
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes", "targets"),
+    [
+        ([1, 2, 1], "binary", ("1", "2"), [0, 1, 0]),
+        ([-1, 1, 1], "binary", ("-1", "1"), [0, 1, 1]),
+        ([True, False, True], "binary", ("0", "1"), [1, 0, 1]),
+        ([0, 1.0, 0], "binary", ("0", "1"), [0, 1, 0]),
+        ([3, 5, 7], "multiclass", ("3", "5", "7"), [0, 1, 2]),
+        (["2", "10", "9"], "multiclass", ("2", "9", "10"), [0, 2, 1]),
+    ],
+)
+def test_numbers_may_code_classes_in_any_way(tmp_path, labels, kind, classes, targets):
+    source = tmp_path / "raw"
+    for k in range(len(labels)):
+        touch(source / "imagesTr" / f"p{k}_0000.nii.gz")
+    (source / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1w"}}))
+    (source / "labels.json").write_text(json.dumps({f"p{k}": label for k, label in enumerate(labels)}))
+    _, spec, cases = converted("nnunet", source, tmp_path / "task")
+    assert (spec.kind, spec.classes) == (kind, classes)
+    assert [cases[f"p{k}"].target for k in range(len(labels))] == targets
+
+
 def test_channels_may_be_fewer_than_those_of_the_dataset(tmp_path):
     for channel in range(2):
         touch(tmp_path / "raw" / "imagesTr" / f"p1_{channel:04d}.nii.gz")

@@ -29,6 +29,7 @@ class Served:
         made: what was asked of each new repository.
         closed: owners in whose name nobody may write.
         lfs: large files that were sent, by SHA-256.
+        revisions: commits of tags, by name; None for one that does not exist.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Served:
     made: list[dict[str, object]] = field(default_factory=list)
     closed: set[str] = field(default_factory=set)
     lfs: dict[str, bytes] = field(default_factory=dict)
+    revisions: dict[str, str | None] = field(default_factory=dict)
     url: str = ""
 
     def add_record(self, number: int, files: dict[str, bytes], **metadata: object) -> None:
@@ -194,8 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
             else:
                 self._json([hub_entry(name, self.served.hub[repository][name]) for name in names])
+        elif (commit := self.served.revisions.get(rest[0] if rest else "", COMMIT)) is None:
+            self._json({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            self._json({"id": repository, "sha": COMMIT, "cardData": {"license": "cc-by-4.0"}, "siblings": []})
+            self._json({"id": repository, "sha": commit, "cardData": {"license": "cc-by-4.0"}, "siblings": []})
 
     def _resolve(self, path: str, head: bool) -> None:
         repository, _, rest = self._repository(path, "/")

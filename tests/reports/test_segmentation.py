@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,18 @@ def epoch_lines(epoch, number):
     lines = ["", f"Epoch {epoch}", "Current learning rate: 0.01", f"train_loss {-0.1 * epoch - number:.4f}"]
     lines += [f"val_loss {-0.2 * epoch:.4f}", f"Pseudo dice [np.float32(0.{epoch}), np.float32(0.{epoch + 2}), nan]"]
     return "".join(f"{start}{line}\n" for line in lines)
+
+
+def test_a_moved_run_is_whole(run, tmp_path):
+    """What lies in it is stated relative to it."""
+    shutil.move(tmp_path / "secret", run / "own")
+    tree = json.loads((run / "results.json").read_text())
+    row = tree["results"][0]
+    tree["model"], row["predictions"], row["references"] = "own", "own/guess", "own/truth"
+    row["images"] = "own/images"
+    (run / "results.json").write_text(json.dumps(tree))
+    page = write_page(run.rename(tmp_path / "elsewhere")).read_text()
+    assert page.count("data:image/png;base64,") == 36
 
 
 def test_the_page_shows_best_median_and_worst(run):

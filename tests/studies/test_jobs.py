@@ -12,6 +12,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
+import viewalign
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.studies.cells import chains, only, share, slurm_script
@@ -99,6 +100,16 @@ def test_the_command_writes_it_without_looking_at_data(tmp_path, monkeypatch):
     )
     assert "--array=1-20" in text
     assert (tmp_path / "out" / "slurm").is_dir()
+
+
+def test_a_script_keeps_the_limit_of_time_and_is_of_studies_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    viewalign.study("geometry-laptop", "somewhere", "out", minutes=60).write_slurm("job.sh")
+    assert " minutes=60 -o " in (tmp_path / "job.sh").read_text()
+    other = viewalign.compare_methods("store", "images", "labels", "cm", methods=["mae"], learn="a", test="b")
+    with pytest.raises(UserError, match="Only a plan of `study`"):
+        other.write_slurm("other.sh")
+    assert not (tmp_path / "other.sh").exists()
 
 
 def test_the_command_of_a_job_is_accepted(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from viewalign.errors import DamageWarning, UserError
+from viewalign.recipes.loading import load
 from viewalign.weights import checkpoints, encoder
 from viewalign.weights.encoder import load_encoder
 from viewalign.weights.export import export_run
@@ -131,3 +132,16 @@ def test_the_checkpoint_before_a_damaged_one_is_used_with_a_warning(run):
     shutil.rmtree(newest)
     with pytest.raises(UserError, match="step_00000009"):
         export_run(run)
+
+
+@pytest.mark.parametrize("name", ["resenc-xxs", "primus-xxs"])
+def test_an_encoder_has_its_own_weights_only(name):
+    """Others are random, and processes that train together would wait for their gradients."""
+    recipe = load("cva-resenc-xs", [f"network={name}", "views.patch_size=[16,16,16]"])
+    one, other = (encoder.build_untrained(recipe, seed) for seed in (0, 0))
+    used = {key for key, value in one.named_parameters() if value.requires_grad}
+    one(torch.randn(1, 1, *recipe.views.patch_size)).pooled.sum().backward()
+    assert used == {key for key, value in one.named_parameters() if value.grad is not None}
+    assert used == {f"backbone.{key}" for key in encoder.encoder_keys(one.backbone)}
+    state = other.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in one.state_dict().items())

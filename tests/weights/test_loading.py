@@ -120,11 +120,12 @@ def test_a_primus_of_the_same_size_computes_the_same_and_of_another_is_resized(n
     assert torch.allclose(other.eva.pos_embed, expected, atol=1e-6)
 
 
-def test_a_primus_of_another_size_without_its_size_reports_random_positions(nnssl_file):
+def test_a_primus_without_its_size_is_not_filled(nnssl_file):
+    """Its positions would stay random, or be another grid's; they are a small share of the weights."""
     path, _ = nnssl_file("primus-xs", trainer="viewalign_mae")
-    other = build_primus("primus-xs", 1, 3, (24, 16, 32))
-    fitted = load_encoder_weights(other, read_weights(path))
-    assert whats(fitted)["eva.pos_embed"] == "left"  # a small table; the share is still high, and the report says so
+    for shape in ((24, 16, 32), (8, 16, 32), (16, 16, 16)):
+        with pytest.raises(UserError, match=r"size=\(D, H, W\)"):
+            load_encoder_weights(build_primus("primus-xs", 1, 3, shape), read_weights(path))
 
 
 def test_other_depths_match_by_name_and_the_share_is_reported(nnssl_file):

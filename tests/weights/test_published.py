@@ -223,6 +223,17 @@ def test_a_record_of_zenodo_and_one_file_of_several(made, served):
         viewalign.load_encoder("zenodo:42")
     assert same_features(viewalign.load_encoder("zenodo:42/b.pth"), wanted)
     assert len(served.asked) == 3  # the record once, each file once
+    with pytest.raises(UserError, match=r"nope\.pth; there are a\.pth, b\.pth"):
+        viewalign.load_encoder("zenodo:42/nope.pth")
+
+
+def test_one_file_of_a_record_comes_alone(made, served, tmp_path):
+    file, wanted = made("nnssl")
+    served.add_record(42, {"a.pth": b"other", "b.pth": file.read_bytes()}, title="MAE")
+    assert same_features(viewalign.load_encoder("zenodo:42/b.pth"), wanted)
+    assert not any("a.pth" in path for path, _ in served.asked)
+    with pytest.raises(UserError, match=r"a\.pth"):
+        viewalign.load_encoder("zenodo:42/a.pth")
 
 
 def test_one_file_of_a_repository_of_several(made, served):

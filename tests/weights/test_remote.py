@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from local_server import Served, local_server
 
+from viewalign.data.fetch.hub import Selection
 from viewalign.errors import UserError
 from viewalign.weights.remote import ZenodoRecord, fetch_weights, find_weights
 
@@ -61,6 +62,41 @@ def test_weights_of_the_hub_come_without_code_and_pickles(served: Served, tmp_pa
         "checkpoint_final.pth",
         "adaptation_plan.json",
     }
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "hf:owner/mae@v1.0",
+        "https://huggingface.co/owner/mae/tree/v1.0",
+        "https://huggingface.co/owner/mae/blob/v1.0/b.pth",
+        "https://huggingface.co/owner/mae/resolve/v1.0/b.pth?download=true",
+    ],
+)
+def test_a_revision_and_a_file_of_the_hub(served: Served, asked: str) -> None:
+    served.hub["owner/mae"] = {"a.pth": WEIGHT, "b.pth": WEIGHT}
+    served.revisions = {"v1.0": "d" * 40, "v9": None}
+    found = find_weights(asked, hub_endpoint=served.url)
+    assert isinstance(found, Selection)
+    assert found.commit == "d" * 40
+    assert [file.path for file in found.files] == (["b.pth"] if "b.pth" in asked else ["a.pth", "b.pth"])
+    with pytest.raises(UserError, match="branch, tag or commit"):
+        find_weights(asked.replace("v1.0", "v9"), hub_endpoint=served.url)
+
+
+def test_some_files_of_a_record(served: Served) -> None:
+    served.add_record(42, {"a.pth": WEIGHT, "b [1].pth": b"", "c.zip": b""}, title="MAE", license=None)
+    for asked, patterns, names in (
+        ("zenodo:42", (), ["a.pth", "b [1].pth", "c.zip"]),
+        ("zenodo:42", ("*.pth",), ["a.pth", "b [1].pth"]),
+        ("zenodo:42/b [1].pth", (), ["b [1].pth"]),
+    ):
+        found = find_weights(asked, patterns, zenodo=served.url)
+        assert isinstance(found, ZenodoRecord)
+        assert [file.name for file in found.files] == names
+        assert found.licence == "?"
+    with pytest.raises(UserError, match=r"nope\.pth; there are a\.pth"):
+        find_weights("zenodo:42/nope.pth", zenodo=served.url)
 
 
 @pytest.mark.parametrize("asked", ["nothing", "hf:no-owner", "hf:../../etc", "zenodo:abc", "ftp:x/y"])

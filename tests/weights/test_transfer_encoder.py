@@ -1,6 +1,7 @@
 """Whatever a method pretrains, its encoder goes into nnU-Net's own kind of network."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import viewalign
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import plans
 from viewalign.methods.registry import build_method
+from viewalign.networks.registry import build_backbone
 from viewalign.recipes.files import RECIPES
 from viewalign.recipes.loading import load
 from viewalign.weights import adaptation_plan
@@ -64,3 +66,25 @@ def test_a_run_and_its_export_give_the_same_network_and_plan(tiny_run, tmp_path)
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="There are no weights at"):
         read_source(tmp_path / "nothing")
+
+
+def test_positions_of_a_primus_need_the_size_of_the_images():
+    """Their number is the same for 16³ and 8×16×32 voxels."""
+    state = {n.removeprefix("net."): p for n, p in build_backbone("primus-xxs", SIZE).named_parameters()}
+    source = pretrained.make_source(state, "weights.pth", SIZE, "viewalign_mae")
+    network = build_backbone("primus-xxs", (16, 32, 64))
+    with pytest.raises(UserError, match=r"size=\(D, H, W\)"):
+        viewalign.transfer_encoder(network, source)
+    assert viewalign.transfer_encoder(network, source, (16, 32, 64)).encoder_share == 1.0
+    unknown = replace(source, grid=None)
+    larger = build_backbone("primus-xxs", (48, 48, 48))
+    with pytest.raises(UserError, match=r"eva\.pos_embed.*min_share=0"):
+        viewalign.transfer_encoder(larger, unknown, (48, 48, 48), min_share=0.1)
+    assert viewalign.transfer_encoder(larger, unknown, (48, 48, 48), min_share=0).encoder_share < 1.0
+
+
+def test_the_report_may_be_named_by_a_text(tiny_run, tmp_path):
+    plan = read_source(tiny_run).plan
+    network = plans.build_network(plans.architecture_of(plan, "run"), 1, 2, (16, 16, 24))
+    viewalign.transfer_encoder(network, tiny_run, (16, 16, 24), report=str(tmp_path / "report.json"))
+    assert (tmp_path / "report.json").is_file()

@@ -33,7 +33,7 @@ def export(run: str | Path, out: str | Path | None = None, **settings: Any) -> E
 
     Args:
         run: the folder of a pretraining, or of a fine-tuning (formats `nnunet` and `onnx`).
-        out: destination; default is a folder in `run`.
+        out: destination; default is a folder in `run`, or `nnunet-export` if `run` is a file or a public encoder.
         **settings: those of `viewalign settings export`, such as `format="onnx"`.
 
     Returns:
@@ -97,7 +97,9 @@ def _nnunet(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
         return Exported(target, "\n".join(f"Model: {folder}\n{use} {folder}" for folder in folders))
     if wanted.dataset is None:
         raise UserError(f"{run} is no fine-tuned segmentation. For a plan of an encoder, set dataset=NUMBER.")
-    written = package.export_start(str(run), wanted.dataset, out or Path("nnunet-export"))
+    # An encoder may also be a file or a public name, which have no folder to write into.
+    target = out or (run / "nnunet" if run.is_dir() else Path("nnunet-export"))
+    written = package.export_start(str(run), wanted.dataset, target)
     lines = [f"Plan:       {written.plan}", f"Checkpoint: {written.checkpoint}", "", *written.commands]
     return Exported(written.checkpoint, "\n".join(lines))
 
@@ -110,7 +112,7 @@ def _encoder(run: Path, out: Path | None, wanted: ExportSettings) -> Exported:
         raise UserError(f"{run} is a fine-tuned segmentation: export it with format=nnunet.")
     if any(run.glob("fold_*/model.json")):
         raise UserError(f"{run} is a fine-tuned classification or regression: export it with format=onnx.")
-    folder = export_run(run, out, wanted.weights, wanted.licence, wanted.cite)
+    folder = export_run(run, out, wanted.weights, wanted.licence, wanted.cite, wanted.hub)
     files = sorted(folder.iterdir())
     lines = [f"  {file}  ({size_text(file.stat().st_size)})" for file in files]
     lines.append(f'Load it in Python with  viewalign.load_encoder("{folder}")')

@@ -31,7 +31,7 @@ class StudyPlan:
         folder: of its cells and tables.
         minutes: start no further cell after this time; None for no limit.
         shard: the part of the cells that this process runs, `i/n`.
-        command: the command line that runs it again, without `shard`.
+        command: the command line that runs it again, without `shard`; empty for `gain` and `compare_methods`.
     """
 
     study: Study
@@ -91,10 +91,20 @@ class StudyPlan:
 
         yield Grid(self.study, self.folder, prepare)
 
-    def write_slurm(self, script: Path) -> Path:
-        """Write a SLURM array script that runs the study in parts; return the folder of its logs."""
+    def write_slurm(self, script: str | Path) -> Path:
+        """Write a SLURM array script that runs the study in parts; return the folder of its logs.
+
+        Raises:
+            UserError: the plan is of `gain` or `compare_methods`, which run in one job, or another file is there.
+        """
         from viewalign.studies.cells import slurm_script
 
+        if not self.command:
+            raise UserError(
+                "Only a plan of `study` can write a job script. Set shard=i/n in each job of `compare-methods`, and "
+                "run `gain` in one job."
+            )
+        script = Path(script)
         outputs.check_file(script, "job script of a study", ours=outputs.contains("-m viewalign"))
         logs = self.folder.absolute() / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
@@ -144,7 +154,8 @@ def study(
         changes = merged({"data": {"root": str(Path(data).absolute())}}, changes)
     chosen = loading.load(str(study), changes)
     named = str(Path(study).absolute()) if Path(study).is_file() else str(study)
-    command = ("study", named, *loading.flatten(changes))
+    limit = () if share.minutes is None else (f"minutes={share.minutes:g}",)
+    command = ("study", named, *loading.flatten(changes), *limit)
     return StudyPlan(chosen, _study_folder(out or chosen.name), share.minutes, share.shard, command)
 
 

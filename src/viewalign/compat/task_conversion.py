@@ -73,11 +73,10 @@ def _classes(values: Sequence[Any], kind: Kind) -> list[str]:
         return []
     if kind == "multilabel":
         return [str(k) for k in range(max((len(value) for value in values), default=0))]
-    numbers = {_as_number(value) for value in values}
+    numbers = [_as_number(value) for value in values]
     if None in numbers:
         return sorted({str(value) for value in values})
-    top = max((int(number) for number in numbers if number is not None), default=0)
-    return [str(k) for k in range(top + 1)]
+    return [f"{number:g}" for number in sorted({number for number in numbers if number is not None})]
 
 
 def _as_number(value: Any) -> float | None:
@@ -92,6 +91,8 @@ def target_of(label: Any, spec: TaskSpec) -> Target | None:
     """Read a label of a JSON file or table, in which a multilabel target is a list of 0 and 1."""
     if spec.kind == "multilabel" and isinstance(label, list):
         return tuple(int(bool(part)) for part in label)
+    if isinstance(label, bool):  # of JSON
+        label = int(label)
     return parse_target(label, spec)
 
 

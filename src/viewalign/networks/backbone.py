@@ -119,6 +119,10 @@ class Backbone(nn.Module, ABC):
         """Remove the decoder of reconstruction, which a teacher does not use."""
 
     @abstractmethod
+    def keep_encoder(self) -> None:
+        """Remove all that `encode` and `maps` do not use for whole images."""
+
+    @abstractmethod
     def freeze_unused(
         self, *, decode: bool = False, finest: bool = False, to_image: bool = False, fill: bool = False
     ) -> None:

@@ -303,6 +303,11 @@ class PrimusBackbone(Backbone):
         del self.decoder
         self.net.up_projection = None
 
+    def keep_encoder(self) -> None:
+        self.drop_decoder()
+        del self.feature_decoder, self.attention_pool
+        self.filler.requires_grad_(False).zero_()  # for dropped tokens, of which whole images have none
+
     def freeze_unused(
         self,
         *,
@@ -321,7 +326,7 @@ class PrimusBackbone(Backbone):
         return [(size[0] // self.block[0], size[1] // self.block[1], size[2] // self.block[2])]
 
     def blocks(self) -> list[nn.Module]:
-        parts = (self.net.eva, self.feature_decoder, getattr(self, "decoder", None))
+        parts = (self.net.eva, *(getattr(self, name, None) for name in ("feature_decoder", "decoder")))
         return [block for part in parts if part is not None for block in part.blocks]
 
     def sample_drop_path(self, generators: Sequence[np.random.Generator] | None) -> None:

@@ -93,6 +93,9 @@ class ResEncBackbone(Backbone):
     def drop_decoder(self) -> None:
         self.net.decoder = None
 
+    def keep_encoder(self) -> None:
+        self.drop_decoder()
+
     def freeze_unused(
         self,
         *,

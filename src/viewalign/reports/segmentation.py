@@ -71,6 +71,8 @@ def _results(run: Path) -> dict[str, Any]:
         tree: dict[str, Any] = json.loads((run / RESULTS).read_text())
     except (OSError, ValueError):
         raise UserError(f"{run} contains no results of a fine-tuning ({RESULTS}).") from None
+    for row in (tree, *tree["results"]):  # folders inside the run are relative to it
+        row.update({key: str(run / row[key]) for key in ("model", "predictions", "references", "images") if key in row})
     return tree
 
 

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: Backbone, size: Size, facts: dict[str, Any]) -> None:
         super().__init__()
-        backbone.drop_decoder()
+        backbone.keep_encoder()
         self.backbone, self.size, self.stride, self.facts = backbone, size, backbone.stride, facts
         weights = {name.removeprefix("net."): value for name, value in backbone.named_parameters()}
         family = weight_names.family_of(weights)
@@ -97,8 +97,8 @@ def load_encoder(path: str | Path, weights: Weights = "student", token_order: Or
 
     Args:
         path: a run's folder (its newest checkpoint is read), an export, a checkpoint of nnssl, LatentCampus, nnU-Net or
-            the FOMO baseline or a folder with one, `hf:OWNER/NAME[/FILE]`, `zenodo:RECORD`, or a name of
-            `list_encoders`. It is downloaded if necessary.
+            the FOMO baseline or a folder with one, `hf:OWNER/NAME[@REVISION][/FILE]`, `zenodo:RECORD[/FILE]`, or a name
+            of `list_encoders`. It is downloaded if necessary.
         weights: of a run: the student's or the averaged teacher's; ignored for other files.
         token_order: of a Primus of nnssl whose trainer is unknown; see `weights.token_order`.
 

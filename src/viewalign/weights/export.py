@@ -42,6 +42,7 @@ def export_run(
     weights: Weights = "student",
     licence: str | None = None,
     cite: str = "",
+    hub: str | None = None,
 ) -> Path:
     """Export a run's encoder and return the folder.
 
@@ -55,6 +56,7 @@ def export_run(
         weights: the student's, as published, or the averaged teacher's.
         licence: of the weights, for the card, as the Hugging Face Hub abbreviates it: `cc-by-4.0`.
         cite: further citations for the card, besides method and software.
+        hub: repository `OWNER/NAME` from which the card loads it; by default from the folder.
 
     Raises:
         UserError: no run, no checkpoint, an invalid licence, or a disk that cannot be written.
@@ -67,7 +69,7 @@ def export_run(
         plan = _plan(recipe, state, f"viewalign_{recipe.method}")
         write_checkpoint(partial, client_forms.network_state(backbone), plan, _epochs(state))
         facts = _write_native(partial, recipe, state, backbone, weights, read_log(folder.log))
-        _write_card(partial, recipe, facts, licence, cite)
+        _write_card(partial, recipe, facts, f"hf:{hub}" if hub else target.name, licence, cite)
     return target
 
 
@@ -208,9 +210,11 @@ def _verdicts(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"name": m.name, "title": m.title, "value": value, "level": m.level(value)} for m, value in found]
 
 
-def _write_card(folder: Path, recipe: Recipe, facts: dict[str, Any], licence: str | None, cite: str) -> None:
+def _write_card(
+    folder: Path, recipe: Recipe, facts: dict[str, Any], source: str, licence: str | None, cite: str
+) -> None:
     method = entry_of(recipe.method)
-    (folder / "README.md").write_text(model_card.render(facts, "export", method.title, method.paper, licence, cite))
+    (folder / "README.md").write_text(model_card.render(facts, source, method.title, method.paper, licence, cite))
 
 
 def _arguments(network: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def transfer_encoder(
     min_share: float = 0.9,
     prefix: str | None = None,
     token_order: Order | None = None,
-    report: Path | None = None,
+    report: str | Path | None = None,
 ) -> FittedWeights:
     """Load pretrained encoder weights into a network, in place, and report what happened to each.
 
@@ -140,7 +140,7 @@ def transfer_encoder(
     source = encoder if isinstance(encoder, sources.Source) else read_source(encoder, token_order)
     fitted = loading.load_encoder_weights(network, source, size, min_share, prefix=prefix)
     if report is not None:
-        write_report(fitted, report)
+        write_report(fitted, Path(report))
     return fitted
 
 

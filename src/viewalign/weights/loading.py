@@ -6,7 +6,7 @@ module that contains an encoder with dynamic-network-architectures' names can be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from viewalign.weights.sources import Source, family_words
 
 Size = tuple[int, int, int]
 
+_POSITIONS = "eva.pos_embed"
 _NAMED = 3
 """Largest number of missing weights in a message."""
 
@@ -67,9 +68,9 @@ def fit(
     Args:
         target: tensors by the names of `weight_names`; only their shapes are used.
         source: pretrained weights.
-        size: (D, H, W) of the target's images; only a Primus needs it, for its positions.
-        min_share: of the target encoder's elements that must be covered. Unless it is 0, the first convolution must
-            be covered too: behind a random one the other weights are useless.
+        size: (D, H, W) of the target's images; a Primus needs it, for its positions: their number does not tell it.
+        min_share: of the target encoder's elements that must be covered. Unless it is 0, the first convolution and the
+            positions must be covered too: behind random ones the other weights are useless.
         setting: name of `min_share` in messages.
         encoder_only: ignore weights outside the encoder, such as those of a decoder.
 
@@ -84,14 +85,21 @@ def fit(
             f"{source.file} holds weights of a {family_words(source.family)}, but the network to fill is a "
             f"{family_words(family)}. Use weights of the same kind of network."
         )
+    if size is None and _POSITIONS in target:
+        raise UserError("A Primus needs size=(D, H, W), the size of the network's images, to place its positions.")
     given: Mapping[str, Tensor] = source.state
     if encoder_only:
         target, given = _encoder_of(target, family), _encoder_of(given, family)
     matched = matching.match_weights(target, given, _rules(target, source, size))
     share = matched.report.share(ENCODER[family])
-    stem_covered = STEM[family] in matched.state or min_share == 0
-    if share < min_share or not stem_covered:
+    if share < min_share:
         raise UserError(_too_little(source.file, matched.report, share, min_share, setting, family))
+    first = {STEM[family], _POSITIONS} & target.keys() - matched.state.keys()
+    if first and min_share > 0:
+        raise UserError(
+            f"{source.file} has no {_named(matched.report, first)} that fits, without which its other weights are "
+            f"useless. Use weights of the same network, or {setting}=0."
+        )
     return FittedWeights(source, matched.report, share, matched.state)
 
 
@@ -113,13 +121,18 @@ def _rules(target: Mapping[str, Tensor], source: Source, size: Size | None) -> l
 
 
 def _too_little(file: str, report: matching.Report, share: float, least: float, setting: str, family: Family) -> str:
-    rows = report.missing(ENCODER[family])
-    named = ", ".join(row.name + (f" ({row.note})" if row.note else "") for row in rows[:_NAMED])
-    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    names = [row.name for row in report.missing(ENCODER[family])]
+    named, more = _named(report, names[:_NAMED]), f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return (
         f"{file} covers {share:.1%} of the encoder, and {setting}={least:g} requires {least:.1%}. Not covered: "
         f"{named}{more}. Use weights of the same network, or lower {setting}."
     )
+
+
+def _named(report: matching.Report, names: Collection[str]) -> str:
+    """Return names of weights with the notes of the report."""
+    rows = [row for row in report.rows if row.name in names]
+    return ", ".join(row.name + (f" ({row.note})" if row.note else "") for row in rows)
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ def load_encoder_weights(
         network: contains an encoder with dynamic-network-architectures' names; it may be wrapped by DDP or compiled. It
             is unchanged if the weights are rejected.
         source: from `reading.read_source`.
-        size: (D, H, W) of the network's images; needed for a Primus of another input size.
+        size: (D, H, W) of the network's images; needed for a Primus.
         min_share: of the encoder's elements that must be covered, in [0, 1].
         setting: name of `min_share` in messages.
         prefix: of the encoder's parameter names, such as "backbone.net."; detected if there is one encoder.

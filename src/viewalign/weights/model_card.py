@@ -35,7 +35,7 @@ An encoder for 3D medical images, pretrained without labels by viewalign
 ```python
 import torch, viewalign
 
-encoder = viewalign.load_encoder("{folder}")
+encoder = viewalign.load_encoder("{source}")
 features = encoder(torch.randn(1, {channels}, {shape}))
 features.maps    # feature maps, finest first
 features.pooled  # one vector per image
@@ -72,13 +72,13 @@ _VERDICTS = """Health of its features at the end (`viewalign report` shows it ov
 
 
 def render(
-    facts: dict[str, Any], folder: str, title: str, paper: str, licence: str | None = None, cite: str = ""
+    facts: dict[str, Any], source: str, title: str, paper: str, licence: str | None = None, cite: str = ""
 ) -> str:
     """Fill the card.
 
     Args:
         facts: of the encoder, as in an export.
-        folder: to load it from.
+        source: what `load_encoder` takes: a folder or `hf:OWNER/NAME`.
         title, paper: the method's title, and its paper.
         licence: of the weights, as the Hugging Face Hub abbreviates it, such as `cc-by-4.0`.
         cite: further citations.
@@ -107,7 +107,7 @@ def render(
         volumes=facts["data"].get("volumes", "unknown"),
         subjects=facts["data"].get("subjects", "unknown"),
         weights=facts["weights"],
-        folder=folder,
+        source=source,
         title=title,
         paper=paper,
         axes=_axes(facts["preparation"].get("nnssl_plans")),

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from viewalign.errors import UserError, report_os_errors
-from viewalign.networks.registry import PRIMUS, RESENC, build_plain
+from viewalign.networks.registry import PRIMUS, RESENC, build_plain, unet_arguments
 from viewalign.utils.shapes import Size
 from viewalign.weights import adaptation_plan, remote, sources
 from viewalign.weights import names as weight_names
-from viewalign.weights.names import ENCODER
+from viewalign.weights.names import ENCODER, Family
 from viewalign.weights.published import ENCODERS, PublishedEncoder
 from viewalign.weights.run_folder import RunFolder
 from viewalign.weights.run_state import run_state
@@ -70,22 +71,61 @@ def _with_plan(source: sources.Source, entry: PublishedEncoder) -> sources.Sourc
 
 
 def network_of(source: sources.Source) -> str:
-    """Return the name of the network of some weights, by the names and shapes of its parameters.
+    """Return the name of the network of some weights, by its parameters and, if the file has one, by its plan.
+
+    The encoder must have the same vectors (biases and norms): fewer or more belong to other blocks, stages or norms.
+    Strides and attention heads leave no trace in weights, so that they are compared with the plan.
 
     Raises:
         UserError: no network matches.
     """
     architectures: Mapping[str, Any] = RESENC if source.family == "resenc" else PRIMUS
-    starts = ENCODER[source.family]
+    given = _vectors(source.state, source.family)
     for name in architectures:
         with torch.device("meta"):
             net = build_plain(name, size_of(name, source))
-        wanted = {k: v.shape for k, v in net.named_parameters() if k.startswith(starts) and v.ndim == 1}
-        if all(k in source.state and source.state[k].shape == shape for k, shape in wanted.items()) and wanted:
+        if _vectors(dict(net.named_parameters()), source.family) == given:
+            _check_plan(name, source)
             return name
     raise UserError(
         f"{source.file} contains an encoder of an unsupported network; supported are {', '.join(architectures)}."
     )
+
+
+def _vectors(weights: Mapping[str, Tensor], family: Family) -> dict[str, int]:
+    """Return the lengths of an encoder's vectors by name."""
+    return {k: len(v) for k, v in weights.items() if k.startswith(ENCODER[family]) and v.ndim == 1}
+
+
+def _check_plan(name: str, source: sources.Source) -> None:
+    """Compare what the plan says about a network, and its weights do not, with the network of this name.
+
+    Raises:
+        UserError: they differ.
+    """
+    described = source.plan.get("architecture_plans")
+    arguments = described.get("arch_kwargs") if isinstance(described, Mapping) else None
+    if not isinstance(arguments, Mapping):
+        return
+    if source.family == "resenc":
+        own = {key: unet_arguments(name)[key] for key in ("strides", "norm_op", "nonlin")}
+    else:
+        own = dict.fromkeys(("eva_numheads", "encoder_eva_numheads"), PRIMUS[name]["eva_numheads"])
+    for key, wanted in own.items():
+        if arguments.get(key) is not None and _plain(arguments[key]) != _plain(wanted):
+            raise UserError(
+                f"{source.file} contains a network like {name} with {key}={arguments[key]} instead of {wanted}, which "
+                "is not supported here. `viewalign finetune segmentation` and `transfer_encoder` accept it."
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument in one form: classes by name, strides as three numbers."""
+    if isinstance(value, str):
+        return value.rpartition(".")[2]
+    if isinstance(value, list | tuple):
+        return [[one] * 3 if isinstance(one, int) else list(one) for one in value]
+    return value
 
 
 def size_of(name: str, source: sources.Source) -> Size:

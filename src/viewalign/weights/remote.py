@@ -5,17 +5,19 @@ Only this module turns a user's name of an encoder into a path; `weights.reading
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from viewalign.data.fetch import hub
-from viewalign.data.fetch.download import Listener, download, need
+from viewalign.data.fetch.download import TIMEOUT, Listener, download, need
 from viewalign.errors import UserError
 from viewalign.utils.overrides import similar
 from viewalign.weights.files import sha256_of
@@ -24,8 +26,11 @@ from viewalign.weights.published import ENCODERS, PublishedEncoder
 WANTED = ("*.pth", "*.safetensors", "*.ckpt", "*.json", "*.md", "LICENSE*")
 """Files that are downloaded from a repository: no other pickles, no code."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".ckpt")
-_ID = re.compile(r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+\.\w+))?/?")
-_RECORD = re.compile(r"zenodo:(\d+)(?:/([\w.-]+))?")
+_ID = re.compile(
+    r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+)|/(?:blob|resolve|tree)/([\w.-]+))?"
+    r"(?:/(.+\.\w+))?/?(?:\?.*)?"
+)
+_RECORD = re.compile(r"zenodo:(\d+)(?:/([^/]+))?")
 _BARE_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ZENODO = "https://zenodo.org"
 
@@ -55,7 +60,7 @@ def locate(source: str | Path) -> Path:
     if name in ENCODERS and not Path(name).exists():
         return _locate_published(name, ENCODERS[name])
     if found := _ID.fullmatch(name):
-        return _locate_on_hub(found[1], found[2], found[3])
+        return _locate_on_hub(found[1], found[2] or found[3], found[4])
     if found := _RECORD.fullmatch(name):
         return _locate_on_zenodo(found[1], found[2])
     local = Path(source)
@@ -94,16 +99,18 @@ def _locate_on_hub(repository: str, revision: str | None, file: str | None) -> P
 
 def _locate_on_zenodo(number: str, file: str | None) -> Path:
     folder = cache_folder() / "zenodo" / number
-    done = folder / ".complete"
-    if not done.is_file():
+    source = f"zenodo:{number}" + (f"/{file}" if file else "")
+    done = folder / (file or ".complete")
+    if not done.is_file():  # a download gets its name once it is complete
         if is_offline():
             raise UserError(
-                f"zenodo:{number} is not in {folder}, and downloads are off. Download it on a machine with internet "
+                f"{source} is not in {folder}, and downloads are off. Download it on a machine with internet "
                 "and copy the folder, or set VIEWALIGN_CACHE to its place."
             )
-        fetch_weights(find_weights(f"zenodo:{number}"), folder)
-        done.touch()
-    return folder if file is None else folder / file
+        fetch_weights(find_weights(source), folder)
+        if file is None:
+            done.touch()
+    return folder if file is None else done
 
 
 def _snapshot(cache: Path) -> Path:
@@ -144,7 +151,12 @@ class ZenodoRecord:
 def find_weights(
     requested: str, patterns: tuple[str, ...] = (), hub_endpoint: str | None = None, zenodo: str | None = None
 ) -> hub.Selection | ZenodoRecord:
-    """Look up a name, `hf:OWNER/NAME[/FILE]` or `zenodo:RECORD`.
+    """Look up a name, `hf:OWNER/NAME[@REVISION][/FILE]` or `zenodo:RECORD[/FILE]`.
+
+    Args:
+        requested: what is looked up.
+        patterns: shell patterns of the files; by default FILE, otherwise the weights on the Hub, and all of a record.
+        hub_endpoint, zenodo: addresses of other servers.
 
     Raises:
         UserError: unknown, not reachable, or without weights.
@@ -152,11 +164,21 @@ def find_weights(
     place = ENCODERS[requested].source if requested in ENCODERS else requested
     found = _ID.fullmatch(place)
     if found and not {".", ".."} & set(found[1].split("/")):
-        return hub.select(found[1], "model", patterns or ((found[3],) if found[3] else WANTED), hub_endpoint)
+        wanted = patterns or ((found[4],) if found[4] else WANTED)
+        return hub.select(found[1], "model", wanted, hub_endpoint, found[2] or found[3])
     if found := _RECORD.fullmatch(place):
         need("pooch")
-        return _record(found[1], zenodo or _ZENODO)
+        record = _record(found[1], zenodo or _ZENODO)
+        return _matching(record, patterns or (glob.escape(found[2] or ""),), place) if patterns or found[2] else record
     raise UserError(f"There are no weights {requested}. Known: {', '.join(ENCODERS)}, hf:OWNER/NAME and zenodo:NUMBER.")
+
+
+def _matching(record: ZenodoRecord, patterns: tuple[str, ...], place: str) -> ZenodoRecord:
+    files = tuple(file for file in record.files if any(fnmatchcase(file.name, pattern) for pattern in patterns))
+    if not files:
+        names = ", ".join(file.name for file in record.files)
+        raise UserError(f"No file of {place} is named {', '.join(patterns)}; there are {names}.")
+    return replace(record, files=files)
 
 
 def fetch_weights(found: hub.Selection | ZenodoRecord, folder: Path, on_bytes: Listener | None = None) -> int:
@@ -182,19 +204,21 @@ def fetch_weights(found: hub.Selection | ZenodoRecord, folder: Path, on_bytes: L
 def _record(number: str, server: str) -> ZenodoRecord:
     url = f"{server}/api/records/{number}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": "application/json"})) as answer:
+        request = urllib.request.Request(url, headers={"Accept": "application/json"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             raw = json.load(answer)
         files = tuple(_file(entry) for entry in raw["files"])
-        metadata = raw.get("metadata", {})
+        metadata = raw.get("metadata") or {}
+        licence = str((metadata.get("license") or {}).get("id", "?"))
     except urllib.error.HTTPError as error:
         raise UserError(f"There is no open record {number} on Zenodo ({error.code} {error.reason}).") from None
     except OSError as error:
         raise UserError(f"{url} cannot be reached: {getattr(error, 'reason', error)}.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The answer of {url} is not a valid record ({type(error).__name__}: {error}).") from None
     if not files:
         raise UserError(f"The record {number} on Zenodo has no open files.")
-    return ZenodoRecord(str(metadata.get("title", number)), str(metadata.get("license", {}).get("id", "?")), files)
+    return ZenodoRecord(str(metadata.get("title", number)), licence, files)
 
 
 def _file(entry: dict[str, Any]) -> ZenodoFile:

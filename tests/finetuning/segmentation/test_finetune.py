@@ -56,6 +56,7 @@ def test_few_shots_from_command_line_to_page(prepared, nnunet_home, tmp_path, ca
         split = divided[row["fold"]]
         assert (len(split["train"]), split["val"]) == (2, ["case_05"])
         assert "case_05" not in split["train"]
+    assert results["results"][-1]["predictions"] == "predictions"  # the folder may be moved
     evaluation = read_evaluation(out / results["results"][0]["evaluation"])
     assert [case.name for case in evaluation.cases] == ["case_05"]
     assert list(evaluation.rules.classes) == ["rind", "core"]

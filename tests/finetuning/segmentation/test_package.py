@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from viewalign.finetuning.segmentation import nnunet as running
 from viewalign.finetuning.segmentation import package
 from viewalign.finetuning.segmentation import plans as nnunet
 from viewalign.finetuning.segmentation.nnunet import Machine
+from viewalign.finetuning.segmentation.predict import read_trained
 from viewalign.weights import adaptation_plan
 
 from .conftest import tiny, write_encoder
@@ -175,6 +177,26 @@ def test_a_fold_with_several_results_is_exported_once(tmp_path):
     (run / "results.json").write_text(json.dumps(results))
     (folder,) = package.export_model(run, tmp_path / "out")
     assert [path.name for path in folder.glob("fold_*")] == ["fold_0"]
+
+
+def test_a_moved_run_is_exported_and_one_without_its_model_is_reported(tmp_path):
+    model, run = tmp_path / "run" / "nnunet" / "model", tmp_path / "run"
+    (model / "fold_0").mkdir(parents=True)
+    architecture = {"network_class_name": "ResidualEncoderUNet"}
+    plan = {"plans_name": "p", "configurations": {nnunet.CONFIGURATION: {"architecture": architecture}}}
+    (model / "plans.json").write_text(json.dumps(plan))
+    (model / "dataset.json").write_text('{"channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}')
+    weights = {"network_weights": {}, "init_args": {"configuration": nnunet.CONFIGURATION}}
+    torch.save(weights, model / "fold_0" / "checkpoint_final.pth")
+    results = {"model": "nnunet/model", "dataset": "Dataset901_Balls", "results": [{"fold": 0}]}
+    (run / "results.json").write_text(json.dumps(results))
+    moved = run.rename(tmp_path / "moved")
+    (folder,) = package.export_model(moved, tmp_path / "out")
+    assert [path.name for path in folder.glob("fold_*")] == ["fold_0"]
+    assert read_trained(moved).folder == moved / "nnunet" / "model"
+    shutil.rmtree(moved / "nnunet")
+    with pytest.raises(UserError, match="no trained segmentation any more"):
+        package.export_model(moved, tmp_path / "out")
 
 
 def test_what_stock_nnunet_cannot_do_is_reported(prepared, nnunet_home, tmp_path, monkeypatch):

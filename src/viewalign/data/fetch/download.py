@@ -23,10 +23,11 @@ from viewalign.utils.locks import locked
 
 Listener = Callable[[int, int], None]
 """Called with (bytes so far, total bytes)."""
-_log = logging.getLogger(__name__)
+TIMEOUT = 60.0
+"""Seconds without a byte after which a connection is given up."""
 _PIECE = 1 << 18
-_TIMEOUT = 60.0  # seconds without a byte
 _ATTEMPTS = 5
+_log = logging.getLogger(__name__)
 
 
 def download(url: str, folder: Path, name: str, known_hash: str, on_bytes: Listener | None = None) -> Path:
@@ -116,7 +117,7 @@ class _Resuming:
             request.add_header("Range", f"bytes={have}-")
             if self._tag.exists():
                 request.add_header("If-Range", self._tag.read_text())
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             if answer.status != http.client.PARTIAL_CONTENT:
                 have = 0  # the server cannot resume, or the file has changed
             if tag := answer.headers.get("ETag"):

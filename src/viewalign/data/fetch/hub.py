@@ -50,7 +50,13 @@ class Selection:
         return sum(file.size for file in self.files)
 
 
-def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoint: str | None = None) -> Selection:
+def select(
+    repository: str,
+    kind: Kind,
+    patterns: Sequence[str] = ("*",),
+    endpoint: str | None = None,
+    revision: str | None = None,
+) -> Selection:
     """List the files of a repository that match; only folders that patterns name without wildcards are listed.
 
     Args:
@@ -58,9 +64,10 @@ def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoi
         kind: of the repository.
         patterns: shell patterns of whole paths; `*` also matches `/`.
         endpoint: another server than the Hub.
+        revision: a branch, tag or commit; None is the newest.
 
     Raises:
-        UserError: no such repository, not allowed, not reachable, or nothing matches.
+        UserError: no such repository or revision, not allowed, not reachable, or nothing matches.
     """
     need("huggingface_hub")
     from huggingface_hub import HfApi
@@ -68,7 +75,7 @@ def select(repository: str, kind: Kind, patterns: Sequence[str] = ("*",), endpoi
 
     api = HfApi(endpoint=endpoint)
     try:
-        info: Any = api.repo_info(repository, repo_type=kind)
+        info: Any = api.repo_info(repository, repo_type=kind, revision=revision)
         found: dict[str, HubFile] = {}
         globs = [pattern for pattern in patterns if any(sign in pattern for sign in _WILD)]
         named = [pattern for pattern in patterns if pattern not in globs]
@@ -252,6 +259,7 @@ def _said(error: Exception, repository: str, kind: Kind) -> UserError:
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     place = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
@@ -261,6 +269,8 @@ def _said(error: Exception, repository: str, kind: Kind) -> UserError:
         return UserError(f"{repository} asks for consent: accept its terms at {place}, then run `hf auth login`.")
     if isinstance(error, RepositoryNotFoundError):
         return UserError(f"There is no {kind} {repository} on the Hub, or it is private (`hf auth login`).")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{repository} has no such branch, tag or commit; {place}/commits/main lists them.")
     if isinstance(error, LocalEntryNotFoundError):
         return UserError(
             f"{repository} cannot be downloaded: the Hugging Face Hub cannot be reached, and it is not in the cache. "

@@ -149,8 +149,10 @@ def export_model(run: Path, out: Path) -> list[Path]:
     results = files.read_json(run / "results.json")
     if not results:
         raise UserError(f"{run} has no results yet; complete the fine-tuning first.")
-    model = Path(results["model"])
+    model = run / results["model"]
     plan = files.read_json(model / "plans.json")
+    if not plan:
+        raise UserError(f"{run} has no trained segmentation any more: there is no plans.json in {model}.")
     trainer = _stock_trainer(plan["configurations"][plans.CONFIGURATION]["architecture"], _INFERENCE)
     target = out / str(results["dataset"]) / f"{trainer}__{plan['plans_name']}__{plans.CONFIGURATION}"
     written = all(file.name in _OWN_FILES for file in target.rglob("*") if file.is_file())

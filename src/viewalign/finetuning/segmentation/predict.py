@@ -108,7 +108,7 @@ def _model_folder(folder: Path) -> Path | None:
         return folder
     model = files.read_json(folder / "results.json").get("model")
     if isinstance(model, str):
-        return Path(model)
+        return folder / model
     found = sorted(file.parent for file in folder.glob("*/*/plans.json") if (file.parent / "dataset.json").is_file())
     return found[0] if len(found) == 1 else None
 

@@ -117,9 +117,9 @@ def write_results(run: Finetuning, planned: Planned) -> None:
         {
             "name": result.name,
             "fold": result.fold,
-            "predictions": str(result.predictions),
-            "images": str(result.images),
-            "references": str(result.references),
+            "predictions": _place(result.predictions, run.out),
+            "images": _place(result.images, run.out),
+            "references": _place(result.references, run.out),
             "evaluation": str(result.folder.relative_to(run.out)),
             "dice": result.evaluation.summary("dice").mean,
             "nsd": result.evaluation.summary("nsd").mean,
@@ -131,7 +131,7 @@ def write_results(run: Finetuning, planned: Planned) -> None:
         "labels": {name: list(values) for name, values in run.dataset.labels.items()},
         "plans": planned.name,
         "trainer": TRAINER,
-        "model": str(Model(run.dataset.name, planned.name, run.folders).folder),
+        "model": _place(Model(run.dataset.name, planned.name, run.folders).folder, run.out),
         "encoder": None if run.settings.from_scratch else encoder_name(run.settings.encoder),
         "patch": planned.configuration["patch_size"],
         "spacing": planned.configuration["spacing"],
@@ -139,3 +139,9 @@ def write_results(run: Finetuning, planned: Planned) -> None:
         "results": rows,
     }
     write_json(run.out / RESULTS, tree)
+
+
+def _place(folder: Path, out: Path) -> str:
+    """Return a folder relative to the results if it is inside them: they may be moved, or copied elsewhere."""
+    folder, out = folder.absolute(), out.absolute()
+    return folder.relative_to(out).as_posix() if folder.is_relative_to(out) else str(folder)
