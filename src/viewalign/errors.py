@@ -30,6 +30,13 @@ class ExcludedImageError(UserError):
     """One image cannot be used. The message is only the reason; the code that catches it adds the file."""
 
 
+class EmptyImageError(ExcludedImageError):
+    """All voxels of an image are zero, which in some datasets stands for a missing channel."""
+
+    def __init__(self, reason: str = "all voxels are zero") -> None:
+        super().__init__(reason)
+
+
 class StoppedError(KeyboardInterrupt):
     """A signal ended the work after its state was saved; raised so that a caller does not continue with half of it.
 

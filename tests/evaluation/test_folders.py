@@ -161,6 +161,21 @@ def test_a_damaged_reference_is_reported_and_the_others_are_evaluated(folders):
         classes_of(guess, truth)
 
 
+def test_a_class_that_is_rightly_absent_counts_against_one_that_is_wrongly_there(tmp_path):
+    for name in ("truth", "perfect", "false"):
+        (tmp_path / name).mkdir()
+        for k in range(6):
+            shown = k < 2 or name == "false"
+            write(tmp_path / name / f"case_{k}.nii.gz", cube(6, 16) + (cube(18, 20, 2) if shown else 0))
+    a, b = (evaluate_folder(tmp_path / name, tmp_path / "truth", rules()) for name in ("perfect", "false"))
+    result = compare(a, b)
+    one = result.differences["dice"]["b"]
+    assert (one.mean, one.worse, one.pairs) == (pytest.approx(-4 / 6), 4, 6)
+    assert result.differences["dice"]["mean"].mean == pytest.approx(-2 / 6)
+    assert result.differences["nsd"]["a"].mean == 0
+    assert compare(a, a).differences["dice"]["b"].pairs == 2  # in neither map of both: no score
+
+
 def test_a_comparison_is_paired(folders, tmp_path):
     guess, truth = folders
     (tmp_path / "perfect").mkdir()

@@ -1,5 +1,7 @@
 """Linear and k-NN probes: informative features are detected, noise is at chance, held-out cases do not leak."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from viewalign.errors import UserError
 from viewalign.evaluation import linear_probe
-from viewalign.tasks.folds import make_folds
+from viewalign.tasks.folds import Fold, make_folds
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 
@@ -108,3 +110,70 @@ def test_a_class_without_training_cases_is_an_error():
     spec, cases, features = made_up("binary")
     with pytest.raises(UserError, match="class y"):
         linear_probe.fit_and_predict(features, cases, range(0, 20, 2), [1, 3], spec, "linear")
+
+
+@pytest.mark.parametrize("learner", ["linear", "knn"])
+def test_a_single_label_is_scored_by_its_presence(learner):
+    spec, cases, features = made_up("binary")
+    spec = spec.model_copy(update={"kind": "multilabel", "classes": ("p",)})
+    cases = [replace(case, target=(case.target,)) for case in cases]
+    _, predicted = linear_probe.fit_and_predict(features, cases, range(30), range(30, 40), spec, learner)
+    assert predicted.shape == (10, 1)
+    present = np.arange(30, 40) % 2 == 1
+    assert predicted[present].min() > predicted[~present].max()
+
+
+def with_findings(count=60, labels=8):
+    """Cases whose label combinations are nearly all different."""
+    rng = np.random.default_rng(0)
+    spec, _, _ = made_up("multilabel", 2)
+    spec = spec.model_copy(update={"classes": tuple(f"l{k}" for k in range(labels))})
+    targets = [tuple(row) for row in (rng.random((count, labels)) < 0.3).astype(int).tolist()]
+    return spec, [TaskCase(f"c{k:02d}", f"c{k:02d}", {"a": Path("x")}, target=t) for k, t in enumerate(targets)]
+
+
+def test_the_penalty_is_chosen_for_rare_label_combinations():
+    spec, cases = with_findings()
+    splits = linear_probe._inner_splits(cases, spec)
+    assert len(splits) == 5
+    assert sorted(np.concatenate([held_out for _, held_out in splits]).tolist()) == list(range(60))
+
+
+def test_shots_of_a_multilabel_task_are_cases_with_and_without_each_label():
+    spec, cases = with_findings()
+    rows = linear_probe.draw_shots(cases, spec, 3, (0, 1))
+    assert rows == linear_probe.draw_shots(cases, spec, 3, (0, 1)) != linear_probe.draw_shots(cases, spec, 3, (0, 2))
+    labels = np.array([case.target for case in cases])
+    enough = np.minimum(3, labels.sum(axis=0))
+    assert len(set(rows)) == len(rows) <= 24
+    assert (labels[rows].sum(axis=0) >= enough).all()
+    assert ((1 - labels[rows]).sum(axis=0) >= 3).all()
+    with pytest.raises(UserError, match="500 cases cannot be sampled from 60"):
+        linear_probe.draw_shots(cases, spec, 500, (0, 0))
+
+
+def test_few_shots_of_an_ordinal_regression_have_different_targets():
+    spec, cases, features = made_up("regression")
+    cases = [replace(case, target=float(k % 8 == 0)) for k, case in enumerate(cases)]
+    fold = Fold(0, tuple(case.case for case in cases[:30]), tuple(case.case for case in cases[30:]))
+    (point,) = linear_probe.few_shot_curve(features, cases, fold, spec, (2,), repeats=4)
+    assert np.isfinite(point.draws).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "learners", "shots", "told"),
+    [
+        ("regression", ("linear", "sgd"), (), "learners=sgd is for tasks with one true class"),
+        ("regression", ("linear",), (1,), "shots=1 is too few"),
+        ("binary", ("linear",), (5, 16), "16 cases cannot be sampled from 15"),
+        ("binary", ("sgd",), (1,), "two or more subjects of each class"),
+        ("multilabel", ("linear",), (2,), None),
+        ("binary", ("linear", "sgd"), (1,), None),
+    ],
+)
+def test_what_is_known_without_features(kind, learners, shots, told):
+    spec, cases, _ = made_up(kind)
+    names = [case.case for case in cases]
+    folds = [Fold(0, tuple(names[:30]), tuple(names[30:]))]
+    with nullcontext() if told is None else pytest.raises(UserError, match=told):
+        linear_probe.check_learners(cases, folds, spec, learners, shots)

@@ -30,6 +30,7 @@ def test_scores_have_three_decimals_or_three_digits():
         "375",
         "3,296",
     ]
+    assert [score(value) for value in (9.9996, 999.7)] == ["10", "1,000"]
     assert [score(value, "+") for value in (0.0437, -0.1, 12.34)] == ["+0.044", "-0.100", "+12.3"]
 
 

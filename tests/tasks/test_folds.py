@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from viewalign.errors import UserError
-from viewalign.tasks.folds import join_copies, make_folds
+from viewalign.tasks.folds import check_learnable, join_copies, make_folds, strata
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
 
 BINARY = TaskSpec.model_validate({"name": "x", "kind": "binary", "channels": [{"name": "a"}], "classes": ["n", "y"]})
 AGE = TaskSpec.model_validate({"name": "x", "kind": "regression", "channels": [{"name": "a"}]})
+FINDINGS = TaskSpec.model_validate(
+    {"name": "x", "kind": "multilabel", "channels": [{"name": "a"}], "classes": [f"l{k}" for k in range(14)]}
+)
 
 
 def cases(targets, per_subject=2, **more):
@@ -162,6 +165,40 @@ def test_copies_in_several_folds_of_the_manifest_are_reported(caplog):
     join_copies(everyone, prints)
     assert "fold 0" in caplog.text
     assert caplog.text.count("contain copies: c00, c03") == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "setting"), [({"count": 5, "by_site": True}, "by_site=true"), ({"count": 1}, "folds=1")]
+)
+def test_folds_of_the_manifest_do_not_override_settings(more, setting):
+    everyone = [replace(case, fold=k % 3, site=f"site{k % 2}") for k, case in enumerate(cases([0, 1] * 6, 1))]
+    test = TaskCase("t", "t", {"a": Path("x")}, target=0, split="test")
+    with pytest.raises(UserError, match=f"{setting} cannot be used .* remove the manifest's column fold"):
+        make_folds([*everyone, test], BINARY, **more)
+
+
+def test_label_combinations_that_are_all_different_can_be_split():
+    """Five hundred cases with 14 labels have hardly a combination twice."""
+    rng = np.random.default_rng(0)
+    everyone = cases([tuple(row) for row in rng.integers(0, 2, (40, 14)).tolist()], 1)
+    folds = make_folds(everyone, FINDINGS, 5).folds
+    assert sorted(len(fold.held_out) for fold in folds) == [8] * 5
+
+
+def test_rare_label_combinations_are_one_stratum():
+    one, two, *rare = [tuple(int(j == k) for j in range(14)) for k in range(5)]
+    everyone = cases([one, two, rare[0], one, two, rare[1], one, two, rare[2]], 1)
+    assert strata(everyone, FINDINGS, 3).tolist() == [1, 0, 2] * 3
+    assert len(set(strata(everyone, FINDINGS).tolist())) == 5
+
+
+def test_no_training_cases_has_a_reason():
+    reasons = [(f"c{k}", f"im/c{k}.nii does not exist") for k in range(3)]
+    with pytest.raises(UserError, match=r"no training cases\. .*\(3 of 3\), as for c0: im/c0.nii does not exist"):
+        make_folds([], BINARY, 5, excluded=reasons)
+    for spec in (BINARY, AGE):
+        with pytest.raises(UserError, match="The probe has no training cases"):
+            check_learnable([], spec, "The probe")
 
 
 @pytest.mark.parametrize(

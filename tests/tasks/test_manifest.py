@@ -180,3 +180,12 @@ def test_invalid_tasks(tmp_path, changes, told):
 def test_prediction_needs_no_targets(tmp_path):
     folder = table(tmp_path, "case,image.t1\na,a.nii\n")
     assert read_manifest(folder, spec(), targets=False)[0].target is None
+
+
+def test_a_table_of_another_ending_is_not_replaced_by_its_neighbour(tmp_path):
+    table(tmp_path, "case,subject,image.t1,target\na,a,a.nii,no\n")
+    (tmp_path / "new.tsv").write_text("case\tsubject\timage.t1\ttarget\nb\tb\tb.nii\tyes\n")
+    assert [case.case for case in read_manifest(tmp_path / "new.tsv", spec())] == ["b"]
+    (tmp_path / "new.tsv").rename(tmp_path / "new.txt")
+    with pytest.raises(UserError, match=r"new\.txt is no manifest"):
+        read_manifest(tmp_path / "new.txt", spec())

@@ -66,6 +66,9 @@ def told(**values):
         ("name=12_3", "name", "12_3"),
         ("name=nan", "name", "nan"),
         ("name=[no,2020-01-31]", "name", ["no", "2020-01-31"]),
+        ("name=/data/run #2", "name", "/data/run #2"),
+        ("name=/data/a: b/run", "name", "/data/a: b/run"),
+        ("name={a: 1}", "name", {"a": 1}),
     ],
 )
 def test_an_override_is_read(text, key, value):

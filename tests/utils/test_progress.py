@@ -1,6 +1,8 @@
 """Messages and progress: hidden in a script, shown by the command line, fewer with -q and more with -v."""
 
+import io
 import logging
+import sys
 
 import pytest
 
@@ -86,6 +88,24 @@ def test_a_message_is_written_above_the_progress_line(capsys):
     assert terminal.text == "\rstep 1\r      \rnote\n\rstep 2\n"
     LOGGER.info("later")
     assert capsys.readouterr().err == "later\n"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_warning_is_marked_and_a_long_line_is_cut_to_the_terminal(monkeypatch, plain):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1" if plain else "")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    viewalign.show_progress()
+    with ProgressLine(terminal) as line:
+        line.show("x" * 100)
+        LOGGER.warning("odd \x1b[2J name")
+    mark = "viewalign:" if plain else "\x1b[33m\x1b[1mviewalign:\x1b[0m"
+    assert terminal.getvalue() == "\r" + "x" * 39 + "\r" + " " * 39 + f"\r{mark} odd \\x1b[2J name\n"
 
 
 def test_a_run_writes_messages_and_progress_into_its_own_file(tmp_path):

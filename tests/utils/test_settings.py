@@ -184,6 +184,14 @@ def test_a_group_with_a_name_keeps_name_and_settings_in_any_order(words):
     assert load("cva-resenc-xs", settings=tree).network.drop_path == 0.2
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_group_with_a_name_in_a_file_keeps_it_in_any_order(tmp_path, last):
+    (tmp_path / "mine.yaml").write_text("network: primus-xs\n")
+    words = ["network.channels=4", f"config={tmp_path / 'mine.yaml'}"]
+    recipe = load("cva-resenc-xs", settings=read_words(words if last else words[::-1]))
+    assert (recipe.network.name, recipe.network.channels) == ("primus-xs", 4)
+
+
 def test_description_of_a_model():
     found = {one.name: one for one in describe(Outer)}
     assert list(found) == list(setting_names(Outer))

@@ -81,11 +81,12 @@ def embed(
 
 
 def _cases_of(cases: str | Path | Sequence[str | Path]) -> tuple[TaskSpec, list[TaskCase]]:
-    from viewalign.tasks.manifest import TaskCase, read_manifest
+    from viewalign.tasks.manifest import TABLES, TaskCase, read_manifest
     from viewalign.tasks.spec import TaskSpec, read_spec
 
     if isinstance(cases, str | Path):
-        spec = read_spec(cases)
+        # A manifest lies beside its task.yaml; other files are for `read_spec`.
+        spec = read_spec(Path(cases).parent if Path(cases).suffix.lower() in TABLES else cases)
         return spec, read_manifest(cases, spec, targets=False)
     if not cases:
         raise UserError("The list of cases is empty.")

@@ -56,14 +56,15 @@ def doctor(
 
 def _print(findings: list[Finding]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in findings:
         colour = _COLOURS[finding.level]
-        table.add_row(f"[{colour}]{finding.level}[/{colour}]", finding.what, finding.found)
+        table.add_row(f"[{colour}]{finding.level}[/{colour}]", escape(finding.what), escape(finding.found))
         if finding.remedy:
-            table.add_row("", "", f"[b]→[/b] {finding.remedy}")
+            table.add_row("", "", f"[b]→[/b] {escape(finding.remedy)}")
     Console().print(table)
 
 

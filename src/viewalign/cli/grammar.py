@@ -144,7 +144,9 @@ class Command(TyperCommand):
             if not value_next and _is_unknown_flag(name, {*known, *ctx.help_option_names}):
                 raise UserError(self._about_flag(ctx, word, args[place + 1 :]))
             value_next = not value_next and name in known and "=" not in word and not getattr(known[name], "is_flag", 0)
-            flag, sign, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+            flag, sign, path = word.partition("=") if word.startswith("--") and "=" in word else ("", "", word)
+            if word[:2] in known and not word.startswith("--"):
+                flag, path = word[:2], word[2:]  # as in -oFOLDER
             words.append(flag + sign + with_home(path))
         ctx.obj = read_words(settings, self._model(ctx))
         self._check_names(ctx, settings)

@@ -20,7 +20,7 @@ from viewalign.compat.task_conversion import (
 from viewalign.data.sources.table import read_table
 from viewalign.errors import UserError
 from viewalign.tasks.manifest import TaskCase, check_images, write_manifest
-from viewalign.tasks.spec import FILE, TaskSpec, write_spec
+from viewalign.tasks.spec import FILE, TaskSpec, distinct, write_spec
 from viewalign.utils.outputs import check_folder
 from viewalign.utils.tables import identifier
 
@@ -170,8 +170,7 @@ def _nnunet_labels(source: Path) -> dict[str, dict[str, Any]]:
 def _channel_names(source: Path, count: int) -> list[str]:
     file = source / "dataset.json"
     given = read_json(file).get("channel_names", {}) if file.is_file() else {}
-    names = [str(given.get(str(k), f"channel{k}")).replace(" ", "_") for k in range(count)]
-    return names if len(set(names)) == count else [f"{name}{k}" for k, name in enumerate(names)]
+    return distinct([str(given.get(str(k), f"channel{k}")).replace(" ", "_") for k in range(count)])
 
 
 _SSL3D_IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.b2nd$")

@@ -25,7 +25,7 @@ from viewalign.data.quantization import Quantization, quantize
 from viewalign.data.readers.files import Volume, position_of, voxel_to_world
 from viewalign.data.readers.headers import MAX_VOXELS, Triple
 from viewalign.data.settings import Normalisation, PrepareSettings
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import EmptyImageError, ExcludedImageError
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -178,7 +178,7 @@ def content_box(*arrays: NDArray[np.generic]) -> Box:
             planes[k] |= content.any()
             area |= content
     if not planes.any():
-        raise ExcludedImageError("all voxels are zero")
+        raise EmptyImageError
     ends = [np.flatnonzero(line)[[0, -1]] for line in (planes, area.any(axis=1), area.any(axis=0))]
     box = [(int(first), int(last) + 1) for first, last in ends]
     if any(stop - start < 2 for start, stop in box):

@@ -211,8 +211,8 @@ def recipe_settings(settings: DemoSettings) -> list[str]:
     """
     part = max(1, settings.steps // 6)
     return [
-        f"data={json.dumps(str(settings.out / 'store'))}",
-        f"out={json.dumps(str(settings.out / 'run'))}",
+        f"data={json.dumps(str(settings.out / 'store'), ensure_ascii=False)}",
+        f"out={json.dumps(str(settings.out / 'run'), ensure_ascii=False)}",
         f"steps={settings.steps}",
         "batch=4",
         "objectives.order=align_first",

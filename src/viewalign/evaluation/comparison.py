@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -53,11 +53,11 @@ class Comparison:
 
     def table(self) -> str:
         """Format a table for a terminal."""
-        rows = [("", "class", "b - a", "95 % interval", "p", "better", "worse")]
+        rows = [("", "class", "b - a", "95 % interval", "p", "cases", "better", "worse")]
         for metric, name in zip(METRICS, ("Dice", "NSD"), strict=True):
             for label, difference in self.differences[metric].items():
                 ends, p_value = _interval_text(difference.interval, 4), _p_value_text(difference.p_value)
-                counts = (str(difference.better), str(difference.worse))
+                counts = (str(difference.pairs), str(difference.better), str(difference.worse))
                 rows.append((name, label, f"{difference.mean:+.4f}", ends, p_value, *counts))
         return align_columns(rows)
 
@@ -164,10 +164,30 @@ def compare(a: Evaluation, b: Evaluation, names: tuple[str, str] = ("A", "B")) -
     for p, q in zip(left.cases, right.cases, strict=True):
         if p.reference_sha256 != q.reference_sha256:
             raise UserError(f"{names[0]} and {names[1]} were evaluated against different references of {p.name}.")
-    labels = [*a.rules.classes, MEAN]
-    differences = {m: {k: paired(left.values(m, k), right.values(m, k)) for k in labels} for m in METRICS}
-    values = {m: (left.values(m), right.values(m)) for m in METRICS}
-    return Comparison(*names, tuple(shared), differences, values, other)
+    scores = {m: _comparable(left, right, m) for m in METRICS}
+    differences = {m: {label: paired(*both) for label, both in by.items()} for m, by in scores.items()}
+    return Comparison(*names, tuple(shared), differences, {m: by[MEAN] for m, by in scores.items()}, other)
+
+
+def _comparable(left: Evaluation, right: Evaluation, metric: Metric) -> dict[str, tuple[Values, Values]]:
+    """Return the values of both evaluations by class, and their means over the same classes of each case.
+
+    A class that is in neither map has no score. If the other evaluation has a score, because it found the class where
+    the reference has none, the correct absence counts 1: such cases would show no difference otherwise.
+    """
+    found: dict[str, tuple[Values, Values]] = {}
+    for label in left.rules.classes:
+        a, b = left.values(metric, label), right.values(metric, label)
+        found[label] = np.where(np.isnan(a) & ~np.isnan(b), 1.0, a), np.where(np.isnan(b) & ~np.isnan(a), 1.0, b)
+    a, b = (_mean_over_classes([both[k] for both in found.values()]) for k in (0, 1))
+    return {**found, MEAN: (a, b)}
+
+
+def _mean_over_classes(values: Sequence[Values]) -> Values:
+    """Return each case's mean over the classes that have a score; NaN if none has."""
+    table = np.stack(values)
+    counts = np.isfinite(table).sum(0)
+    return np.where(counts > 0, np.nansum(table, 0) / np.maximum(counts, 1), np.nan)
 
 
 def compare_runs(a: Path, b: Path, draws: int = 1000, seed: int = 0) -> TaskComparison:

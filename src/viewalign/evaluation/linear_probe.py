@@ -102,18 +102,62 @@ def _fit_heads(
     features: Array, train_cases: Sequence[TaskCase], train: Sequence[int], held_out: Sequence[int], spec: TaskSpec
 ) -> tuple[str, Array]:
     """Train heads on four fifths of the training cases and choose one on the others."""
-    if spec.kind not in ("binary", "multiclass"):
-        raise UserError(f"learners=sgd is for tasks with one true class; {spec.name} is a {spec.kind} task.")
-    splits = _inner_splits(train_cases, spec)
-    if not splits:
-        raise UserError(
-            "learners=sgd needs two or more subjects of each class to choose the learning rate; use linear."
-        )
+    splits = _head_splits(train_cases, spec)
     rows, targets = features[list(train)], np.array([case.target for case in train_cases])
     fit, validate = splits[0]
     validation = rows[validate], targets[validate]
     head = sgd_probe.best_head(sgd_probe.fit_heads(rows[fit], targets[fit], len(spec.classes), validation))
     return f"rate {head.rate:g}", head.probabilities(features[list(held_out)])
+
+
+def _head_splits(cases: Sequence[TaskCase], spec: TaskSpec) -> list[tuple[Array, Array]]:
+    """Return the splits from which `sgd` takes its validation cases.
+
+    Raises:
+        UserError: a task of another kind, or too few subjects.
+    """
+    if spec.kind not in ("binary", "multiclass"):
+        raise UserError(f"learners=sgd is for tasks with one true class; {spec.name} is a {spec.kind} task.")
+    splits = _inner_splits(cases, spec)
+    if not splits:
+        raise UserError(
+            "learners=sgd needs two or more subjects of each class to choose the learning rate; use linear."
+        )
+    return splits
+
+
+def check_learners(
+    cases: Sequence[TaskCase],
+    folds: Sequence[Fold],
+    spec: TaskSpec,
+    learners: Sequence[Learner],
+    shots: Sequence[int] = (),
+    seed: int = 0,
+) -> None:
+    """Check, without features, that `probe` can fit all learners and `few_shot_curve` the first one.
+
+    Args:
+        cases: with targets.
+        folds: training and held-out cases; few shots are drawn from the first.
+        spec: the task.
+        learners: of `probe`.
+        shots, seed: of `few_shot_curve`.
+
+    Raises:
+        UserError: training cases that lack a class, a task that a learner is not for, or too few cases.
+    """
+    by_name = {case.case: case for case in cases}
+    parts = [[by_name[name] for name in fold.train if name in by_name] for fold in folds]
+    for part in parts:
+        check_learnable(part, spec, "The probe")
+        if "sgd" in learners:
+            _head_splits(part, spec)
+    if spec.kind == "regression" and 1 in shots:
+        raise UserError("shots=1 is too few for a regression, which needs different targets; use shots=2 or more.")
+    for count in shots:
+        drawn = draw_shots(parts[0], spec, count, (seed, 0))
+        if learners[0] == "sgd":
+            _head_splits([parts[0][k] for k in drawn], spec)
 
 
 def _pipeline(spec: TaskSpec, learner: Learner, count: int) -> tuple[Any, dict[str, list[Any]], str]:
@@ -142,12 +186,17 @@ def _pipeline(spec: TaskSpec, learner: Learner, count: int) -> tuple[Any, dict[s
 
 
 def _inner_splits(cases: Sequence[TaskCase], spec: TaskSpec) -> list[tuple[Array, Array]]:
-    """Return cross-validation splits by subject with every class in both parts; empty if there are too few cases."""
+    """Return cross-validation splits by subject; empty if there are too few cases.
+
+    Both parts have every class if cases have one; the training part of a multilabel task has different targets.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     groups = [case.subject for case in cases]
-    classes = strata(cases, spec, _INNER_FOLDS)
-    fewest = len(cases) if spec.kind == "regression" else int(np.bincount(classes)[np.unique(classes)].min())
+    fewest = len(cases)
+    if spec.kind in ("binary", "multiclass"):
+        classes = strata(cases, spec, _INNER_FOLDS)
+        fewest = int(np.bincount(classes)[np.unique(classes)].min())
     count = min(_INNER_FOLDS, fewest, len(set(groups)))
     if count < 2:
         return []
@@ -157,6 +206,8 @@ def _inner_splits(cases: Sequence[TaskCase], spec: TaskSpec) -> list[tuple[Array
         splits = list(StratifiedGroupKFold(count).split(classes, classes, groups))
     if spec.kind == "regression":
         return [(a, b) for a, b in splits if len(a) and len(b)]
+    if spec.kind == "multilabel":
+        return [(a, b) for a, b in splits if len(b) and len({cases[k].target for k in a}) > 1]
     every = set(classes.tolist())
     return [(a, b) for a, b in splits if set(classes[a].tolist()) == every == set(classes[b].tolist())]
 
@@ -165,7 +216,8 @@ def _predict(fitted: Any, rows: Array, spec: TaskSpec) -> Array:
     if spec.kind == "regression":
         values = np.asarray(fitted.predict(rows), dtype=np.float64)
         return values if spec.range is None else values.clip(*spec.range)
-    return np.asarray(fitted.predict_proba(rows), dtype=np.float64)
+    probabilities = np.asarray(fitted.predict_proba(rows), dtype=np.float64)
+    return probabilities[:, -len(spec.classes) :]  # a single label also has a column of its absence, before its own
 
 
 @dataclass(frozen=True)
@@ -196,7 +248,7 @@ def few_shot_curve(
         cases: with targets.
         fold: its training cases are sampled from, and its held-out cases are evaluated.
         spec: the task.
-        shots: numbers of training cases per class, or in total for a regression.
+        shots: numbers of training cases per class, see `draw_shots`.
         repeats: samples of each number.
         learner: as in `probe`.
         seed: of the sampling, which does not depend on the features.
@@ -217,13 +269,27 @@ def few_shot_curve(
 
 
 def draw_shots(cases: Sequence[TaskCase], spec: TaskSpec, count: int, key: tuple[int, int]) -> list[int]:
-    """Sample `count` cases of each class, or in total for a regression, without replacement; return their indices.
+    """Sample cases without replacement: `count` of each class, or in total for a regression; return their indices.
+
+    Cases of a regression are sampled again if all have one target although others differ. Of a multilabel task, each
+    label has at least `count` cases with it and `count` without it, or all of them if there are fewer.
 
     Raises:
         UserError: there are fewer cases.
     """
     rng = make_rng(*key, "shots")
-    classes = strata(cases, spec) if spec.kind != "regression" else np.zeros(len(cases), dtype=np.int64)
+    if spec.kind == "multilabel":
+        return _draw_labels(cases, count, rng)
+    regression = spec.kind == "regression"
+    classes = np.zeros(len(cases), dtype=np.int64) if regression else strata(cases, spec)
+    rows = _draw_classes(classes, count, rng)
+    if regression and count > 1 and len({case.target for case in cases}) > 1:
+        while len({cases[k].target for k in rows}) == 1:
+            rows = _draw_classes(classes, count, rng)
+    return rows
+
+
+def _draw_classes(classes: Array, count: int, rng: np.random.Generator) -> list[int]:
     rows: list[int] = []
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
@@ -231,3 +297,17 @@ def draw_shots(cases: Sequence[TaskCase], spec: TaskSpec, count: int, key: tuple
             raise UserError(f"{count} cases cannot be sampled from {len(members)}; use fewer shots.")
         rows += rng.choice(members, count, replace=False).tolist()
     return sorted(rows)
+
+
+def _draw_labels(cases: Sequence[TaskCase], count: int, rng: np.random.Generator) -> list[int]:
+    """Fill up the cases with and without each label in random order, the rarest first."""
+    if len(cases) < count:
+        raise UserError(f"{count} cases cannot be sampled from {len(cases)}; use fewer shots.")
+    labels = np.array([case.target for case in cases])
+    order = rng.permutation(len(cases))
+    wanted = [labels[:, k] == value for k in range(labels.shape[1]) for value in (1, 0)]
+    chosen = np.zeros(len(cases), dtype=bool)
+    for members in sorted(wanted, key=np.count_nonzero):
+        missing = max(0, count - int((members & chosen).sum()))
+        chosen[[k for k in order if members[k] and not chosen[k]][:missing]] = True
+    return np.flatnonzero(chosen).tolist()

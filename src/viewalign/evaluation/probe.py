@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,21 @@ from numpy.typing import NDArray
 from viewalign.errors import UserError
 from viewalign.evaluation import fomo_metrics, linear_probe, task_metrics
 from viewalign.evaluation.embedding import embed, intensity_statistics
-from viewalign.evaluation.encoders import UNTRAINED, check_installed, encoder_and_preprocessor, read_pretrained
+from viewalign.evaluation.encoders import (
+    UNTRAINED,
+    Pretrained,
+    check_installed,
+    encoder_and_preprocessor,
+    read_pretrained,
+)
 from viewalign.evaluation.linear_probe import CurvePoint
 from viewalign.evaluation.settings import ProbeSettings
 from viewalign.evaluation.task_metrics import TaskScore
-from viewalign.tasks.cases import prepare_cases
+from viewalign.networks.backbone import Backbone
+from viewalign.tasks.cases import iter_prepared
 from viewalign.tasks.folds import Fold, join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest
+from viewalign.tasks.preprocessing import Preprocessor
 from viewalign.tasks.spec import TaskSpec, read_spec
 from viewalign.utils.io import write_json
 from viewalign.utils.text import counted
@@ -55,7 +64,11 @@ def run_probe(
     train = sum(case.split == "train" for case in cases)
     if max(plan.shots, default=0) > train:  # before features are computed, which takes minutes
         raise UserError(f"shots={max(plan.shots)} is more than {counted(train, 'training case')}.")
-    features, excluded, facts, fingerprints = _compute_features(encoders, spec, cases, plan)
+    _names(encoders, plan)
+    planned = evaluation_folds(cases, spec, plan.folds, plan.seed)
+    linear_probe.check_learners(cases, planned, spec, plan.learners, plan.shots, plan.seed)
+    ready = _read_encoders(encoders, spec, plan)
+    features, excluded, facts, fingerprints = _compute_features(ready, spec, cases, plan)
     usable = join_copies([case for case in cases if case.case not in dict(excluded)], fingerprints)
     folds = evaluation_folds(usable, spec, plan.folds, plan.seed)
     scores: dict[str, TaskScore] = {}
@@ -115,40 +128,82 @@ def evaluation_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed
     return list(make_folds(cases, spec, count, seed).folds)
 
 
-def _compute_features(
-    encoders: Sequence[str], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbeSettings
-) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any], dict[str, NDArray[np.int8]]]:
-    """Return features by name, excluded cases, facts about each encoder, and the fingerprint of each usable case."""
-    features: dict[str, NDArray[Any]] = {}
-    facts: dict[str, Any] = {}
-    fingerprints: dict[str, NDArray[np.int8]] = {}
-    excluded: list[tuple[str, str]] | None = None
-    preparing: dict[str, Any] = {"cache": plan.cache and Path(plan.cache), "workers": plan.workers}
+@dataclass(frozen=True)
+class _Encoder:
+    """An encoder that is ready to embed.
+
+    Attributes:
+        name: in tables.
+        start: of the encoder, without its weights.
+        trained: whether it has pretrained weights.
+        backbone: with the weights.
+        preprocessor: of the task's cases.
+    """
+
+    name: str
+    start: Pretrained
+    trained: bool
+    backbone: Backbone
+    preprocessor: Preprocessor
+
+
+def _names(encoders: Sequence[str], plan: ProbeSettings) -> Sequence[str]:
+    """Return the names of the encoders in tables, which differ."""
     if plan.names and len(plan.names) != len(encoders):
         raise UserError(f"names has {counted(len(plan.names), 'name')} for {counted(len(encoders), 'encoder')}.")
     names = plan.names or [Path(path).name or path for path in encoders]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"Two encoders are called '{twice}'; set names=first,second.")
-    for name, path in zip(names, encoders, strict=True):
+    return names
+
+
+def _read_encoders(encoders: Sequence[str], spec: TaskSpec, plan: ProbeSettings) -> list[_Encoder]:
+    """Read and build all encoders, so that one that cannot be used is known before features are computed."""
+    found = []
+    for name, path in zip(_names(encoders, plan), encoders, strict=True):
         start = read_pretrained(path)
         backbone, preprocessor = encoder_and_preprocessor(
             start, spec, plan.patch_size, plan.spacing, plan.pool, channels=plan.channels
         )
-        result = embed(backbone, preprocessor, cases, plan.pool, device=plan.device, **preparing)
+        light = replace(start, source=None, pooling={})
+        found.append(_Encoder(name, light, start.source is not None, backbone, preprocessor))
+    return found
+
+
+def _compute_features(
+    encoders: list[_Encoder], spec: TaskSpec, cases: Sequence[TaskCase], plan: ProbeSettings
+) -> tuple[dict[str, NDArray[Any]], list[tuple[str, str]], dict[str, Any], dict[str, NDArray[np.int8]]]:
+    """Return features by name, excluded cases, facts about each encoder, and the fingerprint of each usable case.
+
+    Encoders are removed from the list as they are used, which frees their memory.
+    """
+    features: dict[str, NDArray[Any]] = {}
+    facts: dict[str, Any] = {}
+    fingerprints: dict[str, NDArray[np.int8]] = {}
+    excluded: list[tuple[str, str]] | None = None
+    preparing: dict[str, Any] = {"cache": plan.cache and Path(plan.cache), "workers": plan.workers}
+    while encoders:
+        encoder = encoders.pop(0)
+        name, start = encoder.name, encoder.start
+        result = embed(encoder.backbone, encoder.preprocessor, cases, plan.pool, device=plan.device, **preparing)
         features[name], facts[name] = result.features, result.facts
         if excluded is not None and dict(excluded).keys() != dict(result.excluded).keys():
             raise UserError(f"{name} is preprocessed differently and excludes other cases; set spacing or patch_size.")
         excluded = list(result.excluded)
         baseline = f"untrained {start.network}"
-        if start.source is not None and baseline not in features:
+        if encoder.trained and baseline not in features:
             untrained = encoder_and_preprocessor(
                 UNTRAINED + start.network, spec, plan.patch_size, plan.spacing, "multistage", start, plan.channels
             )
             features[baseline] = embed(*untrained, cases, "multistage", device=plan.device, **preparing).features
         if INTENSITIES not in features:
-            samples, _ = prepare_cases(cases, preprocessor, **preparing)
-            features[INTENSITIES] = np.stack([intensity_statistics(samples[n]) for n in result.cases])
+            statistics = {  # one case at a time: all samples together may not fit into memory
+                case.case: intensity_statistics(sample)
+                for case, sample in iter_prepared(cases, encoder.preprocessor, **preparing)
+                if not isinstance(sample, str)
+            }
+            features[INTENSITIES] = np.stack([statistics[n] for n in result.cases])
             fingerprints = dict(result.fingerprints)
     return features, excluded or [], facts, fingerprints
 

@@ -12,7 +12,10 @@ from viewalign.utils.settings import Number, Settings
 class PredictSettings(Settings):
     """Prediction."""
 
-    tta: bool = Field(False, description="Average over mirrored images, which takes eight times as long.")
+    tta: bool = Field(
+        False,
+        description="Average over mirrored images, if training used them, which takes eight times as long.",
+    )
     device: Literal["auto", "cuda", "cpu", "mps"] = Field(
         "auto",
         description="auto: CUDA if there is a GPU, else the CPU (.onnx: always); mps: nnU-Net only.",

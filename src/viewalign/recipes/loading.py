@@ -128,9 +128,19 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a recipe and its bases; return the settings, and those among them from the user's files."""
     tree: dict[str, Any] = {}
     own: dict[str, Any] = {}
-    for settings, file in RECIPES.read(name_or_path, Recipe):
+    for read, file in RECIPES.read(name_or_path, Recipe):
+        settings = _expanded(read)
         tree, own = merged(tree, settings), merged(own, settings) if file else {}
     return tree, own
+
+
+def _expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with shorthands such as `network: primus-xs` in full, so that settings below them are merged."""
+    out = dict(tree)
+    for key, name in _SHORTHANDS.items():
+        if isinstance(out.get(key), str):
+            out[key] = {name.rpartition(".")[2]: out[key]}
+    return out
 
 
 def _known(method: str) -> list[str]:

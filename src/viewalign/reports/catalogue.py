@@ -45,7 +45,7 @@ def write_index_page(
 def write_store_page(summary: dict[str, Any], folder: Path) -> Path:
     """Write the page of a store into its folder and return the path."""
     pictures = dict(store_thumbnails(Store.open(folder), _examples(summary)))
-    return save_page(folder / STORE_PAGE, render(summary, folder.name, pictures, "store"))
+    return save_page(folder / STORE_PAGE, render(summary, folder.resolve().name, pictures, "store"))
 
 
 def _examples(summary: dict[str, Any]) -> list[str]:

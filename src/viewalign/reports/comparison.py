@@ -14,7 +14,7 @@ from viewalign.evaluation import task_metrics
 from viewalign.evaluation.comparison import Comparison, TaskComparison
 from viewalign.evaluation.results import MEAN, METRICS
 from viewalign.evaluation.statistics import Interval
-from viewalign.reports.charts import Chart, dots, escaped, figure, padded, reference, scripts
+from viewalign.reports.charts import Chart, dots, figure, padded, reference, scripts
 from viewalign.reports.page import render_template, save_page, score
 from viewalign.reports.task import WORDS
 from viewalign.utils.text import counted
@@ -187,8 +187,8 @@ def _paired(
     texts = [f"{name}: A {x:.3f}, B {y:.3f}" for name, x, y in zip(kept, a, b, strict=True)]
     drawn = figure(
         [reference([low, high], [low, high]), dots(a, b, texts)],
-        f"A: {escaped(sides[0])} ({what})",
-        f"B: {escaped(sides[1])} ({what})",
+        f"A: {sides[0]} ({what})",
+        f"B: {sides[1]} ({what})",
         400,
         xaxis={"range": [low, high]},
         yaxis={"range": [low, high]},

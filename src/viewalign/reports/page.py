@@ -90,7 +90,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    if size >= 1000:
+    if size >= 999.5:  # which would be rounded to 1e+03
         return f"{value:,.0f}"
     if size < 1e-3:
         digits, _, power = f"{value:.1e}".partition("e")
@@ -100,7 +100,7 @@ def number(value: float) -> str:
 
 def score(value: float, sign: str = "") -> str:
     """Write a score with three decimals, from 10 on with three digits: `0.544`, `375`; `sign="+"` writes a plus too."""
-    text = f"{value:.3f}" if abs(value) < 10 else number(value)
+    text = f"{value:.3f}" if abs(value) < 9.9995 else number(value)
     return f"{sign}{text}" if value >= 0 else text
 
 

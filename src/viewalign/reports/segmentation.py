@@ -85,7 +85,7 @@ def _render(run: Path, results: Mapping[str, Any], evaluations: Mapping[str, Eva
     curves = _curves(results)
     return render_template(
         "segmentation.html",
-        name=run.name,
+        name=run.resolve().name,
         about=_about(results),
         verdict=assess(evaluations, {name: one["Pseudo dice"] for name, one in curves.items() if "Pseudo dice" in one}),
         rows=_rows(evaluations),

@@ -53,7 +53,7 @@ def check(tree: Mapping[str, Any], source: str) -> Study:
 def flatten(tree: Mapping[str, Any]) -> Iterator[str]:
     """Yield nested settings as `key.key=value` overrides."""
     for key, value in iter_nested(tree, lambda group: group.rsplit(".", 1)[-1] == "weights"):
-        yield f"{key}={json.dumps(value)}"
+        yield f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _check_names(study: Study, source: str) -> None:

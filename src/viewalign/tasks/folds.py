@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from viewalign.data.image_fingerprint import Fingerprint
 from viewalign.data.near_copies import Groups
-from viewalign.errors import UserError
+from viewalign.errors import UserError, usual_reason
 from viewalign.tasks.copies import copies_among, report_divided
 from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.spec import TaskSpec
@@ -84,7 +85,14 @@ def join_copies(cases: Sequence[TaskCase], fingerprints: Mapping[str, Fingerprin
     return [replace(case, subject=copies.subject_of[case.case]) for case in cases]
 
 
-def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int = 0, by_site: bool = False) -> Folds:
+def make_folds(
+    cases: Sequence[TaskCase],
+    spec: TaskSpec,
+    count: int,
+    seed: int = 0,
+    by_site: bool = False,
+    excluded: Sequence[tuple[str, str]] = (),
+) -> Folds:
     """Split a task's training cases.
 
     Args:
@@ -93,17 +101,25 @@ def make_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int 
         count: number of folds otherwise; 1 trains on all training cases and needs test cases.
         seed: of the shuffle.
         by_site: hold out whole sites instead of subjects; sites that share a subject count as one.
+        excluded: name and reason of each unusable case, which explain why no training case is left.
 
     Raises:
-        UserError: too few subjects, sites or cases of a class, or no test cases for a single fold.
+        UserError: too few subjects, sites or cases of a class, no test cases for a single fold, or folds of the
+            manifest together with `by_site` or a single fold.
     """
     train = sorted((case for case in cases if case.split == "train"), key=lambda case: case.case)
     test = tuple(sorted(case.case for case in cases if case.split == "test"))
     if not train:
-        raise UserError("There are no training cases.")
-    if train[0].fold is None and count == 1:
+        raise UserError(f"There are no training cases. {usual_reason(excluded)}".rstrip())
+    given = train[0].fold is not None
+    if given and (by_site or count == 1):
+        setting = "by_site=true" if by_site else "folds=1"
+        raise UserError(
+            f"{setting} cannot be used with the folds of the manifest: remove the manifest's column fold, or {setting}."
+        )
+    if count == 1:
         return _single_fold(train, test, spec, seed)
-    if train[0].fold is not None:
+    if given:
         numbers, how = [int(case.fold or 0) for case in train], "folds of the manifest"
     else:
         numbers, how = _assign(train, spec, count, seed, by_site)
@@ -182,7 +198,8 @@ def _joined_sites(cases: Sequence[TaskCase], count: int) -> list[str]:
 def strata(cases: Sequence[TaskCase], spec: TaskSpec, folds: int = 1) -> NDArray[np.int64]:
     """Return each case's class, the index of its label combination, or the quantile of its value.
 
-    There are at most five quantiles, fewer if one would have fewer cases than `folds`.
+    There are at most five quantiles, fewer if one would have fewer cases than `folds`. Label combinations with fewer
+    cases than `folds` have one index together.
     """
     targets = [case.target for case in cases]
     if spec.kind == "regression":
@@ -191,8 +208,10 @@ def strata(cases: Sequence[TaskCase], spec: TaskSpec, folds: int = 1) -> NDArray
         edges = np.quantile(values, np.linspace(0, 1, parts + 1)[1:-1])
         return np.searchsorted(edges, values, side="right")
     if spec.kind == "multilabel":
-        index = {target: number for number, target in enumerate(sorted(set(targets), key=str))}
-        return np.array([index[target] for target in targets])
+        found = Counter(targets)
+        common = sorted((target for target, cases_of in found.items() if cases_of >= folds), key=str)
+        index = {target: number for number, target in enumerate(common)}
+        return np.array([index.get(target, len(common)) for target in targets], dtype=np.int64)
     return np.array(targets, dtype=np.int64)
 
 
@@ -205,8 +224,10 @@ def check_learnable(cases: Sequence[TaskCase], spec: TaskSpec, name: str) -> Non
         name: of the fold or model, for the message.
 
     Raises:
-        UserError: a class has no case, or all targets are equal.
+        UserError: there are no cases, a class has no case, or all targets are equal.
     """
+    if not cases:
+        raise UserError(f"{name} has no training cases.")
     targets = {case.target for case in cases}
     if spec.kind in ("binary", "multiclass"):
         missing = [word for k, word in enumerate(spec.classes) if k not in targets]

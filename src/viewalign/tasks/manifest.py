@@ -25,6 +25,8 @@ from viewalign.utils.io import atomic_write, check_file_name, is_file
 from viewalign.utils.tables import MISSING, identifier, is_number, known_columns, refuse_misspelt
 
 FILES = ("manifest.csv", "manifest.jsonl")
+TABLES = (".csv", ".tsv", ".jsonl")
+"""Endings of manifests."""
 _IMAGE, _GROUP = "image.", "group."
 _KNOWN = ("case", "subject", "site", "mask", "target", "fold", "split")
 _COLUMNS = {**{name: name for name in _KNOWN}, "caseid": "case", "subjectid": "subject", "participantid": "subject"}
@@ -92,10 +94,16 @@ def read_manifest(path: str | Path, spec: TaskSpec, targets: bool = True) -> lis
 
 
 def manifest_file(path: str | Path) -> Path:
-    """Return the manifest of a task, from the task's folder, its YAML file or the manifest itself."""
+    """Return the manifest of a task, from the task's folder, its YAML file or the manifest itself.
+
+    Raises:
+        UserError: there is none, or a file of another kind.
+    """
     path = Path(path)
-    if is_file(path) and path.suffix.lower() in (".csv", ".jsonl"):
+    if is_file(path) and path.suffix.lower() in TABLES:
         return path
+    if is_file(path) and path.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"{path} is no manifest: its name does not end in {', '.join(TABLES)}.")
     folder = task_file(path).parent
     file = next((folder / name for name in FILES if is_file(folder / name)), None)
     if file is None:
@@ -104,7 +112,7 @@ def manifest_file(path: str | Path) -> Path:
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
-    if file.suffix.lower() == ".csv":
+    if file.suffix.lower() in (".csv", ".tsv"):
         columns, table = read_table(file, missing=("",))
         return [dict.fromkeys(columns, "") | row for row in table]
     try:

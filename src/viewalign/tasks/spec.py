@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,6 +120,11 @@ class TaskSpec(Settings):
     def figure(self) -> str:
         """The primary metric."""
         return self.primary or PRIMARY[self.kind]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return names of channels as they are, or numbered if two are equal, as those of several CT phases."""
+    return list(names) if len(set(names)) == len(names) else [f"{name}{k}" for k, name in enumerate(names)]
 
 
 def task_file(path: str | Path) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -181,16 +182,16 @@ class ProgressLine:
         """Show a line; `force` writes it even if the last one is recent."""
         now = time.monotonic()
         if self._live:
+            text = text[: max(20, shutil.get_terminal_size().columns - 1)]  # a wrapped line cannot be overwritten
             self._write("\r" + text.ljust(self._width))
             self._width = len(text)
         elif force or now - self._last >= self._seconds:
             self._write(text + "\n")
             self._last = now
 
-    def say(self, text: str) -> None:
-        """Write a permanent line."""
-        text = visible(text)
-        self._write(("\r" + " " * self._width + "\r" if self._live else "") + text + "\n")
+    def say(self, text: str, mark: str = "") -> None:
+        """Write a permanent line; `mark`, which may have a colour, comes before it."""
+        self._write(("\r" + " " * self._width + "\r" if self._live else "") + mark + visible(text) + "\n")
         self._width = 0
 
     def _write(self, text: str) -> None:
@@ -219,11 +220,10 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message; warnings and errors are marked."""
-        text = self.format(record)
-        if record.levelno >= logging.WARNING:
-            text = f"{_marked('viewalign:', sys.stderr)} {text}"
-        (ProgressLine.current or ProgressLine()).say(text)
+        mark = f"{_marked('viewalign:', sys.stderr)} " if record.levelno >= logging.WARNING else ""
+        (ProgressLine.current or ProgressLine()).say(self.format(record), mark)
 
 
 def _marked(text: str, stream: TextIO) -> str:
-    return typer.style(text, fg="yellow", bold=True) if stream.isatty() else text
+    coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+    return typer.style(text, fg="yellow", bold=True) if coloured else text

@@ -49,9 +49,12 @@ def read_override(text: str, example: str = "optim.lr=0.001") -> tuple[str, Any]
     if not value.strip():
         raise UserError(f"'{text}' has no value; write {key}=VALUE without spaces around =, or {key}=null for none.")
     try:
-        return key, _number(load_yaml(value))
+        read = load_yaml(value)
     except yaml.YAMLError:
         return key, value  # an unclosed list is reported where a list is needed
+    # Outside lists, mappings and quotes, YAML would cut `run #2` and read `a: b` as a mapping.
+    plain = value.lstrip()[0] not in "[{\"'"
+    return key, value.strip() if plain and (" #" in value or isinstance(read, dict)) else _number(read)
 
 
 def set_nested(tree: dict[str, Any], key: str, value: Any) -> None:

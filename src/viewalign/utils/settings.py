@@ -253,9 +253,19 @@ def read_words(words: Sequence[str], model: type[BaseModel] | None = None) -> di
         if key == "config":
             file = Path(with_home(str(value)))
             own = nested(read_yaml(file))
-            tree = merged(own if model is None else absolute_paths(own, model, file.parent), tree)
+            tree = _over(own if model is None else absolute_paths(own, model, file.parent), tree)
         else:
             _add_word(tree, key, value)
+    return tree
+
+
+def _over(own: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the words' settings over those of a file; a plain name of a group in the file is kept, as in words."""
+    tree = merged(own, words)
+    for key, value in own.items():
+        if isinstance(value, str) and isinstance(words.get(key), Mapping):
+            del tree[key]
+            tree |= {key: value, **{f"{key}.{name}": one for name, one in iter_nested(words[key])}}
     return tree
 
 

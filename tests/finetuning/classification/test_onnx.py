@@ -115,3 +115,15 @@ def test_what_is_no_model_is_rejected(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"a\.onnx"):
         OnnxPredictor(tmp_path / "a.onnx")
+
+
+@pytest.mark.slow
+def test_an_earlier_graph_stays_until_the_new_one_is_right(tmp_path, striped_task, monkeypatch):
+    spec, _ = striped_task(tmp_path / "task", cases=1)
+    folder = model(tmp_path / "m", spec, "resenc-xxs", "average")
+    export_onnx(folder, tmp_path / "x")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "x").iterdir()}
+    monkeypatch.setattr(onnx_export, "_difference", lambda *_: 1.0)
+    with pytest.raises(UserError, match="nothing was written"):
+        export_onnx(folder, tmp_path / "x")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "x").iterdir()} == before

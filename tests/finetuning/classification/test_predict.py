@@ -1,6 +1,7 @@
 """Predictions of new cases: averaged over folds, written, and a broken case reported."""
 
 import csv
+import json
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from viewalign.tasks.preprocessing import Preprocessor
 SIZE = (16, 16, 16)
 
 
-def model(folder, spec, folds):
+def model(folder, spec, folds, mirrored=False):
     for fold in range(folds):
         backbone, _ = build_encoder(read_pretrained("untrained:resenc-xxs"), SIZE, len(spec.channels), seed=fold)
         network = GlobalNetwork(backbone, spec.outputs, "average", 0.0, [0.0] * spec.outputs)
         torch.manual_seed(fold)
         network.head.weight.data.normal_(std=0.2)
-        write_model(folder / f"fold_{fold}", network, "resenc-xxs", spec, Preprocessor(spec.channels, SIZE), (0.0, 1.0))
+        preprocessor = Preprocessor(spec.channels, SIZE)
+        write_model(folder / f"fold_{fold}", network, "resenc-xxs", spec, preprocessor, (0.0, 1.0), mirrored)
     return folder
 
 
@@ -43,3 +45,26 @@ def test_each_case_is_predicted_and_a_broken_one_is_reported(tmp_path, striped_t
     np.testing.assert_allclose(
         [float(row["p_yes"]) for row in rows], [value[1] for value in said.values.values()], rtol=1e-5
     )
+
+
+def test_mirrored_images_are_averaged_only_if_training_used_them(tmp_path, striped_task, caplog):
+    spec, _ = striped_task(tmp_path / "task", cases=2)
+    values = {}
+    for mirrored in (False, True):
+        folder = model(tmp_path / str(mirrored), spec, 1, mirrored)
+        values[mirrored] = [
+            predict(folder, tmp_path / "task", flips=flips, workers=0).values for flips in (False, True)
+        ]
+        assert ("tta=true has no effect" in caplog.text) == (not mirrored)
+        caplog.clear()
+    for name in values[False][0]:
+        np.testing.assert_array_equal(*(one[name] for one in values[False]))
+        assert not np.array_equal(*(one[name] for one in values[True]))
+
+
+def test_an_unfinished_fine_tuning_is_named(tmp_path, striped_task, caplog):
+    spec, _ = striped_task(tmp_path / "task", cases=2)
+    folder = model(tmp_path / "model", spec, 1)
+    (folder / "folds.json").write_text(json.dumps({"folds": [{}, {}, {}]}))
+    Predictor(folder)
+    assert "has 1 of 3 folds" in caplog.text

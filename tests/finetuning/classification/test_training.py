@@ -211,6 +211,11 @@ def test_rates_shrink_towards_the_input_and_positions_do_not_decay(name):
     blocks = [where[id(next(block.parameters()))]["scale"] for block in network.backbone.blocks()]
     assert blocks == sorted(blocks)
     assert blocks[0] < blocks[-1] < where[id(network.head.weight)]["scale"] == 1.0
+    if name.startswith("primus"):  # the last norm is beside the head; features do not pass the feature decoder
+        encoder = network.backbone.net.eva
+        last = next(encoder.blocks[-1].parameters())
+        assert where[id(encoder.norm.weight)]["scale"] == where[id(last)]["scale"] == 0.5
+        assert where[id(encoder.pos_embed)]["scale"] == 0.5 ** (len(encoder.blocks) + 1)
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     for key, parameter in network.named_parameters():
         if parameter.ndim == 1 or key.endswith("pos_embed"):

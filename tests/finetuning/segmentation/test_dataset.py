@@ -54,6 +54,31 @@ def test_a_folder_without_a_number_gets_one_and_keeps_it(tmp_path):
         datasets.link(stranger, raw)
 
 
+def test_a_number_of_another_dataset_is_not_used(tmp_path):
+    """nnU-Net finds datasets by number in three folders, and fails if two names have it."""
+    raw, *others = (tmp_path / name for name in ("raw", "preprocessed", "results"))
+    raw.mkdir()
+    own = write_dataset(tmp_path / "Dataset901_Own", cases=1, size=(8, 8, 8))
+    write_dataset(tmp_path / "balls", cases=1, size=(8, 8, 8))
+    for folder in (raw, *others):
+        theirs = folder / "Dataset901_Theirs"
+        theirs.mkdir(parents=True)
+        found = datasets.find(str(own), raw, *others)
+        with pytest.raises(UserError, match=re.escape(f"{own} and {theirs} have the same number 901")):
+            datasets.link(found, raw, *others)
+        assert not (raw / own.name).is_symlink()
+        theirs.rmdir()
+    for folder, number in zip((raw, *others), (900, 901, 902), strict=True):
+        (folder / f"Dataset{number}_Theirs").mkdir()
+    assert datasets.find(str(tmp_path / "balls"), raw, *others).name == "Dataset903_Balls"
+    (others[0] / "Dataset901_Theirs").rmdir()
+    datasets.link(datasets.find(str(own), raw, *others), raw, *others)
+    assert (raw / own.name / "dataset.json").is_file()
+    (others[1] / "Dataset901_Theirs").mkdir()
+    with pytest.raises(UserError, match=re.escape(f"remove the link {raw / own.name}")):
+        datasets.check_number(datasets.find(str(own), raw, *others), raw, *others)
+
+
 def test_regions_and_an_ignore_label(raw):
     change(raw / "Dataset042_Balls", labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3})
     found = datasets.find("42", raw)

@@ -15,12 +15,13 @@ from smooth_images import write_images
 from viewalign.cli.main import run
 from viewalign.errors import UserError
 from viewalign.evaluation.results import read_evaluation
-from viewalign.finetuning.segmentation import finetune, nnunet, splits
+from viewalign.finetuning.segmentation import finetune, nnunet, planning, plans, splits
 from viewalign.finetuning.segmentation.settings import FinetuneSettings
 from viewalign.utils.locks import locked
 from viewalign.utils.settings import checked
+from viewalign.weights.reading import read_source
 
-from .conftest import write_dataset, write_encoder
+from .conftest import tiny, write_dataset, write_encoder
 
 pytest.importorskip("nnunetv2")
 QUICK = ["epochs=1", "warmup_epochs=0", "iterations=1", "validation_iterations=1", "tta=false"]
@@ -133,11 +134,12 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["validation=case_01", "patient=(case)"], "no case for training"),
         (["predict=nowhere"], "There is no folder nowhere to predict"),
         (["tolerance=kidney=1", "shots=1", "validation=case_00"], "no class 'kidney'"),
+        (["seeds=3"], "add shots, or omit seeds"),
+        (["shots=1", "fold=0"], "fold chooses a fold and shots draws samples"),
+        (["shots=1", "folds=5"], "folds=5 trains folds and shots draws samples"),
     ],
 )
 def test_bad_settings_are_reported_before_planning(options, sentence, small, tmp_path, capfd, monkeypatch):
-    from viewalign.finetuning.segmentation import planning
-
     monkeypatch.setattr(planning, "base_plan", lambda *_: pytest.fail("planned"))
     path, _ = write_encoder(tmp_path, "resenc-xxs")
     code, _, err = call(capfd, small, path, "-o", tmp_path / "run", *CPU, *options)
@@ -186,6 +188,97 @@ def test_folds_without_patients_are_not_used_with_patients(tmp_path, caplog):
     assert finetune._number_splits(run_, planned, [], patients) == numbered[:1]
     run_, patients = requested(folds=2)
     assert finetune._number_splits(run_, planned, [], patients) == before
+
+
+def test_folds_are_compared_with_the_cases_of_the_dataset(tmp_path, caplog):
+    planned = SimpleNamespace(folder=tmp_path)
+    run_, patients = requested()
+    ((fold, _),) = finetune._number_splits(run_, planned, [], patients)
+    assert not caplog.text
+    gone = fold.train[0]
+    fewer = {case: patient for case, patient in patients.items() if case != gone}
+    with pytest.raises(UserError, match=rf"Fold 0 of .*{splits.FILE} has cases .* not in the dataset: {gone}\."):
+        finetune._number_splits(run_, planned, [], fewer)
+    assert len(finetune._number_splits(run_, planned, [], patients | {"pat9_scan0": "pat9_scan0"})) == 1
+    assert f"{splits.FILE} has them: pat9_scan0." in caplog.text
+
+
+def test_samples_are_not_taken_for_folds(tmp_path):
+    planned = SimpleNamespace(folder=tmp_path)
+    own = [{"train": SCANS[4:], "val": SCANS[:2]}, {"train": SCANS[:-2], "val": SCANS[-2:]}]
+    (tmp_path / splits.FILE).write_text(json.dumps(own))
+    few, patients = requested(shots=(2, 8), validation=",".join(SCANS[:4]))
+    samples = finetune._number_splits(few, planned, finetune._requested_splits(few, patients), patients)
+    assert [number for _, number in samples] == [2, 3]
+    run_, _ = requested(folds=5)
+    assert [number for _, number in finetune._number_splits(run_, planned, [], patients)] == [0, 1]
+    run_, _ = requested(fold=(3,))
+    assert finetune._number_splits(run_, planned, [], patients) == samples[1:]
+
+
+def test_folds_are_added_behind_samples(tmp_path):
+    planned = SimpleNamespace(folder=tmp_path)
+    few, patients = requested(shots=(1,), validation="pat0_scan0")
+    some = dict(list(patients.items())[:4])
+    finetune._number_splits(few, planned, finetune._requested_splits(few, some), some)
+    run_, _ = requested(folds=5)
+    for _ in range(2):
+        numbered = finetune._number_splits(run_, planned, [], patients)
+        assert [number for _, number in numbered] == [1, 2, 3, 4, 5]
+        assert sorted(case for split, _ in numbered for case in split.validation) == sorted(SCANS)
+
+
+def test_a_fold_that_is_also_a_sample_remains_a_fold(tmp_path):
+    planned = SimpleNamespace(folder=tmp_path)
+    few, patients = requested(shots=(9,))  # all cases that are not held out
+    requests = finetune._requested_splits(few, patients)
+    assert [number for _, number in finetune._number_splits(few, planned, requests, patients)] == [0]
+    run_, _ = requested(folds=5)
+    assert [number for _, number in finetune._number_splits(run_, planned, [], patients)] == [0, 1, 2, 3, 4]
+    names = splits.read_names(tmp_path)
+    (tmp_path / splits.NAMES).write_text(json.dumps(names | {"0": "9 shots, seed 0"}))  # as an earlier version
+    assert [number for _, number in finetune._number_splits(run_, planned, [], patients)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("place", ["results", "preprocessed"])
+def test_a_model_of_other_weights_is_not_continued(place, prepared, nnunet_home, tmp_path):
+    """The plan's name contains the path of the encoder, which may have other weights later or in another folder."""
+    one, _, _ = prepared[1]
+    path, _ = write_encoder(tmp_path, "resenc-xxs")
+
+    def run_of(**settings):
+        asked = settings_from({"dataset": "901", "encoder": str(path), "plans": f"before_{place}", **settings})
+        machine = nnunet.Machine("cpu")
+        return SimpleNamespace(
+            settings=asked,
+            dataset=one,
+            folders=nnunet_home,
+            machine=machine,
+            source=read_source(path),
+            schedule=tiny("resenc"),
+        )
+
+    planned = finetune._plan(run_of())
+    plan = json.loads((planned.folder / f"{planned.name}.json").read_text())
+    model = nnunet.Model(one.name, planned.name, nnunet_home)
+    root = torch.load(path, weights_only=True)
+    name = next(name for name in root["network_weights"] if name.startswith("encoder."))
+    root["network_weights"][name] += 1
+    torch.save(root, path)
+    finetune._plan(run_of())  # nothing was trained
+    (planned.folder / f"{planned.name}.json").write_text(json.dumps(plan))
+    model.fold(0).mkdir(parents=True)
+    if place == "results":
+        (model.folder / "plans.json").write_text(json.dumps(plan))
+        (planned.folder / f"{planned.name}.json").write_text("{}")
+    for settings, sentence in (({}, "from weights .*, not from weights .* of"), ({"from_scratch": True}, "not from s")):
+        with pytest.raises(UserError, match=rf"{planned.name}.* was trained .*{sentence}.*plans=NAME"):
+            finetune._plan(run_of(**settings))
+    write_encoder(tmp_path, "resenc-xxs")  # the first weights again
+    assert finetune._plan(run_of()).plan[plans.BLOCK] == plan[plans.BLOCK]
+    for file in (model.folder / "plans.json", planned.folder / f"{planned.name}.json"):
+        file.write_text(json.dumps({**plan, plans.BLOCK: {"encoder": {"file": "x.pth"}}}))  # records no digest
+    finetune._plan(run_of())
 
 
 def test_cases_that_are_left_out_because_of_their_patient_are_named(caplog):

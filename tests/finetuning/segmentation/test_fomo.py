@@ -106,6 +106,27 @@ def test_masks_keep_their_grid_and_missing_sequences_are_zeros(challenge, tmp_pa
             np.testing.assert_allclose(channels[2], sitk.GetArrayFromImage(image) + 20, atol=1e-3)
 
 
+def test_empty_channels_and_channels_of_one_name_are_predicted(tmp_path):
+    """nnU-Net normalises by the names of channels: those of two CT phases are both CT."""
+    names = {"channel_names": {"0": "CT", "1": "CT"}, "file_ending": ".nii.gz"}
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "checkpoint_final.pth").write_bytes(b"")
+    (tmp_path / "plans.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text(json.dumps(names))
+    trained = lps.read_trained(tmp_path)
+    image, _ = image_of(1)
+    images = tmp_path / "images"
+    for name, channels in {"a": (image, image + 20), "b": (image, image * 0), "c": (image * 0, image * 0)}.items():
+        for k, channel in enumerate(channels):
+            save(channel, images / f"{name}_{k:04d}.nii.gz")
+    a, b, c = lps.cases_in(images, trained)
+    first, second = (volume.array for volume in lps._read_channels(trained, a).volumes)
+    np.testing.assert_allclose(second, first + 20, atol=1e-3)
+    np.testing.assert_array_equal(lps._read_channels(trained, b).volumes[1].array, 0 * first)
+    with pytest.raises(UserError, match=r"c_0000\.nii\.gz: all voxels are zero"):
+        lps._read_channels(trained, c)
+
+
 def test_trigeminal_nerves_keep_both_labels_and_masks_may_be_shifted_a_little(tmp_path):
     """FOMO26's masks have affines that differ by up to 0.03 mm from those of the images."""
     root = tmp_path / "Task_4" / "Task_4"

@@ -17,7 +17,7 @@ from viewalign.data.readers.dicom_voxels import read_voxels as read_dicom_voxels
 from viewalign.data.readers.headers import MAX_VOXELS, Header, Triple, header_at
 from viewalign.data.readers.itk import itk_messages, itk_reason, sitk
 from viewalign.data.readers.locating import located
-from viewalign.errors import ExcludedImageError
+from viewalign.errors import EmptyImageError, ExcludedImageError
 
 _HIGHEST_LABEL = 2**24  # above which float32 does not distinguish whole numbers
 _DAMAGE = ("uncompress failed", "not read completely")
@@ -173,6 +173,6 @@ def _check_finite(array: NDArray[np.float32], fill: bool) -> int:
 def _check_content(array: NDArray[np.float32]) -> None:
     low, high = float(array.min()), float(array.max())
     if low == high:
-        raise ExcludedImageError(
-            "all voxels are zero" if low == 0 else f"the image is constant: all voxels are {low:g}"
-        )
+        if low == 0:
+            raise EmptyImageError
+        raise ExcludedImageError(f"the image is constant: all voxels are {low:g}")

@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from viewalign.errors import ExcludedImageError, os_reason
+from viewalign.errors import EmptyImageError, ExcludedImageError, os_reason
 from viewalign.utils.io import is_file
 
 Triple = tuple[float, float, float]
@@ -187,9 +187,9 @@ def check_stream(path: Path) -> None:
     if not unpacker.eof:
         raise ExcludedImageError("the file is truncated: the compressed stream ends too early")
     if len(values) == 1:
-        raise ExcludedImageError(
-            "all voxels are zero" if values == {0} else "the image is constant: all bytes are equal"
-        )
+        if values == {0}:
+            raise EmptyImageError
+        raise ExcludedImageError("the image is constant: all bytes are equal")
 
 
 def _stream_of(path: Path) -> tuple[Path, int] | None:

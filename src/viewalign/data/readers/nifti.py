@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from viewalign.errors import ExcludedImageError, os_reason
+from viewalign.errors import EmptyImageError, ExcludedImageError, os_reason
 
 _PIECE = 1 << 22
 _LARGE = 1 << 26
@@ -170,9 +170,9 @@ def _check_worth(path: Path, header: NiftiHeader) -> None:
     except (OSError, EOFError, zlib.error) as error:
         raise ExcludedImageError(_fault(error)) from None
     value = float(first) * header.slope + header.inter if first is not None else 0.0
-    raise ExcludedImageError(
-        "all voxels are zero" if value == 0 else f"the image is constant: all voxels are {value:g}"
-    )
+    if value == 0:
+        raise EmptyImageError
+    raise ExcludedImageError(f"the image is constant: all voxels are {value:g}")
 
 
 def _with_start(path: Path, header: NiftiHeader) -> NiftiHeader:

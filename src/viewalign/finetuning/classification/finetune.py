@@ -108,7 +108,7 @@ def finetune(
         write_json(out / "refused.json", [list(pair) for pair in excluded])
         write_spec(spec, out)
         write_text(out / _SETTINGS, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-        run = _CrossValidation(spec, settings, usable, samples, start, preprocessor, out)
+        run = _CrossValidation(spec, settings, usable, samples, start, preprocessor, out, excluded)
         scores = run.train_and_evaluate(encoder)
     for name, score in scores.items():
         table = task_metrics.table(score.values, score.intervals)
@@ -211,12 +211,13 @@ class _CrossValidation:
     start: Pretrained
     preprocessor: Preprocessor
     out: Path
+    excluded: Sequence[tuple[str, str]]
 
     def train_and_evaluate(self, encoder: str) -> dict[str, TaskScore]:
         """Train all folds, evaluate held-out and test cases, and write predictions and metrics."""
         settings, spec = self.settings, self.spec
         cases = join_copies(self.cases, {name: sample.fingerprint for name, sample in self.samples.items()})
-        folds = make_folds(cases, spec, settings.folds, settings.seed, settings.by_site)
+        folds = make_folds(cases, spec, settings.folds, settings.seed, settings.by_site, self.excluded)
         write_json(self.out / "folds.json", folds.as_json())
         held_out: Rows = {}
         for fold in folds.folds:
@@ -249,7 +250,8 @@ class _CrossValidation:
         if self.settings.mode in adapters.LOW_RANK:
             adapters.merge(network.backbone)
         write_json(folder / LOSSES, training.losses)
-        write_model(folder, network, self.start.network, self.spec, self.preprocessor, training.scale)
+        mirrored = training.mirrored
+        write_model(folder, network, self.start.network, self.spec, self.preprocessor, training.scale, mirrored)
         rows = {}
         for name in fold.held_out:
             predicted = predict_sample(network, self.samples[name], self.spec, training.scale, training.device)

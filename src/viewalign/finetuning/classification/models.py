@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from viewalign.utils.io import write_json, write_tensors
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
 FORMAT = "viewalign-task-model"
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,8 +54,12 @@ def write_model(
     spec: TaskSpec,
     preprocessor: Preprocessor,
     scale: tuple[float, float],
+    mirrored: bool = False,
 ) -> None:
-    """Write a model's two files, weights last; `name` is that of its network, the others are as in `TaskModel`."""
+    """Write a model's two files, weights last.
+
+    `name` is that of its network, `mirrored` whether its training images were; the others are as in `TaskModel`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "format": FORMAT,
@@ -65,6 +71,7 @@ def write_model(
         "preprocessing": preprocessor.as_json(),
         "target_mean": scale[0],
         "target_deviation": scale[1],
+        "mirrored": mirrored,
     }
     write_json(folder / FACTS, facts)
     write_tensors(dict(network.named_parameters()), folder / WEIGHTS)
@@ -97,6 +104,14 @@ def read_model(folder: Path) -> TaskModel:
     return TaskModel(network.eval(), spec, preprocessor, (facts["target_mean"], facts["target_deviation"]), facts)
 
 
+def _planned_folds(root: Path) -> int:
+    """Return the number of folds that a fine-tuning has when it is complete; 0 for other folders."""
+    try:
+        return len(json.loads((root / "folds.json").read_text(encoding="utf-8"))["folds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 class Predictor:
     """Predicts new cases by the mean over the folds of a fine-tuning.
 
@@ -113,6 +128,9 @@ class Predictor:
         folders = [root] if (root / FACTS).is_file() else sorted(p.parent for p in root.glob(f"fold_*/{FACTS}"))
         if not folders:
             raise UserError(f"{root} has no trained model: no fold_*/{FACTS}.")
+        planned = _planned_folds(root)
+        if planned > len(folders):
+            _log.warning("%s has %d of %d folds: its fine-tuning is not complete.", root, len(folders), planned)
         self.models = [read_model(path) for path in folders]
         self.device = device
         self.spec, self.preprocessor = self.models[0].spec, self.models[0].preprocessor
@@ -121,6 +139,11 @@ class Predictor:
             model.network.to(device)
             if model.preprocessor.fingerprint() != fingerprint or model.spec != self.spec:
                 raise UserError(f"The folds of {root} were trained for different tasks or preprocessing.")
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether all models were trained on mirrored images too; earlier versions did not record it."""
+        return all(model.facts.get("mirrored", not self.spec.laterality) for model in self.models)
 
     def predict(self, case: TaskCase, flips: bool = False) -> NDArray[np.float64]:
         """Return a case's probabilities (K,), or its value (1,); with `flips` the mean over all eight mirrorings.

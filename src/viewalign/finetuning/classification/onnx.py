@@ -8,6 +8,7 @@ metadata of the file under `viewalign`, and in a JSON file next to it.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from viewalign.tasks.manifest import TaskCase
 from viewalign.tasks.preprocessing import Preprocessor, Sample
 from viewalign.tasks.spec import check_spec
 from viewalign.utils.extras import missing
-from viewalign.utils.io import write_json
+from viewalign.utils.io import PARTIAL_PREFIX, write_json
 from viewalign.utils.outputs import check_file
 
 FORMAT, KEY = "viewalign-task-onnx", "viewalign"
@@ -97,14 +98,16 @@ def export_onnx(folder: str | Path, out: Path) -> Exported:
     program.model.metadata_props[KEY] = json.dumps(facts)
     out.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    program.save(str(out / MODEL), external_data=size > _MAX_INLINE_BYTES)
-    difference = _difference(model, predictor, out / MODEL)
     scale = max(abs(model.scale[1]) for model in predictor.models)
-    if not difference <= _TOLERANCE * scale:
-        (out / MODEL).unlink()
-        raise UserError(
-            f"The outputs of the ONNX graph differ from those of torch by {difference:.1e}; it was removed."
-        )
+    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL_PREFIX) as scratch:
+        program.save(str(Path(scratch) / MODEL), external_data=size > _MAX_INLINE_BYTES)
+        difference = _difference(model, predictor, Path(scratch) / MODEL)
+        if not difference <= _TOLERANCE * scale:
+            raise UserError(
+                f"The outputs of the ONNX graph differ from those of torch by {difference:.1e}; nothing was written."
+            )
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == MODEL):  # the graph last
+            file.replace(out / file.name)
     write_json(out / FACTS, facts)
     return Exported(out / MODEL, len(predictor.models), difference)
 
@@ -167,6 +170,7 @@ def _facts(predictor: Predictor) -> dict[str, Any]:
         "viewalign_version": viewalign.__version__,
         "network": predictor.models[0].facts["network"],
         "folds": len(predictor.models),
+        "mirrored": predictor.mirrored,
         "inputs": {
             "image": {"type": "float32", "shape": image_shape, "axes": axes},
             "valid": {"type": "bool", "shape": ["N", 1, *size], "means": "false outside the volume"},
@@ -210,6 +214,7 @@ class OnnxPredictor:
             raise UserError(f"{file} has no description of preprocessing: it was not exported by viewalign.")
         self.spec = check_spec(facts["task"], str(file))
         self.preprocessor = Preprocessor.from_json(facts["preprocessing"])
+        self.mirrored: bool = facts.get("mirrored", not self.spec.laterality)
 
     def predict(self, case: TaskCase, flips: bool = False) -> NDArray[np.float64]:
         """Return a case's probabilities (K,), or its value (1,); with `flips` the mean over all eight mirrorings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from viewalign.finetuning.classification.models import Predictor
 from viewalign.finetuning.classification.onnx import OnnxPredictor
 from viewalign.tasks.cases import iter_prepared, split_results
 from viewalign.tasks.manifest import read_manifest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def predict(
         cases: a manifest or a task's folder; targets are not needed.
         out: a CSV file to write.
         device: where the network runs; an `.onnx` runs on the CPU.
-        flips: whether to average over mirrored images.
+        flips: whether to average over mirrored images, if training used them.
         on_progress: called with (done, total) after each case.
         workers: see `tasks.cases.iter_prepared`.
 
@@ -55,6 +58,13 @@ def predict(
         UserError: no model, or an invalid manifest.
     """
     predictor = OnnxPredictor(model) if model.suffix == ".onnx" else Predictor(model, device)
+    if flips and not predictor.mirrored:
+        flips = False
+        _log.warning(
+            "tta=true has no effect: %s was trained without mirrored images (by default left and right differ: "
+            "laterality in task.yaml).",
+            model,
+        )
     rows = read_manifest(cases, predictor.spec, targets=False)
     results: dict[str, NDArray[np.float64] | str] = {}
     for case, sample in iter_prepared(rows, predictor.preprocessor, workers=workers):

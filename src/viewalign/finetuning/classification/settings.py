@@ -32,7 +32,10 @@ Mode = Literal["full", "head_first", "frozen", "layerwise", "lora", "dora", "nor
 class AugmentSettings(Settings):
     """Augmentation of a case each time it is used."""
 
-    mirror: bool = Field(True, description="Mirror along each axis; set false if left and right differ.")
+    mirror: bool = Field(
+        True,
+        description="Mirror along each axis, if the task has `laterality: false`; by default left and right differ.",
+    )
     p_rotation: Fraction = Field(0.2, description="Probability of a rotation.")
     rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = Field(
         30.0, description="Largest angle of a rotation about each axis, in degrees."

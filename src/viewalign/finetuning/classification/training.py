@@ -197,13 +197,18 @@ class FoldTraining:
         first = (step - epoch * self.steps_per_epoch) * settings.batch
         return [self.cases[k] for k in order[first : first + settings.batch]]
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether images are mirrored along each axis: not where left and right differ."""
+        return self.settings.augment.mirror and not self.spec.laterality
+
     def _batch(self, cases: Sequence[TaskCase], step: int, first: int) -> tuple[Tensor, Tensor]:
         """Return augmented images (N, C, D, H, W) and valid voxels; `first` is the first case's index in the step."""
         settings = self.settings.augment
         size = self.samples[cases[0].case].image.shape[1:]
         geometry = ViewSamplingConfig(
             size=(size[0], size[1], size[2]),
-            mirror=settings.mirror and not self.spec.laterality,
+            mirror=self.mirrored,
             p_rotation=settings.p_rotation,
             rotation_degrees=settings.rotation_degrees,
             p_scale=settings.p_scale,
@@ -273,20 +278,36 @@ def learning_rate(step: int, steps: int, settings: TaskTraining) -> float:
 
 def parameter_groups(network: GlobalNetwork, settings: TaskTraining) -> list[dict[str, object]]:
     """Group parameters by learning rate and weight decay; norms, biases and position embeddings do not decay."""
-    blocks = network.backbone.blocks()
-    depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
+    above = _layers_above(network)
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if settings.mode in adapters.MODES and not parameter.requires_grad:
             continue
-        layers_above = 0 if not name.startswith("backbone.") else len(blocks) - depth.get(id(parameter), -1)
-        scale = settings.layer_decay**layers_above if settings.mode == "layerwise" else 1.0
+        scale = settings.layer_decay ** above.get(id(parameter), 0) if settings.mode == "layerwise" else 1.0
         decays = parameter.ndim > 1 and not name.endswith(_NO_DECAY)
         groups.setdefault((scale, decays), []).append(parameter)
     return [
         {"params": parameters, "scale": scale, "weight_decay": settings.weight_decay if decays else 0.0}
         for (scale, decays), parameters in groups.items()
     ]
+
+
+def _layers_above(network: GlobalNetwork) -> dict[int, int]:
+    """Return how many blocks a backbone's parameters are below the head, by id.
+
+    What follows the blocks, such as the last norm of a Primus, belongs to the last of them. The feature decoder of a
+    Primus counts only if features pass it.
+    """
+    passed = network.pooling.kind == "pretrained"
+    skipped = {id(p) for n, p in network.backbone.named_parameters() if n.startswith("feature_decoder.") and not passed}
+    blocks = [b for b in network.backbone.blocks() if not any(id(p) in skipped for p in b.parameters())]
+    depth = {id(p): k for k, block in enumerate(blocks) for p in block.parameters()}
+    above, current = {}, -1
+    for name, parameter in network.backbone.named_parameters():
+        current = depth.get(id(parameter), current)
+        first = "down_projection." in name or name.endswith(_NO_DECAY)
+        above[id(parameter)] = len(blocks) - (-1 if first else current)
+    return above
 
 
 def flipped_axes(flips: bool) -> list[tuple[int, ...]]:

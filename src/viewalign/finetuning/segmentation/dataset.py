@@ -93,19 +93,20 @@ class Dataset:
         return None if value is None else int(value)
 
 
-def find(requested: str, raw: Path) -> Dataset:
+def find(requested: str, raw: Path, *others: Path) -> Dataset:
     """Find a dataset by number, name or folder, and read its description.
 
     Args:
         requested: `42`, `Dataset042_Heart`, or a folder in nnU-Net's raw layout.
         raw: nnU-Net's folder of raw datasets.
+        others: its folders of preprocessed datasets and of results, whose numbers are not given to another dataset.
 
     Raises:
         UserError: no such dataset, or its description or files are incomplete.
     """
     root = _root_of(requested, raw)
     description = _description(root)
-    name = root.name if _NAME.fullmatch(root.name) else _name_for(root, raw)
+    name = root.name if _NAME.fullmatch(root.name) else _name_for(root, raw, *others)
     return Dataset(root, name, description, tuple(_cases(root, description)))
 
 
@@ -159,15 +160,15 @@ def _description(root: Path) -> dict[str, Any]:
     return tree
 
 
-def _name_for(root: Path, raw: Path) -> str:
-    """Return a name for a folder without id: its previous one, or the next free one."""
+def _name_for(root: Path, raw: Path, *others: Path) -> str:
+    """Return a name for a folder without id: its previous one, or the next one that is free in all folders."""
     word = re.sub(r"\W+", "", root.name.title()) or "Data"
-    taken = {path.name for path in raw.iterdir()} if raw.is_dir() else set()
-    for name in sorted(taken):
+    linked, *further = ({path.name for path in folder.glob("Dataset*")} for folder in (raw, *others))
+    for name in sorted(linked):
         if _NAME.fullmatch(name) and (raw / name).resolve() == root.resolve():
             return name
-    used = {int(found[1]) for name in taken if (found := _NAME.fullmatch(name))}
-    free = next(number for number in range(_FIRST_FREE_ID, 1000) if number not in used)
+    used = {name[:10] for name in linked.union(*further)}
+    free = next(number for number in range(_FIRST_FREE_ID, 1000) if f"Dataset{number}" not in used)
     return f"Dataset{free}_{word}"
 
 
@@ -349,12 +350,37 @@ def _itk_grid(image: Any) -> Grid:
     return Grid(tuple(size[::-1]), affine)
 
 
-def link(dataset: Dataset, raw: Path) -> None:
-    """Link a dataset into nnU-Net's folder of raw data.
+def check_number(dataset: Dataset, raw: Path, *others: Path) -> None:
+    """Check that no other dataset has this one's number in nnU-Net's folders, which nnU-Net searches by number.
+
+    Args:
+        dataset: to check.
+        raw: nnU-Net's folder of raw datasets.
+        others: its folders of preprocessed datasets and of results.
 
     Raises:
-        UserError: another dataset has its name there, or the link cannot be created.
+        UserError: another one has it.
     """
+    start = dataset.name[:10]
+    same = [path for folder in (raw, *others) for path in sorted(folder.glob(f"{start}*")) if path.is_dir()]
+    other = next((path for path in same if path.name != dataset.name), None)
+    if other is None:
+        return
+    target = raw / dataset.name
+    left = f" If {target.name} is renamed, remove the link {target} too." if target.is_symlink() else ""
+    raise UserError(
+        f"{dataset.root} and {other} have the same number {dataset.id:03d}, by which nnU-Net finds datasets. Give one "
+        f"of them a number that is free in nnU-Net's folders of raw data, preprocessed data and results.{left}"
+    )
+
+
+def link(dataset: Dataset, raw: Path, *others: Path) -> None:
+    """Link a dataset into nnU-Net's folder of raw data. Arguments: see `check_number`.
+
+    Raises:
+        UserError: another dataset has its name or number, or the link cannot be created.
+    """
+    check_number(dataset, raw, *others)
     target = raw / dataset.name
     try:
         if not target.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,11 @@ def prepare(settings: FinetuneSettings, out: Path, machine: Machine) -> Finetuni
 def _open(settings: FinetuneSettings, out: Path, machine: Machine) -> Finetuning:
     """Read and check data, encoder and settings."""
     environment.check_installed()
+    configuration.check_splits(settings)
     folders = Folders.of(out / "nnunet")
-    dataset = datasets.find(settings.dataset, folders.raw)
+    places = (folders.raw, folders.preprocessed, folders.results)
+    dataset = datasets.find(settings.dataset, *places)
+    datasets.check_number(dataset, *places)
     source = read_source(settings.encoder, None if settings.token_order == "auto" else settings.token_order)
     plans.architecture_of(source.plan, Path(settings.encoder).name)
     schedule = configuration.schedule_of(settings, source.family)
@@ -87,7 +90,7 @@ def _open(settings: FinetuneSettings, out: Path, machine: Machine) -> Finetuning
     environment.enter(folders, machine.processes, machine.device)
     with progress_bar("Checking labels") as bar:
         datasets.check(dataset, bar)
-    datasets.link(dataset, folders.raw)
+    datasets.link(dataset, *places)
     return Finetuning(settings, out, machine, folders, dataset, source, schedule, rules)
 
 
@@ -201,6 +204,7 @@ def _plan(run: Finetuning) -> Planned:
     choices = configuration.choices_of(settings, name)
     plan = plans.make_plan(base, run.source.plan, choices, run.source.file, run.dataset.channels)
     _check_encoder(run, plan["configurations"][plans.CONFIGURATION])
+    planning.check_start(Model(run.dataset.name, name, run.folders), run.source, settings.from_scratch)
     return planning.write_plan(
         run.dataset,
         run.folders,
@@ -226,7 +230,8 @@ def _number_splits(
 ) -> NumberedSplits:
     """Return nnU-Net's fold number of every split; nnU-Net's own folds are written first if there are none.
 
-    Existing folds that divide a patient are replaced by folds that do not, behind them.
+    Existing folds that divide a patient are replaced by folds that do not, behind them. Few-shot samples and other
+    added splits are no folds, unless `fold` names them.
     """
     settings, file = run.settings, planned.folder / splits.FILE
     if settings.fold == "all" and not requested:
@@ -236,7 +241,10 @@ def _number_splits(
     if requested:
         return list(zip(requested, numbers, strict=True))
     present, names = splits.read(planned.folder), splits.read_names(planned.folder)
-    wanted = range(min(settings.folds, len(present))) if settings.fold is None else [int(k) for k in settings.fold]
+    first = splits.first_folds(planned.folder)
+    if settings.fold is None and not first:
+        return _add_folds(planned, patients, settings.folds)
+    wanted = first[: settings.folds] if settings.fold is None else [int(k) for k in settings.fold]
     missing = [fold for fold in wanted if not 0 <= fold < len(present)]
     if missing:
         raise UserError(f"There is no fold {missing[0]}: {file} has {len(present)}, from 0.")
@@ -246,14 +254,37 @@ def _number_splits(
     own = splits.patients_of(list(patients), settings.patient)
     divided = [(k, found[0]) for split, k in there if (found := splits.divided(own, split))]
     if not divided or settings.patient is None:
+        _check_cases(there, [present[k] for k in first], patients, file)
         return there
     what = f"Fold {divided[0][0]} of {file} divides the patient {divided[0][1]} (patient={settings.patient})"
     if settings.fold is not None:
         raise UserError(f"{what}. Omit fold, and folds by patient are added and trained; or omit patient.")
-    added = splits.cross_validation(patients)[: settings.folds]
-    numbers = splits.add(planned.folder, added, [])
-    _log.warning("%s. Folds by patient are added to the file and trained: %s.", what, ", ".join(map(str, numbers)))
-    return list(zip(added, numbers, strict=True))
+    added = _add_folds(planned, patients, settings.folds)
+    numbered = ", ".join(str(number) for _, number in added)
+    _log.warning("%s. Folds by patient are added to the file and trained: %s.", what, numbered)
+    return added
+
+
+def _add_folds(planned: Planned, patients: Mapping[str, str], count: int) -> NumberedSplits:
+    """Add the first folds of a cross-validation to the file, unless they are there."""
+    added = splits.cross_validation(patients)[:count]
+    return list(zip(added, splits.add(planned.folder, added, []), strict=True))
+
+
+def _check_cases(
+    used: Sequence[tuple[Split, int]], others: Sequence[Mapping[str, Any]], cases: Collection[str], file: Path
+) -> None:
+    """Compare folds with the dataset's cases, and report cases that are neither in them nor in the file's others."""
+    for split, number in used:
+        if gone := sorted({*split.train, *split.validation}.difference(cases)):
+            raise UserError(
+                f"Fold {number} of {file} has cases that are not in the dataset: {_listed(gone)}. Put them back into "
+                "the dataset, or remove their names from the file."
+            )
+    known = {case for split, _ in used for case in (*split.train, *split.validation)}
+    known |= {case for fold in others for case in (*fold["train"], *fold["val"])}
+    if new := [case for case in cases if case not in known]:
+        _log.warning("Neither trained nor validated on, since no fold of %s has them: %s.", file, _listed(new))
 
 
 def _default_folds(patients: Mapping[str, str], needed: bool) -> list[Split]:

@@ -18,7 +18,7 @@ from viewalign.finetuning.segmentation.environment import Folders
 from viewalign.finetuning.segmentation.predict import KEY
 from viewalign.finetuning.segmentation.schedule import published
 from viewalign.finetuning.segmentation.settings import encoder_name
-from viewalign.utils.io import replaced_folder, write_json
+from viewalign.utils.io import atomic_write, replaced_folder, write_json
 from viewalign.utils.outputs import check_folder
 from viewalign.weights import files, loading
 from viewalign.weights.initial import write_report
@@ -70,8 +70,9 @@ def export_start(encoder: str, dataset: str, out: Path, plan_name: str | None = 
     """
     folders = _environment_folders()
     environment.enter(folders, 1, "cpu")
-    data = datasets.find(dataset, folders.raw)
-    datasets.link(data, folders.raw)
+    others = folders.preprocessed, folders.results
+    data = datasets.find(dataset, folders.raw, *others)
+    datasets.link(data, folders.raw, *others)
     source = read_source(encoder)
     name = plan_name or f"viewalign_{encoder_name(encoder)}"
     choices = plans.Choices(name, patch=patch)
@@ -85,7 +86,8 @@ def export_start(encoder: str, dataset: str, out: Path, plan_name: str | None = 
     network = plans.build_network(planned.configuration["architecture"], data.channels, output_count(data), (d, h, w))
     write_report(loading.load_encoder_weights(network, source, (d, h, w)), out / "transfer.json")
     file = out / f"{name}_{data.name}.pth"
-    torch.save({"network_weights": {key: value.detach().cpu() for key, value in network.state_dict().items()}}, file)
+    with atomic_write(file) as partial:
+        torch.save({"network_weights": {k: v.detach().cpu() for k, v in network.state_dict().items()}}, partial)
     return Start(planned.folder / f"{name}.json", file, _commands(data, name, trainer, file))
 
 

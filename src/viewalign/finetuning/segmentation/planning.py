@@ -13,6 +13,7 @@ from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import encoders, plans
 from viewalign.finetuning.segmentation.dataset import Case, Dataset
 from viewalign.finetuning.segmentation.environment import Folders
+from viewalign.finetuning.segmentation.nnunet import Model
 from viewalign.finetuning.segmentation.schedule import Schedule
 from viewalign.utils.io import write_json
 from viewalign.weights import files, sources
@@ -66,6 +67,35 @@ def _create_base_plan(dataset: Dataset, folder: Path, processes: int) -> None:
     if not (folder / "dataset_fingerprint.json").is_file():
         api.extract_fingerprints([dataset.id], num_processes=processes, show_progress_bar=False)
     api.plan_experiments([dataset.id], BASE_PLANNER)
+
+
+def check_start(model: Model, source: sources.Source, from_scratch: bool) -> None:
+    """Check that existing folds of a model were trained from the same weights, as the plan's name has only their path.
+
+    Args:
+        model: with the plan's name.
+        source: the encoder.
+        from_scratch: train without the encoder.
+
+    Raises:
+        UserError: they were trained from other weights. A plan that records no weights is accepted.
+    """
+    if not any(model.folder.glob("fold_*")):
+        return
+    written = model.folder / "plans.json"  # nnU-Net's copy at the start of training
+    file = written if written.is_file() else model.folders.preprocessed / model.dataset / f"{model.plans}.json"
+    block = files.read_json(file).get(plans.BLOCK) or {}
+    if "encoder" not in block or (block["encoder"] and "digest" not in block["encoder"]):
+        return
+    before = block["encoder"]["digest"] if block["encoder"] else None
+    now = None if from_scratch else encoders.digest_of(source)
+    if before != now:
+        started, starts = ("from scratch" if one is None else f"from weights {one[:8]}" for one in (before, now))
+        what = "" if from_scratch else f" of {source.file}"
+        raise UserError(
+            f"{model.folder} was trained {started}, not {starts}{what}, and has the same plan name. Train under "
+            f"another name (plans=NAME) in another folder (-o), or remove {model.folder} to train it again."
+        )
 
 
 def write_plan(

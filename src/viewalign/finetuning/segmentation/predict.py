@@ -17,12 +17,12 @@ from viewalign.data.geometry import reorientation_to_lps
 from viewalign.data.grids import grid_difference, itk_image, resample_to
 from viewalign.data.readers.files import Volume, voxel_to_world
 from viewalign.data.readers.itk import sitk
-from viewalign.errors import ExcludedImageError, UserError
+from viewalign.errors import EmptyImageError, ExcludedImageError, UserError
 from viewalign.finetuning.segmentation import environment, nnunet
 from viewalign.finetuning.segmentation.nnunet import Machine
 from viewalign.tasks.manifest import TaskCase, read_manifest
 from viewalign.tasks.preprocessing import read_image
-from viewalign.tasks.spec import ChannelSpec, TaskSpec
+from viewalign.tasks.spec import ChannelSpec, TaskSpec, distinct
 from viewalign.utils.io import atomic_write, write_json
 from viewalign.utils.outputs import check_folder
 from viewalign.weights import files
@@ -79,7 +79,7 @@ class Trained:
     Attributes:
         folder: nnU-Net's folder with `plans.json`, `dataset.json` and `fold_*`.
         folds: whose networks are averaged.
-        channels: names, in order.
+        channels: different names, in order.
         ending: file name extension of images.
         facts: value of `KEY`; empty for a dataset that viewalign did not write.
     """
@@ -129,7 +129,7 @@ def read_trained(folder: Path) -> Trained:
     if not description or not folds:
         raise UserError(f"{model} has no trained fold (fold_*/{CHECKPOINT}); is the fine-tuning complete?")
     names = description.get("channel_names") or description["modality"]
-    channels = tuple(str(names[key]) for key in sorted(names, key=int))
+    channels = tuple(distinct([str(names[key]) for key in sorted(names, key=int)]))
     facts = description.get(KEY)
     return Trained(model, folds, channels, str(description["file_ending"]), facts if isinstance(facts, dict) else {})
 
@@ -236,17 +236,22 @@ def _read_channels(trained: Trained, case: TaskCase) -> _Channels:
     if missing or not any(chosen):
         raise ExcludedImageError(f"has no image of {', '.join(missing or trained.channels)}")
     volumes: dict[str, Volume] = {}
+    empty: list[str] = []
     for word in case.images:
         if word in chosen:
             try:
                 volumes[word] = read_image(case.images[word])
+            except EmptyImageError:
+                empty.append(word)  # which stands for a missing channel in datasets of nnU-Net
             except UserError as problem:
                 raise ExcludedImageError(f"{case.images[word].name}: {problem}") from None
+    if not volumes:
+        raise ExcludedImageError(f"{case.images[empty[0]].name}: all voxels are zero")
     shown, first = next(iter(volumes.items()))
     lps = trained.facts.get("orientation") == "LPS"
     channels = []
     for channel in chosen:
-        volume = replace(first, array=first.array * 0) if channel is None else volumes[channel]
+        volume = volumes[channel] if channel in volumes else replace(first, array=first.array * 0)
         difference = grid_difference(volume, first)
         if difference and not lps:
             raise ExcludedImageError(

@@ -175,6 +175,20 @@ def keep(settings: FinetuneSettings, out: Path) -> FinetuneSettings:
     return settings
 
 
+def check_splits(settings: SplitSettings) -> None:
+    """Check that no setting of the splits would have no effect.
+
+    Raises:
+        UserError: `seeds` without `shots`, or `fold` or `folds` beside `shots`.
+    """
+    if not settings.shots and settings.seeds != 1:
+        raise UserError(f"seeds={settings.seeds} is the number of few-shot samples; add shots, or omit seeds.")
+    if settings.shots and settings.fold is not None:
+        raise UserError("fold chooses a fold and shots draws samples; use only one of them.")
+    if settings.shots and settings.folds != 1:
+        raise UserError(f"folds={settings.folds} trains folds and shots draws samples; use only one of them.")
+
+
 def schedule_of(settings: FinetuneSettings, family: Family) -> Schedule:
     """Return the published schedule with the settings' overrides.
 

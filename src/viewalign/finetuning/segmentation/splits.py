@@ -87,8 +87,12 @@ def cross_validation(patients: Mapping[str, str], folds: int = _FOLDS) -> list[S
         held_out = {groups[k] for k in index}
         train = tuple(case for case, patient in patients.items() if patient not in held_out)
         validation = tuple(case for case, patient in patients.items() if patient in held_out)
-        splits.append(Split(f"fold {number} of {folds}", train, validation))
+        splits.append(Split(_fold_name(number, folds), train, validation))
     return splits
+
+
+def _fold_name(number: int, folds: int = _FOLDS) -> str:
+    return f"fold {number} of {folds}"
 
 
 def few_shot(patients: Mapping[str, str], held: Sequence[str], shots: int, seed: int) -> Split:
@@ -159,7 +163,7 @@ def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[in
 
     Args:
         folder: `nnUNet_preprocessed/DatasetXXX_NAME`.
-        splits: to write; existing ones keep their number.
+        splits: to write; existing ones keep their number and name.
         base: nnU-Net's own folds, written first if there is no file.
 
     Raises:
@@ -175,9 +179,9 @@ def add(folder: Path, splits: Sequence[Split], base: Sequence[Split]) -> list[in
         key = _key(split.as_json())
         if key not in keys:
             present.append(split.as_json())
+            names[str(len(keys))] = split.name
             keys.append(key)
         numbers.append(keys.index(key))
-        names[str(numbers[-1])] = split.name
     write_json(folder / FILE, present)
     write_json(folder / NAMES, names)
     return numbers
@@ -209,3 +213,13 @@ def read_names(folder: Path) -> dict[str, str]:
     """Return the names of folds by number, for folds written by `add`."""
     file = folder / NAMES
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def first_folds(folder: Path) -> list[int]:
+    """Return the numbers of the folds that were in the file before `add` appended samples and further folds.
+
+    Earlier versions renamed some of these folds, but none that `add` appended is before the last one of them.
+    """
+    names, numbers = read_names(folder), range(len(read(folder)))
+    first = [number for number in numbers if names.get(str(number)) in (None, _fold_name(number))]
+    return list(range(first[-1] + 1)) if first else []
