@@ -86,7 +86,8 @@ def test_a_recipe_may_build_on_another(tmp_path):
 
 def test_a_shorthand_of_a_base_is_kept_below_settings_of_its_group(tmp_path):
     (tmp_path / "a.yaml").write_text("base: cva-primus-xs\ninit: somewhere/run\n")
-    (tmp_path / "b.yaml").write_text(f"base: {tmp_path / 'a.yaml'}\nnetwork: {{channels: 2}}\ninit: {{min_share: 0.5}}\n")
+    changes = "network: {channels: 2}\ninit: {min_share: 0.5}\n"
+    (tmp_path / "b.yaml").write_text(f"base: {tmp_path / 'a.yaml'}\n{changes}")
     recipe = loading.load(str(tmp_path / "b.yaml"))
     assert (recipe.network.name, recipe.network.channels) == ("primus-xs", 2)
     assert recipe.init.weights.endswith("somewhere/run")

@@ -12,7 +12,9 @@ from viewalign.errors import UserError
 from viewalign.evaluation import embedding
 from viewalign.finetuning.classification import finetune as tasks
 from viewalign.finetuning.segmentation import finetune as segmentation
-from viewalign.utils.memory import is_out_of_memory, reported_out_of_memory, stated
+from viewalign.training.doctor import _cpu_quota
+from viewalign.utils import memory
+from viewalign.utils.memory import is_out_of_memory, memory_bytes, reported_out_of_memory, stated
 
 ON_GPU = torch.cuda.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 39.49 GiB of which 1.20 GiB is free."
@@ -80,6 +82,33 @@ def test_prediction_names_what_would_need_less(monkeypatch, tmp_path):
     monkeypatch.setattr("viewalign.finetuning.segmentation.predict.is_segmentation", fails)
     with pytest.raises(UserError, match=r"^Out of memory.*device=cpu"):
         viewalign.predict(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        (
+            "0::/system.slice/job_7/step_0\n",
+            {"memory.max": "max", "system.slice/job_7/memory.max": "1000000"},
+            1_000_000,
+        ),
+        ("0::/\n", {"memory.max": "2000000"}, 2_000_000),
+        ("0::/../other\n", {"memory.max": "2000000"}, 2_000_000),
+        ("4:memory:/slurm/job_7\n0::/\n", {"memory/slurm/job_7/memory.limit_in_bytes": "3000000"}, 3_000_000),
+    ],
+)
+def test_the_limit_is_the_least_of_the_control_groups_around_the_process(tmp_path, monkeypatch, own, files, limit):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    assert memory_bytes() == limit
+    (tmp_path / "cpu.max").write_text("max 100000")
+    assert _cpu_quota() is None
+    (tmp_path / "cpu.max").write_text("150000 100000")
+    assert _cpu_quota() == 1.5
 
 
 def test_no_tensor_is_kept_by_the_error():

@@ -12,7 +12,7 @@ import torch
 
 from viewalign.data.worker_pool import default_workers
 from viewalign.errors import UserError
-from viewalign.utils.memory import memory_bytes
+from viewalign.utils.memory import group_values, memory_bytes
 from viewalign.utils.precision import BF16_CAPABILITY, choose_for_cpu, cpu_units
 
 
@@ -133,11 +133,8 @@ def _open_files() -> int | None:
 
 
 def _cpu_quota() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+    pairs = [text.split() for text in group_values("cpu.max")]
+    return min((int(pair[0]) / int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0].isdecimal()), default=None)
 
 
 Level = Literal["good", "watch", "bad"]

@@ -7,8 +7,8 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
 from viewalign.errors import UserError
 from viewalign.utils.text import size_text
@@ -21,6 +21,8 @@ _SIGNS = re.compile(
 
 _GPU = re.compile("CUDA|CUBLAS|CUDNN")
 _TRIED = re.compile(r"ried to allocate ([\d.]+ (?:bytes|[KMGT]i?B))")
+
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
@@ -68,18 +70,34 @@ def reported_out_of_memory(work: str, remedy: str) -> Iterator[None]:
 
 
 def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or its control group's if that is less."""
+    """Return the memory that this process may use: the machine's, or that of a control group around it."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
-    return min([whole, *_group_limits()])
+    limits = [*group_values("memory.max"), *group_values("memory.limit_in_bytes", "memory")]
+    return min([whole, *(int(text) for text in limits if text.isdecimal())])
 
 
-def _group_limits() -> list[int]:
+def group_values(name: str, controller: str = "") -> list[str]:
+    """Return the values of a file of the control groups that this process is in, the innermost first.
+
+    A job of SLURM or systemd has its limits in a group of its own, below the root that a container shows.
+
+    Args:
+        name: of the file, such as `memory.max`.
+        controller: of version 1; empty for version 2.
+    """
     found = []
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            found.append(int(text))
+    for folder in _groups(controller):
+        with suppress(OSError):
+            found.append((folder / name).read_text().strip())
     return found
+
+
+def _groups(controller: str) -> list[Path]:
+    """Return the folders of the process's control group and of those around it."""
+    root, inner = _GROUPS / controller, PurePosixPath("/")
+    with suppress(OSError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(",") and ".." not in path:
+                inner = PurePosixPath(path)
+    return [root.joinpath(*each.parts[1:]) for each in (inner, *inner.parents)]
