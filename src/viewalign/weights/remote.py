@@ -27,7 +27,7 @@ WANTED = ("*.pth", "*.safetensors", "*.ckpt", "*.json", "*.md", "LICENSE*")
 """Files that are downloaded from a repository: no other pickles, no code."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".ckpt")
 _ID = re.compile(
-    r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:@([\w.-]+)|/(?:blob|resolve|tree)/([\w.-]+))?"
+    r"(?:hf:|https?://huggingface\.co/)([\w.-]+/[\w.-]+?)(?:(?:@|/(?:blob|resolve|tree)/)([\w.-]+))?"
     r"(?:/(.+\.\w+))?/?(?:\?.*)?"
 )
 _RECORD = re.compile(r"zenodo:(\d+)(?:/([^/]+))?")
@@ -60,7 +60,7 @@ def locate(source: str | Path) -> Path:
     if name in ENCODERS and not Path(name).exists():
         return _locate_published(name, ENCODERS[name])
     if found := _ID.fullmatch(name):
-        return _locate_on_hub(found[1], found[2] or found[3], found[4])
+        return _locate_on_hub(found[1], found[2], found[3])
     if found := _RECORD.fullmatch(name):
         return _locate_on_zenodo(found[1], found[2])
     local = Path(source)
@@ -164,12 +164,12 @@ def find_weights(
     place = ENCODERS[requested].source if requested in ENCODERS else requested
     found = _ID.fullmatch(place)
     if found and not {".", ".."} & set(found[1].split("/")):
-        wanted = patterns or ((found[4],) if found[4] else WANTED)
-        return hub.select(found[1], "model", wanted, hub_endpoint, found[2] or found[3])
+        wanted = patterns or ((found[3],) if found[3] else WANTED)
+        return hub.select(found[1], "model", wanted, hub_endpoint, found[2])
     if found := _RECORD.fullmatch(place):
         need("pooch")
-        record = _record(found[1], zenodo or _ZENODO)
-        return _matching(record, patterns or (glob.escape(found[2] or ""),), place) if patterns or found[2] else record
+        wanted = patterns or ((glob.escape(found[2]),) if found[2] else ("*",))
+        return _matching(_record(found[1], zenodo or _ZENODO), wanted, place)
     raise UserError(f"There are no weights {requested}. Known: {', '.join(ENCODERS)}, hf:OWNER/NAME and zenodo:NUMBER.")
 
 
