@@ -161,6 +161,19 @@ def test_a_damaged_reference_is_reported_and_the_others_are_evaluated(folders):
         classes_of(guess, truth)
 
 
+def test_label_maps_with_values_that_are_no_numbers_are_reported(folders):
+    """NaN is the padding of some registration programs; it ended the evaluation of all cases."""
+    guess, truth = folders
+    array = cube(6, 16).astype(np.float32)
+    array[0] = np.nan
+    (truth / "case_3.nii.gz").unlink()
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(truth / "case_3.nrrd"))
+    assert classes_of(guess, truth) == {"1": (1,), "2": (2,)}
+    result = evaluate_folder(guess, truth, rules())
+    assert "NaN" in result.excluded["case_3"]
+    assert len(result.cases) == 6
+
+
 def test_a_class_that_is_rightly_absent_counts_against_one_that_is_wrongly_there(tmp_path):
     for name in ("truth", "perfect", "false"):
         (tmp_path / name).mkdir()

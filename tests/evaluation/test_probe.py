@@ -76,3 +76,17 @@ def test_samples_are_not_kept(monkeypatch):
     features, *_ = probe._compute_features([encoder], spec, cases, ProbeSettings())
     assert features[probe.INTENSITIES].shape == (20, 17)
     assert max(most) <= 2
+
+
+def test_without_a_usable_test_case_the_training_cases_are_not_divided_into_folds_instead():
+    cases = [
+        TaskCase(f"c{k}", f"c{k}", {"a": Path("x")}, target=k % 2, split="test" if k > 7 else "train")
+        for k in range(10)
+    ]
+    rng = np.random.default_rng(0)
+    prints = {case.case: rng.integers(-9, 9, 344, dtype=np.int8) for case in cases if case.case != "c8"}
+    excluded = [("c1", "too small"), ("c8", "damaged"), ("c9", "damaged too")]
+    assert [case.case for case in probe.usable_cases(cases, prints, excluded)] == sorted(prints)
+    del prints["c9"]
+    with pytest.raises(UserError, match=r"2 test cases.*c8: damaged"):
+        probe.usable_cases(cases, prints, excluded)

@@ -94,6 +94,20 @@ def test_a_shorthand_of_a_base_is_kept_below_settings_of_its_group(tmp_path):
     assert recipe.init.min_share == 0.5
 
 
+def test_settings_in_a_file_may_have_dotted_keys(tmp_path):
+    """They were refused as unknown, with themselves as the nearest known ones."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "a.yaml").write_text("network.channels: 2\nbase: cva-resenc-xs\nnetwork: primus-xs\noptim.lr: 0.5\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\ninit.weights: run\noptim: {clip: 2}\n")
+    recipe = loading.load(str(tmp_path / "b.yaml"))
+    assert (recipe.network.name, recipe.network.channels) == ("primus-xs", 2)
+    assert (recipe.optim.lr, recipe.optim.clip) == (0.5, 2)
+    assert recipe.init.weights == str(tmp_path / "run")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\noptim.learningrate: 1\n3: 4\n")
+    with pytest.raises(UserError, match=r"'optim\.lr'"):
+        loading.load(str(tmp_path / "b.yaml"))
+
+
 def test_overrides_of_every_kind():
     recipe = loading.load(
         "cva-resenc-xs", ["optim.lr=1e-4", "network=primus-xs", "views.patch_size=[24,32,32]", "optim.clip=null"]
@@ -106,6 +120,8 @@ def test_overrides_of_every_kind():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
+        ("steps=true", "must be a number, not true or false"),
+        ("views.patch_size=[32,32,true]", "must be a number, not true or false"),
         ("optim.learningrate=1", "There is no setting 'optim.learningrate' (did you mean 'optim.lr'?)."),
         ("patch_size=64", "(did you mean 'views.patch_size'?)"),
         ("optim.lrr=1", "(did you mean 'optim.lr'?)"),

@@ -1,5 +1,6 @@
 """Files are whole or not there, and as readable as the umask lets others read."""
 
+import json
 import os
 import stat
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from viewalign.errors import UserError
-from viewalign.utils.io import atomic_write, check_file_name, visible, write_tensors
+from viewalign.utils.io import atomic_write, check_file_name, visible, write_json, write_tensors
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,13 @@ def test_tensors_are_restored_and_the_umask_sets_permissions(tmp_path, mask, mod
     read = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     assert stat.S_IMODE((tmp_path / "weights.safetensors").stat().st_mode) == mode
+
+
+def test_numbers_that_are_not_defined_are_null_in_json(tmp_path):
+    write_json(tmp_path / "a.json", {"auroc": float("nan"), "list": [float("-inf"), 1.5], "n": 1})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    tree = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert tree == {"auroc": None, "list": [None, 1.5], "n": 1}

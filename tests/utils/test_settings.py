@@ -215,14 +215,19 @@ def test_comments_do_not_change_the_yaml():
 
 
 @pytest.mark.parametrize("command", MODELS)
-def test_the_printed_settings_are_the_defaults(command, tmp_path):
+def test_the_printed_settings_are_the_defaults_and_change_nothing_until_uncommented(command, tmp_path):
+    """With values of a recipe below them, the defaults of the whole file would replace those of the recipe."""
     printed = CliRunner().invoke(app, ["settings", *command.split()]).stdout
-    (tmp_path / "all.yaml").write_text(printed)
     model = model_of(command)
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    (tmp_path / "printed.yaml").write_text(printed)
+    values = read_words([f"config={tmp_path / 'printed.yaml'}"])
+    assert set(values) <= required
+    assert set(values.values()) <= {"REQUIRED"}
+    stated = "|".join(re.escape(one.name) for one in describe(model) if not one.absent)
+    (tmp_path / "all.yaml").write_text(re.sub(rf"(?m)^#(?=({stated}):)", "", printed))
     values = read_words([f"config={tmp_path / 'all.yaml'}"])
-    if any(field.is_required() for field in model.model_fields.values()):
-        assert "REQUIRED" in printed
-    else:
+    if not required:
         assert checked(model, values) == model()
 
 

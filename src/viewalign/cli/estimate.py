@@ -55,17 +55,18 @@ def estimate(
 def _print(found: Estimate, recipe: str, out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     notes: list[str] = []
     titles = (f"Preparation: {found.settings}", found.preparation), (f"Pretraining: {recipe}", found.pretraining)
     for title, lines in titles:
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for line in lines:
             if line.source and line.source not in notes:
                 notes.append(line.source)
             mark = f"[{notes.index(line.source) + 1}]" if line.source else ""
-            table.add_row(line.what, line.value, mark.replace("[", r"\["))
+            table.add_row(Text(line.what), Text(line.value), Text(mark))
         console.print(table)
         console.print()
     for number, note in enumerate(notes):

@@ -170,8 +170,12 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
         model = self._model(ctx)
         if model is not None:
-            places = {param.name for param in self.params}
-            print_settings([one for one in describe(model) if one.name not in places])
+            print_settings(self.own_settings(model))
+
+    def own_settings(self, model: type[Settings]) -> list[Setting]:
+        """Return the settings of a model that are no inputs or flags of the command."""
+        places = {param.name for param in self.params}
+        return [one for one in describe(model) if one.name not in places]
 
     def _model(self, ctx: Any) -> type[Settings] | None:
         return model_of(ctx.command_path.partition(" ")[2])

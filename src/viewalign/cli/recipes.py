@@ -77,20 +77,20 @@ def _method_text(name: str, method: dict[str, Any]) -> str:
 
 
 def settings(
+    context: typer.Context,
     command: Annotated[
         list[str] | None, typer.Argument(metavar="COMMAND", help="Such as prepare, or finetune segmentation.")
     ] = None,
 ) -> Result:
     """Print the settings of a command as YAML with default, values and meaning; without COMMAND, list the commands.
 
-    Save them to a file, edit it, and pass it to the command as config=FILE; the command line overrides the file:
+    Save them to a file, remove the # before those that you change, and pass it to the command as config=FILE; the
+    command line overrides the file, which overrides a recipe:
 
       viewalign settings prepare > ct.yaml
 
       viewalign prepare scans -o store config=ct.yaml workers=8
     """
-    from viewalign.utils.settings_description import describe
-
     name = " ".join(command or [])
     model = model_of(name)
     if model is None:
@@ -98,7 +98,10 @@ def settings(
             near = similar(name, MODELS)
             raise UserError(f"No command '{name}' has settings{near}. `viewalign settings` lists those that have some.")
         return Result({"commands": sorted(MODELS)}, "\n".join(sorted(MODELS)))
-    found = list(describe(model))
+    owner: Any = context.find_root().command
+    for word in command or []:
+        owner = owner.commands[word]
+    found = owner.own_settings(model)
     return Result({"command": name, "settings": found}, "\n".join(_as_yaml(found)))
 
 
@@ -109,5 +112,4 @@ def _as_yaml(settings: list[Setting]) -> Iterator[str]:
             group = one.group
             yield f"\n## {group}"
         yield f"# {one.meaning} [{one.values}]"
-        unset = one.absent or not one.default
-        yield f"{'# ' if unset else ''}{one.name}: {one.default or 'REQUIRED'}"
+        yield f"{'#' if one.default or one.absent else ''}{one.name}: {one.default or 'REQUIRED'}"

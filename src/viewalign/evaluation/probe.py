@@ -69,7 +69,7 @@ def run_probe(
     linear_probe.check_learners(cases, planned, spec, plan.learners, plan.shots, plan.seed)
     ready = _read_encoders(encoders, spec, plan)
     features, excluded, facts, fingerprints = _compute_features(ready, spec, cases, plan)
-    usable = join_copies([case for case in cases if case.case not in dict(excluded)], fingerprints)
+    usable = usable_cases(cases, fingerprints, excluded)
     folds = evaluation_folds(usable, spec, plan.folds, plan.seed)
     scores: dict[str, TaskScore] = {}
     curves: dict[str, list[CurvePoint]] = {}
@@ -118,6 +118,27 @@ def fairness_of(score: TaskScore, cases: Sequence[TaskCase], spec: TaskSpec) -> 
         }
         found[figure] = {"score": fomo_metrics.fairness_score(disparity), "disparity": disparity}
     return found
+
+
+def usable_cases(
+    cases: Sequence[TaskCase], fingerprints: Mapping[str, NDArray[np.int8]], excluded: Sequence[tuple[str, str]]
+) -> list[TaskCase]:
+    """Return the cases that are not excluded; copies of one image count as one subject.
+
+    Args:
+        cases: all cases of the task.
+        fingerprints: of the images of the usable cases.
+        excluded: name and reason of the others.
+
+    Raises:
+        UserError: every test case is excluded, without which the others would be divided into folds instead.
+    """
+    usable = join_copies([case for case in cases if case.case in fingerprints], fingerprints)
+    tests = {case.case for case in cases if case.split == "test"}
+    if tests and not any(case.split == "test" for case in usable):
+        name, reason = next(pair for pair in excluded if pair[0] in tests)
+        raise UserError(f"None of {counted(len(tests), 'test case')} can be used. {name}: {reason}.")
+    return usable
 
 
 def evaluation_folds(cases: Sequence[TaskCase], spec: TaskSpec, count: int, seed: int) -> list[Fold]:

@@ -180,6 +180,8 @@ def read_labels(path: Path) -> sitk.Image:
         raise UserError(f"{path.name} cannot be read ({reason})") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path.name} is not a 3D label map")
+    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+        raise UserError(f"{path.name} has values that are no numbers (NaN or infinite)")
     return image
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.utils.overrides import closest
-from viewalign.utils.settings import absolute_paths, parse_yaml, read_yaml, with_home
+from viewalign.utils.settings import absolute_paths, nested, parse_yaml, read_yaml, with_home
 
 _PART = re.compile(r"_[A-Za-z0-9][A-Za-z0-9_.+-]*")
 """Names of files that only serve as a base of others."""
@@ -72,6 +72,7 @@ class SettingsFiles:
             if not tree:
                 example = self.names()[0]
                 raise UserError(f"{name} has no settings. Name at least what it is based on, such as base: {example}.")
+            tree = nested(tree)
             base = tree.pop("base", None)
             chain.insert(0, (tree if path is None else absolute_paths(tree, model, path.parent), path))
             name = str(base) if base else None

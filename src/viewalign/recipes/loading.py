@@ -17,7 +17,7 @@ from viewalign.methods import registry
 from viewalign.recipes.files import RECIPES
 from viewalign.recipes.unused import idle_sentences, read_alone, refuse_unread, settled
 from viewalign.utils.overrides import format_validation_error, iter_nested, read_override
-from viewalign.utils.settings import merged, setting_names, suggest
+from viewalign.utils.settings import merged, nested, setting_names, suggest
 from viewalign.utils.settings_description import commented_yaml
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
     for key, name in _SHORTHANDS.items():
         if isinstance(out.get(key), str):
             out[key] = {name.rpartition(".")[2]: out[key]}
-    return out
+    return nested(out)
 
 
 def _known(method: str) -> list[str]:

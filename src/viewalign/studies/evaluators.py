@@ -21,7 +21,7 @@ from viewalign.evaluation import linear_probe
 from viewalign.evaluation.embedding import embed
 from viewalign.evaluation.encoders import check_installed, encoder_and_preprocessor
 from viewalign.evaluation.predictions import read_predictions
-from viewalign.evaluation.probe import evaluation_folds
+from viewalign.evaluation.probe import evaluation_folds, usable_cases
 from viewalign.evaluation.retrieval import evaluate_retrieval
 from viewalign.evaluation.voxel_features import EncoderFeatures
 from viewalign.evaluation.voxel_probe import Case, VoxelProbeSettings, probe
@@ -42,7 +42,6 @@ from viewalign.studies.settings import (
     digest_of,
     without_machine,
 )
-from viewalign.tasks.folds import join_copies
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
 from viewalign.tasks.spec import TaskSpec, read_spec, write_spec
 from viewalign.utils.precision import choose_device
@@ -285,7 +284,7 @@ class TaskEvaluator:
         )
         cases = read_manifest(self.task, spec)
         embeddings = embed(backbone, preprocessor, cases, device=self.device, cache=cache)
-        usable = join_copies([case for case in cases if case.case in embeddings.fingerprints], embeddings.fingerprints)
+        usable = usable_cases(cases, embeddings.fingerprints, embeddings.excluded)
         learnt = usable if settings.shots is None else _few(usable, spec, settings.shots, seed)
         folds = evaluation_folds(learnt, spec, settings.folds, _FOLDS_SEED)
         score = linear_probe.probe(embeddings.features, usable, folds, spec, settings.learner, _DRAWS, _FOLDS_SEED)

@@ -164,5 +164,8 @@ def plain_values(tree: Any) -> Any:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write plain values as an indented JSON file, replacing it atomically."""
-    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    """Write values as an indented JSON file, replacing it atomically; see `plain_values`.
+
+    NaN, which is no JSON and which browsers, R and `jq` refuse, becomes null.
+    """
+    write_text(path, json.dumps(plain_values(tree), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -72,14 +72,23 @@ def _odd(value: int) -> int:
     return value
 
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
-PartialFraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
+def _not_bool(value: object) -> object:
+    """Reject `steps=true`, which pydantic reads as 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+_Float = Annotated[float, BeforeValidator(_not_bool)]
+_Int = Annotated[int, BeforeValidator(_not_bool)]
+Fraction = Annotated[_Float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[_Float, Field(gt=0.0)]
+NotNegative = Annotated[_Float, Field(ge=0.0)]
+PositiveFraction = Annotated[_Float, Field(gt=0.0, le=1.0)]
+PartialFraction = Annotated[_Float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[_Int, Field(ge=1)]
 OddCount = Annotated[Count, AfterValidator(_odd)]
-Number = Annotated[int, Field(ge=0)]
+Number = Annotated[_Int, Field(ge=0)]
 Triple = Annotated[tuple[Count, Count, Count], BeforeValidator(as_triple)]
 """Three voxel counts in array order (D, H, W); a single number means a cube."""
 Millimetres = Annotated[tuple[Positive, Positive, Positive], BeforeValidator(as_triple)]
@@ -294,10 +303,17 @@ def checked(model: type[Model], values: Mapping[str, Any], source: str = "") -> 
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in groups; any of them may have dotted keys."""
+    """Return settings in groups; any of them may have dotted keys.
+
+    Those below a group that has a plain name too, as `network.channels` beside `network: primus-m`, keep their key.
+    """
     tree: dict[str, Any] = {}
+    named = {key for key, value in values.items() if not isinstance(value, Mapping)}
     for key, value in values.items():
-        *parents, last = key.split(".")
+        *parents, last = str(key).split(".")
+        if any(".".join(parents[: n + 1]) in named for n in range(len(parents))):
+            tree[key] = value
+            continue
         one: dict[str, Any] = {last: value}
         for parent in reversed(parents):
             one = {parent: one}

@@ -211,6 +211,12 @@ def test_patterns(tmp_path):
     ]
     with pytest.raises(UserError, match="spleen_"):
         datasets.names_matching(cases, "spleen_*")
+    for encoding in ("utf-8-sig", "utf-16"):  # as editors of Windows write text
+        (tmp_path / "held.txt").write_text("liver_1\nliver_20\n", encoding=encoding)
+        assert datasets.names_matching(cases, str(tmp_path / "held.txt")) == ["liver_1", "liver_20"]
+    (tmp_path / "held.txt").write_bytes(b"liver_1\xff\xfa\n")
+    with pytest.raises(UserError, match=r"held\.txt cannot be read"):
+        datasets.names_matching(cases, str(tmp_path / "held.txt"))
 
 
 def test_a_list_of_names_may_be_longer_than_a_file_name():

@@ -135,6 +135,8 @@ def test_a_damaged_encoder_and_none(small, tmp_path, capfd):
         (["predict=nowhere"], "There is no folder nowhere to predict"),
         (["tolerance=kidney=1", "shots=1", "validation=case_00"], "no class 'kidney'"),
         (["seeds=3"], "add shots, or omit seeds"),
+        (["validation=case_00", "folds=5"], "validation names cases"),
+        (["training=case_00", "fold=1"], "training names cases"),
         (["shots=1", "fold=0"], "fold chooses a fold and shots draws samples"),
         (["shots=1", "folds=5"], "folds=5 trains folds and shots draws samples"),
     ],

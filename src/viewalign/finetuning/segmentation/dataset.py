@@ -18,7 +18,8 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from viewalign.data.readers.itk import sitk
-from viewalign.errors import UserError
+from viewalign.data.sources.table import decoded
+from viewalign.errors import UserError, os_reason
 from viewalign.evaluation.folders import label_values
 from viewalign.utils.io import is_file
 from viewalign.utils.overrides import similar
@@ -399,7 +400,7 @@ def names_matching(cases: Sequence[str], requested: str) -> list[str]:
     A line of the file is one name, or several without spaces in them.
 
     Raises:
-        UserError: a name or pattern that matches no case.
+        UserError: a name or pattern that matches no case, or a file that is no text.
     """
     from fnmatch import fnmatchcase
 
@@ -407,7 +408,10 @@ def names_matching(cases: Sequence[str], requested: str) -> list[str]:
     # A long list of names is no file name either, for which pathlib raises.
     words = [word.strip() for word in requested.split(",")]
     if is_file(file):
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        try:
+            lines = [line.strip() for line in decoded(file.read_bytes()).splitlines()]
+        except (OSError, UnicodeDecodeError) as problem:
+            raise UserError(f"{file} cannot be read: {os_reason(problem)}.") from None
         words = [word for line in lines for word in ([line] if line in cases else line.split())]
     chosen: set[str] = set()
     for word in filter(None, words):
