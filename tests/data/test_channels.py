@@ -98,6 +98,15 @@ def test_a_channel_that_a_list_names_takes_its_image_out_of_the_store(scans: Pat
         assert (done.prepared, done.others) == (count, 0)
 
 
+def test_a_damaged_channel_leaves_the_stored_image(scans: Path, tmp_path: Path) -> None:
+    viewalign.prepare(scans, tmp_path / "s", channels=list(ORDER), workers=0)
+    (scans / "sub-01" / "anat" / "sub-01_T2w.nii.gz").write_bytes(b"damaged")
+    report = viewalign.prepare(
+        scans, tmp_path / "s", channels=list(ORDER), workers=0, prune=lambda _: pytest.fail("nothing left the source")
+    )
+    assert (report.prepared, report.skipped, report.kept, report.others) == (3, 2, 1, 0)
+
+
 def test_two_images_of_a_channel_are_ambiguous(scans: Path) -> None:
     records = records_of(scans)
     twice = [*records, *(each for each in records if each.modality == "T1w" and each.subject.endswith("01"))]

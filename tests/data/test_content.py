@@ -21,6 +21,14 @@ def test_a_label_map_is_recognised(labels: int) -> None:
     assert label_map_reason(blocks(labels) + 1000) is not None
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 0.5), (0.25, 0.75), (-1.5, 1e-3)])
+def test_a_mask_of_any_two_values_is_recognised(low: float, high: float) -> None:
+    mask = np.where(blocks(1) == 1, np.float32(high), np.float32(low))
+    assert "2 distinct values" in (label_map_reason(mask) or "")
+    mask[20, 20, 20:22] = 0.6, 0.7
+    assert label_map_reason(mask) is None
+
+
 def test_images_are_not_label_maps() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(100, 20, (30, 30, 30)).astype(np.float32)

@@ -16,11 +16,14 @@ import pytest
 from dicom_files import write_series
 
 import viewalign
+from viewalign.data.estimate import survey
+from viewalign.data.fingerprint import folder_digest
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
 from viewalign.data.readers import dicom_headers
-from viewalign.data.readers.dicom_folders import scan_folders
+from viewalign.data.readers.dicom_folders import folder_state, scan_folders
 from viewalign.data.readers.dicom_headers import read_files
+from viewalign.data.readers.headers import source_bytes
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
 
@@ -102,6 +105,31 @@ def test_prepare_reads_a_folder_once_for_all_its_images(tmp_path: Path, access: 
         assert prepare_records(records, tmp_path / f"s{count}", PrepareSettings(labels=True), 0).skipped == count
         assert access["opened"] == SLICES * count
     assert listed[0] == listed[1] <= 3  # twice, and the folder of this name in the store
+
+
+def test_files_that_are_no_slices_change_nothing(tmp_path: Path) -> None:
+    folder = many_series(tmp_path / "export", 2)
+    before, content = source_bytes(folder / "0-s000.dcm"), folder_digest(folder, folder_state(folder))
+    records = index_sources([str(folder)]).collection.records()
+    assert prepare_records(records, tmp_path / "s", PrepareSettings(labels=True), 0).made == 2
+    (folder / "notes.txt").write_text("a patient who moved")
+    for path in list(folder.glob("*.dcm")):  # as macOS writes them onto a USB stick
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(4000))
+    index = index_sources([str(folder)])
+    assert (index.images, index.excluded) == (2, [])
+    assert not any("header" in entry.suspects for entry in index.entries)
+    assert source_bytes(folder / "0-s000.dcm") == before
+    assert folder_digest(folder, folder_state(folder)) == content
+    assert prepare_records(records, tmp_path / "s", PrepareSettings(labels=True), 0).skipped == 2
+
+
+def test_the_files_of_a_shared_folder_are_counted_once(tmp_path: Path) -> None:
+    folder = many_series(tmp_path / "d", 4)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    records = index_sources([str(folder)]).collection.records()
+    report = prepare_records(records, tmp_path / "s", PrepareSettings(labels=True), 0)
+    assert sum(entry.bytes for entry in report.index.entries) == pytest.approx(size, abs=4)
+    assert sum(each.bytes for each in survey(records, PrepareSettings()).sizes) == size
 
 
 def test_a_store_of_a_shared_folder_is_that_of_separate_folders(tmp_path: Path) -> None:

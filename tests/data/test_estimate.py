@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from viewalign.data import estimate as estimating
+from viewalign.data.channels import stacked
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import PrepareSettings
+from viewalign.data.sources import FindOptions
 from viewalign.data.store import Store
 
 
@@ -47,6 +50,47 @@ def test_of_a_large_catalogue_a_part_is_looked_at(found, monkeypatch: pytest.Mon
     assert (survey.looked_at, survey.images, survey.factor) == (3, 9, 3.0)
     again = estimating.survey(records, PrepareSettings(spacing=None))
     assert [each.record for each in again.sizes] == [each.record for each in survey.sizes]
+
+
+def compare(source: Path, store: Path, settings: PrepareSettings, frames: bool = False) -> estimating.Trial:
+    """Estimate and prepare images, check that exclusions and bytes agree, and return the trial."""
+    found = index_sources([str(source)], FindOptions(frames=frames))
+    records, unused = stacked(found.collection.records(), settings.channels)
+    survey = estimating.survey(records, settings)
+    trial = estimating.try_some(survey.sizes, settings, seconds=60.0)
+    report = prepare_records(found.collection.records(), store, settings, 0, found.excluded)
+    assert estimating.excluded_in_all(survey, trial, [*found.excluded, *unused]) == len(report.excluded)
+    size = sum(path.stat().st_size for path in (store / "volumes").rglob("*.b2nd"))
+    assert estimating.disk_bytes(survey, trial) == pytest.approx(size, rel=0.02)
+    return trial
+
+
+@pytest.mark.parametrize("how", ["volumes", "channels"])
+def test_of_frames(tmp_path: Path, make_head, how: str) -> None:
+    (tmp_path / "scans").mkdir()
+    for n in range(2):
+        array = np.stack([make_head(10 * n + k) for k in range(3)], -1)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "scans" / f"bold{n}.nii.gz")
+    trial = compare(tmp_path / "scans", tmp_path / "s", PrepareSettings(frames=how), frames=True)
+    assert (trial.images, trial.excluded) == (2, [])
+
+
+def test_of_channels(tmp_path: Path, write_image, make_head) -> None:
+    for n in range(3):
+        for k, modality in enumerate(("T1w", "T2w")):
+            write_image(tmp_path / "scans" / f"sub-{n}_{modality}.nii.gz", make_head(10 * n + k))
+    write_image(tmp_path / "scans" / "sub-3_T1w.nii.gz", make_head(99))
+    trial = compare(tmp_path / "scans", tmp_path / "s", PrepareSettings(channels=("T1w", "T2w")))
+    assert (trial.images, trial.excluded) == (3, [])
+
+
+def test_label_maps_by_their_voxels_are_excluded(tmp_path: Path, write_image, make_head) -> None:
+    write_image(tmp_path / "scans" / "a.nii.gz", make_head())
+    write_image(tmp_path / "scans" / "b.nii.gz", (make_head() > 60).astype(np.uint8))
+    found = index_sources([str(tmp_path / "scans")])
+    survey = estimating.survey(found.collection.records(), PrepareSettings())
+    trial = estimating.try_some(survey.sizes, PrepareSettings())
+    assert (trial.images, estimating.excluded_in_all(survey, trial, [])) == (1, 1)
 
 
 @pytest.mark.long

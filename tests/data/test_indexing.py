@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,42 @@ def test_two_folders_of_one_name_stay_apart(tmp_path: Path, write_image, make_he
         write_image(tmp_path / site / "scans" / "a.nii.gz", make_head())
     index = index_sources([str(tmp_path / "north/scans"), str(tmp_path / "south/scans")])
     assert list(index.collection.datasets) == ["scans", "scans_2"]
+
+
+def test_a_renamed_dataset_takes_no_name_of_another(tmp_path: Path, write_image, make_head) -> None:
+    folders = [tmp_path / name for name in ("a/x", "b/x", "c/x_2", "d/x")]
+    for folder in folders:
+        write_image(folder / "a.nii.gz", make_head())
+    for order in ([0, 1, 2, 3], [2, 0, 1, 3]):
+        index = index_sources([str(folders[k]) for k in order])
+        assert set(index.collection.datasets) == {"x", "x_2", "x_3", "x_4"}
+        assert [Path(record.path).parent for record in index.collection.records() if record.dataset == "x_2"] == [
+            folders[2]
+        ]
+
+
+def write_plain(folder: Path, write_image, make_head, names) -> Path:
+    for name in names:
+        write_image(folder / f"{name}.nii.gz", make_head())
+    return folder
+
+
+def test_subjects_that_look_like_fewer_people_are_noted(tmp_path: Path, write_image, make_head) -> None:
+    names = [f"P0{p}_{when}_T{k}" for p in (1, 2) for when in ("pre", "post") for k in (1, 2)]
+    index = index_sources([str(write_plain(tmp_path / "d", write_image, make_head, names))])
+    assert index.subjects() == 4
+    assert "4 subjects in d look like 2" in index.notes[0]
+    known = [f"00{site}_S_000{k}_T{n}" for site in (1, 2) for k in (1, 2, 3) for n in (1, 2)]
+    assert index_sources([str(write_plain(tmp_path / "e", write_image, make_head, known))]).notes == []
+
+
+def test_a_pattern_that_matches_some_paths_is_noted(tmp_path: Path, write_image, make_head) -> None:
+    folder = write_plain(tmp_path / "d", write_image, make_head, ["P01_a", "P01_b", "p02_a", "p02_b"])
+    index = index_sources([str(folder)], FindOptions(re.compile(r"(?P<subject>P\d+)_")))
+    assert len(index.notes) == 1
+    assert "2 of 4 paths" in index.notes[0]
+    assert "p02_a" in index.notes[0]
+    assert index_sources([str(folder)], FindOptions(re.compile(r"(?P<subject>[Pp]\d+)_"))).notes == []
 
 
 def test_images_of_one_name_in_one_session_get_names_of_their_own(tmp_path: Path, write_image, make_head) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from viewalign.data import near_copies
 from viewalign.data.image_fingerprint import similarity
 from viewalign.data.near_copies import SIMILAR, Groups, find_copies, similar_pairs
+from viewalign.data.patients import patient_name
 
 
 def fingerprints(count: int, seed: int = 0) -> list[NDArray[np.int8]]:
@@ -77,6 +78,14 @@ def test_copies_are_listed_beside_images_that_are_too_alike(monkeypatch):
     copies = find_copies(list("abcdefghij"), [np.zeros(1, np.int8)] * 10)
     assert copies.too_alike == 5
     assert (copies.images, copies.group_of) == ([[7, 8]], {"h": "h", "i": "h"})
+
+
+def test_a_patient_in_two_datasets_is_one_group() -> None:
+    anna, nobody = patient_name("ANNA"), patient_name("0000")
+    subjects = [f"c__{dataset}__{name}" for dataset in "ab" for name in (anna, nobody, "sub-01")]
+    copies = find_copies(subjects, [np.zeros(0, np.int8)] * 6)
+    assert copies.images == []
+    assert copies.group_of == dict.fromkeys((f"c__a__{anna}", f"c__b__{anna}"), f"c__a__{anna}")
 
 
 def test_groups() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import viewalign
 from viewalign.data import layout, worker
 from viewalign.data import prepare as driver
 from viewalign.data.catalogue import AssociatedMasks, Collection, Dataset, Image, Record, Session, Subject
@@ -18,6 +19,7 @@ from viewalign.data.prepare import prepare_records
 from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.shards import Shard
+from viewalign.data.sources import Exclusion
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import WorkerLost
 from viewalign.errors import UserError
@@ -281,6 +283,43 @@ def test_pruning_keeps_the_files_of_images_that_lists_exclude(tmp_path: Path, re
     assert prepare_records(records, store, SMALL, workers=0).made == 0
 
 
+@pytest.mark.parametrize("catalogued", [False, True])
+def test_pruning_keeps_the_image_of_a_damaged_file(tmp_path: Path, records, caplog, catalogued: bool) -> None:
+    source, store = tmp_path / "scans", tmp_path / "s"
+    viewalign.prepare(source, store, workers=0)
+    (source / "scan1.nii.gz").write_bytes((source / "scan1.nii.gz").read_bytes()[:100])
+    if catalogued:
+        viewalign.index([source], tmp_path / "cat.json", workers=0)
+        source = tmp_path / "cat.json"
+    report = viewalign.prepare(source, store, workers=0, prune=lambda _: pytest.fail("nothing left the source"))
+    assert (report.prepared, report.skipped, report.kept, report.others) == (4, 3, 1, 0)
+    assert [Path(each.file).name for each in report.excluded] == ["scan1.nii.gz"]
+    assert "--prune" not in caplog.text
+    assert set(json.loads((store / "report.json").read_text())["excluded"][0]) == {"file", "reason"}
+
+
+def test_a_damaged_file_leaves_its_name_to_no_other(tmp_path: Path, write_image, make_head) -> None:
+    """Else the image of another folder would replace the one that is kept."""
+    source, store = tmp_path / "sub-01", tmp_path / "s"
+    for n, folder in enumerate("ab"):
+        write_image(source / folder / "T1w.nii.gz", make_head(n))
+    viewalign.prepare(source, store, workers=0)
+    before = contents(store / "volumes")
+    (source / "a" / "T1w.nii.gz").write_bytes(b"damaged")
+    report = viewalign.prepare(source, store, workers=0)
+    assert (report.skipped, report.kept, report.others) == (1, 1, 0)
+    assert contents(store / "volumes") == before
+
+
+def test_pruning_is_not_advised_if_the_image_of_an_excluded_file_is_unknown(tmp_path: Path, records, caplog) -> None:
+    prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    unknown = Exclusion(str(tmp_path / "scans" / "scan0.nii.gz"), "permission denied")
+    report = prepare_records(records[1:], tmp_path / "s", SMALL, workers=0, excluded=[unknown])
+    assert report.others == 1
+    assert "prepare it again with --prune" not in caplog.text
+    assert "repair" in caplog.text
+
+
 def with_masks(tmp_path: Path, write_image, make_head, mask: np.ndarray) -> list[Record]:
     write_image(tmp_path / "a.nii.gz", make_head())
     write_image(tmp_path / "face.nii.gz", mask)
@@ -304,6 +343,19 @@ def test_a_mask_of_another_size_is_rejected(tmp_path: Path, write_image, make_he
     records = with_masks(tmp_path, write_image, make_head, np.ones((4, 5, 6), np.uint8))
     report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
     assert "different sizes (4×5×6 and 24×28×20)" in report.excluded[0].reason
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shift", "difference"),
+    [((1, 1, 1), 50, "shifted by 50.0 mm"), ((3, 3, 3), 0, "voxel size"), ((1.0001, 1, 1), 0.01, "")],
+)
+def test_a_mask_at_another_place_is_rejected(
+    tmp_path: Path, write_image, make_head, spacing, shift: float, difference: str
+) -> None:
+    records = with_masks(tmp_path, write_image, make_head, np.ones(make_head().shape, np.uint8))
+    write_image(tmp_path / "face.nii.gz", np.ones(make_head().shape, np.uint8), spacing, (0, 0, shift))
+    report = prepare_records(records, tmp_path / "s", SMALL, workers=0)
+    assert [difference in each.reason for each in report.excluded] == ([True] if difference else [])
 
 
 def test_progress_reports_every_image(tmp_path: Path, records: list[Record]) -> None:

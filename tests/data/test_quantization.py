@@ -45,6 +45,24 @@ def test_whole_numbers_beyond_int16_are_scaled(ends: tuple[int, int]) -> None:
     assert np.abs(back - array).max() <= (0 if step == 1.0 else 0.51 * step)
 
 
+@pytest.mark.parametrize(
+    "ends", [(1e6, 1e6 + 500.0625), (1e6, 1e6 + 500.1875), (-1e6 - 500.1875, -1e6), (3e7, 3e7 + 502)]
+)
+def test_values_far_from_zero_do_not_wrap_around_in_int16(ends: tuple[float, float]) -> None:
+    """The middle of each range lies between two numbers of float32."""
+    array = np.linspace(*ends, 512).reshape(8, 8, 8).astype(np.float32)
+    packed, packing = quantize(array, "int16")
+    back = dequantize(packed[None], np.float32([packing.scale]), np.float32([packing.offset]))[0]
+    assert np.abs(back - array).max() == packing.largest_error <= max(packing.scale, np.spacing(np.abs(array).max()))
+
+
+def test_values_that_int16_would_return_as_infinity_are_a_reason() -> None:
+    array = voxels()
+    array[0, 0, 0], array[5, 6, 7] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    with pytest.raises(ExcludedImageError, match="int16"):
+        quantize(array, "int16")
+
+
 def test_float16_states_its_error() -> None:
     array = voxels()
     packed, packing = quantize(array, "float16")

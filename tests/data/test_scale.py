@@ -20,7 +20,7 @@ from viewalign.data.catalogue import Record
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import Limits, PrepareSettings, voxels_that_fit, worker_bytes
-from viewalign.data.shards import Shard
+from viewalign.data.shards import Shard, leave_part, missing_parts, work_digest
 from viewalign.data.store import Store
 from viewalign.data.worker_pool import dask_cluster
 from viewalign.errors import UserError
@@ -91,6 +91,24 @@ def test_a_whole_run_completes_parts_that_never_ended(tmp_path: Path, found, rec
     report = prepare_records(records, tmp_path / "s", SETTINGS, 0, found.excluded)
     assert (report.made, report.skipped) == (5, 2)
     assert contents(tmp_path / "s") == expected
+
+
+def test_a_part_of_another_catalogue_is_not_counted(tmp_path: Path, found, records, expected) -> None:
+    prepare_records(records[:3], tmp_path / "s", SETTINGS, 0, found.excluded, shard=Shard(2, 2))
+    report = prepare_records(records, tmp_path / "s", SETTINGS, 0, found.excluded, shard=Shard(1, 2))
+    assert report.missing_parts == [2]
+    report = prepare_records(records, tmp_path / "s", SETTINGS, 0, found.excluded, shard=Shard(2, 2))
+    assert (report.missing_parts, report.prepared) == ([], 7)
+    assert contents(tmp_path / "s") == expected
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"work": "other", "excluded": []}'])
+def test_the_record_of_a_part_of_an_earlier_version_is_not_counted(tmp_path: Path, records, record: str) -> None:
+    (tmp_path / "s" / "parts").mkdir(parents=True)
+    (tmp_path / "s" / "parts" / "2-of-2.json").write_text(record)
+    work = work_digest((each.image_id for each in records), SETTINGS)
+    leave_part(tmp_path / "s", Shard(1, 2), work, [])
+    assert missing_parts(tmp_path / "s", 2, work) == [2]
 
 
 def test_two_images_of_one_id_in_different_parts(tmp_path: Path, records) -> None:

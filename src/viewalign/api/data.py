@@ -185,12 +185,13 @@ def _prepare(
 
     shard = Shard.parse(wanted.shard)
     found = catalogue_of(source, wanted.frames != "exclude", lambda *counts: say("Reading headers", *counts))
-    found = without(found, ExclusionList.read(map(Path, wanted.exclude)), wanted.channels)
+    found = without(found, ExclusionList.read(map(Path, wanted.exclude)), wanted.channels, wanted.frames == "volumes")
     rest: dict[str, Any] = {
         "excluded": found.excluded,
         "on_progress": lambda step: say(step.words("Preparing"), step.done, step.total),
         "quality": found.quality,
         "left_out": found.left_out,
+        "left_out_frames": found.left_out_frames,
         "shard": shard,
         "limits": wanted.limits(),
         "prune": prune,

@@ -35,11 +35,14 @@ KINDS = {
 """Titles of what an entry's `suspects` may hold, in the order of the audit."""
 _LEFT_OUT = "included; exclude=FILE leaves out those that FILE lists"
 _NAMED = "a subject_pattern with a group modality, or a table of images, names it"
-_OPTION = re.compile(r"\b((?:labels|frames|fill_nonfinite)=true|(?:spacing|max_voxels|time_limit)=)")
+_OPTION = re.compile(
+    r"\b((?:labels|frames|fill_nonfinite)=true|frames=channels or frames=volumes|(?:spacing|max_voxels|time_limit)=)"
+)
 """The option that a reason for exclusion names."""
 _EXCLUDED = {
     "labels=true": "Excluded: label maps by their voxels",
     "frames=true": "Excluded: several frames (4-D)",
+    "frames=channels or frames=volumes": "Excluded: several frames (4-D)",
     "fill_nonfinite=true": "Excluded: NaN or infinite voxels",
     "spacing=": "Excluded: too few slices at this voxel size",
     "max_voxels=": "Excluded: too large",

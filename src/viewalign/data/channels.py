@@ -18,11 +18,13 @@ def stacked(records: Sequence[Record], channels: Sequence[str]) -> tuple[list[Re
 
     Args:
         records: the images of a catalogue.
-        channels: modalities in the order of the channels; case does not matter.
+        channels: modalities in the order of the channels; case does not matter. Without any, every image is its own.
 
     Raises:
         UserError: no image has one of these modalities.
     """
+    if not channels:
+        return list(records), []
     _check_modalities(records, channels)
     sessions: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:

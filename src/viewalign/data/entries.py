@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from viewalign.data.catalogue import SeriesSource
 from viewalign.data.geometry import orientation_code
 from viewalign.data.readers.headers import Header, Triple, source_bytes
 from viewalign.data.sources import ImageRecord
@@ -63,16 +65,21 @@ def entry_of(found: ImageRecord, name: str, header: Header) -> Entry:
         header.shape,
         _rounded(header.spacing),
         orientation_code(header.direction),
-        _bytes(found, header),
+        image_bytes(found.path, found.series, header),
         suspicions(header),
         str((found.infos.image or {}).get("units", "")),
     )
 
 
-def _bytes(found: ImageRecord, header: Header) -> int:
+def image_bytes(path: Path, series: SeriesSource | None, header: Header) -> int:
+    """Return the size on disk of an image; of DICOM, that of its own slices, as series may share a folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     if header.dicom is None:
-        return source_bytes(found.path, found.series)
-    return sum(path.stat().st_size for path in {frame.path for frame in header.dicom.frames})
+        return source_bytes(path, series)
+    return sum(file.stat().st_size for file in {frame.path for frame in header.dicom.frames})
 
 
 def suspicions(header: Header) -> dict[str, str]:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from viewalign.data.catalogue import Record
+from viewalign.data.entries import image_bytes
+from viewalign.data.fingerprint import masks_of
 from viewalign.data.geometry import Shape, reorientation_to_lps, resampled_shape
 from viewalign.data.layout import chunk_and_block, compress
-from viewalign.data.preprocessing import prepare_volume
-from viewalign.data.readers.files import read_volume
-from viewalign.data.readers.headers import read_header
+from viewalign.data.preprocessing import prepare_channels
+from viewalign.data.readers.headers import read_header, source_bytes
 from viewalign.data.settings import PrepareSettings
-from viewalign.data.worker import record_bytes
+from viewalign.data.worker import read_image
 from viewalign.errors import ExcludedImageError, os_reason
 from viewalign.utils.rng import make_rng
 
@@ -29,10 +30,10 @@ class Size:
     """One image, as described by its header.
 
     Attributes:
-        record: of the catalogue.
-        read, stored: voxels as read, and after resampling; cropping is not known yet.
+        record: of the catalogue, or its channels.
+        read, stored: voxels of all frames or channels as read, and after resampling; cropping is not known yet.
         shape: (D, H, W) after resampling.
-        bytes: of the file.
+        bytes: of its files.
     """
 
     record: Record
@@ -96,7 +97,13 @@ class Trial:
 def survey(
     records: Sequence[Record], settings: PrepareSettings, on_image: Callable[[int, int], None] | None = None
 ) -> Survey:
-    """Read headers: all of them, or a random `MOST_HEADERS` of a larger catalogue."""
+    """Read headers: all of them, or a random `MOST_HEADERS` of a larger catalogue.
+
+    Args:
+        records: the images; those with channels as `channels.stacked` returns them.
+        settings: of the preparation.
+        on_image: called with (images done, total).
+    """
     order = make_rng(0, "estimate").permutation(len(records))[:MOST_HEADERS]
     found = Survey(len(records))
     for number, k in enumerate(np.sort(order)):
@@ -114,12 +121,17 @@ def survey(
 
 
 def _size(record: Record, settings: PrepareSettings) -> Size:
+    if record.channels:
+        sizes = [_size(channel, settings) for channel in record.channels]
+        read, stored = sum(size.read for size in sizes), sum(size.stored for size in sizes)
+        return Size(record, read, stored, sizes[0].shape, sum(size.bytes for size in sizes))
     header = read_header(record.path, frames=settings.frames != "exclude", source=record.series)
     axes = reorientation_to_lps(header.direction).axes
     d, h, w = (header.shape[axis] for axis in axes)
     x, y, z = (header.spacing[axis] for axis in axes)
     shape = resampled_shape((d, h, w), (x, y, z), settings.spacing) if settings.spacing else (d, h, w)
-    return Size(record, d * h * w * header.frames, int(np.prod(shape)) * header.frames, shape, record_bytes(record))
+    size = image_bytes(record.path, record.series, header) + sum(map(source_bytes, masks_of(record)))
+    return Size(record, d * h * w * header.frames, int(np.prod(shape)) * header.frames, shape, size)
 
 
 def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 20.0) -> Trial:
@@ -133,23 +145,37 @@ def try_some(sizes: Sequence[Size], settings: PrepareSettings, seconds: float = 
             continue
         tick = time.perf_counter()
         try:
-            prepared = prepare_volume(
-                read_volume(size.record.path, settings.fill_nonfinite, source=size.record.series), settings
-            )
+            packed, voxels = _prepared(size.record, settings)
         except ExcludedImageError as exclusion:
             trial.excluded.append(str(exclusion))
             continue
-        stored += len(compress(prepared.array[None], chunk_and_block(settings.patch_size)))
+        stored += packed
         spent += time.perf_counter() - tick
         work += max(size.read, size.stored)
         uncropped += size.stored
-        kept += prepared.array.size
+        kept += voxels
         trial.images += 1
         if time.perf_counter() - begin > seconds:
             break
     if trial.images:
         trial.seconds, trial.bytes, trial.kept = spent / work, stored / uncropped, kept / uncropped
     return trial
+
+
+def _prepared(record: Record, settings: PrepareSettings) -> tuple[int, int]:
+    """Prepare an image as `worker.work` does; return the bytes of its arrays and its voxels, as they would be stored.
+
+    Raises:
+        ExcludedImageError: it cannot be used.
+    """
+    groups, masks = read_image(record, settings)
+    sizes, packed, voxels = chunk_and_block(settings.patch_size), 0, 0
+    for volumes in groups:
+        prepared = prepare_channels(volumes, settings, masks)
+        arrays = [prepared.array, *(mask[None] for mask in prepared.masks.values())]
+        packed += sum(len(compress(array, sizes)) for array in arrays)
+        voxels += prepared.array.size
+    return packed, voxels
 
 
 def disk_bytes(found: Survey, trial: Trial) -> float:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from viewalign.data.layout import read_json
+from viewalign.data.layout import frame_name, frame_of, read_json
 from viewalign.data.sources.table import decoded, read_table, unquoted
 from viewalign.errors import UserError, os_reason
 
@@ -23,10 +23,14 @@ class ExclusionList:
         self._reasons = dict(files)
         self._matched: set[str] = set()
         self._by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-        for file in self._reasons:
+        self._frames: dict[str, dict[int, str]] = defaultdict(dict)
+        for file, reason in self._reasons.items():
             parts = Path(file).parts
             if parts:
                 self._by_name[parts[-1]].append(parts)
+            image, number = frame_of(file)
+            if number is not None:
+                self._frames[image][number] = reason
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> ExclusionList:
@@ -44,6 +48,12 @@ class ExclusionList:
         matches += [str(Path(*parts)) for parts in own if path.parts[-len(parts) :] == parts]
         self._matched.update(matches)
         return self._reasons[matches[0]] if matches else None
+
+    def frames(self, image_id: str) -> dict[int, str]:
+        """Return the frames of a 4-D image that are left out by their ids, with the reasons."""
+        found = self._frames.get(image_id, {})
+        self._matched.update(frame_name(image_id, number) for number in found)
+        return found
 
     def unmatched(self) -> str:
         """Return a sentence on entries that have matched no image, perhaps misspelt; empty if there are none."""

@@ -71,8 +71,8 @@ def _source_digest(path: Path, series: SeriesSource | None) -> bytes:
         folders = folders_of(path, series)
         with _one_at_a_time:  # several threads would read the same folder
             return b"".join(_folder_digest(folder, folder_state(folder)) for folder in folders)
-    own = _file_digest(path)  # first, since it rejects a pipe, which would block
-    return own + b"".join(_file_digest(detached) for detached in detached_data(path) if is_file(detached))
+    own = file_digest(path)  # first, since it rejects a pipe, which would block
+    return own + b"".join(file_digest(detached) for detached in detached_data(path) if is_file(detached))
 
 
 def folder_digest(folder: Path, state: FolderState) -> bytes:
@@ -83,14 +83,19 @@ def folder_digest(folder: Path, state: FolderState) -> bytes:
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, _, _ in state:
-        digest.update(name.encode("utf-8", "surrogateescape") + _file_digest(folder / name))
+        digest.update(name.encode("utf-8", "surrogateescape") + file_digest(folder / name))
     return digest.digest()
 
 
 _folder_digest = lru_cache(maxsize=_REMEMBERED)(folder_digest)
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Return the digest of a single file, without others that belong to its image.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))

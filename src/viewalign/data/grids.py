@@ -1,15 +1,17 @@
-"""Images that are channels of one image must share a voxel grid: whether two do, and resampling one to another."""
+"""Channels and masks of an image must share its voxel grid: whether two images do, and resampling one to another."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from viewalign.data.readers.files import Volume
 from viewalign.data.readers.itk import sitk
 from viewalign.errors import ExcludedImageError
+
+if TYPE_CHECKING:
+    from viewalign.data.readers.files import Volume
 
 
 def grid_difference(volume: Volume, first: Volume) -> str:

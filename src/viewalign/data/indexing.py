@@ -14,7 +14,7 @@ from viewalign.data.catalogue import Collection, Dataset, Image, SeriesSource, S
 from viewalign.data.duplicates import find_duplicates
 from viewalign.data.entries import Entry, entry_of
 from viewalign.data.exclusions import ExclusionList
-from viewalign.data.layout import read_json, write_json
+from viewalign.data.layout import entry_path, read_json, write_json
 from viewalign.data.readers.headers import Header, dicom_header, read_header
 from viewalign.data.readers.pointers import NOT_DOWNLOADED
 from viewalign.data.sources import Exclusion, FindOptions, ImageRecord, SourceContents, find
@@ -125,7 +125,7 @@ def excluded_path(catalogue: Path) -> Path:
 def write_excluded(catalogue: Path, excluded: Sequence[Exclusion]) -> Path:
     """Write the list of excluded files beside a catalogue and return its path."""
     path = excluded_path(catalogue)
-    write_json(path, [exclusion.as_json() for exclusion in excluded])
+    write_json(path, [{**each.as_json(), **({"image": each.image} if each.image else {})} for each in excluded])
     return path
 
 
@@ -139,20 +139,28 @@ def read_excluded(catalogue: Path) -> list[Exclusion]:
     if not path.exists():
         return []
     try:
-        return [Exclusion(str(entry["file"]), str(entry["reason"])) for entry in read_json(path)]
+        return [
+            Exclusion(str(entry["file"]), str(entry["reason"]), str(entry.get("image", "")))
+            for entry in read_json(path)
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a list of excluded files. Run `viewalign index` again or remove it.") from None
 
 
 def _distinct_datasets(findings: Sequence[SourceContents]) -> list[ImageRecord]:
-    """Keep datasets of the same name from two sources apart: the second is called `name_2`."""
+    """Keep datasets of the same name from two sources apart: the second is called `name_2` if no other one is."""
     everything: list[ImageRecord] = []
-    taken: Counter[str] = Counter()
-    for each in findings:
-        names = {name: taken[name] for name in dict.fromkeys(found.dataset for found in each.found)}
-        taken.update(names.keys())
+    given = [dict.fromkeys(found.dataset for found in each.found) for each in findings]
+    unavailable, seen = set[str]().union(*given), set[str]()
+    for each, own in zip(findings, given, strict=True):
+        names = {}
+        for name in own:
+            free = (new for n in itertools.count(2) if (new := f"{name}_{n}") not in unavailable)
+            names[name] = next(free) if name in seen else name
+            unavailable.add(names[name])
+        seen.update(own)
         everything.extend(
-            replace(found, dataset=f"{found.dataset}_{names[found.dataset] + 1}") if names[found.dataset] else found
+            found if names[found.dataset] == found.dataset else replace(found, dataset=names[found.dataset])
             for found in each.found
         )
     return everything
@@ -216,8 +224,12 @@ def _read_one(frames: bool, labels: bool, numbered: tuple[int, ImageRecord]) -> 
 
 def _take_in(index: Index, found: ImageRecord, header: Header | str, taken: Taken) -> bool:
     """Add a file to the catalogue, or to the excluded files; `taken` has the names of images by session."""
+    names = taken.setdefault((found.dataset, found.subject, found.session), set())
+    name = _free_name(found, names)
+    names.add(name)  # of an excluded file too: a store may have its image under this name
+    place = entry_path(found.dataset, found.subject, found.session, name)
     if isinstance(header, str):
-        index.excluded.append(Exclusion(printable(found.path), header))
+        index.excluded.append(Exclusion(printable(found.path), header, place))
         return False
     try:
         dataset = index.collection.datasets.setdefault(
@@ -225,11 +237,9 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str, taken: Take
         )
         subject = dataset.subjects.setdefault(found.subject, Subject(found.subject, found.infos.subject))
         session = subject.sessions.setdefault(found.session, Session(found.session, found.infos.session))
-        names = taken.setdefault((found.dataset, found.subject, found.session), set())
-        name = _free_name(found, names)
         entry = entry_of(found, name, header)
     except OSError as error:  # removed since its header was read
-        index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {os_reason(error)}"))
+        index.excluded.append(Exclusion(printable(found.path), f"it cannot be read: {os_reason(error)}", place))
         return False
     info = {**(found.infos.image or {}), "shape": list(entry.shape), "spacing": list(entry.spacing)}
     if header.frames > 1:
@@ -237,7 +247,6 @@ def _take_in(index: Index, found: ImageRecord, header: Header | str, taken: Take
     if header.note:
         info["note"] = header.note
     written = found.written or os.fspath(found.path)
-    names.add(name)
     session.images.append(Image(name, written, found.modality, info, found.masks))
     index.entries.append(entry)
     if found.series is not None:

@@ -19,6 +19,7 @@ from viewalign.data.indexing import Index, index_sources, read_excluded
 from viewalign.data.readers.headers import Triple, read_header
 from viewalign.data.settings import PrepareOptions, PrepareSettings
 from viewalign.data.sources import Exclusion, FindOptions
+from viewalign.data.worker import place_of
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.utils.text import counted
 
@@ -28,12 +29,21 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The images of a catalogue or a folder, excluded files, quality scores by image id, and what lists exclude."""
+    """The images of a catalogue or a folder.
+
+    Attributes:
+        records: the images.
+        excluded: files that cannot be used or that lists exclude.
+        quality: scores by image id.
+        left_out: images that lists exclude.
+        left_out_frames: frames of `records` that lists exclude.
+    """
 
     records: Sequence[Record]
     excluded: Sequence[Exclusion]
     quality: Mapping[str, float]
     left_out: Sequence[Record] = ()
+    left_out_frames: Sequence[tuple[Record, int]] = ()
 
 
 def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = None) -> Catalogue:
@@ -58,13 +68,16 @@ def catalogue_of(path: Path, frames: bool = False, on_file: Listener | None = No
     return Catalogue(records, excluded, quality_scores(collection))
 
 
-def without(catalogue: Catalogue, exclude: ExclusionList, channels: Sequence[str] = ()) -> Catalogue:
+def without(
+    catalogue: Catalogue, exclude: ExclusionList, channels: Sequence[str] = (), frames: bool = False
+) -> Catalogue:
     """Return a catalogue without the images that lists exclude, which are added to what was excluded.
 
     Args:
         catalogue: the images.
         exclude: the lists.
         channels: modalities that are stacked to one image, whose id a list may have.
+        frames: whether frames are images, whose ids a list may have.
     """
     stacked = {modality.casefold() for modality in channels}
 
@@ -75,12 +88,16 @@ def without(catalogue: Catalogue, exclude: ExclusionList, channels: Sequence[str
         return found
 
     reasons = [reason(record) for record in catalogue.records]
+    pairs = list(zip(catalogue.records, reasons, strict=True))
+    kept, left_out = ([record for record, reason in pairs if (reason is None) is stays] for stays in (True, False))
+    some = [(record, exclude.frames(record.image_id)) for record in kept] if frames else []
     if unmatched := exclude.unmatched():
         _log.warning("%s.", unmatched)
-    pairs = list(zip(catalogue.records, reasons, strict=True))
-    listed = [Exclusion(str(record.path), reason) for record, reason in pairs if reason is not None]
-    kept, left_out = ([record for record, reason in pairs if (reason is None) is stays] for stays in (True, False))
-    return Catalogue(kept, [*catalogue.excluded, *listed], catalogue.quality, left_out)
+    listed = [(record, reason) for record, reason in pairs if reason is not None]
+    listed += [(record, f"frame {number}: {why}") for record, found in some for number, why in found.items()]
+    excluded = [Exclusion(str(record.path), reason, place_of(record)) for record, reason in listed]
+    left_out_frames = [(record, number) for record, found in some for number in found]
+    return Catalogue(kept, [*catalogue.excluded, *excluded], catalogue.quality, left_out, left_out_frames)
 
 
 def stored_settings(

@@ -45,7 +45,7 @@ _ARRAYS = (*(f".{kind}.b2nd" for kind in MASK_KINDS), ".b2nd")
 _BLOCK, _LARGE_BLOCK, _LARGE_VIEW = 16, 32, 112
 _CHUNK = 64
 _LEVEL = 5
-_FRAME = re.compile(r"-frame\d{4}$")
+_FRAME = re.compile(r"-frame(\d{4})$")
 
 Size = tuple[int, int, int]
 
@@ -61,9 +61,20 @@ def entry_path(dataset: str, subject: str, session: str, image: str) -> str:
     return "/".join(("volumes", safe_name(dataset), safe_name(subject), safe_name(session), safe_name(image)))
 
 
+def frame_name(image: str, number: int) -> str:
+    """Return the id, or the path in the store, of a frame that is stored as a separate image."""
+    return f"{image}-frame{number:04d}"
+
+
+def frame_of(name: str) -> tuple[str, int | None]:
+    """Return the image of a frame's id or path, and the number; None of what has not the name of a frame."""
+    match = _FRAME.search(name)
+    return (name[: match.start()], int(match.group(1))) if match else (name, None)
+
+
 def image_of(path: str, properties: Mapping[str, Any]) -> str:
     """Return the path of the image that an entry is of: the entry's own, or that of a frame without its number."""
-    return _FRAME.sub("", path) if "frame" in properties else path
+    return frame_of(path)[0] if "frame" in properties else path
 
 
 def safe_name(name: str) -> str:

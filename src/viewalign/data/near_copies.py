@@ -2,7 +2,7 @@
 
 Copies are images whose prepared voxels are equal, and images of different subjects whose fingerprints are similar
 (`image_fingerprint`): the same scan in another file format, shifted, defaced or resampled. Subjects with equal images
-always form a group, whatever its size.
+always form a group, whatever its size, and so do the subjects of two datasets that are one DICOM patient.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.image_fingerprint import Fingerprint, cubes, similarity
+from viewalign.data.patients import patient_of
 
 SIMILAR = 0.9
 """Least similarity of copies."""
@@ -33,7 +34,7 @@ class Copies:
 
     Attributes:
         images: groups of two or more copies.
-        group_of: names the group of each subject that shares copies with another one.
+        group_of: names the group of each subject that shares copies with another one, or is the same DICOM patient.
         too_alike: number of subjects in groups that similarity would make of more than half of the subjects, or of more
             than copies have: their images are too alike for the fingerprint. In such a group only equal images count.
     """
@@ -64,6 +65,10 @@ def find_copies(
             other = first.setdefault(checksum, k)
             _join((equal, alike), other, k)
             _join((certain, likely), person[other], person[k])
+    known: dict[str, int] = {}
+    for k, name in enumerate(names):
+        if patient := patient_of(name):
+            _join((certain, likely), known.setdefault(patient, k), k)
     for i, j in similar_pairs(fingerprints, person):
         alike.join(i, j)
         likely.join(person[i], person[j])

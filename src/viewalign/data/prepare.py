@@ -17,9 +17,10 @@ from viewalign.data.inputs import quality_scores
 from viewalign.data.layout import (
     ImageProgress,
     ProgressListener,
-    entry_path,
     forget_entry,
+    frame_name,
     image_of,
+    safe_name,
     sweep_entry,
 )
 from viewalign.data.settings import Limits, PrepareSettings
@@ -30,6 +31,7 @@ from viewalign.data.shards import (
     leave_part,
     missing_parts,
     remove_parts,
+    work_digest,
 )
 from viewalign.data.shared_folders import SharedFolders
 from viewalign.data.sources import Exclusion
@@ -39,6 +41,7 @@ from viewalign.data.worker import (
     ImageOutcome,
     Job,
     entries_done,
+    place_of,
     stored_entries,
     stored_image_stays,
     unwritable,
@@ -60,7 +63,7 @@ class PrepareReport:
         prepared: images in the store's index; of a part of a run, its processed images.
         made: images stored by this run, frames of a 4-D image that are stored separately are counted.
         skipped: images that already existed.
-        kept: excluded files whose earlier image is kept in the store.
+        kept: images of excluded files that an earlier run stored, which are kept.
         pruned: entries that were removed because their image left the catalogue.
         others: images in the index that are not in this catalogue; they are from other runs.
         excluded: files that could not be used, sorted.
@@ -101,11 +104,12 @@ def prepare_records(
     store: Path,
     settings: PrepareSettings | None = None,
     workers: int | Callable[[], int] | None = None,
-    excluded: Iterable[Exclusion] = (),
+    excluded: Sequence[Exclusion] = (),
     on_progress: ProgressListener | None = None,
     *,
     quality: Mapping[str, float] | None = None,
     left_out: Sequence[Record] = (),
+    left_out_frames: Sequence[tuple[Record, int]] = (),
     shard: Shard | None = None,
     executor: Executor | None = None,
     limits: Limits | None = None,
@@ -121,10 +125,10 @@ def prepare_records(
         store: folder, created if missing; images of earlier runs are kept.
         settings: default `PrepareSettings()`.
         workers: processes; default one per core, 0 none. Of an executor, jobs at a time, or a function that returns it.
-        excluded: files that were excluded before, to be reported too.
+        excluded: files that were excluded before, to be reported too; stored images of them are kept.
         on_progress: called after each image.
         quality: scores by image id, for filters.
-        left_out: images that lists exclude: those of the store stay on the disk, out of its index.
+        left_out, left_out_frames: what lists exclude: it stays on the disk, out of the store's index.
         shard: which part of the work this run does; default all of it.
         executor: any of `concurrent.futures`, such as Dask's; default processes of this machine.
         limits: time and size that one file may ask for.
@@ -136,25 +140,24 @@ def prepare_records(
     """
     settings, shard, limits = settings or PrepareSettings(), shard or Shard(), limits or Limits()
     store, scores = store.absolute(), quality or {}
-    records, unused = stacked(records, settings.channels) if settings.channels else (records, [])
+    records, unused = stacked(records, settings.channels)
     distinct, twice = _distinct(records)
     if executor is None:  # the workers of a cluster may have access to other files
         _check_sources(shard.of(distinct))
     if prune and not shard.whole:
         raise UserError("One part of several cannot remove images that left the catalogue; run it without a shard.")
     check_folder(store, settings)  # before a lock is created in it
-    part = "" if shard.whole else f"{shard.number}-of-{shard.count}"
-    with lock_folder(store, part, "divide the work: each run with its own shard=i/n"):
+    catalogue = _Catalogue.of(distinct, _left_out(left_out, left_out_frames, settings.channels), excluded, settings)
+    with lock_folder(store, shard.name, "divide the work: each run with its own shard=i/n"):
         _open(store, settings, shard)
         run, whole = _Run(on_progress, PrepareReport(excluded=[*excluded, *unused, *twice])), False
         jobs = [Job(store, one, settings, _quality(one, scores), limits.max_voxels) for one in shard.of(distinct)]
         try:
-            if prune is not None:
-                run.report.pruned = _prune(store, _paths(distinct) | _left_out(left_out, settings.channels), prune)
+            run.report.pruned = _prune(store, catalogue, prune)
             run.do(jobs, _count(workers, len(jobs)), limits.seconds, executor)
             whole = True
         finally:
-            _finish(store, settings, shard, run.report, whole, distinct, left_out)
+            _finish(store, settings, shard, run.report, whole, catalogue)
     return run.report
 
 
@@ -171,8 +174,47 @@ _OTHERS = (
     "%s in %s: not in this source, such as %s. A pretraining uses them too. If they are images of this source under "
     "earlier names, as after a new subject_pattern, prepare it again with --prune, which lists and removes them."
 )
+_UNKNOWN = (
+    "%s in %s: not in this source, such as %s. A pretraining uses them too. Some may be of files that are excluded "
+    "now, which the report lists: --prune would remove what is stored of these. Check or repair the files first."
+)
 _READERS = 16
 """Threads that check sources: on a network share they wait most of the time."""
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """What all parts of a run have in common.
+
+    Attributes:
+        work: digest of its images and settings.
+        here: paths in the store of its images.
+        left_out: those of images and frames that lists exclude.
+        excluded: those of files that the index excluded, such as damaged ones.
+        unknown: whether it excluded files whose images have unknown paths.
+    """
+
+    work: str
+    here: Set[str]
+    left_out: Set[str]
+    excluded: Set[str]
+    unknown: bool
+
+    @classmethod
+    def of(
+        cls, records: Sequence[Record], left_out: Set[str], excluded: Sequence[Exclusion], settings: PrepareSettings
+    ) -> _Catalogue:
+        here, paths = _paths(records), {each.image for each in excluded if each.image}
+        if settings.channels:
+            name = safe_name("-".join(settings.channels))
+            paths = {f"{path.rpartition('/')[0]}/{name}" for path in paths}
+        return cls(
+            work_digest((record.image_id for record in records), settings),
+            here,
+            left_out - here,
+            paths - here - left_out,
+            any(not each.image for each in excluded),
+        )
 
 
 @dataclass
@@ -280,10 +322,16 @@ def _problem(record: Record) -> str | None:
     return None
 
 
-def _prune(store: Path, stay: Set[str], agree: Callable[[list[str]], bool]) -> int:
-    """Remove images that are not among these, if accepted, and empty folders; return the number of entries."""
-    rows = rows_on_disk(store)
+def _prune(store: Path, catalogue: _Catalogue, agree: Callable[[list[str]], bool] | None) -> int:
+    """Remove images that left the catalogue, if accepted, and empty folders; return the number of entries."""
+    if agree is None:
+        return 0
+    rows, stay = rows_on_disk(store), catalogue.here | catalogue.left_out | catalogue.excluded
     entries = sorted(row.path for row, properties in rows if image_of(row.path, properties) not in stay)
+    if entries and catalogue.unknown:
+        _log.warning(
+            "Images to be removed may be of files that are excluded now, such as damaged ones. Check the list."
+        )
     if not entries or not agree(entries):
         return 0
     try:
@@ -298,15 +346,15 @@ def _prune(store: Path, stay: Set[str], agree: Callable[[list[str]], bool]) -> i
 
 
 def _paths(records: Iterable[Record]) -> set[str]:
-    return {entry_path(record.dataset, record.subject, record.session, record.name) for record in records}
+    return {place_of(record) for record in records}
 
 
-def _left_out(records: Iterable[Record], channels: Sequence[str]) -> set[str]:
-    """Return the places of images that lists exclude; of a channel, that of the image of its session."""
+def _left_out(records: Iterable[Record], frames: Iterable[tuple[Record, int]], channels: Sequence[str]) -> set[str]:
+    """Return the paths of images and frames that lists exclude; of a channel, that of the image of its session."""
     if channels:
         folded, name = {each.casefold() for each in channels}, "-".join(channels)
         records = [replace(each, name=name) for each in records if each.modality.casefold() in folded]
-    return _paths(records)
+    return _paths(records) | {frame_name(place_of(record), number) for record, number in frames}
 
 
 def _distinct(records: Sequence[Record]) -> tuple[list[Record], list[Exclusion]]:
@@ -341,12 +389,9 @@ def _finish(
     shard: Shard,
     report: PrepareReport,
     whole: bool,
-    records: Sequence[Record],
-    left_out: Sequence[Record],
+    catalogue: _Catalogue,
 ) -> None:
     """Write index and report; a part does so for all parts if it is the last."""
-    here = _paths(records)
-    apart = _left_out(left_out, settings.channels) - here
     everything: list[Exclusion] | None = sorted(set(report.excluded))
     report.excluded = everything or []
     try:
@@ -355,17 +400,19 @@ def _finish(
         else:
             report.prepared = report.made + report.skipped
             if whole:
-                leave_part(store, shard, report.excluded)
-            report.missing_parts = missing_parts(store, shard.count)
-            everything = None if report.missing_parts else excluded_in_parts(store, shard.count)
+                leave_part(store, shard, catalogue.work, report.excluded)
+            report.missing_parts = missing_parts(store, shard.count, catalogue.work)
+            everything = None if report.missing_parts else excluded_in_parts(store, shard.count, catalogue.work)
         if everything is None:
             return
-        report.index, others = write_report(store, settings, everything, here, apart)
+        report.index, beyond = write_report(store, settings, everything, catalogue.here, catalogue.left_out)
+        others = [name for name, path in beyond if path not in catalogue.excluded]
         report.excluded, report.prepared, report.others = everything, report.index.images, len(others)
+        report.kept += len(beyond) - len(others)
         if not shard.whole:
             remove_parts(store)
             sweep_temporary(store, below=False)
     except OSError as error:
         raise UserError(unwritable(store, error)) from None
     if others and whole:
-        _log.warning(_OTHERS, counted(len(others), "image"), store, others[0])
+        _log.warning(_UNKNOWN if catalogue.unknown else _OTHERS, counted(len(others), "image"), store, others[0])

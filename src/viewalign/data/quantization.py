@@ -49,8 +49,11 @@ def quantize(array: NDArray[np.float32], dtype: NumberType) -> tuple[NDArray[Any
     scale, offset = _steps(array)
     packed = np.empty(array.shape, dtype=np.int16)
     for plane, target in zip(array, packed, strict=True):
-        target[...] = np.rint((plane - np.float32(offset)) * np.float32(1 / scale))
-    return packed, Quantization(scale, offset, *_errors(array, packed, scale, offset))
+        # The offset is rounded, so that the ends of an image far from zero may be beyond int16, and would wrap around.
+        target[...] = np.clip(np.rint((plane - np.float32(offset)) * np.float32(1 / scale)), -_STEPS - 1, _STEPS)
+    packing = Quantization(scale, offset, *_errors(array, packed, scale, offset))
+    _check_finite([packing.largest_error], dtype)  # the largest numbers of float32 would come back as infinity
+    return packed, packing
 
 
 def dequantize(stored: NDArray[Any], scale: NDArray[np.float32], offset: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -76,7 +79,8 @@ def _errors(array: NDArray[np.float32], packed: NDArray[Any], scale: float, offs
     """Return the largest and the root mean square error after reading back, computed plane by plane."""
     largest, squares = 0.0, 0.0
     for plane, stored in zip(array, packed, strict=True):
-        difference = (stored.astype(np.float32) * np.float32(scale) + np.float32(offset)) - plane
+        with np.errstate(over="ignore"):
+            difference = (stored.astype(np.float32) * np.float32(scale) + np.float32(offset)) - plane
         largest = max(largest, float(np.abs(difference).max()))
         squares += float(np.square(difference, dtype=np.float64).sum())
     return largest, float(np.sqrt(squares / array.size))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from viewalign.data.layout import read_json, write_json
+from viewalign.data.settings import PrepareSettings
 from viewalign.data.sources import Exclusion
 from viewalign.errors import UserError
 
@@ -41,30 +44,54 @@ class Shard:
         """Whether it is the only part."""
         return self.count == 1
 
+    @property
+    def name(self) -> str:
+        """`3-of-16`; empty for the only part."""
+        return "" if self.whole else f"{self.number}-of-{self.count}"
+
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this part's items."""
         return items[self.number - 1 :: self.count]
 
 
-def leave_part(store: Path, shard: Shard, excluded: Sequence[Exclusion]) -> None:
-    """Record that a part is done, and its excluded images."""
-    write_json(_path(store, shard), [exclusion.as_json() for exclusion in sorted(set(excluded))])
+def work_digest(ids: Iterable[str], settings: PrepareSettings) -> str:
+    """Return 16 hex digits that change with the images or settings of a run, of which its parts must be.
+
+    The order of the images counts, since a part is every n-th of them.
+    """
+    parts = (*ids, settings.model_dump_json())
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def missing_parts(store: Path, count: int) -> list[int]:
-    """Return the parts that are not done yet."""
-    return [n for n in range(1, count + 1) if not _path(store, Shard(n, count)).is_file()]
+def leave_part(store: Path, shard: Shard, work: str, excluded: Sequence[Exclusion]) -> None:
+    """Record that a part of a work (see `work_digest`) is done, and its excluded images."""
+    content = {"work": work, "excluded": [exclusion.as_json() for exclusion in sorted(set(excluded))]}
+    write_json(_path(store, shard), content)
 
 
-def excluded_in_parts(store: Path, count: int) -> list[Exclusion] | None:
+def missing_parts(store: Path, count: int, work: str) -> list[int]:
+    """Return the parts of a work that are not done yet."""
+    return [n for n in range(1, count + 1) if _excluded(store, Shard(n, count), work) is None]
+
+
+def excluded_in_parts(store: Path, count: int, work: str) -> list[Exclusion] | None:
     """Return the excluded images of all parts, sorted; None if another part has removed the records meanwhile."""
     found: set[Exclusion] = set()
-    try:
-        for n in range(1, count + 1):
-            found |= {Exclusion(entry["file"], entry["reason"]) for entry in read_json(_path(store, Shard(n, count)))}
-    except OSError:
-        return None
+    for n in range(1, count + 1):
+        part = _excluded(store, Shard(n, count), work)
+        if part is None:
+            return None
+        found.update(part)
     return sorted(found)
+
+
+def _excluded(store: Path, shard: Shard, work: str) -> list[Exclusion] | None:
+    """Return the excluded images of a part; None if it is not done, or was of other images or settings."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, or of an earlier version
+        content = read_json(_path(store, shard))
+        if content["work"] == work:
+            return [Exclusion(entry["file"], entry["reason"]) for entry in content["excluded"]]
+    return None
 
 
 def remove_parts(store: Path) -> None:
@@ -78,4 +105,4 @@ def forget_part(store: Path, shard: Shard) -> None:
 
 
 def _path(store: Path, shard: Shard) -> Path:
-    return store / _FOLDER / f"{shard.number}-of-{shard.count}.json"
+    return store / _FOLDER / f"{shard.name}.json"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ Stored = Sequence[tuple[Row, dict[str, Any]]]
 
 def write_report(
     store: Path, settings: PrepareSettings, excluded: Sequence[Exclusion], here: Set[str], left_out: Set[str]
-) -> tuple[Index, list[str]]:
+) -> tuple[Index, list[tuple[str, str]]]:
     """Write `index.json`, `store.json`, `report.json` and the list of findings.
 
     Args:
@@ -37,14 +38,17 @@ def write_report(
         settings: of the preparation.
         excluded: files that could not be used or are left out.
         here: images of the catalogue, by their paths in the store.
-        left_out: images that lists exclude: they stay in the store, but not in its index.
+        left_out: images and frames that lists exclude: they stay in the store, but not in its index.
 
     Returns:
-        The images with findings, and the ids of those that are not of this catalogue.
+        The images with findings, and the ids of those that are not of this catalogue, each with its path in the store.
     """
-    listed = (each for each in rows_on_disk(store) if image_of(each[0].path, each[1]) not in left_out)
+    listed = (
+        each for each in rows_on_disk(store) if left_out.isdisjoint((each[0].path, image_of(each[0].path, each[1])))
+    )
     found = sorted(listed, key=lambda each: each[0].id)
-    others = [row.id for row, properties in found if image_of(row.path, properties) not in here]
+    images = [(row.id, image_of(row.path, properties)) for row, properties in found]
+    others = [(name, path) for name, path in images if path not in here]
     rows = [row for row, _ in found]
     copies = find_copies(
         [row.subject for row in rows],
@@ -53,7 +57,8 @@ def write_report(
     )
     write_index(store, [replace(row, group=copies.group_of.get(row.subject)) for row in rows])
     write_header(store, settings, len(rows))
-    index = Index(Collection(0, settings.describe()), list(excluded), [_entry(*each) for each in found])
+    shares = _source_shares(found)
+    index = Index(Collection(0, settings.describe()), list(excluded), [_entry(*each, shares) for each in found])
     _add_copies(index, copies)
     content: dict[str, Any] = {"prepared": len(rows), "excluded": [exclusion.as_json() for exclusion in excluded]}
     if index.duplicates:
@@ -68,15 +73,32 @@ def write_report(
     return index, others
 
 
-def _entry(row: Row, properties: dict[str, Any]) -> Entry:
-    """Describe an image as it was before preparation, with what its voxels say about it."""
+def _source_shares(found: Stored) -> dict[str, int]:
+    """Return how many images were made from each source, by its digest: series of a DICOM folder, frames of a file.
+
+    A copy of a file has its digest too, but its images have the checksums of those of the file.
+    """
+    images: dict[str, set[str | None]] = defaultdict(set)
+    for _, properties in found:
+        images[properties["source_digest"]].add(properties.get("checksum"))
+    return {digest: len(checksums) for digest, checksums in images.items()}
+
+
+def _entry(row: Row, properties: dict[str, Any], shares: Mapping[str, int]) -> Entry:
+    """Describe an image as it was before preparation, with what its voxels say about it.
+
+    Args:
+        row: of the index.
+        properties: of the image.
+        shares: images of each source, which its bytes are divided by, so that their sum is right.
+    """
     _, dataset, subject, session, name = row.path.split("/")
     shape, spacing = properties["original_shape"], properties["original_spacing"]
     direction = np.array(properties["original_direction"])
     entry = Entry(
         *(dataset, subject, session, name, row.id, row.modality, shape, spacing),
         orientation=properties["original_orientation"],
-        bytes=properties["source_bytes"],
+        bytes=round(properties["source_bytes"] / shares[properties["source_digest"]]),
         suspects=geometry_suspicions(shape, spacing, direction),
     )
     if clipped := sum(properties.get("clipped_voxels", ())):

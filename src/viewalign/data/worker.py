@@ -14,10 +14,17 @@ from viewalign.data.catalogue import Record
 from viewalign.data.content import label_map_reason
 from viewalign.data.fingerprint import masks_of, record_digest
 from viewalign.data.grids import grid_difference
-from viewalign.data.layout import chunk_and_block, done_properties, entry_path, forget_entry, write_entry
-from viewalign.data.preprocessing import Prepared, prepare_channels, prepare_volume
+from viewalign.data.layout import (
+    chunk_and_block,
+    done_properties,
+    entry_path,
+    forget_entry,
+    frame_name,
+    write_entry,
+)
+from viewalign.data.preprocessing import Prepared, prepare_channels
 from viewalign.data.readers.files import Volume, read_frames, read_mask, read_volume
-from viewalign.data.readers.headers import MAX_VOXELS, source_bytes
+from viewalign.data.readers.headers import MAX_VOXELS, FramesError, source_bytes
 from viewalign.data.readers.suv import suv_factor
 from viewalign.data.settings import RECIPE_VERSION, PrepareSettings
 from viewalign.data.shared_folders import Source
@@ -50,8 +57,12 @@ class Job:
     @property
     def relative(self) -> str:
         """The image's path in the store."""
-        record = self.record
-        return entry_path(record.dataset, record.subject, record.session, record.name)
+        return place_of(self.record)
+
+
+def place_of(record: Record) -> str:
+    """Return the path of an image in a store."""
+    return entry_path(record.dataset, record.subject, record.session, record.name)
 
 
 def entries_done(job: Job) -> int:
@@ -72,7 +83,7 @@ def entries_done(job: Job) -> int:
 def _is_of(properties: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether an entry, or one of the frames of an image, was made from the same source and recipe."""
     frame = properties.get("frame")
-    identity = wanted if frame is None else {**wanted, "id": _frame(str(wanted["id"]), int(frame))}
+    identity = wanted if frame is None else {**wanted, "id": frame_name(str(wanted["id"]), int(frame))}
     return all(properties.get(key) == value for key, value in identity.items())
 
 
@@ -84,10 +95,6 @@ def stored_entries(job: Job) -> list[tuple[str, dict[str, Any]]]:
     found = [(name, done_properties(job.store, name)) for name in (job.relative, *frames)]
     # Another image may have the name of a frame.
     return [(name, facts) for name, facts in found if facts is not None and (name in frames) == ("frame" in facts)]
-
-
-def _frame(name: str, number: int) -> str:
-    return f"{name}-frame{number:04d}"
 
 
 def work(job: Job) -> ImageOutcome:
@@ -105,22 +112,41 @@ def prepare_one(job: Job) -> int:
     """
     record, settings = job.record, job.settings
     before = None if job.source else _digest_if_readable(record)
-    volumes = _read_volumes(record, settings, job.max_voxels)
-    masks = _read_masks(record, volumes[0])
+    groups, masks = read_image(record, settings, job.max_voxels)
     whose = {**_identity(job), "subject": record.subject_id, "dataset": record.dataset}
     if not job.source.unchanged() if job.source else whose["source_digest"] != before:
         raise ExcludedImageError("its file changed while it was read")
     earlier = {name for name, _ in stored_entries(job)}
-    if len(volumes) == 1 or record.channels or settings.frames == "channels":
-        prepared = prepare_channels(volumes, settings, masks, job.max_voxels)
-        del volumes, masks
+    if len(groups) == 1:
+        prepared = prepare_channels(groups[0], settings, masks, job.max_voxels)
+        del groups, masks
         _write(job, job.relative, whose, prepared)
         written = [job.relative]
     else:
-        written = _write_frames(job, whose, volumes, masks)
+        written = _write_frames(job, whose, groups, masks)
     for name in earlier - set(written):
         forget_entry(job.store, name)
     return len(written)
+
+
+def read_image(
+    record: Record, settings: PrepareSettings, max_voxels: int = MAX_VOXELS
+) -> tuple[list[list[Volume]], dict[str, NDArray[Any]]]:
+    """Read the volumes of an image, grouped to the images that are stored of it, and its masks by kind.
+
+    Channels form one group; frames of a 4-D image do, or are a group each.
+
+    Args:
+        record: the image in the catalogue.
+        settings: of the preparation.
+        max_voxels: exclude larger images.
+
+    Raises:
+        ExcludedImageError: a file cannot be used, or channels are on different voxel grids.
+    """
+    volumes = _read_volumes(record, settings, max_voxels)
+    together = record.channels or settings.frames == "channels"
+    return [volumes] if together else [[volume] for volume in volumes], _read_masks(record, volumes[0])
 
 
 def _read_volumes(record: Record, settings: PrepareSettings, max_voxels: int) -> list[Volume]:
@@ -132,7 +158,10 @@ def _read_volumes(record: Record, settings: PrepareSettings, max_voxels: int) ->
     if record.channels:
         return _read_stacked(record.channels, settings, max_voxels)
     if settings.frames == "exclude":
-        volumes = [read_volume(record.path, settings.fill_nonfinite, max_voxels, record.series)]
+        try:
+            volumes = [read_volume(record.path, settings.fill_nonfinite, max_voxels, record.series)]
+        except FramesError as several:
+            raise ExcludedImageError(f"{several}; frames=channels or frames=volumes of prepare includes it") from None
     else:
         volumes = read_frames(record.path, settings.fill_nonfinite, max_voxels, record.series)
     if settings.suv and record.modality.casefold() == "pet":
@@ -169,16 +198,15 @@ def _read_masks(record: Record, volume: Volume) -> dict[str, NDArray[Any]]:
 
 
 def _write_frames(
-    job: Job, whose: dict[str, Any], volumes: Sequence[Volume], masks: dict[str, NDArray[Any]]
+    job: Job, whose: dict[str, Any], frames: Sequence[Sequence[Volume]], masks: dict[str, NDArray[Any]]
 ) -> list[str]:
     """Write every frame as a separate image, or none; return their paths."""
     written: list[str] = []
     try:
-        for number, volume in enumerate(volumes):
-            prepared = prepare_volume(volume, job.settings, masks, job.max_voxels)
-            prepared.array = prepared.array[None]
-            name = {"id": _frame(job.record.image_id, number), "frames": len(volumes), "frame": number}
-            written.append(_frame(job.relative, number))
+        for number, volumes in enumerate(frames):
+            prepared = prepare_channels(volumes, job.settings, masks, job.max_voxels)
+            name = {"id": frame_name(job.record.image_id, number), "frames": len(frames), "frame": number}
+            written.append(frame_name(job.relative, number))
             _write(job, written[-1], {**whose, **name}, prepared)
     except BaseException:
         for place in written:

@@ -69,7 +69,8 @@ def estimate(source: Path, recipe: str, values: Mapping[str, Any], report: Calla
     Raises:
         UserError: invalid settings, no images, or a GPU of unknown speed.
     """
-    from viewalign.data.inputs import catalogue_of, stored_settings
+    from viewalign.data.exclusions import ExclusionList
+    from viewalign.data.inputs import catalogue_of, stored_settings, without
     from viewalign.recipes.loading import load
     from viewalign.training.throughput import card
 
@@ -78,9 +79,12 @@ def estimate(source: Path, recipe: str, values: Mapping[str, Any], report: Calla
     chosen = load(recipe, settings=rest, warn=True)
     wanted = checked(EstimateSettings, own)
     cards = [card(name) for name in wanted.gpu]
-    found = catalogue_of(source, on_file=lambda *counts: report("Reading headers", *counts))
-    settings = stored_settings(wanted.prepare, found.records, report)
-    lines, preparation = _preparation(found, settings, wanted.prepare.workers, chosen.views.patch_size, report)
+    preparing = wanted.prepare
+    found = catalogue_of(source, preparing.frames != "exclude", lambda *counts: report("Reading headers", *counts))
+    lists = ExclusionList.read(map(Path, preparing.exclude))
+    found = without(found, lists, preparing.channels, preparing.frames == "volumes")
+    settings = stored_settings(preparing, found.records, report)
+    lines, preparation = _preparation(found, settings, preparing.workers, chosen.views.patch_size, report)
     more, pretraining = _pretraining(chosen, cards)
     facts = {"preparation": preparation, "pretraining": pretraining}
     return Estimate(settings.describe(), lines, more, facts)
@@ -94,12 +98,14 @@ def _preparation(
     report: Callable[..., Any],
 ) -> tuple[list[Line], dict[str, Any]]:
     from viewalign.data import estimate as estimating
+    from viewalign.data.channels import stacked
     from viewalign.data.settings import worker_bytes
     from viewalign.data.worker_pool import default_workers
     from viewalign.utils.console import duration
     from viewalign.utils.memory import memory_bytes
 
-    survey = estimating.survey(found.records, settings, lambda *counts: report("Reading headers", *counts))
+    records, unused = stacked(found.records, settings.channels)
+    survey = estimating.survey(records, settings, lambda *counts: report("Reading headers", *counts))
     trial = estimating.try_some(survey.sizes, settings)
     count = workers or default_workers()
     facts: dict[str, Any] = {
@@ -111,7 +117,7 @@ def _preparation(
         "worker_memory_bytes": worker_bytes(survey.largest),
         "workers": count,
         "seconds": estimating.core_seconds(survey, trial) / count,
-        "excluded": round(estimating.excluded_in_all(survey, trial, found.excluded)),
+        "excluded": round(estimating.excluded_in_all(survey, trial, [*found.excluded, *unused])),
         "reasons": [reason for reason, _ in survey.excluded.most_common(5)] + sorted(set(trial.excluded))[:3],
         "smaller_than_view": round(survey.smaller_than(view)),
     }

@@ -14,6 +14,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from viewalign.data.readers.dicom_folders import scan_folders, stack_of
+from viewalign.data.readers.dicom_stacks import Stack
 from viewalign.data.readers.dicom_voxels import read_pixels
 from viewalign.data.readers.files import read_volume
 from viewalign.data.readers.headers import read_header, source_bytes
@@ -95,6 +96,48 @@ def test_echoes_of_one_series_are_parted(tmp_path: Path, voxels: np.ndarray) -> 
     labels = {stack.label: stack for stack in scan_folders([tmp_path]).stacks}
     assert set(labels) == {"EchoTime-4.9", "EchoTime-9.8"}
     np.testing.assert_array_equal(read_volume(labels["EchoTime-9.8"].path).array, voxels + 1)
+
+
+def alternating(folder: Path, voxels: np.ndarray, key: str, values) -> list[Stack]:
+    """Write a series whose slices have these values in turn; return its volumes, the lowest first."""
+    for k, plane in enumerate(np.concatenate([voxels, voxels])):
+        tags = {"EchoTime": 10.0, "ImageType": ["ORIGINAL", "PRIMARY"], key: values[k % len(values)]}
+        write_slice(folder / f"{k}.dcm", plane, (0, 0, 2.0 * k), **tags)
+    scan = scan_folders([folder])
+    assert not scan.rejected
+    return sorted(scan.stacks, key=lambda stack: stack.frames[0].position[2])
+
+
+@pytest.mark.parametrize(("key", "values"), [("EchoTime", (10, 90)), ("InversionTime", (700, 2500, 4000))])
+def test_volumes_whose_slices_alternate_are_parted(tmp_path: Path, voxels: np.ndarray, key: str, values) -> None:
+    stacks = alternating(tmp_path, voxels, key, values)
+    assert [float(stack.label.removeprefix(f"{key}-")) for stack in stacks] == list(values)
+    assert [stack.spacing[0] for stack in stacks] == pytest.approx([2.0 * len(values)] * len(values))
+    whole = np.concatenate([voxels, voxels])
+    for number, stack in enumerate(stacks):
+        np.testing.assert_array_equal(read_volume(stack.path).array, whole[number :: len(values)])
+
+
+def test_a_contrast_that_alternates_irregularly_is_noted(tmp_path: Path, voxels: np.ndarray) -> None:
+    (stack,) = alternating(tmp_path / "echoes", voxels, "EchoTime", (10, 90, 90, 10, 10, 90))
+    assert "EchoTime changes" in stack.note
+    (stack,) = alternating(tmp_path / "types", voxels, "ImageType", (["ORIGINAL", "PRIMARY"], ["DERIVED", "PRIMARY"]))
+    assert "ImageType changes" in stack.note
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("EchoTime", (2.46, 2.461)),
+        ("EchoTime", range(10, 34, 2)),
+        ("AcquisitionNumber", (1, 2)),
+        ("EchoTime", (10,) * 6 + (90,) * 6),
+        ("ImageType", (*[["ORIGINAL", "PRIMARY"]] * 11, ["DERIVED", "PRIMARY"])),
+    ],
+)
+def test_ordinary_attributes_of_slices_are_not_parted(tmp_path: Path, voxels: np.ndarray, key: str, values) -> None:
+    (stack,) = alternating(tmp_path, voxels, key, values)
+    assert (stack.shape[0], stack.note) == (12, "")
 
 
 def test_localizers_in_a_series_are_rejected_and_the_rest_is_used(tmp_path: Path, voxels: np.ndarray) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+import viewalign
+from viewalign.data.audit import audit
 from viewalign.data.estimate import survey
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_records
@@ -48,6 +51,18 @@ def test_they_are_excluded_unless_requested(tmp_path: Path, series: np.ndarray) 
     records = list(found(tmp_path).collection.records())
     report = prepare_records(records, tmp_path / "s", PrepareSettings(), 0)
     assert (report.prepared, len(report.excluded)) == (1, 1)
+    assert "frames=channels or frames=volumes of prepare" in report.excluded[0].reason
+    assert report.index is not None
+    assert [row.option for row in audit(report.index) if "4-D" in row.title] == [
+        "frames=channels or frames=volumes includes them"
+    ]
+
+
+def test_several_frames_of_other_types_are_not_said_to_be_readable(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    nibabel.save(nibabel.MGHImage(np.ones((8, 8, 8, 3), np.float32), np.eye(4)), tmp_path / "scans" / "bold.mgz")
+    reasons = [exclusion.reason for exclusion in found(tmp_path).excluded]
+    assert reasons == ["it has 3 frames (4-D), which are read only from .nii and .nii.gz"]
 
 
 def test_into_channels(tmp_path: Path, series: np.ndarray) -> None:
@@ -81,6 +96,24 @@ def test_into_volumes_of_one_subject(tmp_path: Path, series: np.ndarray) -> None
     report = prepare_records(records, tmp_path / "s", settings, 0)
     assert (report.made, report.skipped) == (3, 1)
     assert contents() == before
+
+
+def test_a_list_names_a_frame_by_its_id(tmp_path: Path, series: np.ndarray) -> None:
+    def prepare(exclude: Sequence[Path], prune=None):
+        listed = [str(path) for path in exclude]
+        return viewalign.prepare(
+            tmp_path / "scans", tmp_path / "s", workers=0, frames="volumes", exclude=listed, prune=prune
+        )
+
+    ids = [entry.file for entry in prepare([]).index.entries]
+    frame = next(each for each in ids if each.endswith("bold-frame0001"))
+    (tmp_path / "list.txt").write_text(f"{frame}\n")
+    report = prepare([tmp_path / "list.txt"], lambda _: pytest.fail("nothing left the source"))
+    assert [entry.file for entry in report.index.entries] == [each for each in ids if each != frame]
+    assert "frame 1" in report.excluded[0].reason
+    assert (report.made, report.prepared, len(Store.open(tmp_path / "s"))) == (0, 3, 3)
+    report = prepare([])
+    assert (report.made, report.prepared) == (0, 4)
 
 
 def test_a_bad_frame_is_reported_and_the_stored_image_stays(tmp_path: Path, series: np.ndarray) -> None:

@@ -182,6 +182,28 @@ def test_types_of_nibabel_are_read(tmp_path: Path, voxels: np.ndarray, name: str
     assert prepare_records(records, tmp_path / "store", PrepareSettings(), workers=0).skipped == 1
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair])
+def test_pairs_have_unit_intent_and_notes_of_nifti(tmp_path: Path, voxels: np.ndarray, kind) -> None:
+    image = kind(voxels.T, np.diag([50, 60, 70, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "fine.hdr")
+    header = read_header(tmp_path / "fine.hdr")
+    np.testing.assert_allclose(header.spacing, (0.07, 0.06, 0.05), rtol=1e-6)
+    assert header.note == "its lengths are in units of 0.001 mm"
+    image = kind(voxels.T, np.eye(4))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.header.set_intent("label")
+    nibabel.save(image, tmp_path / "atlas.hdr")
+    assert "which side is left is a guess" in read_header(tmp_path / "atlas.hdr").note
+    index = index_sources([str(tmp_path)])
+    assert (index.images, [Path(each.file).name for each in index.excluded]) == (1, ["atlas.hdr"])
+    image = kind(voxels.T, np.eye(4))
+    image.set_qform(np.eye(4) + np.diag([5.0, 5, 5], 1), 1)
+    nibabel.save(image, tmp_path / "both.hdr")
+    assert "sform and qform disagree" in read_header(tmp_path / "both.hdr").note
+
+
 def test_damaged_files_of_nibabel_are_reasons(tmp_path: Path, voxels: np.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Pair(voxels.T, np.eye(4)), tmp_path / "a.hdr")
     (tmp_path / "a.img").unlink()

@@ -149,6 +149,26 @@ def test_a_task_of_the_decathlon(tmp_path: Path, put) -> None:
     assert dict(index.modalities) == {"MR": 1}
 
 
+def test_cases_of_nnunet_that_show_one_person_are_one_subject(tmp_path: Path, put) -> None:
+    root = tmp_path / "Dataset027_ACDC"
+    put(root, *(f"imagesTr/patient00{p}_frame{f}_000{c}.nii.gz" for p in (1, 2) for f in ("01", "12") for c in (0, 1)))
+    put(root, *(f"imagesTr/BraTS-GLI-00000-00{k}_0000.nii.gz" for k in (0, 1)), "imagesTr/a_0001_0000.nii.gz")
+    nnunet(root, channel_names={"0": "MR", "1": "CT"}, file_ending=".nii.gz")
+    index = index_sources([str(root)])
+    subjects = index.collection.datasets[root.name].subjects
+    assert set(subjects) == {"patient001", "patient002", "BraTS-GLI-00000", "a_0001"}
+    assert set(subjects["BraTS-GLI-00000"].sessions) == {"000", "001"}
+    assert index.notes == []
+
+
+def test_cases_of_nnunet_that_may_show_one_person_are_noted(tmp_path: Path, put) -> None:
+    put(tmp_path / "d", *(f"imagesTr/P0{p}_{when}_0000.nii.gz" for p in (1, 2) for when in ("pre", "post")))
+    nnunet(tmp_path / "d", channel_names={"0": "MR"}, file_ending=".nii.gz")
+    index = index_sources([str(tmp_path / "d")])
+    assert index.subjects() == 4
+    assert "4 subjects in d look like 2" in index.notes[0]
+
+
 def test_other_images_of_nnunet_are_rejected(tmp_path: Path, put) -> None:
     put(tmp_path / "d", "imagesTr/a_0000.nii.gz")
     nnunet(tmp_path / "d", channel_names={"0": "R"}, file_ending=".png")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dicom_files import write_enhanced, write_report, write_series, write_slice
 import viewalign
 from viewalign.data.catalogue import read_catalogue, write_catalogue
 from viewalign.data.indexing import index_sources
+from viewalign.data.patients import patient_name
 from viewalign.data.prepare import prepare_records
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.sources import FindOptions
@@ -196,3 +198,31 @@ def test_a_series_in_a_folder_whose_name_is_no_utf_8_is_excluded(tmp_path: Path)
     index = viewalign.index(tmp_path / "x", tmp_path / "cat.json", workers=0)
     assert index.images == 1
     assert {exclusion.reason for exclusion in index.excluded} == {"its name is not valid UTF-8"}
+
+
+def test_a_patient_of_two_sources_is_on_one_side_of_a_split(tmp_path: Path) -> None:
+    """Also if the studies differ; people without a PatientID of their own are not joined."""
+    rng = np.random.default_rng(0)
+    for source in "ab":
+        for patient in ("ANNA", "ANONYMOUS"):
+            tags = {"PatientID": patient, "StudyInstanceUID": f"1.{ord(source)}.{len(patient)}"}
+            write_series(tmp_path / source / patient, rng.integers(1, 4000, (20, 24, 24)).astype(np.uint16), **tags)
+    records = list(index_sources([str(tmp_path / source) for source in "ab"]).collection.records())
+    assert len({record.subject_id for record in records}) == 4
+    prepare_records(records, tmp_path / "store", PrepareSettings(), workers=0)
+    store = Store.open(tmp_path / "store")
+    groups: dict[str, set[str]] = {}
+    for subject, group in zip(store.subjects, store.groups, strict=True):
+        groups.setdefault(subject.rsplit("__", 1)[-1], set()).add(group)
+    assert {patient: len(found) for patient, found in groups.items()} == {
+        patient_name("ANNA"): 1,
+        patient_name("ANONYMOUS"): 2,
+    }
+
+
+def test_names_of_people_with_accents_are_whole(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(1, 4000, (6, 10, 12)).astype(np.uint16)
+    for number in (1, 2):
+        folder = tmp_path / unicodedata.normalize("NFD", f"sub-René{number}")
+        write_series(folder, voxels, PatientID=f"R{number}", StudyInstanceUID=f"1.{number}")
+    assert {entry.subject for entry in index_sources([str(tmp_path)]).entries} == {"sub-René1", "sub-René2"}

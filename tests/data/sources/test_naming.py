@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from viewalign.data.sources.label_names import is_label
-from viewalign.data.sources.naming import fewer_subjects, modality_of, names_of
+from viewalign.data.sources.naming import fewer_subjects, modality_of, names_of, stated_names
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,9 @@ from viewalign.data.sources.naming import fewer_subjects, modality_of, names_of
         ("site/20190131/T1.nii.gz", ("site_20190131", "ses-DEFAULT", "T1w")),
         ("P001/20191399/T1.nii.gz", ("P001_20191399", "ses-DEFAULT", "T1w")),
         ("BraTS-GLI-00005-001/BraTS-GLI-00005-001-t1n.nii.gz", ("BraTS-GLI-00005", "001", "T1w")),
+        ("BraTS-GLI-00005-001_0000.nii.gz", ("BraTS-GLI-00005", "001", "unknown")),
+        ("train_7_a_2_0000.nii.gz", ("train_7", "a", "unknown")),
+        ("PPMI_3102_MR_SAG_T1_br_raw_20110629_S113312_I242389_0000.nii.gz", ("3102", "ses-DEFAULT", "T1w")),
     ],
 )
 def test_guesses(path: str, expected: tuple[str, str, str]) -> None:
@@ -122,3 +125,11 @@ def test_names_of_other_alphabets(stem: str, subject: str, form) -> None:
     """A subject keeps its last letter, its images belong together, and both forms of an accent are one name."""
     name = unicodedata.normalize(form, stem)
     assert names_of(PurePosixPath(f"{name}.nii.gz"), name).subject == subject
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_stated_names_of_other_alphabets(form) -> None:
+    path = PurePosixPath(unicodedata.normalize(form, "sub-René1/ses-é2/x.dcm"))
+    assert stated_names(path)["subject"] == "sub-René1"
+    pattern = re.compile("(?P<subject>Ren.1)")
+    assert stated_names(path, pattern)["subject"] == "René1"

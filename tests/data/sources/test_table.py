@@ -83,6 +83,29 @@ def test_images_that_became_separate_subjects_are_reported(folder: Path) -> None
     assert index.notes == []
 
 
+def test_subjects_that_look_like_fewer_people_are_reported(folder: Path) -> None:
+    rows = [f"P0{p}_{when}_T{k}.nii.gz" for p in (1, 2) for when in ("pre", "post") for k in (1, 2)]
+    index, _ = records(folder, "\n".join(["path", *rows]))
+    assert index.notes
+    assert "4 subjects look like 2" in index.notes[0]
+    assert "P01_post and P01_pre" in index.notes[0]
+    assert records(folder, "\n".join(["path", *(f"sub-{row}" for row in rows)]))[0].notes == []
+
+
+def test_rows_without_a_subject_are_reported(folder: Path) -> None:
+    index, found = records(folder, "path,subject\ndata/a.nii.gz,Anna\n\ndata/b.nii.gz,n/a\ndata/mask.nii.gz,\n")
+    assert [record.subject for record in found] == ["Anna", "b", "mask"]
+    assert len(index.notes) == 1
+    assert "no subject in 2 rows, the first in line 4" in index.notes[0]
+
+
+def test_paths_below_the_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    index, (only,) = records(folder / "data", "path,subject,anatomy_mask\n~/data/a.nii.gz,A,~/data/mask.nii.gz\n")
+    assert index.excluded == []
+    assert (only.path, only.anatomy_mask) == (folder / "data/a.nii.gz", folder / "data/mask.nii.gz")
+
+
 def test_rows_without_values_are_passed_over_and_lines_counted_as_in_the_file(folder: Path) -> None:
     _, (only,) = records(folder, "path;subject;site\n\ndata/a.nii.gz;Anna;\n;;\n")
     assert only.subject == "Anna"

@@ -57,7 +57,7 @@ _NO_IMAGES = ("SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTDOSE", "REG
 
 def may_be_dicom(path: Path) -> bool:
     """Return whether to open a file: by its name, or, unless the name is of another type, by its bytes 128–131."""
-    by_name = _is_dicom_name(path)
+    by_name = is_dicom_name(path.name)
     if by_name is not None:
         return by_name
     try:
@@ -69,12 +69,14 @@ def may_be_dicom(path: Path) -> bool:
         return missing_content(path) is not None  # a slice of an export may have no suffix
 
 
-def _is_dicom_name(path: Path) -> bool | None:
-    """Return whether a file is DICOM by its name; None if its content decides."""
-    suffix = path.suffix.lower()
+def is_dicom_name(name: str) -> bool | None:
+    """Return whether a file is DICOM by its name, hidden ones (`._im1.dcm` of macOS) never; None: content decides."""
+    suffix = Path(name).suffix.lower()
+    if name.startswith("."):
+        return False
     if suffix in _BY_NAME:
         return True
-    return False if suffix_of(path.name) or _OTHER_TYPE.fullmatch(suffix) else None
+    return False if suffix_of(name) or _OTHER_TYPE.fullmatch(suffix) else None
 
 
 def _has_mark(file: BinaryIO) -> bool:
@@ -87,7 +89,7 @@ def read_if_dicom(path: Path) -> list[Frame] | None:
     Raises:
         ExcludedImageError: damaged, colour, truncated, without positions, or not downloaded.
     """
-    by_name = _is_dicom_name(path)
+    by_name = is_dicom_name(path.name)
     if by_name is False:
         return None
     try:

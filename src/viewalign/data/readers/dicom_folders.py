@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from viewalign.data.catalogue import SeriesSource
+from viewalign.data.readers.dicom_files import is_dicom_name
 from viewalign.data.readers.dicom_headers import FilesRead, read_files
 from viewalign.data.readers.dicom_stacks import Rejected, Stack, related, sort_into_stacks
 from viewalign.errors import ExcludedImageError
@@ -112,22 +113,26 @@ def stack_of(path: Path, source: SeriesSource | None = None) -> Stack:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files of a folder, which changes when a slice is added, removed or resized."""
-    with os.scandir(folder) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    """Return the size of all files of a folder that may be slices."""
+    return sum(size for _, size, _ in folder_state(folder))
 
 
 def folder_state(folder: Path) -> FolderState:
-    """Return name, size and time of change of all files of a folder, sorted."""
+    """Return name, size and time of change of all files of a folder that may be slices, sorted."""
     with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+        files = [(entry.name, entry.stat()) for entry in entries if _may_be_slice(entry)]
     return tuple(sorted((name, status.st_size, status.st_mtime_ns) for name, status in files))
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return all files of a folder, sorted."""
+    """Return all files of a folder that may be slices, sorted."""
     with os.scandir(folder) as entries:
-        return [folder / name for name in sorted(entry.name for entry in entries if entry.is_file())]
+        return [folder / name for name in sorted(entry.name for entry in entries if _may_be_slice(entry))]
+
+
+def _may_be_slice(entry: os.DirEntry[str]) -> bool:
+    """Say so by the name alone; what is certainly none, such as notes, does not change a folder's digest."""
+    return is_dicom_name(entry.name) is not False and entry.is_file()
 
 
 @lru_cache(maxsize=_REMEMBERED)

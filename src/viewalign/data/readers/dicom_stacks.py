@@ -1,9 +1,9 @@
 """Stacks of slices: which slices form a volume, and which do not, with the reason.
 
 Slices are grouped by patient, study and series, in any folders, then by plane and size. If several have
-one position, an attribute that differs (echo time, b-value, …) splits them into volumes; copies are dropped; remaining
-duplicates are rejected. Gaps are then measured along the normal: small deviations are accepted with a note, missing and
-unevenly spaced slices are named and rejected.
+one position, an attribute that differs (echo time, b-value, …) splits them into volumes, as does a contrast that
+alternates along them; copies are dropped; remaining duplicates are rejected. Gaps are then measured along the normal:
+small deviations are accepted with a note, missing and unevenly spaced slices are named and rejected.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,10 @@ from viewalign.errors import ExcludedImageError
 from viewalign.utils.text import counted
 
 _FEWEST_OF_PASS = 4
+_CONTRASTS = ("EchoTime", "DiffusionBValue", "InversionTime", "ImageType")
+"""Attributes that are the same in all slices of a volume, or change from one part of it to the next."""
+_SAME_CONTRAST = 0.1
+"""Largest relative difference of two numbers of one contrast, which rounding or the scanner's timing make."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +171,11 @@ def _is_localizer(frame: Frame) -> bool:
 
 def _stacks_of_plane(frames: Sequence[Frame]) -> list[Stack | Rejected]:
     kept, copies = _without_copies(frames)
-    volumes = _part(kept)
+    volumes, note = (_part(kept), "") if _doubled(kept) else _alternating(kept)
     if len({frame.path for frame in kept}) < sum(len({frame.path for frame in volume}) for volume in volumes.values()):
         return [Rejected(tuple(kept), f"one file holds {len(volumes)} volumes", convertible=True)]
-    return [result for label, volume in volumes.items() for result in _volumes(volume, label, copies)]
+    results = [result for label, volume in volumes.items() for result in _volumes(volume, label, copies)]
+    return [_noted(result, note) if isinstance(result, Stack) else result for result in results]
 
 
 def _volumes(frames: Sequence[Frame], label: str, copies: int) -> list[Stack | Rejected]:
@@ -245,6 +251,45 @@ def _part(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
                 for more, volume in volumes.items()
             }
     return {"": list(frames)}
+
+
+def _alternating(frames: Sequence[Frame]) -> tuple[dict[str, list[Frame]], str]:
+    """Split slices by a contrast that alternates along them: volumes whose slices lie between each other's.
+
+    Returns:
+        Slices by the volumes' labels; and a note if a contrast alternates but does not make regular volumes.
+    """
+    normal = np.cross(frames[0].orientation[:3], frames[0].orientation[3:])
+    ordered = sorted(frames, key=lambda frame: float(np.dot(normal, frame.position)))
+    note = ""
+    for key in _CONTRASTS:
+        values, groups = _contrasts(ordered, key), defaultdict(list)
+        for frame, value in zip(ordered, values, strict=True):
+            groups[value].append(frame)
+        changes = sum(one != other for one, other in pairwise(values))
+        if sum(len(group) > 1 for group in groups.values()) < 2 or changes < len(groups):
+            continue
+        # ImageType may tell interpolated slices from the measured ones between them, which are one volume.
+        known = key != "ImageType" and "" not in groups
+        if known and all(isinstance(_attempt(group, "", 0), Stack) for group in groups.values()):
+            return {_label(key, value, 0): group for value, group in groups.items()}, ""
+        note = f"{key} changes {changes} times along its slices, which may be of several volumes"
+    return {"": list(frames)}, note
+
+
+def _contrasts(frames: Sequence[Frame], key: str) -> list[str]:
+    """Return an attribute of each slice; of numbers that hardly differ the smallest."""
+    values = [dict(frame.traits).get(key, "") for frame in frames]
+    try:
+        numbers = sorted(set(values), key=float)
+    except ValueError:
+        return values
+    first, same = numbers[0], {}
+    for number in numbers:
+        if float(number) - float(first) > _SAME_CONTRAST * abs(float(number)):
+            first = number
+        same[number] = first
+    return [same[value] for value in values]
 
 
 def _by_trait(frames: Sequence[Frame], key: str) -> dict[str, list[Frame]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from viewalign.data.catalogue import SeriesSource
 from viewalign.data.file_types import NIBABEL_SUFFIXES, suffix_of
+from viewalign.data.grids import grid_difference
 from viewalign.data.readers import itk, nibabel_files, nifti
 from viewalign.data.readers.dicom_voxels import read_voxels as read_dicom_voxels
 from viewalign.data.readers.headers import MAX_VOXELS, Header, Triple, header_at
@@ -119,17 +120,18 @@ def read_labels(path: Path, like: Volume) -> NDArray[np.integer[Any]]:
     """Read a label map on the voxels of `like`: (D, H, W), uint8, or int32 if it has labels above 255.
 
     Raises:
-        ExcludedImageError: unreadable, or of another size or direction than the image.
+        ExcludedImageError: unreadable, or on another voxel grid than the image (`grid_difference`).
     """
     with located(path, None, MAX_VOXELS) as place:
         header = header_at(place)
-        if header.shape == like.array.shape:
-            labels = _voxels(place.file, header)
-    if header.shape != like.array.shape:
-        sizes = " and ".join("×".join(map(str, shape)) for shape in (header.shape, like.array.shape))
-        raise ExcludedImageError(f"the mask {path.name} and the image have different sizes ({sizes})")
-    if not np.allclose(header.direction, like.direction, atol=0.02):
-        raise ExcludedImageError(f"the mask {path.name} and the image have different directions")
+        if header.shape != like.array.shape:
+            sizes = " and ".join("×".join(map(str, shape)) for shape in (header.shape, like.array.shape))
+            raise ExcludedImageError(f"the mask {path.name} and the image have different sizes ({sizes})")
+        if difference := grid_difference(Volume(like.array, header.spacing, header.origin, header.direction), like):
+            raise ExcludedImageError(
+                f"the mask {path.name} is on another voxel grid than the image: {difference}; resample it to the image"
+            )
+        labels = _voxels(place.file, header)
     labels = np.clip(np.rint(np.nan_to_num(labels, posinf=255, neginf=0)), 0, _HIGHEST_LABEL)
     return labels.astype(np.uint8 if labels.max() <= 255 else np.int32)
 

@@ -59,6 +59,7 @@ class Header:
         bytes_per_voxel: of the file's own number type.
         note: a problem that was accepted, as a sentence, or empty.
         frames: volumes in the file; more than one only if requested.
+        labels: whether the file says that it is a label map.
     """
 
     shape: tuple[int, int, int]
@@ -70,11 +71,11 @@ class Header:
     dicom: Stack | None = field(default=None, repr=False)
     note: str = ""
     frames: int = 1
+    labels: bool = False
 
-    @property
-    def labels(self) -> bool:
-        """Whether the file says that it is a label map."""
-        return self.nifti is not None and self.nifti.intent == _LABELS
+
+class FramesError(ExcludedImageError):
+    """A NIfTI file of several frames (4-D) was to be read as one volume; the text is the reason."""
 
 
 def read_header(
@@ -91,12 +92,20 @@ def read_header(
     Raises:
         ExcludedImageError: the file is not a 3D scalar image; the text is the reason.
     """
-    with located(path, source, max_voxels) as place:
-        return header_at(place, max_voxels, frames)
+    try:
+        with located(path, source, max_voxels) as place:
+            return header_at(place, max_voxels, frames)
+    except FramesError as several:
+        raise FramesError(f"{several}; frames=true of index takes in NIfTI of several") from None
 
 
 def header_at(place: Location, max_voxels: int = MAX_VOXELS, frames: bool = False) -> Header:
-    """Read and check the header of an image that was located; see `read_header`."""
+    """Read and check the header of an image that was located; see `read_header`.
+
+    Raises:
+        FramesError: several frames in a NIfTI file, without `frames`.
+        ExcludedImageError: the file is not a 3D scalar image for another reason.
+    """
     if place.stack is not None:
         return dicom_header(place.stack, max_voxels)
     suffix = suffix_of(place.file.name)
@@ -134,8 +143,10 @@ def dicom_header(stack: Stack, max_voxels: int = MAX_VOXELS) -> Header:
 def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
     raw = nifti.read_header(path)
     _check_scalar(raw)
-    count = raw.dims[3] if frames and len(raw.dims) > 3 and raw.dims[3] > 0 else 1
+    count = raw.dims[3] if len(raw.dims) > 3 and raw.dims[3] > 0 else 1
     beyond = raw.dims[4:] if count > 1 else raw.dims[3:]
+    if count > 1 and not frames:
+        raise FramesError(f"it has {count} frames (4-D)")
     _check_shape((*beyond[::-1], *raw.dims[2::-1]), max_voxels // count)
     _check_kind(raw.dtype)
     _check_plausible(path, raw.data_bytes + raw.offset, compressed=nifti.is_packed(path))
@@ -144,6 +155,7 @@ def _nifti_header(path: Path, max_voxels: int, frames: bool) -> Header:
         *(raw.shape, place.spacing, place.origin, place.direction, raw.dtype.itemsize, raw),
         note="; ".join(filter(None, (raw.note, place.note))),
         frames=count,
+        labels=raw.intent == _LABELS,
     )
 
 
@@ -160,7 +172,8 @@ def _nibabel_header(path: Path, max_voxels: int) -> Header:
     _check_kind(raw.dtype)
     check_spacing(raw.spacing)
     shape = (raw.dims[2], raw.dims[1], raw.dims[0])
-    return Header(shape, raw.spacing, raw.origin, raw.direction, raw.dtype.itemsize, note=raw.note)
+    place = shape, raw.spacing, raw.origin, raw.direction
+    return Header(*place, raw.dtype.itemsize, note=raw.note, labels=raw.intent == _LABELS)
 
 
 def _itk_header(path: Path, max_voxels: int) -> Header:
@@ -196,7 +209,7 @@ def _check_shape(shape: tuple[int, ...], max_voxels: int) -> None:
         raise ExcludedImageError(f"its header claims a size of {times(shape[::-1])}")
     if any(n > 1 for n in extra):
         raise ExcludedImageError(
-            f"it has {int(np.prod(extra, dtype=object))} frames (4-D); frames=true of index takes in NIfTI of several"
+            f"it has {int(np.prod(extra, dtype=object))} frames (4-D), which are read only from .nii and .nii.gz"
         )
     voxels = int(np.prod(shape, dtype=object))
     if voxels > max_voxels:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewalign.data.readers.itk import Triple
-from viewalign.data.readers.nifti import as_float32
+from viewalign.data.readers.nifti import as_float32, header_of
+from viewalign.data.readers.nifti_geometry import pair_geometry
 from viewalign.errors import ExcludedImageError
 
 nib: Any = nibabel  # few of its functions carry type hints
@@ -22,7 +23,7 @@ VOXEL_SUFFIXES = (".img", ".IMG", ".img.gz")
 
 
 class NibabelHeader(NamedTuple):
-    """Dimensions (x, y, z, …), number type, and geometry as in `Header`."""
+    """Dimensions (x, y, z, …), number type, geometry as in `Header`, and what voxels of NIfTI mean, as its code."""
 
     dims: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -30,6 +31,7 @@ class NibabelHeader(NamedTuple):
     origin: Triple
     direction: NDArray[np.float64]
     note: str
+    intent: int = 0
 
 
 def read_header(path: Path) -> NibabelHeader:
@@ -39,6 +41,13 @@ def read_header(path: Path) -> NibabelHeader:
         ExcludedImageError: damaged, of another type, or without its voxels.
     """
     image = _load(path)
+    dims, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
+    if isinstance(image, nib.Nifti1Pair) and len(dims) > 2:  # as a .nii: unit, and contradicting or missing forms
+        try:
+            raw = header_of(image.header)
+        except ValueError as error:
+            raise ExcludedImageError(f"its header cannot be read: {error}") from None
+        return NibabelHeader(dims, dtype, *pair_geometry(raw), raw.intent)
     affine = np.diag([-1.0, -1.0, 1.0]) @ np.asarray(image.affine, dtype=np.float64)[:3]
     x, y, z = (float(size) for size in np.linalg.norm(affine[:, :3], axis=0))
     if min(x, y, z) == 0:
@@ -47,8 +56,7 @@ def read_header(path: Path) -> NibabelHeader:
     note = (
         "Analyze files have no orientation: which side is left is a guess" if _has_no_orientation(path, image) else ""
     )
-    dims = tuple(int(n) for n in image.shape)
-    return NibabelHeader(dims, image.get_data_dtype(), (z, y, x), origin, affine[:, :3] / (x, y, z), note)
+    return NibabelHeader(dims, dtype, (z, y, x), origin, affine[:, :3] / (x, y, z), note)
 
 
 def read_voxels(path: Path) -> NDArray[np.float32]:
@@ -74,5 +82,4 @@ def _load(path: Path) -> Any:
 
 
 def _has_no_orientation(path: Path, image: Any) -> bool:
-    analyze = isinstance(image, nib.AnalyzeImage) and not isinstance(image, nib.Nifti1Pair)
-    return analyze and not path.with_suffix(".mat").exists()  # where SPM writes it
+    return isinstance(image, nib.AnalyzeImage) and not path.with_suffix(".mat").exists()  # where SPM writes it

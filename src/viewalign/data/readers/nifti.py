@@ -196,6 +196,15 @@ def _parse(raw: bytes) -> NiftiHeader:
     magic = bytes(header["magic"])[:3]
     if magic not in (b"n+1", b"n+2"):
         raise ValueError("its magic bytes are not those of a single-file NIfTI")
+    return header_of(header)
+
+
+def header_of(header: Any) -> NiftiHeader:
+    """Return the fields of a NIfTI header of nibabel, of a single file or of a pair.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
         raise ValueError(f"it claims {count} dimensions")
@@ -219,7 +228,7 @@ def _parse(raw: bytes) -> NiftiHeader:
         *(tuple(dims), pixdim, dtype, offset, slope, inter),
         affine=_affine(header),
         intent=int(header["intent_code"]),
-        version=1 if kind is nib.Nifti1Header else 2,
+        version=2 if isinstance(header, nib.Nifti2Header) else 1,
         unit=_UNITS.get(int(header["xyzt_units"]) & 7, 1.0),
         qform=_form(header.get_qform, header["qform_code"]),
         sform=_form(header.get_sform, header["sform_code"]),

@@ -55,6 +55,16 @@ def nifti_geometry(path: Path, raw: NiftiHeader) -> Geometry:
     return geometry._replace(note=_form_note(raw, geometry))
 
 
+def pair_geometry(raw: NiftiHeader) -> Geometry:
+    """Return the geometry in mm of a `.hdr` with `.img`, by nibabel's affine: ITK does not read all such pairs.
+
+    Raises:
+        ExcludedImageError: the voxel size is impossible.
+    """
+    geometry = _by_affine(raw)
+    return geometry._replace(note=unit_note(raw.unit) or _form_note(raw, geometry))
+
+
 def _pixdim_fault(raw: NiftiHeader) -> str:
     """Return why the sform must replace `pixdim`; empty if it need not, or there is none."""
     if raw.sform is None:

@@ -7,7 +7,6 @@ identifier. A subject stated in the path (`sub-01`, `subject_pattern`) has prior
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import SeriesSource
+from viewalign.data.patients import identifies_nobody, patient_name, short_hash
 from viewalign.data.readers.dcm2niix import converted
 from viewalign.data.readers.dicom_folders import FolderScan, scan_folders
 from viewalign.data.readers.dicom_slices import Series, is_phase
@@ -33,8 +33,6 @@ _MODALITIES = {"PT": "PET"}
 _TIMES = ("TemporalPosition", "TriggerTime")
 _PASS, _MOST_PASSES = "AcquisitionNumber", 4
 """Volumes that these traits tell apart are a time series; acquisitions only if there are more than phases of a CT."""
-_NO_NAME = re.compile(r"(anon\w*|de-?id\w*|unknown|none|null|removed|patient|0+|x+)?", re.IGNORECASE)
-"""A PatientID that identifies nobody."""
 
 
 def add_stacks(
@@ -52,7 +50,7 @@ def add_stacks(
 
     def record(found: Stack | Rejected, label: str, source: SeriesSource, header: Header | None = None) -> ImageRecord:
         names = _names(found, found.path.relative_to(root), options.subject_pattern)
-        info = {"dicom_series": _hash(found.series.uid), "slices": len(found.frames), **source.as_info(found.path)}
+        info = {"dicom_series": short_hash(found.series.uid), "slices": len(found.frames), **source.as_info(found.path)}
         if found.series.units and names.modality == "PET":
             info["units"] = units_named(found.series.units)
         name = "_".join(filter(None, (_title(found.series), label)))
@@ -120,7 +118,7 @@ def _shared_identity(scan: FolderScan, pattern: re.Pattern[str] | None) -> Itera
         patients[found.series.patient].append(found)
     for patient, own in sorted(patients.items()):
         visits = {found.series.study if patient else found.path.parent for found in own}
-        nameless = _NO_NAME.fullmatch(patient)
+        nameless = identifies_nobody(patient)
         if len(visits) > 1 and (nameless or len(patients) == 1):
             shown = "no PatientID" if not patient else f"the PatientID {patient}" if nameless else "one PatientID"
             yield (
@@ -175,8 +173,8 @@ def _names(found: Stack | Rejected, relative: Path, pattern: re.Pattern[str] | N
     if series.modality == "MR" and is_phase(found.frames[0]):
         modality += "_phase"
     return Names(
-        stated.get("subject") or f"patient-{_hash(series.patient)}",
-        stated.get("session") or f"study-{_hash(series.study)}",
+        stated.get("subject") or patient_name(series.patient),
+        stated.get("session") or f"study-{short_hash(series.study)}",
         stated.get("modality") or modality,
     )
 
@@ -184,7 +182,3 @@ def _names(found: Stack | Rejected, relative: Path, pattern: re.Pattern[str] | N
 def _title(series: Series) -> str:
     words = re.sub(r"[^A-Za-z0-9.+-]+", "_", series.description).strip("_")
     return "_".join(filter(None, ("" if series.number is None else f"{series.number:03d}", words))) or "series"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]

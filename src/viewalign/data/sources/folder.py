@@ -23,11 +23,12 @@ from viewalign.data.sources.label_names import in_label_folder, is_label
 from viewalign.data.sources.naming import (
     DERIVED_FOLDERS,
     Names,
+    alike_subjects,
     dataset_above_subject,
-    fewer_subjects,
     is_plain,
     names_of,
-    separate_subjects,
+    pattern_names,
+    person_of,
 )
 from viewalign.data.sources.nnunet import split_channels
 from viewalign.data.sources.records import Exclusion, FindOptions, ImageRecord, SourceContents
@@ -177,15 +178,18 @@ def _add_plain(files: Iterable[Path], root: Path, options: FindOptions, contents
         for relative in sorted(paired_label_maps(stems)):
             contents.label_files.append(root / relative)
             del stems[relative]
-    if (pattern := options.subject_pattern) and stems and not any(pattern.search(str(one)) for one in stems):
-        contents.notes.append(f"subject_pattern matches no path ({len(stems):,} tried), such as {next(iter(stems))}")
-    plain = []
+    pattern = options.subject_pattern
+    if pattern and (others := [one for one in stems if not pattern_names(pattern, one)]):
+        some = f"{len(stems) - len(others):,} of {len(stems):,} paths (others are named by other rules); not"
+        none = f"no path ({len(stems):,} tried), such as"
+        contents.notes.append(f"subject_pattern matches {some if len(others) < len(stems) else none} {others[0]}")
+    unsure: set[str] = set()
     for relative, names in _named(stems, options).items():
-        inner = dataset if options.subject_pattern else dataset_above_subject(relative) or dataset
+        inner = dataset if pattern else dataset_above_subject(relative) or dataset
         subject, session, modality = names
-        plain.append(ImageRecord(root / relative, inner, subject, session, stems[relative], modality))
-    contents.found.extend(plain)
-    subjects = {image.subject for image in plain}
-    if len(subjects) == len(plain) and fewer_subjects(subjects) and options.subject_pattern is None:
-        contents.notes.append(separate_subjects(subjects, f" in {dataset}"))
+        contents.found.append(ImageRecord(root / relative, inner, subject, session, stems[relative], modality))
+        if not person_of(relative, stems[relative]):
+            unsure.add(subject)
+    if pattern is None and (note := alike_subjects(unsure, f" in {dataset}")):
+        contents.notes.append(note)
     add_stacks(slices, root, dataset, options, contents)

@@ -18,12 +18,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from viewalign.data.catalogue import DEFAULT_SESSION
 
 UNKNOWN = "unknown"
+NAME_SUBJECTS = (
+    "set a subject pattern or name the subjects in a table: images of one subject must not be split between training "
+    "and validation"
+)
+"""What to do about subjects that may be the same person; the end of a sentence."""
 
 _MODALITIES = {
     "T1w": "t1 t1w t1n t1weighted mprage mp2rage spgr",
@@ -88,10 +94,10 @@ _COHORTS = tuple(
     for pattern in (
         r"(?:^|/)(?:ADNI_)?(?P<subject>\d{3}_S_\d{4,5})(?:/[^/]+/(?P<session>\d{4}-\d\d-\d\d)[^/]*)?(?=/|_|$)",  # ADNI
         r"(?:^|/)(?P<subject>[^/]+)/[^/]+/(?P<session>\d{4}-\d\d-\d\d)_\d\d_\d\d_\d\d\.\d/[^/]+/[^/]+$",  # LONI
-        r"(?:^|/)[A-Z][A-Za-z0-9]*_(?P<subject>[^/]+?)_(?:MR|PT|CT)_[^/]*_S\d+_I\d+(?=\.|$)",  # LONI, in one folder
+        r"(?:^|/)[A-Z][A-Za-z0-9]*_(?P<subject>[^/]+?)_(?:MR|PT|CT)_[^/]*_S\d+_I\d+(?=[_.]|$)",  # LONI, in one folder
         r"(?:^|/)(?P<subject>OAS[1-4]_?\d{4})_(?P<session>[A-Za-z]+\d*(?:_d\d{4})?)(?=[/_.]|$)",  # OASIS
-        r"(?:^|/)(?P<subject>BraTS-[A-Za-z]+-\d{5})-(?P<session>\d{3})(?=[-/.]|$)",  # BraTS 2023 on
-        r"(?:^|/)(?P<subject>(?:train|valid)_\d+)_(?P<session>[a-z])_\d+(?=\.|$)",  # CT-RATE
+        r"(?:^|/)(?P<subject>BraTS-[A-Za-z]+-\d{5})-(?P<session>\d{3})(?=[-/._]|$)",  # BraTS 2023 on
+        r"(?:^|/)(?P<subject>(?:train|valid)_\d+)_(?P<session>[a-z])_\d+(?=[_.]|$)",  # CT-RATE
         r"(?:^|/)(?P<subject>\d{6})_(?P<session>[37]T)_",  # Human Connectome Project
         r"(?:^|/)(?P<subject>IXI\d{3})-[A-Za-z]+-\d+",  # IXI
         r"(?:^|/)(?P<subject>\d{7})_\d{5}_(?P<session>\d_\d)(?=/|\.|_|$)",  # UK Biobank
@@ -116,16 +122,37 @@ def names_of(relative: PurePosixPath, stem: str, pattern: re.Pattern[str] | None
         pattern: states names, see above.
         owned: whether the folder is known to be that of a subject.
     """
-    relative = PurePosixPath(unicodedata.normalize("NFC", str(relative)))  # macOS decomposes accented letters
-    stem = unicodedata.normalize("NFC", stem)
-    guess = _guess(relative, stem, owned)
-    guess = guess._replace(modality=with_part(guess.modality, stem))
+    relative, stem = _composed(relative), unicodedata.normalize("NFC", stem)
+    who = {"session": DEFAULT_SESSION, **(person_of(relative, stem) or _by_place(relative, stem, owned))}
+    guess = Names(who["subject"], who["session"], with_part(_modality(relative, stem), stem))
     groups = pattern_names(pattern, relative)
     return guess._replace(**{key: groups[key] for key in groups if key in Names._fields})
 
 
+def person_of(relative: PurePosixPath, stem: str) -> dict[str, str]:
+    """Return `subject`, and `session` if there is one, by rules 2 to 4; empty if none of them matches.
+
+    Args:
+        relative: the path relative to the source.
+        stem: the file's name without suffix.
+    """
+    relative, stem = _composed(relative), unicodedata.normalize("NFC", stem)
+    parts = (*relative.parts[:-1], stem)
+    for subject in filter(None, (_SUBJECT.search(part) for part in reversed(parts))):
+        session = next(filter(None, (_SESSION.search(part) for part in reversed(parts))), None)
+        return {"subject": f"sub-{_named(subject)}", **({"session": f"ses-{_named(session)}"} if session else {})}
+    for cohort in _COHORTS:
+        if groups := pattern_names(cohort, relative):
+            return groups
+    if person := _PERSON.search(stem):
+        visit = _VISIT.search(stem[person.end() :])
+        return person.groupdict() | (visit.groupdict() if visit else {})
+    return {}
+
+
 def stated_names(relative: PurePosixPath, pattern: re.Pattern[str] | None = None) -> dict[str, str]:
     """Return only what the path states: groups of the pattern, `sub-01` and `ses-1`; keys as in `Names`."""
+    relative = _composed(relative)
     stated: dict[str, str] = {}
     for key, shape in (("subject", _SUBJECT), ("session", _SESSION)):
         match = next(filter(None, (shape.search(part) for part in reversed(relative.parts))), None)
@@ -171,6 +198,11 @@ def dataset_above_subject(relative: PurePosixPath) -> str:
     return "_".join(part for part in outer if not any(visit.fullmatch(part) for visit in visits))
 
 
+def _composed(relative: PurePosixPath) -> PurePosixPath:
+    """Return a path with composed accented letters, which macOS decomposes into two characters."""
+    return PurePosixPath(unicodedata.normalize("NFC", str(relative)))
+
+
 def _names_subject(word: str) -> bool:
     return bool(_SUBJECT.search(word) or _PERSON.search(word))
 
@@ -182,22 +214,28 @@ def _named(match: re.Match[str]) -> str:
 
 def fewer_subjects(subjects: Collection[str]) -> int:
     """Return how many subjects there would be if names that differ only in the last word were the same; 0 if none."""
-    stems = {re.sub(r"[-_. ]?[A-Za-z0-9]+$", "", name) or name for name in subjects}
+    stems = set(map(_without_last_word, subjects))
     return len(stems) if 1 < len(stems) <= 0.75 * len(subjects) else 0
 
 
-def separate_subjects(subjects: Collection[str], of: str = "") -> str:
-    """Return a sentence on images each of which became a separate subject, which should be checked.
+def _without_last_word(name: str) -> str:
+    return re.sub(r"[-_. ]?[A-Za-z0-9]+$", "", name) or name
+
+
+def alike_subjects(subjects: Collection[str], of: str = "") -> str | None:
+    """Return a sentence on subjects that may be fewer people (`fewer_subjects`), or None.
 
     Args:
-        subjects: of the images.
-        of: where the images are, ` in DATASET`.
+        subjects: names that were inferred from paths in no known scheme.
+        of: where they are, ` in DATASET`.
     """
-    fewer = fewer_subjects(subjects)
-    check = f", but their names look like those of {fewer}. If so," if fewer else ". If some show the same person,"
+    if not (fewer := fewer_subjects(subjects)):
+        return None
+    pairs = pairwise(sorted(subjects, key=lambda name: (_without_last_word(name), name)))
+    one, other = next(pair for pair in pairs if len(set(map(_without_last_word, pair))) == 1)
     return (
-        f"Each of {len(subjects)} images{of} became a separate subject{check} set a subject pattern or name the "
-        "subjects in a table: images of one subject must not be split between training and validation"
+        f"{len(subjects):,} subjects{of} look like {fewer:,} if the last word of a name, as in {one} and {other}, does "
+        f"not matter. If they show the same person, {NAME_SUBJECTS}"
     )
 
 
@@ -208,7 +246,7 @@ def words_of(stem: str) -> list[str]:
 
 def pattern_names(pattern: re.Pattern[str] | None, relative: PurePosixPath) -> dict[str, str]:
     """Return the named groups of a pattern that a path fills."""
-    match = pattern.search(relative.as_posix()) if pattern else None
+    match = pattern.search(unicodedata.normalize("NFC", relative.as_posix())) if pattern else None
     return {key: value for key, value in match.groupdict().items() if value} if match else {}
 
 
@@ -241,23 +279,13 @@ def _modality(relative: PurePosixPath, stem: str) -> str:
     return next((each for each in of_folders if each in known), found)
 
 
-def _guess(relative: PurePosixPath, stem: str, owned: bool) -> Names:
-    modality = _modality(relative, stem)
-    parts = (*relative.parts[:-1], stem)
-    for subject in filter(None, (_SUBJECT.search(part) for part in reversed(parts))):
-        session = next(filter(None, (_SESSION.search(part) for part in reversed(parts))), None)
-        return Names(f"sub-{_named(subject)}", f"ses-{_named(session)}" if session else DEFAULT_SESSION, modality)
-    for cohort in _COHORTS:
-        if groups := pattern_names(cohort, relative):
-            return Names(groups["subject"], groups.get("session", DEFAULT_SESSION), modality)
-    if person := _PERSON.search(stem):
-        visit = _VISIT.search(stem[person.end() :])
-        return Names(person.group("subject"), visit.group("session") if visit else DEFAULT_SESSION, modality)
+def _by_place(relative: PurePosixPath, stem: str, owned: bool) -> dict[str, str]:
+    """Return subject and session by rule 5, or the subject by rule 6."""
     folders, day = identity_folders(relative)
     if folders and (owned or stem.lower() in _BY_WORD):
-        return Names("_".join(folders), day, modality)
+        return {"subject": "_".join(folders), "session": day}
     own = [part for part in relative.parts[:-1] if not _is_kind(part)]
-    return Names("_".join((*own, _without_modality(stem))), DEFAULT_SESSION, modality)
+    return {"subject": "_".join((*own, _without_modality(stem)))}
 
 
 def _without_modality(stem: str) -> str:

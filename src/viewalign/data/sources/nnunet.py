@@ -1,8 +1,9 @@
 """A raw dataset of nnU-Net or of the Medical Segmentation Decathlon: `dataset.json` beside `imagesTr`.
 
 `imagesTr/CASE_0000.nii.gz` is channel 0 of a case; `channel_names` (`modality` in older files) names the channels. A
-case is a subject, its channels are images of one session. Labels are ignored; `imagesTs` is a test set and excluded,
-as is any other folder beside `imagesTr`.
+case is a subject, unless its name follows a known scheme (`patient001_frame01`, `BraTS-GLI-00000-001`); its channels
+are images of one session. Labels are ignored; `imagesTs` is a test set and excluded, as is any other folder beside
+`imagesTr`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from viewalign.data.catalogue import DEFAULT_SESSION
 from viewalign.data.file_types import SUFFIXES
 from viewalign.data.layout import read_json
-from viewalign.data.sources.naming import UNKNOWN, modality_of, stated_names
+from viewalign.data.sources.naming import UNKNOWN, alike_subjects, modality_of, person_of, stated_names
 from viewalign.data.sources.records import FindOptions, ImageRecord, SourceContents
 from viewalign.data.sources.walk import image_files
 from viewalign.errors import UserError, os_reason
@@ -42,9 +43,13 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
     contents = SourceContents()
     images = list(image_files(root / "imagesTr", contents))
     cases = split_channels([stem for _, stem in images], len(channels))
+    unsure: set[str] = set()
     for path, stem in images:
         case, channel = cases[stem]
-        stated = stated_names(PurePosixPath(path.relative_to(root).as_posix()), options.subject_pattern)
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        stated = {**person_of(relative, case), **stated_names(relative, options.subject_pattern)}
+        if "subject" not in stated:
+            unsure.add(case)
         contents.found.append(
             ImageRecord(
                 path,
@@ -55,6 +60,8 @@ def find(root: Path, dataset: str, options: FindOptions) -> SourceContents:
                 stated.get("modality") or channels.get(channel, UNKNOWN),
             )
         )
+    if options.subject_pattern is None and (note := alike_subjects(unsure, f" in {dataset}")):
+        contents.notes.append(note)
     for folder in sorted(root.glob("images*")):
         if folder.name != "imagesTr" and is_folder(folder):
             kind = "is a test set" if folder.name == "imagesTs" else "is not the training set"

@@ -77,10 +77,11 @@ class ImageRecord:
 
 @dataclass(frozen=True, order=True)
 class Exclusion:
-    """One file that was excluded, and why."""
+    """One file that was excluded, and why; `image` is the path of its image in a store, empty if it is not known."""
 
     file: str
     reason: str
+    image: str = field(default="", compare=False)
 
     def as_json(self) -> dict[str, str]:
         """Return `{"file": …, "reason": …}`."""

@@ -6,16 +6,17 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from viewalign.data.catalogue import AssociatedMasks, resolve
 from viewalign.data.file_types import suffix_of
-from viewalign.data.sources.naming import names_of, separate_subjects
+from viewalign.data.sources.naming import NAME_SUBJECTS, alike_subjects, names_of, person_of
 from viewalign.data.sources.records import FindOptions, ImageRecord, Infos, SourceContents
 from viewalign.data.sources.walk import absolute
 from viewalign.errors import UserError, os_reason
 from viewalign.utils.io import is_file
+from viewalign.utils.settings import with_home
 from viewalign.utils.tables import MISSING, identifier, known_columns, refuse_misspelt
 from viewalign.utils.text import counted
 
@@ -173,10 +174,27 @@ def find(text: str, options: FindOptions) -> SourceContents:
         others = {key: value for key, value in row.items() if key not in names}
         findings.found.append(_found(table, known, others, options))
     _note_repeated(table, findings)
-    subjects = [found.subject for found in findings.found]
-    if "subject" not in names.values() and options.subject_pattern is None and 1 < len(subjects) == len(set(subjects)):
-        findings.notes.append(f"{table.name} has no column `subject`. {separate_subjects(subjects)}")
+    if "subject" not in names.values():
+        findings.notes.extend(_unsure_subjects(table, findings.found) if options.subject_pattern is None else ())
+    elif blank := [number for number, row in rows if not any(names.get(key) == "subject" for key in row)]:
+        findings.notes.append(
+            f"{table.name} names no subject in {counted(len(blank), 'row')}, the first in line {blank[0]}; there the "
+            "subject is inferred from the path"
+        )
     return findings
+
+
+def _unsure_subjects(table: Path, found: Sequence[ImageRecord]) -> Iterator[str]:
+    """Yield what should be checked about subjects that were inferred from paths."""
+    start = f"{table.name} has no column `subject`."
+    subjects = {one.subject for one in found}
+    stems = ((one, one.path.name.partition(".")[0]) for one in found)
+    unsure = {one.subject for one, stem in stems if not person_of(PurePosixPath(one.path), stem)}
+    if note := alike_subjects(unsure):
+        yield f"{start} {note}"
+    elif 1 < len(subjects) == len(found):
+        separate = f"Each of {len(found):,} images became a separate subject"
+        yield f"{start} {separate}. If some show the same person, {NAME_SUBJECTS}"
 
 
 def _note_repeated(table: Path, findings: SourceContents) -> None:
@@ -197,12 +215,12 @@ def _note_repeated(table: Path, findings: SourceContents) -> None:
 
 
 def _found(table: Path, row: dict[str, str], others: dict[str, str], options: FindOptions) -> ImageRecord:
-    written = row["path"]
+    written = with_home(row["path"])
     path = resolve(written, table.parent)
     relative = PurePosixPath(written).relative_to("/") if written.startswith("/") else PurePosixPath(written)
     stem = path.name[: -len(suffix_of(path.name) or path.suffix) or None]
     guess = names_of(relative, stem, options.subject_pattern)
-    masks = [str(resolve(row[key], table.parent)) if key in row else None for key in _MASKS]
+    masks = [str(resolve(with_home(row[key]), table.parent)) if key in row else None for key in _MASKS]
     return ImageRecord(
         path,
         row.get("dataset") or table.stem,
