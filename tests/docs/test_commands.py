@@ -173,7 +173,8 @@ def made_small(words):
     """Append what makes a command take a second."""
     name, kind = words[0], words[1] if len(words) > 1 else ""
     if name == "pretrain":
-        small = [one for one in TINY if not (kind.startswith("mae-r") and one.startswith("heads."))]
+        headless = kind.startswith("mae-r") or "heads.projector=none" in words
+        small = [one for one in TINY if not (headless and one.startswith("heads."))]
         family = "primus" if "primus" in kind else "resenc"
         small += [f"network={family}-xxs", "masking.block=8"]
         small += ["validate.probe.folds=2"] if "validate.probe.task=task" in words else []

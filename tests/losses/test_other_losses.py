@@ -151,3 +151,15 @@ def test_roughness_of_ramps():
     # One slope of 2 and one of 3 among nine; along each axis the mean over three components.
     assert float(roughness(field)) == pytest.approx((4 / 3 + 9 / 3 + 0) / 3)
     assert float(roughness(field[:, :, :1])) == pytest.approx((9 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize("grid", [(32, 16, 24), (16, 8, 12), (8, 16, 6), (4, 4, 1)])
+def test_roughness_in_voxels_does_not_depend_on_the_grid(grid):
+    """Slopes of 0.1 and 0.3 per voxel along D and H, of displacements in voxels."""
+    size = (32, 16, 24)
+    d, h, _ = torch.meshgrid(
+        *(n / m * (torch.arange(m, dtype=torch.float64) + 0.5) for n, m in zip(size, grid, strict=True)), indexing="ij"
+    )
+    field = torch.stack([0.1 * d, 0.3 * h, torch.ones_like(d)])[None]
+    axes = sum(n > 1 for n in grid)
+    assert float(roughness(field, size)) == pytest.approx((0.1**2 + 0.3**2) / 3 / axes)

@@ -19,7 +19,7 @@ SMALL = ["views.patch_size=[16,16,16]", "heads.width=32", "heads.predictor_width
 
 def method_of(recipe="cva-resenc-xs", *settings):
     torch.manual_seed(0)
-    return build_method(load(recipe, [*SMALL, tiny_network(recipe), *settings]))
+    return build_method(load(recipe, settings, common=[*SMALL, tiny_network(recipe)]))
 
 
 @pytest.mark.parametrize("recipe", ["cva-resenc-xs", "cva-primus-xs"])
@@ -38,6 +38,15 @@ def test_a_step_has_all_terms_and_gradients(recipe, order, make_batch):
     assert all(p.grad is None for p in method.teacher.parameters())
     assert result.features["encoder"].shape[0] == result.features["projected"].shape[0] > 100
     assert result.pictures["reconstruction"].shape == (8, 1, 16, 16, 16)
+
+
+def test_masks_of_no_block_are_rejected():
+    """They would make a plain autoencoder without a message."""
+    for settings in (["masking.block=16"], ["masking.ratio=0.05"], ["masking.ratio=0.05", "masking.whole=0.5"]):
+        with pytest.raises(UserError, match=r"masks no block"):
+            method_of("cva-resenc-xs", *settings)
+    for settings in (["masking.ratio=0"], ["masking.block=16", "objectives.reconstruction_weight=0"]):
+        method_of("cva-resenc-xs", *settings)
 
 
 def test_a_step_is_reproducible_and_depends_on_the_sample(make_batch):

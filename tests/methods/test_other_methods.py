@@ -243,6 +243,23 @@ def test_pcrlv2_rejects_impossible_layouts():
             method_of("pcrlv2-resenc-xs", setting)
 
 
+def test_voco_without_a_pair_to_compare_reports_the_largest_error(bodies):
+    """An error of 0 would look like perfect predictions."""
+    method, batch = method_of("voco-resenc-xs"), batch_of(bodies, "voco-resenc-xs")
+    assert 0 < float(method(batch).logs["overlap_error"]) < 1
+    outside = ViewBatch(**{**vars(batch), "valid": torch.zeros_like(batch.valid)})
+    assert float(method(outside).logs["overlap_error"]) == 1
+
+
+def test_gvsl_s_roughness_does_not_depend_on_the_grid_of_the_field(bodies):
+    method, batch = method_of("gvsl-resenc-xs", *PLAIN), batch_of(bodies, "gvsl-resenc-xs", mirror=False)
+    latents = method.forward_features(batch)
+    for grid in ((16, 16, 16), (8, 8, 8), (2, 4, 8)):
+        field = (0.1 * cell_centres(grid, batch.size, torch.zeros(1))).movedim(-1, 0).expand(1, 4, 3, *grid)
+        rough = method.compute_loss(batch, {**latents, "field": field}).logs["roughness"]
+        assert float(rough) == pytest.approx(0.01 / 3, rel=1e-4)
+
+
 def test_gvsl_needs_a_window_with_a_middle():
     with pytest.raises(UserError, match=r"pretext\.window"):
         method_of("gvsl-resenc-xs", "pretext.window=2")

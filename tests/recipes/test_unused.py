@@ -26,6 +26,12 @@ pytestmark = pytest.mark.slow
         ("cva-resenc-xs", "optim.momentum=0.9", "; sgd does."),
         ("mae-resenc-l", "optim.betas=[0.9,0.99]", "; adamw does."),
         ("mae-resenc-xs", "objectives={temperature: 0.1}", "objectives.temperature has no effect"),
+        ("cva-resenc-xs", "objectives.negatives=batch", "objectives.consistency=cosine"),
+        ("cva-resenc-xs", "masking={ratio: 0, whole: 0.5}", "masking.ratio=0"),
+        ("cva-resenc-xs", "heads={projector: none, width: 4096}", "heads.projector=none"),
+        ("mae-resenc-xs", "objectives={reconstruction: mse, huber_delta: 0.1}", "objectives.reconstruction=mse"),
+        ("dino-resenc-xs", "pretext={targets: sinkhorn, center_momentum: 0.5}", "pretext.targets=sinkhorn"),
+        ("dino-cva-primus-xs", "pretext.sinkhorn_iterations=5", "pretext.targets=centering"),
     ],
 )
 def test_an_override_that_changes_nothing_is_rejected(recipe, override, sentence):
@@ -46,6 +52,25 @@ def test_what_is_read_is_not_rejected():
     assert loading.load("mae-resenc-xs", ["optim.name=sgd", "optim.momentum=0.9"]).optim.momentum == 0.9
     assert loading.load("cva-resenc-xs", ["network=primus-xs", "network.drop_path=0.1"]).network.drop_path == 0.1
     assert loading.load("mae-resenc-xs", ["method=simclr", "heads.width=8"]).heads.width == 8
+    assert loading.load("mae-ccva-resenc-l", ["objectives.negatives=batch"]).objectives.negatives == "batch"
+    sinkhorn = loading.load("dino-resenc-xs", ["pretext.targets=sinkhorn", "pretext.sinkhorn_iterations=5"]).pretext
+    assert (sinkhorn["sinkhorn_iterations"], sinkhorn["center_momentum"]) == (5, 0.9)
+
+
+def test_the_choice_of_another_method_makes_nothing_idle(tmp_path):
+    """PCRLv2 has heads whatever heads.projector is, which it does not read."""
+    (tmp_path / "mine.yaml").write_text("base: pcrlv2-resenc-xs\nheads: {projector: none, width: 8}\n")
+    assert loading.load(str(tmp_path / "mine.yaml")).heads.width == 8
+
+
+def test_a_setting_of_the_method_without_effect_is_at_its_default(tmp_path, told_of):
+    (tmp_path / "mine.yaml").write_text("base: dino-resenc-xs\npretext: {targets: sinkhorn, center_momentum: 0.5}\n")
+    (told,) = told_of(tmp_path / "mine.yaml")
+    assert "pretext.center_momentum has no effect" in told
+    made = loading.load(str(tmp_path / "mine.yaml"))
+    assert made.pretext["center_momentum"] == 0.9
+    assert made == loading.load("dino-resenc-xs", ["pretext.targets=sinkhorn"])
+    assert "center_momentum" not in loading.to_yaml(made)
 
 
 @pytest.fixture

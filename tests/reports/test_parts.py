@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from viewalign.reports.page import data_url, number, percent, score, without_paths
+from viewalign.reports.page import data_url, number, percent, score, values_without_paths, without_paths
 from viewalign.reports.pictures import area, shaded, window
 from viewalign.reports.planes import PLANES, around, corners, cut, flat, scene, section
 
@@ -131,6 +131,15 @@ def test_greys():
 )
 def test_paths_are_shortened(text, shown):
     assert without_paths(text) == shown
+
+
+def test_paths_with_spaces_are_shortened_where_they_are_known(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna maria")
+    assert without_paths("torn: /home/anna maria/scans/x.nii is empty") == "torn: …/x.nii is empty"
+    assert without_paths("/home/anna mariana") == "…/anna mariana"
+    tree = {"data": {"root": "/data/of anna/store", "kept": [r"C:\Users\eve smith\x", 3, "a/b c"]}, "steps": None}
+    told = {"data": {"root": "…/store", "kept": ["…/x", 3, "a/b c"]}, "steps": None}
+    assert values_without_paths(tree) == told
 
 
 def test_numbers():

@@ -88,3 +88,21 @@ def test_the_page_says_what_can_be_found():
     text = study.render(table)
     assert "0.115 with 2 seeds, 0.021 with 4 (" in text
     assert "0.115" not in study.render({**table, "resolution": []})
+
+
+def test_arms_without_results_and_of_one_pretraining_are_told():
+    failed = {"evaluation": "voxels", "arm": "cva", "seed": 0, "cell": "evaluate/voxels/cva/0", "error": "<b>full</b>"}
+    rows = [
+        row("mae", [0.5, 0.6], runs=1, title="<i>MAE"),
+        {**row("cva", [0.0]), "mean": None, "seeds": 0, "values": {}},
+    ]
+    table = {"study": "s", "reference": "mae", "rows": rows, "missing": [failed]}
+    text = study.render(table)
+    assert "voxels: 1 of 3 cells of this evaluation is missing: cva (seed 0: &lt;b&gt;full&lt;/b&gt;)." in text
+    assert "<td>cva</td>" in text
+    assert "2 (1 run)" in text
+    assert "evaluates one pretraining" in text
+    assert "<td>&lt;i&gt;MAE (mae)</td>" in text
+    assert study.chart(rows).figure["layout"]["yaxis"]["ticktext"] == ["&lt;i&gt;MAE (mae)", "cva"]
+    empty = study.render({**table, "rows": []})
+    assert "1 of 1 cell of this evaluation is missing" in empty

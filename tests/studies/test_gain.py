@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel
@@ -94,10 +95,21 @@ def test_the_plan_of_a_segmentation(store, dataset, tmp_path):
 def test_a_plan_of_a_task_splits_and_samples_its_cases(store, task, tmp_path):
     plan = viewalign.gain(store, task, tmp_path / "gain", **QUICK)
     assert list(plan.study.evaluations) == ["tuned-2", "tuned-all", "frozen-2"]
-    own = tmp_path / "gain" / "task"
+    own = Path(plan.study.evaluations["tuned-2"].task)
+    assert own.parent == tmp_path / "gain"
     cases = read_manifest(own, read_spec(own))
     assert sum(case.split == "test" for case in cases) == 6
     assert {case.target for case in cases if case.split == "test"} == {0, 1}
+
+
+def test_another_call_keeps_the_task_of_a_running_one(store, task, tmp_path):
+    running = viewalign.gain(store, task, tmp_path / "gain", **QUICK)
+    own = Path(running.study.evaluations["tuned-2"].task)
+    before = (own / "manifest.csv").read_text()
+    other = viewalign.gain(store, task, tmp_path / "gain", **QUICK, test=["c0?"])
+    assert Path(other.study.evaluations["tuned-2"].task) != own
+    assert (own / "manifest.csv").read_text() == before
+    assert viewalign.gain(store, task, tmp_path / "gain", **QUICK).study == running.study
 
 
 @pytest.mark.parametrize(("count", "test"), [(10, 5), (12, 6), (20, 5), (24, 6), (30, 6), (100, 20)])
@@ -137,6 +149,43 @@ def test_copies_of_a_test_image_are_no_training_cases(tmp_path, caplog):
     assert "Training and test cases contain copies" in caplog.text
 
 
+def test_visits_of_a_patient_stay_together(tmp_path, caplog):
+    files = list(write_images(tmp_path, count=12).values())
+    visits = [f"patient{patient:02d}_frame{visit:02d}" for patient in range(1, 7) for visit in (1, 12)]
+    own = dict(zip(visits, files, strict=True))
+    learn, test = gain.split_segmentation(own, tmp_path / "gain", [], r"(patient\d+)")
+    assert (len(learn), len(test)) == (2, 10), "five of six patients"
+    assert not {name[:9] for name in learn} & {name[:9] for name in test}
+    assert "patient=" not in caplog.text
+    named = gain.split_segmentation(own, tmp_path / "gain", ["patient0[1-5]_frame12"], r"(patient\d+)")
+    assert named == (visits[10:], visits[1:10:2]), "other visits of tested patients are in neither part"
+    gain.split_segmentation(own, tmp_path / "gain", [])
+    assert "start with patient" in caplog.text
+    caplog.clear()
+    for names in ([f"la_{k:03d}" for k in range(12)], [f"site{1 + k % 2}_{k:03d}" for k in range(12)]):
+        gain.split_segmentation(dict(zip(names, files, strict=True)), tmp_path / "gain", [])
+    assert "patient=" not in caplog.text
+
+
+def test_a_gain_by_patients(store, tmp_path):
+    pytest.importorskip("nnunetv2")
+    rng, folder = np.random.default_rng(0), tmp_path / "raw" / "Dataset008_Visits"
+    for k in range(18):
+        image = rng.normal(size=(18, 18, 18)).astype(np.float32) + 5
+        write_image(folder / "imagesTr" / f"p{k // 2}_v{k % 2}_0000.nii.gz", image)
+        write_image(folder / "labelsTr" / f"p{k // 2}_v{k % 2}.nii.gz", (image > 5).astype(np.uint8))
+    described = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", {**described, "numTraining": 18})
+    plan = viewalign.gain(store, folder, tmp_path / "gain", **{**QUICK, "shots": [2, 5]}, patient=r"(p\d)_")
+    assert list(plan.study.evaluations) == ["tuned-2", "tuned-all", "frozen-2"], "four patients are left to train on"
+    grid = Grid(plan.study, plan.folder)
+    assert (len(grid.labelled.learn), len(grid.labelled.test)) == (8, 10)
+    record(grid, 0.1)
+    found = {one["evaluation"]: one for one in plan.result()["comparisons"]}
+    assert found["tuned-2"]["labelled"] == "with 2 labelled patients"
+    assert found["tuned-2"]["difference"]["cases"] == 5
+
+
 @pytest.mark.slow
 def test_a_finished_encoder_replaces_the_pretraining(store, task, tmp_path):
     own = {**QUICK, "pretrain": {**COMMON, "network": {"name": "resenc-xs"}}}  # the smallest that a recipe names
@@ -169,6 +218,8 @@ def test_a_finished_encoder_replaces_the_pretraining(store, task, tmp_path):
         ({"test": ["nothing*"]}, "nothing"),
         ({"test": ["c0?", "c1*", "c2*"]}, "0 training and 30 test"),
         ({"encoder": "nowhere"}, "nowhere"),
+        ({"encoder": "nowhere", "steps": 5, "pretrain": {"batch": 2}}, "encoder.*pretrain and steps"),
+        ({"patient": "(c)"}, "subject"),
     ],
 )
 def test_invalid_settings_are_errors_before_anything_runs(store, task, tmp_path, settings, words):
@@ -346,7 +397,8 @@ def test_the_command_prints_the_expected_time_first(store, dataset, tmp_path, mo
 def test_a_task_from_the_pretraining_to_the_page(store, task, tmp_path):
     settings = {**QUICK, "finetune": {"epochs": 1, "draws": 100}, "rates": [1e-3, 1e-2]}
     plan = viewalign.gain(store, task, tmp_path / "gain", **settings)
-    tried, test = (read_manifest(tmp_path / "gain" / name, read_spec(task)) for name in ("task-rates", "task"))
+    folders = (Path(next(iter(one.evaluations.values())).task) for one in (plan.rates, plan.study))
+    tried, test = (read_manifest(folder, read_spec(task)) for folder in folders)
     assert {case.case for case in tried} == {case.case for case in test if case.split == "train"}
     assert plan.run() == 0, [cell.record for cell in Grid(plan.study, plan.folder).cells]
     found = plan.result()

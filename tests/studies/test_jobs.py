@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import viewalign
+from viewalign.api.studies import StudyPlan
 from viewalign.cli.main import app
 from viewalign.errors import UserError
 from viewalign.studies.cells import chains, only, share, slurm_script
@@ -36,7 +37,7 @@ def test_shards_of_an_arm_that_is_pretrained_once(make, once):
     arms[once]["once"] = True
     grid = make(seeds=3, arms=arms)
     pretrained = [cell.name for cell in grid.cells if cell.name.startswith("pretrain/cva")]
-    assert pretrained == ["pretrain/cva/0"]
+    assert pretrained == [f"pretrain/cva/{seed}" for seed in ([0, 1, 2] if once == "mae" else [0])]
     parts = [share(grid.study, grid.cells, f"{k}/2") for k in (1, 2)]
     assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in grid.cells)
     for part in parts:
@@ -89,22 +90,48 @@ def test_a_task_near_its_time_limit_requeues_itself(make, tmp_path):
             os.killpg(job.pid, signal.SIGKILL)
 
 
-def test_the_command_writes_it_without_looking_at_data(tmp_path, monkeypatch):
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The file of a study of one arm, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    line = ["study", "geometry-laptop", "somewhere", "-o", "out", "--slurm", "job.sh", "seeds=4"]
-    told = CliRunner().invoke(app, line)
+    write_data(tmp_path)
+    own = {"store": "store", "labelled": {"images": "images", "labels": "labels", "learn": ["c0"], "test": ["c1"]}}
+    tree = {"data": own, "arms": {"mae": {"recipe": "mae-resenc-xs"}}, "evaluations": {"places": {"kind": "retrieval"}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(tree))
+    return tmp_path / "mine.yaml"
+
+
+def test_the_command_writes_it(mine):
+    told = CliRunner().invoke(app, ["study", "mine.yaml", ".", "-o", "out", "--slurm", "job.sh", "seeds=4"])
     assert told.exit_code == 0, told.output
-    text = (tmp_path / "job.sh").read_text()
-    assert (
-        f'study geometry-laptop \'data.root="{tmp_path / "somewhere"}"\' seeds=4 -o {tmp_path / "out"} "shard=' in text
-    )
-    assert "--array=1-20" in text
-    assert (tmp_path / "out" / "slurm").is_dir()
+    folder = mine.parent
+    text = (folder / "job.sh").read_text()
+    assert f"""study {mine} 'data.root="{folder}"' seeds=4 -o {folder / "out"} "shard=""" in text
+    assert "--array=1-4" in text
+    assert [path.name for path in (folder / "out").iterdir()] == ["slurm"]
 
 
-def test_a_script_keeps_the_limit_of_time_and_is_of_studies_alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    viewalign.study("geometry-laptop", "somewhere", "out", minutes=60).write_slurm("job.sh")
+@pytest.mark.parametrize(
+    ("data", "settings", "said"),
+    [("somewhere", {}, "somewhere"), (".", {"arms.mae.settings.optim.lrr": 1}, "lrr")],
+)
+@pytest.mark.usefixtures("mine")
+def test_a_study_that_cannot_run_has_no_script(tmp_path, data, settings, said):
+    with pytest.raises(UserError, match=said):
+        viewalign.study("mine.yaml", data, "out", **settings).write_slurm("job.sh")
+    assert not (tmp_path / "job.sh").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_without_cells_is_complete(make, tmp_path, caplog):
+    caplog.set_level("INFO", logger="viewalign")
+    assert StudyPlan(make().study, tmp_path / "out", shard="2/2").run("evaluate/places/mae/*") == 0
+    assert "shard=2/2" in caplog.text
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_script_keeps_the_limit_of_time_and_is_of_studies_alone(tmp_path):
+    viewalign.study("mine.yaml", None, "out", minutes=60).write_slurm("job.sh")
     assert " minutes=60 -o " in (tmp_path / "job.sh").read_text()
     other = viewalign.compare_methods("store", "images", "labels", "cm", methods=["mae"], learn="a", test="b")
     with pytest.raises(UserError, match="Only a plan of `study`"):
@@ -112,12 +139,29 @@ def test_a_script_keeps_the_limit_of_time_and_is_of_studies_alone(tmp_path, monk
     assert not (tmp_path / "other.sh").exists()
 
 
-def test_the_command_of_a_job_is_accepted(tmp_path, monkeypatch):
+def test_a_job_runs_the_cells_that_were_chosen(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_data(tmp_path)
-    own = {"store": "store", "labelled": {"images": "images", "labels": "labels", "learn": ["c0"], "test": ["c1"]}}
-    tree = {"data": own, "arms": {"mae": {"recipe": "mae-resenc-xs"}}, "evaluations": {"places": {"kind": "retrieval"}}}
-    (tmp_path / "mine.yaml").write_text(json.dumps(tree))
+    study = make().study
+    (tmp_path / "mine.yaml").write_text(json.dumps(study.model_dump(mode="json", exclude_unset=True)))
+    line = ["study", "mine.yaml", "-o", "sp ace", "--slurm", "my job.sh"]
+    told = CliRunner().invoke(app, [*line, "--only", "evaluate/*/mae/*"])
+    assert told.exit_code == 0, told.output
+    assert "sbatch 'my job.sh'" in told.output
+    text = (tmp_path / "my job.sh").read_text()
+    command = next(line for line in text.splitlines() if "-m viewalign" in line)
+    assert shlex.split(command)[-4:-2] == ["--only", "evaluate/*/mae/*"]
+    directive = next(line for line in text.splitlines() if "--output" in line)
+    assert shlex.split(directive) == ["#SBATCH", f"--output={tmp_path}/sp ace/slurm/%A_%a.log"]
+    for wrong, words in (("--dry-run", "--dry-run"), ("shard=1/2", "shard=1/2")):
+        refused = CliRunner().invoke(app, [*line, wrong])
+        assert isinstance(refused.exception, UserError)
+        assert words in str(refused.exception)
+    parts = [StudyPlan(study, tmp_path / "out", shard=f"{k}/2").cells("evaluate/places/mae/*") for k in (1, 2)]
+    assert parts == [{"pretrain/mae/0": "to do", "evaluate/places/mae/0": "to do"}, {}], "the other job has none"
+
+
+@pytest.mark.usefixtures("mine")
+def test_the_command_of_a_job_is_accepted(tmp_path):
     changes = ["seeds=2", 'data.labelled.test=["c2"]', "arms.mae.settings.batch=3"]
     told = CliRunner().invoke(app, ["study", "mine.yaml", ".", "-o", "out", "--slurm", "job.sh", *changes])
     assert told.exit_code == 0, told.output

@@ -1,6 +1,7 @@
 """Labelled cases are prepared once for all arms and seeds, and again when a file changes."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from viewalign.data.settings import PrepareSettings
 from viewalign.errors import UserError
 from viewalign.evaluation.voxel_probe import read_prepared
 from viewalign.studies import labelled
-from viewalign.studies.labelled import LabelledCase, read_case
+from viewalign.studies.labelled import Labelled, LabelledCase, prepared_store, read_case, read_labelled
+from viewalign.studies.settings import DataSettings, LabelledSettings
 
 from .conftest import write_data
 
@@ -90,6 +92,52 @@ def test_a_case_whose_labels_were_redrawn_is_another(tmp_path, ending):
     sitk.WriteImage(sitk.GetImageFromArray(array), str(labels))
     assert case.identity != before
     assert case.identity[:2] == before[:2]
+
+
+def store_of(folder, **source):
+    data = DataSettings.model_validate({"source": {"folder": "images", **source}})
+    return prepared_store(data, folder, folder / "out", False)
+
+
+def test_a_changed_image_is_prepared_again(tmp_path):
+    """A file that is not compressed keeps its size."""
+    file = tmp_path / "images" / "a.nii"
+    file.parent.mkdir()
+    stores = []
+    for value in (0, 1):
+        sitk.WriteImage(sitk.GetImageFromArray(np.full((8, 8, 8), value, np.float32)), str(file))
+        stores.append(store_of(tmp_path))
+    before, after = stores
+    assert before != after
+    os.utime(file, ns=(1, 1))
+    assert store_of(tmp_path) == after, "a copy is the same"
+    assert store_of(tmp_path, prepare={"spacing": 2}) == store_of(tmp_path, prepare={"spacing": [2.0, 2, 2]}) != after
+    with pytest.raises(UserError, match=r"zzz\*"):
+        store_of(tmp_path, only=["a*", "zzz*"])
+    with pytest.raises(UserError, match=r"data\.source\.prepare.*'spacing'"):
+        store_of(tmp_path, prepare={"spacng": 1})
+    assert not (tmp_path / "out").exists()
+
+
+def test_shots_count_patients():
+    names = [f"p{patient}_{visit}" for patient in range(6) for visit in range(2)]
+    cases = tuple(LabelledCase(name, Path(name), Path(name)) for name in names)
+    found = Labelled(cases, (), {}, r"(p\d)_")
+    for draw in ("spread", "seed"):
+        drawn = [case.name for case in found.shots(2, draw, 0)]
+        assert len(drawn) == 4
+        assert len({name[:2] for name in drawn}) == 2
+    assert [case.name for case in found.shots(2, "spread", 0)] == ["p0_0", "p0_1", "p5_0", "p5_1"]
+    with pytest.raises(UserError, match="6 patients"):
+        found.shots(7, "seed", 0)
+
+
+def test_a_patient_in_both_parts_is_an_error(tmp_path):
+    write_data(tmp_path)
+    asked = {"images": "images", "labels": "labels", "learn": ("c0",), "test": ("c[12]",)}
+    assert read_labelled(LabelledSettings(**asked, patient="(c.)"), tmp_path).patients["c1"] == "c1"
+    with pytest.raises(UserError, match="patients"):
+        read_labelled(LabelledSettings(**asked, patient="(c)"), tmp_path)
 
 
 def test_a_table_of_cases_from_a_spreadsheet(tmp_path):

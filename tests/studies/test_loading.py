@@ -25,7 +25,7 @@ from viewalign.studies.labelled import (
     read_labelled,
 )
 from viewalign.studies.loading import load
-from viewalign.studies.settings import DataSettings, LabelledSettings
+from viewalign.studies.settings import DataSettings, LabelledSettings, StudyOptions
 from viewalign.tasks.manifest import TaskCase, write_manifest
 from viewalign.tasks.spec import ChannelSpec, TaskSpec, write_spec
 from viewalign.utils.settings import read_words
@@ -139,6 +139,12 @@ def test_settings_of_segmentation_are_overridden_by_evaluations_and_these_by_arm
         ("seeds=[1,1]", "seeds"),
         ("steps=0", "steps"),
         ("name=../x", "name"),
+        ("common.seed=7", "common.seed.*seeds"),
+        ("common.runtime.precision=bf16", "common.runtime.precision.*precision"),
+        ("common.steps=7", "common.steps"),
+        ("arms.exact.settings.out=x", "arms.exact.settings.out"),
+        ("segmentation.epocs=3", "segmentation.*null"),
+        ("arms.exact.finetune.lr=1", "arms.exact.finetune.*null"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(override, said):
@@ -163,6 +169,34 @@ def test_a_recipe_of_an_arm_is_relative_to_the_study_s_file(tmp_path, monkeypatc
     monkeypatch.chdir("/")
     arms = load(str(tmp_path / "mine.yaml")).arms
     assert (arms["own"].recipe, arms["mae"].recipe) == (str(tmp_path / "own.yaml"), "mae-resenc-xs")
+
+
+def test_initial_weights_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
+    for name in ("w.pth", "v.pth"):
+        (tmp_path / name).touch()
+    arms = (
+        "{own: {recipe: mae-resenc-xs, settings: {init: w.pth}}, named: {recipe: mae-resenc-xs, settings: {init: x}}}"
+    )
+    text = f"base: geometry-laptop\nname: mine\narms: {arms}\ncommon: {{init.weights: v.pth}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "more.yaml").write_text("common: {init: w.pth}\n")
+    monkeypatch.chdir("/")
+    study = load(str(tmp_path / "mine.yaml"))
+    assert study.arms["own"].settings == {"init": str(tmp_path / "w.pth")}
+    assert study.arms["named"].settings == {"init": "x"}
+    assert study.common["init"] == {"weights": str(tmp_path / "v.pth")}
+    words = read_words([f"config={tmp_path / 'more.yaml'}"], StudyOptions)
+    assert words["common"]["init"] == str(tmp_path / "w.pth")
+
+
+def test_a_base_s_settings_of_fine_tunings_may_be_unused(tmp_path):
+    gone = ["evaluations.tuned5=null", "evaluations.tuned10=null"]
+    assert load("organs-atrium-laptop", read_words(gone)).segmentation
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: geometry-laptop\nname: mine\nsegmentation: {epocs: 3}\n")
+    with pytest.raises(UserError, match="segmentation=null"):
+        load(str(file))
+    assert load(str(file), read_words(["segmentation=null"])).segmentation == {}
 
 
 def cases(folder, count):

@@ -8,11 +8,14 @@ import signal
 import numpy as np
 import pytest
 
+from viewalign.data.readers.itk import sitk
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation.encoders import write_untrained
+from viewalign.reports.study import write_page
 from viewalign.studies import run, table
-from viewalign.studies.cells import only
+from viewalign.studies.cells import only, share
 from viewalign.studies.run import run_study
+from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
 
 from .conftest import COMMON
@@ -36,6 +39,56 @@ def test_a_probe_during_pretraining_is_rejected(make, tmp_path):
         make(common={**COMMON, "validate": {"every": 1, "probe": {"task": str(tmp_path)}}})
 
 
+def test_initial_weights_count_by_content(make, tmp_path):
+    """Other weights in a file of the same name would keep the results of the first."""
+    common = {key: value for key, value in COMMON.items() if key != "heads"}
+
+    def cell(file, arm="init"):
+        arms = {"init": {"recipe": "mae-resenc-xs", "settings": {"init": str(file)}}}
+        arms |= {"more": {"recipe": "mae-resenc-xs", "start": "init"}}
+        return next(c.folder.name for c in make(arms=arms, common=common).cells if c.name == f"pretrain/{arm}/0")
+
+    plain = make(arms={"mae": {"recipe": "mae-resenc-xs"}}, common=common)
+    recipe, file = plain.recipes["mae", 0], tmp_path / "w.pth"
+    write_untrained(recipe, plain.evaluator.preparation, file)
+    before = cell(file), cell(file, "more")
+    assert cell(file.rename(tmp_path / "renamed.pth")) == before[0]
+    write_untrained(recipe.model_copy(update={"seed": 1}), plain.evaluator.preparation, file)
+    after = cell(file), cell(file, "more")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    with pytest.raises(UserError, match="nowhere"):
+        cell("nowhere.pth")
+
+
+def changed(before, after):
+    """Return the names of cells whose results are not those of another grid."""
+    folders = {cell.name: cell.folder for cell in before.cells}
+    return {cell.name for cell in after.cells if cell.folder != folders[cell.name]}
+
+
+def test_an_untrained_network_does_not_depend_on_training(make, tmp_path):
+    before = make()
+    assert not any("untrained" in name for name in changed(before, make(steps=3, common={**COMMON, "batch": 3})))
+    larger = make(common={**COMMON, "views": {"patch_size": [16, 16, 32]}})
+    description = tmp_path / "store" / "store.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "recipe": {"spacing": 2}}))
+    for after in (larger, make()):
+        own = {name for name in changed(before, after) if "/untrained/" in name}
+        assert own == {"pretrain/untrained/0", "evaluate/voxels/untrained/0", "evaluate/places/untrained/0"}
+
+
+def test_retrieval_depends_on_test_images_alone(make, tmp_path):
+    before = make()
+    where = {"images": "images", "labels": "labels", "learn": ["c0"], "test": ["c1", "c2"]}
+    array = np.zeros((18, 18, 18), np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "labels" / "c1.nii.gz"))
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "images" / "c0.nii.gz"))
+    assert {name.split("/")[1] for name in changed(before, make())} == {"voxels"}
+    own = {"data": {"root": str(tmp_path), "store": "store", "labelled": {**where, "test": ["c1"]}}}
+    assert {name.split("/")[1] for name in changed(before, make(**own))} == {"voxels", "places"}
+
+
 @pytest.fixture
 def from_elsewhere(make, tmp_path):
     """A study of an encoder that it does not train, and of an arm that starts from it."""
@@ -46,7 +99,7 @@ def from_elsewhere(make, tmp_path):
         "other": {"recipe": "mae-resenc-xs", "encoder": "encoder.pth"},
         "more": {"recipe": "mae-resenc-xs", "start": "other"},
     }
-    return lambda: make(arms=arms, common=common)
+    return lambda **more: make(arms=arms, common=common, **more)
 
 
 @pytest.mark.slow
@@ -55,6 +108,15 @@ def test_an_arm_starts_from_an_encoder_from_elsewhere(from_elsewhere, tmp_path):
     cells = only(grid.cells, "pretrain/more/0")
     assert run_study(grid, cells=cells) == 0
     assert str(tmp_path / "encoder.pth") in (cells[-1].folder / "run" / "config.yaml").read_text()
+
+
+def test_every_seed_starts_from_one_encoder(from_elsewhere):
+    grid = from_elsewhere(seeds=3)
+    names = [cell.name for cell in grid.cells if cell.evaluation is None]
+    assert names == ["pretrain/other/0", *(f"pretrain/more/{seed}" for seed in range(3))]
+    assert {cell.needs for cell in grid.cells if cell.name.startswith("pretrain/more")} == {grid.cells[0]}
+    one, other = (share(grid.study, grid.cells, f"{k}/2") for k in (1, 2))
+    assert (one, other) == (grid.cells, [])
 
 
 def test_encoders_from_elsewhere_are_probed_again_if_images_are_prepared_otherwise(from_elsewhere, tmp_path):
@@ -94,6 +156,13 @@ def test_a_failed_cell_is_reported_and_the_others_run(make, monkeypatch, told):
     assert any("pretrain/mae/0: the disk fell over" in line for line in told())
     done = {cell.name for cell in make().cells if cell.done}
     assert done == {"pretrain/untrained/0", "evaluate/voxels/untrained/0", "evaluate/places/untrained/0"}
+
+
+def test_the_pretraining_that_failed_is_named(make, monkeypatch, told):
+    monkeypatch.setattr(run, "pretrain", lambda *_, **__: 1 / 0)
+    grid = make()
+    assert run_study(grid, cells=only(grid.cells, "evaluate/places/cva/*")) == 3
+    assert any(line.endswith("evaluate/places/cva/0: pretrain/mae/0 failed") for line in told())
 
 
 @pytest.mark.slow
@@ -156,6 +225,74 @@ def test_differences_over_cases_are_those_of_the_cells(make):
     assert row["cases_mean"] == pytest.approx(np.mean(apart))
     assert (row["cases_pairs"], row["cases_low"]) == (2, None)
     assert f"{row['cases_mean']:+.4f}" in table.write(grid)
+
+
+PLACES = {"places": {"kind": "retrieval", "cells": 3}}
+
+
+def write_results(grid, values, **failed):
+    """Write results of cells as if they had run; `values` by arm and seed, errors by arm."""
+    for cell in grid.cells:
+        result = None
+        if cell.arm in failed:
+            result = {"status": "failed", "error": failed[cell.arm]} if cell.evaluation is None else None
+        elif cell.evaluation is None:
+            result = {"status": "done", "measures": {}}
+        elif cell.seed < len(values[cell.arm]):
+            result = {"status": "done", "measures": {"hit": values[cell.arm][cell.seed]}}
+        if result is not None:
+            write_json(cell.folder / "cell.json", result)
+
+
+def test_one_pretraining_is_not_several(make):
+    arms = {"mae": {"recipe": "mae-resenc-xs"}, "one": {"recipe": "mae-resenc-xs", "once": True}}
+    arms |= {"cva": {"recipe": "cva-resenc-xs"}, "also": {"recipe": "cva-resenc-xs"}}
+    grid = make(seeds=3, arms=arms, evaluations=PLACES)
+    values = {"mae": [0.1, 0.2, 0.4], "one": [0.3, 0.30001, 0.30002], "cva": [0.2, 0.2, 0.5], "also": [0.3, 0.2, 0.6]}
+    write_results(grid, values)
+    text = table.write(grid)
+    told = json.loads((grid.out / "table.json").read_text())
+    rows = {row["arm"]: row for row in told["rows"]}
+    assert (rows["one"]["runs"], rows["one"]["seeds"], rows["mae"]["runs"]) == (1, 3, 3)
+    assert rows["one"]["values"] == {"0": 0.3, "1": 0.30001, "2": 0.30002}
+    assert rows["one"]["mean"] == pytest.approx(0.30001)
+    assert [rows["one"][key] for key in ("low", "difference_low", "p", "p_holm")] == [None] * 4
+    assert rows["cva"]["p_holm"] == pytest.approx(2 * min(rows[arm]["p"] for arm in ("cva", "also")))
+    assert told["resolution"][0]["freedom"] == 4
+    assert "3 (1 run)" in text
+    assert (grid.out / "table.csv").read_text().splitlines()[2].split(",")[6:8] == ["3", "1"]
+
+
+def test_missing_cells_are_named_with_their_errors(make):
+    grid = make(seeds=2, evaluations=PLACES, arms={
+        "untrained": {"recipe": "mae-resenc-xs", "untrained": True},
+        "mae": {"recipe": "mae-resenc-xs"},
+        "cva": {"recipe": "cva-resenc-xs", "title": "Aligned | <views>"},
+    })  # fmt: skip
+    write_results(grid, {"untrained": [0.1, 0.2], "mae": [0.3]}, cva="the disk '/home/anna/x' fell over.")
+    text = table.write(grid)
+    told = json.loads((grid.out / "table.json").read_text())
+    missing = {one["cell"]: one["error"] for one in told["missing"]}
+    assert missing == {
+        "evaluate/places/cva/0": "the disk '…/x' fell over.",
+        "evaluate/places/cva/1": "the disk '…/x' fell over.",
+        "evaluate/places/mae/1": None,
+    }
+    assert [(row["arm"], row["mean"], row["seeds"]) for row in told["rows"]][2] == ("cva", None, 0)
+    sentence = "places: 3 of 6 cells of this evaluation are missing: cva (seeds 0, 1: the disk '…/x' fell over); mae"
+    page = write_page(grid.out).read_text()
+    assert sentence in text
+    assert sentence.replace("'", "&#39;") in page
+    assert r"| Aligned \| <views> (cva) | – |" in text
+    assert "<td>Aligned | &lt;views&gt; (cva)</td>" in page
+
+
+def test_an_undefined_measure_is_left_out(make):
+    grid = make(seeds=2, evaluations=PLACES)
+    write_results(grid, {"untrained": [0.1, 0.2], "mae": [0.3, float("nan")], "cva": [0.5, 0.4]})
+    rows = {row["arm"]: row for row in table.collect(grid)}
+    assert [rows[arm]["rank"] for arm in ("cva", "mae", "untrained")] == [1.0, 2.0, 3.0]
+    assert (rows["mae"]["mean"], rows["mae"]["seeds"]) == (0.3, 1)
 
 
 @pytest.mark.slow

@@ -48,6 +48,20 @@ def test_an_arm_without_a_common_seed_has_no_difference(values):
 
 def test_equal_differences_have_no_p_value():
     assert against({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.0}}, "a")["b"].p_value is None
+    rounded = {"a": {0: 0.1, 1: 0.2, 2: 0.3}, "b": {0: 0.2, 1: 0.3, 2: 0.4}}
+    assert against(rounded, "a")["b"].p_value is None
+    assert resolution(rounded, "a") is None
+
+
+def test_values_of_one_pretraining_have_no_interval_and_no_p_value():
+    assert estimate([0.5, 0.6], single=True).low is None
+    for single, tested in (("a", ()), ("b", ("c",)), ((), ("b", "c"))):
+        found = against(MADE, "a", single)
+        assert found["b"].difference.mean == against(MADE, "a")["b"].difference.mean
+        assert [arm for arm in "bc" if found[arm].p_value is not None and found[arm].difference.low is not None] == [
+            *tested
+        ]
+    assert against(MADE, "a", "b")["c"].holm == against(MADE, "a")["c"].p_value, "one test alone is not corrected"
 
 
 def test_cases_are_paired_over_the_mean_of_the_seeds_of_both():
@@ -74,6 +88,12 @@ def test_ranks_share_ties_and_follow_the_measure():
     assert ranks(values) == {"a": 1.25, "b": 1.75, "c": 3.0}
     assert ranks(values, lower_is_better=True) == {"a": 2.75, "b": 2.25, "c": 1.0}
     assert ranks({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
+
+
+def test_ranks_are_over_seeds_at_which_every_arm_is_defined():
+    values = {"a": {0: 0.9, 1: 0.1, 2: 0.5}, "b": {0: 0.5, 1: float("nan"), 2: 0.6}}
+    assert ranks(values) == {"a": 1.5, "b": 1.5}
+    assert ranks({"a": {0: 0.9}, "b": {0: float("nan")}}) == {}
 
 
 @pytest.mark.parametrize("seeds", [2, 4, 9])
@@ -107,3 +127,4 @@ def test_rows_of_a_table_say_what_can_be_found():
     assert found["dice"]["deviation"] == pytest.approx(0.01 / np.sqrt(2))
     assert found["auroc"]["smallest"][2] == pytest.approx(10 * found["dice"]["smallest"][2])
     assert resolutions(rows[:1], "a") == []
+    assert resolutions([{**row, "runs": 1 + (row["arm"] == "a")} for row in rows], "a") == [], "one pretraining of b"

@@ -76,6 +76,24 @@ def test_results_do_not_depend_on_the_device(make):
     assert here == there
 
 
+@pytest.mark.usefixtures("task")
+def test_a_recipe_of_a_fine_tuning_counts_by_content(make, tmp_path):
+    def named(file):
+        chosen = evaluations()
+        chosen["tuned"]["recipe"] = str(file)
+        cells = make(arms=ARMS, evaluations=chosen, common=PLAIN).cells
+        return next(cell.folder.name for cell in cells if cell.name == "evaluate/tuned/mae/0")
+
+    file = tmp_path / "own.yaml"
+    file.write_text("lr: 0.01\n")
+    before = named(file)
+    assert named(file.rename(tmp_path / "renamed.yaml")) == before
+    file.write_text("lr: 0.01\ndevice: cpu\n")
+    assert named(file) == before
+    file.write_text("lr: 0.02\n")
+    assert named(file) != before
+
+
 def test_cells_depend_on_subjects_and_images_of_a_task(make, task):
     """A leak that was mended in the manifest would keep its figures."""
 

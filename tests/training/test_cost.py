@@ -175,3 +175,7 @@ def test_operations_of_local_views_and_a_teacher():
     """Two global views and eight of an eighth of their voxels, and the teacher's two without a backward pass."""
     recipe = load("dino-resenc-l", ["views.patch_size=128", "batch=8"])
     assert step_flops(recipe) == pytest.approx(8 * (3 * 3 + 2) * 978.2e9, rel=0.05)
+
+
+def test_heads_that_are_not_there_are_not_counted():
+    assert step_flops(load("cva-resenc-xs", ["heads.projector=none"])) < step_flops(load("cva-resenc-xs"))

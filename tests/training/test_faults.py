@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from viewalign.data.store import Store, store_from_arrays
 from viewalign.errors import UserError
 from viewalign.methods import health
 from viewalign.methods.cva import ConsistentViewAlignment
-from viewalign.training import data, run
+from viewalign.training import data, pace, run
 from viewalign.training.data import split_by_subject
 from viewalign.training.logs import RunLog
 from viewalign.training.loop import Trainer
@@ -494,6 +495,61 @@ def test_best_is_the_lowest_validation_loss_and_is_kept(tiny_recipe, many, monke
     rows = [row for row in read_log(outcome.folder.log) if row["kind"] == "validation"]
     assert [(row["step"], row["loss"]) for row in rows] == [(2, 3.0), (4, 1.0), (6, 2.0)]
     assert checkpoints.steps(outcome.folder.checkpoints) == [4, 6]
+
+
+def test_a_best_checkpoint_that_cannot_be_written_leaves_the_one_before(tiny_recipe, many, monkeypatch):
+    evaluated, losses, save = Trainer._evaluate, iter([3.0, 1.0, 2.0, 4.0]), checkpoints.save
+
+    def evaluate(self, batch, return_diagnostics):
+        found = evaluated(self, batch, return_diagnostics)
+        return found if return_diagnostics else replace(found, logs={"loss": torch.tensor(next(losses))})
+
+    def full_at_step_4(folder, step, *rest):
+        if step == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
+    monkeypatch.setattr(checkpoints, "save", full_at_step_4)
+    settings = [f"data={many}", "validate.every=2", "validate.batches=1", "checkpoint.keep_last=1"]
+    outcome = pretrain(tiny_recipe(*settings, steps=8))
+    assert checkpoints.steps(outcome.folder.checkpoints) == [6, 8]
+    position = checkpoints.load(checkpoints.path_of(outcome.folder.checkpoints, 6))["position"]
+    assert (position["best_step"], position["best_loss"]) == (6, 2.0)
+
+
+def test_checkpoints_are_kept_permanently_at_every_multiple(tiny_recipe):
+    settings = ["checkpoint.every=4", "checkpoint.keep_every=3", "checkpoint.keep_last=1"]
+    assert checkpoints.steps(pretrain(tiny_recipe(*settings, steps=10)).folder.checkpoints) == [3, 6, 9, 10]
+
+
+def test_a_bad_measure_of_a_log_row_is_reported_once_it_can_be_evaluated(tiny_recipe, monkeypatch, caplog):
+    original = ConsistentViewAlignment.forward
+
+    def step(self, batch, return_diagnostics=False):
+        result = original(self, batch, return_diagnostics)
+        result.logs["cosine"] = result.logs["cosine"] * 0
+        return result
+
+    monkeypatch.setattr(ConsistentViewAlignment, "forward", step)
+    monkeypatch.setattr(health, "EARLY_STEPS", 3)
+    pretrain(tiny_recipe(steps=5))
+    told = [line for line in caplog.messages if line.startswith("Step ") and "cosine" in line]
+    assert len(told) == 1
+    assert told[0].startswith("Step 3: ")
+
+
+def test_validations_are_in_the_time_left_but_not_in_the_rate(tiny_recipe, many, monkeypatch):
+    """A validation of 1,000 s after each of eight steps, by a clock that is put forward."""
+    clock, ahead = time.perf_counter, []
+    monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: clock() + 1000 * len(ahead)))
+    monkeypatch.setattr(Trainer, "_validate", lambda self, batches: ahead.append(1))
+    shown = []
+    monkeypatch.setattr(ProgressLine, "show", lambda self, text, force=False: shown.append(text))
+    outcome = pretrain(tiny_recipe(f"data={many}", "validate.every=1", "log.every=2", steps=8))
+    rates = [row["samples_per_second"] for row in read_log(outcome.folder.log) if row["kind"] == "train"]
+    assert all(rate > 4 / 100 for rate in rates)
+    assert [text.partition("data wait")[2].split()[1] for text in shown] == ["50", "50", "27", "0"]
 
 
 def test_nothing_to_load_is_a_sentence(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from viewalign.errors import UserError
 from viewalign.methods import health
+from viewalign.methods.registry import build_method
 from viewalign.recipes.loading import load
 from viewalign.training import alerts, data, launch, logs, optimizers, run
 from viewalign.training.state import TrainingState
@@ -32,6 +33,14 @@ def test_norms_biases_and_positions_are_not_decayed():
     kept = [tuple(p.shape) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]]
     assert decayed == [(2, 3)]
     assert len(kept) == 4
+
+
+def test_learned_fillers_are_not_decayed():
+    method = build_method(load("spark-resenc-xs", ["network=resenc-xxs"]))
+    optimizer = optimizers.build_optimizer(method, "adamw", 0.1, 0.05, 0.9, (0.9, 0.98))
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
+    assert len(method.fillers) > 1
+    assert decayed.isdisjoint(map(id, method.fillers))
 
 
 def test_clipping_returns_the_norm_before():
@@ -89,6 +98,24 @@ def test_a_loss_of_either_sign_that_rises_tenfold_is_reported_once(first, latest
         raised.loss(position, latest)
     assert len(caplog.messages) == (rise is not None)
     assert rise is None or f"is {rise} (bad)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("figures", "step", "steps", "reported"),
+    [
+        ({"teacher_entropy": 1.0}, 99, 300, False),
+        ({"teacher_entropy": 1.0}, 100, 300, True),
+        ({"teacher_entropy": 1.0}, 999, 20_000, False),
+        ({"prototype_usage": 0.01}, 1000, 20_000, True),
+        ({"contrast_accuracy": 0.3}, 1000, 1000, False),
+        ({"effective_rank": 1.0}, 1, 1000, True),
+    ],
+)
+def test_bad_measures_are_reported_once_they_can_be_evaluated(figures, step, steps, reported, caplog):
+    raised = alerts.Alerts("fp32", steps)
+    for _ in range(2):
+        raised.measures(step, {"loss": 1.0, **figures})
+    assert len(caplog.messages) == reported
 
 
 def test_more_than_a_hundredth_of_skipped_steps_is_reported(caplog):

@@ -111,6 +111,7 @@ def test_what_any_process_cannot_read_is_excluded_and_reported(tiny_recipe, tiny
     assert out.returncode == 1
     assert "cannot be read, more than runtime.lost_share=0.1 allows" in out.stderr
     assert "Traceback" not in out.stderr
+    assert checkpoints.steps(tmp_path / "strict" / "checkpoints"), "both processes save what they have before they end"
 
 
 def wait_for(happened, seconds=600):

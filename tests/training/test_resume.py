@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is the run that was not: same losses to the last bit, same weights."""
 
+import itertools
 import json
 import math
 import os
@@ -15,9 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 from viewalign.cli.main import app
-from viewalign.errors import UserError
+from viewalign.data.store import Store, store_from_arrays
+from viewalign.errors import ExcludedImageError, UserError
 from viewalign.recipes.loading import to_yaml
 from viewalign.training import loop, run
+from viewalign.training.dry_run import dry_run
 from viewalign.training.loop import Trainer
 from viewalign.training.run import pretrain
 from viewalign.training.signals import StopRequest
@@ -25,6 +28,8 @@ from viewalign.utils import precision as arithmetic
 from viewalign.utils.locks import LOCK, locked
 from viewalign.weights import checkpoints
 from viewalign.weights.run_folder import RunFolder, read_log
+
+from .conftest import smooth_volumes
 
 pytestmark = pytest.mark.slow
 
@@ -225,15 +230,106 @@ def test_a_bad_line_in_the_log_does_not_block_resuming(tiny_recipe):
     assert read_log(outcome.folder.log)[: len(before)] == before
 
 
-def test_resuming_remembers_volumes_that_were_excluded(tiny_recipe, monkeypatch):
-    pretrain(tiny_recipe(steps=1))
-    folder = RunFolder.of(tiny_recipe())
-    state = final_state(folder)
-    shutil.rmtree(checkpoints.path_of(folder.checkpoints, 1))
-    state["unreadable"] = [3]
-    checkpoints.save(folder.checkpoints, 1, {k: v for k, v in state.items() if k not in {"format", "step"}})
-    pretrain(tiny_recipe("runtime.lost_share=0.5", steps=2), resume="auto")
-    assert (final_state(folder)["step"], final_state(folder)["unreadable"]) == (2, [3])
+def test_volumes_that_can_be_read_again_after_resuming_do_not_count_as_lost(tiny_recipe, monkeypatch):
+    original, lost = Store._read, set()
+
+    def read(self, k, *box):
+        if k in lost:
+            raise ExcludedImageError("the server is away")
+        return original(self, k, *box)
+
+    monkeypatch.setattr(Store, "_read", read)
+    lost.update({1, 2})
+    settings = ["runtime.lost_share=0.25", "batch=8"]
+    first = pretrain(tiny_recipe(*settings, steps=2))
+    told = [row["volume"] for row in read_log(first.folder.log) if row.get("event") == "unreadable"]
+    assert sorted(told) == [1, 2]
+    lost.clear()
+    lost.add(5)  # one of eight is allowed, three would not be
+    assert pretrain(tiny_recipe(*settings, steps=4), resume="auto").finished
+
+
+def change_state(folder, step, change):
+    """Rewrite a checkpoint with a changed state."""
+    state = checkpoints.load(checkpoints.path_of(folder.checkpoints, step))
+    change(state)
+    shutil.rmtree(checkpoints.path_of(folder.checkpoints, step))
+    checkpoints.save(folder.checkpoints, step, {k: v for k, v in state.items() if k not in {"format", "step"}})
+
+
+def test_a_run_is_not_resumed_on_other_images(tiny_recipe, tmp_path):
+    """Its held-out subjects would be drawn again; the same images may be elsewhere."""
+    volumes = smooth_volumes(24)
+    store_from_arrays(tmp_path / "first", dict(list(volumes.items())[:22]))
+    store_from_arrays(tmp_path / "grown", volumes)
+    outcome = pretrain(tiny_recipe(f"data={tmp_path / 'first'}", steps=2))
+    grown = tiny_recipe(f"data={tmp_path / 'grown'}", steps=3)
+    for start in (pretrain, dry_run):
+        with pytest.raises(UserError, match=r"grown.*other images.*init="):
+            start(grown, resume=True)
+    assert pretrain(tiny_recipe(f"data={tmp_path / 'grown'}", steps=2), resume=True).finished, "nothing is trained"
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert pretrain(tiny_recipe(f"data={tmp_path / 'moved'}", steps=3), resume=True).finished
+    change_state(outcome.folder, 3, lambda state: state.pop("data"))  # of an earlier version
+    assert pretrain(tiny_recipe(f"data={tmp_path / 'grown'}", steps=4), resume=True).finished
+
+
+def test_a_run_is_not_resumed_with_other_held_out_subjects(tiny_recipe, tmp_path):
+    store = store_from_arrays(tmp_path / "store", smooth_volumes(22))
+    pretrain(tiny_recipe(steps=1), store=store)
+    store.held_out = frozenset({store.subjects[0]})
+    with pytest.raises(UserError, match="held-out subjects"):
+        pretrain(tiny_recipe(steps=2), resume=True, store=store)
+
+
+def test_a_run_that_stops_itself_saves_its_steps_and_resumes_as_if_it_had_not(tiny_recipe, monkeypatch):
+    """With bad_steps=9 it would not have stopped."""
+    original = loop.update_if_finite
+
+    def update(method, optimizer, norm, number):
+        bad = 3 <= next(count) < 6
+        return original(method, optimizer, norm * float("nan") if bad else norm, number)
+
+    monkeypatch.setattr(loop, "update_if_finite", update)
+    settings = ["checkpoint.every=100", "log.every=2", "log.health_every=2"]
+    count = itertools.count()
+    whole = pretrain(tiny_recipe(*settings, "runtime.bad_steps=9", out="whole", steps=8))
+    count = itertools.count()
+    with pytest.raises(UserError, match=r"\b3 steps in a row"):
+        pretrain(tiny_recipe(*settings, "runtime.bad_steps=3", out="parts", steps=8))
+    folder = RunFolder(whole.folder.root.with_name("parts"))
+    assert checkpoints.steps(folder.checkpoints) == [6]
+    assert_same_run(whole.folder, pretrain(tiny_recipe(*settings, out="parts", steps=8), resume=True).folder)
+
+
+@pytest.mark.parametrize("lost", [{3}, set(range(8))])
+def test_a_run_whose_volumes_are_lost_saves_its_steps(lost, tiny_recipe, monkeypatch):
+    """Both where too many are excluded and where none is left to read; a second try loses nothing either."""
+    read, step, away = Store._read, Trainer._train_step, set()
+
+    def reading(self, k, *box):
+        if k in away:
+            raise ExcludedImageError("the server is away")
+        return read(self, k, *box)
+
+    def stepping(self, *work):
+        step(self, *work)
+        if self.position.step == 2:
+            away.update(lost)
+
+    settings = ["checkpoint.every=100", "runtime.lost_share=0"]
+    whole = pretrain(tiny_recipe(*settings, out="whole", steps=6))
+    monkeypatch.setattr(Store, "_read", reading)
+    monkeypatch.setattr(Trainer, "_train_step", stepping)
+    saved = []
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot be read|server is away"):
+            pretrain(tiny_recipe(*settings, out="parts", steps=6), resume="auto")
+        saved.append(checkpoints.steps(whole.folder.root.with_name("parts") / "checkpoints"))
+    assert len(saved[0]) == 1
+    assert saved[0] == saved[1] >= [2]
+    monkeypatch.undo()
+    assert_same_run(whole.folder, pretrain(tiny_recipe(*settings, out="parts", steps=6), resume=True).folder)
 
 
 def test_a_checkpoint_contains_no_subjects_or_paths(tiny_recipe):

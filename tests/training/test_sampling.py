@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from viewalign.training.run import _feed, check_data, open_store, pretrain
 from viewalign.training.sampling import admitted, check_channels, weights_of
 from viewalign.views.samples import ArraySource, SampleReader
 from viewalign.views.sampling import ViewSamplingConfig
+
+from .conftest import smooth_volumes
 
 
 @pytest.fixture
@@ -169,6 +173,22 @@ def test_volumes_of_weight_0_are_used_for_nothing(tiny_recipe, tmp_path):
         split_with({str(store.ids[k]): 0 for k in every.train[1:]})
     with pytest.raises(UserError, match=r"sampling\.weights"):
         split_with({str(name): 0 for name in store.ids})
+
+
+def test_a_share_that_holds_out_everyone_is_named(tiny_recipe, tmp_path):
+    store = store_from_arrays(tmp_path / "s", smooth_volumes(24))
+    recipe = tiny_recipe("validate.share=1")
+    with pytest.raises(UserError, match=r"validate\.share=1 holds out all"):
+        check_data(recipe, requirements_of(recipe), store)
+
+
+@pytest.mark.parametrize(("side", "fits"), [(8, False), (12, False), (16, True), (40, True)])
+def test_volumes_without_views_to_compare_are_rejected(side, fits, tiny_recipe, tmp_path):
+    """VoCo compares views of 16 voxels of which a quarter is inside the volume; without two it learns nothing."""
+    store = store_from_arrays(tmp_path / "s", smooth_volumes(12, (side, side, side)))
+    recipe = tiny_recipe(recipe="voco-resenc-xs")
+    with nullcontext() if fits else pytest.raises(UserError, match=r"views\.patch_size=\[16, 16, 16\] is too large"):
+        check_data(recipe, requirements_of(recipe), store)
 
 
 def test_unknown_names_are_rejected(store):

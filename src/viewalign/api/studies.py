@@ -70,7 +70,10 @@ class StudyPlan:
         grids = []
         for grid in self._grids():
             grids.append(grid)
-            code = code or run_study(grid, has_time, self._chosen(grid, only))
+            chosen = self._chosen(grid, only)
+            if not chosen:
+                _log.info("shard=%s has none of the cells; other parts run them.", self.shard)
+            code = code or run_study(grid, has_time, chosen)
         with locked(grid.out / ".table.lock", math.inf):  # other parts of the study write the same
             summary = self.summarise(grids)
             _log.info("%s", table.write(grid, summary))
@@ -91,11 +94,16 @@ class StudyPlan:
 
         yield Grid(self.study, self.folder, prepare)
 
-    def write_slurm(self, script: str | Path) -> Path:
+    def write_slurm(self, script: str | Path, only: str | None = None) -> Path:
         """Write a SLURM array script that runs the study in parts; return the folder of its logs.
 
+        Args:
+            script: the file to write.
+            only: a pattern of cell names, as of `run`.
+
         Raises:
-            UserError: the plan is of `gain` or `compare_methods`, which run in one job, or another file is there.
+            UserError: the plan is of `gain` or `compare_methods`, which run in one job, or of a `shard`, or another
+                file is there, or the study cannot run, since data are missing or a setting is invalid.
         """
         from viewalign.studies.cells import slurm_script
 
@@ -104,19 +112,23 @@ class StudyPlan:
                 "Only a plan of `study` can write a job script. Set shard=i/n in each job of `compare-methods`, and "
                 "run `gain` in one job."
             )
+        if self.shard != "1/1":
+            raise UserError(f"shard={self.shard}: a job script sets shard for each of its tasks; leave it out.")
         script = Path(script)
         outputs.check_file(script, "job script of a study", ours=outputs.contains("-m viewalign"))
+        self.cells(only)  # an error of the study is told now, not by each job
         logs = self.folder.absolute() / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "viewalign", *self.command, "-o", str(self.folder.absolute())]
+        command += [] if only is None else ["--only", only]
         script.write_text(slurm_script(self.study, command, str(logs / "%A_%a.log")))
         return logs
 
     def _chosen(self, grid: Grid, only: str | None) -> list[Any]:
         from viewalign.studies import cells
 
-        mine = grid.cells if self.shard == "1/1" else cells.share(grid.study, grid.cells, self.shard)
-        return mine if only is None else cells.only(mine, only)
+        chosen = grid.cells if only is None else cells.only(grid.cells, only)
+        return chosen if self.shard == "1/1" else cells.share(grid.study, chosen, self.shard)  # may be empty
 
 
 @report_os_errors()
@@ -302,7 +314,7 @@ def _study_folder(out: str | Path) -> Path:
     from viewalign.tasks.copies import CACHE
 
     folder = Path(out)
-    planned = ("data", "slurm", "task", "task-rates", ".table.lock", CACHE)
+    planned = {"data", "slurm", "task", ".table.lock", CACHE} | {path.name for path in folder.glob("task-*")}
     outputs.check_folder(folder, "study", (folder / "cells").is_dir(), planned)
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,9 @@ def study(
     only: Only = None,
     slurm: Annotated[
         Path | None,
-        typer.Option("--slurm", metavar="FILE", help="Write a SLURM array script; run nothing.", show_default=False),
+        typer.Option(
+            "--slurm", metavar="FILE", help="Write a SLURM array script (of --only); run nothing.", show_default=False
+        ),
     ] = None,
     dry_run: DryRun = False,
     listed: Annotated[bool, typer.Option("--list", help="List the package's studies.")] = False,
@@ -71,8 +74,11 @@ def study(
     settings |= {f"data.{name}": value for name, value in settings.pop("data", {}).items()}  # `data` is the folder
     plan = viewalign.study(file, data, out, **settings)
     if slurm is not None:
-        logs = plan.write_slurm(slurm)
-        text = f"Start it by `sbatch {slurm}`. Its output goes to {logs}, the table to {plan.folder}/table.md."
+        if dry_run:
+            raise UserError("--slurm writes a script and --dry-run writes nothing; set one of them.")
+        logs = plan.write_slurm(slurm, only)
+        start = shlex.join(["sbatch", str(slurm)])
+        text = f"Start it by `{start}`. Its output goes to {logs}, the table to {plan.folder}/table.md."
         return Result({"script": slurm, "logs": logs, "folder": plan.folder}, text)
     return _run(plan, only, dry_run)
 

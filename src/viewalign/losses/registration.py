@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from viewalign.losses.reduction import mean_per_view
 from viewalign.utils.precision import at_least_float32, full_precision
+from viewalign.utils.shapes import Size, spatial_size
 
 
 @full_precision
@@ -60,8 +61,16 @@ def _window_sums(values: Tensor, window: int) -> Tensor:
 
 
 @full_precision
-def roughness(field: Tensor) -> Tensor:
-    """Return the mean squared gradient of a displacement field (N, 3, D, H, W): VoxelMorph's diffusion regulariser."""
+def roughness(field: Tensor, size: Size | None = None) -> Tensor:
+    """Return the mean squared gradient of a displacement field: VoxelMorph's diffusion regulariser.
+
+    Args:
+        field: (N, 3, d, h, w) displacements in voxels, on a grid over the image.
+        size: (D, H, W) of the image in voxels, by which the gradient does not depend on the grid; default: a cell of
+            the grid is a voxel.
+    """
     field = at_least_float32(field)
-    slopes = [field.diff(dim=axis).square() for axis in (2, 3, 4) if field.shape[axis] > 1]
+    grid = spatial_size(field)
+    cells = [n / m for n, m in zip(size or grid, grid, strict=True)]
+    slopes = [(field.diff(dim=2 + k) / cells[k]).square() for k in range(3) if grid[k] > 1]
     return torch.stack([slope.mean() for slope in slopes]).mean() if slopes else field.sum() * 0

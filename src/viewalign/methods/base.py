@@ -26,6 +26,8 @@ class MethodRequirements:
         group: volumes that are processed together; the batch of a process, and each part of it, is a multiple.
         needs_multiple_subjects: advice if all volumes are of one subject; empty if that is allowed.
         distinct_subjects: whether a batch has a second volume of a subject only if there are no other subjects left.
+        min_valid: views with a smaller fraction of voxels inside the volume are excluded from all losses, which compare
+            views of one volume.
         aligned: whether features of two views are compared at corresponding positions.
         has_unused_parameters: whether some trainable parameters get no gradient, for which processes would wait.
         deterministic: whether all operations can be deterministic on a GPU; see `runtime.deterministic`.
@@ -39,6 +41,7 @@ class MethodRequirements:
     group: int = 1
     needs_multiple_subjects: str = ""
     distinct_subjects: bool = False
+    min_valid: float = 0.0
     aligned: bool = False
     has_unused_parameters: bool = False
     deterministic: bool = True

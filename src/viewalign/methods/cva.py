@@ -21,7 +21,7 @@ from viewalign.losses.reconstruction import masked_huber, masked_mse
 from viewalign.methods import rng
 from viewalign.methods.base import Latents, Method, MethodRequirements, StepResult
 from viewalign.methods.branch import Branch, DenseAlignment, Head
-from viewalign.methods.requirements import PAIRS, build_for, norm_for, used_settings
+from viewalign.methods.requirements import PAIRS, build_for, check_masks, norm_for, used_settings
 from viewalign.networks import masking
 from viewalign.networks.backbone import Backbone
 from viewalign.networks.heads import embed
@@ -227,11 +227,14 @@ def build(recipe: Recipe) -> ConsistentViewAlignment:
     """Build the method of a recipe.
 
     Raises:
-        UserError: a batch without negatives, or views that the released geometry cannot align.
+        UserError: a batch without negatives, views without a masked block, or views that the released geometry cannot
+            align.
     """
     _check(recipe)
     terms, heads, masks = recipe.objectives, recipe.heads, recipe.masking
     norm, backbone = norm_for(recipe, 2 * recipe.batch), build_for(recipe, masked=True)
+    if masks.ratio > 0 and terms.reconstruction_weight > 0:
+        check_masks(recipe, backbone.block, "masking.ratio=0 to restore whole views")
     over_batch = terms.negatives == "batch"
     return ConsistentViewAlignment(
         Branch(backbone, terms.dense, heads.projector, heads.width, heads.predictor_width, norm),

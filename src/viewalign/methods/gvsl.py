@@ -180,7 +180,7 @@ class GVSL(SingleNetwork):
         terms = {
             "reconstruction": masked_mse(image, target, valid),
             "dissimilarity": local_ncc(moved, target, valid, self._window),
-            "roughness": roughness(field),
+            "roughness": roughness(field, batch.size),
         }
         pictures = {"input": latents["input"][0], "reconstruction": image, "targets": target}
         return step_result(sum_terms(terms), latents, terms, pictures)

@@ -127,6 +127,19 @@ MEASURES = (
     ),
 )
 
+EARLY_STEPS, EARLY_SHARE = 100, 0.05
+"""Before the later of these two, measures that improve slowly are not evaluated yet."""
+_LEARNT_SLOWLY = {
+    *("cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"),
+    *("prototype_usage", "teacher_entropy"),
+}
+
+
+def too_early(name: str, step: int, steps: int) -> bool:
+    """Return whether a measure cannot be evaluated yet at a step of a run of `steps`, because it improves slowly."""
+    return name in _LEARNT_SLOWLY and step < max(EARLY_STEPS, EARLY_SHARE * steps)
+
+
 LOSS_RISE = Measure(
     "loss",
     "Training loss",

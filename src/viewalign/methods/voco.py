@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import torch
 from pydantic import Field
 
 from viewalign.config import Recipe
@@ -72,6 +73,9 @@ class VoCo(PooledComparison):
         position = overlap_loss(similarity, overlap, pairs)
         apart = orthogonality(bases, counts[:, self._targets :])
         error = ((similarity - overlap).abs() * pairs).sum() / pairs.sum().clamp(min=1)
+        # Without a pair nothing is learnt, and the largest error is reported. A figure that some processes leave out
+        # could not be averaged over all, and to look for a pair would wait for a GPU.
+        error = torch.where(pairs.any(), error, 1.0)
         logs = {"position": position, "orthogonality": apart, "overlap_error": error}
         return step_result(position + apart, latents, logs, features={"projected": embedded.flatten(0, 1)})
 
@@ -80,7 +84,9 @@ def requirements(recipe: Recipe) -> MethodRequirements:
     """Return the requirements: a grid of views and targets over it."""
     settings = MethodSettings.model_validate(recipe.pretext)
     sampler = partial(sample_grid, grid=settings.grid, targets=settings.targets)
-    return MethodRequirements(sampler=sampler, images=float(settings.views), uses_decoder=False)
+    return MethodRequirements(
+        sampler=sampler, min_valid=settings.min_valid, images=float(settings.views), uses_decoder=False
+    )
 
 
 def build(recipe: Recipe) -> VoCo:

@@ -17,6 +17,18 @@ from viewalign.methods.requirements import OPTIONAL
 _OPTIMIZERS = {"momentum": "sgd", "betas": "adamw"}
 """Settings of `optim` that only one optimizer uses."""
 
+_ALTERNATIVES: dict[str, tuple[str, set[Any]]] = {
+    "masking.whole": ("masking.ratio", {0.0}),
+    "heads.width": ("heads.projector", {"none"}),
+    "heads.predictor_width": ("heads.projector", {"none"}),
+    "heads.norm": ("heads.projector", {"none"}),
+    "objectives.huber_delta": ("objectives.reconstruction", {"mse"}),
+    "objectives.negatives": ("objectives.consistency", {"cosine", "gram"}),
+    "pretext.center_momentum": ("pretext.targets", {"sinkhorn"}),
+    "pretext.sinkhorn_iterations": ("pretext.targets", {"centering"}),
+}
+"""Settings without effect where another setting has one of these values."""
+
 
 def unread(recipe: Recipe) -> dict[str, str]:
     """Return the dotted names of settings without effect in a recipe, each with the reason."""
@@ -29,6 +41,9 @@ def unread(recipe: Recipe) -> dict[str, str]:
     for name, reader in _OPTIMIZERS.items():
         if optimizer != reader:
             found[f"optim.{name}"] = f"optim.name={optimizer} does not use it; {reader} does"
+    for key, (other, values) in _ALTERNATIVES.items():
+        if key not in found and other not in found and (value := value_of(recipe, other)) in values:
+            found[key] = f"{other}={value} does not use it"
     return found
 
 
@@ -50,7 +65,7 @@ def refuse_unread(recipe: Recipe, given: Iterable[str]) -> None:
 
 def idle_sentences(recipe: Recipe, given: Iterable[str], source: str) -> Iterator[str]:
     """Yield a message for each setting of a file that has no effect and is not at its default."""
-    idle, plain = unread(recipe), Recipe()
+    idle, plain = unread(recipe), _plain(recipe)
     for key in given:
         if key in idle and value_of(recipe, key) != value_of(plain, key):
             yield f"{source}: {_sentence(key, idle[key])}"
@@ -58,7 +73,7 @@ def idle_sentences(recipe: Recipe, given: Iterable[str], source: str) -> Iterato
 
 def settled(recipe: Recipe) -> Recipe:
     """Return a recipe whose unused settings are at their defaults."""
-    tree, plain, changed = recipe.model_dump(by_alias=True), Recipe(), False
+    tree, plain, changed = recipe.model_dump(by_alias=True), _plain(recipe), False
     for key in unread(recipe):
         default = value_of(plain, key)
         if value_of(recipe, key) != default:
@@ -77,11 +92,16 @@ def read_alone(recipe: Recipe) -> dict[str, Any]:
 
 
 def value_of(recipe: Recipe, key: str) -> Any:
-    """Return a setting by its dotted name."""
+    """Return a setting by its dotted name; None for one of `pretext` that the method does not have."""
     value: Any = recipe
     for name in key.split("."):
-        value = getattr(value, name)
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name)
     return value
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    """Return the defaults of all settings, those of the recipe's method included."""
+    return Recipe(pretext=registry.resolve_method_settings(recipe.method, {}))
 
 
 def _without(tree: dict[str, Any], idle: Iterable[str], prefix: str) -> dict[str, Any]:

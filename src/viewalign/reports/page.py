@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -80,6 +81,7 @@ def data_url(image: NDArray[np.uint8]) -> str:
 
 
 _QUOTED_PATH = re.compile(r"(['\"])((?:[A-Za-z]:)?[\\/~][^'\"\n]*[\\/][^'\"\n]*)\1")
+_WHOLE_PATH = re.compile(r"(?:[A-Za-z]:[\\/]|\\\\|~?/).*")
 _PATH = re.compile(r"(?<![\w.:/\\…-])(?:[A-Za-z]:\\|\\\\|~?/)(?:[^\s'\",;:<>|\\/]+[\\/]+)+[^\s'\",;:<>|\\/]*")
 
 
@@ -118,6 +120,22 @@ def leaf(path: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Shorten absolute paths in a text to their last part, because pages are shared."""
+    """Shorten absolute paths in a text to their last part, because pages are shared.
+
+    A path with spaces is known as a whole only in quotes or below the home folder of this user, which `~` replaces; of
+    others, what follows the first space stays.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111 (which raises if there is none)
+    if " " in home:
+        text = re.sub(rf"{re.escape(home)}(?=[\\/])", "~", text)
     text = _QUOTED_PATH.sub(lambda found: f"{found[1]}…/{leaf(found[2])}{found[1]}", text)
     return _PATH.sub(lambda found: f"…/{leaf(found[0])}", text)
+
+
+def values_without_paths(tree: Any) -> Any:
+    """Shorten texts of nested settings that are absolute paths, perhaps with spaces, to their last part."""
+    if isinstance(tree, Mapping):
+        return {key: values_without_paths(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [values_without_paths(value) for value in tree]
+    return f"…/{leaf(tree)}" if isinstance(tree, str) and _WHOLE_PATH.fullmatch(tree) else tree

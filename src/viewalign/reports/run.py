@@ -20,7 +20,15 @@ from viewalign.errors import UserError
 from viewalign.methods.registry import requirements_of
 from viewalign.reports import pictures, run_charts, verdicts
 from viewalign.reports.charts import scripts
-from viewalign.reports.page import leaf, number, percent, render_template, save_page, without_paths
+from viewalign.reports.page import (
+    leaf,
+    number,
+    percent,
+    render_template,
+    save_page,
+    values_without_paths,
+    without_paths,
+)
 from viewalign.reports.run_data import Array, RunRecord, read_run, setting
 from viewalign.reports.verdicts import probe_gain
 from viewalign.training.pictures import VOLUMES, prefix
@@ -241,7 +249,7 @@ def _events(run: RunRecord) -> list[tuple[str, str]]:
 def _settings(config: dict[str, Any]) -> str:
     """Write the recipe as YAML; with only the last part of every path, because pages are shared."""
     shown = {**config, **{key: leaf(str(config[key])) for key in ("data", "out") if config.get(key)}}
-    return without_paths(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+    return without_paths(yaml.safe_dump(values_without_paths(shown), sort_keys=False, allow_unicode=True))
 
 
 def _versions(run: RunRecord) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from viewalign.evaluation import task_metrics
 from viewalign.reports.charts import Chart, Trace, dots, escaped, figure, scripts
 from viewalign.reports.page import render_template, save_page, score
 from viewalign.reports.task import WORDS
+from viewalign.utils.text import counted
 
 PAGE, TABLE = "report.html", "table.json"
 TITLES = {
@@ -48,7 +49,7 @@ def render(table: dict[str, Any]) -> str:
     """Return the page as HTML; every name in it is escaped.
 
     Args:
-        table: contents of `table.json`: study, reference, and a row for each evaluator, measure and arm.
+        table: contents of `table.json`: study, reference, a row for each evaluator, measure and arm, missing cells.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table["rows"]:
@@ -60,6 +61,8 @@ def render(table: dict[str, Any]) -> str:
         "signed": lambda value: "–" if value is None or math.isnan(value) else f"{value:+.4f}",
         "plain": lambda value: "–" if value is None or math.isnan(value) else f"{value:.4f}",
         "score": _score,
+        "label": label,
+        "seeds_text": seeds_text,
         "words": lambda measure: WORDS.get(measure, measure.capitalize()),
     }
     return render_template(
@@ -70,6 +73,8 @@ def render(table: dict[str, Any]) -> str:
         forest=forest(comparisons),
         reference=table["reference"],
         seeds=max((row["seeds"] for row in table["rows"]), default=0),
+        shared=any(row.get("runs") == 1 < row["seeds"] for row in table["rows"]),
+        missing=missing_texts(table),
         groups=[
             {
                 "evaluation": labelled.get(evaluation, evaluation),
@@ -84,6 +89,37 @@ def render(table: dict[str, Any]) -> str:
         version=__version__,
         **scripts(),
     )
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's arm, after its title if it has one."""
+    return f"{row['title']} ({row['arm']})" if row.get("title") else str(row["arm"])
+
+
+def seeds_text(row: Mapping[str, Any]) -> str:
+    """Return the number of a row's seeds, and that of pretrainings if it is smaller, as `3 (1 run)`."""
+    runs = row.get("runs", row["seeds"])
+    return f"{row['seeds']} ({counted(runs, 'run')})" if runs < row["seeds"] else str(row["seeds"])
+
+
+def missing_texts(table: Mapping[str, Any]) -> list[str]:
+    """Return, for each evaluation with missing cells, a sentence that states which ones and why."""
+    groups: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for one in table.get("missing", ()):
+        reason = (one["error"] or "not finished yet").splitlines()[0].rstrip(".")
+        groups.setdefault(one["evaluation"], {}).setdefault((one["arm"], reason), []).append(str(one["seed"]))
+    texts = []
+    for evaluation, by_arm in groups.items():
+        rows = [row for row in table["rows"] if row["evaluation"] == evaluation]
+        done = {(row["arm"], seed) for row in rows for seed in row["values"]}
+        count = sum(map(len, by_arm.values()))
+        which = [
+            f"{arm} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}: {reason})"
+            for (arm, reason), seeds in by_arm.items()
+        ]
+        start = f"{evaluation}: {count} of {counted(count + len(done), 'cell')} of this evaluation"
+        texts.append(f"{start} {'is' if count == 1 else 'are'} missing: {'; '.join(which)}.")
+    return texts
 
 
 def _score(value: float | None, sign: str = "") -> str:
@@ -125,7 +161,7 @@ def chart(rows: Sequence[dict[str, Any]]) -> Chart | None:
     traces = [trace for place, row in enumerate(rows) for trace in _arm(row, place)]
     if not traces:
         return None
-    names = [escaped(row["arm"]) for row in rows]
+    names = [escaped(label(row)) for row in rows]
     return Chart("Each arm and seed", "", figure(traces, "", "", 70 + _ROW * len(rows), yaxis=_rows(names)))
 
 

@@ -18,7 +18,7 @@ from viewalign.evaluation.predictions import TaskPredictions, read_predictions
 from viewalign.finetuning.classification.finetune import LOSSES
 from viewalign.reports import task_charts, task_verdict
 from viewalign.reports.charts import Chart, scripts
-from viewalign.reports.page import number, render_template, save_page, score, without_paths
+from viewalign.reports.page import number, render_template, save_page, score, values_without_paths, without_paths
 from viewalign.tasks.spec import TaskSpec
 from viewalign.utils.text import counted
 from viewalign.utils.yaml_values import load_yaml
@@ -228,7 +228,7 @@ def _about(run: Path, outcomes: TaskPredictions, metrics: Mapping[str, Any]) -> 
             ("Targets", f"{number(float(outcomes.truth.min()))} to {number(float(outcomes.truth.max()))} {spec.unit}")
         )
     rows.append(("Channels", ", ".join("|".join((c.name, *c.aliases)) for c in spec.channels)))
-    rows.append(("Started from", without_paths(str(metrics.get("encoder", metrics.get("network", "unknown"))))))
+    rows.append(("Started from", values_without_paths(str(metrics.get("encoder", metrics.get("network", "unknown"))))))
     if settings:
         rows.append(
             (

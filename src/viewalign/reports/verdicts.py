@@ -16,6 +16,7 @@ from viewalign.methods.health import (
     Level,
     Measure,
     loss_rise,
+    too_early,
     unexpected_skips,
 )
 from viewalign.reports.page import number, percent
@@ -32,14 +33,8 @@ WAIT = Measure(
 )
 RISE = 1.05
 """A held-out loss this many times its lowest value has risen."""
-EARLY_STEPS, EARLY_SHARE = 100, 0.05
-"""Before the later of these two, metrics that improve slowly are not evaluated yet."""
 
 _KINDS = {"feature_std": "health", "effective_rank": "health", "alignment_error": "data"}
-_LEARNT_SLOWLY = {
-    *("cosine", "contrast_accuracy", "rotation_accuracy", "fusion_accuracy", "overlap_error"),
-    *("prototype_usage", "teacher_entropy"),
-}
 _RANK: dict[Level, int] = {"good": 0, "watch": 1, "bad": 2}
 
 _SAYINGS: dict[str, dict[Level, str]] = {
@@ -172,10 +167,9 @@ def _measure(run: RunRecord, measure: Measure) -> Finding | None:
     level = measure.level(series.last)
     sentence = _SAYINGS.get(measure.name, {}).get(level, "")
     remedy = "" if level == "good" else measure.remedy
-    early = run.step < max(EARLY_STEPS, EARLY_SHARE * run.steps)
     if not math.isfinite(series.last):
         sentence = "The metric is not finite: features overflowed."
-    elif measure.name in _LEARNT_SLOWLY and early and level != "good":
+    elif too_early(measure.name, run.step, run.steps) and level != "good":
         level, sentence = "watch", f"Low, but at step {run.step:,} it is too early to conclude."
         remedy = "Check again after more steps."
     verdict = f"{sentence} {_against(measure, series.last)}".strip()

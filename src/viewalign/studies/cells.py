@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from viewalign.config import Recipe
+from viewalign.data.settings import PrepareSettings
 from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.recipes import loading as recipes
 from viewalign.recipes.unused import unread
 from viewalign.studies.evaluators import Evaluator
-from viewalign.studies.external import read_external
+from viewalign.studies.external import initial_digest, read_external
 from viewalign.studies.labelled import planned_preparation, prepared_store, read_labelled
 from viewalign.studies.loading import flatten
 from viewalign.studies.settings import Study, digest_of
@@ -52,9 +54,11 @@ class Cell:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its result; empty before it was run."""
+        """Its result, with NaN for measures that are not defined (null in the file); empty before it was run."""
         file = self.folder / FILE
         record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        for measures in (record.get("measures", {}), *record.get("cases", {}).values()):
+            measures.update({name: math.nan for name, value in measures.items() if value is None})
         return record
 
     @property
@@ -69,8 +73,8 @@ class Grid:
     Args:
         study: its settings.
         out: the study's folder.
-        prepare: whether to prepare images that are not prepared yet; without, nothing is written, and no cell can be
-            done as long as there is no store.
+        prepare: whether to prepare images that are not prepared yet; without, nothing is written, and no cell of
+            a pretrained arm can be done as long as there is no store.
 
     Raises:
         UserError: missing data or invalid settings, before anything is run.
@@ -86,6 +90,7 @@ class Grid:
         self.external = {name: read_external(a.encoder, root) for name, a in study.arms.items() if a.encoder}
         own = [self.recipes[arm, study.seeds[0]] for arm in study.arms if arm not in self.external]
         checked.check(own, list(self.external.values()))
+        self._initial_digest = cache(initial_digest)  # reads the weights, which all seeds share
         self.store_path = prepared_store(study.data, root, out, prepare)
         index = self.store_path / "index.json"
         there = prepare or index.is_file()
@@ -118,14 +123,11 @@ class Grid:
         @cache
         def pretraining(name: str, seed: int) -> Cell:
             arm = self.study.arms[name]
-            start = pretraining(arm.start, seed) if arm.start else None
+            start = pretraining(arm.start, self.study.pretraining_seed(arm.start, seed)) if arm.start else None
             if name in self.external:
                 return self._cell(f"pretrain/{name}/{seed}", self.external[name].digest, name, seed, None, None)
-            values = self.recipes[name, seed].model_dump(mode="json", by_alias=True)
-            for key in ("data", "out", "log", "checkpoint"):
-                del values[key]
-            values["runtime"] = values["runtime"]["precision"]
-            depends = [values, arm.untrained, index, start.folder.name if start else None]
+            depends = self._untrained(name, seed) if arm.untrained else [self._trained(name, seed), False, index]
+            depends += [start.folder.name if start else None]
             return self._cell(f"pretrain/{name}/{seed}", depends, name, seed, None, start)
 
         pairs = [(arm, seed) for seed in self.study.seeds for arm in self.study.arms]
@@ -140,6 +142,24 @@ class Grid:
                 if arm in self.external:  # other arms depend on the store's index
                     depends += self.evaluator.preparation_of(evaluation)
                 yield self._cell(f"evaluate/{evaluation}/{arm}/{seed}", depends, arm, seed, evaluation, needs)
+
+    def _trained(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the settings on which a pretraining depends."""
+        recipe = self.recipes[name, seed]
+        values = recipe.model_dump(mode="json", by_alias=True)
+        for key in ("data", "out", "log", "checkpoint"):
+            del values[key]
+        values["runtime"] = values["runtime"]["precision"]
+        if recipe.init.weights and self.study.arms[name].start is None:
+            init = recipe.init
+            values["init"]["weights"] = self._initial_digest(init.weights, recipe.network.name, init.token_order)
+        return values
+
+    def _untrained(self, name: str, seed: int) -> list[Any]:
+        """Return what an untrained network and its evaluations depend on."""
+        recipe = self.recipes[name, seed]
+        network = [recipe.network.name, recipe.network.channels, recipe.views.patch_size, recipe.masking.block]
+        return [*network, seed, PrepareSettings.model_validate(self.evaluator.preparation).fingerprint()]
 
     def _cell(self, name: str, depends: Any, arm: str, seed: int, evaluation: str | None, needs: Cell | None) -> Cell:
         return Cell(name, self.out / "cells" / name / digest_of(depends), arm, seed, evaluation, needs)
@@ -178,7 +198,7 @@ def chains(study: Study) -> list[tuple[str, int]]:
     """
     roots = Counter(study.chain(arm)[-1] for arm in study.arms if not study.arms[arm].untrained)
     roots.update(dict.fromkeys((name for name, arm in study.arms.items() if arm.untrained), 0))
-    found = ((arm, study.pretraining_seed(arm, seed)) for arm, _ in roots.most_common() for seed in study.seeds)
+    found = (study.first(arm, seed) for arm, _ in roots.most_common() for seed in study.seeds)
     return list(dict.fromkeys(found))
 
 
@@ -193,7 +213,7 @@ def share(study: Study, cells: Sequence[Cell], job: str) -> list[Cell]:
     if not 1 <= number <= count:
         raise UserError(f"shard={job}: write i/n with i from 1 to n, such as 2/8.")
     mine = set(chains(study)[number - 1 :: count])
-    return [c for c in cells if (study.chain(c.arm)[-1], study.pretraining_seed(c.arm, c.seed)) in mine]
+    return [cell for cell in cells if study.first(cell.arm, cell.seed) in mine]
 
 
 def only(cells: Sequence[Cell], pattern: str) -> list[Cell]:
@@ -227,6 +247,6 @@ def slurm_script(study: Study, command: Sequence[str], logs: str) -> str:
         count=len(chains(study)),
         cores=study.threads or 8,
         gpu=gpu,
-        logs=logs,
+        logs=shlex.quote(logs),  # sbatch reads quotes as a shell does
         command=shlex.join(command),
     )

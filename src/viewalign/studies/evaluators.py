@@ -105,6 +105,8 @@ class Evaluator:
         values = settings.model_dump(mode="json", exclude={"keep"})
         if isinstance(settings, SegmentationEvaluation | FinetuneEvaluation):
             values["settings"] = without_machine(values["settings"])
+        if isinstance(settings, FinetuneEvaluation) and settings.recipe is not None:
+            values["recipe"] = without_machine(load_training(settings.recipe).model_dump(mode="json"))
         if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
             values = {key: value for key, value in values.items() if (key, value) != ("shots", None)} | {"task": None}
         return values
@@ -114,9 +116,12 @@ class Evaluator:
         settings = self.study.evaluations[name]
         if isinstance(settings, FeatureProbeEvaluation | FinetuneEvaluation):
             return [self._task_evaluator(settings).identity()]
+        if isinstance(settings, RetrievalEvaluation):
+            return [content_digest(case.image) for case in self._cases.test]
         files = [[case.identity for case in group] for group in (self._cases.learn, self._cases.test)]
         classes = [self._cases.classes] if isinstance(settings, SegmentationEvaluation) else []
-        return [files, *classes]
+        patient = [self._cases.patient] if self._cases.patient is not None else []  # by which shots are drawn
+        return [files, *classes, *patient]
 
     def preparation_of(self, name: str) -> list[str]:
         """Return the preprocessing of an evaluation's images, if it is that of the study's store for all encoders."""

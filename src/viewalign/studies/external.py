@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from viewalign.finetuning.segmentation.encoders import digest_of
+from viewalign.networks.registry import PRIMUS
+from viewalign.weights.initial import read_initial
+from viewalign.weights.names import Family
 from viewalign.weights.reading import network_of, read_source
+from viewalign.weights.token_order import Order
 
 
 @dataclass(frozen=True)
@@ -37,3 +41,13 @@ def read_external(encoder: str, root: Path) -> ExternalEncoder:
     path = str(local.absolute()) if local.exists() else encoder
     source = read_source(path)
     return ExternalEncoder(path, dict(source.plan), network_of(source), digest_of(source))
+
+
+def initial_digest(weights: str, network: str, token_order: Literal["auto"] | Order) -> str:
+    """Return a digest of the weights that a recipe starts from; the arguments are settings of the recipe.
+
+    Raises:
+        UserError: no weights there, or not reachable.
+    """
+    family: Family = "primus" if network in PRIMUS else "resenc"
+    return digest_of(read_initial(weights, family, token_order), decoder=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.finetuning.segmentation import dataset as datasets
 from viewalign.finetuning.segmentation import environment
+from viewalign.finetuning.segmentation.splits import patients_of
 from viewalign.studies.external import read_external
 from viewalign.studies.labelled import in_dataset
 from viewalign.studies.loading import check, finetuning_evaluations, flatten
-from viewalign.studies.settings import GainSettings, Study
+from viewalign.studies.settings import GainSettings, Study, digest_of
 from viewalign.tasks.copies import CACHE, copies_among, read_fingerprints, report_divided
 from viewalign.tasks.folds import join_copies, make_folds
 from viewalign.tasks.manifest import TaskCase, read_manifest, write_manifest
@@ -57,7 +58,9 @@ def gain_study(store: Path, labelled: str, out: Path, wanted: GainSettings) -> S
     arms, network = _arms(wanted)
     data: dict[str, Any] = {"store": str(store.absolute())}
     if (Path(labelled) / TASK_FILE).is_file():
-        evaluations = _task_evaluations(Path(labelled), out / "task", network, wanted)
+        if wanted.patient is not None:
+            raise UserError("patient is for segmentation; the manifest of a task has the column `subject` instead.")
+        evaluations = _task_evaluations(Path(labelled), out, network, wanted)
     else:
         data["labelled"], evaluations = _segmentation(labelled, network, preparation, out, wanted)
     tree: dict[str, Any] = {"name": "gain", "data": data, "arms": arms, "evaluations": evaluations}
@@ -91,33 +94,67 @@ def _segmentation(
     environment.check_installed()
     root = datasets.find(labelled, Path(os.environ.get("nnUNet_raw", "."))).root  # noqa: SIM112
     cases = in_dataset(root)[0]
-    learn, test = split_segmentation({case.name: case.image for case in cases}, out, wanted.test)
-    _check_counts(len(learn), len(test), str(root))
+    learn, test = split_segmentation({case.name: case.image for case in cases}, out, wanted.test, wanted.patient)
+    patients = set(patients_of(learn, wanted.patient).values())
+    _check_counts(len(patients), len(set(patients_of(test, wanted.patient).values())), str(root), wanted.patient)
     # One plan for all arms: the voxel size must not depend on the encoder.
     shared: dict[str, Any] = {"spacing": preparation.get("spacing") or "dataset"}
-    few = _few(wanted.shots, len(learn))
+    few = _few(wanted.shots, len(patients))
     evaluations = finetuning_evaluations(network, [*few, None], merged(shared, wanted.finetune))
     if wanted.frozen:
-        shots = few[0] if few else len(learn)
+        shots = few[0] if few else len(patients)
         evaluations[f"frozen-{shots}"] = {"kind": "voxel_probe", "shots": shots, "draw": "seed"}
-    return {"dataset": str(root.absolute()), **exact_patterns(learn, test)}, evaluations
+    data = {"dataset": str(root.absolute()), **exact_patterns(learn, test)}
+    return data | ({"patient": wanted.patient} if wanted.patient is not None else {}), evaluations
 
 
-def split_segmentation(images: Mapping[str, Path], out: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return training and test cases; copies of a test image that is drawn are test cases too."""
-    names = list(images)
-    copies = copies_among(dict(zip(names, names, strict=True)), read_fingerprints(images, out / CACHE))
-    test = set(datasets.names_matching(names, ",".join(patterns)) if patterns else _draw_test(names))
-    if not patterns:
-        subjects = {copies.subject_of[name] for name in test}
-        test = {name for name in names if copies.subject_of[name] in subjects}
-    learn = [name for name in names if name not in test]
+def split_segmentation(
+    images: Mapping[str, Path], out: Path, patterns: Sequence[str], patient: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Return training and test cases; no patient is in both.
+
+    Args:
+        images: of all cases.
+        out: folder of the fingerprints.
+        patterns: of test cases, without which a fifth of the patients is drawn, with copies of their images.
+        patient: regular expression that finds the patient in a case's name; None: each case is one.
+
+    Raises:
+        UserError: a pattern that fits no case, or a name in which no patient is found.
+    """
+    patients = patients_of(list(images), patient)
+    copies = copies_among(patients, read_fingerprints(images, out / CACHE))
+    if patterns:
+        test = set(datasets.names_matching(list(images), ",".join(patterns)))
+        subject_of: Mapping[str, str] = patients
+    else:
+        drawn = set(_draw_test(list(dict.fromkeys(patients.values()))))
+        subject_of = copies.subject_of
+        subjects = {subject_of[name] for name in images if patients[name] in drawn}
+        test = {name for name in images if subject_of[name] in subjects}
+    held_out = {subject_of[name] for name in test}
+    learn = [name for name in images if subject_of[name] not in held_out]
     report_divided(copies, learn, test, "test")
+    if patient is None:
+        _report_patients(learn, test)
     return learn, sorted(test)
 
 
+def _report_patients(learn: Sequence[str], test: Collection[str]) -> None:
+    """Log a warning if names such as patient001_frame12 suggest that a patient is in both parts."""
+    starts = {name: name.rpartition("_")[0] or name.rpartition("-")[0] for name in (*learn, *test)}
+    patients = {start for start in starts.values() if any(letter.isdigit() for letter in start)}
+    both = sorted(patients & {starts[name] for name in learn} & {starts[name] for name in test})
+    if both and len(patients) >= FEWEST_TEST:  # fewer are rather names of datasets
+        _log.warning(
+            "Names of training and of test cases start with %s. If that is a patient, keep it together by "
+            "patient='(REGEX)', whose first group is the patient.",
+            ", ".join(both[:3]) + (" …" if len(both) > 3 else ""),
+        )
+
+
 def _draw_test(names: Sequence[str]) -> list[str]:
-    """Return a fifth of the cases, at least five, sampled with a fixed seed."""
+    """Return a fifth of the cases or patients, at least five, sampled with a fixed seed."""
     count = max(FEWEST_TEST, round(_TEST_SHARE * len(names)))
     order = make_rng(0, "test cases").permutation(len(names))
     return sorted(names[k] for k in order[:count])
@@ -144,21 +181,21 @@ def most_shots(training: Sequence[TaskCase], spec: TaskSpec) -> int:
     return min(targets.count(k) for k in range(len(spec.classes)))
 
 
-def _check_counts(learn: int, test: int, where: str) -> None:
+def _check_counts(learn: int, test: int, where: str, patient: str | None = None) -> None:
     if learn < 2 or test < FEWEST_TEST:
+        what = "cases" if patient is None else "patients"
         raise UserError(
-            f"{where} has {learn} training and {test} test cases; a comparison needs at least 2 and {FEWEST_TEST}."
+            f"{where} has {learn} training and {test} test {what}; a comparison needs at least 2 and {FEWEST_TEST}."
         )
 
 
-def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSettings) -> dict[str, Any]:
-    """Return the evaluations of a task, which is written to `folder` with one split into training and test cases."""
+def _task_evaluations(source: Path, out: Path, network: str, wanted: GainSettings) -> dict[str, Any]:
+    """Return the evaluations of a task, which is written below `out` with one split into training and test cases."""
     spec = read_spec(source)
-    cases = split_task(read_manifest(source, spec), spec, wanted.test, folder.parent / CACHE)
+    cases = split_task(read_manifest(source, spec), spec, wanted.test, out / CACHE)
     train = [case for case in cases if case.split == "train"]
     _check_counts(len(train), len(cases) - len(train), str(source))
-    write_spec(spec, folder)
-    write_manifest(cases, spec, folder)
+    folder = write_task(cases, spec, out, "task")
     few = _few(wanted.shots, most_shots(train, spec))
     rate = 3e-4 if network.startswith("primus") else 1e-3
     settings = merged({"epochs": 30, "folds": 1, "lr": rate, "draws": _DRAWS}, wanted.finetune)
@@ -171,6 +208,15 @@ def _task_evaluations(source: Path, folder: Path, network: str, wanted: GainSett
         for shots in few or (None,):
             evaluations[f"frozen-{shots or 'all'}"] = {"kind": "feature_probe", **task, "shots": shots}
     return evaluations
+
+
+def write_task(cases: Sequence[TaskCase], spec: TaskSpec, out: Path, name: str) -> Path:
+    """Write a task below `out` and return its folder, whose name has a digest: other cases never replace it."""
+    folder = out / f"{name}-{digest_of([spec.model_dump(mode='json'), [repr(case) for case in cases]])}"
+    if not (folder / TASK_FILE).is_file():
+        write_manifest(cases, spec, folder)
+        write_spec(spec, folder)
+    return folder
 
 
 def split_task(cases: Sequence[TaskCase], spec: TaskSpec, patterns: Sequence[str], cache: Path) -> list[TaskCase]:

@@ -13,17 +13,17 @@ from typing import Any
 
 from viewalign.errors import UserError
 from viewalign.evaluation.task_metrics import LOWER_IS_BETTER
+from viewalign.finetuning.segmentation.splits import patients_of
 from viewalign.studies.cells import Grid
-from viewalign.studies.gain import FEWEST_TEST, exact_patterns, most_shots, split_segmentation, split_task
+from viewalign.studies.gain import FEWEST_TEST, exact_patterns, most_shots, split_segmentation, split_task, write_task
 from viewalign.studies.labelled import read_labelled
 from viewalign.studies.loading import check
 from viewalign.studies.settings import FinetuneEvaluation, Study
 from viewalign.tasks.copies import CACHE
-from viewalign.tasks.manifest import read_manifest, write_manifest
-from viewalign.tasks.spec import read_spec, write_spec
+from viewalign.tasks.manifest import read_manifest
+from viewalign.tasks.spec import read_spec
 from viewalign.utils.settings import merged
 
-TASK = "task-rates"
 _NAME = "rate-{:g}"
 
 
@@ -43,13 +43,13 @@ def rates_study(study: Study, out: Path, rates: Sequence[float]) -> Study:
     base = next(one for name, one in study.evaluations.items() if name.startswith("tuned"))
     evaluation, data = base.model_dump(), study.data.model_dump()
     if isinstance(base, FinetuneEvaluation):
-        counts, available = _hold_out_task(Path(base.task), out)
-        evaluation["task"] = str((out / TASK).absolute())
+        task, counts, available = _hold_out_task(Path(base.task), out)
+        evaluation["task"] = str(task.absolute())
     else:
         assert study.data.labelled is not None
-        training = read_labelled(study.data.labelled, Path()).learn
-        learn, held = split_segmentation({case.name: case.image for case in training}, out, ())
-        counts, available = (len(learn), len(held)), len(learn)
+        training, patient = read_labelled(study.data.labelled, Path()).learn, study.data.labelled.patient
+        learn, held = split_segmentation({case.name: case.image for case in training}, out, (), patient)
+        counts, available = (len(learn), len(held)), len(set(patients_of(learn, patient).values()))
         data["labelled"] |= exact_patterns(learn, held)
     if counts[0] < 2 or counts[1] < FEWEST_TEST:
         raise UserError(
@@ -63,19 +63,17 @@ def rates_study(study: Study, out: Path, rates: Sequence[float]) -> Study:
     return check({**tree, "name": "gain-rates"}, "gain")
 
 
-def _hold_out_task(source: Path, out: Path) -> tuple[tuple[int, int], int]:
+def _hold_out_task(source: Path, out: Path) -> tuple[Path, tuple[int, int], int]:
     """Write the training cases of a task as a task of which a fifth is held out.
 
     Returns:
-        The numbers of training and held-out cases, and the largest number of shots.
+        Its folder, the numbers of training and held-out cases, and the largest number of shots.
     """
     spec = read_spec(source)
     training = [case for case in read_manifest(source, spec) if case.split == "train"]
     cases = split_task(training, spec, (), out / CACHE)
-    write_spec(spec, out / TASK)
-    write_manifest(cases, spec, out / TASK)
     left = [case for case in cases if case.split == "train"]
-    return (len(left), len(cases) - len(left)), most_shots(left, spec)
+    return write_task(cases, spec, out, "task-rates"), (len(left), len(cases) - len(left)), most_shots(left, spec)
 
 
 @dataclass(frozen=True)

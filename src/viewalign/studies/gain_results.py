@@ -206,18 +206,34 @@ def _compare(
         names = sorted(set.intersection(*(set(record["cases"]) for pair in records for record in pair)))
         dice = [[[one["cases"][name]["dice"] for name in names] for one in pair] for pair in records]
         table = np.array(dice, dtype=np.float64)  # seeds × (reference, arm) × cases
-        table = table[:, :, np.isfinite(table).all(axis=(0, 1))]
+        kept = np.isfinite(table).all(axis=(0, 1))
+        table = _by_patient(table[:, :, kept], np.array(names)[kept].tolist(), grid)
         interval = crossed_interval(table[:, 1] - table[:, 0])
         values = table.mean(axis=(0, 2))
-        measure, count, word = "dice", len(grid.labelled.learn if grid.labelled else ()), "labelled case"
+        measure, (count, word) = "dice", _labelled(grid)
     shots = getattr(settings, "shots", None)
     labelled = (
         f"with all {count}"
         if shots in (None, count)
-        else f"with {counted(shots, word, word.replace('case', 'cases', 1))}"
+        else f"with {counted(shots, word, word.replace('case', 'cases', 1).replace('patient', 'patients'))}"
     )
     frozen, means = evaluation.startswith("frozen"), (float(values[0]), float(values[1]))
     return Comparison(evaluation, frozen, labelled, measure, arm, reference, interval, means)
+
+
+def _by_patient(table: NDArray[Any], names: Sequence[str], grid: Grid) -> NDArray[Any]:
+    """Return values (seeds, arms, cases) averaged over the cases of each patient."""
+    if grid.labelled is None or not names:
+        return table
+    patients = np.array([grid.labelled.patients[name] for name in names])
+    return np.stack([table[:, :, patients == one].mean(axis=2) for one in dict.fromkeys(patients)], axis=2)
+
+
+def _labelled(grid: Grid) -> tuple[int, str]:
+    """Return the number of training cases, or of their patients, and the word for one."""
+    assert grid.labelled is not None
+    count = len({grid.labelled.patients[case.name] for case in grid.labelled.learn})
+    return count, "labelled case" if grid.labelled.patient is None else "labelled patient"
 
 
 def summary(comparisons: Sequence[Comparison], seconds: float, complete: bool) -> dict[str, Any]:

@@ -17,14 +17,14 @@ import numpy as np
 
 from viewalign.data.catalogue import write_catalogue
 from viewalign.data.file_types import suffix_of
-from viewalign.data.fingerprint import content_digest
+from viewalign.data.fingerprint import content_digest, file_digest
 from viewalign.data.indexing import index_sources
 from viewalign.data.prepare import prepare_catalogue
 from viewalign.data.readers.itk import sitk
 from viewalign.data.settings import PrepareSettings
 from viewalign.data.sources.table import read_table
 from viewalign.data.store import Store
-from viewalign.errors import ExcludedImageError, UserError
+from viewalign.errors import ExcludedImageError, UserError, os_reason
 from viewalign.evaluation.segmentation_metrics import read_labels
 from viewalign.evaluation.voxel_probe import Case, read_prepared
 from viewalign.finetuning.segmentation import dataset as datasets
@@ -34,6 +34,7 @@ from viewalign.tasks.cases import Arrays, cached_arrays, file_stamps
 from viewalign.tasks.copies import copies_among, read_fingerprints, report_divided
 from viewalign.utils.io import write_json
 from viewalign.utils.locks import locked
+from viewalign.utils.settings import checked
 from viewalign.utils.text import counted
 from viewalign.weights.files import sha256_of
 
@@ -55,11 +56,17 @@ class LabelledCase:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Training and test cases with the names of label values."""
+    """Training and test cases with the names of label values, and the pattern of patients in names of cases."""
 
     learn: tuple[LabelledCase, ...]
     test: tuple[LabelledCase, ...]
     classes: dict[str, int]
+    patient: str | None = None
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """The patient of each case: what its pattern finds in the name, or the case itself."""
+        return patients_of([case.name for case in self.all], self.patient)
 
     @property
     def all(self) -> tuple[LabelledCase, ...]:
@@ -67,27 +74,30 @@ class Labelled:
         return (*self.learn, *self.test)
 
     def shots(self, count: int | None, draw: str, seed: int) -> tuple[LabelledCase, ...]:
-        """Return training cases: all, `spread` evenly over their order, or sampled for a `seed`.
+        """Return training cases: all, or those of patients `spread` evenly over their order, or sampled for a `seed`.
 
         Raises:
-            UserError: there are fewer cases.
+            UserError: there are fewer patients.
         """
         if count is None:
             return self.learn
-        if count > len(self.learn):
-            raise UserError(f"shots={count}: data.labelled.learn names only {counted(len(self.learn), 'case')}.")
+        patients = patients_of([case.name for case in self.learn], self.patient)
+        names = list(dict.fromkeys(patients.values()))
+        if count > len(names):
+            few = counted(len(names), "case" if self.patient is None else "patient")
+            raise UserError(f"shots={count}: data.labelled.learn names only {few}.")
         if draw == "spread":
-            where = np.linspace(0, len(self.learn) - 1, count).round().astype(int)
-            return tuple(self.learn[k] for k in where)
-        chosen = set(few_shot(patients_of([case.name for case in self.learn]), [], count, seed).train)
-        return tuple(case for case in self.learn if case.name in chosen)
+            chosen = {names[k] for k in np.linspace(0, len(names) - 1, count).round().astype(int)}
+        else:
+            chosen = {patients[name] for name in few_shot(patients, [], count, seed).train}
+        return tuple(case for case in self.learn if patients[case.name] in chosen)
 
 
 def read_labelled(settings: LabelledSettings, root: Path) -> Labelled:
     """Find the labelled cases of a study and split them into training and test cases.
 
     Raises:
-        UserError: missing files or cases, or a case that is in both parts.
+        UserError: missing files or cases, or a case or patient that is in both parts.
     """
     cases, split, classes = _find(settings, root)
     unknown = sorted(set(split.values()) - {"", "learn", "test"})
@@ -99,10 +109,12 @@ def read_labelled(settings: LabelledSettings, root: Path) -> Labelled:
         parts[part] = matching(cases, patterns, f"data.labelled.{part}") if patterns else from_table
         if not parts[part]:
             raise UserError(f"data.labelled: select cases by `{part}`, or by a manifest's column `split`.")
-    both = sorted({case.name for case in parts["learn"]} & {case.name for case in parts["test"]})
-    if both:
-        raise UserError(f"data.labelled: learn and test must name different cases, not both {', '.join(both[:3])}.")
-    return Labelled(parts["learn"], parts["test"], dict(settings.classes) or classes)
+    found = Labelled(parts["learn"], parts["test"], dict(settings.classes) or classes, settings.patient)
+    sides = [{found.patients[case.name] for case in part} for part in (found.learn, found.test)]
+    if both := sorted(sides[0] & sides[1]):
+        what = "cases" if settings.patient is None else "patients"
+        raise UserError(f"data.labelled: learn and test must name different {what}, not both {', '.join(both[:3])}.")
+    return found
 
 
 def report_copies(labelled: Labelled, cache: Path) -> None:
@@ -300,23 +312,34 @@ def planned_preparation(data: DataSettings, root: Path) -> Mapping[str, Any]:
     """Return the preprocessing settings of the store, which may not exist yet."""
     if data.source is None:
         return Store.open(root / (data.store or "")).recipe
-    return PrepareSettings.model_validate(data.source.prepare).model_dump(mode="json")
+    return _preparation(data.source).model_dump(mode="json")
+
+
+def _preparation(source: SourceSettings) -> PrepareSettings:
+    return checked(PrepareSettings, source.prepare, "data.source.prepare")
 
 
 def prepared_store(data: DataSettings, root: Path, out: Path, prepare: bool = True) -> Path:
-    """Return the pretraining store; with `prepare` it is prepared if it is missing, and other processes wait."""
+    """Return the pretraining store; with `prepare` it is prepared if it is missing, and other processes wait.
+
+    Raises:
+        UserError: `data.source` names no file, or a file that cannot be read.
+    """
     if data.source is None:
         return root / (data.store or "")
     source = data.source
     folder = first_existing(root, source.folder)
-    found = [
-        inner
-        for pattern in source.only or ["*"]
-        for path in folder.glob(pattern)
-        for inner in (path.rglob("*") if path.is_dir() else [path])
-    ]
-    files = [[str(path.relative_to(folder)), path.stat().st_size] for path in found if path.is_file()]
-    place = out / "data" / digest_of([source.prepare, sorted(files)])
+    files: set[Path] = set()
+    for pattern in source.only or ["*"]:
+        found = [inner for path in folder.glob(pattern) for inner in (path.rglob("*") if path.is_dir() else [path])]
+        if not found:
+            raise UserError(f"data.source: there is no file {folder / pattern}; name others by `folder` or `only`.")
+        files |= {path for path in found if path.is_file()}
+    try:
+        named = [[str(path.relative_to(folder)), file_digest(path).hex()] for path in sorted(files)]
+    except OSError as problem:
+        raise UserError(f"data.source: {problem.filename} cannot be read: {os_reason(problem)}.") from None
+    place = out / "data" / digest_of([_preparation(source).fingerprint(), named])
     if prepare and not (place / "store" / "index.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
         with locked(place / ".lock", math.inf):
@@ -328,4 +351,4 @@ def prepared_store(data: DataSettings, root: Path, out: Path, prepare: bool = Tr
 def _prepare(source: SourceSettings, folder: Path, place: Path) -> None:
     index = index_sources([str(folder / pattern) for pattern in source.only] or [str(folder)])
     write_catalogue(index.collection, place / "catalogue.json")
-    prepare_catalogue(place / "catalogue.json", place / "store", PrepareSettings.model_validate(source.prepare))
+    prepare_catalogue(place / "catalogue.json", place / "store", _preparation(source))

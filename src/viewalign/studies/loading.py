@@ -30,7 +30,10 @@ def load(name_or_path: str, settings: Mapping[str, Any] | None = None) -> Study:
     Raises:
         UserError: an unknown study or key (with a suggestion), or an invalid value.
     """
-    return check(merged(_read(name_or_path), settings or {}), name_or_path)
+    (tree, own), settings = _read(name_or_path), settings or {}
+    study = check(merged(tree, settings), name_or_path)
+    _check_tuning(study, merged(own, settings), name_or_path)
+    return study
 
 
 def check(tree: Mapping[str, Any], source: str) -> Study:
@@ -47,6 +50,7 @@ def check(tree: Mapping[str, Any], source: str) -> Study:
         if not _NAME.fullmatch(word):
             raise UserError(f"{source}: '{word}' is used as a folder name; use letters, digits, -, _, + and dots.")
     _check_names(study, source)
+    _check_own(study, source)
     return study
 
 
@@ -54,6 +58,34 @@ def flatten(tree: Mapping[str, Any]) -> Iterator[str]:
     """Yield nested settings as `key.key=value` overrides."""
     for key, value in iter_nested(tree, lambda group: group.rsplit(".", 1)[-1] == "weights"):
         yield f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+_OWN = {"data": "data", "out": "-o", "seed": "seeds"}
+"""Settings of recipes that each cell has from the study, and the study's names of them."""
+_OWN_OF_ALL = {f"runtime.{key}": key for key in ("precision", "threads", "device")}
+
+
+def _check_own(study: Study, source: str) -> None:
+    """Check that no setting of recipes is one that the study overrides."""
+    arms = [(f"arms.{name}.settings", arm.settings, _OWN) for name, arm in study.arms.items()]
+    steps = {"steps": "steps"} if study.steps else {}
+    for where, tree, own in (("common", study.common, _OWN | _OWN_OF_ALL | steps), *arms):
+        for key, _ in iter_nested(tree):
+            if key in own:
+                raise UserError(f"{source}: {where}.{key} has no effect in a study; set {own[key]} of the study.")
+
+
+def _check_tuning(study: Study, given: Mapping[str, Any], source: str) -> None:
+    """Check that some evaluation uses the settings of fine-tunings that a user has given."""
+    kinds, unused = {one.kind for one in study.evaluations.values()}, []
+    if not kinds & {"segmentation", "finetune"}:
+        arms = {name: arm or {} for name, arm in given.get("arms", {}).items()}
+        unused = [f"arms.{name}.finetune" for name, arm in arms.items() if arm.get("finetune")]
+    if given.get("segmentation") and "segmentation" not in kinds:
+        unused.append("segmentation")
+    for key in unused:
+        kind = "segmentation" if key == "segmentation" else "segmentation or finetune"
+        raise UserError(f"{source}: no evaluation of kind {kind} uses {key}; add one, or set {key}=null.")
 
 
 def _check_names(study: Study, source: str) -> None:
@@ -82,15 +114,19 @@ def _check_names(study: Study, source: str) -> None:
         raise UserError(f"{source}: evaluations.{missing[0]} needs labelled images: name them in data.labelled.")
 
 
-def _read(name_or_path: str) -> dict[str, Any]:
-    """Read a study and its bases; `data.root` and recipes of a user's file are relative to that file."""
+def _read(name_or_path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a study and its bases; return its settings, and those among them from the user's files.
+
+    `data.root` and recipes of a user's file are relative to that file.
+    """
     study: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for tree, file in STUDIES.read(name_or_path, Study):
-        study = merged(study, tree)
+        study, own = merged(study, tree), merged(own, tree) if file else {}
         data = study.get("data")
         if file is not None and isinstance(data, dict):
             study["data"] = {**data, "root": str(file.parent.absolute() / with_home(str(data.get("root") or "")))}
-    return study
+    return study, own
 
 
 def _suggest(key: str) -> str:

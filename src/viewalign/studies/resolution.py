@@ -9,6 +9,8 @@ import numpy as np
 
 SEEDS = (2, 3, 4, 6, 8, 16)
 """Numbers of seeds for which a study's table states the smallest difference."""
+EQUAL = 1e-12
+"""Spread of differences up to which they are equal, but for rounding."""
 _POWER, _LEVEL = 0.8, 0.05
 
 
@@ -28,7 +30,11 @@ class Resolution:
 
 
 def resolution(values: Mapping[str, Mapping[int, float]], reference: str) -> Resolution | None:
-    """Return what can be found from a measure by arm and seed; None if no arm has two seeds that the reference has."""
+    """Return what can be found from a measure by arm and seed.
+
+    None if no arm has two seeds that the reference has, or if the differences of each arm are equal, which says nothing
+    about their spread.
+    """
     squares, freedom = 0.0, 0
     base = values.get(reference, {})
     for arm, by_seed in values.items():
@@ -37,9 +43,9 @@ def resolution(values: Mapping[str, Mapping[int, float]], reference: str) -> Res
         if arm != reference and len(differences) > 1:
             squares += float(((differences - differences.mean()) ** 2).sum())
             freedom += len(differences) - 1
-    if not freedom:
+    deviation = float(np.sqrt(squares / freedom)) if freedom else 0.0
+    if deviation <= EQUAL:
         return None
-    deviation = float(np.sqrt(squares / freedom))
     return Resolution(deviation, freedom, {seeds: smallest_difference(deviation, seeds) for seeds in SEEDS})
 
 

@@ -89,9 +89,11 @@ def _report_remaining(cells: Sequence[Cell]) -> int:
     failed = False
     for cell in cells:
         error = cell.record.get("error")
-        dependency_failed = cell.needs is not None and cell.needs.record.get("error") is not None
-        failed = failed or error is not None or dependency_failed
-        reason = error or ("its pretraining failed" if dependency_failed else "run by another process")
+        before = cell.needs
+        while before is not None and before.record.get("error") is None:
+            before = before.needs
+        failed = failed or error is not None or before is not None
+        reason = error or (f"{before.name} failed" if before is not None else "run by another process")
         _log.warning("not finished: %s: %s", cell.name, reason)
     return 3 if failed else 4 if cells else 0
 

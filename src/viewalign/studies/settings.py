@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from viewalign.config import Recipe
 from viewalign.evaluation.settings import CHANNEL_MODES, ChannelMode
 from viewalign.utils.settings import (
     Count,
@@ -19,6 +20,7 @@ from viewalign.utils.settings import (
     Positive,
     Positives,
     Settings,
+    SettingsOf,
     as_list,
     merged,
 )
@@ -51,6 +53,10 @@ def _as_seeds(value: object) -> object:
     return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else as_list(value)
 
 
+Tuning = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+"""Settings of fine-tunings; null, by which a study leaves out those of its base, is none."""
+
+
 class SourceSettings(Settings):
     """Unprepared images to pretrain on."""
 
@@ -73,6 +79,11 @@ class LabelledSettings(Settings):
     )
     learn: Names = Field((), description="Patterns of training cases; default: the manifest's column split.")
     test: Names = Field((), description="Patterns of test cases; default: the manifest's column split.")
+    patient: str | None = Field(
+        None,
+        description="Regular expression whose first group is the patient in a case's name, such as '(sub-\\d+)'; "
+        "`shots` then counts patients.",
+    )
     classes: dict[str, Count] = Field(
         default_factory=dict, description="Names of label values, for segmentation; default: class 1, class 2 …."
     )
@@ -104,7 +115,7 @@ class ArmSettings(Settings):
     """An arm: one row of the table."""
 
     recipe: PathOrName = Field(description="A recipe's name or file.")
-    settings: dict[str, Any] = Field(
+    settings: Annotated[dict[str, Any], SettingsOf(Recipe)] = Field(
         default_factory=dict, description="Settings of the recipe in this arm; they override `common`."
     )
     start: str | None = Field(None, description="Another arm; pretraining starts from its weights of the same seed.")
@@ -113,7 +124,7 @@ class ArmSettings(Settings):
         None, description="A finished run, an export, a checkpoint or a public encoder to evaluate without pretraining."
     )
     once: bool = Field(False, description="Pretrain with the first seed only; the other seeds evaluate the same run.")
-    finetune: dict[str, Any] = Field(
+    finetune: Tuning = Field(
         default_factory=dict,
         description="Settings of the arm's fine-tunings, such as lr; they override those of the evaluation.",
     )
@@ -197,8 +208,10 @@ class Study(Settings):
     reference: str | None = Field(
         None, description="The arm that others are compared with; null: the first trained arm."
     )
-    common: dict[str, Any] = Field(default_factory=dict, description="Settings of every arm's recipe, such as batch.")
-    segmentation: dict[str, Any] = Field(
+    common: Annotated[dict[str, Any], SettingsOf(Recipe)] = Field(
+        default_factory=dict, description="Settings of every arm's recipe, such as batch."
+    )
+    segmentation: Tuning = Field(
         default_factory=dict,
         description="Settings of all evaluations of kind segmentation; their own, and those of arms, override them.",
     )
@@ -214,8 +227,14 @@ class Study(Settings):
 
     def pretraining_seed(self, arm: str, seed: int) -> int:
         """Return the seed of the pretraining that is evaluated for an arm and a seed."""
-        shared = any(self.arms[name].once or self.arms[name].encoder for name in self.chain(arm))
+        shared = self.arms[arm].once or self.arms[arm].encoder
         return self.seeds[0] if shared else seed
+
+    def first(self, arm: str, seed: int) -> tuple[str, int]:
+        """Return arm and seed of the first pretraining of the chain that is evaluated for an arm and a seed."""
+        for name in self.chain(arm):
+            arm, seed = name, self.pretraining_seed(name, seed)
+        return arm, seed
 
     def evaluation(self, name: str, arm: str | None = None) -> Evaluation:
         """Return an evaluation, with the settings that the study, and an arm, have for fine-tunings."""
@@ -251,7 +270,9 @@ class GainSettings(Settings):
 
     recipe: PathOrName = Field("cva-plus-resenc-xs", description="Recipe of the pretraining.")
     steps: Count = Field(1000, description="Its steps.")
-    pretrain: dict[str, Any] = Field({}, description="Further settings of the recipe, such as pretrain.batch=8.")
+    pretrain: Annotated[dict[str, Any], SettingsOf(Recipe)] = Field(
+        {}, description="Further settings of the recipe, such as pretrain.batch=8."
+    )
     encoder: PathOrName | None = Field(
         None, description="A finished run, an export or a checkpoint to evaluate instead of pretraining."
     )
@@ -264,6 +285,11 @@ class GainSettings(Settings):
     seeds: Count = Field(3, description="Fine-tunings of each encoder, each with other sampled cases.")
     test: Names = Field(
         (), description="Patterns of test cases; default: those of the task, or a fifth of the cases, at least five."
+    )
+    patient: str | None = Field(
+        None,
+        description="Regular expression whose first group is the patient in a case's name, such as '(sub-\\d+)', for "
+        "segmentation; test cases and shots are then drawn by patient.",
     )
     frozen: bool = Field(True, description="Also evaluate the frozen features with a linear probe.")
     finetune: dict[str, Any] = Field({}, description="Settings of the fine-tuning, such as finetune.epochs=50.")
@@ -280,6 +306,9 @@ class GainSettings(Settings):
     def _one_choice(self) -> GainSettings:
         if self.rates and "lr" in self.finetune:
             raise ValueError("set either rates, to be tried, or finetune.lr, one rate for all")
+        unused = sorted({"recipe", "steps", "pretrain"} & self.model_fields_set)
+        if self.encoder is not None and unused:
+            raise ValueError(f"with encoder nothing is pretrained, so that {' and '.join(unused)} would have no effect")
         return self
 
 
@@ -298,5 +327,7 @@ class CompareMethodsSettings(ShareSettings):
         description="Numbers of labelled cases for nnU-Net's fine-tuning; null: as `shots`, if nnunet is installed.",
     )
     finetune: dict[str, Any] = Field({}, description="Settings of the fine-tuning, such as finetune.epochs=50.")
-    common: dict[str, Any] = Field({}, description="Settings of every recipe, such as common.batch=8.")
+    common: Annotated[dict[str, Any], SettingsOf(Recipe)] = Field(
+        {}, description="Settings of every recipe, such as common.batch=8."
+    )
     threads: Number = Field(0, description="Number of torch's CPU threads; 0 for torch's default.")

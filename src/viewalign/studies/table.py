@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from viewalign.evaluation.statistics import Difference, paired
-from viewalign.reports.study import LOWER_IS_BETTER
-from viewalign.studies.cells import Grid
-from viewalign.studies.resolution import SEEDS, resolution
+from viewalign.reports.page import without_paths
+from viewalign.reports.study import LOWER_IS_BETTER, label, missing_texts, seeds_text
+from viewalign.studies.cells import Cell, Grid
+from viewalign.studies.resolution import EQUAL, SEEDS, resolution
 from viewalign.utils.io import atomic_write, write_json, write_text
 from viewalign.utils.tables import cell_text
 
@@ -24,7 +26,7 @@ CaseValues = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval by Student's t; no interval for a single seed."""
+    """A mean over seeds with its 95 % interval by Student's t; no interval for a single seed or pretraining."""
 
     mean: float
     low: float | None
@@ -38,7 +40,8 @@ class Paired:
 
     Attributes:
         difference: its mean and 95 % interval.
-        p_value: of the paired t-test, two-sided; None below two seeds, or if all differences are equal.
+        p_value: of the paired t-test, two-sided; None below two seeds, of a single pretraining, or if all differences
+            are equal.
         holm: the same, corrected for the number of compared arms (Holm, 1979).
     """
 
@@ -47,19 +50,30 @@ class Paired:
     holm: float | None
 
 
-def estimate(values: list[float]) -> Estimate:
-    """Return mean and interval of finite values; NaN if there are none."""
+def estimate(values: list[float], single: bool = False) -> Estimate:
+    """Return mean and interval of finite values; NaN if there are none.
+
+    Args:
+        values: of each seed.
+        single: whether they evaluate one pretraining, so that their spread is not that of pretrainings.
+    """
     from scipy.stats import t as student
 
     kept = np.array([value for value in values if np.isfinite(value)])
-    if len(kept) < 2:
+    if len(kept) < 2 or single:
         return Estimate(float(kept.mean()) if len(kept) else float("nan"), None, None, len(kept))
     half = float(student.ppf(0.975, len(kept) - 1) * kept.std(ddof=1) / np.sqrt(len(kept)))
     return Estimate(float(kept.mean()), float(kept.mean()) - half, float(kept.mean()) + half, len(kept))
 
 
-def against(values: Values, reference: str) -> dict[str, Paired]:
-    """Compare every other arm with the reference, paired by seed; arms without a common seed are left out."""
+def against(values: Values, reference: str, single: Collection[str] = ()) -> dict[str, Paired]:
+    """Compare every other arm with the reference, paired by seed; arms without a common seed are left out.
+
+    Args:
+        values: of a measure.
+        reference: the arm that others are compared with.
+        single: arms whose seeds evaluate one pretraining; their differences, and those from them, have no interval.
+    """
     from scipy.stats import ttest_1samp
 
     found: dict[str, tuple[Estimate, float | None]] = {}
@@ -69,8 +83,9 @@ def against(values: Values, reference: str) -> dict[str, Paired]:
         differences = [value for value in differences if np.isfinite(value)]
         if arm == reference or not differences:
             continue
-        varies = len(differences) > 1 and float(np.ptp(differences)) > 0
-        found[arm] = (estimate(differences), float(ttest_1samp(differences, 0.0).pvalue) if varies else None)
+        alone = arm in single or reference in single
+        tested = not alone and len(differences) > 1 and float(np.ptp(differences)) > EQUAL
+        found[arm] = (estimate(differences, alone), float(ttest_1samp(differences, 0.0).pvalue) if tested else None)
     corrected = holm({arm: p for arm, (_, p) in found.items() if p is not None})
     return {arm: Paired(mean, p, corrected.get(arm)) for arm, (mean, p) in found.items()}
 
@@ -105,10 +120,14 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def ranks(values: Values, lower_is_better: bool = False) -> dict[str, float]:
-    """Return each arm's mean rank (1 is best, ties are averaged) over the seeds of all arms; empty without any."""
+    """Return each arm's mean rank (1 is best, ties are averaged) over the seeds that all arms have; empty without any.
+
+    Seeds for which the measure of an arm is not finite are left out.
+    """
     from scipy.stats import rankdata
 
-    shared = sorted(set.intersection(*(set(by_seed) for by_seed in values.values()))) if values else []
+    finite = [{seed for seed, value in by_seed.items() if np.isfinite(value)} for by_seed in values.values()]
+    shared = sorted(set.intersection(*finite)) if finite else []
     if not shared:
         return {}
     table = np.array([[by_seed[seed] for seed in shared] for by_seed in values.values()])
@@ -117,30 +136,53 @@ def ranks(values: Values, lower_is_better: bool = False) -> dict[str, float]:
 
 
 def collect(grid: Grid) -> list[dict[str, Any]]:
-    """Return a row for each evaluation, measure and arm with results."""
+    """Return a row for each arm in every evaluation and measure that has a result; an arm without one has no values."""
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     by_case: dict[tuple[str, str], dict[str, dict[int, dict[str, float]]]] = {}
+    runs: dict[tuple[str, str], set[Path]] = {}
     for cell in grid.cells:
-        if cell.evaluation is None or not cell.done:
+        if cell.evaluation is None or cell.needs is None or not cell.done:
             continue
         record = cell.record
+        runs.setdefault((cell.evaluation, cell.arm), set()).add(cell.needs.folder)
         for measure, value in record["measures"].items():
             key = (cell.evaluation, measure)
-            cases = {case: scores[measure] for case, scores in record.get("cases", {}).items() if measure in scores}
+            cases = {c: scores[measure] for c, scores in record.get("cases", {}).items() if measure in scores}
             values.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = value
             by_case.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = cases
     rows = []
     for (evaluation, measure), by_arm in values.items():
-        compared = against(by_arm, grid.study.against)
+        made = {arm: len(runs.get((evaluation, arm), ())) for arm in grid.study.arms}
+        single = {arm for arm, count in made.items() if count == 1}
+        compared = against(by_arm, grid.study.against, single)
         on_cases = over_cases(by_case[evaluation, measure], grid.study.against)
         order = ranks(by_arm, measure in LOWER_IS_BETTER)
-        for arm, by_seed in by_arm.items():
-            kind = grid.study.evaluations[evaluation].kind
+        kind = grid.study.evaluations[evaluation].kind
+        for arm, settings in grid.study.arms.items():
+            by_seed = by_arm.get(arm, {})
             row: dict[str, Any] = {"evaluation": evaluation, "kind": kind, "measure": measure, "arm": arm}
-            row |= asdict(estimate(list(by_seed.values())))
-            row |= _difference_columns(compared.get(arm)) | _case_columns(on_cases.get(arm))
+            row |= {"title": settings.title, **asdict(estimate(list(by_seed.values()), arm in single))}
+            row |= {"runs": made[arm], **_difference_columns(compared.get(arm)), **_case_columns(on_cases.get(arm))}
             rows.append({**row, "rank": order.get(arm), "values": {str(k): v for k, v in by_seed.items()}})
     return rows
+
+
+def missing(grid: Grid) -> list[dict[str, Any]]:
+    """Return the evaluations without a result: `evaluation`, `arm`, `seed`, `cell` (its name) and `error`.
+
+    The error is that of the cell or of a pretraining that it needs, without paths; None if none failed.
+    """
+    cells = [cell for cell in grid.cells if cell.evaluation is not None and not cell.done]
+    return [
+        {"evaluation": c.evaluation, "arm": c.arm, "seed": c.seed, "cell": c.name, "error": _error(c)} for c in cells
+    ]
+
+
+def _error(cell: Cell | None) -> str | None:
+    if cell is None:
+        return None
+    error = cell.record.get("error")
+    return _error(cell.needs) if error is None else without_paths(str(error))
 
 
 def _difference_columns(paired_seeds: Paired | None) -> dict[str, Any]:
@@ -159,7 +201,7 @@ def _case_columns(on_cases: Difference | None) -> dict[str, Any]:
 
 
 _COLUMNS = (
-    *("evaluation", "measure", "arm", "mean", "low", "high", "seeds"),
+    *("evaluation", "measure", "arm", "mean", "low", "high", "seeds", "runs"),
     *("difference_mean", "difference_low", "difference_high", "difference_seeds", "p", "p_holm"),
     *("cases_mean", "cases_low", "cases_high", "cases_pairs", "cases_p", "rank"),
 )
@@ -176,7 +218,7 @@ def write(grid: Grid, summary: Mapping[str, Any] | None = None) -> str:
     grid.out.mkdir(parents=True, exist_ok=True)
     found = resolutions(rows, grid.study.against)
     tables: dict[str, Any] = {"study": grid.study.name, "reference": grid.study.against, "rows": rows}
-    tables |= {"resolution": found, "summary": summary}
+    tables |= {"resolution": found, "missing": missing(grid), "summary": summary}
     write_json(grid.out / "table.json", tables)
     with atomic_write(grid.out / "table.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -184,6 +226,7 @@ def write(grid: Grid, summary: Mapping[str, Any] | None = None) -> str:
         for row in rows:
             writer.writerow({key: cell_text(value) if isinstance(value, str) else value for key, value in row.items()})
     text = _markdown(rows, grid.study.against) + _resolution_markdown(found)
+    text += "".join(f"\n{sentence}\n" for sentence in missing_texts(tables))
     write_text(grid.out / "table.md", text)
     return text
 
@@ -194,9 +237,10 @@ def _markdown(rows: list[dict[str, Any]], reference: str) -> str:
     names += [f"{minus}, cases", "rank", "seeds"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
-        cells = [row["evaluation"], row["measure"], row["arm"], _interval(row["mean"], row["low"], row["high"], "")]
+        arm = " ".join(label(row).split()).replace("|", r"\|")
+        cells = [row["evaluation"], row["measure"], arm, _interval(row["mean"], row["low"], row["high"], "")]
         cells += [_difference(row, "difference"), "" if row.get("p_holm") is None else f"{row['p_holm']:.3f}"]
-        cells += [_difference(row, "cases"), "" if row["rank"] is None else f"{row['rank']:.1f}", str(row["seeds"])]
+        cells += [_difference(row, "cases"), "" if row["rank"] is None else f"{row['rank']:.1f}", seeds_text(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -205,6 +249,8 @@ def resolutions(rows: list[dict[str, Any]], reference: str) -> list[dict[str, An
     """Return, for each evaluation and measure with two seeds, the smallest differences that can be found."""
     groups: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
+        if row.get("runs") == 1:  # its seeds do not have the spread of pretrainings
+            continue
         by_seed = {int(seed): value for seed, value in row["values"].items()}
         groups.setdefault((row["evaluation"], row["measure"]), {})[row["arm"]] = by_seed
     made = {key: resolution(values, reference) for key, values in groups.items()}
@@ -232,5 +278,7 @@ def _difference(row: dict[str, Any], kind: str) -> str:
 
 
 def _interval(mean: float, low: float | None, high: float | None, sign: str) -> str:
+    if not np.isfinite(mean):
+        return "–"
     ends = "" if low is None or high is None else f" ({low:{sign}.4f} to {high:{sign}.4f})"
     return f"{mean:{sign}.4f}{ends}"

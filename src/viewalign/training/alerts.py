@@ -16,17 +16,20 @@ class Alerts:
 
     Args:
         precision: of the run; fp16 skips some steps by design.
+        steps: of the run; measures that improve slowly are not evaluated in its first part.
     """
 
-    def __init__(self, precision: str) -> None:
-        self._precision = precision
+    def __init__(self, precision: str, steps: int = 0) -> None:
+        self._precision, self._steps = precision, steps
         self._reported = set[str]()
 
-    def features(self, step: int, figures: Mapping[str, float]) -> None:
-        """Check the figures of the health panel."""
+    def measures(self, step: int, figures: Mapping[str, float]) -> None:
+        """Check the health measures among the figures of the panel or of a log row."""
         for measure in health.MEASURES:
             value = figures.get(measure.name)
-            if value is not None and measure.level(value) == "bad":
+            if value is None or health.too_early(measure.name, step, self._steps):
+                continue
+            if measure.level(value) == "bad":
                 self._report(step, measure, value)
 
     def loss(self, position: TrainingState, loss: float | None) -> None:

@@ -126,4 +126,5 @@ def _head_flops(recipe: Recipe, backbone: Backbone) -> float:
     grid = terms.cells if terms.order == "align_first" else common_grid(backbone.grids(recipe.views.patch_size))
     width = heads.width
     layers = sum(backbone.stage_channels) * width + 2 * width * width + 2 * width * heads.predictor_width
-    return 2.0 * float(np.prod(grid)) * layers if terms.consistency_weight > 0 else 0.0
+    used = terms.consistency_weight > 0 and heads.projector == "both"
+    return 2.0 * float(np.prod(grid)) * layers if used else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import multiprocessing.process
 import multiprocessing.queues
 import os
@@ -13,10 +14,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -68,6 +69,7 @@ class DataModule:
         volumes: number of training volumes.
         name_of: returns the id of a volume by its number.
         aligned: whether features of pairs of views are compared at corresponding positions.
+        digest: of images and split, see `digest_of`.
     """
 
     train: Callable[[int, int], Generator[Samples]]
@@ -76,6 +78,7 @@ class DataModule:
     volumes: int
     name_of: Callable[[int], str] = str
     aligned: bool = True
+    digest: dict[str, str] = field(default_factory=dict)
 
 
 def number_subjects(names: Sequence[str]) -> NDArray[np.int64]:
@@ -115,6 +118,43 @@ def split_of(names: Sequence[str], held_out: AbstractSet[str] | None, share: flo
 def only(split: Split, admitted: NDArray[np.bool_]) -> Split:
     """Return the split without volumes that are not admitted; the held-out subjects do not depend on them."""
     return Split(split.train[admitted[split.train]], split.validation[admitted[split.validation]])
+
+
+def digest_of(ids: Sequence[str], subjects: NDArray[np.int64], split: Split) -> dict[str, str]:
+    """Return digests of the images of a store by their ids, and of what is trained on and held out; no name is in them.
+
+    Args:
+        ids: of all images.
+        subjects: subject number of each image.
+        split: the volumes that are used.
+    """
+    numbers = [array.astype("<i8").tobytes() for array in (subjects, split.train, split.validation)]
+    lengths = f"{len(split.train)} {len(split.validation)}".encode()
+    return {
+        "images": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+        "split": hashlib.sha256(b"".join([lengths, *numbers])).hexdigest(),
+    }
+
+
+def check_same(before: Mapping[str, str] | None, now: Mapping[str, str], store: str, out: str) -> None:
+    """Check that a resumed run has the images and the held-out subjects that it was started with.
+
+    Args:
+        before: digest in the checkpoint; earlier versions wrote none, and nothing is checked.
+        now: digest of the store.
+        store, out: the settings `data` and `out`, for the message.
+
+    Raises:
+        UserError: they differ.
+    """
+    changed = [name for name in now if before is not None and before.get(name) != now[name]]
+    if changed:
+        what = "images" if "images" in changed else "training or held-out subjects"
+        raise UserError(
+            f"{out} cannot be resumed with the store {store}, which has other {what} than at the start of the run: it "
+            "would train on subjects that were held out so far. Resume with the store of the start (data=STORE) and "
+            f"prepare other images into another store, or start a new run on this one with init={out}."
+        )
 
 
 def count_small(source: VolumeSource, chosen: NDArray[np.int64], size: tuple[int, int, int]) -> int:

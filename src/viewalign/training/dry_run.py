@@ -17,6 +17,7 @@ from viewalign.data.store import Store
 from viewalign.errors import UserError
 from viewalign.methods.registry import build_method, requirements_of
 from viewalign.training.cost import step_flops
+from viewalign.training.data import check_same, digest_of
 from viewalign.training.estimate import seconds_per_step
 from viewalign.training.facts import announce, device_name
 from viewalign.training.launch import launch, torch_settings_kept
@@ -106,6 +107,8 @@ def dry_run(recipe: Recipe, resume: bool = False, store: Store | None = None) ->
     facts = {**run_facts(recipe, needs, store, subjects, split, method), "device": device_name(fabric)}
     announce(recipe, facts, fabric.device, folder)
     state = checkpoints.load_newest(folder.checkpoints, partial(_log.warning, "%s")) if resume else None
+    if state is not None and state["step"] < recipe.steps:
+        check_same(state.get("data"), digest_of(store.ids, subjects, split), recipe.data, recipe.out)
     if state is None:
         initial.start_run(method, recipe, folder, write=False)
     step = 0 if state is None else int(state["step"])

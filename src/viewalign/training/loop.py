@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from viewalign.training.data import DataModule, Samples, UnreadableVolumes
 from viewalign.training.launch import Fabric
 from viewalign.training.logs import PROGRESS, MetricAccumulator, RunLog
 from viewalign.training.optimizers import Update, update_if_finite, volumes_of
+from viewalign.training.pace import Pace
 from viewalign.training.prefetch import Prefetcher
 from viewalign.training.signals import StopRequest, StopWaitingError
 from viewalign.training.state import TrainingState
@@ -84,11 +84,12 @@ class Trainer:
         self.optimizer = optimizer
         self.position, self.averages = TrainingState(), MetricAccumulator()
         self._pending: Update | None = None
+        self._bad_steps, self._updates_before = "", 0
         self._stop = StopRequest()
         self._stop_requested: Callable[[], float] = lambda: 0.0
         self.unreadable = UnreadableVolumes(feed.volumes, recipe.runtime.lost_share)
         self.progress_line = ProgressLine(quiet=not (fabric.is_global_zero and shows_line()))
-        self.alerts = Alerts(precision)
+        self.alerts = Alerts(precision, recipe.steps)
         self.log: RunLog | None = None
         self.page: Page | None = None
         self._notes: list[tuple[str, dict[str, Any]]] = []
@@ -127,9 +128,9 @@ class Trainer:
 
     def _train(self, stop: StopRequest) -> None:
         """Run steps, each followed by what is due, until the last step or a signal."""
-        begin, since = time.perf_counter(), self.position.step
         source = self.feed.train(self.position.step, self.recipe.steps)
         batches = Prefetcher(stop.items(source), self._build, self.fabric.device)
+        pace, self._updates_before = Pace(self.position.step), self.position.updates
         with self.progress_line, closing(source):
             while self.position.step < self.recipe.steps and not self._any(stop.signal is not None):
                 stop.beat()
@@ -137,21 +138,55 @@ class Trainer:
                     work = batches.take()
                 except StopWaitingError:
                     break
+                except UserError:
+                    if self.fabric.world_size == 1:  # of several processes the others would wait for this one
+                        self._save_before_error()
+                    raise
                 self._train_step(*work)
                 batches.prepare()
                 if self._due(self.recipe.log.every):
-                    waited = batches.take_waited()
-                    self._log_row(self.position.step - since, time.perf_counter() - begin, waited)
-                    begin, since = time.perf_counter(), self.position.step
-                if self.feed.validation and self.recipe.validate_.every and self._due(self.recipe.validate_.every):
-                    self._validate(self.feed.validation())
-                    self._show()
-                if self.recipe.validate_.probe is not None and self._due(self.recipe.validate_.probe.every):
-                    self._probe()
-                if self._due(self.recipe.checkpoint.every):
-                    self.save()
-                    self._show()
+                    self._log_row(pace, batches.take_waited())
+                with pace.apart():
+                    self._do_what_is_due()
+                self._check()
             self._finish()
+
+    def _do_what_is_due(self) -> None:
+        """Validate, probe and save where the schedule says so."""
+        validate, kept = self.recipe.validate_, self.recipe.checkpoint.keep_every
+        if self.feed.validation and validate.every and self._due(validate.every):
+            self._validate(self.feed.validation())
+            self._show()
+        if validate.probe is not None and self._due(validate.probe.every):
+            self._probe()
+        if self._due(self.recipe.checkpoint.every) or (kept and self.position.step % kept == 0):
+            self.save()
+            self._show()
+
+    def _check(self) -> None:
+        """Stop a run that cannot continue, in all processes alike; its state is saved.
+
+        Called only where everything due after the last step is done, so that a resumed run lacks nothing.
+
+        Raises:
+            UserError: too many volumes are unreadable, or too many steps in a row were skipped.
+        """
+        try:
+            self.unreadable.check()
+            if self._bad_steps:
+                raise UserError(self._bad_steps)
+        except UserError:
+            self._save_before_error()
+            raise
+
+    def _save_before_error(self) -> None:
+        """Save the steps of a run that ends with an error; older checkpoints stay, in case one of them is needed."""
+        self._settle()
+        if self.position.updates == self._updates_before:
+            return
+        with suppress(UserError):  # weights that are not finite; the error that ends the run is the one to report
+            if self.save(prune=False):
+                _log.warning("The state after step %d is saved; --resume resumes from it.", self.position.step)
 
     def _finish(self) -> None:
         if not self.save():
@@ -202,6 +237,7 @@ class Trainer:
         result = self._loss_and_gradients(batch, return_diagnostics)
         # After this step is queued, so that the GPU is busy while the CPU reads whether the previous update was made.
         self._settle()
+        self._check()
         rate = optimizers.learning_rate(
             position.updates, self.recipe.steps, settings.lr, settings.warmup_steps, settings.power
         )
@@ -259,7 +295,7 @@ class Trainer:
         volumes, suspects = volumes_of(batch)
         self._event("skipped", {"gradient_norm": str(norm), "volumes": volumes, "not_finite": suspects})
         if position.skipped_in_a_row >= self.recipe.runtime.bad_steps:
-            raise UserError(
+            self._bad_steps = (
                 f"{position.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last with "
                 f"{_named(suspects or volumes, self.feed.name_of)}. Inspect these volumes, lower optim.lr, or set "
                 "runtime.precision=fp32."
@@ -274,7 +310,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             figures = health.measure(result.features)
             self._row("health", figures)
-            self.alerts.features(self.position.step, figures)
+            self.alerts.measures(self.position.step, figures)
         self.method.eval()
         batch = self._build(samples, plain=True)
         shown = self._evaluate(batch, return_diagnostics=True)
@@ -305,9 +341,11 @@ class Trainer:
             averages.add(self._evaluate(self._build(samples), return_diagnostics=False).logs)
         means = averages.take(self._mean_over_processes)
         self._row("validation", means)
-        if means.get("loss", math.inf) < self.position.best_loss:
-            self.position.best_loss, self.position.best_step = means["loss"], self.position.step
-            self.save()
+        position, before = self.position, (self.position.best_loss, self.position.best_step)
+        if means.get("loss", math.inf) < position.best_loss:
+            position.best_loss, position.best_step = means["loss"], position.step  # as the checkpoint shall state
+            if not self.save():
+                position.best_loss, position.best_step = before
 
     def _probe(self) -> None:
         """Evaluate the encoder on labelled cases in the main process; the others wait for it."""
@@ -322,15 +360,17 @@ class Trainer:
                 _log.info("Step %d: probe of frozen features  %s", self.position.step, text)
             self.fabric.barrier()
 
-    def _log_row(self, steps: int, seconds: float, waited: float) -> None:
+    def _log_row(self, pace: Pace, waited: float) -> None:
         self._settle()
         if self.fabric.world_size > 1:
             self._exclude_unreadable()
         means = self.averages.take(self._mean_over_processes)
         self.alerts.loss(self.position, means.get("loss"))
+        self.alerts.measures(self.position.step, means)
+        steps, seconds = pace.take(self.position.step)
         rate = steps * self.recipe.batch / max(seconds, 1e-9)
         share = waited / max(seconds, 1e-9)
-        left = (self.recipe.steps - self.position.step) * seconds / max(steps, 1)
+        left = pace.left(self.position.step, self.recipe.steps)
         self._row("train", {**means, "samples_per_second": round(rate, 3), "data_wait": round(share, 4)})
         terms = "  ".join(f"{name} {means[name]:.4f}" for name in _shown(means))
         text = (
@@ -352,7 +392,6 @@ class Trainer:
             self._settle()
             self._event("unreadable", {"volume": volume, "reason": reason})
             _log.warning("Volume %s of the store cannot be read and is excluded: %s", volume, reason)
-        self.unreadable.check()
 
     def _event(self, event: str, values: dict[str, Any]) -> None:
         self._row("event", {"event": event, **values})
@@ -361,10 +400,11 @@ class Trainer:
         if self.log is not None:
             self.log.row(kind, self.position.step, values)
 
-    def save(self) -> bool:
+    def save(self, prune: bool = True) -> bool:
         """Write a checkpoint; a full disk is reported, and the last good checkpoint is kept. Returns success.
 
-        All processes return when the first one has written it: one that ends would end the others.
+        All processes return when the first one has written it: one that ends would end the others. With `prune`, those
+        that `checkpoint` does not keep are removed.
 
         Raises:
             UserError: the weights are not finite.
@@ -372,11 +412,11 @@ class Trainer:
         self._stop.beat()
         state = self.state()
         check_finite(state["method"], f"The network after step {self.position.step}")
-        written = self._write(state) if self.fabric.is_global_zero else True
+        written = self._write(state, prune) if self.fabric.is_global_zero else True
         with self._stop.patience():
             return self.fabric.broadcast(written)
 
-    def _write(self, state: dict[str, Any]) -> bool:
+    def _write(self, state: dict[str, Any], prune: bool) -> bool:
         folder, settings = self.folder.checkpoints, self.recipe.checkpoint
         try:
             if self.log is not None:
@@ -387,7 +427,8 @@ class Trainer:
             _log.warning("No checkpoint could be written at step %d (%s); the last one is kept.", step, problem)
             self._event("checkpoint_failed", {"reason": str(problem)})
             return False
-        checkpoints.prune(folder, settings.keep_last, settings.keep_every, also=(self.position.best_step,))
+        if prune:
+            checkpoints.prune(folder, settings.keep_last, settings.keep_every, also=(self.position.best_step,))
         return True
 
     def state(self) -> dict[str, Any]:
@@ -402,9 +443,9 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
             "averages": gather_objects(self.averages.state()),
-            "unreadable": sorted(self.unreadable.aside),
             "recipe": public_settings(self.recipe),
             "preparation": self.preparation,
+            "data": self.feed.digest,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -422,13 +463,12 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.position = TrainingState(**state["position"])
             self.averages.restore(state["averages"], fabric.global_rank, fabric.world_size, fabric.device)
-            self.unreadable.aside = set(state["unreadable"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as problem:
             reason = str(problem).splitlines() or [""]
             raise UserError(
                 f"The checkpoint of step {state.get('step')} in {self.folder.checkpoints} does not fit this run "
                 f"({type(problem).__name__}: {' '.join(reason)[:300]}). It was written by another version of viewalign "
-                "or changed since. Rename its folder to resume from the previous one."
+                "(resume with that), or changed since: then rename its folder to resume from the previous one."
             ) from None
 
 

@@ -15,7 +15,8 @@ from viewalign.utils.distributed import gather_over_processes
 from viewalign.utils.precision import read_later, send
 from viewalign.views.batch import ViewBatch
 
-_NOT_DECAYED = ("pos_embed", "filler")
+_NOT_DECAYED = {"pos_embed", "filler", "fillers"}
+"""Parts of the names of position tables and of what stands for masked tokens or cells."""
 
 
 def build_optimizer(
@@ -29,8 +30,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum or AdamW over the trainable parameters.
 
-    Weight decay is not applied to norms, biases, layer scales (all parameters of one axis) and position tables. On a
-    GPU both are fused, so that a step can be skipped without synchronising (`update_if_finite`).
+    Weight decay is not applied to norms, biases, layer scales (all parameters of one axis), position tables and learned
+    fillers of masked parts. On a GPU both are fused, so that a step can be skipped without synchronising
+    (`update_if_finite`).
     """
     groups = _groups(module, weight_decay)
     if name != "sgd":
@@ -53,7 +55,7 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     others: list[Tensor] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            excluded = parameter.ndim <= 1 or name.endswith(_NOT_DECAYED)
+            excluded = parameter.ndim <= 1 or not _NOT_DECAYED.isdisjoint(name.split("."))
             (others if excluded else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -37,7 +37,7 @@ from viewalign.training.launch import (
 )
 from viewalign.training.logs import log_file
 from viewalign.training.loop import Page, Probe, Trainer
-from viewalign.training.sampling import admitted, check_channels, check_contrast, weights_of
+from viewalign.training.sampling import admitted, check_channels, check_contrast, check_sizes, weights_of
 from viewalign.training.signals import StopRequest
 from viewalign.utils.precision import settle
 from viewalign.utils.rng import make_rng
@@ -150,6 +150,8 @@ def _begin(trainer: Trainer, resume: bool) -> None:
     announce(recipe, trainer.facts, trainer.fabric.device, folder)
     state = _resumed_state(trainer) if resume else None
     if state is not None:
+        if state["step"] < recipe.steps:
+            data.check_same(state.get("data"), trainer.feed.digest, recipe.data, recipe.out)
         trainer.restore(state)
         trainer.remember("resumed", device=trainer.facts["device"], time=trainer.facts["started"])
         before = int(state["recipe"]["steps"])
@@ -230,10 +232,17 @@ def check_data(recipe: Recipe, requirements: MethodRequirements, store: Store) -
     sampling = recipe.sampling
     inside = admitted(store, sampling.modalities, sampling.max_quality_score, sampling.weights)
     check_channels(store, inside, recipe.network.channels)
-    split = data.only(data.split_of(store.groups, store.held_out, recipe.validate_.share, recipe.seed), inside)
+    share = recipe.validate_.share
+    split = data.split_of(store.groups, store.held_out, share, recipe.seed)
+    if len(split.train) == 0:
+        raise UserError(f"validate.share={share:g} holds out all subjects. Lower it; with 0 none is held out.")
+    split = data.only(split, inside)
     if len(split.train) == 0:
         raise UserError("The filters of `sampling` leave only held-out subjects and no training volumes.")
     check_contrast(store, split.train)
+    if requirements.min_valid:
+        config = view_sampling_config(recipe.views)
+        check_sizes(store, split.train, requirements.sampler, config, requirements.min_valid)
     count = len(np.unique(subjects[split.train]))
     if requirements.needs_multiple_subjects and count < 2:
         raise UserError(
@@ -362,4 +371,5 @@ def _feed(
         volumes=len(split.train),
         name_of=lambda k: str(store.ids[k]),
         aligned=requirements.aligned,
+        digest=data.digest_of(store.ids, subjects, split),
     )

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from viewalign.data.store import Store
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.utils.overrides import similar
+from viewalign.utils.rng import make_rng
+from viewalign.views import resampling
+from viewalign.views.sampling import ViewSampler, ViewSamplingConfig
 
 Unit = Literal["image", "subject", "dataset"]
 
@@ -84,6 +87,34 @@ def check_contrast(store: Store, chosen: NDArray[np.int64]) -> None:
     if all(_is_constant(store, int(k)) for k in looked_at):
         names = ", ".join(str(store.ids[int(k)]) for k in looked_at)
         raise UserError(f"Each volume of the store has one value only (read: {names}); training on it is not possible.")
+
+
+def check_sizes(
+    store: Store, chosen: NDArray[np.int64], sample: ViewSampler, views: ViewSamplingConfig, least: float
+) -> None:
+    """Reject a store in which a method that compares views of a volume has nothing to compare.
+
+    Args:
+        store: the volumes.
+        chosen: numbers of the training volumes, of which at most 40 are checked, by one sample each.
+        sample, views: how views are sampled.
+        least: `MethodRequirements.min_valid`.
+
+    Raises:
+        UserError: in most volumes fewer than two views count.
+    """
+    looked_at = chosen[np.unique(np.linspace(0, len(chosen) - 1, 40).astype(int))]
+    empty = 0
+    for k in map(int, looked_at):
+        found = sample(make_rng(0, "sizes", k), store.shape(k), views, store.spacing(k)).to_volume
+        valid = [float(resampling.inside(store.shape(k), view, views.size).double().mean()) for view in found]
+        empty += sum(share >= least for share in valid) < 2
+    if 2 * empty > len(looked_at):
+        raise UserError(
+            f"views.patch_size={list(views.size)} is too large for these volumes: in {empty} of {len(looked_at)} that "
+            f"were checked, fewer than two views have {least:.0%} of their voxels inside (pretext.min_valid), and "
+            "there is nothing to compare. Lower views.patch_size or pretext.grid."
+        )
 
 
 def _is_constant(store: Store, k: int) -> bool:

@@ -125,6 +125,13 @@ Counts = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
 Positives = Annotated[tuple[Positive, ...], BeforeValidator(as_list)]
 
 
+@dataclass(frozen=True)
+class SettingsOf:
+    """Marks a plain mapping of settings that are checked later, by this model, which tells the paths among them."""
+
+    model: type[BaseModel]
+
+
 class Settings(BaseModel):
     """Base class of all settings: frozen; unknown keys are rejected. Each field has a description."""
 
@@ -195,8 +202,9 @@ def absolute_paths(tree: Mapping[str, Any], model: type[BaseModel], folder: Path
         if (field := fields.get(name)) is None:
             continue
         mark = next(_path_marks([*field.metadata, field.annotation]), None)
+        later = next((one.model for one in field.metadata if isinstance(one, SettingsOf)), None)
         if isinstance(value, Mapping):
-            out[name] = _absolute_below(value, field.annotation, folder)
+            out[name] = _absolute_below(nested(value) if later else value, later or field.annotation, folder)
         elif mark is not None and isinstance(value, list):
             out[name] = [_absolute(one, mark, folder) for one in value]
         elif mark is not None:

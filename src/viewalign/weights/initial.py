@@ -20,6 +20,7 @@ from viewalign.utils.shapes import Size
 from viewalign.weights import loading, remote, sources
 from viewalign.weights import names as weight_names
 from viewalign.weights.loading import FittedWeights
+from viewalign.weights.names import Family
 from viewalign.weights.nnssl_runs import resolve_checkpoint
 from viewalign.weights.published import ENCODERS
 from viewalign.weights.reading import read_source
@@ -72,20 +73,27 @@ def load_initial(
     target = weight_names.own_branch(dict(method.named_parameters()))
     family = weight_names.family_of(target)
     assert family is not None, "every backbone has a known family"
-    order = None if token_order == "auto" else token_order
-    # A public name is kept, since its entry says more than its file.
-    file, note = (path, "") if str(path) in ENCODERS else resolve_checkpoint(remote.locate(path), family)
-    source = read_source(file, order)
-    if note:
-        source = replace(source, notes=(note, *source.notes))
+    source = read_initial(path, family, token_order)
     if source.family != family:
         raise UserError(
-            f"{file} holds weights of a {sources.family_words(source.family)}, but this run trains a "
+            f"{path} holds weights of a {sources.family_words(source.family)}, but this run trains a "
             f"{sources.family_words(family)}. Use weights of the same network, or set network= to theirs."
         )
     fitted = loading.fit(target, source, size, min_share, "init.min_share")
     _fill(method, target, fitted.state)
     return fitted
+
+
+def read_initial(path: str | Path, family: Family, token_order: Literal["auto"] | Order = "auto") -> sources.Source:
+    """Read the weights that a run of a network of a family starts from; see `load_initial`.
+
+    Raises:
+        UserError: weights that cannot be read.
+    """
+    # A public name is kept, since its entry says more than its file.
+    file, note = (path, "") if str(path) in ENCODERS else resolve_checkpoint(remote.locate(path), family)
+    source = read_source(file, None if token_order == "auto" else token_order)
+    return replace(source, notes=(note, *source.notes)) if note else source
 
 
 @torch.no_grad()

@@ -66,10 +66,13 @@ def read_stored(folder: Path, entry: dict[str, Any]) -> sources.Source:
     return source
 
 
-def digest_of(source: sources.Source) -> str:
-    """Return the SHA-256 of the names and values of an encoder's parameters, independent of the file format."""
+def digest_of(source: sources.Source, decoder: bool = False) -> str:
+    """Return the SHA-256 of the names and values of an encoder's parameters, independent of the file format.
+
+    With `decoder`, all parameters count.
+    """
     digest = hashlib.sha256()
-    for name in sorted(name for name in source.state if name.startswith(ENCODER[source.family])):
+    for name in sorted(name for name in source.state if decoder or name.startswith(ENCODER[source.family])):
         digest.update(name.encode())
         digest.update(source.state[name].float().contiguous().numpy().tobytes())
     return digest.hexdigest()
