@@ -385,7 +385,7 @@ def test_copies_are_found_among_formats_and_stay_on_one_side_of_the_split(tmp_pa
     assert [name.rpartition("__")[2] for name in found] == ["dora", "eve", "fred"]
     lines = (tmp_path / "store/audit.tsv").read_text().splitlines()
     assert lines[0] == "file\tkind\treason"
-    assert lines[1] == f"{found[0]}\tcopies\ta copy of {found[1]} and 1 more"
+    assert lines[1] == f"{found[1]}\tcopies\tthe same as {found[0]} and 1 more, or much like it"
 
 
 def test_findings_of_voxels_are_listed(tmp_path: Path, write_image, make_head) -> None:

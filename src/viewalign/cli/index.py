@@ -76,7 +76,8 @@ def index(
     lines = [f"Catalogue: {out}", f"Page:      {page_path(out)}"]
     lines += [f"Suspect:   {findings_path(out)}"] if summary["suspects"] else []
     lines += [f"Excluded:  {excluded_path(out)}"] if found.excluded else []
-    lines.append(f"Next: {command('prepare', out, '-o', 'store')}")
+    store = f"{out.stem}-store" if Path("store").exists() else "store"  # that of another catalogue is not added to
+    lines.append(f"Next: {command('prepare', out, '-o', store)}")
     facts = {"catalogue": out, "page": page_path(out), "excluded_files": excluded_path(out), **summary}
     return Result(facts, partial(_print, summary, lines), EXIT_CODE if found.excluded else 0)
 

@@ -135,10 +135,10 @@ def _end(out: Path, report: PrepareReport) -> list[str]:
         f"{counted(report.prepared, 'image')} in the store",
         f"{report.made} prepared now",
         f"{report.skipped} already there" if report.skipped else "",
-        f"{report.kept} already prepared" if report.kept else "",
+        f"{report.kept} kept whose file is missing or damaged" if report.kept else "",
         f"{report.pruned} removed" if report.pruned else "",
         f"{parts} of other parts" if parts else "",
-        f"{report.others} of other runs" if report.others else "",
+        f"{report.others} not of this source" if report.others else "",
         f"{len(report.excluded)} excluded" if report.excluded else "",
     ]
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -20,7 +20,7 @@ from viewalign.data.sources.naming import UNKNOWN
 from viewalign.utils.io import write_text
 
 KINDS = {
-    "copies": "Copies of one image, which a split keeps together",
+    "copies": "Copies of one image, or images much alike, which a split keeps together",
     "units": "Mixed units",
     "outliers": "Extreme values, which were clipped",
     "padding": "Padding, which is left out of statistics",
@@ -107,7 +107,10 @@ def findings_path(catalogue: Path) -> Path:
 
 
 def write_findings(index: Index, path: Path) -> None:
-    """Write the list of findings on images, a line each, sorted by kind and file."""
+    """Write the list of findings on images, a line each, sorted by kind and file.
+
+    Of the copies of an image all but the first are listed, so that one stays if the list is given to `exclude`.
+    """
     order = {kind: number for number, kind in enumerate(KINDS)}
     lines = sorted(_findings(index), key=lambda line: (order[line[1]], line[0]))
     text = io.StringIO()
@@ -116,6 +119,8 @@ def write_findings(index: Index, path: Path) -> None:
 
 
 def _findings(index: Index) -> Iterator[tuple[str, str, str]]:
+    first = {group[0] for group in index.duplicates}
     for entry in index.entries:
         for kind, reason in entry.suspects.items():
-            yield entry.file, kind, reason
+            if kind != "copies" or entry.file not in first:
+                yield entry.file, kind, reason

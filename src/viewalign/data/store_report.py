@@ -120,7 +120,7 @@ def _add_copies(index: Index, copies: Copies) -> None:
         for k in group:
             others = [name for name in ids if name != index.entries[k].file]
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            index.entries[k].suspects["copies"] = f"a copy of {others[0]}{more}"
+            index.entries[k].suspects["copies"] = f"the same as {others[0]}{more}, or much like it"
     if copies.too_alike:
         index.notes.append(
             f"The images of {copies.too_alike:,} of {counted(index.subjects(), 'subject')} are so alike that copies "

@@ -152,8 +152,9 @@ def check_same(before: Mapping[str, str] | None, now: Mapping[str, str], store: 
         what = "images" if "images" in changed else "training or held-out subjects"
         raise UserError(
             f"{out} cannot be resumed with the store {store}, which has other {what} than at the start of the run: it "
-            "would train on subjects that were held out so far. Resume with the store of the start (data=STORE) and "
-            f"prepare other images into another store, or start a new run on this one with init={out}."
+            "would train on subjects that were held out so far. Resume with the store of the start (viewalign pretrain "
+            f"{out}/config.yaml STORE --resume); take images that were added out of this one (exclude=FILE or --prune "
+            f"of prepare); or start a new run on it with init={out}."
         )
 
 

@@ -64,7 +64,8 @@ class DryRun:
     def text(self) -> str:
         """Return what a start would do, as lines."""
         steps, folder, device = self.recipe.steps, self.folder, self.facts["device"]
-        left, every = steps - self.step, self.recipe.checkpoint.every
+        left, kept = steps - self.step, self.recipe.checkpoint.keep_every
+        every = min(self.recipe.checkpoint.every, kept or steps, steps)
         if left <= 0:
             return f"The run in {folder.root} is finished: {counted(steps, 'step')}. Raise steps to extend it."
         time = "unknown" if self.seconds is None else f"about {duration(self.seconds)}, within a factor of two"
