@@ -20,8 +20,8 @@ LABELS = {
     "pretrainings": "over pretrainings (and draws of labelled cases)",
     "draws": "over draws of labelled cases; one pretraining",
 }
-EDGES = (-0.16, 0.19)
-"""Ends of the axis; intervals of two seeds are longer."""
+EDGES = (-0.16, 0.2)
+"""Ends of the axis."""
 
 
 def values(tables: str | list[str], evaluation: str, arm: str, measure: str) -> dict[int, float]:
