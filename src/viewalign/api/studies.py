@@ -116,7 +116,7 @@ class StudyPlan:
             raise UserError(f"shard={self.shard}: a job script sets shard for each of its tasks; leave it out.")
         script = Path(script)
         outputs.check_file(script, "job script of a study", ours=outputs.contains("-m viewalign"))
-        self.cells(only)  # an error of the study is told now, not by each job
+        self.cells(only)  # an error of the study is reported now, not by each job
         logs = self.folder.absolute() / "slurm"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "viewalign", *self.command, "-o", str(self.folder.absolute())]

@@ -17,6 +17,7 @@ from viewalign.evaluation import task_metrics
 from viewalign.evaluation.predictions import TaskPredictions, is_task_run, read_predictions
 from viewalign.evaluation.results import MEAN, METRICS, Evaluation, Metric, read_evaluation
 from viewalign.evaluation.statistics import Difference, Interval, align_columns, paired
+from viewalign.utils.io import plain_values
 from viewalign.utils.rng import make_rng
 
 Values = NDArray[np.float64]
@@ -92,16 +93,18 @@ class TaskComparison:
         """Return plain values; undefined values are None."""
         figures = {
             name: {
-                "a": _finite(self.a[name]),
-                "b": _finite(self.b[name]),
-                "difference": _finite(self.b[name] - self.a[name]),
+                "a": self.a[name],
+                "b": self.b[name],
+                "difference": self.b[name] - self.a[name],
                 "interval": self.intervals[name],
                 "p_value": self.p_values[name],
             }
             for name in self.a
         }
         a, b = self.names
-        return {"a": a, "b": b, "cases": list(self.cases), "left_out": list(self.left_out), "figures": figures}
+        tree = {"a": a, "b": b, "cases": self.cases, "left_out": self.left_out, "figures": figures}
+        plain: dict[str, Any] = plain_values(tree)
+        return plain
 
     def table(self) -> str:
         """Format a table for a terminal."""
@@ -111,10 +114,6 @@ class TaskComparison:
             note = "lower is better" if name in task_metrics.LOWER_IS_BETTER else ""
             rows.append((name, f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}", ends, p_value, note))
         return align_columns(rows)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _interval_text(interval: Interval | None, digits: int) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from viewalign.config import Recipe
 from viewalign.errors import ExcludedImageError, UserError
 from viewalign.training.signals import leave_signals_to_the_run
 from viewalign.utils.distributed import gather_objects
@@ -136,19 +137,21 @@ def digest_of(ids: Sequence[str], subjects: NDArray[np.int64], split: Split) -> 
     }
 
 
-def check_same(before: Mapping[str, str] | None, now: Mapping[str, str], store: str, out: str) -> None:
+def check_same(state: Mapping[str, Any], now: Mapping[str, str], recipe: Recipe) -> None:
     """Check that a resumed run has the images and the held-out subjects that it was started with.
 
     Args:
-        before: digest in the checkpoint; earlier versions wrote none, and nothing is checked.
+        state: of the checkpoint. Earlier versions wrote no digest (`data`), and nothing is checked, as for a run that
+            is finished.
         now: digest of the store.
-        store, out: the settings `data` and `out`, for the message.
+        recipe: of the run.
 
     Raises:
         UserError: they differ.
     """
+    before, store, out = state.get("data"), recipe.data, recipe.out
     changed = [name for name in now if before is not None and before.get(name) != now[name]]
-    if changed:
+    if changed and state["step"] < recipe.steps:
         what = "images" if "images" in changed else "training or held-out subjects"
         raise UserError(
             f"{out} cannot be resumed with the store {store}, which has other {what} than at the start of the run: it "

@@ -108,10 +108,10 @@ def dry_run(recipe: Recipe, resume: bool = False, store: Store | None = None) ->
     facts = {**run_facts(recipe, needs, store, subjects, split, method), "device": device_name(fabric)}
     announce(recipe, facts, fabric.device, folder)
     state = checkpoints.load_newest(folder.checkpoints, partial(_log.warning, "%s")) if resume else None
-    if state is not None and state["step"] < recipe.steps:
-        check_same(state.get("data"), digest_of(store.ids, subjects, split), recipe.data, recipe.out)
     if state is None:
         initial.start_run(method, recipe, folder, write=False)
+    else:
+        check_same(state, digest_of(store.ids, subjects, split), recipe)
     step = 0 if state is None else int(state["step"])
     return DryRun(
         folder=folder,

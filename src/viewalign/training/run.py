@@ -150,8 +150,7 @@ def _begin(trainer: Trainer, resume: bool) -> None:
     announce(recipe, trainer.facts, trainer.fabric.device, folder)
     state = _resumed_state(trainer) if resume else None
     if state is not None:
-        if state["step"] < recipe.steps:
-            data.check_same(state.get("data"), trainer.feed.digest, recipe.data, recipe.out)
+        data.check_same(state, trainer.feed.digest, recipe)
         trainer.restore(state)
         trainer.remember("resumed", device=trainer.facts["device"], time=trainer.facts["started"])
         before = int(state["recipe"]["steps"])

@@ -168,8 +168,6 @@ def _requested_splits(run: Finetuning, patients: Mapping[str, str]) -> list[Spli
     training = datasets.names_matching(names, settings.training) if settings.training else None
     if not settings.shots:
         return [] if validation is None and training is None else [_named_split(run, patients, training, validation)]
-    if training is not None:
-        raise UserError("training names the training cases and shots draws them; use only one of them.")
     if validation is None:
         validation = list(splits.cross_validation(patients)[0].validation)
     draws = [(shots, seed) for shots in settings.shots for seed in range(settings.seeds)]

@@ -179,7 +179,8 @@ def check_splits(settings: SplitSettings) -> None:
     """Check that no setting of the splits would have no effect.
 
     Raises:
-        UserError: `seeds` without `shots`, or `fold` or `folds` beside `shots` or named cases.
+        UserError: `seeds` without `shots`, `training`, `fold` or `folds` beside `shots`, or `fold` or `folds` beside
+            named cases.
     """
     if not settings.shots and settings.seeds != 1:
         raise UserError(f"seeds={settings.seeds} is the number of few-shot samples; add shots, or omit seeds.")
@@ -187,6 +188,8 @@ def check_splits(settings: SplitSettings) -> None:
         raise UserError("fold chooses a fold and shots draws samples; use only one of them.")
     if settings.shots and settings.folds != 1:
         raise UserError(f"folds={settings.folds} trains folds and shots draws samples; use only one of them.")
+    if settings.shots and settings.training:
+        raise UserError("training names the training cases and shots draws them; use only one of them.")
     named = [key for key in ("training", "validation") if getattr(settings, key)]
     for key in named if settings.fold is not None or settings.folds != 1 else ():
         raise UserError(f"{key} names cases, and fold and folds choose nnU-Net's folds; use only one of them.")
